@@ -1,0 +1,35 @@
+"""Run a teacher once, keep its soft targets, train many students.
+
+    store = softlabels.open_store("path/to/store")
+    row = store.row(0)
+    row.targets.probs(2.0)          # [N, K]: the teacher's probabilities of the kept ids at T=2
+
+Importing this package is cheap: everything heavy is imported on first use.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_LAZY = {
+    "open_store": "softlabels.store.reader",
+    "Store": "softlabels.store.reader",
+    "SoftTargets": "softlabels.targets",
+    "Row": "softlabels.rows",
+}
+
+if TYPE_CHECKING:
+    from softlabels.rows import Row
+    from softlabels.store.reader import Store, open_store
+    from softlabels.targets import SoftTargets
+
+__all__ = ["Row", "SoftTargets", "Store", "__version__", "open_store"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(import_module(_LAZY[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

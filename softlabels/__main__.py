@@ -1,0 +1,5 @@
+"""`python -m softlabels`."""
+
+from softlabels.cli import main
+
+main(prog_name="softlabels")

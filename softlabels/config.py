@@ -1,0 +1,83 @@
+"""What a build is asked for: a frozen dataclass, from flags, from TOML, or from Python."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from softlabels.errors import ConfigError
+from softlabels.settings import check_at_least, from_sources
+
+__all__ = ["BuildConfig"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildConfig:
+    """One build: teacher, corpus, what to keep, how to run."""
+
+    teacher: str
+    """`hf:PATH`."""
+    corpus: tuple[str, ...]
+    """`text:GLOB`, `jsonl:GLOB`; several are taken in order."""
+    estimator: str = "sampled"
+    """What to keep of each distribution: `sampled` or `topk`."""
+    k: int = 12
+    """Ids kept at each position."""
+    temperature: tuple[float, ...] = (1.0,)
+    """Temperatures at which the store is exact (topk) or unbiased (sampled: one)."""
+    seq_len: int = 512
+    """Tokens in a row, at most."""
+    shard_rows: int = 256
+    """Rows in a shard: what a killed builder can lose."""
+    limit_rows: int | None = None
+    """Stop after this many rows of the corpus."""
+    values: str = "float16"
+    """Codec of the stored numbers: `float16` or `float32`."""
+    profile: str = "open"
+    """`open`: plain columns that any Parquet reader shows."""
+    container: str = "parquet"
+    """`parquet`."""
+    seed: int = 0
+    """Of the random estimators."""
+    skip_empty: bool = False
+    """Leave empty documents out (and count them) rather than refuse them."""
+    licence: str = "unknown"
+    """Of the stored targets, an SPDX expression if there is one; recorded, not interpreted."""
+    device: str = "auto"
+    """Where the teacher runs."""
+    dtype: str = "auto"
+    """In what the teacher's body computes; its head always computes in float32."""
+    batch_tokens: int = 2048
+    """Tokens in one forward pass of the teacher, padding included."""
+    head_mib: int | None = None
+    """MiB of logits that exist at a time; default 16 on a CPU, 256 on a GPU."""
+
+    def __post_init__(self) -> None:
+        if not self.corpus:
+            raise ConfigError("--corpus: give at least one")
+        check_at_least(
+            self,
+            seq_len=2,
+            shard_rows=1,
+            batch_tokens=1,
+            limit_rows=1,
+            head_mib=1,
+            seed=0,
+        )
+        if self.seed >= 2**63:
+            raise ConfigError(f"--seed {self.seed}: expected less than 2**63")
+        if self.profile != "open":
+            raise ConfigError(f"--profile {self.profile!r}: this version writes 'open'")
+        if self.container != "parquet":
+            raise ConfigError(f"--container {self.container!r}: this version writes 'parquet'")
+
+    @classmethod
+    def from_sources(cls, toml: Path | None, flags: Mapping[str, Any]) -> BuildConfig:
+        """Flags over TOML over defaults; see `softlabels.settings`."""
+        return from_sources(cls, toml, flags, required=("teacher", "corpus"))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as TOML would hold them."""
+        return asdict(self)

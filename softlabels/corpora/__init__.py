@@ -1,0 +1,90 @@
+"""What is taught: documents of text, in a fixed order.
+
+A corpus yields documents; `packing.py` turns them into rows. To add one: one file here, one line in
+`CORPORA`, one file in tests/corpora.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from softlabels.errors import CorpusError
+from softlabels.registry import Registry, split_spec
+
+__all__ = ["CORPORA", "Corpus", "Document", "Message", "documents_of", "open_corpora"]
+
+Message = dict[str, Any]
+"""`{"role": "user" | "assistant" | "system" | …, "content": str}`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Document:
+    """One text, or one conversation, before it is tokenised."""
+
+    where: str
+    """For messages: `FILE` or `FILE:LINE`."""
+    text: str | None = None
+    messages: tuple[Message, ...] | None = None
+
+    def empty(self) -> bool:
+        """Whether there is nothing to learn: only white space, or no message with content."""
+        if self.messages is not None:
+            return not any(str(m.get("content") or "").strip() for m in self.messages)
+        return not (self.text or "").strip()
+
+
+class Corpus(Protocol):
+    """An ordered source of documents."""
+
+    spec: str
+
+    def documents(self) -> Iterator[Document]:
+        """All documents, always in the same order."""
+
+
+CORPORA: Registry[Any] = Registry(
+    "softlabels.corpora",
+    {
+        "text": "softlabels.corpora.files:TextFiles",
+        "jsonl": "softlabels.corpora.files:JsonLines",
+    },
+)
+
+
+def open_corpora(specs: Sequence[str]) -> list[Corpus]:
+    """Open each `name:argument`.
+
+    Raises:
+        ConfigError: an unknown kind.
+        CorpusError: nothing matches.
+    """
+    corpora: list[Corpus] = []
+    for spec in specs:
+        name, argument = split_spec(spec, flag="--corpus")
+        corpora.append(CORPORA.load(name)(argument))
+    return corpora
+
+
+def documents_of(
+    corpora: Sequence[Corpus], *, skip_empty: bool
+) -> Iterator[tuple[int, Document | None]]:
+    """Number the documents of several corpora, in order; None stands for an empty one that is skipped.
+
+    Raises:
+        CorpusError: an empty document, unless `skip_empty`.
+    """
+    number = 0
+    for corpus in corpora:
+        for document in corpus.documents():
+            if document.empty():
+                if not skip_empty:
+                    raise CorpusError(
+                        f"{document.where}: the text is empty, so there is nothing to teach; remove it, or pass "
+                        "--skip-empty to leave such documents out (they are counted in the manifest)"
+                    )
+                yield number, None
+            else:
+                yield number, document
+            number += 1

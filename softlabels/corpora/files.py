@@ -1,0 +1,87 @@
+"""`text:GLOB` (a file is a document) and `jsonl:GLOB` (a line is a document)."""
+
+from __future__ import annotations
+
+import glob
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from softlabels.corpora import Document
+from softlabels.errors import CorpusError
+
+__all__ = ["JsonLines", "TextFiles"]
+
+
+def _matches(pattern: str, kind: str) -> list[Path]:
+    paths = sorted(Path(p) for p in glob.glob(pattern, recursive=True) if Path(p).is_file())
+    if not paths:
+        raise CorpusError(
+            f"--corpus {kind}:{pattern}: no file matches (looked in {Path.cwd()}); quote the pattern so that the "
+            "shell leaves it alone"
+        )
+    return paths
+
+
+class TextFiles:
+    """Every matching file is one document, in order of path. UTF-8, with or without a byte-order mark."""
+
+    def __init__(self, pattern: str) -> None:
+        self.spec = f"text:{pattern}"
+        self.paths = _matches(pattern, "text")
+
+    def documents(self) -> Iterator[Document]:
+        """One document per file."""
+        for path in self.paths:
+            try:
+                yield Document(where=str(path), text=path.read_text(encoding="utf-8-sig"))
+            except UnicodeDecodeError as e:
+                raise CorpusError(
+                    f"{path}: byte {e.start} is not UTF-8; convert the file (iconv -t utf-8)"
+                ) from e
+
+
+class JsonLines:
+    """Every line is one document: `{"text": …}` or `{"messages": [{"role", "content"}, …]}`."""
+
+    def __init__(self, pattern: str) -> None:
+        self.spec = f"jsonl:{pattern}"
+        self.paths = _matches(pattern, "jsonl")
+
+    def documents(self) -> Iterator[Document]:
+        """One document per line; blank lines are refused like any other line that is not an object."""
+        for path in self.paths:
+            with path.open("rb") as f:
+                for number, line in enumerate(f, start=1):
+                    yield self._parse(line, f"{path}:{number}")
+
+    def _parse(self, line: bytes, where: str) -> Document:
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError) as e:
+            raise CorpusError(
+                f"{where}: not a JSON object ({e}); correct or remove the line"
+            ) from e
+        if not isinstance(record, dict) or ("text" in record) == ("messages" in record):
+            keys = sorted(record) if isinstance(record, dict) else type(record).__name__
+            raise CorpusError(
+                f'{where}: expected an object with either "text" or "messages", found {keys}'
+            )
+        if "text" in record:
+            if not isinstance(record["text"], str):
+                raise CorpusError(
+                    f'{where}: "text" is {type(record["text"]).__name__}, expected a string'
+                )
+            return Document(where=where, text=record["text"])
+        return Document(where=where, messages=self._messages(record["messages"], where))
+
+    def _messages(self, messages: Any, where: str) -> tuple[dict[str, Any], ...]:
+        if not isinstance(messages, list):
+            raise CorpusError(f'{where}: "messages" is {type(messages).__name__}, expected a list')
+        for i, m in enumerate(messages):
+            if not isinstance(m, dict) or not isinstance(m.get("role"), str):
+                raise CorpusError(f'{where}: message {i} has no "role"')
+            if not isinstance(m.get("content"), str):
+                raise CorpusError(f'{where}: message {i} has no "content" string')
+        return tuple(messages)

@@ -1,0 +1,154 @@
+"""Documents to rows of at most S tokens, losing nothing.
+
+Rules, in order:
+- a document that fits in a row is never split; if it does not fit in what is left of the row, a new
+  row begins;
+- a longer one is cut into pieces that overlap by one token, so that every token but a document's first
+  is a label exactly once;
+- documents that share a row are segments of it: attention and positions do not cross between them.
+
+Rows are as long as they come out (at most S): padding is the reader's affair and is not stored.
+Packing is a pure function of where it begins, so a builder can start at any row of the plan.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from softlabels.corpora import Corpus, Message, documents_of
+from softlabels.errors import ConfigError, CorpusError
+from softlabels.rows import BEGINNING, Cursor, Row
+
+__all__ = ["CorpusCounts", "Tokenized", "Tokenizer", "pack"]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Tokenized:
+    """A document's tokens."""
+
+    input_ids: npt.NDArray[np.int32]
+    """`[L] int32`."""
+    learn: npt.NDArray[np.bool_]
+    """`[L] bool`: whether each token is to be learnt. All of a text; a chat's assistant turns."""
+
+
+class Tokenizer(Protocol):
+    """What packing needs of a tokenizer."""
+
+    vocab_size: int
+
+    def encode(self, text: str) -> Tokenized:
+        """Tokenise a whole document, with whatever marks its begin and end."""
+
+    def encode_chat(self, messages: Sequence[Message], *, where: str) -> Tokenized:
+        """Render a conversation with the chat template and tokenise it."""
+
+
+@dataclass(kw_only=True)
+class CorpusCounts:
+    """What a pass over the corpus met."""
+
+    documents: int = 0
+    skipped_empty: int = 0
+    skipped_short: int = 0
+
+
+def pack(
+    corpora: Sequence[Corpus],
+    tokenizer: Tokenizer,
+    *,
+    seq_len: int,
+    vocab_size: int,
+    start: Cursor = BEGINNING,
+    skip_empty: bool = False,
+    counts: CorpusCounts | None = None,
+) -> Iterator[tuple[Cursor, Row]]:
+    """Yield rows and where each begins, from `start` on.
+
+    Args:
+        seq_len: S, at least 2.
+        vocab_size: V of the teacher; an id beyond it is refused.
+        start: a cursor that an earlier pass yielded; documents before it are not tokenised.
+        counts: filled in as rows are yielded.
+
+    Raises:
+        CorpusError: an empty document, one without anything to learn, an id outside the vocabulary.
+    """
+    if seq_len < 2:
+        raise ConfigError(f"--seq-len {seq_len}: a row needs 2 tokens to hold a prediction")
+    counts = counts if counts is not None else CorpusCounts()
+    open_row: list[_Piece] = []
+    room = seq_len
+    for number, document in documents_of(corpora, skip_empty=skip_empty):
+        if number < start.document:
+            continue
+        if document is None:
+            counts.skipped_empty += 1
+            continue
+        tokens = (
+            tokenizer.encode_chat(document.messages, where=document.where)
+            if document.messages is not None
+            else tokenizer.encode(document.text or "")
+        )
+        _check_ids(tokens.input_ids, vocab_size, document.where)
+        if not tokens.learn[1:].any():
+            if document.messages is not None:
+                raise CorpusError(
+                    f"{document.where}: no assistant turn, so nothing is to be learnt; remove the line"
+                )
+            counts.skipped_short += 1
+            continue
+        offset = start.offset if number == start.document else 0
+        counts.documents += 1
+        length = len(tokens.input_ids)
+        if open_row and (length - offset > room or room < 2):
+            yield _close(open_row)
+            open_row, room = [], seq_len
+        while length - offset > room:
+            assert not open_row, "only a document that fills whole rows is cut"
+            yield _close([_Piece(number, offset, tokens, offset + room)])
+            offset += (
+                room - 1
+            )  # the last token of a piece is the first of the next: it predicts, too
+        open_row.append(_Piece(number, offset, tokens, length))
+        room -= length - offset
+    if open_row:
+        yield _close(open_row)
+
+
+@dataclass(frozen=True)
+class _Piece:
+    document: int
+    start: int
+    tokens: Tokenized
+    stop: int
+
+
+def _close(pieces: Sequence[_Piece]) -> tuple[Cursor, Row]:
+    ids, masks = [], []
+    for p in pieces:
+        ids.append(p.tokens.input_ids[p.start : p.stop])
+        mask = np.zeros(p.stop - p.start, np.bool_)
+        mask[:-1] = p.tokens.learn[p.start + 1 : p.stop]
+        masks.append(mask)
+    row = Row(
+        input_ids=np.concatenate(ids).astype(np.int32),
+        segment_lengths=np.array([p.stop - p.start for p in pieces], np.int32),
+        documents=np.array([p.document for p in pieces], np.int64),
+        label_mask=np.concatenate(masks),
+    )
+    return Cursor(pieces[0].document, pieces[0].start), row
+
+
+def _check_ids(ids: npt.NDArray[np.int32], vocab_size: int, where: str) -> None:
+    bad = np.flatnonzero((ids < 0) | (ids >= vocab_size))
+    if len(bad):
+        raise CorpusError(
+            f"{where}: token {bad[0]} has id {ids[bad[0]]}, but the teacher's vocabulary ends at {vocab_size - 1}; "
+            "tokenizer and teacher do not belong together"
+        )

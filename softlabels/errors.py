@@ -1,0 +1,105 @@
+"""Every error a user can meet, as one tree.
+
+    SoftLabelsError
+    ├── ConfigError      (ValueError)    a flag, a config field or a combination of them
+    ├── CorpusError      (ValueError)    the text to be taught on
+    ├── TokenizerError   (ValueError)    two things tokenised differently
+    ├── TeacherError     (RuntimeError)  the model cannot be loaded or understood
+    │   └── NonFiniteError               the model gave NaN or infinity
+    ├── TargetError      (ValueError)    a target breaks an invariant of SoftTargets
+    ├── PairingError     (ValueError)    a loss, temperature or student that does not fit the store
+    ├── StoreError       (OSError)       a store that cannot be used
+    │   ├── FormatError                  not a store, malformed, or made by a newer major version
+    │   ├── IntegrityError               bytes missing, torn or altered
+    │   └── PlanError                    the folder holds another job
+    ├── RunError         (OSError)       a training run that cannot be used
+    └── MissingExtraError (ImportError)  an optional library is not installed
+
+Each message says what was found, what was expected, where, and the way out.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "ConfigError",
+    "CorpusError",
+    "FormatError",
+    "IntegrityError",
+    "MissingExtraError",
+    "NonFiniteError",
+    "PairingError",
+    "PlanError",
+    "RunError",
+    "SoftLabelsError",
+    "StoreError",
+    "TargetError",
+    "TeacherError",
+    "TokenizerError",
+]
+
+
+class SoftLabelsError(Exception):
+    """Base of every error this project raises on purpose."""
+
+    exit_code = 1
+
+
+class ConfigError(SoftLabelsError, ValueError):
+    """A flag or config field has an impossible value."""
+
+    exit_code = 2
+
+
+class CorpusError(SoftLabelsError, ValueError):
+    """The corpus cannot be read, or holds something that must not be taught."""
+
+
+class TokenizerError(SoftLabelsError, ValueError):
+    """A tokenizer does not match the one a store, a plan or a file declares."""
+
+
+class TeacherError(SoftLabelsError, RuntimeError):
+    """The teacher cannot be loaded, or its head is not understood."""
+
+
+class NonFiniteError(TeacherError):
+    """The teacher produced NaN or infinity."""
+
+
+class TargetError(SoftLabelsError, ValueError):
+    """A soft target breaks an invariant."""
+
+
+class PairingError(SoftLabelsError, ValueError):
+    """The store does not support what the trainer was asked to do with it."""
+
+
+class StoreError(SoftLabelsError, OSError):
+    """A store cannot be used."""
+
+
+class FormatError(StoreError):
+    """Not a store, malformed, or written by a newer major version."""
+
+
+class IntegrityError(StoreError):
+    """Bytes are missing, torn or altered."""
+
+
+class PlanError(StoreError):
+    """The output folder already holds a different job."""
+
+
+class RunError(SoftLabelsError, OSError):
+    """A training run's folder cannot be used."""
+
+
+class MissingExtraError(SoftLabelsError, ImportError):
+    """An optional library is needed."""
+
+    exit_code = 2
+
+    def __init__(self, library: str, extra: str, purpose: str) -> None:
+        super().__init__(
+            f"{purpose} needs {library}, which is not installed: pip install 'softlabels[{extra}]'"
+        )

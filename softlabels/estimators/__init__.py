@@ -1,0 +1,68 @@
+"""Selection rules: which ids of a position are kept, and what their values mean.
+
+An estimator is a small frozen dataclass. It sees one chunk of logits, on the teacher's device, and
+never the rest. To add one: one file here, one line in `ESTIMATORS`, one file in tests/estimators.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
+
+from softlabels.registry import Registry
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["ESTIMATORS", "Estimator", "Selection", "make_estimator"]
+
+
+class Selection(NamedTuple):
+    """What is kept of n positions, on the device of the logits."""
+
+    ids: Tensor
+    """`[n, K] int64`, unique in each row except where `logp` is `-inf`."""
+    logp: Tensor
+    """`[n, K] float32`, nats: log-probabilities at T=1, or log weights of a sample; `-inf`: not kept."""
+    log_odds: Tensor
+    """`[n, G] float32`: the tail's log-odds at each temperature of the grid."""
+    log_norm: Tensor
+    """`[n] float32`: log-sum-exp of the logits at `reference`."""
+    reference: float
+    """The temperature that `logp` and `log_norm` are at."""
+
+
+class Estimator(Protocol):
+    """A selection rule and its parameters."""
+
+    name: ClassVar[str]
+    random: ClassVar[bool]
+    """Whether `select` takes one uniform number in [0, 1) per position."""
+
+    k: int
+    temperatures: tuple[float, ...]
+
+    def check_vocab(self, vocab_size: int) -> None:
+        """Raise `ConfigError` if the rule is impossible with V ids."""
+
+    def select(self, logits: Tensor, uniforms: Tensor | None) -> Selection:
+        """Select from `logits [n, V] float32`, all finite, which may be overwritten."""
+
+
+ESTIMATORS: Registry[type[Any]] = Registry(
+    "softlabels.estimators",
+    {
+        "topk": "softlabels.estimators.topk:TopK",
+        "sampled": "softlabels.estimators.sampled:Sampled",
+    },
+)
+
+
+def make_estimator(name: str, parameters: Mapping[str, Any]) -> Estimator:
+    """Build a registered estimator.
+
+    Raises:
+        ConfigError: unknown name, or impossible parameters.
+    """
+    estimator: Estimator = ESTIMATORS.load(name)(**parameters)
+    return estimator

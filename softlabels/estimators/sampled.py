@@ -1,0 +1,122 @@
+"""`sampled`: k distinct ids whose weights average to the teacher's probabilities, exactly.
+
+Threshold sampling. Find tau with `sum_i min(1, p_i / tau) = k`. Every id with `p_i >= tau` is kept at
+its own value (the head); each other id is kept with probability `p_i / tau` at weight tau. So
+`E[weight_i] = p_i` for every id of the vocabulary, the weights of a draw sum to one, and k ids are
+always kept. The draw is systematic: lay the tail's probabilities on a line, put a comb of spacing tau
+on it at one random offset, keep the ids that a tooth hits. One uniform number per position.
+
+Threshold sampling is Duffield, Lund and Thorup's (IEEE Trans. Inform. Theory 51(5), 2005); the systematic
+draw is Madow's (Ann. Math. Statist. 20, 1949).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import log
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+
+from softlabels.errors import ConfigError
+from softlabels.estimators import Selection
+from softlabels.estimators.topk import check_k, check_temperatures
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["Sampled"]
+
+BLOCK = 64
+"""Ids summed together before the search: a running sum over all of V costs ten times the rest."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampled:
+    """Keep k distinct ids of each position, drawn so that the weights are unbiased at one temperature."""
+
+    name: ClassVar[str] = "sampled"
+    random: ClassVar[bool] = True
+
+    k: int
+    """Ids kept at each position."""
+    temperatures: tuple[float, ...] = (1.0,)
+    """Exactly one: a sample is unbiased at the temperature that it was drawn at, and at no other."""
+
+    def __post_init__(self) -> None:
+        check_k(self.k)
+        check_temperatures(self.temperatures)
+        if len(self.temperatures) != 1:
+            raise ConfigError(
+                f"--temperature {list(self.temperatures)}: a sampled store holds one temperature, since a sample "
+                "is unbiased only at the one it was drawn at; build one store for each, or use --estimator topk"
+            )
+
+    def check_vocab(self, vocab_size: int) -> None:
+        """Refuse more ids than there are."""
+        if self.k > vocab_size:
+            raise ConfigError(f"--k {self.k}: the teacher's vocabulary has only {vocab_size} ids")
+
+    def select(self, logits: Tensor, uniforms: Tensor | None = None) -> Selection:
+        """Draw from `logits [n, V] float32` (overwritten) with `uniforms [n] float64` in [0, 1).
+
+        Slots hold the head in descending order, then the sampled ids in ascending order of id.
+        """
+        assert uniforms is not None, (
+            "a random estimator is called with one uniform number per position"
+        )
+        k = self.k
+        if self.temperatures[0] != 1.0:
+            logits.div_(self.temperatures[0])
+        top, top_ids = logits.topk(k, dim=1)
+        mass = logits.sub_(top[:, :1]).exp_()  # relative to the largest; the buffer is ours
+        top_gap = (top - top[:, :1]).double()
+        top_mass = mass.gather(1, top_ids).double()
+        outside = mass.scatter(1, top_ids, 0.0).sum(1, dtype=torch.float64)
+
+        # beyond[:, h]: mass ranked after the h largest; tau[:, h]: the threshold if those h are the head.
+        beyond = outside[:, None] + top_mass.flip(1).cumsum(1).flip(1)
+        tau_of = beyond / torch.arange(k, 0, -1, device=mass.device)
+        fits = top_mass <= tau_of
+        fits[:, -1] = True  # h = k-1 always does; said once more for the sake of rounding
+        head = fits.to(torch.uint8).argmax(1, keepdim=True)
+        tau = tau_of.gather(1, head)
+        total = beyond[:, :1].log()
+
+        slot = torch.arange(k, device=mass.device)[None, :]
+        is_head = slot < head
+        mass.scatter_(1, top_ids, torch.where(is_head, 0.0, top_mass).to(mass.dtype))
+        # An empty tail (all its mass underflows) has no line to lay a comb on: the next largest ids, at
+        # their own (vanishing) values, take the free slots.
+        is_own = is_head | (tau <= 0)
+        tooth = ((slot - head + 1).double() - uniforms[:, None].double()).clamp_min(0.0) * tau
+        hit = _search(mass, tooth)
+        twice = torch.zeros_like(is_own)
+        twice[:, 1:] = (hit[:, 1:] == hit[:, :-1]) & ~is_own[:, 1:] & ~is_own[:, :-1]
+        ids = torch.where(is_own, top_ids, hit)
+        weight = torch.where(is_own, top_gap - total, tau.clamp_min(1e-300).log() - total)
+        # Two teeth on one id can only come of rounding; they are one id of twice the weight.
+        weight[:, :-1] += torch.where(twice[:, 1:], log(2.0), 0.0)
+        weight = weight.masked_fill(twice, -torch.inf)
+        no_tail = torch.full_like(top[:, :1], -torch.inf)
+        log_norm = top[:, 0] + total[:, 0].float()
+        return Selection(ids, weight.float(), no_tail, log_norm, self.temperatures[0])
+
+
+def _search(mass: Tensor, tooth: Tensor) -> Tensor:
+    """First id at which the running sum of `mass [n, V]` reaches `tooth [n, k]`; ids `[n, k] int64`.
+
+    Two levels: sums of blocks, then a running sum inside the blocks that are hit, both in float64.
+    """
+    n, v = mass.shape
+    short = -v % BLOCK
+    padded = torch.nn.functional.pad(mass, (0, short)) if short else mass
+    blocks = padded.view(n, -1, BLOCK)
+    ends = blocks.sum(2, dtype=torch.float64).cumsum(1)
+    tooth = torch.minimum(tooth, ends[:, -1:])
+    block = torch.searchsorted(ends, tooth)
+    before = torch.where(block > 0, ends.gather(1, (block - 1).clamp_min(0)), 0.0)
+    rows = torch.arange(n, device=mass.device)[:, None]
+    inner = blocks[rows, block].double().cumsum(2)
+    inside = torch.minimum(tooth - before, inner[..., -1])
+    return block * BLOCK + torch.searchsorted(inner, inside[..., None])[..., 0].clamp_max(BLOCK - 1)

@@ -1,0 +1,122 @@
+"""A row of text as a model sees it, and the one definition of which position predicts which token.
+
+A causal LM's position t predicts token t+1. `label_mask[t]` is True where that prediction counts:
+tokens t and t+1 belong to one document and token t+1 is to be learnt (in a chat: it belongs to the
+assistant). The N positions of a row are the True entries of its mask, in order. Builder, reader,
+loss and evaluation all use this file, so none of them can be off by one.
+
+Shapes: S tokens, B rows, N positions, D documents that share a row.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["BEGINNING", "LABEL_SHIFT", "Cursor", "PaddedRows", "Row", "pad_rows"]
+
+Int32 = npt.NDArray[np.int32]
+Int64 = npt.NDArray[np.int64]
+Bool = npt.NDArray[np.bool_]
+
+LABEL_SHIFT = 1
+"""Position t predicts token t + LABEL_SHIFT."""
+
+
+class Cursor(NamedTuple):
+    """A place in a corpus: token `offset` of document `document`."""
+
+    document: int
+    offset: int
+
+
+BEGINNING = Cursor(0, 0)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Row:
+    """One training sequence: one or more whole or partial documents, attention kept apart."""
+
+    input_ids: Int32
+    """`[S] int32`."""
+    segment_lengths: Int32
+    """`[D] int32`: how many of the tokens belong to each document; sums to S."""
+    documents: Int64
+    """`[D] int64`: which document of the corpus (counted from 0) each segment comes from."""
+    label_mask: Bool
+    """`[S] bool`: True where position t predicts token t+1. The last entry is always False."""
+
+    @property
+    def positions(self) -> Int64:
+        """`[N]`: the t that have a target."""
+        return np.flatnonzero(self.label_mask)
+
+    @property
+    def labels(self) -> Int32:
+        """`[N] int32`: the token that follows each position."""
+        return self.input_ids[self.positions + LABEL_SHIFT]
+
+    @property
+    def position_ids(self) -> Int32:
+        """`[S] int32`: counts from 0 again at each document, which is also what keeps them apart."""
+        return np.concatenate([np.arange(n, dtype=np.int32) for n in self.segment_lengths])
+
+    def digest(self) -> bytes:
+        """16 bytes that name these inputs: the same on every machine, for ever (docs/format.md)."""
+        h = hashlib.sha256(b"softlabels causal-lm row 1\n")
+        for array, dtype in (
+            (self.input_ids, "<i4"),
+            (self.segment_lengths, "<i4"),
+            (self.label_mask, "u1"),
+        ):
+            h.update(len(array).to_bytes(8, "little"))
+            h.update(np.ascontiguousarray(array, dtype=dtype).tobytes())
+        return h.digest()[:16]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PaddedRows:
+    """B rows as one rectangle for a model, and where their N positions lie in it."""
+
+    input_ids: Int64
+    """`[B, S] int64`; padding is id 0 on the right, where causal attention never looks."""
+    position_ids: Int64 | None
+    """`[B, S] int64` if any row holds several documents, else None: plain causal attention."""
+    flat_positions: Int64
+    """`[N]`: indices into the flattened `[B * S]` rectangle, row by row."""
+    labels: Int64
+    """`[N] int64`."""
+    counts: Int64
+    """`[B]`: positions of each row; sums to N."""
+
+
+def pad_rows(rows: Sequence[Row]) -> PaddedRows:
+    """Lay rows side by side, padded on the right to the longest."""
+    width = max(len(r.input_ids) for r in rows)
+    input_ids = np.zeros((len(rows), width), np.int64)
+    packed = any(len(r.segment_lengths) > 1 for r in rows)
+    position_ids = np.tile(np.arange(width, dtype=np.int64), (len(rows), 1)) if packed else None
+    flat, labels = [], []
+    for b, row in enumerate(rows):
+        n = len(row.input_ids)
+        input_ids[b, :n] = row.input_ids
+        if position_ids is not None:
+            last = int(row.segment_lengths[-1])
+            position_ids[b, :n] = row.position_ids
+            position_ids[b, n:] = np.arange(
+                last, last + width - n
+            )  # padding continues the last document
+        flat.append(row.positions + b * width)
+        labels.append(row.labels)
+    return PaddedRows(
+        input_ids=input_ids,
+        position_ids=position_ids,
+        flat_positions=np.concatenate(flat),
+        labels=np.concatenate(labels).astype(np.int64),
+        counts=np.array([len(f) for f in flat], np.int64),
+    )

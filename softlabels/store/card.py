@@ -1,0 +1,61 @@
+"""The store's README.md: what a person, or the Hub, reads first."""
+
+from __future__ import annotations
+
+from softlabels.store.manifest import Manifest
+
+__all__ = ["card"]
+
+
+def card(manifest: Manifest) -> str:
+    """Markdown with the YAML head that lets `datasets.load_dataset(STORE)` work."""
+    identity = manifest.identity
+    corpus, targets, teacher = identity.corpus, identity.targets, identity.teacher
+    n = corpus.positions or 1
+    specs = ", ".join(f"`{s}`" for s in corpus.specs)
+    grid = ", ".join(f"{t:g}" for t in targets.temperatures)
+    mass = ", ".join(
+        f"{m / n:.4f} at T={t:g}"
+        for m, t in zip(manifest.statistics.kept_mass, targets.temperatures, strict=True)
+    )
+    perplexity = (
+        f"{manifest.statistics.teacher_nll / n:.4f} nats per token"
+        if manifest.statistics.teacher_nll is not None
+        else "not known (the grid lacks T=1)"
+    )
+    return f"""---
+configs:
+- config_name: default
+  data_files:
+  - split: train
+    path: data/train-*.parquet
+tags:
+- softlabels
+- knowledge-distillation
+---
+
+# Soft targets of {teacher.name}
+
+A [softlabels](docs/format.md) {manifest.version} store, made by {manifest.created_by}.
+
+| | |
+|---|---|
+| teacher | {teacher.name}, {teacher.parameters:,} parameters, {teacher.dtype} on {teacher.device}, {teacher.engine} |
+| teacher weights | sha256 `{teacher.weights_sha256}` |
+| teacher's own loss here | {perplexity} |
+| tokenizer | {identity.tokenizer.vocab_size:,} ids, sha256 `{identity.tokenizer.sha256}` |
+| corpus | {specs}: {corpus.documents:,} documents, {corpus.tokens:,} tokens in {corpus.rows:,} rows |
+| targets | {corpus.positions:,} positions, `{targets.estimator}` with k={targets.k}, temperatures {grid} |
+| mass of the kept ids | {mass} |
+| size | {manifest.data_bytes:,} bytes in {len(manifest.shards)} shards, {manifest.data_bytes / n:.1f} per position |
+| cost | {manifest.cost.seconds:,.0f} s of the teacher |
+| licence of the targets | {identity.licence} |
+
+```python
+import softlabels
+
+store = softlabels.open_store("PATH")
+row = store.row(0)
+row.targets.ids, row.targets.probs({targets.temperatures[0]:g})
+```
+"""

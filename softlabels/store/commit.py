@@ -1,0 +1,252 @@
+"""Publishing: how a file appears in a store whole, or not at all.
+
+The flow of one shard: temporary file on the same file system -> fsync -> read back and compare ->
+publish by create-if-absent (a hard link) -> commit record, by create-if-absent too. When all shards
+have a commit record the manifest is published the same way. A process that dies at any step leaves at
+worst a temporary file, which the next run sweeps, or a published shard without a record, which the next
+run checks and adopts. Nothing that was published is ever written to again.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from secrets import token_hex
+
+from softlabels.errors import IntegrityError, StoreError
+from softlabels.store.manifest import (
+    FORMAT,
+    FORMAT_VERSION,
+    Commit,
+    Identity,
+    Plan,
+    PlannedShard,
+    Statistics,
+    canonical,
+    check_file,
+    read_record,
+    seal,
+)
+from softlabels.store.parquet import decode_shard, read_statistics
+from softlabels.store.shard import inputs_digest
+
+__all__ = [
+    "adopt_shard",
+    "commit_path",
+    "commit_shard",
+    "committed",
+    "publish",
+    "sweep",
+]
+
+TEMPORARY = ".tmp-"
+STALE_SECONDS = 24 * 3600.0
+"""A temporary file of another host is swept after this long."""
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """Turn a failing system call into a sentence."""
+    try:
+        yield
+    except OSError as e:
+        if isinstance(e, StoreError):
+            raise
+        ways_out = {
+            errno.ENOSPC: "the disk is full: free space",
+            errno.EDQUOT: "your quota is used up: free space",
+            errno.EROFS: "the file system is read-only: choose another --out",
+            errno.EACCES: "permission denied: check the owner of the folder",
+            errno.EPERM: "not permitted here (does the file system support hard links?): choose another --out",
+            errno.EOPNOTSUPP: "the file system has no hard links: choose another --out",
+        }
+        way_out = ways_out.get(e.errno or 0, e.strerror or str(e))
+        raise StoreError(
+            f"{path}: {way_out}, then run the same command again; finished shards are kept"
+        ) from e
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def publish(path: Path, data: bytes) -> bool:
+    """Make `path` hold `data`, whole and durable, unless it exists already.
+
+    Returns:
+        False if something is there already; it is left as it is.
+
+    Raises:
+        StoreError: the disk is full, read-only, …: says which, and that nothing is lost.
+        IntegrityError: what was read back is not what was written.
+    """
+    temporary = (
+        path.parent / f"{TEMPORARY}{socket.gethostname()}-{os.getpid()}-{token_hex(4)}-{path.name}"
+    )
+    with _explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with temporary.open("xb") as f:
+                f.write(data)
+                f.flush()
+                os.fsync(f.fileno())
+            if temporary.read_bytes() != data:
+                raise IntegrityError(
+                    f"{temporary}: what was read back differs from what was written; check the disk"
+                )
+            try:
+                os.link(temporary, path)
+            except FileExistsError:
+                return False
+            _sync_folder(path.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
+    return True
+
+
+def sweep(folder: Path) -> list[Path]:
+    """Remove temporary files whose writer is gone; returns what was removed."""
+    swept = []
+    host = socket.gethostname()
+    for path in sorted(folder.rglob(f"{TEMPORARY}*")):
+        own_host, _, rest = path.name.removeprefix(TEMPORARY).rpartition(host + "-")
+        pid = rest.split("-")[0]
+        if own_host == "" and pid.isdigit():
+            dead = not _alive(int(pid))
+        else:
+            dead = time.time() - path.stat().st_mtime > STALE_SECONDS
+        if dead:
+            path.unlink(missing_ok=True)
+            swept.append(path)
+    return swept
+
+
+def _alive(pid: int) -> bool:
+    if pid == os.getpid():
+        return False  # our own earlier life: a container restarts with the same pid
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def commit_path(store: Path, shard: PlannedShard) -> Path:
+    """Where the commit record of a shard lies."""
+    return store / "commits" / f"{shard.index:05d}.json"
+
+
+def commit_shard(
+    store: Path,
+    plan: Plan,
+    shard: PlannedShard,
+    data: bytes,
+    statistics: Statistics,
+    seconds: float,
+) -> Commit:
+    """Publish a shard and then its record.
+
+    If another builder published this shard first, its file stays and is adopted.
+    """
+    if not publish(store / shard.name, data):
+        adopted = adopt_shard(store, plan, shard)
+        if adopted is not None:
+            return adopted
+        raise StoreError(
+            f"{store / shard.name}: appeared and vanished while it was being published"
+        )
+    return _record(store, plan, shard, data, statistics, seconds)
+
+
+def adopt_shard(store: Path, plan: Plan, shard: PlannedShard) -> Commit | None:
+    """Record a shard that was published by a builder that died before recording it.
+
+    Returns:
+        None if there is no such file, or it does not hold what the plan asks for (it is then removed,
+        to be built again).
+    """
+    path = store / shard.name
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    try:
+        check_planned(data, plan.identity, shard, where=str(path))
+        statistics = read_statistics(data, where=str(path))
+    except (IntegrityError, ValueError):
+        path.unlink(missing_ok=True)
+        return None
+    return _record(store, plan, shard, data, statistics, 0.0)
+
+
+def check_planned(data: bytes, identity: Identity, planned: PlannedShard, *, where: str) -> None:
+    """Decode a shard and compare its inputs with the plan's.
+
+    Raises:
+        IntegrityError: they differ.
+    """
+    shard = decode_shard(data, identity, start_row=planned.start_row, where=where)
+    if len(shard.rows) != planned.rows or inputs_digest(shard.rows) != planned.inputs_sha256:
+        raise IntegrityError(f"{where}: its rows are not the ones that the plan lists")
+
+
+def _record(
+    store: Path,
+    plan: Plan,
+    shard: PlannedShard,
+    data: bytes,
+    statistics: Statistics,
+    seconds: float,
+) -> Commit:
+    record = seal(
+        Commit(
+            format=FORMAT,
+            version=FORMAT_VERSION,
+            plan_digest=plan.digest,
+            index=shard.index,
+            name=shard.name,
+            sha256=hashlib.sha256(data).hexdigest(),
+            bytes=len(data),
+            rows=shard.rows,
+            positions=shard.positions,
+            statistics=statistics,
+            seconds=seconds,
+            digest="0" * 64,
+        )
+    )
+    path = commit_path(store, shard)
+    publish(path, canonical(record))
+    return read_record(path, Commit)
+
+
+def committed(store: Path, plan: Plan, shard: PlannedShard) -> Commit | None:
+    """The shard's commit record, if the shard is done, is this plan's, and its bytes are intact.
+
+    Raises:
+        IntegrityError: there is a record, but it or the shard is damaged.
+    """
+    path = commit_path(store, shard)
+    try:
+        record = read_record(path, Commit)
+    except FileNotFoundError:
+        return None
+    if (
+        record.plan_digest != plan.digest
+        or record.name != shard.name
+        or record.index != shard.index
+    ):
+        raise IntegrityError(f"{path}: belongs to another plan or shard")
+    check_file(store / shard.name, sha256=record.sha256, size=record.bytes)
+    return record

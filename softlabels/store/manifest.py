@@ -1,0 +1,387 @@
+"""The JSON records of a store, and the one way they are written and read.
+
+Records are immutable structs with checked ranges. A record file is canonical JSON (keys sorted,
+two-space indent, one final newline) and carries its own sha256 in `digest`, so that a flipped byte
+anywhere in it, white space included, is found when it is read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import msgspec
+
+from softlabels.errors import FormatError, IntegrityError, SoftLabelsError
+
+__all__ = [
+    "FORMAT_VERSION",
+    "MANIFEST",
+    "Commit",
+    "CorpusRecord",
+    "CostRecord",
+    "EncodingRecord",
+    "FileRecord",
+    "Identity",
+    "Manifest",
+    "Plan",
+    "PlannedShard",
+    "ShardRecord",
+    "Statistics",
+    "TargetRecord",
+    "TeacherRecord",
+    "TokenizerRecord",
+    "canonical",
+    "content_digest",
+    "read_record",
+    "seal",
+    "write_bytes_of",
+]
+
+FORMAT = "softlabels"
+FORMAT_VERSION = "1.0"
+"""MAJOR.MINOR. A reader reads its own major at any minor, and ignores keys it does not know."""
+MANIFEST = "manifest.json"
+RECORD_LIMIT = 256 * 2**20
+"""Bytes: a larger record file is refused unread."""
+
+Count = Annotated[int, msgspec.Meta(ge=0)]
+Positive = Annotated[int, msgspec.Meta(ge=1)]
+Sha256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
+Name = Annotated[
+    str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*$")
+]
+Number = Annotated[float, msgspec.Meta(ge=0)]
+
+
+class _Record(msgspec.Struct, frozen=True, kw_only=True):
+    """Base of all records."""
+
+
+class TeacherRecord(_Record, frozen=True, kw_only=True):
+    """The model that gave the targets."""
+
+    spec: str
+    """As the user named it, e.g. `hf:models/teacher`."""
+    name: str
+    revision: str | None
+    weights_sha256: Sha256
+    """Over the weight files: name and content, in order of name."""
+    dtype: str
+    device: str
+    engine: str
+    """Library and version that ran it."""
+    vocab_size: Positive
+    """V: the width of its head."""
+    parameters: Count
+
+
+class TokenizerRecord(_Record, frozen=True, kw_only=True):
+    """What turned text into ids."""
+
+    sha256: Sha256
+    """Of the tokenizer's own serialised form."""
+    vocab_size: Positive
+    special_ids: dict[str, Count]
+    """`bos`, `eos`, `pad`, `unk`, where it has them."""
+
+
+class CorpusRecord(_Record, frozen=True, kw_only=True):
+    """What text it was."""
+
+    specs: list[str]
+    fingerprint: Sha256
+    """Over every row's input digest, in order."""
+    seq_len: Positive
+    documents: Count
+    rows: Positive
+    tokens: Positive
+    positions: Positive
+    skipped_empty: Count
+    """Documents left out on the user's word because they were empty."""
+    skipped_short: Count
+    """Documents of one token: nothing in them can be predicted."""
+    limit_rows: Positive | None
+    """`--limit-rows`, if it was given; fewer rows then say that the corpus ended first."""
+
+
+class TargetRecord(_Record, frozen=True, kw_only=True):
+    """What was kept of each distribution."""
+
+    estimator: str
+    k: Positive
+    temperatures: list[Annotated[float, msgspec.Meta(gt=0)]]
+    seed: Count
+
+
+class EncodingRecord(_Record, frozen=True, kw_only=True):
+    """How it is held in files."""
+
+    profile: str
+    container: str
+    values: str
+    """Codec of log-probabilities and log-odds."""
+    relative_error: Number
+    absolute_error: Number
+    """A stored value v is within `relative_error * |v| + absolute_error` of the teacher's, in nats."""
+
+
+class Identity(_Record, frozen=True, kw_only=True):
+    """All that decides what a store holds; equal identities give equal stores."""
+
+    domain: str
+    label_shift: Count
+    teacher: TeacherRecord
+    tokenizer: TokenizerRecord
+    corpus: CorpusRecord
+    targets: TargetRecord
+    encoding: EncodingRecord
+    licence: str
+
+
+class FileRecord(_Record, frozen=True, kw_only=True):
+    """A file beside the shards."""
+
+    sha256: Sha256
+    bytes: Count
+
+
+class PlannedShard(_Record, frozen=True, kw_only=True):
+    """A shard to make: which rows, where in the corpus they begin, what they must be."""
+
+    index: Count
+    name: Name
+    start_row: Count
+    rows: Positive
+    positions: Count
+    document: Count
+    """Ordinal of the document in which its first row begins."""
+    offset: Count
+    """Token of that document at which it begins."""
+    inputs_sha256: Sha256
+    """Over its rows' input digests: a corpus that changed since the plan is found here."""
+
+
+class Plan(_Record, frozen=True, kw_only=True):
+    """The immutable list of shards to make. Written first."""
+
+    format: str
+    version: str
+    identity: Identity
+    shard_rows: Positive
+    files: dict[Name, FileRecord]
+    shards: list[PlannedShard]
+    digest: Sha256
+
+
+class Statistics(_Record, frozen=True, kw_only=True):
+    """Measured while a shard was made; sums over its positions."""
+
+    kept_ids: Count
+    kept_mass: list[float]
+    """At each temperature of the grid: sum over positions of the mass inside the kept set."""
+    teacher_nll: float | None
+    """Sum of the teacher's -log p of the token that came, at T=1; null if the grid lacks 1."""
+
+
+class Commit(_Record, frozen=True, kw_only=True):
+    """One shard is done. Written once, after the shard itself."""
+
+    format: str
+    version: str
+    plan_digest: Sha256
+    index: Count
+    name: Name
+    sha256: Sha256
+    bytes: Positive
+    rows: Positive
+    positions: Count
+    statistics: Statistics
+    seconds: Number
+    """Wall time that the shard took."""
+    digest: Sha256
+
+
+class ShardRecord(_Record, frozen=True, kw_only=True):
+    """A shard of a finished store."""
+
+    name: Name
+    sha256: Sha256
+    bytes: Positive
+    start_row: Count
+    rows: Positive
+    positions: Count
+
+
+class CostRecord(_Record, frozen=True, kw_only=True):
+    """What the store cost to make."""
+
+    seconds: Number
+    tokens_per_second: Number
+
+
+class Manifest(_Record, frozen=True, kw_only=True):
+    """The record of a finished store. Written last: no manifest, not a store."""
+
+    format: str
+    version: str
+    created_by: str
+    identity: Identity
+    shards: list[ShardRecord]
+    files: dict[Name, FileRecord]
+    statistics: Statistics
+    cost: CostRecord
+    content_digest: Sha256
+    """Over identity and shards only. Two builds of one job on one engine agree in it, however long each
+    took; the trainer's order of rows depends on it."""
+    digest: Sha256
+
+    @property
+    def rows(self) -> int:
+        """Rows in the store."""
+        return self.identity.corpus.rows
+
+    @property
+    def data_bytes(self) -> int:
+        """Bytes of all shards."""
+        return sum(s.bytes for s in self.shards)
+
+
+R = TypeVar("R", bound=_Record)
+
+
+def canonical(value: Any) -> bytes:
+    """The one JSON spelling of a value: sorted keys, two-space indent, final newline."""
+    return msgspec.json.format(msgspec.json.encode(value, order="sorted"), indent=2) + b"\n"
+
+
+def content_digest(identity: Identity, shards: list[ShardRecord]) -> str:
+    """sha256 over the identity and the shards' names and digests."""
+    return hashlib.sha256(
+        canonical({"identity": identity, "shards": [[s.name, s.sha256] for s in shards]})
+    ).hexdigest()
+
+
+def seal(record: R) -> R:
+    """The record with its own digest filled in."""
+    builtins = msgspec.to_builtins(record)
+    del builtins["digest"]
+    return msgspec.structs.replace(record, digest=hashlib.sha256(canonical(builtins)).hexdigest())
+
+
+def write_bytes_of(record: _Record) -> bytes:
+    """The file content of a sealed record."""
+    return canonical(record)
+
+
+def read_record(path: Path, kind: type[R]) -> R:
+    """Read and check one record file.
+
+    Raises:
+        FormatError: not JSON, not this record, or a newer major version.
+        IntegrityError: the bytes are not the ones that were written.
+        FileNotFoundError: no such file (callers say what that means).
+    """
+    size = path.stat().st_size
+    if size > RECORD_LIMIT:
+        raise FormatError(
+            f"{path}: {size} bytes; a record of more than {RECORD_LIMIT} bytes is refused unread"
+        )
+    data = path.read_bytes()
+    try:
+        raw = msgspec.json.decode(data)
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as e:
+        raise IntegrityError(
+            f"{path}: not valid JSON ({e}); the file is torn or altered: {_REMEDY}"
+        ) from e
+    if not isinstance(raw, dict) or raw.get("format") != FORMAT:
+        raise FormatError(f'{path}: not a softlabels record (its "format" is not {FORMAT!r})')
+    _check_version(path, raw.get("version"))
+    found = raw.pop("digest", None)
+    expected = hashlib.sha256(canonical(raw)).hexdigest()
+    if found != expected or canonical(raw | {"digest": found}) != data:
+        raise IntegrityError(
+            f"{path}: its digest is {found}, its content gives {expected}; the file was altered: {_REMEDY}"
+        )
+    try:
+        return msgspec.convert(raw | {"digest": found}, kind)
+    except msgspec.ValidationError as e:
+        raise FormatError(f"{path}: not a valid {kind.__name__.lower()}: {e}") from e
+
+
+_REMEDY = "copy it again from its source, or build the store again"
+
+
+def _check_version(path: Path, version: Any) -> None:
+    match = re.fullmatch(r"(\d{1,6})\.(\d{1,6})", version) if isinstance(version, str) else None
+    if match is None:
+        raise FormatError(f"{path}: format version {version!r} is not MAJOR.MINOR")
+    ours = int(FORMAT_VERSION.split(".")[0])
+    if int(match[1]) != ours:
+        raise FormatError(
+            f"{path}: format version {version}, this softlabels reads {ours}.x; "
+            f"{'upgrade softlabels' if int(match[1]) > ours else 'convert the store'}"
+        )
+
+
+def load_manifest(store: Path) -> Manifest:
+    """The manifest of the store in a folder.
+
+    Raises:
+        FormatError: there is none: not a store, or one whose build has not finished.
+    """
+    try:
+        manifest = read_record(store / MANIFEST, Manifest)
+    except (FileNotFoundError, NotADirectoryError) as e:
+        if (store / "plan.json").exists():
+            raise FormatError(
+                f"{store}: the build has not finished (plan.json but no {MANIFEST}); run the same "
+                "`softlabels build` again to finish it"
+            ) from e
+        raise FormatError(f"{store}: not a store (no {MANIFEST}); is the path right?") from e
+    where = store / MANIFEST
+    if manifest.content_digest != content_digest(manifest.identity, manifest.shards):
+        raise IntegrityError(f"{where}: content_digest does not match identity and shards")
+    start = 0
+    for shard in manifest.shards:
+        if shard.start_row != start:
+            raise FormatError(
+                f"{where}: shard {shard.name} begins at row {shard.start_row}, expected {start}"
+            )
+        start += shard.rows
+    if start != manifest.identity.corpus.rows:
+        raise FormatError(
+            f"{where}: shards hold {start} rows, the corpus record says {manifest.identity.corpus.rows}"
+        )
+    if len({s.name for s in manifest.shards}) != len(manifest.shards):
+        raise FormatError(f"{where}: a shard is named twice")
+    return manifest
+
+
+def check_file(path: Path, *, sha256: str, size: int) -> bytes:
+    """Read a file and compare it with its record.
+
+    Raises:
+        IntegrityError: missing, shorter or longer than recorded, or altered.
+    """
+    try:
+        found = path.stat().st_size
+        if found != size:
+            raise IntegrityError(
+                f"{path}: {found} bytes, the record says {size}: torn or altered; {_REMEDY}"
+            )
+        data = path.read_bytes()
+    except FileNotFoundError as e:
+        raise IntegrityError(f"{path}: missing; {_REMEDY}") from e
+    except SoftLabelsError:
+        raise
+    except OSError as e:
+        raise IntegrityError(f"{path}: cannot be read ({e.strerror}); {_REMEDY}") from e
+    digest = hashlib.sha256(data).hexdigest()
+    if digest != sha256:
+        raise IntegrityError(
+            f"{path}: sha256 is {digest}, the record says {sha256}: altered; {_REMEDY}"
+        )
+    return data

@@ -1,0 +1,246 @@
+"""Container `parquet`, profile `open`: plain columns that any Parquet reader shows.
+
+One Parquet row is one row of the store. The kept ids of a row's positions follow one another in one
+list, and `kept` says how many belong to each position: a ragged kept set needs no padding, and a
+one-level list decodes twice as fast as a list of lists.
+"""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from softlabels.codecs import make_codec
+from softlabels.errors import IntegrityError, TargetError
+from softlabels.rows import Row
+from softlabels.store.manifest import Identity, Statistics
+from softlabels.store.shard import Shard, check_row
+from softlabels.targets import SoftTargets, gaps_from_logp
+
+__all__ = ["decode_shard", "encode_shard", "log_odds_column", "read_statistics"]
+
+STATISTICS_KEY = b"softlabels.statistics"
+ZSTD_LEVEL = 3
+
+
+def log_odds_column(temperature: float) -> str:
+    """`log_odds_T2`, `log_odds_T0_5`: the shortest decimal, with `_` for the point."""
+    text = repr(float(temperature)).removesuffix(".0")
+    return "log_odds_T" + text.replace(".", "_")
+
+
+def encode_shard(shard: Shard, identity: Identity, statistics: Statistics) -> bytes:
+    """The bytes of a shard's file. Equal shards give equal bytes with one pyarrow version."""
+    codec = make_codec(identity.encoding.values)
+    rows, t = shard.rows, shard.targets
+    offsets = shard.offsets
+    kept = t.kept
+    counts = kept.sum(axis=1).astype(np.int32)
+    id_offsets = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])[offsets]
+    if id_offsets[-1] >= 2**31:
+        raise TargetError(
+            f"a shard of {id_offsets[-1]} kept ids is too large for one file (limit 2**31); lower --shard-rows"
+        )
+    logp = _stored_logp(t)
+    columns: dict[str, pa.Array] = {
+        "row": pa.array(np.arange(shard.start_row, shard.start_row + len(rows), dtype=np.int64)),
+        "input_digest": pa.array([r.digest() for r in rows], pa.binary(16)),
+        "input_ids": _lists([r.input_ids for r in rows], pa.int32()),
+        "segment_lengths": _lists([r.segment_lengths for r in rows], pa.int32()),
+        "documents": _lists([r.documents for r in rows], pa.int64()),
+        "label_mask": _lists([r.label_mask for r in rows], pa.bool_()),
+        "kept": _list_array(offsets, counts),
+        "ids": _list_array(id_offsets, t.ids[kept].astype(np.int32)),
+        "logp": _list_array(id_offsets, codec.encode(logp[kept])),
+    }
+    for i, temperature in enumerate(t.temperatures):
+        columns[log_odds_column(temperature)] = _list_array(offsets, codec.encode(t.log_odds[:, i]))
+    table = pa.table(columns).replace_schema_metadata(
+        {STATISTICS_KEY: msgspec.json.encode(statistics)}
+    )
+    numeric = ["input_ids", "ids", "logp"]
+    sink = io.BytesIO()
+    pq.write_table(
+        table,
+        sink,
+        row_group_size=len(rows),
+        compression="zstd",
+        compression_level=ZSTD_LEVEL,
+        use_dictionary=["segment_lengths.list.element", "kept.list.element"],
+        column_encoding={f"{c}.list.element": "BYTE_STREAM_SPLIT" for c in numeric},
+        write_page_checksum=True,
+        write_page_index=True,
+        store_schema=False,
+    )
+    return sink.getvalue()
+
+
+def _stored_logp(t: SoftTargets) -> npt.NDArray[np.float32]:
+    return t.log_probs(1.0 if 1.0 in t.temperatures else t.temperatures[0])
+
+
+def _list_array(offsets: npt.NDArray[np.int64], values: npt.NDArray[Any]) -> pa.Array:
+    return pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), pa.array(values))
+
+
+def _lists(arrays: list[npt.NDArray[Any]], dtype: pa.DataType) -> pa.Array:
+    offsets = np.concatenate([[0], np.cumsum([len(a) for a in arrays])])
+    return pa.ListArray.from_arrays(
+        pa.array(offsets.astype(np.int32)), pa.array(np.concatenate(arrays), dtype)
+    )
+
+
+def read_statistics(data: bytes, *, where: str) -> Statistics:
+    """The statistics that a shard carries in its footer."""
+    metadata = _open(data, where).schema_arrow.metadata or {}
+    try:
+        return msgspec.json.decode(metadata.get(STATISTICS_KEY, b""), type=Statistics)
+    except msgspec.DecodeError as e:
+        raise IntegrityError(
+            f"{where}: carries no statistics ({e}); not a shard of this format"
+        ) from e
+
+
+def _open(data: bytes, where: str) -> pq.ParquetFile:
+    try:
+        return pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
+    except (pa.ArrowException, OSError) as e:
+        raise IntegrityError(f"{where}: not a readable Parquet file ({e})") from e
+
+
+def decode_shard(data: bytes, identity: Identity, *, start_row: int, where: str) -> Shard:
+    """Decode a file's bytes, refusing whatever contradicts the identity or itself.
+
+    Raises:
+        IntegrityError: bad page checksum, missing column, lengths that do not add up, a row whose
+            inputs are not those of its digest. Names `where` and the row.
+        TargetError: an id out of range, NaN, an empty kept set.
+    """
+    grid = tuple(identity.targets.temperatures)
+    names = ["row", "input_digest", "input_ids", "segment_lengths", "documents", "label_mask"]
+    names += ["kept", "ids", "logp", *map(log_odds_column, grid)]
+    file = _open(data, where)
+    missing = [n for n in names if n not in file.schema_arrow.names]
+    if missing:
+        raise IntegrityError(f"{where}: has no column {missing[0]!r}")
+    try:
+        table = file.read(columns=names, use_threads=False).combine_chunks()
+    except (pa.ArrowException, OSError) as e:
+        raise IntegrityError(f"{where}: cannot be decoded, its bytes were altered ({e})") from e
+    column = {n: _column(table, n, where) for n in names[2:]}
+    rows = _rows(table, column, identity, start_row, where)
+
+    counts, kept_of_row = column["kept"]
+    row_of_ids = column["ids"][1]
+    positions = np.array([int(r.label_mask.sum()) for r in rows], np.int64)
+    n = int(positions.sum())
+    starts = np.concatenate([[0], np.cumsum(positions)])
+    for name in ("kept", *map(log_odds_column, grid)):
+        wrong = np.flatnonzero(np.diff(column[name][1]) != positions)
+        if len(wrong):
+            raise IntegrityError(
+                f"{where}: row {start_row + wrong[0]} has {positions[wrong[0]]} positions but "
+                f"{np.diff(column[name][1])[wrong[0]]} entries of {name}"
+            )
+    assert len(kept_of_row) == len(rows) + 1
+    if n and counts.min() < 0:
+        raise IntegrityError(f"{where}: a negative number of kept ids")
+    total = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
+    wrong = np.flatnonzero((total[starts] != row_of_ids) | (total[starts] != column["logp"][1]))
+    if len(wrong):
+        raise IntegrityError(
+            f"{where}: row {start_row + max(int(wrong[0]) - 1, 0)} has ids, logp and kept of different lengths"
+        )
+    codec = make_codec(identity.encoding.values)
+    ids, logp = _rectangle(counts, column["ids"][0], codec.decode(column["logp"][0]))
+    odds = [codec.decode(column[log_odds_column(t)][0]) for t in grid]
+    targets = SoftTargets(
+        ids=ids,
+        gaps=gaps_from_logp(logp),
+        log_odds=np.stack(odds, axis=1),
+        temperatures=grid,
+        vocab_size=identity.teacher.vocab_size,
+        estimator=identity.targets.estimator,
+    )
+    targets.validate(where=where, unique=False)
+    return Shard(start_row=start_row, rows=rows, targets=targets)
+
+
+def _column(
+    table: pa.Table, name: str, where: str
+) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
+    """Values and offsets `[R + 1]` of a list column, without copying what need not be."""
+    chunk = table.column(name).combine_chunks()
+    chunk = chunk.chunk(0) if isinstance(chunk, pa.ChunkedArray) else chunk
+    if not pa.types.is_list(chunk.type) or chunk.null_count or chunk.values.null_count:
+        raise IntegrityError(
+            f"{where}: column {name!r} is {chunk.type} or holds nulls; expected full lists"
+        )
+    offsets = chunk.offsets.to_numpy().astype(np.int64)
+    values = chunk.values[offsets[0] : offsets[-1]].to_numpy(zero_copy_only=False)
+    return values, offsets - offsets[0]
+
+
+def _rows(
+    table: pa.Table,
+    column: dict[str, tuple[npt.NDArray[Any], npt.NDArray[np.int64]]],
+    identity: Identity,
+    start_row: int,
+    where: str,
+) -> list[Row]:
+    numbers = table.column("row").to_numpy()
+    expected = np.arange(start_row, start_row + len(numbers))
+    if not np.array_equal(numbers, expected):
+        raise IntegrityError(
+            f"{where}: its rows are not {start_row} to {start_row + len(numbers) - 1}"
+        )
+    digests = table.column("input_digest").to_pylist()
+    parts = {}
+    for name, dtype in (
+        ("input_ids", np.int32),
+        ("segment_lengths", np.int32),
+        ("documents", np.int64),
+        ("label_mask", np.bool_),
+    ):
+        values, offsets = column[name]
+        if values.dtype != dtype:
+            raise IntegrityError(
+                f"{where}: column {name!r} holds {values.dtype}, expected {np.dtype(dtype)}"
+            )
+        parts[name] = np.split(values, offsets[1:-1])
+    ids, _ = column["input_ids"]
+    if len(ids) and (ids.min() < 0 or ids.max() >= identity.teacher.vocab_size):
+        raise IntegrityError(f"{where}: an input id outside 0..{identity.teacher.vocab_size - 1}")
+    rows = []
+    for r, digest in enumerate(digests):
+        row = Row(**{name: values[r] for name, values in parts.items()})
+        check_row(row, where=f"{where}: row {start_row + r}")
+        if row.digest() != digest:
+            raise IntegrityError(
+                f"{where}: row {start_row + r} does not hold the inputs that its digest names"
+            )
+        rows.append(row)
+    return rows
+
+
+def _rectangle(
+    counts: npt.NDArray[np.int32], ids: npt.NDArray[np.int32], logp: npt.NDArray[np.float32]
+) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
+    """Ragged to `[N, K]`; short rows repeat their first id, marked not kept."""
+    n = len(counts)
+    k = int(counts.max(initial=0))
+    if n == 0 or int(counts.min()) == k:
+        return ids.reshape(n, k), logp.reshape(n, k)
+    kept = np.arange(k) < counts[:, None]
+    wide_ids = np.zeros((n, k), np.int32)
+    wide_ids[kept] = ids
+    wide_ids = np.where(kept, wide_ids, wide_ids[:, :1])
+    wide_logp = np.full((n, k), -np.inf, np.float32)
+    wide_logp[kept] = logp
+    return wide_ids, wide_logp

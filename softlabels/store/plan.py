@@ -1,0 +1,141 @@
+"""The plan: made once from the corpus, then followed by every builder that works on the store."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
+from pathlib import Path
+
+import msgspec
+
+from softlabels.errors import FormatError, IntegrityError, PlanError
+from softlabels.rows import Cursor, Row
+from softlabels.store.commit import publish
+from softlabels.store.manifest import (
+    FORMAT,
+    FORMAT_VERSION,
+    FileRecord,
+    Identity,
+    Plan,
+    PlannedShard,
+    canonical,
+    check_file,
+    read_record,
+    seal,
+)
+from softlabels.store.shard import inputs_digest
+
+__all__ = ["PLAN", "RowDigests", "load_plan", "plan_shards", "publish_plan"]
+
+PLAN = "plan.json"
+
+
+class RowDigests:
+    """A running fingerprint of rows, in order."""
+
+    def __init__(self) -> None:
+        self._hash = hashlib.sha256()
+
+    def add(self, row: Row) -> None:
+        """Take one more row."""
+        self._hash.update(row.digest())
+
+    def hexdigest(self) -> str:
+        """The fingerprint so far."""
+        return self._hash.hexdigest()
+
+
+def plan_shards(placed: Iterable[tuple[Cursor, Row]], shard_rows: int) -> Iterator[PlannedShard]:
+    """Cut rows into shards of `shard_rows`; holds one shard's rows at a time.
+
+    Names are final only when the number of shards is known: see `publish_plan`.
+    """
+    source = iter(placed)
+    index = start = 0
+    while chunk := list(islice(source, shard_rows)):
+        cursor, rows = chunk[0][0], [row for _, row in chunk]
+        yield PlannedShard(
+            index=index,
+            name="unnamed",
+            start_row=start,
+            rows=len(rows),
+            positions=sum(int(r.label_mask.sum()) for r in rows),
+            document=cursor.document,
+            offset=cursor.offset,
+            inputs_sha256=inputs_digest(rows),
+        )
+        index += 1
+        start += len(rows)
+
+
+def publish_plan(
+    store: Path,
+    identity: Identity,
+    shards: list[PlannedShard],
+    files: Mapping[str, bytes],
+    *,
+    shard_rows: int,
+) -> Plan:
+    """Write the files that lie beside the shards, then the plan; returns what is then in force."""
+    for name, data in files.items():
+        if not publish(store / name, data):
+            # A builder that died before its plan left this: same job, same bytes, or another job.
+            check_beside(store / name, data)
+    named = [
+        msgspec.structs.replace(s, name=f"data/train-{s.index:05d}-of-{len(shards):05d}.parquet")
+        for s in shards
+    ]
+    plan = seal(
+        Plan(
+            format=FORMAT,
+            version=FORMAT_VERSION,
+            identity=identity,
+            shard_rows=shard_rows,
+            files={
+                name: FileRecord(sha256=hashlib.sha256(data).hexdigest(), bytes=len(data))
+                for name, data in files.items()
+            },
+            shards=named,
+            digest="0" * 64,
+        )
+    )
+    publish(store / PLAN, canonical(plan))
+    return read_record(store / PLAN, Plan)
+
+
+def check_beside(path: Path, data: bytes) -> None:
+    """Refuse a file that is there with other content.
+
+    Raises:
+        PlanError: it differs.
+    """
+    try:
+        check_file(path, sha256=hashlib.sha256(data).hexdigest(), size=len(data))
+    except IntegrityError as e:
+        raise PlanError(
+            f"{path}: is there already with other content; the folder holds another job: choose another --out"
+        ) from e
+
+
+def load_plan(store: Path) -> Plan | None:
+    """The plan of a folder; None if it has none.
+
+    Raises:
+        PlanError: the folder holds something else.
+        IntegrityError: the plan, or a file beside it, is damaged.
+    """
+    try:
+        plan = read_record(store / PLAN, Plan)
+    except (FileNotFoundError, NotADirectoryError):
+        if store.exists() and not store.is_dir():
+            raise PlanError(f"{store}: is a file, not a folder; choose another --out") from None
+        return None
+    start = 0
+    for i, shard in enumerate(plan.shards):
+        if shard.index != i or shard.start_row != start:
+            raise FormatError(f"{store / PLAN}: shard {i} is out of order")
+        start += shard.rows
+    for name, record in plan.files.items():
+        check_file(store / name, sha256=record.sha256, size=record.bytes)
+    return plan

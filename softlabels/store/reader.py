@@ -1,0 +1,139 @@
+"""Opening a finished store and reading rows from it, with every byte checked before it is used."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from softlabels.errors import ConfigError, FormatError, IntegrityError
+from softlabels.store.manifest import Manifest, ShardRecord, check_file, load_manifest
+from softlabels.store.parquet import decode_shard
+from softlabels.store.shard import Shard, StoredRow
+
+__all__ = ["Shard", "Store", "StoredRow", "open_store"]
+
+CACHED_SHARDS = 2
+
+
+class Store:
+    """A finished store. Make one with `open_store`.
+
+    Shards are decoded when first touched, after their size and sha256 are found equal to the manifest's;
+    the last few stay in memory. Not shared between threads: each opens its own.
+    """
+
+    def __init__(
+        self, path: Path, manifest: Manifest, *, cached_shards: int = CACHED_SHARDS
+    ) -> None:
+        self.path = path
+        self.manifest = manifest
+        self._starts = np.array([s.start_row for s in manifest.shards], np.int64)
+        self._cache: OrderedDict[int, Shard] = OrderedDict()
+        self._cached_shards = cached_shards
+
+    def __len__(self) -> int:
+        return self.manifest.rows
+
+    def __repr__(self) -> str:
+        return f"Store({str(self.path)!r}, rows={len(self)})"
+
+    @property
+    def digest(self) -> str:
+        """Names the content: equal for equal identity and shards."""
+        return self.manifest.content_digest
+
+    def locate(self, row: int) -> tuple[int, int]:
+        """Shard index and place in it of a row number.
+
+        Raises:
+            IndexError: no such row.
+        """
+        if not 0 <= row < len(self):
+            raise IndexError(f"{self.path}: row {row} is outside 0..{len(self) - 1}")
+        shard = int(np.searchsorted(self._starts, row, side="right")) - 1
+        return shard, row - int(self._starts[shard])
+
+    def shard(self, index: int) -> Shard:
+        """Decode shard `index`, or take it from the cache."""
+        if index in self._cache:
+            self._cache.move_to_end(index)
+            return self._cache[index]
+        shard = self.read_shard(index)
+        self._cache[index] = shard
+        while len(self._cache) > self._cached_shards:
+            self._cache.popitem(last=False)
+        return shard
+
+    def read_shard(self, index: int) -> Shard:
+        """Decode shard `index` from its file, bypassing the cache.
+
+        Raises:
+            IntegrityError, TargetError: name the file, the row and the way out.
+        """
+        record = self.manifest.shards[index]
+        path = self.path / record.name
+        data = check_file(path, sha256=record.sha256, size=record.bytes)
+        shard = decode_shard(
+            data, self.manifest.identity, start_row=record.start_row, where=str(path)
+        )
+        if len(shard.rows) != record.rows or shard.targets.n != record.positions:
+            raise IntegrityError(
+                f"{path}: holds {len(shard.rows)} rows and {shard.targets.n} positions, the manifest says "
+                f"{record.rows} and {record.positions}"
+            )
+        return shard
+
+    def row(self, index: int) -> StoredRow:
+        """One row with its targets."""
+        shard, place = self.locate(index)
+        return self.shard(shard).row(place)
+
+    def __iter__(self) -> Iterator[StoredRow]:
+        """All rows, in order."""
+        for i in range(len(self)):
+            yield self.row(i)
+
+
+def open_store(url: str | Path, *, cached_shards: int = CACHED_SHARDS) -> Store:
+    """Open a finished store.
+
+    The manifest is read and checked, and every shard must be present at its recorded size; contents are
+    checked as they are read (`softlabels verify` checks all at once).
+
+    Raises:
+        FormatError: not a store, unfinished, malformed or of a newer major version.
+        IntegrityError: the manifest was altered, or a shard is missing or torn.
+        ConfigError: an address this version cannot open.
+    """
+    if "://" in str(url):
+        raise ConfigError(
+            f"{url}: only local folders can be opened by this version; copy the store first"
+        )
+    path = Path(url)
+    manifest = load_manifest(path)
+    encoding = manifest.identity.encoding
+    if (encoding.profile, encoding.container) != ("open", "parquet"):
+        raise FormatError(
+            f"{path}: profile {encoding.profile!r} in container {encoding.container!r} is not known to this "
+            "version; upgrade softlabels"
+        )
+    for shard in manifest.shards:
+        _check_present(path, shard)
+    return Store(path, manifest, cached_shards=cached_shards)
+
+
+def _check_present(store: Path, shard: ShardRecord) -> None:
+    path = store / shard.name
+    try:
+        size = path.stat().st_size
+    except FileNotFoundError as e:
+        raise IntegrityError(
+            f"{path}: missing; copy it again from the store's source (sha256 {shard.sha256[:12]}…)"
+        ) from e
+    if size != shard.bytes:
+        raise IntegrityError(
+            f"{path}: {size} bytes, the manifest says {shard.bytes}: torn; copy it again from its source"
+        )

@@ -1,0 +1,253 @@
+"""What the teacher said, in memory: the sparse distribution at each of N positions.
+
+A target is independent of how it is stored and sums to one at every temperature by construction.
+Two things are kept for each position:
+
+- gaps `g_k = z_max - z_k >= 0` of the kept ids to the largest kept logit (a temperature is only a
+  division of gaps), and
+- for each temperature T of the grid the tail's log-odds
+  `lambda_T = log(mass outside the kept set at T) - log(mass inside)`, measured over the whole
+  vocabulary when the store was built.
+
+Hence `p_k = sigmoid(-lambda_T) * softmax(-g / T)_k` and `tail = sigmoid(lambda_T)`. At a T outside the
+grid nothing can be said about the tail, so nothing is: `PairingError`.
+
+A `sampled` target is an unbiased estimate at its one temperature: the "gaps" are those of its log
+weights, already at that temperature, and there is no tail (`lambda = -inf`).
+
+Shapes: N positions, K kept ids (the longest kept set; shorter ones are padded), V vocabulary, G
+temperatures of the grid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from softlabels.errors import PairingError, TargetError
+
+__all__ = ["UNBIASED", "SoftTargets", "gaps_from_logp"]
+
+Float32 = npt.NDArray[np.float32]
+Int32 = npt.NDArray[np.int32]
+
+UNBIASED = frozenset({"sampled"})
+"""Estimators whose kept set is a random sample: weights at one temperature, never a tail."""
+
+
+def gaps_from_logp(logp: Float32) -> Float32:
+    """Gaps `[N, K]` to the largest entry of each row; `-inf` (not kept) becomes `+inf`.
+
+    An all-`-inf` row has no largest entry and gives NaN, which `SoftTargets` refuses.
+    """
+    with np.errstate(invalid="ignore"):
+        gaps: Float32 = logp.max(axis=1, keepdims=True, initial=-np.inf) - logp
+    return gaps.astype(np.float32, copy=False)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SoftTargets:
+    """The teacher's sparse distributions at N positions."""
+
+    ids: Int32
+    """`[N, K] int32`, unique among the kept ids of a row. A padded slot repeats the row's first id."""
+    gaps: Float32
+    """`[N, K] float32`, nats; `+inf` marks a slot that is not kept. At least one 0 in each row."""
+    log_odds: Float32
+    """`[N, G] float32`, nats; `-inf` where nothing lies outside the kept set."""
+    temperatures: tuple[float, ...]
+    """The grid, in the order of `log_odds`' columns."""
+    vocab_size: int
+    """V."""
+    estimator: str
+    """What the kept set is: `topk`, `sampled`, …"""
+
+    def __post_init__(self) -> None:
+        shape = self.ids.shape
+        if len(shape) != 2 or self.gaps.shape != shape or self.log_odds.ndim != 2:
+            raise TargetError(
+                f"targets: ids {shape}, gaps {self.gaps.shape} and log_odds {self.log_odds.shape} "
+                "must be [N, K], [N, K] and [N, G]"
+            )
+        if self.log_odds.shape != (shape[0], len(self.temperatures)):
+            raise TargetError(
+                f"targets: log_odds is {self.log_odds.shape}, expected "
+                f"({shape[0]}, {len(self.temperatures)}) for the grid {list(self.temperatures)}"
+            )
+
+    # -- checking ---------------------------------------------------------------------------------
+
+    def validate(self, *, where: str = "targets", unique: bool = True) -> None:
+        """Check every invariant that a file could break; `unique=False` leaves out the one that sorts.
+
+        Raises:
+            TargetError: names `where`, the position and the value.
+        """
+        if self.n == 0:
+            return
+        if self.k == 0:
+            raise TargetError(
+                f"{where}: the kept set is empty at every position; expected at least one id"
+            )
+        self._refuse(
+            where,
+            (self.ids < 0) | (self.ids >= self.vocab_size),
+            self.ids,
+            f"an id outside 0..{self.vocab_size - 1}",
+        )
+        self._refuse(
+            where,
+            np.isnan(self.gaps) | (self.gaps < 0),
+            self.gaps,
+            "a gap that is negative or NaN, or an empty kept set",
+        )
+        self._refuse(where, np.isnan(self.log_odds), self.log_odds, "NaN for the tail's log-odds")
+        self._refuse(
+            where, np.isposinf(self.log_odds), self.log_odds, "a kept set without any mass"
+        )
+        empty = self.gaps.min(axis=1) != 0
+        self._refuse(
+            where,
+            empty[:, None],
+            self.gaps.min(axis=1)[:, None],
+            "a kept set whose smallest gap is not 0",
+        )
+        if not unique:
+            return
+        order = np.where(self.kept, self.ids, -1 - np.arange(self.k, dtype=np.int64)[None, :])
+        order.sort(axis=1)
+        twice = order[:, 1:] == order[:, :-1]
+        self._refuse(where, twice, order[:, 1:], "an id kept twice")
+
+    def _refuse(
+        self, where: str, bad: npt.NDArray[np.bool_], values: npt.NDArray[np.generic], what: str
+    ) -> None:
+        if bad.any():
+            position, slot = np.argwhere(bad)[0]
+            raise TargetError(
+                f"{where}: position {position} has {what} (found {values[position, slot]})"
+            )
+
+    # -- sizes ------------------------------------------------------------------------------------
+
+    @property
+    def n(self) -> int:
+        """N, the number of positions."""
+        return int(self.ids.shape[0])
+
+    @property
+    def k(self) -> int:
+        """K, the longest kept set."""
+        return int(self.ids.shape[1])
+
+    def __len__(self) -> int:
+        return self.n
+
+    @property
+    def kept(self) -> npt.NDArray[np.bool_]:
+        """`[N, K]`: False where a slot is padding."""
+        return np.isfinite(self.gaps)
+
+    # -- probabilities ----------------------------------------------------------------------------
+
+    def grid_index(self, temperature: float) -> int:
+        """Column of `temperature` in the grid.
+
+        Raises:
+            PairingError: it isn't there, and cannot be recovered from a truncated head.
+        """
+        for i, t in enumerate(self.temperatures):
+            if t == temperature:
+                return i
+        grid = ", ".join(f"{t:g}" for t in self.temperatures)
+        raise PairingError(
+            f"temperature {temperature:g} is not in the store's grid ({grid}), and the mass outside the kept "
+            f"ids at another temperature cannot be recovered; use one of the grid, or build a store with "
+            f"--temperature {temperature:g}"
+        )
+
+    def log_probs(self, temperature: float) -> Float32:
+        """Log-probabilities `[N, K] float32` of the kept ids at T; `-inf` in padded slots.
+
+        For an unbiased estimator these are log weights, which sum to one like probabilities.
+        """
+        odds = self.log_odds[:, self.grid_index(temperature)]
+        scale = 1.0 if self.estimator in UNBIASED else temperature
+        scores: Float32 = -self.gaps / np.float32(scale)
+        log_norm = np.log(np.exp(scores).sum(axis=1))  # the largest score is 0: no overflow
+        scores -= log_norm[:, None]
+        scores -= np.logaddexp(np.float32(0), odds)[:, None]
+        return scores
+
+    def probs(self, temperature: float) -> Float32:
+        """Probabilities `[N, K] float32` of the kept ids at T; 0 in padded slots."""
+        return np.exp(self.log_probs(temperature))
+
+    @property
+    def logp(self) -> Float32:
+        """`log_probs(1.0)`."""
+        return self.log_probs(1.0)
+
+    def tail(self, temperature: float) -> Float32:
+        """Mass `[N] float32` outside the kept set at T."""
+        odds = self.log_odds[:, self.grid_index(temperature)]
+        return np.exp(-np.logaddexp(np.float32(0.0), -odds)).astype(np.float32, copy=False)
+
+    def dense(self, temperature: float) -> Float32:
+        """`[N, V] float32`, rows summing to one: the tail is spread evenly over the ids not kept.
+
+        Only the kept entries and the sum of the others are known; this is for looking and for small C.
+        """
+        outside = self.vocab_size - self.kept.sum(axis=1)
+        tail = self.tail(temperature)
+        each = np.divide(tail, outside, out=np.zeros_like(tail), where=outside > 0)
+        out = np.repeat(each[:, None], self.vocab_size, axis=1)
+        rows, slots = np.nonzero(self.kept)
+        out[rows, self.ids[rows, slots]] = self.probs(temperature)[rows, slots]
+        return out
+
+    # -- joining ----------------------------------------------------------------------------------
+
+    def __getitem__(self, index: slice | npt.NDArray[np.generic]) -> SoftTargets:
+        return SoftTargets(
+            ids=self.ids[index],
+            gaps=self.gaps[index],
+            log_odds=self.log_odds[index],
+            temperatures=self.temperatures,
+            vocab_size=self.vocab_size,
+            estimator=self.estimator,
+        )
+
+    @staticmethod
+    def concatenate(parts: Sequence[SoftTargets]) -> SoftTargets:
+        """Stack positions; a shorter kept set is padded by repeating its first id, marked not kept.
+
+        Raises:
+            TargetError: the parts differ in grid, vocabulary or estimator.
+        """
+        first = parts[0]
+        facts = {(p.temperatures, p.vocab_size, p.estimator) for p in parts}
+        if len(facts) != 1:
+            raise TargetError(
+                f"targets of different stores cannot be stacked: {sorted(map(str, facts))}"
+            )
+        k = max(p.k for p in parts)
+        ids, gaps = [], []
+        for p in parts:
+            short = k - p.k
+            ids.append(
+                p.ids if not short else np.hstack([p.ids, np.repeat(p.ids[:, :1], short, axis=1)])
+            )
+            fill = np.full((p.n, short), np.inf, np.float32)
+            gaps.append(p.gaps if not short else np.hstack([p.gaps, fill]))
+        return SoftTargets(
+            ids=np.concatenate(ids),
+            gaps=np.concatenate(gaps),
+            log_odds=np.concatenate([p.log_odds for p in parts]),
+            temperatures=first.temperatures,
+            vocab_size=first.vocab_size,
+            estimator=first.estimator,
+        )

@@ -1,0 +1,147 @@
+"""Rows -> teacher -> selection: the part of a build that runs on the teacher's device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from softlabels.errors import NonFiniteError
+from softlabels.estimators import Estimator
+from softlabels.rows import Row
+from softlabels.store.manifest import Identity, Statistics
+from softlabels.targets import SoftTargets, gaps_from_logp
+from softlabels.teachers import Teacher
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["draw_uniforms", "teach"]
+
+
+def _batches(rows: Sequence[Row], tokens: int) -> Iterator[list[Row]]:
+    """Consecutive rows whose padded rectangle is at most `tokens` (one row, if it alone is longer)."""
+    batch: list[Row] = []
+    width = 0
+    for row in rows:
+        wider = max(width, len(row.input_ids))
+        if batch and wider * (len(batch) + 1) > tokens:
+            yield batch
+            batch, wider = [], len(row.input_ids)
+        batch.append(row)
+        width = wider
+    if batch:
+        yield batch
+
+
+def draw_uniforms(seed: int, row: int, n: int) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """`[n] float64` in [0, 1): a function of seed and row number alone, so a redone shard is the same."""
+    key = np.array([seed, row], np.uint64)
+    return np.random.Generator(np.random.Philox(key=key)).random(n)
+
+
+@torch.no_grad()
+def teach(
+    rows: Sequence[Row],
+    identity: Identity,
+    estimator: Estimator,
+    teacher: Teacher,
+    *,
+    start_row: int,
+    batch_tokens: int,
+    advance: Callable[[int], None],
+) -> tuple[SoftTargets, Statistics]:
+    """Run the teacher over consecutive rows and keep what the estimator selects.
+
+    Args:
+        start_row: row number in the store of the first; with the seed it decides the random draws.
+        batch_tokens: tokens of one forward pass, padding included.
+        advance: told of each chunk's number of positions.
+
+    Raises:
+        NonFiniteError: names the row and the token.
+    """
+    seed = identity.targets.seed
+    parts: list[SoftTargets] = []
+    nll = 0.0
+    reference = 1.0
+    first = start_row
+    for batch in _batches(rows, batch_tokens):
+        labels = torch.from_numpy(np.concatenate([r.labels for r in batch]).astype(np.int64))
+        uniforms = torch.from_numpy(
+            np.concatenate(
+                [draw_uniforms(seed, first + i, len(r.positions)) for i, r in enumerate(batch)]
+            )
+            if estimator.random
+            else np.empty(0)
+        )
+        done = 0
+        for logits in teacher.logits(batch):
+            n = len(logits)
+            _check_finite(logits, batch, first, done, teacher)
+            label_logits = logits.gather(1, labels[done : done + n, None].to(logits.device))[:, 0]
+            u = uniforms[done : done + n].to(logits.device) if estimator.random else None
+            selection = estimator.select(logits, u)
+            reference = selection.reference
+            nll -= float((label_logits / reference - selection.log_norm).sum(dtype=torch.float64))
+            parts.append(
+                SoftTargets(
+                    ids=selection.ids.to(torch.int32).cpu().numpy(),
+                    gaps=gaps_from_logp(selection.logp.cpu().numpy()),
+                    log_odds=selection.log_odds.cpu().numpy(),
+                    temperatures=tuple(identity.targets.temperatures),
+                    vocab_size=teacher.record.vocab_size,
+                    estimator=identity.targets.estimator,
+                )
+            )
+            done += n
+            advance(n)
+        expected = sum(len(r.positions) for r in batch)
+        assert done == expected, f"the teacher gave {done} positions for {expected}"
+        first += len(batch)
+    targets = SoftTargets.concatenate(parts) if parts else _no_targets(identity)
+    kept_mass = [
+        float((1.0 - targets.tail(t).astype(np.float64)).sum())
+        for t in identity.targets.temperatures
+    ]
+    return targets, Statistics(
+        kept_ids=int(targets.kept.sum()),
+        kept_mass=kept_mass,
+        teacher_nll=nll if reference == 1.0 else None,
+    )
+
+
+def _no_targets(identity: Identity) -> SoftTargets:
+    """Of a shard in which nothing is to be learnt."""
+    return SoftTargets(
+        ids=np.zeros((0, 1), np.int32),
+        gaps=np.zeros((0, 1), np.float32),
+        log_odds=np.zeros((0, len(identity.targets.temperatures)), np.float32),
+        temperatures=tuple(identity.targets.temperatures),
+        vocab_size=identity.teacher.vocab_size,
+        estimator=identity.targets.estimator,
+    )
+
+
+def _check_finite(
+    logits: Tensor, batch: Sequence[Row], first_row: int, done: int, teacher: Teacher
+) -> None:
+    """One pass: a sum is finite only if every logit is."""
+    finite = logits.sum(dim=1).isfinite()
+    if bool(finite.all()):
+        return
+    bad = int((~finite).nonzero()[0, 0])
+    index = done + bad
+    for i, row in enumerate(batch):
+        if index < len(row.positions):
+            value = logits[bad][~logits[bad].isfinite()]
+            shown = f"{float(value[0])}" if len(value) else "a sum beyond float32"
+            raise NonFiniteError(
+                f"{teacher.record.spec}: logit {shown} at row {first_row + i}, token "
+                f"{row.positions[index]} (document {row.documents[0]}); nothing was stored of this shard. Try --dtype "
+                "float32, and check the teacher's weights"
+            )
+        index -= len(row.positions)
+    raise AssertionError("a chunk reaches beyond its batch")

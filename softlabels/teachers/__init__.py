@@ -1,0 +1,74 @@
+"""Who teaches: anything that turns rows into logits, a chunk at a time.
+
+To add a back-end: one file here, one line in `TEACHERS`, one file in tests/teachers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from softlabels.corpora.packing import Tokenizer
+from softlabels.registry import Registry, split_spec
+from softlabels.rows import Row
+from softlabels.store.manifest import TeacherRecord, TokenizerRecord
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["TEACHERS", "Teacher", "TeacherOptions", "TeacherTokenizer", "open_teacher"]
+
+MIB = 2**20
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherOptions:
+    """How to run a teacher."""
+
+    device: str = "auto"
+    """`auto`, `cpu`, `cuda`, `cuda:1`, …"""
+    dtype: str = "auto"
+    """`auto`, `float32`, `bfloat16`, `float16`: of the body; the head always computes in float32."""
+    head_bytes: int | None = None
+    """Byte budget of a chunk of logits `[n, V] float32`; None: 16 MiB on a CPU, 256 MiB on a GPU."""
+    notice: Callable[[str], None] = lambda _: None
+    """Told what was chosen, and why."""
+
+
+class TeacherTokenizer(Tokenizer, Protocol):
+    """A teacher's tokenizer can describe and save itself, too."""
+
+    record: TokenizerRecord
+
+    def files(self) -> Mapping[str, bytes]:
+        """Its serialised form, by file name: what a store keeps under `tokenizer/`."""
+
+
+class Teacher(Protocol):
+    """A model that gives logits for rows."""
+
+    record: TeacherRecord
+    tokenizer: TeacherTokenizer
+
+    def logits(self, rows: Sequence[Row]) -> Iterator[Tensor]:
+        """Chunks `[n, V] float32` on the teacher's device: the positions of all rows, in order.
+
+        Each chunk is at most the byte budget, and the caller may overwrite it.
+        """
+
+
+TEACHERS: Registry[Callable[[str, TeacherOptions], Teacher]] = Registry(
+    "softlabels.teachers", {"hf": "softlabels.teachers.hf:load_hf"}
+)
+
+
+def open_teacher(spec: str, options: TeacherOptions) -> Teacher:
+    """Load `name:argument`.
+
+    Raises:
+        ConfigError: an unknown back-end.
+        TeacherError: it cannot be loaded, or is not understood.
+    """
+    name, argument = split_spec(spec, flag="--teacher")
+    return TEACHERS.load(name)(argument, options)

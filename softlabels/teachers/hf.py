@@ -1,0 +1,214 @@
+"""`hf:PATH`: a causal LM in a local folder, as transformers loads it; GGUF files included.
+
+The body runs once for a batch of rows; the head is applied to chunks of positions, so that no more
+than a byte budget of logits exists at a time. The head computes in float32 whatever the body's dtype:
+bfloat16 logits of a large vocabulary are rounded by up to 1/16 nat, more than most codecs lose.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from softlabels.devices import choose
+from softlabels.errors import MissingExtraError, TeacherError
+from softlabels.rows import Row, pad_rows
+from softlabels.store.manifest import TeacherRecord
+from softlabels.teachers import MIB, TeacherOptions
+from softlabels.teachers.tokenizer import HFTokenizer, repair_pre_tokenizer
+
+__all__ = ["HFTeacher", "load_hf"]
+
+PROBE_IDS = 8
+
+
+def load_hf(path: str, options: TeacherOptions) -> HFTeacher:
+    """Load the model and tokenizer of a folder, or of one `.gguf` file.
+
+    Raises:
+        TeacherError: no such model, or its head is not a linear map of the last hidden state.
+        MissingExtraError: transformers (or gguf) is not installed.
+    """
+    folder, gguf = _locate(Path(path))
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a path is local: nothing may be fetched
+    try:
+        import transformers
+    except ImportError as e:
+        raise MissingExtraError("transformers", "hf", "--teacher hf:PATH") from e
+    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    choice = choose(options.device, options.dtype)
+    options.notice(f"teacher: {choice.reason}")
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **gguf)
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float32 if gguf else choice.dtype, **gguf
+        )
+    except ImportError as e:
+        raise MissingExtraError("gguf", "hf", "a GGUF teacher") from e
+    except (OSError, ValueError, KeyError) as e:
+        raise TeacherError(f"hf:{path}: transformers cannot load it: {e}") from e
+    if gguf:
+        model = _clean_copy(model)
+        repair_pre_tokenizer(
+            tokenizer, _declared_pre_tokenizer(folder / gguf["gguf_file"]), options.notice
+        )
+    weights = [folder / gguf["gguf_file"]] if gguf else _weight_files(folder)
+    return HFTeacher(
+        model.to(choice.device, choice.dtype).eval(),  # type: ignore[call-arg]
+        HFTokenizer(tokenizer),
+        spec=f"hf:{path}",
+        name=folder.resolve().name if not gguf else gguf["gguf_file"].removesuffix(".gguf"),
+        weights_sha256=_digest(weights),
+        engine=f"transformers {transformers.__version__}, torch {torch.__version__}",
+        head_bytes=options.head_bytes or (256 if choice.device.type == "cuda" else 16) * MIB,
+    )
+
+
+class HFTeacher:
+    """A causal LM of transformers."""
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: HFTokenizer,
+        *,
+        spec: str,
+        name: str,
+        weights_sha256: str,
+        engine: str,
+        head_bytes: int,
+    ) -> None:
+        self._body = model.base_model
+        self._head = model.get_output_embeddings()
+        if self._head is None or self._body is model:
+            raise TeacherError(
+                f"{spec}: {type(model).__name__} has no separate head over the vocabulary"
+            )
+        self._transform = _logit_transform(model.config)
+        self._weight = self._head.weight.detach().float()
+        bias = getattr(self._head, "bias", None)
+        self._bias = None if bias is None else bias.detach().float()
+        self.device = self._weight.device
+        self.tokenizer = tokenizer
+        self.record = TeacherRecord(
+            spec=spec,
+            name=name,
+            revision=getattr(model.config, "_commit_hash", None),
+            weights_sha256=weights_sha256,
+            dtype=str(model.dtype).removeprefix("torch."),
+            device=self.device.type,
+            engine=engine,
+            vocab_size=int(self._weight.shape[0]),
+            parameters=sum(p.numel() for p in model.parameters()),
+        )
+        if tokenizer.vocab_size > self.record.vocab_size:
+            raise TeacherError(
+                f"{spec}: the tokenizer has {tokenizer.vocab_size} ids, the head only {self.record.vocab_size}; "
+                "they do not belong together"
+            )
+        self._chunk = max(1, head_bytes // (4 * self.record.vocab_size))
+        self._check_head(model)
+
+    @torch.no_grad()
+    def _check_head(self, model: Any) -> None:
+        """Compare the head as applied here with the model's own logits on a few ids."""
+        ids = torch.arange(PROBE_IDS, device=self.device)[None] + 1
+        expected = model(input_ids=ids, use_cache=False).logits[0].float()
+        found = self._logits(self._body(input_ids=ids, use_cache=False).last_hidden_state[0])
+        worst = (found - expected).abs().max().item()
+        step = 1e-4 if model.dtype == torch.float32 else 2.0**-6
+        if not worst <= step * max(1.0, expected.abs().max().item()):
+            raise TeacherError(
+                f"{self.record.spec}: the head of {type(model).__name__} is not understood: logits computed in chunks "
+                f"differ from the model's own by {worst:g}; use a `py:` teacher that returns logits"
+            )
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        return self._transform(torch.nn.functional.linear(hidden.float(), self._weight, self._bias))
+
+    @torch.no_grad()
+    def logits(self, rows: Sequence[Row]) -> Iterator[Tensor]:
+        """Chunks `[n, V] float32` of the positions of all rows, in order."""
+        padded = pad_rows(rows)
+        ids = torch.from_numpy(padded.input_ids).to(self.device)
+        extra = {}
+        if padded.position_ids is not None:
+            # transformers keeps documents apart where positions start again.
+            extra["position_ids"] = torch.from_numpy(padded.position_ids).to(self.device)
+        hidden = self._body(input_ids=ids, use_cache=False, **extra).last_hidden_state
+        flat = torch.from_numpy(padded.flat_positions).to(self.device)
+        hidden = hidden.flatten(0, 1).index_select(0, flat)
+        for chunk in hidden.split(self._chunk):
+            yield self._logits(chunk)
+
+
+def _logit_transform(config: Any) -> Callable[[Tensor], Tensor]:
+    """What some families do to logits after the linear head."""
+    scale = float(getattr(config, "logit_scale", None) or 1.0)
+    scale /= float(getattr(config, "logits_scaling", None) or 1.0)
+    cap = getattr(config, "final_logit_softcapping", None)
+
+    def transform(logits: Tensor) -> Tensor:
+        if scale != 1.0:
+            logits = logits * scale
+        return torch.tanh(logits / cap) * cap if cap else logits
+
+    return transform
+
+
+def _locate(path: Path) -> tuple[Path, dict[str, str]]:
+    if path.is_file() and path.suffix == ".gguf":
+        return path.parent, {"gguf_file": path.name}
+    if not path.is_dir():
+        raise TeacherError(
+            f"hf:{path}: no such folder; give the path of a model folder or a .gguf file"
+        )
+    if (path / "config.json").exists():
+        return path, {}
+    ggufs = sorted(p.name for p in path.glob("*.gguf"))
+    if len(ggufs) == 1:
+        return path, {"gguf_file": ggufs[0]}
+    found = (
+        f"{len(ggufs)} .gguf files: name one" if ggufs else "neither config.json nor a .gguf file"
+    )
+    raise TeacherError(f"hf:{path}: the folder holds {found}")
+
+
+def _clean_copy(model: Any) -> Any:
+    """The same weights in a model that does not remember its GGUF: ties restored, no quantiser."""
+    config = model.config.__class__(
+        **{k: v for k, v in model.config.to_dict().items() if k != "quantization_config"}
+    )
+    clean = type(model)(config)
+    clean.load_state_dict(model.state_dict())
+    clean.tie_weights()
+    return clean
+
+
+def _declared_pre_tokenizer(path: Path) -> str | None:
+    from gguf import GGUFReader
+
+    field = GGUFReader(path).get_field("tokenizer.ggml.pre")
+    return None if field is None else str(field.contents())
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    for pattern in ("*.safetensors", "*.bin"):
+        if files := sorted(folder.glob(pattern)):
+            return files
+    raise TeacherError(f"hf:{folder}: holds no weights (*.safetensors)")
+
+
+def _digest(files: Sequence[Path]) -> str:
+    total = hashlib.sha256()
+    for path in files:
+        with path.open("rb") as f:
+            content = hashlib.file_digest(f, "sha256").hexdigest()
+        total.update(f"{path.name}\0{content}\n".encode())
+    return total.hexdigest()

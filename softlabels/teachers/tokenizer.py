@@ -1,0 +1,145 @@
+"""A Hugging Face tokenizer as packing wants it, checked against what its file declares."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from softlabels.corpora import Message
+from softlabels.corpora.packing import Tokenized
+from softlabels.errors import CorpusError, TeacherError
+from softlabels.store.manifest import TokenizerRecord
+
+__all__ = ["HFTokenizer", "repair_pre_tokenizer"]
+
+VERIFIED_PRE_TOKENIZERS = frozenset({"gpt-2"})
+"""GGUF pre-tokenizers that transformers rebuilds as declared."""
+
+
+def repair_pre_tokenizer(
+    tokenizer: Any, declared: str | None, notice: Callable[[str], None]
+) -> None:
+    """Make a tokenizer loaded from GGUF split text as its file declares.
+
+    transformers rebuilds every byte-level GGUF tokenizer with GPT-2's splitting rule. Where the file
+    declares another rule that is known here it is put in place; where it isn't, the user is told.
+    """
+    if declared is None or declared in VERIFIED_PRE_TOKENIZERS:
+        return
+    if declared == "smollm":
+        from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
+
+        tokenizer.backend_tokenizer.pre_tokenizer = Sequence(
+            [
+                Digits(individual_digits=True),
+                ByteLevel(add_prefix_space=False, trim_offsets=True, use_regex=True),
+            ]
+        )
+        notice(
+            "tokenizer: the GGUF declares pre-tokenizer 'smollm'; its digit splitting was restored"
+        )
+        return
+    notice(
+        f"warning: the GGUF declares pre-tokenizer {declared!r}, which may not be what was loaded; compare a few "
+        "texts with the original tokenizer, or load the teacher from a folder with tokenizer.json"
+    )
+
+
+class HFTokenizer:
+    """Wraps a fast tokenizer."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        if not getattr(tokenizer, "is_fast", False):
+            raise TeacherError(
+                "the teacher's tokenizer has no fast version, and offsets are needed to mask chats; convert it to "
+                "tokenizer.json"
+            )
+        self._tokenizer = tokenizer
+        self.vocab_size = len(tokenizer)
+        # model_max_length only produces a warning about lengths that packing handles anyway.
+        tokenizer.model_max_length = int(1e30)
+        special = {
+            name: getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad", "unk")
+        }
+        serialised = tokenizer.backend_tokenizer.to_str() + "\n" + (self._template() or "")
+        self.record = TokenizerRecord(
+            sha256=hashlib.sha256(serialised.encode()).hexdigest(),
+            vocab_size=self.vocab_size,
+            special_ids={n: int(i) for n, i in special.items() if i is not None},
+        )
+
+    def _template(self) -> str | None:
+        template = self._tokenizer.chat_template
+        return (
+            template
+            if isinstance(template, str) or template is None
+            else str(sorted(template.items()))
+        )
+
+    def files(self) -> Mapping[str, bytes]:
+        """`tokenizer.json` and what else `save_pretrained` writes."""
+        with tempfile.TemporaryDirectory() as folder:
+            self._tokenizer.save_pretrained(folder)
+            paths = [p for p in Path(folder).iterdir() if p.is_file()]
+            return {p.name: p.read_bytes() for p in sorted(paths)}
+
+    def encode(self, text: str) -> Tokenized:
+        """The tokenizer's own special tokens, and an end-of-text token if it has one."""
+        ids = list(self._tokenizer(text, add_special_tokens=True)["input_ids"])
+        eos = self._tokenizer.eos_token_id
+        if eos is not None and (not ids or ids[-1] != eos):
+            ids.append(eos)
+        array = np.array(ids, np.int32)
+        return Tokenized(input_ids=array, learn=np.ones(len(array), np.bool_))
+
+    def encode_chat(self, messages: Sequence[Message], *, where: str) -> Tokenized:
+        """Tokens of assistant turns are learnt: content and end-of-turn mark, not the header before it."""
+        if self._tokenizer.chat_template is None:
+            raise CorpusError(
+                f'{where}: holds messages, but the teacher\'s tokenizer has no chat template; use "text" records'
+            )
+        text = self._render(messages, where=where)
+        spans = []
+        for i, message in enumerate(messages):
+            if message["role"] != "assistant":
+                continue
+            before = self._render(messages[:i], where=where, prompt=True)
+            after = self._render(messages[: i + 1], where=where).rstrip()
+            if not (text.startswith(after) and after.startswith(before)):
+                raise CorpusError(
+                    f"{where}: the chat template renders message {i} differently once more messages follow, so its "
+                    'tokens cannot be told apart; render the conversation to "text" yourself'
+                )
+            spans.append((len(before), len(after)))
+        encoded = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        ids = np.array(encoded["input_ids"], np.int32)
+        offsets = np.array(encoded["offset_mapping"], np.int64).reshape(-1, 2)
+        return Tokenized(input_ids=ids, learn=_inside(offsets, spans))
+
+    def _render(self, messages: Sequence[Message], *, where: str, prompt: bool = False) -> str:
+        if not messages:  # an assistant that speaks first: templates refuse an empty conversation
+            return ""
+        try:
+            return str(
+                self._tokenizer.apply_chat_template(
+                    list(messages), tokenize=False, add_generation_prompt=prompt
+                )
+            )
+        except Exception as e:  # a template is the model's own program and may raise anything
+            raise CorpusError(f"{where}: the chat template refuses the conversation: {e}") from e
+
+
+def _inside(
+    offsets: npt.NDArray[np.int64], spans: Sequence[tuple[int, int]]
+) -> npt.NDArray[np.bool_]:
+    """Which tokens begin inside one of the character spans."""
+    learn = np.zeros(len(offsets), np.bool_)
+    for start, stop in spans:
+        learn |= (offsets[:, 0] >= start) & (offsets[:, 0] < stop)
+    return learn

@@ -1,0 +1,182 @@
+"""What both command lines share: errors without tracebacks, progress, flags made from config dataclasses."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import inspect
+import json
+import signal
+import sys
+import textwrap
+import types
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import click
+
+from softlabels.errors import SoftLabelsError
+
+__all__ = ["Bar", "Commands", "config_options", "emit", "field_help", "json_option"]
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+INTERRUPTED = 130
+
+
+class Commands(click.Group):
+    """A group whose commands end in a sentence and an exit code, never in a traceback.
+
+    2: bad usage; 1: bad data; 130: interrupted.
+    """
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command, turning our errors into messages."""
+        signal.signal(signal.SIGTERM, _interrupt)
+        try:
+            return super().invoke(ctx)
+        except SoftLabelsError as e:
+            click.echo(f"error: {e}", err=True)
+            ctx.exit(e.exit_code)
+        except KeyboardInterrupt:
+            click.echo(
+                "stopped: what was finished is kept; run the same command again to go on", err=True
+            )
+            ctx.exit(INTERRUPTED)
+
+
+def _interrupt(signum: int, frame: types.FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+json_option = click.option(
+    "--json", "as_json", is_flag=True, help="Print one JSON object for machines."
+)
+
+
+def emit(value: dict[str, Any], text: str, *, as_json: bool) -> None:
+    """Print a result on stdout: JSON for machines, text for people."""
+    click.echo(json.dumps(value, sort_keys=True) if as_json else text)
+
+
+class Bar:
+    """A progress bar with rate and time left on stderr; plain lines where stderr is no terminal."""
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        self._quiet = quiet
+        self._live: Any = None
+        self._task: Any = None
+        self._columns: dict[str, Any] = {}
+
+    def notice(self, message: str) -> None:
+        """A line for people."""
+        if self._quiet:
+            return
+        if self._live is not None:
+            self._live.console.print(message, highlight=False, markup=False)
+        else:
+            click.echo(message, err=True)
+
+    def stage(self, name: str, total: int | None, unit: str) -> None:
+        """Begin a new bar."""
+        self.close()
+        if self._quiet:
+            return
+        if not sys.stderr.isatty():
+            click.echo(f"{name}: {total if total is not None else '?'} {unit}", err=True)
+            return
+        from rich.console import Console
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
+
+        self._live = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn(unit + "  {task.fields[rate]}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=Console(stderr=True),
+        )
+        self._live.start()
+        self._task = self._live.add_task(name, total=total, rate="", note="")
+
+    def advance(self, amount: int, note: str | None = None) -> None:
+        """Progress in the present bar."""
+        if self._live is None:
+            return
+        speed = self._live.tasks[0].speed
+        fields: dict[str, Any] = {"rate": f"{speed:,.0f}/s" if speed else ""}
+        if note is not None:
+            fields["note"] = note
+        self._live.update(self._task, advance=amount, **fields)
+
+    def close(self) -> None:
+        """End the present bar."""
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    def __enter__(self) -> Bar:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+def field_help(cls: type) -> dict[str, str]:
+    """The string under each field of a dataclass."""
+    tree = ast.parse(textwrap.dedent(inspect.getsource(cls)))
+    body = tree.body[0].body  # type: ignore[attr-defined]
+    found = {}
+    for field, doc in pairwise(body):
+        if isinstance(field, ast.AnnAssign) and isinstance(doc, ast.Expr):
+            assert isinstance(field.target, ast.Name)
+            assert isinstance(doc.value, ast.Constant)
+            found[field.target.id] = " ".join(str(doc.value.value).replace("`", "").split())
+    return found
+
+
+def config_options(cls: type) -> Callable[[F], F]:
+    """One `--flag` for each field of a config dataclass, with its type, default and docstring."""
+    hints = get_type_hints(cls)
+    helps = field_help(cls)
+
+    def decorate(command: F) -> F:
+        for field in reversed(dataclasses.fields(cls)):
+            kind, multiple = _click_type(hints[field.name])
+            flag = "--" + field.name.replace("_", "-")
+            text = helps[field.name].rstrip(".")
+            default = field.default
+            if default is not dataclasses.MISSING and default is not None and default is not False:
+                shown = (
+                    ", ".join(f"{d:g}" for d in default) if isinstance(default, tuple) else default
+                )
+                text += f" (default: {shown})"
+            if kind is bool:
+                option = click.option(flag, field.name, is_flag=True, default=None, help=text + ".")
+            else:
+                option = click.option(
+                    flag, field.name, type=kind, multiple=multiple, help=text + "."
+                )
+            command = option(command)
+        return command
+
+    return decorate
+
+
+def _click_type(hint: Any) -> tuple[Any, bool]:
+    origin, args = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        return _click_type(next(a for a in args if a is not type(None)))
+    if origin is tuple:
+        return args[0], True
+    return hint, False

@@ -1,0 +1,23 @@
+"""The `softtrain` command."""
+
+from __future__ import annotations
+
+import click
+
+import softlabels
+from softlabels.terminal import Commands
+from trainers.cli.evaluate import eval_command
+from trainers.cli.run import run_command, student_command
+
+__all__ = ["main"]
+
+
+@click.group(cls=Commands, context_settings={"max_content_width": 100})
+@click.version_option(softlabels.__version__, prog_name="softtrain")
+def main() -> None:
+    """Train students from soft-target stores; the teacher is not needed."""
+
+
+main.add_command(run_command)
+main.add_command(student_command)
+main.add_command(eval_command)

@@ -1,0 +1,44 @@
+"""`softtrain eval`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from softlabels.terminal import Bar, emit, json_option
+
+__all__ = ["eval_command"]
+
+
+@click.command("eval")
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option(
+    "--store", required=True, type=click.Path(path_type=Path), help="Store of held-out rows."
+)
+@click.option(
+    "--batch-size", type=click.IntRange(min=1), default=8, show_default=True, help="Rows at a time."
+)
+@click.option("--device", default="cpu", show_default=True, help="Where to compute.")
+@json_option
+def eval_command(run: Path, store: Path, batch_size: int, device: str, as_json: bool) -> None:
+    """Evaluate a finished run's student on the rows of a held-out store.
+
+    The store gives labels and, if it is not a sampled one, the teacher to compare with.
+
+    \b
+    Example:
+      softtrain eval run --store heldout
+    """
+    from trainers.evaluate import evaluate_run
+
+    with Bar(quiet=as_json) as bar:
+        bar.stage("evaluate", None, "rows")
+        found = evaluate_run(run, store, device=device, batch_size=batch_size, advance=bar.advance)
+    values = found._asdict()
+    text = "\n".join(
+        f"{name:>12}  {value if isinstance(value, int) else f'{value:.4f}'}"
+        for name, value in values.items()
+        if value is not None
+    )
+    emit({"run": str(run), "store": str(store), **values}, text, as_json=as_json)

@@ -1,0 +1,86 @@
+"""`softtrain run` and `softtrain student`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from softlabels.errors import ConfigError
+from softlabels.terminal import Bar, config_options, emit, json_option
+from trainers.config import RunConfig
+
+__all__ = ["run_command", "student_command"]
+
+
+class _RunBar:
+    """A run's progress as a bar."""
+
+    def __init__(self, bar: Bar) -> None:
+        self.bar = bar
+
+    def notice(self, message: str) -> None:
+        self.bar.notice(message)
+
+    def start(self, done: int, steps: int) -> None:
+        self.bar.stage("train", steps, "steps")
+        self.bar.advance(done)
+
+    def step(self, metrics: dict[str, float] | None) -> None:
+        note = None
+        if metrics is not None:
+            rate = metrics["positions_per_second"]
+            note = f"loss {metrics['loss']:.3f}  hard {metrics['hard']:.3f}  {rate:,.0f} pos/s"
+        self.bar.advance(1, note)
+
+
+@click.command("run")
+@click.argument(
+    "config_file", metavar="[CONFIG.toml]", required=False, type=click.Path(path_type=Path)
+)
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder of the run.")
+@click.option("--resume", is_flag=True, help="Go on from the newest checkpoint, to the bit.")
+@config_options(RunConfig)
+@json_option
+def run_command(
+    config_file: Path | None, out: Path, resume: bool, as_json: bool, **flags: Any
+) -> None:
+    """Train a student from a store.
+
+    Flags win over CONFIG.toml, whose keys are the flags' names with underscores.
+
+    \b
+    Examples:
+      softtrain run --store store --student hf-config:student.json --steps 2000 --out run
+      softtrain run --store store --student hf:student --temperature 2 --alpha 0.9 --out run
+    """
+    config = RunConfig.from_sources(config_file, flags)
+    from trainers.loop import train
+
+    with Bar(quiet=as_json) as bar:
+        folder = train(config, out, resume=resume, reporter=_RunBar(bar))
+    emit({"run": str(out), "student": str(folder)}, f"student: {folder}", as_json=as_json)
+
+
+@click.command("student")
+@click.argument("spec")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder to write.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of random weights.")
+@json_option
+def student_command(spec: str, out: Path, seed: int, as_json: bool) -> None:
+    """Make a student once, offline, and save it; runs then start from hf:OUT without its source.
+
+    \b
+    Example:
+      softtrain student 'layers-of:models/teacher?keep=0,10,20,29' --out student
+    """
+    if out.exists():
+        raise ConfigError(f"--out {out}: is there already; choose another")
+    from trainers.students import make_student
+
+    student = make_student(spec, seed=seed)
+    out.mkdir(parents=True)
+    student.save(out)
+    text = f"{out}: {student.parameter_count:,} parameters"
+    emit({"student": str(out), "parameters": student.parameter_count}, text, as_json=as_json)

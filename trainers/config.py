@@ -1,0 +1,119 @@
+"""What a training run is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from softlabels.errors import ConfigError
+from softlabels.settings import check_at_least, from_sources
+
+if TYPE_CHECKING:
+    from trainers.losses import DistillLoss
+
+__all__ = ["RunConfig"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """One run: store, student, loss, schedule."""
+
+    store: str
+    """Path of the store to train from."""
+    student: str
+    """`hf-config:FILE`, `layers-of:PATH?keep=…`, `hf:PATH`."""
+    loss: str = "forward_kl"
+    """Divergence of the soft loss."""
+    temperature: float = 1.0
+    """T of the soft loss; must be in the store's grid."""
+    alpha: float = 0.5
+    """Share of the soft loss; 0 trains on hard labels only."""
+    steps: int = 1000
+    """Optimiser steps of the whole run."""
+    batch_size: int = 8
+    """Rows in an optimiser step."""
+    accumulate: int = 1
+    """Micro-batches that a step is computed in; must divide batch_size."""
+    lr: float = 1e-3
+    """Peak learning rate."""
+    warmup: int | None = None
+    """Steps of linear warm-up; default 5 % of the run."""
+    min_lr: float = 0.1
+    """Where the cosine ends, as a share of the peak."""
+    weight_decay: float = 0.1
+    """Of matrices; vectors and biases are not decayed."""
+    beta1: float = 0.9
+    """AdamW."""
+    beta2: float = 0.95
+    """AdamW."""
+    clip: float = 1.0
+    """Largest norm of the gradient; 0: no limit."""
+    seed: int = 0
+    """Of the student's first weights and of the order of rows."""
+    device: str = "auto"
+    """Where to train."""
+    dtype: str = "auto"
+    """`float32`, or `bfloat16` for mixed precision; auto takes bfloat16 where it was measured to pay."""
+    chunk_mib: int | None = None
+    """MiB of logits that exist at a time; default 16 on a CPU, 256 on a GPU."""
+    log_every: int = 10
+    """Steps between lines of metrics.jsonl."""
+    checkpoint_every: int = 200
+    """Steps between checkpoints; the last step always makes one."""
+    keep_last: int = 2
+    """Checkpoints to keep."""
+    threads: int | None = None
+    """CPU threads; default all cores."""
+
+    def __post_init__(self) -> None:
+        self.make_loss()
+        check_at_least(
+            self,
+            steps=1,
+            batch_size=1,
+            accumulate=1,
+            log_every=1,
+            checkpoint_every=1,
+            keep_last=1,
+            warmup=0,
+            chunk_mib=1,
+            threads=1,
+            seed=0,
+        )
+        if self.batch_size % self.accumulate:
+            raise ConfigError(
+                f"--accumulate {self.accumulate}: must divide --batch-size {self.batch_size}"
+            )
+        if not 0 < self.lr < 100:
+            raise ConfigError(f"--lr {self.lr}: expected a number above 0")
+        if self.clip < 0 or self.weight_decay < 0 or not 0 <= self.min_lr <= 1:
+            raise ConfigError(
+                "--clip and --weight-decay must not be negative, --min-lr must be 0 to 1"
+            )
+
+    @property
+    def warmup_steps(self) -> int:
+        """Steps of warm-up, resolved."""
+        return self.warmup if self.warmup is not None else max(1, self.steps // 20)
+
+    def make_loss(self) -> DistillLoss:
+        """The loss this run minimises."""
+        from trainers.losses import DistillLoss  # torch, which --help can do without
+
+        return DistillLoss(
+            divergence=self.loss,
+            temperature=self.temperature,
+            alpha=self.alpha,
+            chunk_bytes=None if self.chunk_mib is None else self.chunk_mib * 2**20,
+        )
+
+    @classmethod
+    def from_sources(cls, toml: Path | None, flags: Mapping[str, Any]) -> RunConfig:
+        """Flags over TOML over defaults; see `softlabels.settings`."""
+        return from_sources(cls, toml, flags, required=("store", "student"))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as TOML would hold them."""
+        return asdict(self)

@@ -1,0 +1,158 @@
+"""How good a student is on rows that a store holds, against the labels and against the teacher."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from softlabels.errors import RunError, TokenizerError
+from softlabels.store.reader import Store, open_store
+from softlabels.targets import UNBIASED
+from trainers.losses import teacher_bins
+from trainers.stream import Batch, collate
+from trainers.students import Student, check_vocab, load_student
+from trainers.topk_tail import Head, chunk_rows, head_logits, topk_tail
+
+__all__ = ["Evaluation", "evaluate", "evaluate_run", "expected_calibration_error"]
+
+BINS = 15
+
+
+class Evaluation(NamedTuple):
+    """Means over the positions of a store, at T=1."""
+
+    positions: int
+    nll: float
+    """-log p of the token that came, nats."""
+    perplexity: float
+    accuracy: float
+    """Share of positions whose most probable token came."""
+    ece: float
+    """Expected calibration error of the most probable token, 15 bins of equal width (Guo et al. 2017)."""
+    kl: float | None
+    """KL(teacher || student) over kept ids and tail, nats; None for a sampled store, which does not determine it."""
+    agreement: float | None
+    """Share of positions where student and teacher agree on the most probable token; None likewise."""
+    teacher_nll: float | None
+    """The teacher's own, where the store knows it."""
+
+
+def expected_calibration_error(confidence: Tensor, correct: Tensor, bins: int = BINS) -> float:
+    """Of `[N]` confidences in [0, 1] and `[N]` outcomes; bins of equal width, `(low, high]`."""
+    which = torch.ceil(confidence.double() * bins).long().sub_(1).clamp_(0, bins - 1)
+    n = torch.bincount(which, minlength=bins).double()
+    total = torch.bincount(which, weights=confidence.double(), minlength=bins)
+    right = torch.bincount(which, weights=correct.double(), minlength=bins)
+    return float((total - right).abs().sum() / n.sum())
+
+
+@torch.no_grad()
+def evaluate(
+    student: Student,
+    store: Store,
+    *,
+    device: str = "cpu",
+    batch_size: int = 8,
+    advance: Callable[[int], None] = lambda _: None,
+) -> Evaluation:
+    """Evaluate in float32 on every row of a store.
+
+    Raises:
+        PairingError: the student's vocabulary is not the store's.
+    """
+    check_vocab(student, store.manifest, where=str(store.path))
+    where = torch.device(device)
+    was_training = student.training
+    student.eval().to(where)
+    head = replace(student.head(), compute_dtype=None)
+    parts: list[dict[str, Tensor]] = []
+    for start in range(0, len(store), batch_size):
+        batch = collate(
+            [store.row(i) for i in range(start, min(start + batch_size, len(store)))]
+        ).to(where)
+        if batch.positions:
+            parts.append(_measure(student.hidden(batch), head, batch))
+        advance(len(batch.rows))
+    student.train(was_training)
+    if not parts:
+        raise RunError(f"{store.path}: holds no position to evaluate on")
+    of = {name: torch.cat([p[name] for p in parts]) for name in parts[0]}
+    knows = store.manifest.identity.targets.estimator not in UNBIASED
+    n = len(of["nll"])
+    statistics = store.manifest.statistics
+    nll = float(of["nll"].double().mean())
+    return Evaluation(
+        positions=n,
+        nll=nll,
+        perplexity=float(np.exp(nll)),
+        accuracy=float(of["correct"].double().mean()),
+        ece=expected_calibration_error(of["confidence"], of["correct"]),
+        kl=float(of["kl"].double().mean()) if knows else None,
+        agreement=float(of["agree"].double().mean()) if knows else None,
+        teacher_nll=None if statistics.teacher_nll is None else statistics.teacher_nll / n,
+    )
+
+
+def _measure(hidden: Tensor, head: Head, batch: Batch) -> dict[str, Tensor]:
+    hidden = hidden.flatten(0, 1).index_select(0, batch.flat_positions).float()
+    targets = batch.targets
+    ids = torch.from_numpy(targets.ids.astype(np.int64)).to(hidden.device)
+    kept = torch.from_numpy(targets.kept).to(hidden.device)
+    out = topk_tail(hidden, head, ids, kept, batch.labels)
+    rows = chunk_rows(head.weight.shape[0], None, hidden.device)
+    best = [head_logits(h, head).max(dim=1) for h in torch.split(hidden, rows)]
+    top = torch.cat([b.indices for b in best])
+    top_logit = torch.cat([b.values for b in best])
+    measured = {
+        "nll": out.lse - out.label_logit,
+        "correct": top == batch.labels,
+        "confidence": (top_logit - out.lse).exp().clamp(max=1.0),
+    }
+    if targets.estimator not in UNBIASED:
+        log_p = teacher_bins(targets, 1.0, hidden.device)
+        log_q = torch.log_softmax(out.columns, dim=1)
+        p = log_p.exp()
+        measured["kl"] = torch.where(p > 0, p * (log_p - log_q), 0.0).sum(dim=1)
+        first = torch.from_numpy(targets.gaps.argmin(axis=1)).to(hidden.device)
+        measured["agree"] = top == ids.gather(1, first[:, None])[:, 0]
+    return measured
+
+
+def evaluate_run(
+    run: Path,
+    store: Path | str,
+    *,
+    device: str = "cpu",
+    batch_size: int = 8,
+    advance: Callable[[int], None] = lambda _: None,
+) -> Evaluation:
+    """Evaluate a finished run's student.
+
+    Raises:
+        RunError: not a run, or not finished.
+        TokenizerError: the store was tokenised differently from what the student was trained on.
+    """
+    opened = open_store(store)
+    try:
+        facts = json.loads((run / "run.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as e:
+        raise RunError(
+            f"{run}: not a run ({e}); give a folder that `softtrain run --out` made"
+        ) from e
+    if not (run / "student" / "config.json").is_file():
+        raise RunError(f"{run}: the run has not finished; `softtrain run --resume` goes on with it")
+    found, expected = opened.manifest.identity.tokenizer.sha256, facts["tokenizer_sha256"]
+    if found != expected:
+        raise TokenizerError(
+            f"{opened.path}: its tokenizer (sha256 {found[:12]}…) is not the one that {run} was trained with (sha256 "
+            f"{expected[:12]}…), so the same id means another token; build a store of that text with the run's teacher"
+        )
+    student = load_student(run / "student")
+    return evaluate(student, opened, device=device, batch_size=batch_size, advance=advance)

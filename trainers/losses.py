@@ -1,0 +1,206 @@
+"""Divergences between teacher and student over K+1 bins, mixed with the hard-label loss in one pass.
+
+The bins are the kept ids and, for estimators that have one, the tail as a single bin. The student's bins
+come from `topk_tail`; the teacher's from the store. Each divergence is a few lines on `[N, K+1]`.
+
+The soft loss is multiplied by T² inside what is differentiated (Hinton et al. 2015, §2: gradients of soft
+targets scale with 1/T²), so that value and gradient belong together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from softlabels.errors import ConfigError, PairingError
+from softlabels.store.manifest import TargetRecord
+from softlabels.targets import UNBIASED, SoftTargets
+from trainers.stream import Batch
+from trainers.topk_tail import Columns, Head, topk_tail
+
+__all__ = [
+    "DIVERGENCES",
+    "DistillLoss",
+    "Divergence",
+    "LossOutput",
+    "check_pairing",
+    "teacher_bins",
+]
+
+
+def _forward_kl(log_p: Tensor, log_q: Tensor) -> Tensor:
+    """KL(teacher || student) `[N]`; a bin without teacher mass counts nothing."""
+    p = log_p.exp()
+    return torch.where(p > 0, p * (log_p - log_q), 0.0).sum(dim=1)
+
+
+def _reverse_kl(log_p: Tensor, log_q: Tensor) -> Tensor:
+    """KL(student || teacher) `[N]`; bins that neither has are left out before the product."""
+    exists = log_p > -torch.inf
+    log_p, log_q = log_p.masked_fill(~exists, 0.0), log_q.masked_fill(~exists, -torch.inf)
+    q = log_q.exp()
+    return torch.where(exists, q * (log_q.masked_fill(~exists, 0.0) - log_p), 0.0).sum(dim=1)
+
+
+class Divergence(NamedTuple):
+    """A divergence, and what it demands of a store."""
+
+    value: Callable[[Tensor, Tensor], Tensor]
+    """From log-probabilities `[N, K+1]` of teacher and student to `[N]`."""
+    refuses_samples: str | None
+    """Why a sampled store cannot serve it; None: it can."""
+
+
+DIVERGENCES = {
+    "forward_kl": Divergence(_forward_kl, None),
+    "reverse_kl": Divergence(
+        _reverse_kl, "it is not linear in the teacher's probabilities, so unbiased samples bias it"
+    ),
+}
+
+
+def check_pairing(divergence: str, temperature: float, targets: TargetRecord) -> None:
+    """Refuse a loss that the store cannot serve, in one sentence.
+
+    Raises:
+        ConfigError: no such divergence.
+        PairingError: not with this estimator, or not at this temperature.
+    """
+    if divergence not in DIVERGENCES:
+        raise ConfigError(
+            f"--loss {divergence!r}: known losses are {', '.join(sorted(DIVERGENCES))}"
+        )
+    why = DIVERGENCES[divergence].refuses_samples
+    if targets.estimator in UNBIASED and why is not None:
+        raise PairingError(
+            f"--loss {divergence} does not go with a {targets.estimator!r} store: {why}; use --loss forward_kl, or a "
+            "store built with --estimator topk"
+        )
+    if temperature not in targets.temperatures:
+        grid = ", ".join(f"{t:g}" for t in targets.temperatures)
+        raise PairingError(
+            f"--temperature {temperature:g} is not in the store's grid ({grid}), and a truncated head does not "
+            f"determine it; use one of the grid, or build a store with --temperature {temperature:g}"
+        )
+
+
+def teacher_bins(targets: SoftTargets, temperature: float, device: torch.device) -> Tensor:
+    """The teacher's log-probabilities `[N, K+1] float32`: kept ids, then the tail (`-inf`: none)."""
+    head = targets.log_probs(temperature)
+    odds = targets.log_odds[:, targets.grid_index(temperature)]
+    tail = -np.logaddexp(np.float32(0), -odds)
+    return torch.from_numpy(np.concatenate([head, tail[:, None]], axis=1, dtype=np.float32)).to(
+        device
+    )
+
+
+class LossOutput(NamedTuple):
+    """A loss and what it was made of."""
+
+    loss: Tensor
+    """Scalar to differentiate: `(alpha T² soft + (1 - alpha) hard)` summed over N, divided by `positions`."""
+    soft: float
+    """Sum over N of the divergence at T (without T²); 0 if alpha is 0."""
+    hard: float
+    """Sum over N of the cross-entropy with the labels, at T=1."""
+    teacher_tail: float
+    """Sum over N of the teacher's mass outside the kept ids, at T."""
+    student_tail: float
+    """Sum over N of the student's mass outside the kept ids, at T."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillLoss:
+    """`alpha * T² * divergence + (1 - alpha) * cross-entropy`, normalised by valid positions."""
+
+    divergence: str = "forward_kl"
+    """A name in `DIVERGENCES`."""
+    temperature: float = 1.0
+    """T of the soft loss; the hard loss is always at T=1."""
+    alpha: float = 0.5
+    """Share of the soft loss, 0 to 1. At 0 the targets are not touched."""
+    chunk_bytes: int | None = None
+    """Budget of one chunk of logits; None: 16 MiB on a CPU, 256 MiB on a GPU."""
+
+    def __post_init__(self) -> None:
+        if self.divergence not in DIVERGENCES:
+            raise ConfigError(
+                f"--loss {self.divergence!r}: known losses are {', '.join(sorted(DIVERGENCES))}"
+            )
+        if not 0.0 <= self.alpha <= 1.0:
+            raise ConfigError(
+                f"--alpha {self.alpha}: expected 0 (hard labels only) to 1 (soft targets only)"
+            )
+        if not 0.0 < self.temperature < float("inf"):
+            raise ConfigError(f"--temperature {self.temperature}: expected a finite number above 0")
+
+    def check(self, targets: TargetRecord) -> None:
+        """Refuse a store that cannot serve this loss; nothing is asked of it if alpha is 0."""
+        if self.alpha > 0:
+            check_pairing(self.divergence, self.temperature, targets)
+
+    def __call__(
+        self, hidden: Tensor, head: Head, batch: Batch, *, positions: int | None = None
+    ) -> LossOutput:
+        """Loss of one micro-batch.
+
+        Args:
+            hidden: `[B, S, D]` of the student, or `[N, D]` at the batch's positions.
+            head: the student's head.
+            batch: with its labels and targets.
+            positions: what to divide by: the valid positions of the whole optimiser step. Default N.
+
+        Raises:
+            PairingError: the targets cannot serve this loss.
+        """
+        if hidden.dim() == 3:
+            hidden = hidden.flatten(0, 1).index_select(0, batch.flat_positions)
+        targets = batch.targets
+        soft_on = self.alpha > 0
+        if soft_on:
+            self._check_targets(targets)
+        n = len(batch.labels)
+        device = hidden.device
+        ids = (
+            torch.from_numpy(targets.ids.astype(np.int64)).to(device)
+            if soft_on
+            else batch.labels.new_empty((n, 0))
+        )
+        kept = torch.from_numpy(targets.kept).to(device) if soft_on else ids.bool()
+        out: Columns = topk_tail(
+            hidden,
+            head,
+            ids,
+            kept,
+            batch.labels,
+            temperature=self.temperature if soft_on else 1.0,
+            chunk_bytes=self.chunk_bytes,
+        )
+        hard = (out.lse - out.label_logit).sum()
+        divide = max(positions if positions is not None else n, 1)
+        if not soft_on:
+            return LossOutput(hard / divide, 0.0, hard.item(), 0.0, 0.0)
+        log_p = teacher_bins(targets, self.temperature, device).to(out.columns.dtype)
+        log_q = torch.log_softmax(out.columns, dim=1)
+        soft = DIVERGENCES[self.divergence].value(log_p, log_q).sum()
+        loss = (self.alpha * self.temperature**2 * soft + (1.0 - self.alpha) * hard) / divide
+        return LossOutput(
+            loss,
+            soft.item(),
+            hard.item(),
+            log_p[:, -1].exp().sum().item(),
+            log_q[:, -1].detach().exp().sum().item(),
+        )
+
+    def _check_targets(self, targets: SoftTargets) -> None:
+        why = DIVERGENCES[self.divergence].refuses_samples
+        if targets.estimator in UNBIASED and why is not None:
+            raise PairingError(
+                f"{self.divergence} does not go with {targets.estimator!r} targets: {why}"
+            )
+        targets.grid_index(self.temperature)

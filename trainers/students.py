@@ -1,0 +1,257 @@
+"""Students: made from a configuration, from a teacher's layers, or loaded.
+
+    hf-config:FILE             from scratch, weights drawn from the run's seed
+    layers-of:PATH?keep=0,2,4  some layers of a model, with its embeddings, final norm and head
+    hf:PATH                    a student saved earlier, or any causal LM in a folder
+
+`layers-of` reads the model at PATH once; what `softtrain student` writes (and what a run's checkpoints
+hold) no longer needs it. DistilBERT's rule (Sanh et al. 2019, §3) is to keep every other layer.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any, Protocol
+from urllib.parse import parse_qsl
+
+import torch
+from torch import Tensor, nn
+
+from softlabels.errors import ConfigError, MissingExtraError, PairingError, TokenizerError
+from softlabels.registry import Registry, split_spec
+from softlabels.store.manifest import Manifest
+from softlabels.store.reader import Store
+from trainers.stream import Batch
+from trainers.topk_tail import Head
+
+__all__ = ["STUDENTS", "Student", "check_tokenizer", "check_vocab", "load_student", "make_student"]
+
+
+class MakeStudent(Protocol):
+    """What an entry of `STUDENTS` is."""
+
+    def __call__(self, argument: str, *, seed: int) -> Student:
+        """Make the student; random weights are a function of `seed`."""
+
+
+STUDENTS: Registry[MakeStudent] = Registry(
+    "trainers.students",
+    {
+        "hf-config": "trainers.students:from_config",
+        "layers-of": "trainers.students:from_layers",
+        "hf": "trainers.students:from_folder",
+    },
+)
+
+
+def make_student(spec: str, *, seed: int) -> Student:
+    """Make or load `name:argument`.
+
+    Raises:
+        ConfigError: unknown kind, no such file, layers that are not there.
+    """
+    name, argument = split_spec(spec, flag="--student")
+    return STUDENTS.load(name)(argument, seed=seed)
+
+
+class Student(nn.Module):
+    """A causal LM whose body and head are called apart."""
+
+    def __init__(self, model: Any, *, source: Path | None = None) -> None:
+        super().__init__()
+        self.model = model
+        self.source = source
+        """Folder its weights came from; None if they were drawn."""
+        config = model.config
+        scale = float(getattr(config, "logit_scale", None) or 1.0)
+        self._scale = scale / float(getattr(config, "logits_scaling", None) or 1.0)
+        self._softcap = getattr(config, "final_logit_softcapping", None)
+        self.head_dtype: torch.dtype | None = None
+        """In what the head's products run; None: as its weight is."""
+
+    @property
+    def vocab_size(self) -> int:
+        """V: the width of the head."""
+        return int(self.model.get_output_embeddings().weight.shape[0])
+
+    @property
+    def parameter_count(self) -> int:
+        """Parameters, tied ones once."""
+        return sum(p.numel() for p in self.parameters())
+
+    def hidden(self, batch: Batch) -> Tensor:
+        """Last hidden states `[B, S, D]`."""
+        extra = {} if batch.position_ids is None else {"position_ids": batch.position_ids}
+        out = self.model.base_model(input_ids=batch.input_ids, use_cache=False, **extra)
+        hidden: Tensor = out.last_hidden_state
+        return hidden
+
+    def head(self) -> Head:
+        """The head as it is now."""
+        layer = self.model.get_output_embeddings()
+        return Head(
+            weight=layer.weight,
+            bias=getattr(layer, "bias", None),
+            softcap=self._softcap,
+            scale=self._scale,
+            compute_dtype=self.head_dtype,
+        )
+
+    def save(self, folder: Path) -> None:
+        """Write `config.json` and `model.safetensors`; `from_pretrained` reads them."""
+        self.model.save_pretrained(folder)
+
+
+def check_vocab(student: Student, manifest: Manifest, *, where: str) -> None:
+    """Refuse a student whose head is not the store's vocabulary.
+
+    Raises:
+        PairingError: the widths differ.
+    """
+    v = manifest.identity.teacher.vocab_size
+    if student.vocab_size != v:
+        raise PairingError(
+            f"{where}: the student's vocabulary has {student.vocab_size} ids, the store's {v}; set vocab_size to {v} "
+            "in the student's config"
+        )
+
+
+def _transformers(purpose: str) -> Any:
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a path is local: nothing may be fetched
+    try:
+        import transformers
+    except ImportError as e:
+        raise MissingExtraError("transformers", "hf", purpose) from e
+    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    return transformers
+
+
+def from_config(argument: str, *, seed: int) -> Student:
+    """`hf-config:FILE`: a transformers `config.json`, weights from the seed."""
+    transformers = _transformers("--student hf-config:FILE")
+    path = Path(argument)
+    if not path.is_file():
+        raise ConfigError(f"--student hf-config:{argument}: no such file")
+    try:
+        config = transformers.AutoConfig.from_pretrained(path)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = transformers.AutoModelForCausalLM.from_config(config)
+    except (OSError, ValueError, KeyError) as e:
+        raise ConfigError(f"--student hf-config:{argument}: transformers cannot use it: {e}") from e
+    return Student(model)
+
+
+def from_folder(argument: str, *, seed: int) -> Student:
+    """`hf:PATH`: a causal LM in a folder, as float32."""
+    transformers = _transformers("--student hf:PATH")
+    if not (Path(argument) / "config.json").is_file():
+        raise ConfigError(f"--student hf:{argument}: no config.json there; give a model's folder")
+    try:
+        model = transformers.AutoModelForCausalLM.from_pretrained(argument, dtype=torch.float32)
+    except (OSError, ValueError, KeyError) as e:
+        raise ConfigError(f"--student hf:{argument}: transformers cannot load it: {e}") from e
+    return Student(model, source=Path(argument))
+
+
+def from_layers(argument: str, *, seed: int) -> Student:
+    """`layers-of:PATH?keep=0,2,4`: those layers, in that order, and everything around them."""
+    path, query = _split_query(argument)
+    transformers = _transformers("--student layers-of:PATH")
+    gguf = (
+        sorted(p.name for p in Path(path).glob("*.gguf"))
+        if not (Path(path) / "config.json").is_file()
+        else []
+    )
+    try:
+        source = transformers.AutoModelForCausalLM.from_pretrained(
+            path, dtype=torch.float32, **({"gguf_file": gguf[0]} if gguf else {})
+        )
+    except (OSError, ValueError, KeyError) as e:
+        raise ConfigError(f"--student layers-of:{path}: transformers cannot load it: {e}") from e
+    total = int(source.config.num_hidden_layers)
+    keep = _parse_keep(query, total, argument)
+    settings = {k: v for k, v in source.config.to_dict().items() if k != "quantization_config"}
+    settings["num_hidden_layers"] = len(keep)
+    for name, value in settings.items():  # e.g. layer_types: one entry for each layer
+        if isinstance(value, list) and len(value) == total and name.startswith("layer"):
+            settings[name] = [value[i] for i in keep]
+    model = type(source)(source.config.__class__(**settings))
+    model.load_state_dict(_kept_layers(source.state_dict(), keep))
+    model.tie_weights()
+    return Student(model, source=Path(path))
+
+
+def _kept_layers(state: dict[str, Tensor], keep: list[int]) -> dict[str, Tensor]:
+    """Renumber the kept layers; drop the others."""
+    numbered = re.compile(r"^(.*?\.(?:layers|h|blocks)\.)(\d+)(\..*)$")
+    place = {layer: i for i, layer in enumerate(keep)}
+    out = {}
+    for name, tensor in state.items():
+        match = numbered.match(name)
+        if match is None:
+            out[name] = tensor
+        elif int(match[2]) in place:
+            out[f"{match[1]}{place[int(match[2])]}{match[3]}"] = tensor
+    return out
+
+
+def _split_query(argument: str) -> tuple[str, dict[str, str]]:
+    path, _, query = argument.partition("?")
+    values = dict(parse_qsl(query, keep_blank_values=True))
+    unknown = sorted(set(values) - {"keep"})
+    if unknown or "keep" not in values:
+        raise ConfigError(f"--student layers-of:{argument}: expected layers-of:PATH?keep=0,2,4")
+    return path, values
+
+
+def _parse_keep(query: dict[str, str], total: int, argument: str) -> list[int]:
+    words = query["keep"].split(",")
+    if not all(w.strip().isdigit() for w in words):
+        raise ConfigError(
+            f"--student layers-of:{argument}: keep={query['keep']!r} is not a list of layer numbers"
+        )
+    keep = [int(w) for w in words]
+    if len(set(keep)) != len(keep) or max(keep) >= total:
+        raise ConfigError(
+            f"--student layers-of:{argument}: keep={query['keep']} must name different layers of 0..{total - 1}"
+        )
+    return keep
+
+
+def load_student(folder: Path) -> Student:
+    """A student that a run saved."""
+    return from_folder(str(folder), seed=0)
+
+
+def check_tokenizer(folder: Path, store: Store, *, where: str) -> None:
+    """Refuse pretrained weights whose folder holds another tokenizer than the store was made with.
+
+    A folder without tokenizer.json (GGUF) cannot be compared; `check_vocab` is then all there is.
+
+    Raises:
+        TokenizerError: vocabulary or merges differ.
+    """
+    mine, theirs = (
+        _tokenizer_model(p)
+        for p in (folder / "tokenizer.json", store.path / "tokenizer/tokenizer.json")
+    )
+    if mine is not None and theirs is not None and mine != theirs:
+        raise TokenizerError(
+            f"{where}: {folder / 'tokenizer.json'} is not the tokenizer that {store.path} was made with, so the same "
+            "id means another token; use a student of the teacher's own family, or hf-config:FILE"
+        )
+
+
+def _tokenizer_model(path: Path) -> tuple[Any, ...] | None:
+    if not path.is_file():
+        return None
+    try:
+        model = json.loads(path.read_text(encoding="utf-8"))["model"]
+        merges = [m if isinstance(m, str) else " ".join(m) for m in model.get("merges", [])]
+        return (model.get("type"), model["vocab"], merges)
+    except (ValueError, KeyError, TypeError) as e:
+        raise TokenizerError(f"{path}: not a tokenizer.json ({e})") from e
