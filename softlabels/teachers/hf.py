@@ -60,7 +60,7 @@ def load_hf(path: str, options: TeacherOptions) -> HFTeacher:
         )
     weights = [folder / gguf["gguf_file"]] if gguf else _weight_files(folder)
     return HFTeacher(
-        model.to(choice.device, choice.dtype).eval(),  # type: ignore[call-arg]
+        model.to(choice.device, choice.dtype).eval(),  # type: ignore[arg-type, unused-ignore]
         HFTokenizer(tokenizer),
         spec=f"hf:{path}",
         name=folder.resolve().name if not gguf else gguf["gguf_file"].removesuffix(".gguf"),

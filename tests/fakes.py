@@ -1,0 +1,126 @@
+"""A teacher small enough for tests: real tensors, a real (byte-level) tokenizer, no model library."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from softlabels.build import build
+from softlabels.config import BuildConfig
+from softlabels.corpora.packing import Tokenized
+from softlabels.rows import Row
+from softlabels.store.manifest import Manifest, TeacherRecord, TokenizerRecord
+
+BYTES = 256
+EOS = 256
+
+
+class ByteTokenizer:
+    """Ids are UTF-8 bytes; 256 ends a document."""
+
+    vocab_size = BYTES + 1
+
+    def __init__(self, salt: str = "") -> None:
+        self.salt = salt
+        self.record = TokenizerRecord(
+            sha256=hashlib.sha256(f"bytes{salt}".encode()).hexdigest(),
+            vocab_size=self.vocab_size,
+            special_ids={"eos": EOS},
+        )
+
+    def files(self) -> Mapping[str, bytes]:
+        return {"tokenizer.json": f'{{"model": {{"type": "bytes", "vocab": {{"salt": "{self.salt}"}}}}}}'.encode()}
+
+    def encode(self, text: str) -> Tokenized:
+        ids = np.array([*text.encode(), EOS], np.int32)
+        return Tokenized(input_ids=ids, learn=np.ones(len(ids), np.bool_))
+
+    def encode_chat(self, messages: Sequence[Mapping[str, Any]], *, where: str) -> Tokenized:
+        ids: list[int] = []
+        learn: list[bool] = []
+        for m in messages:
+            part = f"{m['role'][0]}:{m['content']}\n".encode()
+            ids += part
+            learn += [m["role"] == "assistant" and i >= 2 for i in range(len(part))]
+        return Tokenized(input_ids=np.array(ids, np.int32), learn=np.array(learn, np.bool_))
+
+
+class TinyTeacher:
+    """Logits of a position: a fixed random linear map of the last three tokens of its document."""
+
+    def __init__(
+        self, vocab_size: int = 300, *, seed: int = 0, chunk: int = 7, scale: float = 3.0, salt: str = ""
+    ) -> None:
+        g = torch.Generator().manual_seed(seed)
+        self.tables = [torch.randn(vocab_size, vocab_size, generator=g) * scale * w for w in (1.0, 0.6, 0.3)]
+        self.chunk = chunk
+        self.tokenizer = ByteTokenizer(salt)
+        self.poison: tuple[int, float] | None = None
+        """(position of the whole build, value) at which to put a bad logit."""
+        self.seen = 0
+        self.record = TeacherRecord(
+            spec="fake:tiny",
+            name="tiny",
+            revision=None,
+            weights_sha256=hashlib.sha256(f"{vocab_size} {seed} {scale}".encode()).hexdigest(),
+            dtype="float32",
+            device="cpu",
+            engine="tests",
+            vocab_size=vocab_size,
+            parameters=3 * vocab_size**2,
+        )
+
+    def dense(self, row: Row) -> torch.Tensor:
+        """Logits `[N, V]` of one row."""
+        out = []
+        starts = np.concatenate([[0], np.cumsum(row.segment_lengths)])
+        for t in row.positions:
+            begin = int(starts[np.searchsorted(starts, t, side="right") - 1])
+            z = torch.zeros(self.record.vocab_size)
+            for back, table in enumerate(self.tables):
+                if t - back >= begin:
+                    z = z + table[int(row.input_ids[t - back])]
+            out.append(z)
+        return torch.stack(out) if out else torch.zeros(0, self.record.vocab_size)
+
+    def logits(self, rows: Sequence[Row]) -> Iterator[torch.Tensor]:
+        z = torch.cat([self.dense(r) for r in rows])
+        for chunk in z.split(self.chunk):
+            if self.poison is not None and self.seen <= self.poison[0] < self.seen + len(chunk):
+                chunk[self.poison[0] - self.seen, 5] = self.poison[1]
+            self.seen += len(chunk)
+            yield chunk.clone()
+
+
+TEXT = (
+    "It is a truth universally acknowledged, that a single man in possession of a good fortune, "
+    "must be in want of a wife. However little known the feelings or views of such a man may be on "
+    "his first entering a neighbourhood, this truth is so well fixed in the minds of the surrounding "
+    "families, that he is considered the rightful property of some one or other of their daughters. "
+)
+
+
+def write_corpus(folder: Path, *, documents: int = 3, repeat: int = 2) -> str:
+    """A few files of text; returns the corpus spec."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for i in range(documents):
+        (folder / f"{i}.txt").write_text(f"Chapter {i}. " + TEXT * repeat, encoding="utf-8")
+    return f"text:{folder}/*.txt"
+
+
+def config_of(corpus: str, **changes: Any) -> BuildConfig:
+    """A small build: rows of 64 tokens, shards of 8 rows."""
+    values: dict[str, Any] = {"estimator": "topk", "k": 5, "seq_len": 64, "shard_rows": 8}
+    return BuildConfig(teacher="fake:tiny", corpus=(corpus,), **(values | changes))
+
+
+def build_tiny(
+    out: Path, corpus: str, *, teacher: TinyTeacher | None = None, **changes: Any
+) -> Manifest:
+    """Build a store with the tiny teacher."""
+    return build(config_of(corpus, **changes), out, teacher=teacher or TinyTeacher())
