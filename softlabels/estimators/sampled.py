@@ -71,11 +71,15 @@ class Sampled:
         top, top_ids = logits.topk(k, dim=1)
         mass = logits.sub_(top[:, :1]).exp_()  # relative to the largest; the buffer is ours
         top_gap = (top - top[:, :1]).double()
-        top_mass = mass.gather(1, top_ids).double()
-        outside = mass.scatter(1, top_ids, 0.0).sum(1, dtype=torch.float64)
+        top_mass = mass.gather(1, top_ids)
+        mass.scatter_(1, top_ids, 0.0)
+        if short := -mass.shape[1] % BLOCK:
+            mass = torch.nn.functional.pad(mass, (0, short))
+        blocks = mass.view(len(mass), -1, BLOCK).sum(2).double()  # the one pass over V after exp
+        outside = blocks.sum(1)
 
         # beyond[:, h]: mass ranked after the h largest; tau[:, h]: the threshold if those h are the head.
-        beyond = outside[:, None] + top_mass.flip(1).cumsum(1).flip(1)
+        beyond = outside[:, None] + top_mass.double().flip(1).cumsum(1).flip(1)
         tau_of = beyond / torch.arange(k, 0, -1, device=mass.device)
         fits = top_mass <= tau_of
         fits[:, -1] = True  # h = k-1 always does; said once more for the sake of rounding
@@ -85,12 +89,14 @@ class Sampled:
 
         slot = torch.arange(k, device=mass.device)[None, :]
         is_head = slot < head
-        mass.scatter_(1, top_ids, torch.where(is_head, 0.0, top_mass).to(mass.dtype))
+        back = top_mass.masked_fill(is_head, 0.0)  # of the k largest, those that take their chance
+        mass.scatter_(1, top_ids, back)
+        blocks.scatter_add_(1, top_ids // BLOCK, back.double())
         # An empty tail (all its mass underflows) has no line to lay a comb on: the next largest ids, at
         # their own (vanishing) values, take the free slots.
         is_own = is_head | (tau <= 0)
         tooth = ((slot - head + 1).double() - uniforms[:, None].double()).clamp_min(0.0) * tau
-        hit = _search(mass, tooth)
+        hit = _search(mass, blocks.cumsum(1), tooth)
         twice = torch.zeros_like(is_own)
         twice[:, 1:] = (hit[:, 1:] == hit[:, :-1]) & ~is_own[:, 1:] & ~is_own[:, :-1]
         ids = torch.where(is_own, top_ids, hit)
@@ -103,20 +109,16 @@ class Sampled:
         return Selection(ids, weight.float(), no_tail, log_norm, self.temperatures[0])
 
 
-def _search(mass: Tensor, tooth: Tensor) -> Tensor:
+def _search(mass: Tensor, ends: Tensor, tooth: Tensor) -> Tensor:
     """First id at which the running sum of `mass [n, V]` reaches `tooth [n, k]`; ids `[n, k] int64`.
 
-    Two levels: sums of blocks, then a running sum inside the blocks that are hit, both in float64.
+    Two levels: the running sums `ends` of whole blocks, then one inside each block that is hit.
     """
-    n, v = mass.shape
-    short = -v % BLOCK
-    padded = torch.nn.functional.pad(mass, (0, short)) if short else mass
-    blocks = padded.view(n, -1, BLOCK)
-    ends = blocks.sum(2, dtype=torch.float64).cumsum(1)
+    n = len(mass)
     tooth = torch.minimum(tooth, ends[:, -1:])
     block = torch.searchsorted(ends, tooth)
     before = torch.where(block > 0, ends.gather(1, (block - 1).clamp_min(0)), 0.0)
     rows = torch.arange(n, device=mass.device)[:, None]
-    inner = blocks[rows, block].double().cumsum(2)
+    inner = mass.view(n, -1, BLOCK)[rows, block].double().cumsum(2)
     inside = torch.minimum(tooth - before, inner[..., -1])
     return block * BLOCK + torch.searchsorted(inner, inside[..., None])[..., 0].clamp_max(BLOCK - 1)
