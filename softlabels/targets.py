@@ -238,8 +238,9 @@ class SoftTargets:
         ids, gaps = [], []
         for p in parts:
             short = k - p.k
+            first_id = p.ids[:, :1] if p.k else np.zeros((p.n, 1), np.int32)
             ids.append(
-                p.ids if not short else np.hstack([p.ids, np.repeat(p.ids[:, :1], short, axis=1)])
+                p.ids if not short else np.hstack([p.ids, np.repeat(first_id, short, axis=1)])
             )
             fill = np.full((p.n, short), np.inf, np.float32)
             gaps.append(p.gaps if not short else np.hstack([p.gaps, fill]))

@@ -12,6 +12,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import re
 import socket
 import time
 from collections.abc import Iterator
@@ -46,6 +47,8 @@ __all__ = [
 ]
 
 TEMPORARY = ".tmp-"
+_WRITER = re.compile(re.escape(TEMPORARY) + r"(.+?)-(\d{1,7})-[0-9a-f]{8}-", re.DOTALL)
+"""Host and pid in a temporary file's name; a host's own name may end in `-` and digits."""
 STALE_SECONDS = 24 * 3600.0
 """A temporary file of another host is swept after this long."""
 
@@ -119,10 +122,9 @@ def sweep(folder: Path) -> list[Path]:
     swept = []
     host = socket.gethostname()
     for path in sorted(folder.rglob(f"{TEMPORARY}*")):
-        own_host, _, rest = path.name.removeprefix(TEMPORARY).rpartition(host + "-")
-        pid = rest.split("-")[0]
-        if own_host == "" and pid.isdigit():
-            dead = not _alive(int(pid))
+        writer = _WRITER.match(path.name)
+        if writer is not None and writer[1] == host:
+            dead = not _alive(int(writer[2]))
         else:
             dead = time.time() - path.stat().st_mtime > STALE_SECONDS
         if dead:

@@ -47,11 +47,15 @@ MANIFEST = "manifest.json"
 RECORD_LIMIT = 256 * 2**20
 """Bytes: a larger record file is refused unread."""
 
-Count = Annotated[int, msgspec.Meta(ge=0)]
-Positive = Annotated[int, msgspec.Meta(ge=1)]
-Sha256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
+LARGEST = 2**53
+"""No count is larger: JSON readers that hold numbers as doubles read it exactly, and sums fit int64."""
+
+Count = Annotated[int, msgspec.Meta(ge=0, le=LARGEST)]
+Positive = Annotated[int, msgspec.Meta(ge=1, le=LARGEST)]
+Seed = Annotated[int, msgspec.Meta(ge=0)]
+Sha256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$", max_length=64)]
 Name = Annotated[
-    str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*$")
+    str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*$(?!\n)")
 ]
 Number = Annotated[float, msgspec.Meta(ge=0)]
 
@@ -113,7 +117,7 @@ class TargetRecord(_Record, frozen=True, kw_only=True):
     estimator: str
     k: Positive
     temperatures: list[Annotated[float, msgspec.Meta(gt=0)]]
-    seed: Count
+    seed: Seed
 
 
 class EncodingRecord(_Record, frozen=True, kw_only=True):
@@ -284,14 +288,20 @@ def read_record(path: Path, kind: type[R]) -> R:
         IntegrityError: the bytes are not the ones that were written.
         FileNotFoundError: no such file (callers say what that means).
     """
-    size = path.stat().st_size
-    if size > RECORD_LIMIT:
-        raise FormatError(
-            f"{path}: {size} bytes; a record of more than {RECORD_LIMIT} bytes is refused unread"
-        )
-    data = path.read_bytes()
+    try:
+        size = path.stat().st_size
+        if size > RECORD_LIMIT:
+            raise FormatError(
+                f"{path}: {size} bytes; a record of more than {RECORD_LIMIT} bytes is refused unread"
+            )
+        data = path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError, SoftLabelsError):
+        raise
+    except OSError as e:
+        raise IntegrityError(f"{path}: cannot be read ({e.strerror}); {_REMEDY}") from e
     try:
         raw = msgspec.json.decode(data)
+        spelling = canonical(raw)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as e:
         raise IntegrityError(
             f"{path}: not valid JSON ({e}); the file is torn or altered: {_REMEDY}"
@@ -301,7 +311,7 @@ def read_record(path: Path, kind: type[R]) -> R:
     _check_version(path, raw.get("version"))
     found = raw.pop("digest", None)
     expected = hashlib.sha256(canonical(raw)).hexdigest()
-    if found != expected or canonical(raw | {"digest": found}) != data:
+    if found != expected or spelling != data:
         raise IntegrityError(
             f"{path}: its digest is {found}, its content gives {expected}; the file was altered: {_REMEDY}"
         )

@@ -110,7 +110,7 @@ def read_statistics(data: bytes, *, where: str) -> Statistics:
 def _open(data: bytes, where: str) -> pq.ParquetFile:
     try:
         return pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
-    except (pa.ArrowException, OSError) as e:
+    except (pa.ArrowException, OSError, ValueError) as e:  # ValueError: a name that is not UTF-8
         raise IntegrityError(f"{where}: not a readable Parquet file ({e})") from e
 
 
@@ -126,14 +126,16 @@ def decode_shard(data: bytes, identity: Identity, *, start_row: int, where: str)
     names = ["row", "input_digest", "input_ids", "segment_lengths", "documents", "label_mask"]
     names += ["kept", "ids", "logp", *map(log_odds_column, grid)]
     file = _open(data, where)
-    missing = [n for n in names if n not in file.schema_arrow.names]
-    if missing:
-        raise IntegrityError(f"{where}: has no column {missing[0]!r}")
+    for name in names:
+        if (times := file.schema_arrow.names.count(name)) != 1:
+            raise IntegrityError(f"{where}: has {times or 'no'} column {name!r}, expected one")
+    codec = make_codec(identity.encoding.values)
+    encoded = codec.encode(np.empty(0, np.float32)).dtype
     try:
         table = file.read(columns=names, use_threads=False).combine_chunks()
     except (pa.ArrowException, OSError) as e:
         raise IntegrityError(f"{where}: cannot be decoded, its bytes were altered ({e})") from e
-    column = {n: _column(table, n, where) for n in names[2:]}
+    column = {n: _column(table, n, _DTYPES.get(n, encoded), where) for n in names[2:]}
     rows = _rows(table, column, identity, start_row, where)
 
     counts, kept_of_row = column["kept"]
@@ -157,7 +159,6 @@ def decode_shard(data: bytes, identity: Identity, *, start_row: int, where: str)
         raise IntegrityError(
             f"{where}: row {start_row + max(int(wrong[0]) - 1, 0)} has ids, logp and kept of different lengths"
         )
-    codec = make_codec(identity.encoding.values)
     ids, logp = _rectangle(counts, column["ids"][0], codec.decode(column["logp"][0]))
     odds = [codec.decode(column[log_odds_column(t)][0]) for t in grid]
     targets = SoftTargets(
@@ -172,8 +173,18 @@ def decode_shard(data: bytes, identity: Identity, *, start_row: int, where: str)
     return Shard(start_row=start_row, rows=rows, targets=targets)
 
 
+_DTYPES: dict[str, np.dtype[Any]] = {
+    "input_ids": np.dtype(np.int32),
+    "segment_lengths": np.dtype(np.int32),
+    "documents": np.dtype(np.int64),
+    "label_mask": np.dtype(np.bool_),
+    "kept": np.dtype(np.int32),
+    "ids": np.dtype(np.int32),
+}
+
+
 def _column(
-    table: pa.Table, name: str, where: str
+    table: pa.Table, name: str, dtype: np.dtype[Any], where: str
 ) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
     """Values and offsets `[R + 1]` of a list column, without copying what need not be."""
     chunk = table.column(name).combine_chunks()
@@ -184,6 +195,8 @@ def _column(
         )
     offsets = chunk.offsets.to_numpy().astype(np.int64)
     values = chunk.values[offsets[0] : offsets[-1]].to_numpy(zero_copy_only=False)
+    if values.dtype != dtype:
+        raise IntegrityError(f"{where}: column {name!r} holds {values.dtype}, expected {dtype}")
     return values, offsets - offsets[0]
 
 
@@ -202,17 +215,8 @@ def _rows(
         )
     digests = table.column("input_digest").to_pylist()
     parts = {}
-    for name, dtype in (
-        ("input_ids", np.int32),
-        ("segment_lengths", np.int32),
-        ("documents", np.int64),
-        ("label_mask", np.bool_),
-    ):
+    for name in ("input_ids", "segment_lengths", "documents", "label_mask"):
         values, offsets = column[name]
-        if values.dtype != dtype:
-            raise IntegrityError(
-                f"{where}: column {name!r} holds {values.dtype}, expected {np.dtype(dtype)}"
-            )
         parts[name] = np.split(values, offsets[1:-1])
     ids, _ = column["input_ids"]
     if len(ids) and (ids.min() < 0 or ids.max() >= identity.teacher.vocab_size):

@@ -129,7 +129,7 @@ def _check_present(store: Path, shard: ShardRecord) -> None:
     path = store / shard.name
     try:
         size = path.stat().st_size
-    except FileNotFoundError as e:
+    except (FileNotFoundError, NotADirectoryError) as e:
         raise IntegrityError(
             f"{path}: missing; copy it again from the store's source (sha256 {shard.sha256[:12]}…)"
         ) from e
