@@ -1,0 +1,252 @@
+"""The loop as a user runs it: subprocesses, killed and resumed."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from softlabels.errors import ConfigError, PairingError, RunError, TokenizerError
+from tests.fakes import TinyTeacher, build_tiny, write_corpus
+from trainers.config import RunConfig
+from trainers.evaluate import evaluate_run, expected_calibration_error
+from trainers.loop import learning_rate, train
+from trainers.stream import SoftTargetStream
+from trainers.students import make_student
+
+LLAMA = {
+    "model_type": "llama",
+    "architectures": ["LlamaForCausalLM"],
+    "vocab_size": 300,
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 128,
+    "tie_word_embeddings": True,
+}
+
+
+@pytest.fixture(scope="module")
+def ground(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("loop")
+    build_tiny(folder / "store", write_corpus(folder / "corpus"), temperature=(1.0, 2.0))
+    (folder / "student.json").write_text(json.dumps(LLAMA))
+    return folder
+
+
+def config_of(ground: Path, **changes) -> RunConfig:
+    values = {
+        "store": str(ground / "store"),
+        "student": f"hf-config:{ground / 'student.json'}",
+        "steps": 12,
+        "batch_size": 4,
+        "lr": 1e-2,
+        "log_every": 1,
+        "checkpoint_every": 3,
+        "dtype": "float32",
+    }
+    return RunConfig(**(values | changes))
+
+
+def losses(run: Path) -> list[tuple[int, float]]:
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    return [(r["step"], r["loss"]) for r in map(json.loads, lines)]
+
+
+def test_training_learns_and_the_finished_student_loads(ground, tmp_path):
+    folder = train(config_of(ground, steps=60, temperature=2.0), tmp_path / "run")
+    found = losses(tmp_path / "run")
+    assert [s for s, _ in found] == list(range(1, 61))
+    assert np.mean([v for _, v in found[-5:]]) < 0.8 * found[0][1]
+    assert (tmp_path / "run" / "tensorboard").is_dir()
+    student = make_student(f"hf:{folder}", seed=0)
+    assert student.vocab_size == 300
+    assert (folder / "tokenizer.json").exists()
+    before = evaluate_run(tmp_path / "run", ground / "store")
+    assert before.nll < np.log(300)
+    assert before.kl is not None and before.kl > 0
+
+
+def test_accumulation_gives_the_same_steps(ground, tmp_path):
+    train(config_of(ground), tmp_path / "one")
+    train(config_of(ground, accumulate=4), tmp_path / "four")
+    np.testing.assert_allclose(
+        [v for _, v in losses(tmp_path / "one")], [v for _, v in losses(tmp_path / "four")], rtol=1e-4
+    )
+
+
+def command(ground: Path, out: Path, *extra: str) -> list[str]:
+    c = config_of(ground)
+    return [sys.executable, "-m", "trainers", "run", "--store", c.store, "--student", c.student, "--out", str(out)] + [
+        *("--steps", "24", "--batch-size", "4", "--lr", "0.01", "--log-every", "1", "--checkpoint-every", "3"),
+        *("--dtype", "float32", "--threads", "1", "--json", *extra),
+    ]
+
+
+@pytest.mark.slow
+def test_kill_minus_9_and_resume_gives_the_same_losses_to_the_bit(ground, tmp_path):
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    subprocess.run(command(ground, tmp_path / "whole"), check=True, env=environment, capture_output=True)
+    whole = losses(tmp_path / "whole")
+    run = tmp_path / "killed"
+    rng = random.Random(0)
+    kills = 0
+    for _ in range(30):
+        process = subprocess.Popen(
+            command(ground, run, "--resume"), env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        wanted = (len(losses(run)) if (run / "metrics.jsonl").exists() else 0) + rng.randint(2, 9)
+        deadline = time.monotonic() + 60
+        while process.poll() is None and time.monotonic() < deadline:
+            if (run / "metrics.jsonl").exists() and len((run / "metrics.jsonl").read_bytes().splitlines()) >= wanted:
+                process.send_signal(signal.SIGKILL)
+                kills += 1
+                break
+            time.sleep(0.002)
+        process.wait()
+        if process.returncode == 0:
+            break
+    assert process.returncode == 0
+    assert kills >= 3
+    assert losses(run) == whole
+    a, b = (load_file(tmp_path / n / "student" / "model.safetensors") for n in ("whole", "killed"))
+    assert all(torch.equal(a[n], b[n]) for n in a)
+
+
+def test_resume_refuses_another_run(ground, tmp_path):
+    run = tmp_path / "run"
+    train(config_of(ground), run)
+    with pytest.raises(RunError, match="--resume"):
+        train(config_of(ground), run)
+    with pytest.raises(RunError, match="lr = 0.01"):
+        train(config_of(ground, lr=0.5), run, resume=True)
+    other = tmp_path / "other"
+    build_tiny(other, write_corpus(tmp_path / "c", repeat=1), temperature=(1.0, 2.0))
+    with pytest.raises(RunError, match="was begun on store"):
+        train(config_of(ground, store=str(other)), run, resume=True)
+    assert train(config_of(ground), run, resume=True) == run / "student"  # finished: nothing to do
+
+
+def test_a_damaged_checkpoint_is_named(ground, tmp_path):
+    run = tmp_path / "run"
+    train(config_of(ground), run)
+    newest = sorted((run / "checkpoints").iterdir())[-1]
+    (newest / "model.safetensors").write_bytes(b"torn")
+    with pytest.raises(RunError, match=newest.name):
+        train(config_of(ground), run, resume=True)
+
+
+def test_old_checkpoints_are_removed(ground, tmp_path):
+    train(config_of(ground, keep_last=2), tmp_path / "run")
+    names = sorted(p.name for p in (tmp_path / "run" / "checkpoints").iterdir())
+    assert names == ["step-00000009", "step-00000012"]
+
+
+def test_wrong_pairings_are_refused_before_training(ground, tmp_path):
+    with pytest.raises(PairingError, match="grid"):
+        train(config_of(ground, temperature=3.0), tmp_path / "a")
+    small = tmp_path / "small.json"
+    small.write_text(json.dumps(LLAMA | {"vocab_size": 299}))
+    with pytest.raises(PairingError, match="299 ids, the store's 300"):
+        train(config_of(ground, student=f"hf-config:{small}"), tmp_path / "b")
+    assert not (tmp_path / "a").exists()
+    assert not (tmp_path / "b").exists()
+
+
+def test_another_tokenizer_is_refused(ground, tmp_path):
+    other = tmp_path / "other"
+    build_tiny(other, write_corpus(tmp_path / "c", repeat=1), teacher=TinyTeacher(salt="x"))
+    train(config_of(ground), tmp_path / "run")
+    with pytest.raises(TokenizerError, match="another token"):
+        evaluate_run(tmp_path / "run", other)
+    with pytest.raises(TokenizerError, match=r"tokenizer\.json"):
+        train(config_of(ground, store=str(other), student=f"hf:{tmp_path / 'run' / 'student'}"), tmp_path / "run2")
+
+
+def test_layers_of_keeps_the_layers_it_names(ground, tmp_path):
+    source = make_student(f"hf-config:{ground / 'student.json'}", seed=3)
+    source.save(tmp_path / "teacher")
+    student = make_student(f"layers-of:{tmp_path / 'teacher'}?keep=0,3", seed=0)
+    a, b = dict(source.model.named_parameters()), dict(student.model.named_parameters())
+    assert student.model.config.num_hidden_layers == 2
+    assert torch.equal(b["model.embed_tokens.weight"], a["model.embed_tokens.weight"])
+    for mine, theirs in ((0, 0), (1, 3)):
+        name = "model.layers.{}.mlp.up_proj.weight"
+        assert torch.equal(b[name.format(mine)], a[name.format(theirs)])
+    for bad in ("keep=0,9", "keep=0,0", "keep=a", "skip=1", ""):
+        with pytest.raises(ConfigError, match="layers-of"):
+            make_student(f"layers-of:{tmp_path / 'teacher'}?{bad}", seed=0)
+
+
+def test_a_student_from_config_is_a_function_of_its_seed(ground):
+    def weights(seed):
+        student = make_student(f"hf-config:{ground / 'student.json'}", seed=seed)
+        return student.model.model.embed_tokens.weight
+
+    assert torch.equal(weights(1), weights(1))
+    assert not torch.equal(weights(1), weights(2))
+
+
+def test_documents_in_one_row_do_not_see_each_other(ground, tmp_path):
+    """A packed row gives each document the hidden states it has alone."""
+    corpus = tmp_path / "short"
+    corpus.mkdir()
+    for i in range(6):
+        (corpus / f"{i}.txt").write_text(f"document {i} " * 2)
+    build_tiny(tmp_path / "packed", f"text:{corpus}/*.txt", seq_len=64)
+    batch = SoftTargetStream(tmp_path / "packed", batch_size=1, prefetch=0).batch_at(0)
+    assert batch.position_ids is not None
+    student = make_student(f"hf-config:{ground / 'student.json'}", seed=0).eval()
+    starts = (batch.position_ids[0] == 0).nonzero()[:, 0].tolist()
+    assert len(starts) >= 2
+    with torch.no_grad():
+        whole = student.hidden(batch)[0]
+        for start, stop in zip(starts, [*starts[1:], None], strict=True):
+            alone = student.model.base_model(input_ids=batch.input_ids[:, start:stop]).last_hidden_state[0]
+            torch.testing.assert_close(whole[start:stop], alone, rtol=1e-4, atol=1e-5)
+
+
+def test_learning_rate_warms_up_and_falls_to_its_floor(ground):
+    c = config_of(ground, steps=100, warmup=10, lr=1.0, min_lr=0.1)
+    rates = [learning_rate(s, c) for s in range(101)]
+    assert rates[0] == pytest.approx(0.1)
+    assert max(rates) == rates[10] == pytest.approx(1.0)
+    assert rates[100] == pytest.approx(0.1)
+    assert all(a > b for a, b in zip(rates[10:], rates[11:], strict=False))
+
+
+def test_a_loss_that_is_not_finite_names_the_rows(ground, tmp_path):
+    source = make_student(f"hf-config:{ground / 'student.json'}", seed=0)
+    with torch.no_grad():
+        source.model.model.norm.weight.fill_(1e38)  # logits overflow
+    source.save(tmp_path / "huge")
+    with pytest.raises(RunError, match=r"step 1, rows \[\d+"):
+        train(config_of(ground, student=f"hf:{tmp_path / 'huge'}"), tmp_path / "run")
+
+
+def test_ece_on_a_hand_made_case():
+    confidence = torch.tensor([0.9, 0.9, 0.9, 0.9, 0.3, 0.3])
+    correct = torch.tensor([True, True, True, False, False, True])
+    # bin of 0.9: |0.9 - 0.75| * 4/6; bin of 0.3: |0.3 - 0.5| * 2/6
+    assert expected_calibration_error(confidence, correct) == pytest.approx(0.15 * 4 / 6 + 0.2 * 2 / 6)
+
+
+def test_the_trainer_imports_no_teacher(ground, tmp_path):
+    code = (
+        "import sys, json; from trainers.config import RunConfig; from trainers.loop import train;"
+        f"train(RunConfig(**json.loads({json.dumps(json.dumps(config_of(ground, steps=2).to_dict()))})), {str(tmp_path / 'r')!r});"
+        "bad = [m for m in sys.modules if m.startswith(('softlabels.teachers', 'softlabels.build', 'softlabels.corpora',"
+        " 'softlabels.estimators', 'gguf', 'tests'))]; assert not bad, bad"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
