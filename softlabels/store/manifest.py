@@ -261,8 +261,12 @@ def canonical(value: Any) -> bytes:
     return msgspec.json.format(msgspec.json.encode(value, order="sorted"), indent=2) + b"\n"
 
 
-def content_digest(identity: Identity, shards: list[ShardRecord]) -> str:
-    """sha256 over the identity and the shards' names and digests."""
+def content_digest(identity: Identity | dict[str, Any], shards: list[ShardRecord]) -> str:
+    """sha256 over the identity and the shards' names and digests.
+
+    Of a file that was read it is computed over the identity as the file spells it: a struct would leave
+    out what a later version wrote, and fill in what an earlier one did not know.
+    """
     return hashlib.sha256(
         canonical({"identity": identity, "shards": [[s.name, s.sha256] for s in shards]})
     ).hexdigest()
@@ -288,6 +292,11 @@ def read_record(path: Path, kind: type[R]) -> R:
         IntegrityError: the bytes are not the ones that were written.
         FileNotFoundError: no such file (callers say what that means).
     """
+    return _read(path, kind)[0]
+
+
+def _read(path: Path, kind: type[R]) -> tuple[R, dict[str, Any]]:
+    """The record, and the JSON object that it was made from."""
     try:
         size = path.stat().st_size
         if size > RECORD_LIMIT:
@@ -316,7 +325,7 @@ def read_record(path: Path, kind: type[R]) -> R:
             f"{path}: its digest is {found}, its content gives {expected}; the file was altered: {_REMEDY}"
         )
     try:
-        return msgspec.convert(raw | {"digest": found}, kind)
+        return msgspec.convert(raw | {"digest": found}, kind), raw
     except msgspec.ValidationError as e:
         raise FormatError(f"{path}: not a valid {kind.__name__.lower()}: {e}") from e
 
@@ -343,7 +352,7 @@ def load_manifest(store: Path) -> Manifest:
         FormatError: there is none: not a store, or one whose build has not finished.
     """
     try:
-        manifest = read_record(store / MANIFEST, Manifest)
+        manifest, raw = _read(store / MANIFEST, Manifest)
     except (FileNotFoundError, NotADirectoryError) as e:
         if (store / "plan.json").exists():
             raise FormatError(
@@ -352,7 +361,7 @@ def load_manifest(store: Path) -> Manifest:
             ) from e
         raise FormatError(f"{store}: not a store (no {MANIFEST}); is the path right?") from e
     where = store / MANIFEST
-    if manifest.content_digest != content_digest(manifest.identity, manifest.shards):
+    if manifest.content_digest != content_digest(raw["identity"], manifest.shards):
         raise IntegrityError(f"{where}: content_digest does not match identity and shards")
     start = 0
     for shard in manifest.shards:
