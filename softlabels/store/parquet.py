@@ -61,15 +61,12 @@ def encode_shard(shard: Shard, identity: Identity, statistics: Statistics) -> by
     }
     for i, temperature in enumerate(t.temperatures):
         columns[log_odds_column(temperature)] = _list_array(offsets, codec.encode(t.log_odds[:, i]))
-    table = pa.table(columns).replace_schema_metadata(
-        {STATISTICS_KEY: msgspec.json.encode(statistics)}
-    )
+    table = pa.table(columns)
     numeric = ["input_ids", "ids", "logp"]
     sink = io.BytesIO()
-    pq.write_table(
-        table,
+    with pq.ParquetWriter(
         sink,
-        row_group_size=len(rows),
+        table.schema,
         compression="zstd",
         compression_level=ZSTD_LEVEL,
         use_dictionary=["segment_lengths.list.element", "kept.list.element"],
@@ -77,7 +74,10 @@ def encode_shard(shard: Shard, identity: Identity, statistics: Statistics) -> by
         write_page_checksum=True,
         write_page_index=True,
         store_schema=False,
-    )
+    ) as writer:
+        writer.write_table(table, row_group_size=len(rows))
+        # Not as the schema's metadata: that is left out together with the Arrow schema.
+        writer.add_key_value_metadata({STATISTICS_KEY: msgspec.json.encode(statistics)})
     return sink.getvalue()
 
 
@@ -98,7 +98,7 @@ def _lists(arrays: list[npt.NDArray[Any]], dtype: pa.DataType) -> pa.Array:
 
 def read_statistics(data: bytes, *, where: str) -> Statistics:
     """The statistics that a shard carries in its footer."""
-    metadata = _open(data, where).schema_arrow.metadata or {}
+    metadata = _open(data, where).metadata.metadata or {}
     try:
         return msgspec.json.decode(metadata.get(STATISTICS_KEY, b""), type=Statistics)
     except msgspec.DecodeError as e:
