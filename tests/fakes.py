@@ -34,7 +34,9 @@ class ByteTokenizer:
         )
 
     def files(self) -> Mapping[str, bytes]:
-        return {"tokenizer.json": f'{{"model": {{"type": "bytes", "vocab": {{"salt": "{self.salt}"}}}}}}'.encode()}
+        return {
+            "tokenizer.json": f'{{"model": {{"type": "bytes", "vocab": {{"salt": "{self.salt}"}}}}}}'.encode()
+        }
 
     def encode(self, text: str) -> Tokenized:
         ids = np.array([*text.encode(), EOS], np.int32)
@@ -54,10 +56,18 @@ class TinyTeacher:
     """Logits of a position: a fixed random linear map of the last three tokens of its document."""
 
     def __init__(
-        self, vocab_size: int = 300, *, seed: int = 0, chunk: int = 7, scale: float = 3.0, salt: str = ""
+        self,
+        vocab_size: int = 300,
+        *,
+        seed: int = 0,
+        chunk: int = 7,
+        scale: float = 3.0,
+        salt: str = "",
     ) -> None:
         g = torch.Generator().manual_seed(seed)
-        self.tables = [torch.randn(vocab_size, vocab_size, generator=g) * scale * w for w in (1.0, 0.6, 0.3)]
+        self.tables = [
+            torch.randn(vocab_size, vocab_size, generator=g) * scale * w for w in (1.0, 0.6, 0.3)
+        ]
         self.chunk = chunk
         self.tokenizer = ByteTokenizer(salt)
         self.poison: tuple[int, float] | None = None

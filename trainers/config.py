@@ -86,6 +86,10 @@ class RunConfig:
             raise ConfigError(
                 f"--accumulate {self.accumulate}: must divide --batch-size {self.batch_size}"
             )
+        if self.dtype not in ("auto", "float32", "bfloat16"):
+            raise ConfigError(
+                f"--dtype {self.dtype!r}: expected auto, float32 or bfloat16 (float16 gradients underflow)"
+            )
         if not 0 < self.lr < 100:
             raise ConfigError(f"--lr {self.lr}: expected a number above 0")
         if self.clip < 0 or self.weight_decay < 0 or not 0 <= self.min_lr <= 1:

@@ -317,8 +317,10 @@ class _Trainer:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir()
         self.student.save(temporary)
-        for path in sorted((self.stream.store.path / "tokenizer").glob("*")):
-            shutil.copyfile(path, temporary / path.name)
+        store = self.stream.store
+        for name in sorted(store.manifest.files):
+            if name.startswith("tokenizer/"):
+                (temporary / name.removeprefix("tokenizer/")).write_bytes(store.file(name))
         publish_folder(temporary, final)
         return final
 

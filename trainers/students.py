@@ -235,23 +235,22 @@ def check_tokenizer(folder: Path, store: Store, *, where: str) -> None:
     Raises:
         TokenizerError: vocabulary or merges differ.
     """
-    mine, theirs = (
-        _tokenizer_model(p)
-        for p in (folder / "tokenizer.json", store.path / "tokenizer/tokenizer.json")
-    )
-    if mine is not None and theirs is not None and mine != theirs:
+    path, name = folder / "tokenizer.json", "tokenizer/tokenizer.json"
+    if not path.is_file() or name not in store.manifest.files:
+        return
+    mine = _tokenizer_model(path.read_bytes(), str(path))
+    theirs = _tokenizer_model(store.file(name), str(store.path / name))
+    if mine != theirs:
         raise TokenizerError(
-            f"{where}: {folder / 'tokenizer.json'} is not the tokenizer that {store.path} was made with, so the same "
+            f"{where}: {path} is not the tokenizer that {store.path} was made with, so the same "
             "id means another token; use a student of the teacher's own family, or hf-config:FILE"
         )
 
 
-def _tokenizer_model(path: Path) -> tuple[Any, ...] | None:
-    if not path.is_file():
-        return None
+def _tokenizer_model(data: bytes, where: str) -> tuple[Any, ...]:
     try:
-        model = json.loads(path.read_text(encoding="utf-8"))["model"]
+        model = json.loads(data)["model"]
         merges = [m if isinstance(m, str) else " ".join(m) for m in model.get("merges", [])]
         return (model.get("type"), model["vocab"], merges)
     except (ValueError, KeyError, TypeError) as e:
-        raise TokenizerError(f"{path}: not a tokenizer.json ({e})") from e
+        raise TokenizerError(f"{where}: not a tokenizer.json ({e})") from e

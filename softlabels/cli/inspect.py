@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
 from softlabels.cli.build import summary
-from softlabels.errors import ConfigError
+from softlabels.errors import ConfigError, IntegrityError
 from softlabels.terminal import Bar, emit, json_option
 
 __all__ = ["inspect_command", "verify_command"]
@@ -96,7 +97,7 @@ def _show_row(
     targets, row = stored.targets, stored.row
     t = temperature if temperature is not None else targets.temperatures[0]
     probs, tail = targets.probs(t), targets.tail(t)
-    decode = _decoder(opened.path)
+    decode = _decoder(opened)
     n = targets.n
     if position is not None and not 0 <= position < n:
         raise ConfigError(f"--position {position}: row {index} has positions 0..{n - 1}")
@@ -137,17 +138,17 @@ def _show_row(
     )
 
 
-def _decoder(path: Path) -> Any:
+def _decoder(opened: Any) -> Callable[[int], str]:
     """Id to text with the store's own tokenizer; to `<id>` where that cannot be had."""
-    file = path / "tokenizer" / "tokenizer.json"
     try:
         from tokenizers import Tokenizer
-    except ImportError:
-        return lambda i: f"<{i}>"
-    if not file.is_file():
-        return lambda i: f"<{i}>"
-    tokenizer = Tokenizer.from_file(str(file))
-    return lambda i: tokenizer.decode([i], skip_special_tokens=False)
+
+        tokenizer = Tokenizer.from_str(opened.file("tokenizer/tokenizer.json").decode())
+    except IntegrityError:
+        raise
+    except Exception:  # not installed, no such file, or not a tokenizer it knows (a bare Exception)
+        return "<{}>".format
+    return lambda i: str(tokenizer.decode([i], skip_special_tokens=False))
 
 
 @click.command("verify")

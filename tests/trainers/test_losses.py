@@ -43,7 +43,9 @@ def batch_of(logits, estimator, k, grid=GRID, seed=0):
 def student(seed=1, scale=1.0):
     g = torch.Generator().manual_seed(seed)
     hidden = torch.randn(N, D, generator=g, dtype=torch.float64) * scale
-    return hidden.requires_grad_(), torch.randn(V, D, generator=g, dtype=torch.float64).requires_grad_()
+    return hidden.requires_grad_(), torch.randn(
+        V, D, generator=g, dtype=torch.float64
+    ).requires_grad_()
 
 
 def bins(p, ids):
@@ -58,10 +60,8 @@ def reference(name, teacher_logits, hidden, weight, batch, t, alpha):
     p, q = torch.softmax(teacher_logits / t, 1), torch.softmax(z / t, 1)
     if batch.targets.k < V:
         p, q = bins(p, ids), bins(q, ids)
-    if name == "forward_kl":
-        soft = (p * (p.log() - q.log())).sum()
-    else:
-        soft = (q * (q.log() - p.log())).sum()
+    a, b = (p, q) if name == "forward_kl" else (q, p)
+    soft = (a * (a.log() - b.log())).sum()
     hard = torch.nn.functional.cross_entropy(z, batch.labels, reduction="sum")
     return (alpha * t**2 * soft + (1 - alpha) * hard) / N
 
@@ -90,7 +90,9 @@ def test_value_and_gradients_equal_the_dense_reference(name, t, k, alpha):
 def test_a_student_equal_to_its_teacher_has_no_loss_and_no_gradient(name, t):
     hidden, weight = student()
     batch = batch_of((hidden @ weight.T).detach(), "topk", 8)
-    loss = DistillLoss(divergence=name, temperature=t, alpha=1.0)(hidden, Head(weight=weight), batch).loss
+    loss = DistillLoss(divergence=name, temperature=t, alpha=1.0)(
+        hidden, Head(weight=weight), batch
+    ).loss
     assert abs(loss.item()) < 1e-6
     for g in torch.autograd.grad(loss, (hidden, weight)):
         assert float(g.abs().max()) < 1e-5
@@ -118,7 +120,10 @@ def test_the_hard_loss_reaches_the_gradient():
     expected = torch.nn.functional.cross_entropy(hidden @ weight.T, batch.labels)
     torch.testing.assert_close(hard.loss, expected, rtol=1e-10, atol=0)
     torch.testing.assert_close(
-        torch.autograd.grad(hard.loss, hidden)[0], torch.autograd.grad(expected, hidden)[0], rtol=1e-9, atol=1e-12
+        torch.autograd.grad(hard.loss, hidden)[0],
+        torch.autograd.grad(expected, hidden)[0],
+        rtol=1e-9,
+        atol=1e-12,
     )
 
 
@@ -128,11 +133,16 @@ def test_a_sampled_target_has_no_tail_and_the_gradient_of_its_weights():
     hidden, weight = student()
     out = DistillLoss(temperature=2.0, alpha=1.0)(hidden, Head(weight=weight), batch)
     w = torch.from_numpy(batch.targets.probs(2.0)).double()
-    log_q = torch.log_softmax(hidden @ weight.T / 2, 1).gather(1, torch.from_numpy(batch.targets.ids).long())
+    log_q = torch.log_softmax(hidden @ weight.T / 2, 1).gather(
+        1, torch.from_numpy(batch.targets.ids).long()
+    )
     expected = 4 * (w * (w.log() - log_q)).sum() / N
     torch.testing.assert_close(out.loss, expected, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(
-        torch.autograd.grad(out.loss, weight)[0], torch.autograd.grad(expected, weight)[0], rtol=1e-4, atol=1e-6
+        torch.autograd.grad(out.loss, weight)[0],
+        torch.autograd.grad(expected, weight)[0],
+        rtol=1e-4,
+        atol=1e-6,
     )
     assert out.teacher_tail == 0.0
 
@@ -147,7 +157,12 @@ def test_the_sampled_gradient_averages_to_the_dense_one():
     draws = torch.stack(
         [
             torch.autograd.grad(
-                loss(hidden, Head(weight=weight), batch_of(teacher, "sampled", 4, grid=(1.0,), seed=i)).loss, hidden
+                loss(
+                    hidden,
+                    Head(weight=weight),
+                    batch_of(teacher, "sampled", 4, grid=(1.0,), seed=i),
+                ).loss,
+                hidden,
             )[0]
             for i in range(600)
         ]
@@ -208,7 +223,9 @@ def test_wrong_pairings_are_refused_in_a_sentence():
     with pytest.raises(ConfigError, match="known losses"):
         check_pairing("nonsense", 1.0, record())
     check_pairing("forward_kl", 1.0, record("sampled", (1.0,)))
-    DistillLoss(alpha=0.0, temperature=3.0).check(record())  # hard labels ask nothing of the targets
+    DistillLoss(alpha=0.0, temperature=3.0).check(
+        record()
+    )  # hard labels ask nothing of the targets
     with pytest.raises(PairingError, match="grid"):
         DistillLoss(alpha=0.5, temperature=3.0).check(record())
 
@@ -223,7 +240,14 @@ def test_targets_themselves_refuse_a_wrong_pairing():
 
 
 @pytest.mark.parametrize(
-    "bad", [{"alpha": 1.5}, {"alpha": -0.1}, {"temperature": 0.0}, {"temperature": float("inf")}, {"divergence": "x"}]
+    "bad",
+    [
+        {"alpha": 1.5},
+        {"alpha": -0.1},
+        {"temperature": 0.0},
+        {"temperature": float("inf")},
+        {"divergence": "x"},
+    ],
 )
 def test_absurd_settings_are_refused(bad):
     with pytest.raises(ConfigError):

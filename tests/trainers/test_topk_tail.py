@@ -31,15 +31,23 @@ def problem(n, d, v, k, *, ragged=False, bias=False, dtype=torch.float64, scale=
             kept[i, 1 + i % k :] = False
         ids = torch.where(kept, ids, ids[:, :1])
     labels = torch.randint(v, (n,), generator=g)
-    labels[: n // 2] = ids[: n // 2, 0] if k else labels[: n // 2]  # labels inside and outside the kept set
+    labels[: n // 2] = (
+        ids[: n // 2, 0] if k else labels[: n // 2]
+    )  # labels inside and outside the kept set
     return hidden, weight, b, ids, kept, labels
 
 
 def gradients(f, hidden, weight, bias, mix):
-    leaves = [x.clone().requires_grad_() for x in (hidden, weight, *([bias] if bias is not None else []))]
+    leaves = [
+        x.clone().requires_grad_() for x in (hidden, weight, *([bias] if bias is not None else []))
+    ]
     columns, label, lse = f(*leaves, *([] if bias is not None else [None]))
     finite = columns > -torch.inf
-    total = (columns.masked_fill(~finite, 0.0) * mix[0]).sum() + (label * mix[1]).sum() + (lse * mix[2]).sum()
+    total = (
+        (columns.masked_fill(~finite, 0.0) * mix[0]).sum()
+        + (label * mix[1]).sum()
+        + (lse * mix[2]).sum()
+    )
     return (columns, label, lse), torch.autograd.grad(total, leaves)
 
 
@@ -99,7 +107,9 @@ def test_float32_is_within_1e_6_of_float64_and_a_tiny_tail_keeps_its_digits():
     exact = topk_tail(hidden, Head(weight=weight), ids, kept, labels)
     single = topk_tail(hidden.float(), Head(weight=weight.float()), ids, kept, labels)
     torch.testing.assert_close(single.columns.double(), exact.columns, rtol=1e-6, atol=1e-5)
-    assert exact.columns[0, -1] - exact.lse[0] < -17  # the tail's share is below float32's resolution of 1
+    assert (
+        exact.columns[0, -1] - exact.lse[0] < -17
+    )  # the tail's share is below float32's resolution of 1
 
 
 def test_a_tied_weight_gets_both_gradients():
