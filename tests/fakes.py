@@ -134,3 +134,16 @@ def build_tiny(
 ) -> Manifest:
     """Build a store with the tiny teacher."""
     return build(config_of(corpus, **changes), out, teacher=teacher or TinyTeacher())
+
+
+def load_tiny(argument: str, options: Any) -> TinyTeacher:
+    """What a registry entry `fake:SECONDS` loads: a tiny teacher that takes its time for each batch."""
+    import time
+
+    class Slow(TinyTeacher):
+        def logits(self, rows: Sequence[Row]) -> Iterator[torch.Tensor]:
+            time.sleep(float(argument))
+            yield from super().logits(rows)
+
+    options.notice("teacher: tiny")
+    return Slow()

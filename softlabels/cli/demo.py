@@ -29,7 +29,7 @@ SEQ_LEN = 256
 TRAIN_ROWS, HELDOUT_ROWS = 288, 48
 K, HELDOUT_K = 12, 50
 STEPS, BATCH_SIZE, LR = 100, 8, 3e-3
-ALPHA = 0.5
+ALPHA = 0.9
 
 STUDENT = {
     "model_type": "llama",
