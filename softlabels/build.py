@@ -2,7 +2,7 @@
 
 The flow:
  1. sweep what a dead builder left; read the plan, if there is one;
- 2. load the teacher (a plan's dtype and device kind win over `auto`);
+ 2. load the teacher (a plan's dtype wins over `auto`);
  3. without a plan: pack the whole corpus once, cut it into shards, publish the plan;
     with one: refuse a different job;
  4. for each shard that is not committed: pack its rows again from where the plan says they begin,
@@ -16,23 +16,22 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
 
 import msgspec
 import numpy as np
 
 import softlabels
-from softlabels.codecs import make_codec
 from softlabels.config import BuildConfig
 from softlabels.corpora import Corpus, open_corpora
-from softlabels.corpora.packing import CorpusCounts, pack
-from softlabels.errors import CorpusError, IntegrityError, PlanError
+from softlabels.errors import CorpusError, IntegrityError
 from softlabels.estimators import Estimator, make_estimator
-from softlabels.rows import BEGINNING, LABEL_SHIFT, Cursor, Row
+from softlabels.planning import check_folder, check_same_job, make_plan, packed_rows
+from softlabels.progress import Reporter, Silent
+from softlabels.rows import Cursor, Row
 from softlabels.store.card import card
 from softlabels.store.commit import (
     adopt_shard,
@@ -47,9 +46,7 @@ from softlabels.store.manifest import (
     FORMAT_VERSION,
     MANIFEST,
     Commit,
-    CorpusRecord,
     CostRecord,
-    EncodingRecord,
     FileRecord,
     Identity,
     Manifest,
@@ -57,47 +54,18 @@ from softlabels.store.manifest import (
     PlannedShard,
     ShardRecord,
     Statistics,
-    TargetRecord,
     canonical,
     content_digest,
     load_manifest,
     seal,
 )
 from softlabels.store.parquet import decode_shard, encode_shard
-from softlabels.store.plan import RowDigests, load_plan, plan_shards, publish_plan
+from softlabels.store.plan import load_plan
 from softlabels.store.shard import Shard, inputs_digest
 from softlabels.teach import teach
 from softlabels.teachers import MIB, Teacher, TeacherOptions, open_teacher
 
-__all__ = ["Reporter", "Silent", "build"]
-
-DOMAIN = "causal-lm"
-
-
-class Reporter(Protocol):
-    """Told how a build goes."""
-
-    def notice(self, message: str) -> None:
-        """A line for people."""
-
-    def stage(self, name: str, total: int | None, unit: str) -> None:
-        """A new stage begins."""
-
-    def advance(self, amount: int) -> None:
-        """Progress in the present stage."""
-
-
-class Silent:
-    """Reports nothing."""
-
-    def notice(self, message: str) -> None:
-        """Say nothing."""
-
-    def stage(self, name: str, total: int | None, unit: str) -> None:
-        """Say nothing."""
-
-    def advance(self, amount: int) -> None:
-        """Say nothing."""
+__all__ = ["build"]
 
 
 def build(
@@ -130,14 +98,14 @@ def build(
             report.notice(f"removed {path.name}, left by a builder that died")
     plan = load_plan(store)
     if plan is None and store.is_dir() and any(store.iterdir()):
-        _check_foreign(store)
+        check_folder(store)
     if teacher is None:
         teacher = open_teacher(config.teacher, _options(config, plan, report))
     estimator.check_vocab(teacher.record.vocab_size)
     if plan is None:
-        plan = _make_plan(config, store, estimator, corpora, teacher, report)
+        plan = make_plan(config, store, estimator, corpora, teacher, report)
     else:
-        _check_same_job(plan, config, estimator, teacher, store)
+        check_same_job(plan, config, estimator, teacher, store)
         if (store / MANIFEST).exists():
             report.notice(f"{store} is complete already")
             return load_manifest(store)
@@ -155,157 +123,6 @@ def _options(config: BuildConfig, plan: Plan | None, report: Reporter) -> Teache
     if plan is not None and config.dtype == "auto":
         return replace(options, dtype=plan.identity.teacher.dtype)
     return options
-
-
-def _check_foreign(store: Path) -> None:
-    ours = {"tokenizer", "data", "commits"}  # a builder killed before its plan leaves only these
-    foreign = sorted(p.name for p in store.iterdir() if p.name not in ours)
-    if foreign:
-        raise PlanError(
-            f"{store}: is not empty and not a store (it holds {foreign[0]!r}); choose another --out"
-        )
-
-
-# -- planning -------------------------------------------------------------------------------------
-
-
-def _make_plan(
-    config: BuildConfig,
-    store: Path,
-    estimator: Estimator,
-    corpora: Sequence[Corpus],
-    teacher: Teacher,
-    report: Reporter,
-) -> Plan:
-    counts = CorpusCounts()
-    digests = RowDigests()
-    tokens = 0
-    report.stage("tokenise", config.limit_rows, "rows")
-
-    def watched() -> Iterator[tuple[Cursor, Row]]:
-        nonlocal tokens
-        rows = _packed(config, corpora, teacher, counts=counts)
-        for cursor, row in islice(rows, config.limit_rows):
-            digests.add(row)
-            tokens += len(row.input_ids)
-            report.advance(1)
-            yield cursor, row
-
-    shards = list(plan_shards(watched(), config.shard_rows))
-    if not shards:
-        raise CorpusError(f"{', '.join(config.corpus)}: holds no document of two tokens or more")
-    codec = make_codec(config.values)
-    identity = Identity(
-        domain=DOMAIN,
-        label_shift=LABEL_SHIFT,
-        teacher=teacher.record,
-        tokenizer=teacher.tokenizer.record,
-        corpus=CorpusRecord(
-            specs=list(config.corpus),
-            fingerprint=digests.hexdigest(),
-            seq_len=config.seq_len,
-            documents=counts.documents,
-            rows=sum(s.rows for s in shards),
-            tokens=tokens,
-            positions=sum(s.positions for s in shards),
-            skipped_empty=counts.skipped_empty,
-            skipped_short=counts.skipped_short,
-            limit_rows=config.limit_rows,
-        ),
-        targets=_target_record(config, estimator),
-        encoding=EncodingRecord(
-            profile=config.profile,
-            container=config.container,
-            values=config.values,
-            relative_error=codec.relative_error,
-            absolute_error=codec.absolute_error,
-        ),
-        licence=config.licence,
-    )
-    for what, n in (
-        ("empty", counts.skipped_empty),
-        ("shorter than two tokens", counts.skipped_short),
-    ):
-        if n:
-            report.notice(f"left out {n} documents that are {what}")
-    files = {f"tokenizer/{name}": data for name, data in teacher.tokenizer.files().items()}
-    return publish_plan(store, identity, shards, files, shard_rows=config.shard_rows)
-
-
-def _packed(
-    config: BuildConfig,
-    corpora: Sequence[Corpus],
-    teacher: Teacher,
-    *,
-    start: Cursor = BEGINNING,
-    counts: CorpusCounts | None = None,
-) -> Iterator[tuple[Cursor, Row]]:
-    return pack(
-        corpora,
-        teacher.tokenizer,
-        seq_len=config.seq_len,
-        vocab_size=teacher.record.vocab_size,
-        start=start,
-        skip_empty=config.skip_empty,
-        counts=counts,
-    )
-
-
-def _target_record(config: BuildConfig, estimator: Estimator) -> TargetRecord:
-    return TargetRecord(
-        estimator=config.estimator,
-        k=estimator.k,
-        temperatures=list(estimator.temperatures),
-        seed=config.seed,
-    )
-
-
-def _check_same_job(
-    plan: Plan, config: BuildConfig, estimator: Estimator, teacher: Teacher, store: Path
-) -> None:
-    """Refuse to go on with a plan that was made for another job.
-
-    Where files lie is not part of the job; what they hold is.
-    """
-
-    def plain(record: msgspec.Struct, *without: str) -> dict[str, Any]:
-        return {k: v for k, v in msgspec.to_builtins(record).items() if k not in without}
-
-    identity = plan.identity
-    corpus = identity.corpus
-    asked: dict[str, Any] = {
-        "teacher": plain(teacher.record, "spec", "name"),
-        "tokenizer": plain(teacher.tokenizer.record),
-        "targets": plain(_target_record(config, estimator)),
-        "corpus": {"seq_len": config.seq_len, "limit_rows": config.limit_rows},
-        "store": {
-            "values": config.values,
-            "profile": config.profile,
-            "container": config.container,
-            "shard_rows": config.shard_rows,
-            "licence": config.licence,
-        },
-    }
-    planned: dict[str, Any] = {
-        "teacher": plain(identity.teacher, "spec", "name"),
-        "tokenizer": plain(identity.tokenizer),
-        "targets": plain(identity.targets),
-        "corpus": {"seq_len": corpus.seq_len, "limit_rows": corpus.limit_rows},
-        "store": {
-            "values": identity.encoding.values,
-            "profile": identity.encoding.profile,
-            "container": identity.encoding.container,
-            "shard_rows": plan.shard_rows,
-            "licence": identity.licence,
-        },
-    }
-    for part, fields in asked.items():
-        for name, value in fields.items():
-            if planned[part].get(name) != value:
-                raise PlanError(
-                    f"{store}: was planned with {part} {name} = {planned[part].get(name)!r}, this build has "
-                    f"{value!r}; run it as planned, or choose another --out"
-                )
 
 
 # -- shards ---------------------------------------------------------------------------------------
@@ -359,7 +176,7 @@ def _build_shards(
 def _planned_rows(
     config: BuildConfig, shard: PlannedShard, corpora: Sequence[Corpus], teacher: Teacher
 ) -> list[Row]:
-    packed = _packed(config, corpora, teacher, start=Cursor(shard.document, shard.offset))
+    packed = packed_rows(config, corpora, teacher, start=Cursor(shard.document, shard.offset))
     rows = [row for _, row in islice(packed, shard.rows)]
     if len(rows) != shard.rows or inputs_digest(rows) != shard.inputs_sha256:
         raise CorpusError(

@@ -1,0 +1,180 @@
+"""Planning a build: one pass over the corpus, and what makes two builds the same job."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from softlabels.codecs import make_codec
+from softlabels.config import BuildConfig
+from softlabels.corpora import Corpus
+from softlabels.corpora.packing import CorpusCounts, pack
+from softlabels.errors import CorpusError, PlanError
+from softlabels.estimators import Estimator
+from softlabels.progress import Reporter
+from softlabels.rows import BEGINNING, LABEL_SHIFT, Cursor, Row
+from softlabels.store.manifest import (
+    CorpusRecord,
+    EncodingRecord,
+    Identity,
+    Plan,
+    TargetRecord,
+)
+from softlabels.store.plan import RowDigests, plan_shards, publish_plan
+from softlabels.teachers import Teacher
+
+__all__ = ["check_folder", "check_same_job", "make_plan", "packed_rows"]
+
+DOMAIN = "causal-lm"
+
+
+def check_folder(store: Path) -> None:
+    ours = {"tokenizer", "data", "commits"}  # a builder killed before its plan leaves only these
+    foreign = sorted(p.name for p in store.iterdir() if p.name not in ours)
+    if foreign:
+        raise PlanError(
+            f"{store}: is not empty and not a store (it holds {foreign[0]!r}); choose another --out"
+        )
+
+
+def make_plan(
+    config: BuildConfig,
+    store: Path,
+    estimator: Estimator,
+    corpora: Sequence[Corpus],
+    teacher: Teacher,
+    report: Reporter,
+) -> Plan:
+    counts = CorpusCounts()
+    digests = RowDigests()
+    tokens = 0
+    report.stage("tokenise", config.limit_rows, "rows")
+
+    def watched() -> Iterator[tuple[Cursor, Row]]:
+        nonlocal tokens
+        rows = packed_rows(config, corpora, teacher, counts=counts)
+        for cursor, row in islice(rows, config.limit_rows):
+            digests.add(row)
+            tokens += len(row.input_ids)
+            report.advance(1)
+            yield cursor, row
+
+    shards = list(plan_shards(watched(), config.shard_rows))
+    if not shards:
+        raise CorpusError(f"{', '.join(config.corpus)}: holds no document of two tokens or more")
+    codec = make_codec(config.values)
+    identity = Identity(
+        domain=DOMAIN,
+        label_shift=LABEL_SHIFT,
+        teacher=teacher.record,
+        tokenizer=teacher.tokenizer.record,
+        corpus=CorpusRecord(
+            specs=list(config.corpus),
+            fingerprint=digests.hexdigest(),
+            seq_len=config.seq_len,
+            documents=counts.documents,
+            rows=sum(s.rows for s in shards),
+            tokens=tokens,
+            positions=sum(s.positions for s in shards),
+            skipped_empty=counts.skipped_empty,
+            skipped_short=counts.skipped_short,
+            limit_rows=config.limit_rows,
+        ),
+        targets=_target_record(config, estimator),
+        encoding=EncodingRecord(
+            profile=config.profile,
+            container=config.container,
+            values=config.values,
+            relative_error=codec.relative_error,
+            absolute_error=codec.absolute_error,
+        ),
+        licence=config.licence,
+    )
+    for what, n in (
+        ("empty", counts.skipped_empty),
+        ("shorter than two tokens", counts.skipped_short),
+    ):
+        if n:
+            report.notice(f"left out {n} documents that are {what}")
+    files = {f"tokenizer/{name}": data for name, data in teacher.tokenizer.files().items()}
+    return publish_plan(store, identity, shards, files, shard_rows=config.shard_rows)
+
+
+def packed_rows(
+    config: BuildConfig,
+    corpora: Sequence[Corpus],
+    teacher: Teacher,
+    *,
+    start: Cursor = BEGINNING,
+    counts: CorpusCounts | None = None,
+) -> Iterator[tuple[Cursor, Row]]:
+    return pack(
+        corpora,
+        teacher.tokenizer,
+        seq_len=config.seq_len,
+        vocab_size=teacher.record.vocab_size,
+        start=start,
+        skip_empty=config.skip_empty,
+        counts=counts,
+    )
+
+
+def _target_record(config: BuildConfig, estimator: Estimator) -> TargetRecord:
+    return TargetRecord(
+        estimator=config.estimator,
+        k=estimator.k,
+        temperatures=list(estimator.temperatures),
+        seed=config.seed,
+    )
+
+
+def check_same_job(
+    plan: Plan, config: BuildConfig, estimator: Estimator, teacher: Teacher, store: Path
+) -> None:
+    """Refuse to go on with a plan that was made for another job.
+
+    Where files lie is not part of the job; what they hold is.
+    """
+
+    def plain(record: msgspec.Struct, *without: str) -> dict[str, Any]:
+        return {k: v for k, v in msgspec.to_builtins(record).items() if k not in without}
+
+    identity = plan.identity
+    corpus = identity.corpus
+    asked: dict[str, Any] = {
+        "teacher": plain(teacher.record, "spec", "name"),
+        "tokenizer": plain(teacher.tokenizer.record),
+        "targets": plain(_target_record(config, estimator)),
+        "corpus": {"seq_len": config.seq_len, "limit_rows": config.limit_rows},
+        "store": {
+            "values": config.values,
+            "profile": config.profile,
+            "container": config.container,
+            "shard_rows": config.shard_rows,
+            "licence": config.licence,
+        },
+    }
+    planned: dict[str, Any] = {
+        "teacher": plain(identity.teacher, "spec", "name"),
+        "tokenizer": plain(identity.tokenizer),
+        "targets": plain(identity.targets),
+        "corpus": {"seq_len": corpus.seq_len, "limit_rows": corpus.limit_rows},
+        "store": {
+            "values": identity.encoding.values,
+            "profile": identity.encoding.profile,
+            "container": identity.encoding.container,
+            "shard_rows": plan.shard_rows,
+            "licence": identity.licence,
+        },
+    }
+    for part, fields in asked.items():
+        for name, value in fields.items():
+            if planned[part].get(name) != value:
+                raise PlanError(
+                    f"{store}: was planned with {part} {name} = {planned[part].get(name)!r}, this build has "
+                    f"{value!r}; run it as planned, or choose another --out"
+                )
