@@ -33,6 +33,11 @@ DOMAIN = "causal-lm"
 
 
 def check_folder(store: Path) -> None:
+    """Refuse a folder that holds something else than a build that died before its plan.
+
+    Raises:
+        PlanError: names what was found.
+    """
     ours = {"tokenizer", "data", "commits"}  # a builder killed before its plan leaves only these
     foreign = sorted(p.name for p in store.iterdir() if p.name not in ours)
     if foreign:
@@ -49,6 +54,12 @@ def make_plan(
     teacher: Teacher,
     report: Reporter,
 ) -> Plan:
+    """Pack the whole corpus once, fingerprint it, cut it into shards, publish the plan.
+
+    Raises:
+        CorpusError: it cannot be read, or holds nothing to teach.
+        PlanError: the folder holds files of another job.
+    """
     counts = CorpusCounts()
     digests = RowDigests()
     tokens = 0
@@ -112,6 +123,7 @@ def packed_rows(
     start: Cursor = BEGINNING,
     counts: CorpusCounts | None = None,
 ) -> Iterator[tuple[Cursor, Row]]:
+    """Rows of the corpora from a cursor on, each with where it begins."""
     return pack(
         corpora,
         teacher.tokenizer,
