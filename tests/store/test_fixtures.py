@@ -1,0 +1,68 @@
+"""Stores made by earlier versions decode, to the last bit, to what they decoded to then."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from softlabels.store.reader import open_store
+from softlabels.store.verify import verify_store
+from tests.fixtures.make import STORES, contents
+
+FIXTURES = Path(__file__).parents[1] / "fixtures"
+names = pytest.mark.parametrize("name", list(STORES))
+
+
+def test_every_fixture_is_listed_and_they_are_small():
+    assert {p.parent.name for p in FIXTURES.glob("*/manifest.json")} == set(STORES)
+    assert {p.stem for p in FIXTURES.glob("*.npz")} == set(STORES)
+    files = [p for p in FIXTURES.rglob("*") if p.is_file() and p.suffix not in (".py", ".pyc")]
+    assert sum(p.stat().st_size for p in files) < 60_000
+
+
+@names
+def test_stored_bytes_decode_to_the_same_numbers_for_ever(name):
+    found = contents(open_store(FIXTURES / name))
+    with np.load(FIXTURES / f"{name}.npz") as expected:
+        assert set(found) == set(expected.files)
+        for what in expected.files:
+            assert found[what].dtype == expected[what].dtype, what
+            if what.startswith(("probs", "tail")):  # exp differs in the last bit between machines
+                np.testing.assert_allclose(found[what], expected[what], rtol=1e-5, err_msg=what)
+            else:
+                np.testing.assert_array_equal(found[what], expected[what], err_msg=what)
+
+
+@names
+def test_they_are_whole(name):
+    assert verify_store(FIXTURES / name).problems == []
+
+
+def test_what_they_hold():
+    """So that a fixture made wrongly is not kept for ever."""
+    topk = open_store(FIXTURES / "topk-float16-v1.0")
+    assert len(topk) == 6
+    assert [s.rows for s in topk.manifest.shards] == [3, 3]
+    assert topk.manifest.identity.corpus.specs == ["jsonl:documents.jsonl"]
+    for stored in topk:
+        t = stored.targets
+        assert (t.estimator, t.temperatures, t.vocab_size, t.k) == ("topk", (1.0, 2.0), 300, 5)
+        for temperature in t.temperatures:
+            total = t.probs(temperature).sum(1) + t.tail(temperature)
+            np.testing.assert_allclose(total, 1, atol=1e-5)
+            assert (t.tail(temperature) > 0).all()
+    sampled = open_store(FIXTURES / "sampled-float32-v1.0")
+    assert len(sampled) == 6
+    for stored in sampled:
+        t = stored.targets
+        assert (t.estimator, t.temperatures, t.k) == ("sampled", (2.0,), 5)
+        np.testing.assert_allclose(t.probs(2.0).sum(1), 1, atol=1e-5)
+        assert (t.tail(2.0) == 0).all()
+    rows = [r.row for r in topk]
+    text = np.concatenate([r.input_ids for r in rows])
+    assert "Call me Ishmael.Größe" in bytes(text[text < 256].astype(np.uint8)).decode()
+    assert max(len(r.segment_lengths) for r in rows) == 2  # documents that share a row
+    assert len({len(r.input_ids) for r in rows}) > 1  # rows of several lengths
+    assert sorted(len(r.positions) for r in rows)[:2] == [0, 4]  # little or nothing is learnt
