@@ -8,7 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
+from softlabels.codecs import CODECS
 from softlabels.errors import ConfigError, FormatError, IntegrityError
+from softlabels.rows import LABEL_SHIFT
 from softlabels.store.manifest import Manifest, ShardRecord, check_file, load_manifest
 from softlabels.store.parquet import decode_shard
 from softlabels.store.shard import Shard, StoredRow
@@ -16,6 +18,11 @@ from softlabels.store.shard import Shard, StoredRow
 __all__ = ["Shard", "Store", "StoredRow", "open_store"]
 
 CACHED_SHARDS = 2
+DOMAINS = ("causal-lm",)
+ESTIMATORS = ("topk", "sampled")
+"""Kinds of kept set whose meaning this reader knows; not a registry, since meaning is not looked up."""
+PROFILES = ("open",)
+CONTAINERS = ("parquet",)
 
 
 class Store:
@@ -124,15 +131,27 @@ def open_store(url: str | Path, *, cached_shards: int = CACHED_SHARDS) -> Store:
         )
     path = Path(url)
     manifest = load_manifest(path)
-    encoding = manifest.identity.encoding
-    if (encoding.profile, encoding.container) != ("open", "parquet"):
-        raise FormatError(
-            f"{path}: profile {encoding.profile!r} in container {encoding.container!r} is not known to this "
-            "version; upgrade softlabels"
-        )
+    _check_known(path, manifest)
     for shard in manifest.shards:
         _check_present(path, shard)
     return Store(path, manifest, cached_shards=cached_shards)
+
+
+def _check_known(path: Path, manifest: Manifest) -> None:
+    """Refuse what this version would misread: a minor version may add, and older readers must notice."""
+    identity = manifest.identity
+    for what, value, known in (
+        ("domain", identity.domain, DOMAINS),
+        ("label shift", identity.label_shift, (LABEL_SHIFT,)),
+        ("estimator", identity.targets.estimator, ESTIMATORS),
+        ("profile", identity.encoding.profile, PROFILES),
+        ("container", identity.encoding.container, CONTAINERS),
+        ("type of values", identity.encoding.values, tuple(CODECS.names())),
+    ):
+        if value not in known:
+            raise FormatError(
+                f"{path}: {what} {value!r} is not known to this version (it knows {list(known)}); upgrade softlabels"
+            )
 
 
 def _check_present(store: Path, shard: ShardRecord) -> None:
