@@ -35,6 +35,7 @@ class Store:
     def __init__(
         self, path: Path, manifest: Manifest, *, cached_shards: int = CACHED_SHARDS
     ) -> None:
+        _check_known(path, manifest)
         self.path = path
         self.manifest = manifest
         self._starts = np.array([s.start_row for s in manifest.shards], np.int64)
@@ -131,7 +132,6 @@ def open_store(url: str | Path, *, cached_shards: int = CACHED_SHARDS) -> Store:
         )
     path = Path(url)
     manifest = load_manifest(path)
-    _check_known(path, manifest)
     for shard in manifest.shards:
         _check_present(path, shard)
     return Store(path, manifest, cached_shards=cached_shards)
