@@ -13,6 +13,7 @@ from softlabels.errors import ConfigError, FormatError, IntegrityError
 from softlabels.store import reader
 from softlabels.store.manifest import load_manifest
 from softlabels.store.reader import open_store
+from softlabels.store.verify import verify_store
 from tests.fakes import TinyTeacher, build_tiny
 from tests.store.helpers import reseal
 
@@ -236,12 +237,24 @@ def test_a_manifest_of_another_grid_is_refused_when_read(store):
 
 
 @pytest.mark.parametrize(
-    "changes", [{"profile": "packed"}, {"container": "zarr"}, {"container": "parquet2"}]
+    ("field", "value"),
+    [
+        ("encoding__profile", "packed"),
+        ("encoding__container", "zarr"),
+        ("encoding__values", "float8"),
+        ("domain", "image-classification"),
+        ("label_shift", 0),
+        ("targets__estimator", "topp"),
+    ],
 )
-def test_an_unknown_profile_or_container_is_refused(store, changes):
-    reseal(store / "manifest.json", **{f"identity__encoding__{k}": v for k, v in changes.items()})
-    with pytest.raises(FormatError, match="not known to this version; upgrade softlabels"):
+def test_what_this_version_would_misread_is_refused(store, field, value):
+    reseal(store / "manifest.json", **{f"identity__{field}": value})
+    with pytest.raises(
+        FormatError, match=rf"{value}.* not known to this version .*upgrade softlabels"
+    ):
         open_store(store)
+    with pytest.raises(FormatError, match="not known to this version"):
+        verify_store(store)
 
 
 @pytest.mark.parametrize("url", ["s3://bucket/store", "hf://owner/store", "https://x/y"])
