@@ -255,6 +255,18 @@ def test_sweep_leaves_the_files_of_the_living_and_removes_those_of_the_dead(
     assert not theirs.exists()
 
 
+def test_a_process_of_another_user_is_alive(tmp_path, monkeypatch, other_process):
+    theirs = temporary(tmp_path, HOST, other_process.pid)
+
+    def kill(_pid, _signal):
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    with monkeypatch.context() as m:
+        m.setattr(os, "kill", kill)
+        assert sweep(tmp_path) == []
+    assert theirs.exists()
+
+
 def test_sweep_takes_its_own_pid_for_an_earlier_life(tmp_path):
     """A container restarts with the same pid."""
     mine = temporary(tmp_path, HOST, os.getpid())
