@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,19 @@ def _matches(pattern: str, kind: str) -> list[Path]:
     return paths
 
 
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as e:
+        raise CorpusError(f"{path}: cannot be read ({e.strerror})") from e
+
+
 class TextFiles:
-    """Every matching file is one document, in order of path. UTF-8, with or without a byte-order mark."""
+    """Every matching file is one document, in order of path.
+
+    UTF-8, with or without a byte-order mark; line endings are kept as they are.
+    """
 
     def __init__(self, pattern: str) -> None:
         self.spec = f"text:{pattern}"
@@ -34,12 +46,15 @@ class TextFiles:
     def documents(self) -> Iterator[Document]:
         """One document per file."""
         for path in self.paths:
+            with _readable(path):
+                data = path.read_bytes()
             try:
-                yield Document(where=str(path), text=path.read_text(encoding="utf-8-sig"))
+                text = data.decode("utf-8").removeprefix("\ufeff")
             except UnicodeDecodeError as e:
                 raise CorpusError(
                     f"{path}: byte {e.start} is not UTF-8; convert the file (iconv -t utf-8)"
                 ) from e
+            yield Document(where=str(path), text=text)
 
 
 class JsonLines:
@@ -52,13 +67,15 @@ class JsonLines:
     def documents(self) -> Iterator[Document]:
         """One document per line; blank lines are refused like any other line that is not an object."""
         for path in self.paths:
-            with path.open("rb") as f:
+            with _readable(path), path.open("rb") as f:
                 for number, line in enumerate(f, start=1):
                     yield self._parse(line, f"{path}:{number}")
 
     def _parse(self, line: bytes, where: str) -> Document:
         try:
             record = json.loads(line)
+            if b"\\u" in line:  # only an escape can give half a surrogate pair, which is not text
+                json.dumps(record, ensure_ascii=False).encode()
         except (ValueError, RecursionError) as e:
             raise CorpusError(
                 f"{where}: not a JSON object ({e}); correct or remove the line"
