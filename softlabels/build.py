@@ -27,7 +27,7 @@ import numpy as np
 import softlabels
 from softlabels.config import BuildConfig
 from softlabels.corpora import Corpus, open_corpora
-from softlabels.errors import CorpusError, IntegrityError
+from softlabels.errors import CorpusError, FormatError, IntegrityError
 from softlabels.estimators import Estimator, make_estimator
 from softlabels.planning import check_folder, check_same_job, make_plan, packed_rows
 from softlabels.progress import Reporter, Silent
@@ -35,11 +35,11 @@ from softlabels.rows import Cursor, Row
 from softlabels.store.card import card
 from softlabels.store.commit import (
     adopt_shard,
-    commit_path,
     commit_shard,
     committed,
     publish,
     sweep,
+    withdraw,
 )
 from softlabels.store.manifest import (
     FORMAT,
@@ -141,10 +141,9 @@ def _build_shards(
     for shard in plan.shards:
         try:
             found = committed(store, plan, shard)
-        except IntegrityError as e:
+        except (IntegrityError, FormatError) as e:
             report.notice(f"building shard {shard.index} again: {e}")
-            commit_path(store, shard).unlink(missing_ok=True)
-            (store / shard.name).unlink(missing_ok=True)
+            withdraw(store, shard)
             found = None
         found = found or adopt_shard(store, plan, shard)
         if found is not None:

@@ -44,6 +44,7 @@ __all__ = [
     "committed",
     "publish",
     "sweep",
+    "withdraw",
 ]
 
 TEMPORARY = ".tmp-"
@@ -162,14 +163,22 @@ def commit_shard(
 
     If another builder published this shard first, its file stays and is adopted.
     """
-    if not publish(store / shard.name, data):
+    while not publish(store / shard.name, data):
         adopted = adopt_shard(store, plan, shard)
         if adopted is not None:
-            return adopted
-        raise StoreError(
-            f"{store / shard.name}: appeared and vanished while it was being published"
-        )
+            return adopted  # else something else lay there, and is removed
     return _record(store, plan, shard, data, statistics, seconds)
+
+
+def withdraw(store: Path, shard: PlannedShard) -> None:
+    """Remove a damaged shard and its record, so that it is built again.
+
+    Raises:
+        StoreError: one of them cannot be removed.
+    """
+    for path in (commit_path(store, shard), store / shard.name):
+        with _explained(path):
+            path.unlink(missing_ok=True)
 
 
 def adopt_shard(store: Path, plan: Plan, shard: PlannedShard) -> Commit | None:

@@ -151,8 +151,11 @@ def decode_shard(data: bytes, identity: Identity, *, start_row: int, where: str)
                 f"{np.diff(column[name][1])[wrong[0]]} entries of {name}"
             )
     assert len(kept_of_row) == len(rows) + 1
-    if n and counts.min() < 0:
-        raise IntegrityError(f"{where}: a negative number of kept ids")
+    k = identity.targets.k
+    if n and not 0 <= counts.min() <= counts.max() <= k:
+        raise IntegrityError(
+            f"{where}: a position keeps {counts.max()} ids, the manifest says at most {k}"
+        )
     total = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
     wrong = np.flatnonzero((total[starts] != row_of_ids) | (total[starts] != column["logp"][1]))
     if len(wrong):

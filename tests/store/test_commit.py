@@ -27,7 +27,7 @@ from softlabels.store.manifest import Commit, load_manifest, read_record
 from softlabels.store.plan import load_plan
 from softlabels.store.verify import verify_store
 from tests.fakes import build_tiny
-from tests.store.helpers import files_of, reseal
+from tests.store.made_up import files_of, reseal
 
 DATA = b"some bytes\n" * 1000
 
@@ -437,17 +437,15 @@ def test_commit_shard_adopts_what_another_builder_published_first(unfinished):
     assert again == commit  # the record is there already, and stays
 
 
-def test_commit_shard_refuses_a_wrong_file_in_its_place(unfinished):
+def test_commit_shard_replaces_a_wrong_file_that_no_record_names(unfinished):
     plan = plan_of(unfinished)
     shard = plan.shards[0]
     path, record = unfinished / shard.name, commit_path(unfinished, shard)
     data, original = path.read_bytes(), read_record(record, Commit)
     record.unlink()
     path.write_bytes(b"foreign")
-    with pytest.raises(StoreError, match=shard.name):
-        commit_shard(unfinished, plan, shard, data, original.statistics, 1.5)
-    assert not record.exists()
     commit_shard(unfinished, plan, shard, data, original.statistics, 1.5)
+    assert path.read_bytes() == data
     assert committed(unfinished, plan, shard) is not None
 
 

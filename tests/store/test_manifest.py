@@ -27,7 +27,7 @@ from softlabels.store.manifest import (
 from softlabels.store.plan import load_plan
 from softlabels.store.reader import open_store
 from softlabels.store.verify import verify_store
-from tests.store.helpers import reseal, write_sealed
+from tests.store.made_up import reseal, write_sealed
 
 RECORDS = {
     "manifest.json": Manifest,

@@ -15,7 +15,7 @@ from softlabels.store.manifest import load_manifest
 from softlabels.store.reader import open_store
 from softlabels.store.verify import verify_store
 from tests.fakes import TinyTeacher, build_tiny
-from tests.store.helpers import reseal
+from tests.store.made_up import reseal
 
 
 def shard_paths(store):

@@ -15,7 +15,7 @@ from softlabels.store.manifest import Commit, load_manifest, read_record
 from softlabels.store.parquet import decode_shard, encode_shard
 from softlabels.store.verify import verify_store
 from tests.fakes import build_tiny
-from tests.store.helpers import files_of, reseal
+from tests.store.made_up import files_of, reseal
 
 modes = pytest.mark.parametrize("deep", [True, False], ids=["deep", "quick"])
 

@@ -61,7 +61,7 @@ def identity_of(
             skipped_short=0,
             limit_rows=None,
         ),
-        targets=TargetRecord(estimator=estimator, k=8, temperatures=list(temperatures), seed=0),
+        targets=TargetRecord(estimator=estimator, k=16, temperatures=list(temperatures), seed=0),
         encoding=EncodingRecord(
             profile="open",
             container="parquet",
