@@ -55,6 +55,9 @@ class BuildConfig:
     """MiB of logits that exist at a time; default 16 on a CPU, 256 on a GPU."""
 
     def __post_init__(self) -> None:
+        from softlabels.codecs import CODECS  # NumPy, which --help can do without
+        from softlabels.estimators import ESTIMATORS
+
         if not self.corpus:
             raise ConfigError("--corpus: give at least one")
         check_at_least(
@@ -66,6 +69,12 @@ class BuildConfig:
             head_mib=1,
             seed=0,
         )
+        for flag, name, known in (
+            ("--estimator", self.estimator, ESTIMATORS.names()),
+            ("--values", self.values, CODECS.names()),
+        ):
+            if name not in known:  # before the teacher is loaded
+                raise ConfigError(f"{flag} {name!r}: expected one of {', '.join(known)}")
         if self.seed >= 2**63:
             raise ConfigError(f"--seed {self.seed}: expected less than 2**63")
         if self.profile != "open":

@@ -37,10 +37,13 @@ def from_sources(
     values |= {k: v for k, v in flags.items() if v is not None and v != ()}
     for name in required:
         if name not in values:
-            raise ConfigError(f"--{name} is missing (or {name!r} in the config file)")
+            flag = name.replace("_", "-")
+            raise ConfigError(f"--{flag} is missing (or {name!r} in the config file)")
     try:
         return msgspec.convert(values, cls)
     except msgspec.ValidationError as e:
+        if isinstance(e.__cause__, ConfigError):  # from __post_init__: it names the flag
+            raise e.__cause__ from None
         raise ConfigError(f"{toml or 'config'}: {e}") from e
 
 

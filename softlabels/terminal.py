@@ -12,13 +12,14 @@ import textwrap
 import types
 from collections.abc import Callable
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import click
 
 from softlabels.errors import SoftLabelsError
 
-__all__ = ["Bar", "Commands", "config_options", "emit", "field_help", "json_option"]
+__all__ = ["Bar", "Commands", "LocalPath", "config_options", "emit", "field_help", "json_option"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -48,6 +49,19 @@ class Commands(click.Group):
 
 def _interrupt(signum: int, frame: types.FrameType | None) -> NoReturn:
     raise KeyboardInterrupt
+
+
+class LocalPath(click.Path):
+    """A path on this machine; an address is refused, not taken for a folder named `s3:`."""
+
+    def __init__(self, *, file_okay: bool = True) -> None:
+        super().__init__(file_okay=file_okay, path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Check and make a `Path`."""
+        if "://" in str(value):
+            self.fail(f"{value!r}: this version reads and writes local folders only", param, ctx)
+        return super().convert(value, param, ctx)
 
 
 json_option = click.option(

@@ -90,12 +90,18 @@ class RunConfig:
             raise ConfigError(
                 f"--dtype {self.dtype!r}: expected auto, float32 or bfloat16 (float16 gradients underflow)"
             )
-        if not 0 < self.lr < 100:
-            raise ConfigError(f"--lr {self.lr}: expected a number above 0")
-        if self.clip < 0 or self.weight_decay < 0 or not 0 <= self.min_lr <= 1:
-            raise ConfigError(
-                "--clip and --weight-decay must not be negative, --min-lr must be 0 to 1"
-            )
+        for name, fits, expected in (
+            ("lr", 0 < self.lr < 100, "a number above 0 (and below 100)"),
+            ("min_lr", 0 <= self.min_lr <= 1, "0 to 1"),
+            ("weight_decay", 0 <= self.weight_decay < float("inf"), "at least 0"),
+            ("clip", 0 <= self.clip < float("inf"), "at least 0"),
+            ("beta1", 0 <= self.beta1 < 1, "at least 0 and below 1"),
+            ("beta2", 0 <= self.beta2 < 1, "at least 0 and below 1"),
+            ("seed", self.seed < 2**63, "less than 2**63"),
+        ):
+            if not fits:
+                flag = name.replace("_", "-")
+                raise ConfigError(f"--{flag} {getattr(self, name)}: expected {expected}")
 
     @property
     def warmup_steps(self) -> int:

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from softlabels.config import BuildConfig
-from softlabels.terminal import Bar, config_options, emit, json_option
+from softlabels.terminal import Bar, LocalPath, config_options, emit, json_option
 
 __all__ = ["build_command", "summary"]
 
@@ -17,7 +17,7 @@ __all__ = ["build_command", "summary"]
 @click.argument(
     "config_file", metavar="[CONFIG.toml]", required=False, type=click.Path(path_type=Path)
 )
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder of the store.")
+@click.option("--out", required=True, type=LocalPath(), help="Folder of the store.")
 @config_options(BuildConfig)
 @json_option
 def build_command(config_file: Path | None, out: Path, as_json: bool, **flags: Any) -> None:

@@ -10,7 +10,7 @@ import click
 
 from softlabels.cli.build import summary
 from softlabels.errors import ConfigError, IntegrityError
-from softlabels.terminal import Bar, emit, json_option
+from softlabels.terminal import Bar, LocalPath, emit, json_option
 
 __all__ = ["inspect_command", "verify_command"]
 
@@ -19,7 +19,7 @@ SHOWN = 8
 
 
 @click.command("inspect")
-@click.argument("store", type=click.Path(path_type=Path))
+@click.argument("store", type=LocalPath())
 @click.option("--row", type=int, help="Show one row's positions.")
 @click.option("--position", type=int, help="Of that row, show one position in full.")
 @click.option(
@@ -43,6 +43,8 @@ def inspect_command(
     if row is None:
         if position is not None:
             raise ConfigError("--position needs --row")
+        if temperature is not None:
+            raise ConfigError("--temperature needs --row")
         _show_store(opened, as_json=as_json)
         return
     if not 0 <= row < len(opened):
@@ -152,7 +154,7 @@ def _decoder(opened: Any) -> Callable[[int], str]:
 
 
 @click.command("verify")
-@click.argument("store", type=click.Path(path_type=Path))
+@click.argument("store", type=LocalPath())
 @click.option("--quick", is_flag=True, help="Compare sizes and digests only; do not decode.")
 @json_option
 @click.pass_context

@@ -6,16 +6,14 @@ from pathlib import Path
 
 import click
 
-from softlabels.terminal import Bar, emit, json_option
+from softlabels.terminal import Bar, LocalPath, emit, json_option
 
 __all__ = ["eval_command"]
 
 
 @click.command("eval")
-@click.argument("run", type=click.Path(path_type=Path))
-@click.option(
-    "--store", required=True, type=click.Path(path_type=Path), help="Store of held-out rows."
-)
+@click.argument("run", type=LocalPath())
+@click.option("--store", required=True, type=LocalPath(), help="Store of held-out rows.")
 @click.option(
     "--batch-size", type=click.IntRange(min=1), default=8, show_default=True, help="Rows at a time."
 )

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from softlabels.errors import ConfigError
-from softlabels.terminal import Bar, config_options, emit, json_option
+from softlabels.terminal import Bar, LocalPath, config_options, emit, json_option
 from trainers.config import RunConfig
 
 __all__ = ["run_command", "student_command"]
@@ -39,7 +39,7 @@ class _RunBar:
 @click.argument(
     "config_file", metavar="[CONFIG.toml]", required=False, type=click.Path(path_type=Path)
 )
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder of the run.")
+@click.option("--out", required=True, type=LocalPath(file_okay=False), help="Folder of the run.")
 @click.option("--resume", is_flag=True, help="Go on from the newest checkpoint, to the bit.")
 @config_options(RunConfig)
 @json_option
@@ -65,7 +65,7 @@ def run_command(
 
 @click.command("student")
 @click.argument("spec")
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder to write.")
+@click.option("--out", required=True, type=LocalPath(), help="Folder to write.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of random weights.")
 @json_option
 def student_command(spec: str, out: Path, seed: int, as_json: bool) -> None:

@@ -1,0 +1,130 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from importlib.metadata import EntryPoint
+from pathlib import Path
+
+import pytest
+
+from softlabels import registry
+from softlabels.codecs import CODECS
+from softlabels.codecs.floating import Float16
+from softlabels.corpora import CORPORA
+from softlabels.errors import ConfigError
+from softlabels.estimators import ESTIMATORS
+from softlabels.registry import Registry, split_spec
+from softlabels.teachers import TEACHERS
+from trainers.students import STUDENTS
+
+GROUP = "softlabels.tests"
+ALL = {r.group: r for r in (CODECS, CORPORA, ESTIMATORS, TEACHERS, STUDENTS)}
+
+
+@pytest.fixture
+def installed(monkeypatch):
+    """Pretend that another package declares entry points."""
+
+    def declare(**targets: str) -> None:
+        points = [EntryPoint(name=n, value=v, group=GROUP) for n, v in targets.items()]
+
+        def entry_points(*, group: str) -> list[EntryPoint]:
+            assert group == GROUP
+            return points
+
+        monkeypatch.setattr(registry, "entry_points", entry_points)
+
+    declare()
+    return declare
+
+
+def test_a_builtin_is_imported_when_asked_for(installed):
+    assert Registry(GROUP, {"f16": "softlabels.codecs.floating:Float16"}).load("f16") is Float16
+
+
+def test_nothing_is_imported_before(installed):
+    broken = Registry(GROUP, {"broken": "no.such.module:Thing", "ok": "math:sqrt"})
+    assert broken.names() == ["broken", "ok"]
+    assert broken.load("ok")(9) == 3
+    with pytest.raises(ModuleNotFoundError):
+        broken.load("broken")
+
+
+def test_an_installed_package_adds_names(installed):
+    installed(theirs="math:sqrt")
+    registry = Registry(GROUP, {"ours": "math:floor"})
+    assert registry.names() == ["ours", "theirs"]
+    assert registry.load("theirs")(16) == 4
+
+
+def test_an_unknown_name_is_refused_with_the_known_ones(installed):
+    installed(theirs="math:sqrt")
+    with pytest.raises(
+        ConfigError, match=r"^softlabels.tests: nothing is called 'x'; known: ours, theirs$"
+    ):
+        Registry(GROUP, {"ours": "math:floor"}).load("x")
+
+
+def test_a_builtin_cannot_be_redefined(installed):
+    installed(ours="evil:floor")
+    registry = Registry(GROUP, {"ours": "math:floor"})
+    with pytest.raises(ConfigError, match=r"redefines the built-in 'ours' as 'evil:floor'; unins"):
+        registry.names()
+    assert registry.load("ours")(1.5) == 1, "what ships with the project is what is loaded"
+
+
+def test_a_builtin_may_be_declared_once_more(installed):
+    installed(ours="math:floor")
+    assert Registry(GROUP, {"ours": "math:floor"}).names() == ["ours"]
+
+
+@pytest.mark.parametrize("group", sorted(ALL))
+def test_every_builtin_of_ours_can_be_loaded(group):
+    for name in ALL[group].names():
+        assert callable(ALL[group].load(name))
+
+
+def test_the_groups_are_the_documented_ones():
+    text = (Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8")
+    for group in ALL:
+        assert group in text
+
+
+def test_builtins():
+    found = {group: set(r.names()) for group, r in ALL.items()}
+    assert found["softlabels.codecs"] >= {"float16", "float32"}
+    assert found["softlabels.corpora"] >= {"text", "jsonl"}
+    assert found["softlabels.estimators"] >= {"topk", "sampled"}
+    assert found["softlabels.teachers"] >= {"hf"}
+    assert found["trainers.students"] >= {"hf", "hf-config", "layers-of"}
+
+
+def test_listing_names_imports_no_component():
+    code = (
+        "import sys\n"
+        "from softlabels.estimators import ESTIMATORS\n"
+        "from softlabels.codecs import CODECS\n"
+        "ESTIMATORS.names(), CODECS.names()\n"
+        "bad = {'torch', 'softlabels.estimators.topk', 'softlabels.codecs.floating'} & set(sys.modules)\n"
+        "sys.exit(repr(bad) if bad else 0)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("spec", "parts"),
+    [
+        ("hf:path/to/model", ("hf", "path/to/model")),
+        ("text:C:/books/*.txt", ("text", "C:/books/*.txt")),
+        ("layers-of:m?keep=0,1", ("layers-of", "m?keep=0,1")),
+    ],
+)
+def test_split_spec(spec, parts):
+    assert split_spec(spec, flag="--x") == parts
+
+
+@pytest.mark.parametrize("spec", ["", ":", "hf", "hf:", ":path"])
+def test_split_spec_refuses(spec):
+    with pytest.raises(ConfigError, match=rf"^--teacher '{spec}': expected NAME:ARGUMENT, e\.g\. "):
+        split_spec(spec, flag="--teacher")
