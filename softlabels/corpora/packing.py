@@ -106,7 +106,7 @@ def pack(
         offset = start.offset if number == start.document else 0
         counts.documents += 1
         length = len(tokens.input_ids)
-        if open_row and (length - offset > room or room < 2):
+        if open_row and length - offset > room:
             yield _close(open_row)
             open_row, room = [], seq_len
         while length - offset > room:
