@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from softlabels.store import manifest
+from softlabels.store import manifest, records
 from softlabels.terminal import field_help
 
 PATH = Path(__file__).with_name("manifest.schema.json")
@@ -27,10 +27,10 @@ def schema() -> dict[str, Any]:
     for name, definition in definitions.items():
         for key, text in field_help(getattr(manifest, name)).items():
             definition["properties"][key].setdefault("description", text)
-    major = manifest.FORMAT_VERSION.split(".")[0]
+    major = records.FORMAT_VERSION.split(".")[0]
     for root in ROOTS:
         properties = definitions[root.__name__]["properties"]
-        properties["format"]["const"] = manifest.FORMAT
+        properties["format"]["const"] = records.FORMAT
         properties["version"]["pattern"] = rf"^{major}\.[0-9]{{1,6}}$"
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",

@@ -42,8 +42,6 @@ from softlabels.store.commit import (
     withdraw,
 )
 from softlabels.store.manifest import (
-    FORMAT,
-    FORMAT_VERSION,
     MANIFEST,
     Commit,
     CostRecord,
@@ -54,13 +52,12 @@ from softlabels.store.manifest import (
     PlannedShard,
     ShardRecord,
     Statistics,
-    canonical,
     content_digest,
     load_manifest,
-    seal,
 )
 from softlabels.store.parquet import decode_shard, encode_shard
 from softlabels.store.plan import load_plan
+from softlabels.store.records import FORMAT, FORMAT_VERSION, canonical, seal
 from softlabels.store.shard import Shard, inputs_digest
 from softlabels.teach import teach
 from softlabels.teachers import MIB, Teacher, TeacherOptions, open_teacher

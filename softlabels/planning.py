@@ -17,13 +17,7 @@ from softlabels.errors import CorpusError, PlanError
 from softlabels.estimators import Estimator
 from softlabels.progress import Reporter
 from softlabels.rows import BEGINNING, LABEL_SHIFT, Cursor, Row
-from softlabels.store.manifest import (
-    CorpusRecord,
-    EncodingRecord,
-    Identity,
-    Plan,
-    TargetRecord,
-)
+from softlabels.store.manifest import CorpusRecord, EncodingRecord, Identity, Plan, TargetRecord
 from softlabels.store.plan import RowDigests, plan_shards, publish_plan
 from softlabels.teachers import Teacher
 

@@ -16,7 +16,7 @@ import pytest
 
 from softlabels import open_store
 from softlabels.cli import main as softlabels_main
-from softlabels.store.manifest import FORMAT_VERSION
+from softlabels.store.records import FORMAT_VERSION
 from tests.fakes import build_tiny, write_corpus
 from trainers.cli import main as softtrain_main
 

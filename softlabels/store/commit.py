@@ -21,20 +21,16 @@ from pathlib import Path
 from secrets import token_hex
 
 from softlabels.errors import IntegrityError, StoreError
-from softlabels.store.manifest import (
+from softlabels.store.manifest import Commit, Identity, Plan, PlannedShard, Statistics
+from softlabels.store.parquet import decode_shard, read_statistics
+from softlabels.store.records import (
     FORMAT,
     FORMAT_VERSION,
-    Commit,
-    Identity,
-    Plan,
-    PlannedShard,
-    Statistics,
     canonical,
     check_file,
     read_record,
     seal,
 )
-from softlabels.store.parquet import decode_shard, read_statistics
 from softlabels.store.shard import inputs_digest
 
 __all__ = [

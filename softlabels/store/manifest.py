@@ -1,23 +1,17 @@
-"""The JSON records of a store, and the one way they are written and read.
-
-Records are immutable structs with checked ranges. A record file is canonical JSON (keys sorted,
-two-space indent, one final newline) and carries its own sha256 in `digest`, so that a flipped byte
-anywhere in it, white space included, is found when it is read.
-"""
+"""What the JSON records of a store say: immutable structs with checked ranges, and the manifest itself."""
 
 from __future__ import annotations
 
 import hashlib
-import re
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import msgspec
 
-from softlabels.errors import FormatError, IntegrityError, SoftLabelsError
+from softlabels.errors import FormatError, IntegrityError
+from softlabels.store.records import Record, canonical, read_raw
 
 __all__ = [
-    "FORMAT_VERSION",
     "MANIFEST",
     "Commit",
     "CorpusRecord",
@@ -33,20 +27,11 @@ __all__ = [
     "TargetRecord",
     "TeacherRecord",
     "TokenizerRecord",
-    "canonical",
     "content_digest",
-    "read_record",
-    "seal",
-    "write_bytes_of",
+    "load_manifest",
 ]
 
-FORMAT = "softlabels"
-FORMAT_VERSION = "1.0"
-"""MAJOR.MINOR. A reader reads its own major at any minor, and ignores keys it does not know."""
 MANIFEST = "manifest.json"
-RECORD_LIMIT = 256 * 2**20
-"""Bytes: a larger record file is refused unread."""
-
 LARGEST = 2**53
 """No count is larger: JSON readers that hold numbers as doubles read it exactly, and sums fit int64."""
 
@@ -60,11 +45,7 @@ Name = Annotated[
 Number = Annotated[float, msgspec.Meta(ge=0)]
 
 
-class _Record(msgspec.Struct, frozen=True, kw_only=True):
-    """Base of all records."""
-
-
-class TeacherRecord(_Record, frozen=True, kw_only=True):
+class TeacherRecord(Record, frozen=True, kw_only=True):
     """The model that gave the targets."""
 
     spec: str
@@ -82,7 +63,7 @@ class TeacherRecord(_Record, frozen=True, kw_only=True):
     parameters: Count
 
 
-class TokenizerRecord(_Record, frozen=True, kw_only=True):
+class TokenizerRecord(Record, frozen=True, kw_only=True):
     """What turned text into ids."""
 
     sha256: Sha256
@@ -92,7 +73,7 @@ class TokenizerRecord(_Record, frozen=True, kw_only=True):
     """`bos`, `eos`, `pad`, `unk`, where it has them."""
 
 
-class CorpusRecord(_Record, frozen=True, kw_only=True):
+class CorpusRecord(Record, frozen=True, kw_only=True):
     """What text it was."""
 
     specs: list[str]
@@ -111,7 +92,7 @@ class CorpusRecord(_Record, frozen=True, kw_only=True):
     """`--limit-rows`, if it was given; fewer rows then say that the corpus ended first."""
 
 
-class TargetRecord(_Record, frozen=True, kw_only=True):
+class TargetRecord(Record, frozen=True, kw_only=True):
     """What was kept of each distribution."""
 
     estimator: str
@@ -120,7 +101,7 @@ class TargetRecord(_Record, frozen=True, kw_only=True):
     seed: Seed
 
 
-class EncodingRecord(_Record, frozen=True, kw_only=True):
+class EncodingRecord(Record, frozen=True, kw_only=True):
     """How it is held in files."""
 
     profile: str
@@ -132,7 +113,7 @@ class EncodingRecord(_Record, frozen=True, kw_only=True):
     """A stored value v is within `relative_error * |v| + absolute_error` of the teacher's, in nats."""
 
 
-class Identity(_Record, frozen=True, kw_only=True):
+class Identity(Record, frozen=True, kw_only=True):
     """All that decides what a store holds; equal identities give equal stores."""
 
     domain: str
@@ -145,14 +126,14 @@ class Identity(_Record, frozen=True, kw_only=True):
     licence: str
 
 
-class FileRecord(_Record, frozen=True, kw_only=True):
+class FileRecord(Record, frozen=True, kw_only=True):
     """A file beside the shards."""
 
     sha256: Sha256
     bytes: Count
 
 
-class PlannedShard(_Record, frozen=True, kw_only=True):
+class PlannedShard(Record, frozen=True, kw_only=True):
     """A shard to make: which rows, where in the corpus they begin, what they must be."""
 
     index: Count
@@ -168,7 +149,7 @@ class PlannedShard(_Record, frozen=True, kw_only=True):
     """Over its rows' input digests: a corpus that changed since the plan is found here."""
 
 
-class Plan(_Record, frozen=True, kw_only=True):
+class Plan(Record, frozen=True, kw_only=True):
     """The immutable list of shards to make. Written first."""
 
     format: str
@@ -180,7 +161,7 @@ class Plan(_Record, frozen=True, kw_only=True):
     digest: Sha256
 
 
-class Statistics(_Record, frozen=True, kw_only=True):
+class Statistics(Record, frozen=True, kw_only=True):
     """Measured while a shard was made; sums over its positions."""
 
     kept_ids: Count
@@ -190,7 +171,7 @@ class Statistics(_Record, frozen=True, kw_only=True):
     """Sum of the teacher's -log p of the token that came, at T=1; null if the grid lacks 1."""
 
 
-class Commit(_Record, frozen=True, kw_only=True):
+class Commit(Record, frozen=True, kw_only=True):
     """One shard is done. Written once, after the shard itself."""
 
     format: str
@@ -208,7 +189,7 @@ class Commit(_Record, frozen=True, kw_only=True):
     digest: Sha256
 
 
-class ShardRecord(_Record, frozen=True, kw_only=True):
+class ShardRecord(Record, frozen=True, kw_only=True):
     """A shard of a finished store."""
 
     name: Name
@@ -219,14 +200,14 @@ class ShardRecord(_Record, frozen=True, kw_only=True):
     positions: Count
 
 
-class CostRecord(_Record, frozen=True, kw_only=True):
+class CostRecord(Record, frozen=True, kw_only=True):
     """What the store cost to make."""
 
     seconds: Number
     tokens_per_second: Number
 
 
-class Manifest(_Record, frozen=True, kw_only=True):
+class Manifest(Record, frozen=True, kw_only=True):
     """The record of a finished store. Written last: no manifest, not a store."""
 
     format: str
@@ -253,14 +234,6 @@ class Manifest(_Record, frozen=True, kw_only=True):
         return sum(s.bytes for s in self.shards)
 
 
-R = TypeVar("R", bound=_Record)
-
-
-def canonical(value: Any) -> bytes:
-    """The one JSON spelling of a value: sorted keys, two-space indent, final newline."""
-    return msgspec.json.format(msgspec.json.encode(value, order="sorted"), indent=2) + b"\n"
-
-
 def content_digest(identity: Identity | dict[str, Any], shards: list[ShardRecord]) -> str:
     """sha256 over the identity and the shards' names and digests.
 
@@ -272,79 +245,6 @@ def content_digest(identity: Identity | dict[str, Any], shards: list[ShardRecord
     ).hexdigest()
 
 
-def seal(record: R) -> R:
-    """The record with its own digest filled in."""
-    builtins = msgspec.to_builtins(record)
-    del builtins["digest"]
-    return msgspec.structs.replace(record, digest=hashlib.sha256(canonical(builtins)).hexdigest())
-
-
-def write_bytes_of(record: _Record) -> bytes:
-    """The file content of a sealed record."""
-    return canonical(record)
-
-
-def read_record(path: Path, kind: type[R]) -> R:
-    """Read and check one record file.
-
-    Raises:
-        FormatError: not JSON, not this record, or a newer major version.
-        IntegrityError: the bytes are not the ones that were written.
-        FileNotFoundError: no such file (callers say what that means).
-    """
-    return _read(path, kind)[0]
-
-
-def _read(path: Path, kind: type[R]) -> tuple[R, dict[str, Any]]:
-    """The record, and the JSON object that it was made from."""
-    try:
-        size = path.stat().st_size
-        if size > RECORD_LIMIT:
-            raise FormatError(
-                f"{path}: {size} bytes; a record of more than {RECORD_LIMIT} bytes is refused unread"
-            )
-        data = path.read_bytes()
-    except (FileNotFoundError, NotADirectoryError, SoftLabelsError):
-        raise
-    except OSError as e:
-        raise IntegrityError(f"{path}: cannot be read ({e.strerror}); {_REMEDY}") from e
-    try:
-        raw = msgspec.json.decode(data)
-        spelling = canonical(raw)
-    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as e:
-        raise IntegrityError(
-            f"{path}: not valid JSON ({e}); the file is torn or altered: {_REMEDY}"
-        ) from e
-    if not isinstance(raw, dict) or raw.get("format") != FORMAT:
-        raise FormatError(f'{path}: not a softlabels record (its "format" is not {FORMAT!r})')
-    _check_version(path, raw.get("version"))
-    found = raw.pop("digest", None)
-    expected = hashlib.sha256(canonical(raw)).hexdigest()
-    if found != expected or spelling != data:
-        raise IntegrityError(
-            f"{path}: its digest is {found}, its content gives {expected}; the file was altered: {_REMEDY}"
-        )
-    try:
-        return msgspec.convert(raw | {"digest": found}, kind), raw
-    except msgspec.ValidationError as e:
-        raise FormatError(f"{path}: not a valid {kind.__name__.lower()}: {e}") from e
-
-
-_REMEDY = "copy it again from its source, or build the store again"
-
-
-def _check_version(path: Path, version: Any) -> None:
-    match = re.fullmatch(r"(\d{1,6})\.(\d{1,6})", version) if isinstance(version, str) else None
-    if match is None:
-        raise FormatError(f"{path}: format version {version!r} is not MAJOR.MINOR")
-    ours = int(FORMAT_VERSION.split(".")[0])
-    if int(match[1]) != ours:
-        raise FormatError(
-            f"{path}: format version {version}, this softlabels reads {ours}.x; "
-            f"{'upgrade softlabels' if int(match[1]) > ours else 'convert the store'}"
-        )
-
-
 def load_manifest(store: Path) -> Manifest:
     """The manifest of the store in a folder.
 
@@ -352,7 +252,7 @@ def load_manifest(store: Path) -> Manifest:
         FormatError: there is none: not a store, or one whose build has not finished.
     """
     try:
-        manifest, raw = _read(store / MANIFEST, Manifest)
+        manifest, raw = read_raw(store / MANIFEST, Manifest)
     except (FileNotFoundError, NotADirectoryError) as e:
         if (store / "plan.json").exists():
             raise FormatError(
@@ -377,30 +277,3 @@ def load_manifest(store: Path) -> Manifest:
     if len({s.name for s in manifest.shards}) != len(manifest.shards):
         raise FormatError(f"{where}: a shard is named twice")
     return manifest
-
-
-def check_file(path: Path, *, sha256: str, size: int) -> bytes:
-    """Read a file and compare it with its record.
-
-    Raises:
-        IntegrityError: missing, shorter or longer than recorded, or altered.
-    """
-    try:
-        found = path.stat().st_size
-        if found != size:
-            raise IntegrityError(
-                f"{path}: {found} bytes, the record says {size}: torn or altered; {_REMEDY}"
-            )
-        data = path.read_bytes()
-    except FileNotFoundError as e:
-        raise IntegrityError(f"{path}: missing; {_REMEDY}") from e
-    except SoftLabelsError:
-        raise
-    except OSError as e:
-        raise IntegrityError(f"{path}: cannot be read ({e.strerror}); {_REMEDY}") from e
-    digest = hashlib.sha256(data).hexdigest()
-    if digest != sha256:
-        raise IntegrityError(
-            f"{path}: sha256 is {digest}, the record says {sha256}: altered; {_REMEDY}"
-        )
-    return data

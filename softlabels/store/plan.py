@@ -12,13 +12,10 @@ import msgspec
 from softlabels.errors import FormatError, IntegrityError, PlanError
 from softlabels.rows import Cursor, Row
 from softlabels.store.commit import publish
-from softlabels.store.manifest import (
+from softlabels.store.manifest import FileRecord, Identity, Plan, PlannedShard
+from softlabels.store.records import (
     FORMAT,
     FORMAT_VERSION,
-    FileRecord,
-    Identity,
-    Plan,
-    PlannedShard,
     canonical,
     check_file,
     read_record,

@@ -11,8 +11,9 @@ import numpy as np
 from softlabels.codecs import CODECS
 from softlabels.errors import ConfigError, FormatError, IntegrityError
 from softlabels.rows import LABEL_SHIFT
-from softlabels.store.manifest import Manifest, ShardRecord, check_file, load_manifest
+from softlabels.store.manifest import Manifest, ShardRecord, load_manifest
 from softlabels.store.parquet import decode_shard
+from softlabels.store.records import check_file
 from softlabels.store.shard import Shard, StoredRow
 
 __all__ = ["Shard", "Store", "StoredRow", "open_store"]

@@ -8,9 +8,10 @@ from pathlib import Path
 
 from softlabels.errors import IntegrityError, SoftLabelsError
 from softlabels.store.commit import TEMPORARY
-from softlabels.store.manifest import MANIFEST, Commit, Plan, check_file, load_manifest, read_record
+from softlabels.store.manifest import MANIFEST, Commit, Plan, load_manifest
 from softlabels.store.plan import PLAN, RowDigests
 from softlabels.store.reader import Store
+from softlabels.store.records import check_file, read_record
 
 __all__ = ["Report", "verify_store"]
 

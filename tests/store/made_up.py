@@ -19,8 +19,8 @@ from softlabels.store.manifest import (
     TargetRecord,
     TeacherRecord,
     TokenizerRecord,
-    canonical,
 )
+from softlabels.store.records import canonical
 from softlabels.targets import SoftTargets
 
 SHA = "0123456789abcdef" * 4

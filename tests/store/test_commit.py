@@ -23,8 +23,9 @@ from softlabels.store.commit import (
     publish,
     sweep,
 )
-from softlabels.store.manifest import Commit, load_manifest, read_record
+from softlabels.store.manifest import Commit, load_manifest
 from softlabels.store.plan import load_plan
+from softlabels.store.records import read_record
 from softlabels.store.verify import verify_store
 from tests.fakes import build_tiny
 from tests.store.made_up import files_of, reseal

@@ -11,21 +11,17 @@ import msgspec
 import pytest
 
 from softlabels.errors import FormatError, IntegrityError, SoftLabelsError
-from softlabels.store.manifest import (
+from softlabels.store.manifest import Commit, Manifest, Plan, content_digest, load_manifest
+from softlabels.store.plan import load_plan
+from softlabels.store.reader import open_store
+from softlabels.store.records import (
     FORMAT_VERSION,
     RECORD_LIMIT,
-    Commit,
-    Manifest,
-    Plan,
     canonical,
     check_file,
-    content_digest,
-    load_manifest,
     read_record,
     seal,
 )
-from softlabels.store.plan import load_plan
-from softlabels.store.reader import open_store
 from softlabels.store.verify import verify_store
 from tests.store.made_up import reseal, write_sealed
 

@@ -1,0 +1,140 @@
+"""How a record file is spelled, sealed and checked; what records say is in `manifest.py`.
+
+A record file is canonical JSON (keys sorted, two-space indent, one final newline) and carries its own
+sha256 in `digest`, so that a flipped byte anywhere in it, white space included, is found when it is read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from softlabels.errors import FormatError, IntegrityError, SoftLabelsError
+
+__all__ = [
+    "FORMAT",
+    "FORMAT_VERSION",
+    "Record",
+    "canonical",
+    "check_file",
+    "read_raw",
+    "read_record",
+    "seal",
+]
+
+FORMAT = "softlabels"
+FORMAT_VERSION = "1.0"
+"""MAJOR.MINOR. A reader reads its own major at any minor, and ignores keys it does not know."""
+RECORD_LIMIT = 256 * 2**20
+"""Bytes: a larger record file is refused unread."""
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True):
+    """Base of all records."""
+
+
+R = TypeVar("R", bound=Record)
+
+
+def canonical(value: Any) -> bytes:
+    """The one JSON spelling of a value: sorted keys, two-space indent, final newline."""
+    return msgspec.json.format(msgspec.json.encode(value, order="sorted"), indent=2) + b"\n"
+
+
+def seal(record: R) -> R:
+    """The record with its own digest filled in."""
+    builtins = msgspec.to_builtins(record)
+    del builtins["digest"]
+    return msgspec.structs.replace(record, digest=hashlib.sha256(canonical(builtins)).hexdigest())
+
+
+def read_record(path: Path, kind: type[R]) -> R:
+    """Read and check one record file.
+
+    Raises:
+        FormatError: not JSON, not this record, or a newer major version.
+        IntegrityError: the bytes are not the ones that were written.
+        FileNotFoundError: no such file (callers say what that means).
+    """
+    return read_raw(path, kind)[0]
+
+
+def read_raw(path: Path, kind: type[R]) -> tuple[R, dict[str, Any]]:
+    """The record, and the JSON object that it was made from."""
+    try:
+        size = path.stat().st_size
+        if size > RECORD_LIMIT:
+            raise FormatError(
+                f"{path}: {size} bytes; a record of more than {RECORD_LIMIT} bytes is refused unread"
+            )
+        data = path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError, SoftLabelsError):
+        raise
+    except OSError as e:
+        raise IntegrityError(f"{path}: cannot be read ({e.strerror}); {_REMEDY}") from e
+    try:
+        raw = msgspec.json.decode(data)
+        spelling = canonical(raw)
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as e:
+        raise IntegrityError(
+            f"{path}: not valid JSON ({e}); the file is torn or altered: {_REMEDY}"
+        ) from e
+    if not isinstance(raw, dict) or raw.get("format") != FORMAT:
+        raise FormatError(f'{path}: not a softlabels record (its "format" is not {FORMAT!r})')
+    _check_version(path, raw.get("version"))
+    found = raw.pop("digest", None)
+    expected = hashlib.sha256(canonical(raw)).hexdigest()
+    if found != expected or spelling != data:
+        raise IntegrityError(
+            f"{path}: its digest is {found}, its content gives {expected}; the file was altered: {_REMEDY}"
+        )
+    try:
+        return msgspec.convert(raw | {"digest": found}, kind), raw
+    except msgspec.ValidationError as e:
+        raise FormatError(f"{path}: not a valid {kind.__name__.lower()}: {e}") from e
+
+
+_REMEDY = "copy it again from its source, or build the store again"
+
+
+def _check_version(path: Path, version: Any) -> None:
+    match = re.fullmatch(r"(\d{1,6})\.(\d{1,6})", version) if isinstance(version, str) else None
+    if match is None:
+        raise FormatError(f"{path}: format version {version!r} is not MAJOR.MINOR")
+    ours = int(FORMAT_VERSION.split(".")[0])
+    if int(match[1]) != ours:
+        raise FormatError(
+            f"{path}: format version {version}, this softlabels reads {ours}.x; "
+            f"{'upgrade softlabels' if int(match[1]) > ours else 'convert the store'}"
+        )
+
+
+def check_file(path: Path, *, sha256: str, size: int) -> bytes:
+    """Read a file and compare it with its record.
+
+    Raises:
+        IntegrityError: missing, shorter or longer than recorded, or altered.
+    """
+    try:
+        found = path.stat().st_size
+        if found != size:
+            raise IntegrityError(
+                f"{path}: {found} bytes, the record says {size}: torn or altered; {_REMEDY}"
+            )
+        data = path.read_bytes()
+    except FileNotFoundError as e:
+        raise IntegrityError(f"{path}: missing; {_REMEDY}") from e
+    except SoftLabelsError:
+        raise
+    except OSError as e:
+        raise IntegrityError(f"{path}: cannot be read ({e.strerror}); {_REMEDY}") from e
+    digest = hashlib.sha256(data).hexdigest()
+    if digest != sha256:
+        raise IntegrityError(
+            f"{path}: sha256 is {digest}, the record says {sha256}: altered; {_REMEDY}"
+        )
+    return data
