@@ -86,9 +86,7 @@ def build(
     """
     report = reporter or Silent()
     store = Path(out)
-    estimator = make_estimator(
-        config.estimator, {"k": config.k, "temperatures": tuple(sorted(config.temperature))}
-    )
+    estimator = make_estimator(config.estimator, config.estimator_parameters)
     corpora = open_corpora(config.corpus)
     if store.exists():
         for path in sweep(store):

@@ -22,11 +22,15 @@ class BuildConfig:
     corpus: tuple[str, ...]
     """`text:GLOB`, `jsonl:GLOB`; several are taken in order."""
     estimator: str = "sampled"
-    """What to keep of each distribution: `sampled` or `topk`."""
+    """What to keep of each distribution: `sampled`, `topk`, `topp`, `rs` or `dense`."""
     k: int = 12
-    """Ids kept at each position."""
+    """Ids kept at each position; the most for `topp`, the draws for `rs`, all V for `dense`."""
+    top_p: float | None = None
+    """Of `topp`: keep the fewest ids that reach this mass."""
+    min_k: int | None = None
+    """Of `topp`: keep at least this many ids; default 1."""
     temperature: tuple[float, ...] = (1.0,)
-    """Temperatures at which the store is exact (topk) or unbiased (sampled: one)."""
+    """Temperatures at which the store is exact (topk, topp, dense) or unbiased (sampled, rs: one)."""
     seq_len: int = 512
     """Tokens in a row, at most."""
     shard_rows: int = 256
@@ -75,6 +79,12 @@ class BuildConfig:
         ):
             if name not in known:  # before the teacher is loaded
                 raise ConfigError(f"{flag} {name!r}: expected one of {', '.join(known)}")
+        if (self.top_p is not None or self.min_k is not None) and self.estimator != "topp":
+            raise ConfigError("--top-p and --min-k belong to --estimator topp")
+        if self.estimator == "topp" and self.top_p is None:
+            raise ConfigError(
+                "--top-p is missing: --estimator topp keeps the fewest ids that reach it"
+            )
         if self.seed >= 2**63:
             raise ConfigError(f"--seed {self.seed}: expected less than 2**63")
         if self.profile != "open":
@@ -86,6 +96,13 @@ class BuildConfig:
     def from_sources(cls, toml: Path | None, flags: Mapping[str, Any]) -> BuildConfig:
         """Flags over TOML over defaults; see `softlabels.settings`."""
         return from_sources(cls, toml, flags, required=("teacher", "corpus"))
+
+    @property
+    def estimator_parameters(self) -> dict[str, Any]:
+        """What the estimator is made from."""
+        given = {"k": self.k, "temperatures": tuple(sorted(self.temperature))}
+        given |= {"top_p": self.top_p} if self.top_p is not None else {}
+        return given | ({"min_k": self.min_k} if self.min_k is not None else {})
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as TOML would hold them."""

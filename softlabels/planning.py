@@ -135,6 +135,8 @@ def _target_record(config: BuildConfig, estimator: Estimator) -> TargetRecord:
         k=estimator.k,
         temperatures=list(estimator.temperatures),
         seed=config.seed,
+        top_p=config.top_p,
+        min_k=config.min_k,
     )
 
 

@@ -34,7 +34,7 @@ __all__ = ["UNBIASED", "SoftTargets", "gaps_from_logp"]
 Float32 = npt.NDArray[np.float32]
 Int32 = npt.NDArray[np.int32]
 
-UNBIASED = frozenset({"sampled"})
+UNBIASED = frozenset({"sampled", "rs"})
 """Estimators whose kept set is a random sample: weights at one temperature, never a tail."""
 
 

@@ -70,19 +70,17 @@ def teach(
     first = start_row
     for batch in _batches(rows, batch_tokens):
         labels = torch.from_numpy(np.concatenate([r.labels for r in batch]).astype(np.int64))
-        uniforms = torch.from_numpy(
-            np.concatenate(
-                [draw_uniforms(seed, first + i, len(r.positions)) for i, r in enumerate(batch)]
-            )
-            if estimator.random
-            else np.empty(0)
-        )
+        each = estimator.uniforms
+        drawn = [
+            draw_uniforms(seed, first + i, len(r.positions) * each) for i, r in enumerate(batch)
+        ]
+        uniforms = torch.from_numpy(np.concatenate(drawn)).view(-1, each) if each else None
         done = 0
         for logits in teacher.logits(batch):
             n = len(logits)
             _check_finite(logits, batch, first, done, teacher)
             label_logits = logits.gather(1, labels[done : done + n, None].to(logits.device))[:, 0]
-            u = uniforms[done : done + n].to(logits.device) if estimator.random else None
+            u = None if uniforms is None else uniforms[done : done + n].to(logits.device)
             selection = estimator.select(logits, u)
             reference = selection.reference
             nll -= float((label_logits / reference - selection.log_norm).sum(dtype=torch.float64))

@@ -80,6 +80,40 @@ def test_a_sampled_store_repeats_itself_and_follows_its_seed(corpus, tmp_path):
     assert data_of(tmp_path / "a") != data_of(tmp_path / "c")
 
 
+@pytest.mark.parametrize(
+    ("changes", "kept"),
+    [
+        ({"estimator": "topk", "k": 9}, {9}),
+        ({"estimator": "topp", "k": 9, "top_p": 0.6, "min_k": 2}, set(range(2, 10))),
+        ({"estimator": "sampled", "k": 9}, {9}),
+        ({"estimator": "rs", "k": 9}, set(range(1, 10))),
+        ({"estimator": "dense", "k": 300}, {300}),
+    ],
+)
+def test_every_estimator_makes_a_store_that_reads_back(corpus, tmp_path, changes, kept):
+    build_tiny(tmp_path / "s", corpus, limit_rows=6, **changes)
+    assert verify_store(tmp_path / "s").problems == []
+    store = open_store(tmp_path / "s")
+    found = set()
+    for stored in store:
+        t = stored.targets
+        found |= set(t.kept.sum(1).tolist())
+        np.testing.assert_allclose(t.probs(1.0).sum(1) + t.tail(1.0), 1.0, rtol=1e-5)
+    assert found <= kept
+    assert len(found) == len(kept) or len(found) > 3
+    before = data_of(tmp_path / "s")
+    build_tiny(tmp_path / "again", corpus, limit_rows=6, **changes)
+    assert data_of(tmp_path / "again") == before
+
+
+@pytest.mark.parametrize(
+    "changes", [{"estimator": "topp"}, {"estimator": "topk", "top_p": 0.5}, {"min_k": 3}]
+)
+def test_flags_of_another_estimator_are_refused(corpus, changes):
+    with pytest.raises(ConfigError, match="--top-p"):
+        config_of(corpus, **changes)
+
+
 def test_uniforms_are_pinned():
     np.testing.assert_array_equal(draw_uniforms(7, 3, 2), PINNED_UNIFORMS)
 

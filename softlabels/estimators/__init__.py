@@ -36,24 +36,32 @@ class Estimator(Protocol):
     """A selection rule and its parameters."""
 
     name: ClassVar[str]
-    random: ClassVar[bool]
-    """Whether `select` takes one uniform number in [0, 1) per position."""
-
     k: int
+    """Ids kept at a position, at most."""
     temperatures: tuple[float, ...]
+
+    @property
+    def uniforms(self) -> int:
+        """How many uniform numbers `select` takes for each position; 0: it is deterministic."""
 
     def check_vocab(self, vocab_size: int) -> None:
         """Raise `ConfigError` if the rule is impossible with V ids."""
 
     def select(self, logits: Tensor, uniforms: Tensor | None) -> Selection:
-        """Select from `logits [n, V] float32`, all finite, which may be overwritten."""
+        """Select from `logits [n, V] float32`, all finite, which may be overwritten.
+
+        `uniforms` is `[n, self.uniforms] float64` in [0, 1), or None if there are none.
+        """
 
 
 ESTIMATORS: Registry[type[Any]] = Registry(
     "softlabels.estimators",
     {
         "topk": "softlabels.estimators.topk:TopK",
+        "topp": "softlabels.estimators.topp:TopP",
         "sampled": "softlabels.estimators.sampled:Sampled",
+        "rs": "softlabels.estimators.rs:RandomSampling",
+        "dense": "softlabels.estimators.dense:Dense",
     },
 )
 

@@ -20,15 +20,24 @@ import torch
 
 from softlabels.errors import ConfigError
 from softlabels.estimators import Selection
-from softlabels.estimators.topk import check_k, check_temperatures
+from softlabels.estimators.topk import check_k, check_temperatures, check_vocab
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Sampled"]
+__all__ = ["Sampled", "check_one_temperature"]
 
 BLOCK = 64
 """Ids summed together before the search: a running sum over all of V costs ten times the rest."""
+
+
+def check_one_temperature(temperatures: tuple[float, ...], estimator: str) -> None:
+    """Refuse a grid for a sample, which is unbiased at the temperature that it was drawn at alone."""
+    if len(temperatures) != 1:
+        raise ConfigError(
+            f"--temperature {list(temperatures)}: a store of the {estimator!r} estimator holds one temperature, since "
+            "a sample is unbiased only at the one it was drawn at; build one store for each, or use --estimator topk"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +45,7 @@ class Sampled:
     """Keep k distinct ids of each position, drawn so that the weights are unbiased at one temperature."""
 
     name: ClassVar[str] = "sampled"
-    random: ClassVar[bool] = True
+    uniforms: ClassVar[int] = 1
 
     k: int
     """Ids kept at each position."""
@@ -46,19 +55,14 @@ class Sampled:
     def __post_init__(self) -> None:
         check_k(self.k)
         check_temperatures(self.temperatures)
-        if len(self.temperatures) != 1:
-            raise ConfigError(
-                f"--temperature {list(self.temperatures)}: a sampled store holds one temperature, since a sample "
-                "is unbiased only at the one it was drawn at; build one store for each, or use --estimator topk"
-            )
+        check_one_temperature(self.temperatures, self.name)
 
     def check_vocab(self, vocab_size: int) -> None:
         """Refuse more ids than there are."""
-        if self.k > vocab_size:
-            raise ConfigError(f"--k {self.k}: the teacher's vocabulary has only {vocab_size} ids")
+        check_vocab(self.k, vocab_size)
 
     def select(self, logits: Tensor, uniforms: Tensor | None = None) -> Selection:
-        """Draw from `logits [n, V] float32` (overwritten) with `uniforms [n] float64` in [0, 1).
+        """Draw from `logits [n, V] float32` (overwritten) with `uniforms [n, 1] float64` in [0, 1).
 
         Slots hold the head in descending order, then the sampled ids in ascending order of id.
         """
@@ -95,7 +99,7 @@ class Sampled:
         # An empty tail (all its mass underflows) has no line to lay a comb on: the next largest ids, at
         # their own (vanishing) values, take the free slots.
         is_own = is_head | (tau <= 0)
-        tooth = ((slot - head + 1).double() - uniforms[:, None].double()).clamp_min(0.0) * tau
+        tooth = ((slot - head + 1).double() - uniforms.double().view(-1, 1)).clamp_min(0.0) * tau
         hit = _search(mass, blocks.cumsum(1), tooth)
         twice = torch.zeros_like(is_own)
         twice[:, 1:] = (hit[:, 1:] == hit[:, :-1]) & ~is_own[:, 1:] & ~is_own[:, :-1]

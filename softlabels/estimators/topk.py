@@ -13,7 +13,7 @@ from softlabels.estimators import Selection
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["TopK", "check_k", "check_temperatures"]
+__all__ = ["TopK", "check_grid", "check_k", "check_temperatures", "check_vocab", "log_odds"]
 
 
 def check_k(k: int) -> None:
@@ -33,50 +33,76 @@ def check_temperatures(temperatures: tuple[float, ...]) -> None:
         raise ConfigError(f"--temperature: {sorted(temperatures)} names one twice")
 
 
+def check_grid(temperatures: tuple[float, ...]) -> None:
+    """Refuse a grid without 1: files show log-probabilities at T=1."""
+    check_temperatures(temperatures)
+    if 1.0 not in temperatures:
+        raise ConfigError(
+            f"--temperature {list(temperatures)}: this estimator also needs T=1 (it costs 2 bytes a "
+            "position); add --temperature 1"
+        )
+
+
+def check_vocab(k: int, vocab_size: int) -> None:
+    """Refuse more ids than there are."""
+    if k > vocab_size:
+        raise ConfigError(f"--k {k}: the teacher's vocabulary has only {vocab_size} ids")
+
+
+def log_odds(
+    gaps: Tensor, kept: Tensor | None, rest: Tensor, temperatures: tuple[float, ...]
+) -> Tensor:
+    """The tail's log-odds `[n, G]`.
+
+    The tail is a log-sum-exp over the ids *not* kept, never `1 - sum`: a tail of 1e-9 keeps all its
+    digits. `rest` is passed over once per temperature.
+
+    Args:
+        gaps: `[n, K]` of the candidates.
+        kept: `[n, K]`: which of them are kept; the others are tail. None: all.
+        rest: `[n, V]`, logits less the largest, `-inf` at the candidates.
+        temperatures: the grid.
+    """
+    head, more = -gaps, None
+    if kept is not None:
+        head, more = head.masked_fill(~kept, -torch.inf), head.masked_fill(kept, -torch.inf)
+    odds = []
+    for t in temperatures:
+        tail = torch.logsumexp(rest if t == 1.0 else rest / t, dim=1)
+        if more is not None:
+            tail = torch.logaddexp(tail, torch.logsumexp(more / t, dim=1))
+        odds.append(tail - torch.logsumexp(head / t, dim=1))
+    return torch.stack(odds, dim=1)
+
+
 @dataclass(frozen=True, kw_only=True)
 class TopK:
     """Keep the k largest logits of each position; deterministic."""
 
     name: ClassVar[str] = "topk"
-    random: ClassVar[bool] = False
+    uniforms: ClassVar[int] = 0
 
     k: int
     """Ids kept at each position."""
     temperatures: tuple[float, ...] = (1.0,)
-    """The grid. 1 must be in it: files show log-probabilities at T=1."""
+    """The grid. 1 must be in it."""
 
     def __post_init__(self) -> None:
         check_k(self.k)
-        check_temperatures(self.temperatures)
-        if 1.0 not in self.temperatures:
-            raise ConfigError(
-                f"--temperature {list(self.temperatures)}: a topk store also needs T=1 (it costs 2 bytes a "
-                "position); add --temperature 1"
-            )
+        check_grid(self.temperatures)
 
     def check_vocab(self, vocab_size: int) -> None:
         """Refuse more ids than there are."""
-        if self.k > vocab_size:
-            raise ConfigError(f"--k {self.k}: the teacher's vocabulary has only {vocab_size} ids")
+        check_vocab(self.k, vocab_size)
 
     def select(self, logits: Tensor, uniforms: Tensor | None = None) -> Selection:
-        """Select from `logits [n, V] float32`, which is overwritten.
-
-        The tail is a log-sum-exp over the ids *not* kept, never `1 - sum`: a tail of 1e-9 keeps all its
-        digits. `[n, V]` is passed over once per temperature.
-        """
+        """Select from `logits [n, V] float32`, which is overwritten."""
         top, ids = logits.topk(self.k, dim=1)
         largest = top[:, :1]
         gaps = largest - top
         rest = logits.sub_(largest).scatter_(1, ids, -torch.inf)
-        odds = []
-        log_norm = gaps  # replaced below: 1.0 is in the grid
-        for t in self.temperatures:
-            head = torch.logsumexp(gaps / -t, dim=1)
-            tail = torch.logsumexp(rest if t == 1.0 else rest / t, dim=1)
-            odds.append(tail - head)
-            if t == 1.0:
-                log_norm = torch.logaddexp(head, tail)[:, None]
-        return Selection(
-            ids, -gaps - log_norm, torch.stack(odds, dim=1), (largest + log_norm)[:, 0], 1.0
-        )
+        odds = log_odds(gaps, None, rest, self.temperatures)
+        at_one = odds[:, self.temperatures.index(1.0)]
+        # kept mass = sigmoid(-odds): the normaliser at T=1, without another pass over V.
+        log_norm = torch.logsumexp(-gaps, dim=1) + torch.nn.functional.softplus(at_one)
+        return Selection(ids, -gaps - log_norm[:, None], odds, largest[:, 0] + log_norm, 1.0)

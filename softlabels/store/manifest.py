@@ -92,13 +92,18 @@ class CorpusRecord(Record, frozen=True, kw_only=True):
     """`--limit-rows`, if it was given; fewer rows then say that the corpus ended first."""
 
 
-class TargetRecord(Record, frozen=True, kw_only=True):
+class TargetRecord(Record, frozen=True, kw_only=True, omit_defaults=True):
     """What was kept of each distribution."""
 
     estimator: str
     k: Positive
+    """No position keeps more ids."""
     temperatures: list[Annotated[float, msgspec.Meta(gt=0)]]
     seed: Seed
+    top_p: Annotated[float, msgspec.Meta(gt=0, le=1)] | None = None
+    """Of `topp`: the mass at T=1 that the kept ids reach."""
+    min_k: Positive | None = None
+    """Of `topp`: no position keeps fewer."""
 
 
 class EncodingRecord(Record, frozen=True, kw_only=True):

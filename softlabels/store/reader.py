@@ -20,7 +20,7 @@ __all__ = ["Shard", "Store", "StoredRow", "open_store"]
 
 CACHED_SHARDS = 2
 DOMAINS = ("causal-lm",)
-ESTIMATORS = ("topk", "sampled")
+ESTIMATORS = ("topk", "topp", "sampled", "rs", "dense")
 """Kinds of kept set whose meaning this reader knows; not a registry, since meaning is not looked up."""
 PROFILES = ("open",)
 CONTAINERS = ("parquet",)

@@ -133,7 +133,10 @@ def test_build_without_a_flag_it_needs(missing, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (["--estimator", "best"], "--estimator 'best': expected one of sampled, topk"),
+        (
+            ["--estimator", "best"],
+            "--estimator 'best': expected one of dense, rs, sampled, topk, topp",
+        ),
         (["--values", "int8"], "--values 'int8': expected one of float16, float32"),
         (["--corpus", "csv:x"], "softlabels.corpora: nothing is called 'csv'; known: jsonl, text"),
         (["--corpus", "x.txt"], "--corpus 'x.txt': expected NAME:ARGUMENT"),
@@ -142,8 +145,11 @@ def test_build_without_a_flag_it_needs(missing, tmp_path):
         (["--k", "0"], "--k 0: at least one id"),
         (["--seq-len", "1"], "--seq-len 1: expected at least 2"),
         (["--temperature", "0"], "--temperature 0.0: expected a finite number above 0"),
-        (["--temperature", "1", "--temperature", "2"], "--temperature [1.0, 2.0]: a sampled store"),
-        (["--estimator", "topk", "--temperature", "2"], "--temperature [2.0]: a topk store also"),
+        (
+            ["--temperature", "1", "--temperature", "2"],
+            "--temperature [1.0, 2.0]: a store of the 'sampled' estimator",
+        ),
+        (["--estimator", "topk", "--temperature", "2"], "--temperature [2.0]: this estimator also"),
     ],
 )
 def test_build_refuses_bad_usage(build, flags, said):

@@ -230,6 +230,11 @@ def test_wrong_pairings_are_refused_in_a_sentence():
         DistillLoss(alpha=0.5, temperature=3.0).check(record())
 
 
+def test_draws_with_replacement_are_refused_like_any_sample():
+    with pytest.raises(PairingError, match="'rs'"):
+        check_pairing("reverse_kl", 1.0, record("rs", (1.0,)))
+
+
 def test_targets_themselves_refuse_a_wrong_pairing():
     batch = batch_of(torch.randn(N, V), "sampled", 6, grid=(1.0,))
     hidden, weight = student()

@@ -1,0 +1,75 @@
+"""`rs`: draws with replacement, their counts as weights (RS-KD, arXiv 2503.16870). The published baseline.
+
+Unbiased like `sampled`, with about 1.5 times its squared error at the same number of distinct ids.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+
+from softlabels.estimators import Selection
+from softlabels.estimators.sampled import check_one_temperature
+from softlabels.estimators.topk import check_k, check_temperatures
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["RandomSampling"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RandomSampling:
+    """Draw k times from the teacher at one temperature; keep each distinct id at its share of the draws."""
+
+    name: ClassVar[str] = "rs"
+
+    k: int
+    """Draws at each position: the most distinct ids that can be kept."""
+    temperatures: tuple[float, ...] = (1.0,)
+    """Exactly one: where the teacher is drawn from."""
+
+    def __post_init__(self) -> None:
+        check_k(self.k)
+        check_temperatures(self.temperatures)
+        check_one_temperature(self.temperatures, self.name)
+
+    @property
+    def uniforms(self) -> int:
+        """One random number for each draw."""
+        return self.k
+
+    def check_vocab(self, vocab_size: int) -> None:
+        """Any number of draws is possible."""
+
+    def select(self, logits: Tensor, uniforms: Tensor | None = None) -> Selection:
+        """Draw from `logits [n, V] float32` (overwritten) with `uniforms [n, k] float64` in [0, 1).
+
+        Slots hold distinct ids in ascending order; free ones repeat the first, not kept.
+        """
+        assert uniforms is not None, "a random estimator is called with its uniform numbers"
+        if self.temperatures[0] != 1.0:
+            logits.div_(self.temperatures[0])
+        largest = logits.amax(1, keepdim=True)
+        total = logits.sub_(largest).exp_().cumsum(1, dtype=torch.float64)
+        mass = total[:, -1:].clone()
+        # 1 - u is in (0, 1]: no draw can fall on an id of no mass.
+        drawn = torch.searchsorted(
+            total, (1.0 - uniforms.double().sort(1, descending=True).values) * mass
+        )
+        first = torch.ones_like(drawn, dtype=torch.bool)
+        first[:, 1:] = drawn[:, 1:] != drawn[:, :-1]
+        slot = first.cumsum(1) - 1
+        counts = total.new_zeros(drawn.shape).scatter_add_(
+            1, slot, torch.ones_like(total[:, :1]).expand_as(drawn)
+        )
+        ids = drawn[:, :1].repeat(1, self.k).scatter_(1, slot, drawn)
+        return Selection(
+            ids,
+            (counts.log() - torch.tensor(float(self.k)).log()).float(),
+            torch.full_like(largest, -torch.inf),
+            largest[:, 0] + mass[:, 0].log().float(),
+            self.temperatures[0],
+        )

@@ -1,0 +1,69 @@
+"""`topp`: the fewest ids that reach a share of the mass, with the exact mass of all others.
+
+A certain teacher costs one or two ids, an uncertain one many: K differs from position to position.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+
+from softlabels.errors import ConfigError
+from softlabels.estimators import Selection
+from softlabels.estimators.topk import check_grid, check_k, check_vocab, log_odds
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["TopP"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TopP:
+    """Keep the largest logits until they hold mass `top_p` at T=1; deterministic."""
+
+    name: ClassVar[str] = "topp"
+    uniforms: ClassVar[int] = 0
+
+    k: int
+    """Ids kept at a position, at most."""
+    top_p: float
+    """Mass at T=1 that the kept ids reach, unless `k` ends them."""
+    min_k: int = 1
+    """Ids kept at a position, at least."""
+    temperatures: tuple[float, ...] = (1.0,)
+    """The grid. 1 must be in it."""
+
+    def __post_init__(self) -> None:
+        check_k(self.k)
+        check_grid(self.temperatures)
+        if not 0.0 < self.top_p <= 1.0:
+            raise ConfigError(
+                f"--top-p {self.top_p}: expected a share of the mass, above 0 and at most 1"
+            )
+        if not 1 <= self.min_k <= self.k:
+            raise ConfigError(f"--min-k {self.min_k}: expected 1 to --k {self.k}")
+
+    def check_vocab(self, vocab_size: int) -> None:
+        """Refuse more ids than there are."""
+        check_vocab(self.k, vocab_size)
+
+    def select(self, logits: Tensor, uniforms: Tensor | None = None) -> Selection:
+        """Select from `logits [n, V] float32`, which is overwritten."""
+        top, ids = logits.topk(self.k, dim=1)
+        largest = top[:, :1]
+        gaps = largest - top
+        rest = logits.sub_(largest).scatter_(1, ids, -torch.inf)
+        log_norm = torch.logaddexp(torch.logsumexp(-gaps, 1), torch.logsumexp(rest, 1))[:, None]
+        logp = -gaps - log_norm
+        # Kept while those before it have not reached the mass: the one that crosses it is kept, too.
+        before = logp.double().exp().cumsum(1).roll(1, dims=1)
+        before[:, 0] = 0.0
+        rank = torch.arange(self.k, device=logits.device)
+        kept = (before < self.top_p) | (rank < self.min_k)
+        odds = log_odds(gaps, kept, rest, self.temperatures)
+        return Selection(
+            ids, logp.masked_fill(~kept, -torch.inf), odds, (largest + log_norm)[:, 0], 1.0
+        )
