@@ -128,7 +128,8 @@ class Bar:
         if self._live is None:
             return
         speed = self._live.tasks[0].speed
-        fields: dict[str, Any] = {"rate": f"{speed:,.0f}/s" if speed else ""}
+        shown = "" if not speed else f"{speed:,.0f}/s" if speed >= 10 else f"{speed:.2f}/s"
+        fields: dict[str, Any] = {"rate": shown}
         if note is not None:
             fields["note"] = note
         self._live.update(self._task, advance=amount, **fields)
