@@ -14,17 +14,14 @@ Killing it at any moment loses at most the shard in hand; running it again finis
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
-import msgspec
 import numpy as np
 
-import softlabels
 from softlabels.config import BuildConfig
 from softlabels.corpora import Corpus, open_corpora
 from softlabels.errors import CorpusError, FormatError, IntegrityError
@@ -32,32 +29,25 @@ from softlabels.estimators import Estimator, make_estimator
 from softlabels.planning import check_folder, check_same_job, make_plan, packed_rows
 from softlabels.progress import Reporter, Silent
 from softlabels.rows import Cursor, Row
-from softlabels.store.card import card
 from softlabels.store.commit import (
     adopt_shard,
     commit_shard,
     committed,
-    publish,
     sweep,
     withdraw,
 )
+from softlabels.store.finish import finish
 from softlabels.store.manifest import (
     MANIFEST,
     Commit,
-    CostRecord,
-    FileRecord,
     Identity,
     Manifest,
     Plan,
     PlannedShard,
-    ShardRecord,
-    Statistics,
-    content_digest,
     load_manifest,
 )
 from softlabels.store.parquet import decode_shard, encode_shard
 from softlabels.store.plan import load_plan
-from softlabels.store.records import FORMAT, FORMAT_VERSION, canonical, seal
 from softlabels.store.shard import Shard, inputs_digest
 from softlabels.teach import teach
 from softlabels.teachers import MIB, Teacher, TeacherOptions, open_teacher
@@ -105,7 +95,7 @@ def build(
             report.notice(f"{store} is complete already")
             return load_manifest(store)
     commits = _build_shards(config, store, plan, estimator, corpora, teacher, report)
-    return _finish(store, plan, commits)
+    return finish(store, plan, commits)
 
 
 def _options(config: BuildConfig, plan: Plan | None, report: Reporter) -> TeacherOptions:
@@ -198,52 +188,3 @@ def _check_round_trip(content: Shard, data: bytes, identity: Identity, *, where:
         raise IntegrityError(
             f"{where}: decodes to something else than was encoded; please report this"
         )
-
-
-# -- finishing ------------------------------------------------------------------------------------
-
-
-def _finish(store: Path, plan: Plan, commits: Sequence[Commit]) -> Manifest:
-    shards = [
-        ShardRecord(
-            name=c.name,
-            sha256=c.sha256,
-            bytes=c.bytes,
-            start_row=p.start_row,
-            rows=c.rows,
-            positions=c.positions,
-        )
-        for p, c in zip(plan.shards, commits, strict=True)
-    ]
-    seconds = sum(c.seconds for c in commits)
-    nll = [c.statistics.teacher_nll for c in commits]
-    manifest = Manifest(
-        format=FORMAT,
-        version=FORMAT_VERSION,
-        created_by=f"softlabels {softlabels.__version__}",
-        identity=plan.identity,
-        shards=shards,
-        files=dict(plan.files),
-        statistics=Statistics(
-            kept_ids=sum(c.statistics.kept_ids for c in commits),
-            kept_mass=[
-                float(sum(values))
-                for values in zip(*(c.statistics.kept_mass for c in commits), strict=True)
-            ],
-            teacher_nll=None if None in nll else float(sum(n for n in nll if n is not None)),
-        ),
-        cost=CostRecord(
-            seconds=seconds,
-            tokens_per_second=plan.identity.corpus.tokens / seconds if seconds else 0.0,
-        ),
-        content_digest=content_digest(plan.identity, shards),
-        digest="0" * 64,
-    )
-    readme = card(manifest).encode()
-    publish(store / "README.md", readme)
-    readme = (store / "README.md").read_bytes()
-    files = dict(plan.files) | {
-        "README.md": FileRecord(sha256=hashlib.sha256(readme).hexdigest(), bytes=len(readme)),
-    }
-    publish(store / MANIFEST, canonical(seal(msgspec.structs.replace(manifest, files=files))))
-    return load_manifest(store)
