@@ -33,6 +33,8 @@ from trainers.checkpoint import (
 )
 from trainers.config import RunConfig
 from trainers.losses import DistillLoss
+from trainers.metrics import Metrics
+from trainers.stopping import StopRequest
 from trainers.stream import Batch, SoftTargetStream
 from trainers.students import Student, check_tokenizer, check_vocab, make_student
 
@@ -226,7 +228,7 @@ class _Trainer:
             self.step, state = load_checkpoint(checkpoint, self.student, self.optimizer)
             self.stream.load_state_dict(state)
             self.report.notice(f"resuming after step {self.step} from {checkpoint}")
-        metrics = _Metrics(self.run, self.step)
+        metrics = Metrics(self.run, self.step)
         self.report.start(self.step, self.config.steps)
         try:
             self._steps(metrics)
@@ -234,39 +236,51 @@ class _Trainer:
             metrics.close()
         return self._finish()
 
-    def _steps(self, metrics: _Metrics) -> None:
+    def _steps(self, metrics: Metrics) -> None:
         if self.step >= self.config.steps:
             return
         batches = iter(self.stream)
         try:
-            while self.step < self.config.steps:
-                start = time.perf_counter()
-                batch = next(batches)
-                waited = time.perf_counter() - start
-                values = self._one_step(batch)
-                values["seconds"] = time.perf_counter() - start
-                values["loader_wait"] = waited
-                values["positions_per_second"] = batch.positions / values["seconds"]
-                self.step += 1
-                logged = self.step % self.config.log_every == 0 or self.step in (
-                    1,
-                    self.config.steps,
-                )
-                if logged:
-                    metrics.write(self.step, values)
-                self.report.step(values if logged else None)
-                if self.step % self.config.checkpoint_every == 0 or self.step == self.config.steps:
-                    metrics.flush()
-                    save_checkpoint(
-                        self.run,
-                        self.step,
-                        self.student,
-                        self.optimizer,
-                        self.stream.state_dict(),
-                        keep_last=self.config.keep_last,
-                    )
+            with StopRequest() as stop:
+                while self.step < self.config.steps:
+                    self._logged_step(batches, metrics)
+                    if stop.asked or self._checkpoint_due():
+                        metrics.flush()
+                        self._save()
+                    if stop.asked and self.step < self.config.steps:
+                        self.report.notice(
+                            f"saved after step {self.step}; --resume goes on from there"
+                        )
+                        raise KeyboardInterrupt
         finally:
-            batches.close()  # type: ignore[attr-defined]
+            batches.close()
+
+    def _logged_step(self, batches: Iterator[Batch], metrics: Metrics) -> None:
+        start = time.perf_counter()
+        batch = next(batches)
+        waited = time.perf_counter() - start
+        values = self._one_step(batch)
+        values["seconds"] = time.perf_counter() - start
+        values["loader_wait"] = waited
+        values["positions_per_second"] = batch.positions / values["seconds"]
+        self.step += 1
+        logged = self.step % self.config.log_every == 0 or self.step in (1, self.config.steps)
+        if logged:
+            metrics.write(self.step, values)
+        self.report.step(values if logged else None)
+
+    def _checkpoint_due(self) -> bool:
+        return self.step % self.config.checkpoint_every == 0 or self.step == self.config.steps
+
+    def _save(self) -> None:
+        save_checkpoint(
+            self.run,
+            self.step,
+            self.student,
+            self.optimizer,
+            self.stream.state_dict(),
+            keep_last=self.config.keep_last,
+        )
 
     def _one_step(self, batch: Batch) -> dict[str, float]:
         lr = learning_rate(self.step, self.config)
@@ -323,44 +337,3 @@ class _Trainer:
                 (temporary / name.removeprefix("tokenizer/")).write_bytes(store.file(name))
         publish_folder(temporary, final)
         return final
-
-
-class _Metrics:
-    """metrics.jsonl, and TensorBoard where it is installed; lines after the resumed step are dropped."""
-
-    def __init__(self, run: Path, step: int) -> None:
-        path = run / "metrics.jsonl"
-        kept = []
-        if path.exists():
-            for line in path.read_text(encoding="utf-8").splitlines():
-                try:
-                    record = json.loads(line)
-                except ValueError:
-                    break  # the line that was being written when the run was killed
-                if record["step"] <= step:
-                    kept.append(line + "\n")
-        path.write_text("".join(kept), encoding="utf-8")
-        self._file = path.open("a", encoding="utf-8")
-        self._board: Any = None
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            return
-        self._board = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
-
-    def write(self, step: int, values: dict[str, float]) -> None:
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
-        self._file.flush()
-        if self._board is not None:
-            for name, value in values.items():
-                self._board.add_scalar(name, value, step)
-
-    def flush(self) -> None:
-        self._file.flush()
-        if self._board is not None:
-            self._board.flush()
-
-    def close(self) -> None:
-        self._file.close()
-        if self._board is not None:
-            self._board.close()

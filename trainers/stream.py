@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -226,7 +226,7 @@ class SoftTargetStream:
         """The batch that begins at a place of the sequence."""
         return collate([self.store.row(i) for i in self._order.take(position, self.batch_size)])
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Generator[Batch]:
         """Batches from the present position on, without end; `position` advances with each."""
         if self._prefetch == 0:
             while True:

@@ -133,6 +133,26 @@ def test_kill_minus_9_and_resume_gives_the_same_losses_to_the_bit(ground, tmp_pa
     assert all(torch.equal(a[n], b[n]) for n in a)
 
 
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_the_step_in_hand(ground, tmp_path, how):
+    run = tmp_path / "run"
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    begun = [*command(ground, run), "--steps", "5000", "--checkpoint-every", "100000"]
+    process = subprocess.Popen(begun, env=environment, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and not (run / "metrics.jsonl").exists():
+        time.sleep(0.01)
+    while time.monotonic() < deadline and len(losses(run)) < 3:
+        time.sleep(0.01)
+    process.send_signal(how)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in stderr
+    (saved,) = (run / "checkpoints").iterdir()
+    done = losses(run)
+    assert saved.name == f"step-{done[-1][0]:08d}"
+
+
 def test_resume_refuses_another_run(ground, tmp_path):
     run = tmp_path / "run"
     train(config_of(ground), run)

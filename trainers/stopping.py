@@ -1,0 +1,37 @@
+"""Stopping between steps: Ctrl-C and `kill` let the step in hand finish, so that it can be saved."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import types
+from typing import Any
+
+__all__ = ["StopRequest"]
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class StopRequest:
+    """While entered, the first SIGINT or SIGTERM sets `asked`; a second one interrupts at once.
+
+    Outside the main thread signals are left alone, and `asked` stays False.
+    """
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> StopRequest:
+        if threading.current_thread() is threading.main_thread():
+            self._before = {s: signal.signal(s, self._ask) for s in SIGNALS}
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _ask(self, number: int, frame: types.FrameType | None) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
