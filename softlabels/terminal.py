@@ -46,7 +46,9 @@ class Commands(click.Group):
             ctx.exit(e.exit_code)
         except KeyboardInterrupt:
             click.echo(
-                "stopped: what was finished is kept; run the same command again to go on", err=True
+                "stopped: what was finished is kept; run the same command again to go on (a training run: add "
+                "--resume)",
+                err=True,
             )
             ctx.exit(INTERRUPTED)
 
