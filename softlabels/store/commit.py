@@ -38,7 +38,9 @@ __all__ = [
     "commit_path",
     "commit_shard",
     "committed",
+    "leftovers",
     "publish",
+    "remove",
     "sweep",
     "withdraw",
 ]
@@ -116,7 +118,15 @@ def publish(path: Path, data: bytes) -> bool:
 
 def sweep(folder: Path) -> list[Path]:
     """Remove temporary files whose writer is gone; returns what was removed."""
-    swept = []
+    swept = leftovers(folder)
+    for path in swept:
+        path.unlink(missing_ok=True)
+    return swept
+
+
+def leftovers(folder: Path) -> list[Path]:
+    """Temporary files whose writer is gone."""
+    found = []
     host = socket.gethostname()
     for path in sorted(folder.rglob(f"{TEMPORARY}*")):
         writer = _WRITER.match(path.name)
@@ -125,9 +135,8 @@ def sweep(folder: Path) -> list[Path]:
         else:
             dead = time.time() - path.stat().st_mtime > STALE_SECONDS
         if dead:
-            path.unlink(missing_ok=True)
-            swept.append(path)
-    return swept
+            found.append(path)
+    return found
 
 
 def _alive(pid: int) -> bool:
@@ -173,8 +182,22 @@ def withdraw(store: Path, shard: PlannedShard) -> None:
         StoreError: one of them cannot be removed.
     """
     for path in (commit_path(store, shard), store / shard.name):
-        with _explained(path):
-            path.unlink(missing_ok=True)
+        remove(store, path)
+
+
+def remove(store: Path, path: Path) -> None:
+    """Remove a file of a store, if it is there; of a link the link, not what it leads to.
+
+    Raises:
+        StoreError: it cannot be removed, or its folder is a link that leads out of the store.
+    """
+    with _explained(path):
+        if not path.parent.resolve().is_relative_to(store.resolve()):
+            raise StoreError(
+                f"{path}: its folder is a link that leads out of {store}, where nothing is ever removed; "
+                "put a real folder in the link's place"
+            )
+        path.unlink(missing_ok=True)
 
 
 def adopt_shard(store: Path, plan: Plan, shard: PlannedShard) -> Commit | None:
@@ -193,7 +216,7 @@ def adopt_shard(store: Path, plan: Plan, shard: PlannedShard) -> Commit | None:
         check_planned(data, plan.identity, shard, where=str(path))
         statistics = read_statistics(data, where=str(path))
     except (IntegrityError, ValueError):
-        path.unlink(missing_ok=True)
+        remove(store, path)
         return None
     return _record(store, plan, shard, data, statistics, 0.0)
 

@@ -23,7 +23,7 @@ from softlabels.store.records import (
 )
 from softlabels.store.shard import inputs_digest
 
-__all__ = ["PLAN", "RowDigests", "load_plan", "plan_shards", "publish_plan"]
+__all__ = ["PLAN", "RowDigests", "load_plan", "plan_shards", "publish_plan", "read_plan"]
 
 PLAN = "plan.json"
 
@@ -115,6 +115,22 @@ def check_beside(path: Path, data: bytes) -> None:
         ) from e
 
 
+def read_plan(store: Path) -> Plan:
+    """The plan of a folder; the files beside it are not looked at.
+
+    Raises:
+        StoreError: it is damaged, or of a newer version.
+        FileNotFoundError, NotADirectoryError: there is none.
+    """
+    plan = read_record(store / PLAN, Plan)
+    start = 0
+    for i, shard in enumerate(plan.shards):
+        if shard.index != i or shard.start_row != start:
+            raise FormatError(f"{store / PLAN}: shard {i} is out of order")
+        start += shard.rows
+    return plan
+
+
 def load_plan(store: Path) -> Plan | None:
     """The plan of a folder; None if it has none.
 
@@ -123,16 +139,11 @@ def load_plan(store: Path) -> Plan | None:
         IntegrityError: the plan, or a file beside it, is damaged.
     """
     try:
-        plan = read_record(store / PLAN, Plan)
+        plan = read_plan(store)
     except (FileNotFoundError, NotADirectoryError):
         if store.exists() and not store.is_dir():
             raise PlanError(f"{store}: is a file, not a folder; choose another --out") from None
         return None
-    start = 0
-    for i, shard in enumerate(plan.shards):
-        if shard.index != i or shard.start_row != start:
-            raise FormatError(f"{store / PLAN}: shard {i} is out of order")
-        start += shard.rows
     for name, record in plan.files.items():
         check_file(store / name, sha256=record.sha256, size=record.bytes)
     return plan

@@ -11,12 +11,12 @@ import numpy as np
 from softlabels.codecs import CODECS
 from softlabels.errors import ConfigError, FormatError, IntegrityError
 from softlabels.rows import LABEL_SHIFT
-from softlabels.store.manifest import Manifest, ShardRecord, load_manifest
+from softlabels.store.manifest import Identity, Manifest, ShardRecord, load_manifest
 from softlabels.store.parquet import decode_shard
 from softlabels.store.records import check_file
 from softlabels.store.shard import Shard, StoredRow
 
-__all__ = ["Shard", "Store", "StoredRow", "open_store"]
+__all__ = ["Shard", "Store", "StoredRow", "check_known", "open_store"]
 
 CACHED_SHARDS = 2
 DOMAINS = ("causal-lm",)
@@ -36,7 +36,7 @@ class Store:
     def __init__(
         self, path: Path, manifest: Manifest, *, cached_shards: int = CACHED_SHARDS
     ) -> None:
-        _check_known(path, manifest)
+        check_known(path, manifest.identity)
         self.path = path
         self.manifest = manifest
         self._starts = np.array([s.start_row for s in manifest.shards], np.int64)
@@ -138,9 +138,12 @@ def open_store(url: str | Path, *, cached_shards: int = CACHED_SHARDS) -> Store:
     return Store(path, manifest, cached_shards=cached_shards)
 
 
-def _check_known(path: Path, manifest: Manifest) -> None:
-    """Refuse what this version would misread: a minor version may add, and older readers must notice."""
-    identity = manifest.identity
+def check_known(path: Path, identity: Identity) -> None:
+    """Refuse what this version would misread: a minor version may add, and older readers must notice.
+
+    Raises:
+        FormatError: names what is not known.
+    """
     for what, value, known in (
         ("domain", identity.domain, DOMAINS),
         ("label shift", identity.label_shift, (LABEL_SHIFT,)),

@@ -244,7 +244,7 @@ def test_a_manifest_of_another_grid_is_refused_when_read(store):
         ("encoding__values", "float8"),
         ("domain", "image-classification"),
         ("label_shift", 0),
-        ("targets__estimator", "topp"),
+        ("targets__estimator", "typical"),
     ],
 )
 def test_what_this_version_would_misread_is_refused(store, field, value):

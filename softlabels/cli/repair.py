@@ -1,0 +1,62 @@
+"""`softlabels repair`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from softlabels.terminal import Bar, LocalPath, emit, json_option
+
+__all__ = ["repair_command"]
+
+
+@click.command("repair")
+@click.argument("store", type=LocalPath())
+@click.option("--dry-run", is_flag=True, help="Say what would be done; change nothing.")
+@json_option
+@click.pass_context
+def repair_command(ctx: click.Context, store: Path, dry_run: bool, as_json: bool) -> None:
+    """Mend a damaged store; exit with 1 if a build, or you, must finish the job.
+
+    Records, card and manifest are made again from what is intact. Shards that are missing or damaged are
+    withdrawn: run the store's `softlabels build` again, and it makes exactly those. Nothing intact is deleted.
+
+    \b
+    Examples:
+      softlabels repair store --dry-run
+      softlabels repair store
+    """
+    from softlabels.store.repair import repair_store
+
+    with Bar(quiet=as_json) as bar:
+        bar.stage("repair", None, "shards")
+        done = repair_store(store, dry_run=dry_run, progress=lambda i, n: bar.advance(1))
+    would = "would " if dry_run else ""
+    lines = [f"{would}{a.action} {a.file}: {a.reason}" for a in done.actions]
+    if done.whole:
+        state = "would be whole" if dry_run else "whole"
+        lines.append(f"{store}: {state}; {len(done.actions)} repairs")
+    for problem in done.problems:
+        click.echo(f"error: {problem}", err=True)
+    if done.rebuild:
+        click.echo(
+            f"error: {store}: {len(done.rebuild)} shards must be built; run the same `softlabels build` "
+            f"{'after `softlabels repair`' if dry_run else 'again'} to make exactly those",
+            err=True,
+        )
+    emit(
+        {
+            "store": str(store),
+            "whole": done.whole,
+            "dry_run": dry_run,
+            "actions": [asdict(a) for a in done.actions],
+            "rebuild": done.rebuild,
+            "problems": done.problems,
+        },
+        "\n".join(lines),
+        as_json=as_json,
+    )
+    if not done.whole:
+        ctx.exit(1)

@@ -1,0 +1,377 @@
+"""Mending a store in place: what can be made again from what is intact is; the rest is left to a build.
+
+The flow:
+ 1. read the plan, which says what every shard must be; without it nothing is touched;
+ 2. look at every file and decide what to do, changing nothing yet:
+    a shard that is missing, torn, altered or not the planned one is withdrawn together with its record;
+    a shard that fits the plan but has no good record gets one;
+    the card and the manifest are made again if all shards are there, else withdrawn;
+    what a dead builder left is removed;
+ 3. unless it is a dry run, do it.
+
+`softlabels build` with the arguments of the store then makes exactly the withdrawn shards.
+Costs one pass over the store: every shard is hashed and decoded, one at a time in memory.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+from softlabels.errors import FormatError, IntegrityError, SoftLabelsError, StoreError
+from softlabels.store.card import card
+from softlabels.store.commit import (
+    TEMPORARY,
+    adopt_shard,
+    check_planned,
+    commit_path,
+    leftovers,
+    publish,
+    remove,
+    withdraw,
+)
+from softlabels.store.finish import CARD, finish, make_manifest
+from softlabels.store.manifest import (
+    MANIFEST,
+    Commit,
+    Manifest,
+    Plan,
+    PlannedShard,
+    ShardRecord,
+    load_manifest,
+)
+from softlabels.store.parquet import read_statistics
+from softlabels.store.plan import PLAN, read_plan
+from softlabels.store.reader import check_known
+from softlabels.store.records import check_file, read_record
+
+__all__ = ["Action", "Repair", "repair_store"]
+
+T = TypeVar("T")
+
+DAMAGE = {errno.EIO, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP}
+"""A file that fails to be read with one of these is damaged or missing; with any other (no permission,
+too many open files) it may well be intact, and nothing is done."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Action:
+    """One thing that was done, or would be."""
+
+    action: str
+    """`remove`, `withdraw`, `adopt` (give a shard its record) or `publish`."""
+    file: str
+    """Within the store."""
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Repair:
+    """What `repair_store` did, and what is left to do."""
+
+    actions: list[Action]
+    rebuild: list[str]
+    """Shards that the next build will make."""
+    problems: list[str]
+    """What a build does not mend either. Each names the file and the way out."""
+
+    @property
+    def whole(self) -> bool:
+        """Whether the store is whole afterwards."""
+        return not self.rebuild and not self.problems
+
+
+@dataclass(kw_only=True)
+class _Diagnosis:
+    """Of all shards."""
+
+    commits: dict[int, Commit] = field(default_factory=dict)
+    adopt: dict[int, str] = field(default_factory=dict)
+    rebuild: dict[int, str] = field(default_factory=dict)
+    stale_manifest: str | None = None
+    """Why the manifest, though intact, is not this store's."""
+
+
+def repair_store(
+    path: Path, *, dry_run: bool = False, progress: Callable[[int, int], None] | None = None
+) -> Repair:
+    """Mend what can be mended, withdraw what must be built again. Nothing intact is deleted.
+
+    Args:
+        path: the store, finished or not.
+        dry_run: say what would be done, and change nothing.
+        progress: told of shards looked at, and of how many.
+
+    Raises:
+        FormatError: not a store, or one of a newer version.
+        IntegrityError: the plan is damaged, or records are of two builds; nothing was changed.
+        StoreError: a file cannot be read or removed, for a reason that is not damage.
+    """
+    plan = _plan(path)
+    check_known(path / PLAN, plan.identity)
+    manifest, manifest_problem = _attempt(lambda: load_manifest(path))
+    if manifest is not None and not _same_shape(plan, manifest):
+        raise IntegrityError(
+            f"{path}: {PLAN} and {MANIFEST} are of two builds; put the right one back (nothing was changed)"
+        )
+    found = _diagnose(path, plan, manifest, progress)
+    problems = _beside(path, plan, manifest) + _strangers(path, plan, manifest)
+    work = _Work(path, dry_run)
+    for left in leftovers(path):
+        work.remove(left, "left by a builder that died")
+    for shard in plan.shards:
+        if (why := found.rebuild.get(shard.index)) is not None:
+            work.withdraw(shard, why)
+        elif (why := found.adopt.get(shard.index)) is not None:
+            commit = work.adopt(plan, shard, why)
+            if commit is not None:
+                found.commits[shard.index] = commit
+            elif not dry_run:
+                found.rebuild[shard.index] = why
+    if manifest is not None:
+        manifest_problem = found.stale_manifest
+    if found.rebuild:
+        why = "shards are missing, and are made again first"
+        work.remove(path / MANIFEST, manifest_problem or why, action="withdraw")
+        work.remove(path / CARD, why, action="withdraw")
+    elif manifest is None or found.stale_manifest is not None:
+        work.finish(plan, found, manifest_problem or "missing")
+    else:
+        _mend_card(work, plan, found, manifest)
+    return Repair(
+        actions=work.actions,
+        rebuild=[plan.shards[i].name for i in sorted(found.rebuild)],
+        problems=problems,
+    )
+
+
+# -- looking --------------------------------------------------------------------------------------
+
+
+def _attempt(check: Callable[[], T]) -> tuple[T | None, str | None]:
+    """The result, or why there is none; raises if the reason is not damage."""
+    try:
+        return check(), None
+    except (FileNotFoundError, NotADirectoryError):
+        return None, "missing"
+    except SoftLabelsError as e:
+        cause = e.__cause__
+        if isinstance(cause, OSError) and not isinstance(cause, SoftLabelsError):
+            if cause.errno in (errno.ENOENT, errno.ENOTDIR):
+                return None, "missing"
+            if cause.errno not in DAMAGE:
+                raise StoreError(
+                    f"{e} (this is not damage, so nothing was changed: make it readable first)"
+                ) from e
+        return None, str(e)
+
+
+def _plan(path: Path) -> Plan:
+    try:
+        return read_plan(path)
+    except (FileNotFoundError, NotADirectoryError) as e:
+        if not (path / MANIFEST).exists():
+            raise FormatError(
+                f"{path}: not a store (neither {PLAN} nor {MANIFEST}); is the path right?"
+            ) from e
+        problem = f"{path / PLAN}: missing"
+    except StoreError as e:
+        problem = str(e)
+    manifest, _ = _attempt(lambda: load_manifest(path))
+    if manifest is not None:
+        raise IntegrityError(
+            f"{problem}. The plan cannot be made from the other files; nothing was changed. The store can still be "
+            f"read and trained from (its {MANIFEST} is intact), but not repaired: copy {PLAN} again from the store's "
+            "source, or build the store again in another folder"
+        )
+    raise IntegrityError(
+        f"{problem}. The plan cannot be made from the other files, and {MANIFEST} is not intact either; nothing was "
+        f"changed. Copy {PLAN} again from the store's source, or build the store again in another folder"
+    )
+
+
+def _same_shape(plan: Plan, manifest: Manifest) -> bool:
+    def shape(shards: list[PlannedShard] | list[ShardRecord]) -> list[tuple[str, int, int, int]]:
+        return [(s.name, s.start_row, s.rows, s.positions) for s in shards]
+
+    return (
+        plan.identity == manifest.identity
+        and shape(plan.shards) == shape(manifest.shards)
+        and plan.files == {n: f for n, f in manifest.files.items() if n in plan.files}
+    )
+
+
+def _diagnose(
+    path: Path,
+    plan: Plan,
+    manifest: Manifest | None,
+    progress: Callable[[int, int], None] | None,
+) -> _Diagnosis:
+    found = _Diagnosis()
+    for i, shard in enumerate(plan.shards):
+        listed = None if manifest is None else manifest.shards[i].sha256
+        _look_at(path, plan, shard, listed, found)
+        if progress is not None:
+            progress(i + 1, len(plan.shards))
+    return found
+
+
+def _look_at(
+    path: Path, plan: Plan, shard: PlannedShard, listed: str | None, found: _Diagnosis
+) -> None:
+    """Decide about one shard; `listed` is its sha256 in an intact manifest."""
+    i, file, record = shard.index, path / shard.name, commit_path(path, shard)
+    data, missing = _attempt(lambda: _bytes(file))
+    sha256 = None if data is None else hashlib.sha256(data).hexdigest()
+    commit, no_commit = _attempt(lambda: read_record(record, Commit))
+    ours = commit is not None and (
+        (commit.plan_digest, commit.name, commit.index) == (plan.digest, shard.name, i)
+    )
+    recorded = {listed} if listed is not None else set()
+    if ours and commit is not None:
+        recorded.add(commit.sha256)
+    if data is None:
+        unfit = missing
+    elif recorded and sha256 not in recorded:  # not decoded: it may be anything
+        unfit = f"{file}: sha256 is {sha256}, its records say otherwise: torn or altered"
+    else:
+        _, unfit = _attempt(lambda: _fits(data, plan, shard, file))
+    if commit is not None and not ours:
+        if unfit is not None and commit.sha256 == sha256 and commit.name == shard.name:
+            raise IntegrityError(
+                f"{file}: it and {record} are intact, but of another build than {PLAN}; put the right plan back, or "
+                "move both files away (nothing was changed)"
+            )
+        no_commit = f"{record}: belongs to another plan or shard"
+    if ours and commit is not None and commit.sha256 == sha256 and unfit is None:
+        found.commits[i] = commit
+        if listed not in (None, sha256):
+            found.stale_manifest = f"lists another {shard.name} than its record and its bytes are"
+    elif unfit is not None:
+        found.rebuild[i] = unfit
+    else:
+        found.adopt[i] = no_commit or f"{record}: its sha256 is not the shard's"
+
+
+def _bytes(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as e:
+        raise IntegrityError(f"{file}: cannot be read ({e.strerror})") from e
+
+
+def _fits(data: bytes, plan: Plan, shard: PlannedShard, file: Path) -> None:
+    try:
+        check_planned(data, plan.identity, shard, where=str(file))
+        read_statistics(data, where=str(file))
+    except ValueError as e:
+        if isinstance(e, SoftLabelsError):
+            raise
+        raise IntegrityError(f"{file}: cannot be decoded ({e})") from e
+
+
+def _beside(path: Path, plan: Plan, manifest: Manifest | None) -> list[str]:
+    """Damaged files beside the shards: they are the teacher's, and neither repair nor build makes them again."""
+    records = plan.files | ({} if manifest is None else manifest.files)
+    problems = []
+    for name, record in records.items():
+        if name == CARD:
+            continue
+        file, sha256, size = path / name, record.sha256, record.bytes
+        _, problem = _attempt(lambda f=file, s=sha256, n=size: check_file(f, sha256=s, size=n))  # type: ignore[misc]
+        if problem is not None:
+            problem = f"{file}: missing" if problem == "missing" else problem
+            problems.append(
+                f"{problem}. Repair cannot make it again: copy it from the store's source, or from another store "
+                "that was built with the same tokenizer"
+            )
+    return problems
+
+
+def _strangers(path: Path, plan: Plan, manifest: Manifest | None) -> list[str]:
+    known = {PLAN, MANIFEST, CARD, *plan.files, *(manifest.files if manifest is not None else ())}
+    for shard in plan.shards:
+        known |= {shard.name, commit_path(path, shard).relative_to(path).as_posix()}
+    return [
+        f"{file}: not part of the store, so it was left alone; delete it"
+        for file in sorted(path.rglob("*"))
+        if file.is_file()
+        and not file.name.startswith(TEMPORARY)
+        and file.relative_to(path).as_posix() not in known
+    ]
+
+
+# -- doing ----------------------------------------------------------------------------------------
+
+
+class _Work:
+    """Does things, or only writes them down."""
+
+    def __init__(self, path: Path, dry_run: bool) -> None:
+        self.path = path
+        self.dry_run = dry_run
+        self.actions: list[Action] = []
+
+    def note(self, action: str, file: Path, reason: str) -> None:
+        name = file.relative_to(self.path).as_posix()
+        reason = reason.removeprefix(f"{file}: ")
+        self.actions.append(Action(action=action, file=name, reason=reason))
+
+    def remove(self, file: Path, reason: str, *, action: str = "remove") -> None:
+        if file.exists() or file.is_symlink():
+            self.note(action, file, reason)
+            if not self.dry_run:
+                remove(self.path, file)
+
+    def withdraw(self, shard: PlannedShard, reason: str) -> None:
+        for file in (self.path / shard.name, commit_path(self.path, shard)):
+            if file.exists() or file.is_symlink():
+                gone = f"its shard is {'missing' if reason == 'missing' else 'withdrawn'}"
+                self.note("withdraw", file, reason if file.suffix != ".json" else gone)
+        if not self.dry_run:
+            withdraw(self.path, shard)
+
+    def adopt(self, plan: Plan, shard: PlannedShard, reason: str) -> Commit | None:
+        record = commit_path(self.path, shard)
+        self.remove(record, reason, action="withdraw")
+        self.note("adopt", self.path / shard.name, "fits the plan, and had no good record")
+        return None if self.dry_run else adopt_shard(self.path, plan, shard)
+
+    def publish_card(self, content: bytes, reason: str) -> None:
+        self.remove(self.path / CARD, reason, action="withdraw")
+        self.note("publish", self.path / CARD, reason)
+        if not self.dry_run:
+            publish(self.path / CARD, content)
+
+    def finish(self, plan: Plan, found: _Diagnosis, reason: str) -> None:
+        """Make card and manifest again; a card that says what it must is kept."""
+        self.remove(self.path / MANIFEST, reason, action="withdraw")
+        commits = [found.commits[i] for i in sorted(found.commits)]
+        if len(commits) == len(plan.shards):  # else a dry run, in which records are still to come
+            right = card(make_manifest(plan, commits)).encode()
+            present, problem = _attempt(lambda: _bytes(self.path / CARD))
+            if present != right:
+                self.publish_card(right, problem or "is not what the records say")
+        self.note("publish", self.path / MANIFEST, reason)
+        if not self.dry_run:
+            finish(self.path, plan, commits)
+
+
+def _mend_card(work: _Work, plan: Plan, found: _Diagnosis, manifest: Manifest) -> None:
+    record = manifest.files.get(CARD)
+    if record is None:
+        return
+    _, problem = _attempt(
+        lambda: check_file(work.path / CARD, sha256=record.sha256, size=record.bytes)
+    )
+    if problem is None:
+        return
+    content = card(manifest).encode()
+    if hashlib.sha256(content).hexdigest() == record.sha256:
+        work.publish_card(content, problem)
+    else:  # another version made it: its manifest cannot be satisfied any more
+        work.finish(plan, found, f"names a {CARD} that this version cannot make")
