@@ -25,11 +25,15 @@ class RunConfig:
     student: str
     """`hf-config:FILE`, `layers-of:PATH?keep=…`, `hf:PATH`."""
     loss: str = "forward_kl"
-    """Divergence of the soft loss."""
+    """Soft loss: `forward_kl`, `reverse_kl`, `jsd`, `tvd`, `skewed_forward_kl` or `skewed_reverse_kl`."""
     temperature: float = 1.0
     """T of the soft loss; must be in the store's grid."""
     alpha: float = 0.5
     """Share of the soft loss; 0 trains on hard labels only."""
+    beta: float = 0.5
+    """Of `jsd`: the teacher's share of the mixture."""
+    skew: float = 0.1
+    """Of the skewed losses: the share mixed in."""
     steps: int = 1000
     """Optimiser steps of the whole run."""
     batch_size: int = 8
@@ -116,6 +120,8 @@ class RunConfig:
             divergence=self.loss,
             temperature=self.temperature,
             alpha=self.alpha,
+            beta=self.beta,
+            skew=self.skew,
             chunk_bytes=None if self.chunk_mib is None else self.chunk_mib * 2**20,
         )
 

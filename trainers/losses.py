@@ -1,7 +1,7 @@
-"""Divergences between teacher and student over K+1 bins, mixed with the hard-label loss in one pass.
+"""A divergence from the teacher over K+1 bins, mixed with the hard-label loss in one pass.
 
 The bins are the kept ids and, for estimators that have one, the tail as a single bin. The student's bins
-come from `topk_tail`; the teacher's from the store. Each divergence is a few lines on `[N, K+1]`.
+come from `topk_tail`; the teacher's from the store; the divergence from `divergences.py`.
 
 The soft loss is multiplied by T² inside what is differentiated (Hinton et al. 2015, §2: gradients of soft
 targets scale with 1/T²), so that value and gradient belong together.
@@ -9,7 +9,6 @@ targets scale with 1/T²), so that value and gradient belong together.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -20,48 +19,19 @@ from torch import Tensor
 from softlabels.errors import ConfigError, PairingError
 from softlabels.store.manifest import TargetRecord
 from softlabels.targets import UNBIASED, SoftTargets
+from trainers.divergences import DIVERGENCES, Shape
 from trainers.stream import Batch
 from trainers.topk_tail import Columns, Head, topk_tail
 
 __all__ = [
-    "DIVERGENCES",
     "DistillLoss",
-    "Divergence",
     "LossOutput",
     "check_pairing",
     "teacher_bins",
 ]
 
 
-def _forward_kl(log_p: Tensor, log_q: Tensor) -> Tensor:
-    """KL(teacher || student) `[N]`; a bin without teacher mass counts nothing."""
-    p = log_p.exp()
-    return torch.where(p > 0, p * (log_p - log_q), 0.0).sum(dim=1)
-
-
-def _reverse_kl(log_p: Tensor, log_q: Tensor) -> Tensor:
-    """KL(student || teacher) `[N]`; bins that neither has are left out before the product."""
-    exists = log_p > -torch.inf
-    log_p, log_q = log_p.masked_fill(~exists, 0.0), log_q.masked_fill(~exists, -torch.inf)
-    q = log_q.exp()
-    return torch.where(exists, q * (log_q.masked_fill(~exists, 0.0) - log_p), 0.0).sum(dim=1)
-
-
-class Divergence(NamedTuple):
-    """A divergence, and what it demands of a store."""
-
-    value: Callable[[Tensor, Tensor], Tensor]
-    """From log-probabilities `[N, K+1]` of teacher and student to `[N]`."""
-    refuses_samples: str | None
-    """Why a sampled store cannot serve it; None: it can."""
-
-
-DIVERGENCES = {
-    "forward_kl": Divergence(_forward_kl, None),
-    "reverse_kl": Divergence(
-        _reverse_kl, "it is not linear in the teacher's probabilities, so unbiased samples bias it"
-    ),
-}
+NOT_LINEAR = "it is not linear in the teacher's probabilities, so unbiased samples bias it"
 
 
 def check_pairing(divergence: str, temperature: float, targets: TargetRecord) -> None:
@@ -75,11 +45,10 @@ def check_pairing(divergence: str, temperature: float, targets: TargetRecord) ->
         raise ConfigError(
             f"--loss {divergence!r}: known losses are {', '.join(sorted(DIVERGENCES))}"
         )
-    why = DIVERGENCES[divergence].refuses_samples
-    if targets.estimator in UNBIASED and why is not None:
+    if targets.estimator in UNBIASED and not DIVERGENCES[divergence].takes_samples:
         raise PairingError(
-            f"--loss {divergence} does not go with a {targets.estimator!r} store: {why}; use --loss forward_kl, or a "
-            "store built with --estimator topk"
+            f"--loss {divergence} does not go with a {targets.estimator!r} store: {NOT_LINEAR}; use --loss "
+            "forward_kl, or a store built with --estimator topk"
         )
     if temperature not in targets.temperatures:
         grid = ", ".join(f"{t:g}" for t in targets.temperatures)
@@ -124,6 +93,10 @@ class DistillLoss:
     """T of the soft loss; the hard loss is always at T=1."""
     alpha: float = 0.5
     """Share of the soft loss, 0 to 1. At 0 the targets are not touched."""
+    beta: float = 0.5
+    """Of `jsd`: the teacher's share of the mixture."""
+    skew: float = 0.1
+    """Of the skewed divergences: the share mixed in."""
     chunk_bytes: int | None = None
     """Budget of one chunk of logits; None: 16 MiB on a CPU, 256 MiB on a GPU."""
 
@@ -136,6 +109,11 @@ class DistillLoss:
             raise ConfigError(
                 f"--alpha {self.alpha}: expected 0 (hard labels only) to 1 (soft targets only)"
             )
+        for name in ("beta", "skew"):
+            if not 0.0 < getattr(self, name) < 1.0:
+                raise ConfigError(
+                    f"--{name} {getattr(self, name)}: expected a share between 0 and 1, both excluded"
+                )
         if not 0.0 < self.temperature < float("inf"):
             raise ConfigError(f"--temperature {self.temperature}: expected a finite number above 0")
 
@@ -187,7 +165,7 @@ class DistillLoss:
             return LossOutput(hard / divide, 0.0, hard.item(), 0.0, 0.0)
         log_p = teacher_bins(targets, self.temperature, device).to(out.columns.dtype)
         log_q = torch.log_softmax(out.columns, dim=1)
-        soft = DIVERGENCES[self.divergence].value(log_p, log_q).sum()
+        soft = DIVERGENCES[self.divergence].value(log_p, log_q, Shape(self.beta, self.skew)).sum()
         loss = (self.alpha * self.temperature**2 * soft + (1.0 - self.alpha) * hard) / divide
         return LossOutput(
             loss,
@@ -198,9 +176,8 @@ class DistillLoss:
         )
 
     def _check_targets(self, targets: SoftTargets) -> None:
-        why = DIVERGENCES[self.divergence].refuses_samples
-        if targets.estimator in UNBIASED and why is not None:
+        if targets.estimator in UNBIASED and not DIVERGENCES[self.divergence].takes_samples:
             raise PairingError(
-                f"{self.divergence} does not go with {targets.estimator!r} targets: {why}"
+                f"{self.divergence} does not go with {targets.estimator!r} targets: {NOT_LINEAR}"
             )
         targets.grid_index(self.temperature)

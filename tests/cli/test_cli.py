@@ -362,7 +362,7 @@ def test_run_without_a_flag_it_needs(missing, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "said", "exit_code"),
     [
-        (["--loss", "l2"], "--loss 'l2': known losses are forward_kl, reverse_kl", 2),
+        (["--loss", "l2"], "--loss 'l2': known losses are forward_kl, jsd, reverse_kl", 2),
         (["--alpha", "2"], "--alpha 2.0: expected 0", 2),
         (["--beta1", "2"], "--beta1 2.0: expected", 2),
         (["--accumulate", "3"], "--accumulate 3: must divide --batch-size 2", 2),
