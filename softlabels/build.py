@@ -52,7 +52,7 @@ from softlabels.store.shard import Shard, inputs_digest
 from softlabels.teach import teach
 from softlabels.teachers import MIB, Teacher, TeacherOptions, open_teacher
 
-__all__ = ["build"]
+__all__ = ["build", "teacher_options"]
 
 
 def build(
@@ -85,7 +85,7 @@ def build(
     if plan is None and store.is_dir() and any(store.iterdir()):
         check_folder(store)
     if teacher is None:
-        teacher = open_teacher(config.teacher, _options(config, plan, report))
+        teacher = open_teacher(config.teacher, teacher_options(config, plan, report))
     estimator.check_vocab(teacher.record.vocab_size)
     if plan is None:
         plan = make_plan(config, store, estimator, corpora, teacher, report)
@@ -98,7 +98,8 @@ def build(
     return finish(store, plan, commits)
 
 
-def _options(config: BuildConfig, plan: Plan | None, report: Reporter) -> TeacherOptions:
+def teacher_options(config: BuildConfig, plan: Plan | None, report: Reporter) -> TeacherOptions:
+    """How a build runs its teacher; a plan's dtype wins over `auto`."""
     options = TeacherOptions(
         device=config.device,
         dtype=config.dtype,

@@ -17,11 +17,18 @@ from softlabels.errors import CorpusError, PlanError
 from softlabels.estimators import Estimator
 from softlabels.progress import Reporter
 from softlabels.rows import BEGINNING, LABEL_SHIFT, Cursor, Row
-from softlabels.store.manifest import CorpusRecord, EncodingRecord, Identity, Plan, TargetRecord
+from softlabels.store.manifest import (
+    CorpusRecord,
+    EncodingRecord,
+    Identity,
+    Plan,
+    PlannedShard,
+    TargetRecord,
+)
 from softlabels.store.plan import RowDigests, plan_shards, publish_plan
 from softlabels.teachers import Teacher
 
-__all__ = ["check_folder", "check_same_job", "make_plan", "packed_rows"]
+__all__ = ["check_folder", "check_same_job", "make_plan", "packed_rows", "survey"]
 
 DOMAIN = "causal-lm"
 
@@ -48,11 +55,28 @@ def make_plan(
     teacher: Teacher,
     report: Reporter,
 ) -> Plan:
-    """Pack the whole corpus once, fingerprint it, cut it into shards, publish the plan.
+    """Survey the corpus and publish the plan.
 
     Raises:
         CorpusError: it cannot be read, or holds nothing to teach.
         PlanError: the folder holds files of another job.
+    """
+    identity, shards = survey(config, estimator, corpora, teacher, report)
+    files = {f"tokenizer/{name}": data for name, data in teacher.tokenizer.files().items()}
+    return publish_plan(store, identity, shards, files, shard_rows=config.shard_rows)
+
+
+def survey(
+    config: BuildConfig,
+    estimator: Estimator,
+    corpora: Sequence[Corpus],
+    teacher: Teacher,
+    report: Reporter,
+) -> tuple[Identity, list[PlannedShard]]:
+    """Pack the whole corpus once, fingerprint it, cut it into shards, whose names are still to be given.
+
+    Raises:
+        CorpusError: it cannot be read, or holds nothing to teach.
     """
     counts = CorpusCounts()
     digests = RowDigests()
@@ -105,8 +129,7 @@ def make_plan(
     ):
         if n:
             report.notice(f"left out {n} documents that are {what}")
-    files = {f"tokenizer/{name}": data for name, data in teacher.tokenizer.files().items()}
-    return publish_plan(store, identity, shards, files, shard_rows=config.shard_rows)
+    return identity, shards
 
 
 def packed_rows(

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import click
 
 from softlabels.config import BuildConfig
+from softlabels.errors import ConfigError
 from softlabels.terminal import Bar, LocalPath, config_options, emit, json_option
 
 __all__ = ["build_command", "summary"]
@@ -19,8 +22,23 @@ __all__ = ["build_command", "summary"]
 )
 @click.option("--out", required=True, type=LocalPath(), help="Folder of the store.")
 @config_options(BuildConfig)
+@click.option(
+    "--dry-run", is_flag=True, help="Try a sample; say what the build would take; write nothing."
+)
+@click.option(
+    "--price-per-hour",
+    type=float,
+    help="Of this machine, in any currency; --dry-run says the cost.",
+)
 @json_option
-def build_command(config_file: Path | None, out: Path, as_json: bool, **flags: Any) -> None:
+def build_command(
+    config_file: Path | None,
+    out: Path,
+    dry_run: bool,
+    price_per_hour: float | None,
+    as_json: bool,
+    **flags: Any,
+) -> None:
     """Run a teacher over a corpus and write a store, or finish one that was interrupted.
 
     Flags win over CONFIG.toml, whose keys are the flags' names with underscores.
@@ -30,8 +48,16 @@ def build_command(config_file: Path | None, out: Path, as_json: bool, **flags: A
       softlabels build --teacher hf:models/teacher --corpus 'text:books/*.txt' --out store
       softlabels build --teacher hf:models/teacher --corpus 'jsonl:chats.jsonl' \\
           --estimator topk --k 50 --temperature 1 --temperature 2 --out store
+      softlabels build job.toml --out store --dry-run --price-per-hour 2.50
     """
+    if price_per_hour is not None and not dry_run:
+        raise ConfigError("--price-per-hour needs --dry-run")
+    if price_per_hour is not None and not 0 <= price_per_hour < math.inf:
+        raise ConfigError(f"--price-per-hour {price_per_hour:g}: expected a number of 0 or more")
     config = BuildConfig.from_sources(config_file, flags)
+    if dry_run:
+        _dry_run(config, out, price_per_hour, as_json=as_json)
+        return
     from softlabels.build import build
 
     with Bar(quiet=as_json) as bar:
@@ -43,6 +69,26 @@ def build_command(config_file: Path | None, out: Path, as_json: bool, **flags: A
         f"{manifest.cost.seconds:,.0f} s"
     )
     emit({"store": str(out), **values}, text, as_json=as_json)
+
+
+def _dry_run(config: BuildConfig, out: Path, price: float | None, *, as_json: bool) -> None:
+    from softlabels.dry_run import dry_run
+
+    with Bar(quiet=as_json) as bar:
+        e = dry_run(config, out, reporter=bar)
+    cost = None if price is None else e.hours * price
+    lines = {
+        "corpus": f"{e.documents:,} documents, {e.tokens:,} tokens in {e.rows:,} rows",
+        "targets": f"{e.positions:,} positions in {e.shards:,} shards",
+        "size": f"about {e.data_bytes / 1e6:,.1f} MB, {e.bytes_per_position:.1f} bytes a position",
+        "speed": f"{e.tokens_per_second:,.0f} tokens/s on {e.device}, over {e.sample_rows:,} rows",
+        "time": f"about {e.hours:,.2f} hours",
+    }
+    if cost is not None:
+        lines["cost"] = f"about {cost:,.2f}, at {price:g} an hour"
+    text = "\n".join(f"{name:>8}  {value}" for name, value in lines.items())
+    text += f"\nnothing was written to {out}"
+    emit({"store": str(out), **asdict(e), "cost": cost}, text, as_json=as_json)
 
 
 def summary(manifest: Any) -> dict[str, Any]:

@@ -1,0 +1,167 @@
+"""What a build would take, from a whole pass of the tokenizer and a small sample of the teacher.
+
+The flow:
+ 1. refuse what the build would refuse: another job's folder, an impossible estimator;
+ 2. pack the whole corpus: rows, tokens and positions are counted, not estimated;
+ 3. teach and encode the first row, which warms the teacher up and gives the fixed size of a shard;
+ 4. teach and encode up to 64 rows from the corpus' beginning and as many from its middle;
+ 5. scale to the whole corpus.
+
+Costs one tokenisation of the corpus and at most 129 rows of the teacher; writes nothing.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+from softlabels.build import teacher_options
+from softlabels.config import BuildConfig
+from softlabels.corpora import Corpus, open_corpora
+from softlabels.estimators import make_estimator
+from softlabels.planning import check_folder, check_same_job, packed_rows, survey
+from softlabels.progress import Reporter, Silent
+from softlabels.rows import Cursor, Row
+from softlabels.store.manifest import PlannedShard
+from softlabels.store.parquet import encode_shard
+from softlabels.store.plan import load_plan
+from softlabels.store.shard import Shard
+from softlabels.teach import teach
+from softlabels.teachers import Teacher, open_teacher
+
+__all__ = ["Estimate", "dry_run"]
+
+SAMPLE_ROWS = 64
+"""Rows of a part of the sample, at most; a shard's, if that is fewer."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """What a build would take."""
+
+    documents: int
+    rows: int
+    tokens: int
+    positions: int
+    shards: int
+    """All five are counted over the whole corpus."""
+    data_bytes: int
+    """Of all shards; estimated."""
+    bytes_per_position: float
+    sample_rows: int
+    """Rows that the teacher was run over, the first one's second time included."""
+    tokens_per_second: float
+    """Of teacher, selection and encoding, on this machine."""
+    device: str
+    hours: float
+    """Of the whole build on this machine: the teacher once, the tokenizer twice."""
+
+
+def dry_run(
+    config: BuildConfig,
+    out: Path | str,
+    *,
+    reporter: Reporter | None = None,
+    teacher: Teacher | None = None,
+) -> Estimate:
+    """Estimate a build without writing anything.
+
+    Args:
+        config: what would be built.
+        out: the store's folder, which may be absent; only looked at.
+        reporter: told of progress.
+        teacher: used instead of loading `config.teacher`.
+
+    Raises:
+        PlanError: `out` holds a different job.
+        CorpusError, TeacherError, StoreError, ConfigError: what the build would say.
+    """
+    report = reporter or Silent()
+    store = Path(out)
+    estimator = make_estimator(config.estimator, config.estimator_parameters)
+    corpora = open_corpora(config.corpus)
+    plan = load_plan(store)
+    if plan is None and store.is_dir():
+        check_folder(store)
+    if teacher is None:
+        teacher = open_teacher(config.teacher, teacher_options(config, plan, report))
+    estimator.check_vocab(teacher.record.vocab_size)
+    if plan is not None:
+        check_same_job(plan, config, estimator, teacher, store)
+    start = time.perf_counter()
+    identity, shards = survey(config, estimator, corpora, teacher, report)
+    tokenise_seconds = time.perf_counter() - start
+    corpus = identity.corpus
+
+    parts = _sample(config, shards, corpora, teacher, corpus.rows)
+    first = parts[0][1][:1]
+    sampled = [(0, first), *parts]
+    report.stage("sample", sum(len(r.positions) for _, rows in sampled for r in rows), "positions")
+    sizes, positions, tokens, seconds = [], [], 0, 0.0
+    for i, (start_row, rows) in enumerate(sampled):
+        start = time.perf_counter()
+        targets, statistics = teach(
+            rows,
+            identity,
+            estimator,
+            teacher,
+            start_row=start_row,
+            batch_tokens=config.batch_tokens,
+            advance=report.advance,
+        )
+        content = Shard(start_row=start_row, rows=rows, targets=targets)
+        sizes.append(len(encode_shard(content, identity, statistics)))
+        positions.append(targets.n)
+        if i > 0:  # the first row pays for what happens once
+            seconds += time.perf_counter() - start
+            tokens += sum(len(r.input_ids) for r in rows)
+    fixed, each = _line(sizes, positions)
+    data_bytes = round(fixed * len(shards) + each * corpus.positions)
+    speed = tokens / seconds
+    return Estimate(
+        documents=corpus.documents,
+        rows=corpus.rows,
+        tokens=corpus.tokens,
+        positions=corpus.positions,
+        shards=len(shards),
+        data_bytes=data_bytes,
+        bytes_per_position=data_bytes / corpus.positions,
+        sample_rows=sum(len(rows) for _, rows in sampled),
+        tokens_per_second=speed,
+        device=teacher.record.device,
+        hours=(corpus.tokens / speed + 2 * tokenise_seconds) / 3600,
+    )
+
+
+def _sample(
+    config: BuildConfig,
+    shards: Sequence[PlannedShard],
+    corpora: Sequence[Corpus],
+    teacher: Teacher,
+    total: int,
+) -> list[tuple[int, list[Row]]]:
+    """Rows from the beginning and from the middle, each with the number of its first; no row twice."""
+    n = min(config.shard_rows, SAMPLE_ROWS, total)
+    parts = []
+    for begin in (0, max(n, total // 2)):
+        count = min(n, total - begin)
+        if count == 0:
+            continue
+        shard = shards[begin // config.shard_rows]
+        packed = packed_rows(config, corpora, teacher, start=Cursor(shard.document, shard.offset))
+        skip = begin - shard.start_row
+        parts.append((begin, [row for _, row in islice(packed, skip, skip + count)]))
+    return parts
+
+
+def _line(sizes: Sequence[int], positions: Sequence[int]) -> tuple[float, float]:
+    """Bytes of a shard without positions, and of each position: one row against the parts' mean."""
+    parts = len(sizes) - 1
+    n, size = sum(positions[1:]) / parts, sum(sizes[1:]) / parts
+    if n < 1.5 * positions[0]:  # parts of hardly more than the first row: so are the shards
+        return 0.0, size / n
+    each = (size - sizes[0]) / (n - positions[0])
+    return size - each * n, each
