@@ -39,6 +39,8 @@ class Commands(click.Group):
         # Threads that spin while they wait for each other run 3 times slower as soon as anything else uses a
         # core; asleep they cost nothing measurable. Must be said before torch is imported.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+        if not sys.stderr.isatty():
+            os.environ.setdefault("TQDM_DISABLE", "1")  # the bars of model libraries, in a log file
         try:
             return super().invoke(ctx)
         except SoftLabelsError as e:
