@@ -5,11 +5,13 @@ The flow:
  2. load the teacher (a plan's dtype wins over `auto`);
  3. without a plan: pack the whole corpus once, cut it into shards, publish the plan;
     with one: refuse a different job;
- 4. for each shard that is not committed: pack its rows again from where the plan says they begin,
-    compare them with the plan, run the teacher, select on its device, encode, commit;
+ 4. until all shards are committed: claim one that no living builder holds, pack its rows again from
+    where the plan says they begin, compare them with the plan, run the teacher, select on its device,
+    encode, commit, release; wait where others hold all that is left;
  5. publish the card and, last, the manifest.
 
-Killing it at any moment loses at most the shard in hand; running it again finishes the job.
+Killing it at any moment loses at most the shard in hand; running it again finishes the job. Any number
+of builders, on all hosts that share the path, may run at once; none knows how many there are.
 """
 
 from __future__ import annotations
@@ -29,10 +31,12 @@ from softlabels.estimators import Estimator, make_estimator
 from softlabels.planning import check_folder, check_same_job, make_plan, packed_rows
 from softlabels.progress import Reporter, Silent
 from softlabels.rows import Cursor, Row
+from softlabels.store.claims import Claim, Claims, clear_claims
 from softlabels.store.commit import (
     adopt_shard,
     commit_shard,
     committed,
+    recorded,
     sweep,
     withdraw,
 )
@@ -53,6 +57,9 @@ from softlabels.teach import teach
 from softlabels.teachers import MIB, Teacher, TeacherOptions, open_teacher
 
 __all__ = ["build", "teacher_options"]
+
+SHORTEST_PAUSE, LONGEST_PAUSE = 0.1, 5.0
+"""Seconds between two looks at the shards that other builders have in hand."""
 
 
 def build(
@@ -93,9 +100,12 @@ def build(
         check_same_job(plan, config, estimator, teacher, store)
         if (store / MANIFEST).exists():
             report.notice(f"{store} is complete already")
+            clear_claims(store)  # of a builder that died when all was done
             return load_manifest(store)
     commits = _build_shards(config, store, plan, estimator, corpora, teacher, report)
-    return finish(store, plan, commits)
+    manifest = finish(store, plan, commits)
+    clear_claims(store)
+    return manifest
 
 
 def teacher_options(config: BuildConfig, plan: Plan | None, report: Reporter) -> TeacherOptions:
@@ -123,39 +133,103 @@ def _build_shards(
     teacher: Teacher,
     report: Reporter,
 ) -> list[Commit]:
+    """Build what no living builder has in hand, until every shard is committed by somebody."""
+    claims = Claims(store)
+    before = recorded(store)  # by builders of an earlier day: bytes may have rotted since
     commits: dict[int, Commit] = {}
-    for shard in plan.shards:
-        try:
-            found = committed(store, plan, shard)
-        except (IntegrityError, FormatError) as e:
-            report.notice(f"building shard {shard.index} again: {e}")
-            withdraw(store, shard)
-            found = None
-        found = found or adopt_shard(store, plan, shard)
-        if found is not None:
-            commits[shard.index] = found
+    damaged: set[int] = set()
+    planned = {s.index for s in plan.shards}
+
+    def look(shard: PlannedShard) -> Commit | None:
+        return committed(store, plan, shard, whole=shard.index in before)
+
+    def collect() -> int:
+        """Take up the records that others made; returns their positions."""
+        positions = 0
+        for index in sorted((recorded(store) - commits.keys() - damaged) & planned):
+            try:
+                found = look(plan.shards[index])
+            except (IntegrityError, FormatError):
+                damaged.add(index)  # whoever claims the shard makes it again
+                continue
+            if found is not None:
+                commits[index] = found
+                positions += found.positions
+        return positions
+
+    collect()
     todo = [s for s in plan.shards if s.index not in commits]
     if commits:
         report.notice(f"resuming: {len(commits)} of {len(plan.shards)} shards are done")
     report.stage("teach", sum(s.positions for s in todo), "positions")
-    for shard in todo:
-        start = time.perf_counter()
-        rows = _planned_rows(config, shard, corpora, teacher)
-        targets, statistics = teach(
-            rows,
-            plan.identity,
-            estimator,
-            teacher,
-            start_row=shard.start_row,
-            batch_tokens=config.batch_tokens,
-            advance=report.advance,
-        )
-        content = Shard(start_row=shard.start_row, rows=rows, targets=targets)
-        data = encode_shard(content, plan.identity, statistics)
-        _check_round_trip(content, data, plan.identity, where=str(store / shard.name))
-        seconds = time.perf_counter() - start
-        commits[shard.index] = commit_shard(store, plan, shard, data, statistics, seconds)
+    pause, waited = SHORTEST_PAUSE, False
+    while todo:
+        claim = claims.take([s.index for s in todo])
+        if claim is None:
+            if not waited:
+                report.notice(
+                    f"waiting: the shards that are left ({len(todo)}) are in other builders' hands"
+                )
+            waited = True
+            time.sleep(pause)
+            pause = min(2 * pause, LONGEST_PAUSE)
+        else:
+            pause = SHORTEST_PAUSE
+            with claim:
+                shard = plan.shards[claim.index]
+                try:
+                    found = look(shard)
+                except (IntegrityError, FormatError) as e:
+                    report.notice(f"building shard {shard.index} again: {e}")
+                    withdraw(store, shard)
+                    found = None
+                found = found or adopt_shard(store, plan, shard)
+                if found is None:
+                    found = _build_shard(
+                        config, store, plan, shard, claim, estimator, corpora, teacher, report
+                    )
+                else:
+                    report.advance(shard.positions)
+                commits[shard.index] = found
+        if positions := collect():
+            report.advance(positions)
+        todo = [s for s in plan.shards if s.index not in commits]
     return [commits[i] for i in range(len(plan.shards))]
+
+
+def _build_shard(
+    config: BuildConfig,
+    store: Path,
+    plan: Plan,
+    shard: PlannedShard,
+    claim: Claim,
+    estimator: Estimator,
+    corpora: Sequence[Corpus],
+    teacher: Teacher,
+    report: Reporter,
+) -> Commit:
+    def advance(positions: int) -> None:
+        claim.renew()
+        report.advance(positions)
+
+    start = time.perf_counter()
+    rows = _planned_rows(config, shard, corpora, teacher)
+    claim.renew()
+    targets, statistics = teach(
+        rows,
+        plan.identity,
+        estimator,
+        teacher,
+        start_row=shard.start_row,
+        batch_tokens=config.batch_tokens,
+        advance=advance,
+    )
+    content = Shard(start_row=shard.start_row, rows=rows, targets=targets)
+    data = encode_shard(content, plan.identity, statistics)
+    claim.renew()
+    _check_round_trip(content, data, plan.identity, where=str(store / shard.name))
+    seconds = time.perf_counter() - start
+    return commit_shard(store, plan, shard, data, statistics, seconds)
 
 
 def _planned_rows(

@@ -17,6 +17,8 @@ from softlabels.errors import CorpusError, PlanError
 from softlabels.estimators import Estimator
 from softlabels.progress import Reporter
 from softlabels.rows import BEGINNING, LABEL_SHIFT, Cursor, Row
+from softlabels.store.claims import CLAIMS
+from softlabels.store.commit import TEMPORARY
 from softlabels.store.manifest import (
     CorpusRecord,
     EncodingRecord,
@@ -25,7 +27,7 @@ from softlabels.store.manifest import (
     PlannedShard,
     TargetRecord,
 )
-from softlabels.store.plan import RowDigests, plan_shards, publish_plan
+from softlabels.store.plan import PLAN, RowDigests, plan_shards, publish_plan
 from softlabels.teachers import Teacher
 
 __all__ = ["check_folder", "check_same_job", "make_plan", "packed_rows", "survey"]
@@ -34,14 +36,18 @@ DOMAIN = "causal-lm"
 
 
 def check_folder(store: Path) -> None:
-    """Refuse a folder that holds something else than a build that died before its plan.
+    """Refuse a folder that holds something else than a build that has not published its plan.
+
+    It died before, or it is another builder at work this moment.
 
     Raises:
         PlanError: names what was found.
     """
-    ours = {"tokenizer", "data", "commits"}  # a builder killed before its plan leaves only these
-    foreign = sorted(p.name for p in store.iterdir() if p.name not in ours)
-    if foreign:
+    ours = {"tokenizer", "data", "commits", CLAIMS}
+    foreign = sorted(
+        p.name for p in store.iterdir() if p.name not in ours and not p.name.startswith(TEMPORARY)
+    )
+    if foreign and not (store / PLAN).exists():  # else another builder has just published it
         raise PlanError(
             f"{store}: is not empty and not a store (it holds {foreign[0]!r}); choose another --out"
         )
@@ -57,13 +63,22 @@ def make_plan(
 ) -> Plan:
     """Survey the corpus and publish the plan.
 
+    Of many builders that do this at once, one publishes; all go on with its plan.
+
     Raises:
         CorpusError: it cannot be read, or holds nothing to teach.
-        PlanError: the folder holds files of another job.
+        PlanError: the folder holds files of another job, or another builder planned another job.
     """
     identity, shards = survey(config, estimator, corpora, teacher, report)
     files = {f"tokenizer/{name}": data for name, data in teacher.tokenizer.files().items()}
-    return publish_plan(store, identity, shards, files, shard_rows=config.shard_rows)
+    plan = publish_plan(store, identity, shards, files, shard_rows=config.shard_rows)
+    check_same_job(plan, config, estimator, teacher, store)  # another builder may have been first
+    if plan.identity.corpus.fingerprint != identity.corpus.fingerprint:
+        raise PlanError(
+            f"{store}: another builder planned it meanwhile, from another corpus; give all builders the same "
+            "--corpus, or choose another --out"
+        )
+    return plan
 
 
 def survey(

@@ -35,11 +35,13 @@ from softlabels.store.shard import inputs_digest
 
 __all__ = [
     "adopt_shard",
+    "alive",
     "commit_path",
     "commit_shard",
     "committed",
     "leftovers",
     "publish",
+    "recorded",
     "remove",
     "sweep",
     "withdraw",
@@ -128,18 +130,25 @@ def leftovers(folder: Path) -> list[Path]:
     """Temporary files whose writer is gone."""
     found = []
     host = socket.gethostname()
-    for path in sorted(folder.rglob(f"{TEMPORARY}*")):
+    # os.walk and not rglob: another builder may remove a folder while it is read.
+    for path in sorted(Path(root, n) for root, _, names in os.walk(folder) for n in names):
+        if not path.name.startswith(TEMPORARY):
+            continue
         writer = _WRITER.match(path.name)
-        if writer is not None and writer[1] == host:
-            dead = not _alive(int(writer[2]))
-        else:
-            dead = time.time() - path.stat().st_mtime > STALE_SECONDS
+        try:
+            if writer is not None and writer[1] == host:
+                dead = not alive(int(writer[2]))
+            else:
+                dead = time.time() - path.stat().st_mtime > STALE_SECONDS
+        except FileNotFoundError:
+            continue  # its writer has just removed it
         if dead:
             found.append(path)
     return found
 
 
-def _alive(pid: int) -> bool:
+def alive(pid: int) -> bool:
+    """Whether another process of this host lives."""
     if pid == os.getpid():
         return False  # our own earlier life: a container restarts with the same pid
     try:
@@ -154,6 +163,12 @@ def _alive(pid: int) -> bool:
 def commit_path(store: Path, shard: PlannedShard) -> Path:
     """Where the commit record of a shard lies."""
     return store / "commits" / f"{shard.index:05d}.json"
+
+
+def recorded(store: Path) -> set[int]:
+    """Indices of the shards that have a commit record, from one listing."""
+    names = (path.stem for path in (store / "commits").glob("*.json"))
+    return {int(n) for n in names if n.isdecimal()}
 
 
 def commit_shard(
@@ -261,8 +276,11 @@ def _record(
     return read_record(path, Commit)
 
 
-def committed(store: Path, plan: Plan, shard: PlannedShard) -> Commit | None:
+def committed(store: Path, plan: Plan, shard: PlannedShard, *, whole: bool = True) -> Commit | None:
     """The shard's commit record, if the shard is done, is this plan's, and its bytes are intact.
+
+    Args:
+        whole: read the shard and compare its bytes; False trusts a record that was made this moment.
 
     Raises:
         IntegrityError: there is a record, but it or the shard is damaged.
@@ -278,5 +296,6 @@ def committed(store: Path, plan: Plan, shard: PlannedShard) -> Commit | None:
         or record.index != shard.index
     ):
         raise IntegrityError(f"{path}: belongs to another plan or shard")
-    check_file(store / shard.name, sha256=record.sha256, size=record.bytes)
+    if whole:
+        check_file(store / shard.name, sha256=record.sha256, size=record.bytes)
     return record

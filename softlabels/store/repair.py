@@ -24,6 +24,7 @@ from typing import TypeVar
 
 from softlabels.errors import FormatError, IntegrityError, SoftLabelsError, StoreError
 from softlabels.store.card import card
+from softlabels.store.claims import claim_files, clear_claims
 from softlabels.store.commit import (
     TEMPORARY,
     adopt_shard,
@@ -123,6 +124,8 @@ def repair_store(
     work = _Work(path, dry_run)
     for left in leftovers(path):
         work.remove(left, "left by a builder that died")
+    if not found.rebuild:  # else builders may be at work on them
+        work.clear_claims()
     for shard in plan.shards:
         if (why := found.rebuild.get(shard.index)) is not None:
             work.withdraw(shard, why)
@@ -294,6 +297,7 @@ def _beside(path: Path, plan: Plan, manifest: Manifest | None) -> list[str]:
 
 def _strangers(path: Path, plan: Plan, manifest: Manifest | None) -> list[str]:
     known = {PLAN, MANIFEST, CARD, *plan.files, *(manifest.files if manifest is not None else ())}
+    known |= {claim.relative_to(path).as_posix() for claim in claim_files(path)}
     for shard in plan.shards:
         known |= {shard.name, commit_path(path, shard).relative_to(path).as_posix()}
     return [
@@ -326,6 +330,12 @@ class _Work:
             self.note(action, file, reason)
             if not self.dry_run:
                 remove(self.path, file)
+
+    def clear_claims(self) -> None:
+        for claim in claim_files(self.path):
+            self.note("remove", claim, "all shards are there, so nobody needs it")
+        if not self.dry_run:
+            clear_claims(self.path)
 
     def withdraw(self, shard: PlannedShard, reason: str) -> None:
         for file in (self.path / shard.name, commit_path(self.path, shard)):

@@ -1,0 +1,192 @@
+"""Claims: how any number of builders share one plan without knowing of each other.
+
+Before a builder makes a shard it publishes `claims/00007-0.json`, which names its host, process and a
+random token; of many that try, one creates the file. While it works it renews the file's time, and when
+the shard is committed it removes the file. A claim is dead if its process is gone from this host, or if
+it was not renewed for `EXPIRY` seconds. Generation 1, `claims/00007-1.json`, takes over from a dead
+generation 0: again one creates it, and a late taker meets a name that exists. The highest generation is
+the claim in force.
+
+Ages are differences of two times that the file system gave, so that no host's clock matters. Safety
+never rests on a claim: shards and records are published by create-if-absent, so a claim that was wrongly
+taken over (a builder that stood still for longer than `EXPIRY`) costs a shard's work, and nothing else.
+The price: one small durable file for each shard, and one listing of the folder for each claim.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import socket
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from secrets import token_hex
+from typing import Any
+
+import msgspec
+
+from softlabels.errors import StoreError
+from softlabels.store.commit import TEMPORARY, alive, publish, sweep
+from softlabels.store.records import canonical
+
+__all__ = ["CLAIMS", "Claim", "Claims", "claim_files", "clear_claims"]
+
+CLAIMS = "claims"
+EXPIRY = 300.0
+"""Seconds without a renewal after which a claim is dead: longer than any one step of the teacher."""
+RENEWAL = 5.0
+"""Seconds between renewals, at least."""
+_NAME = re.compile(r"(\d{5,12})-(\d{1,9})\.json")
+_LIVING: set[str] = set()
+"""Tokens of this process. A claim with its pid and another token is of an earlier life of the pid."""
+
+
+class Holder(msgspec.Struct, frozen=True, kw_only=True):
+    """Who holds a claim."""
+
+    host: str
+    pid: int
+    token: str
+
+
+@dataclass
+class Claim:
+    """A shard in this builder's hands; a context manager that releases it."""
+
+    index: int
+    """Of the shard."""
+    path: Path
+    older: list[Path]
+    """Claims of the dead that it took over from."""
+    _renewed: float = field(default_factory=time.monotonic)
+
+    def renew(self) -> None:
+        """Say that the holder lives; cheap enough for every chunk of logits."""
+        if time.monotonic() - self._renewed < RENEWAL:
+            return
+        self._renewed = time.monotonic()
+        with suppress(OSError):  # if it fails for long the claim expires, which is safe
+            os.utime(self.path)  # to the file system's present, not the host's
+
+    def release(self) -> None:
+        """Let go of the shard."""
+        with suppress(OSError):  # what stays expires, and goes when the store is finished
+            for path in (*self.older, self.path):  # its own last: it is in force until it is gone
+                path.unlink(missing_ok=True)
+
+    def __enter__(self) -> Claim:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.release()
+
+
+class Claims:
+    """One builder's side of the claims of a store."""
+
+    def __init__(self, store: Path) -> None:
+        self._folder = store / CLAIMS
+        self._host = socket.gethostname()
+        self._me = Holder(host=self._host, pid=os.getpid(), token=token_hex(8))
+        _LIVING.add(self._me.token)
+
+    def take(self, indices: Sequence[int]) -> Claim | None:
+        """Claim one of these shards, if one is free or its holder is dead.
+
+        The first that is free; a random one if there are other builders, who would try the first, too.
+        The caller must then look whether the shard was committed meanwhile.
+
+        Raises:
+            StoreError: the file system refuses.
+        """
+        try:
+            standing = self._standing()
+            free = [i for i in indices if i not in standing]
+            if standing:
+                random.shuffle(free)
+            for index in free:
+                if claim := self._create(index, 0):
+                    return claim
+            now: float | None = None
+            for index in (i for i in indices if i in standing):
+                now = self._now() if now is None else now
+                if self._is_dead(self._path(index, standing[index]), now) and (
+                    claim := self._create(index, standing[index] + 1)
+                ):
+                    return claim
+        except StoreError as e:
+            if not isinstance(e.__cause__, FileNotFoundError):
+                raise
+            # Whoever finished the store removed the folder under our hands: nothing is left to claim.
+        return None
+
+    def _path(self, index: int, generation: int) -> Path:
+        return self._folder / f"{index:05d}-{generation}.json"
+
+    def _standing(self) -> dict[int, int]:
+        """Shards that are claimed, each with its highest generation."""
+        standing: dict[int, int] = {}
+        for name in _names(self._folder):
+            if match := _NAME.fullmatch(name):
+                index, generation = int(match[1]), int(match[2])
+                standing[index] = max(generation, standing.get(index, 0))
+        return standing
+
+    def _create(self, index: int, generation: int) -> Claim | None:
+        path = self._path(index, generation)
+        if not publish(path, canonical(self._me)):
+            return None
+        older = [self._path(index, g) for g in range(generation)]
+        return Claim(index=index, path=path, older=older)
+
+    def _now(self) -> float:
+        """The present, as the file system that holds the claims sees it."""
+        probe = self._folder / f"{TEMPORARY}{self._host}-{os.getpid()}-{token_hex(4)}-now"
+        publish(probe, b"")
+        try:
+            return probe.stat().st_mtime
+        finally:
+            probe.unlink(missing_ok=True)
+
+    def _is_dead(self, path: Path, now: float) -> bool:
+        try:
+            with path.open("rb") as f:  # opening it makes a network file system ask its server
+                data, renewed = f.read(4096), os.fstat(f.fileno()).st_mtime
+        except FileNotFoundError:
+            return False  # released this moment
+        with suppress(msgspec.DecodeError):  # not one of ours: only its age counts
+            holder = msgspec.json.decode(data, type=Holder)
+            if holder.host == self._host:
+                mine = holder.pid == os.getpid()
+                if not (holder.token in _LIVING if mine else alive(holder.pid)):
+                    return True
+        return now - renewed > EXPIRY
+
+
+def claim_files(store: Path) -> list[Path]:
+    """All claims of a store, whoever made them."""
+    folder = store / CLAIMS
+    return [folder / name for name in sorted(_names(folder)) if _NAME.fullmatch(name)]
+
+
+def clear_claims(store: Path) -> None:
+    """Remove the claims of a store whose shards are all committed.
+
+    A builder that has not noticed yet may put one more there; it comes by here, too, when it does.
+    """
+    with suppress(OSError):  # gone already, or a living builder's temporary file is in it
+        for path in claim_files(store):
+            path.unlink(missing_ok=True)
+        sweep(store / CLAIMS)
+        (store / CLAIMS).rmdir()
+
+
+def _names(folder: Path) -> list[str]:
+    try:
+        return os.listdir(folder)  # noqa: PTH208  Path.iterdir gives paths; names are wanted
+    except FileNotFoundError:
+        return []

@@ -1,0 +1,285 @@
+"""Claims: one holder at a time, taken over when it dies, by the file system's clock alone."""
+
+from __future__ import annotations
+
+import errno
+import multiprocessing
+import os
+import socket
+import threading
+import time
+
+import msgspec
+import pytest
+
+from softlabels.errors import StoreError
+from softlabels.store import claims as claims_module
+from softlabels.store.claims import EXPIRY, RENEWAL, Claims, Holder, clear_claims
+from softlabels.store.repair import repair_store
+from softlabels.store.verify import verify_store
+from tests.store.made_up import files_of
+
+HOST = socket.gethostname()
+FORK = multiprocessing.get_context("fork")
+
+
+def claimed(store, *, host="elsewhere", pid=1, age=0.0, name="00000-0.json"):
+    """A claim that another builder made and last renewed `age` seconds ago."""
+    path = store / "claims" / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(msgspec.json.encode(Holder(host=host, pid=pid, token="0" * 16)))
+    then = path.stat().st_mtime - age
+    os.utime(path, (then, then))
+    return path
+
+
+def dead_pid() -> int:
+    child = FORK.Process(target=int)
+    child.start()
+    child.join()
+    assert child.pid is not None
+    return child.pid
+
+
+# -- taking and releasing -------------------------------------------------------------------------
+
+
+def test_a_claim_names_its_holder_and_is_gone_when_released(tmp_path):
+    claim = Claims(tmp_path).take([3, 4])
+    assert claim is not None
+    assert claim.index == 3
+    holder = msgspec.json.decode((tmp_path / "claims" / "00003-0.json").read_bytes(), type=Holder)
+    assert (holder.host, holder.pid) == (HOST, os.getpid())
+    claim.release()
+    assert files_of(tmp_path) == {}
+    assert Claims(tmp_path).take([3]) is not None
+
+
+def test_a_claimed_shard_is_left_to_its_holder(tmp_path):
+    mine, theirs = Claims(tmp_path), Claims(tmp_path)
+    first = mine.take([0, 1])
+    second = theirs.take([0, 1])
+    assert first is not None
+    assert second is not None
+    assert {first.index, second.index} == {0, 1}
+    assert mine.take([0, 1]) is None
+    assert theirs.take([0, 1]) is None
+    with first:
+        pass
+    third = theirs.take([0, 1])
+    assert third is not None
+    assert third.index == first.index
+    assert not [n for n in files_of(tmp_path) if ".tmp-" in n]
+
+
+def test_an_error_releases_the_shard(tmp_path):
+    claim = Claims(tmp_path).take([0])
+    assert claim is not None
+    with pytest.raises(KeyboardInterrupt), claim:
+        raise KeyboardInterrupt
+    assert files_of(tmp_path) == {}
+
+
+def race(store, builders, target, wrap):
+    """Let `builders` of one kind (threads, processes) start at once; returns what each of them got."""
+    start, got = wrap
+    crew = [target(target=run_racer, args=(store, start, got)) for _ in range(builders)]
+    for member in crew:
+        member.start()
+    results = [got.get() for _ in crew]
+    for member in crew:
+        member.join()
+    return [r for r in results if r is not None]
+
+
+def run_racer(store, start, got):
+    claims = Claims(store)
+    start.wait()
+    claim = claims.take([0])
+    got.put(None if claim is None else claim.path.name)
+    start.wait()  # nobody ends before all have tried: the end of a process is the end of its claim
+
+
+@pytest.mark.parametrize("kind", ["threads", "processes"])
+@pytest.mark.parametrize("dead", [False, True])
+def test_one_of_many_takers_wins(tmp_path, kind, dead):
+    import queue
+
+    n = 12
+    for i in range(10):
+        store = tmp_path / str(i)
+        store.mkdir()
+        if dead:
+            claimed(store, age=EXPIRY + 1)
+        if kind == "threads":
+            won = race(store, n, threading.Thread, (threading.Barrier(n), queue.Queue()))
+        else:
+            won = race(store, n, FORK.Process, (FORK.Barrier(n), FORK.Queue()))
+        assert won == [f"00000-{int(dead)}.json"]
+
+
+def test_every_shard_goes_to_one_of_many_takers(tmp_path):
+    got: list[int] = []
+
+    def run():
+        claims = Claims(tmp_path)
+        while claim := claims.take(range(40)):
+            got.append(claim.index)
+
+    crew = [threading.Thread(target=run) for _ in range(8)]
+    for member in crew:
+        member.start()
+    for member in crew:
+        member.join()
+    assert sorted(got) == list(range(40))
+
+
+# -- the dead -------------------------------------------------------------------------------------
+
+
+def test_a_claim_of_a_process_that_is_gone_is_taken_over_at_once(tmp_path):
+    claimed(tmp_path, host=HOST, pid=dead_pid())
+    claim = Claims(tmp_path).take([0])
+    assert claim is not None
+    assert claim.path.name == "00000-1.json"
+    assert Claims(tmp_path).take([0]) is None
+    claim.release()
+    assert files_of(tmp_path) == {}  # the dead one's, too
+
+
+def test_an_earlier_life_of_our_pid_is_dead(tmp_path):
+    """A container restarts with the same pid."""
+    claimed(tmp_path, host=HOST, pid=os.getpid())
+    assert Claims(tmp_path).take([0]) is not None
+
+
+def test_the_living_are_left_alone(tmp_path):
+    claimed(tmp_path, host=HOST, pid=os.getppid())
+    claimed(tmp_path, host="elsewhere", pid=dead_pid(), name="00001-0.json")
+    assert Claims(tmp_path).take([0, 1]) is None
+
+
+@pytest.mark.parametrize("clock", [-1e6, 0.0, 1e6])
+@pytest.mark.parametrize(("age", "dead"), [(EXPIRY - 60, False), (EXPIRY + 60, True)])
+def test_age_is_judged_by_the_file_system_whatever_the_hosts_clock_says(
+    tmp_path, monkeypatch, clock, age, dead
+):
+    claimed(tmp_path, age=age)
+    real = time.time
+    monkeypatch.setattr(time, "time", lambda: real() + clock)
+    assert (Claims(tmp_path).take([0]) is not None) == dead
+
+
+@pytest.mark.parametrize("skew", [-1e6, 1e6])
+@pytest.mark.parametrize(("age", "dead"), [(EXPIRY - 60, False), (EXPIRY + 60, True)])
+def test_a_file_system_with_another_clock(tmp_path, monkeypatch, skew, age, dead):
+    """All that it writes, the probe included, carries its own time."""
+    claimed(tmp_path, age=age - skew)
+    real = claims_module.publish
+
+    def publish(path, data):
+        done = real(path, data)
+        there = path.stat().st_mtime + skew
+        os.utime(path, (there, there))
+        return done
+
+    monkeypatch.setattr(claims_module, "publish", publish)
+    assert (Claims(tmp_path).take([0]) is not None) == dead
+
+
+def test_the_highest_generation_is_in_force(tmp_path):
+    claimed(tmp_path, age=EXPIRY + 1)
+    claimed(tmp_path, age=EXPIRY + 1, name="00000-1.json")
+    path = claimed(tmp_path, name="00000-10.json")
+    assert Claims(tmp_path).take([0]) is None
+    os.utime(path, (0, 0))
+    claim = Claims(tmp_path).take([0])
+    assert claim is not None
+    assert claim.path.name == "00000-11.json"
+    claim.release()
+    assert files_of(tmp_path) == {}
+
+
+@pytest.mark.parametrize("content", [b"", b"not json", b"[]", b'{"host": 1}'])
+def test_a_claim_that_cannot_be_read_only_ages(tmp_path, content):
+    path = claimed(tmp_path)
+    path.write_bytes(content)
+    assert Claims(tmp_path).take([0]) is None
+    os.utime(path, (0, 0))
+    assert Claims(tmp_path).take([0]) is not None
+
+
+def test_renewal(tmp_path, monkeypatch):
+    claim = Claims(tmp_path).take([0])
+    assert claim is not None
+    os.utime(claim.path, (0, 0))
+    claim.renew()
+    assert claim.path.stat().st_mtime == 0  # not at every call
+    real = time.monotonic
+    monkeypatch.setattr(time, "monotonic", lambda: real() + RENEWAL)
+    claim.renew()
+    assert time.time() - claim.path.stat().st_mtime < 60
+    claim.path.unlink()
+    monkeypatch.setattr(time, "monotonic", lambda: real() + 3 * RENEWAL)
+    claim.renew()  # lost: the work goes on, and the commit decides
+    claim.release()
+    assert files_of(tmp_path) == {}
+
+
+# -- the end --------------------------------------------------------------------------------------
+
+
+def test_clearing_removes_claims_and_what_the_dead_left(tmp_path):
+    clear_claims(tmp_path)
+    claimed(tmp_path)
+    claimed(tmp_path, name="00012-3.json")
+    (tmp_path / "claims" / f".tmp-{HOST}-{dead_pid()}-0a1b2c3d-now").touch()
+    clear_claims(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_clearing_leaves_a_living_builders_file(tmp_path):
+    claimed(tmp_path)
+    (tmp_path / "claims" / f".tmp-{HOST}-{os.getppid()}-0a1b2c3d-now").touch()
+    clear_claims(tmp_path)
+    assert len(files_of(tmp_path)) == 1
+
+
+def test_a_folder_that_is_removed_under_our_hands_leaves_nothing_to_take(tmp_path, monkeypatch):
+    def publish(path, _data):
+        e = FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+        raise StoreError(f"{path}: gone") from e
+
+    monkeypatch.setattr(claims_module, "publish", publish)
+    assert Claims(tmp_path).take([0]) is None
+
+
+def test_a_full_disk_says_so(tmp_path, monkeypatch):
+    def fail(*_args, **_kwargs):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(StoreError, match="the disk is full"):
+        Claims(tmp_path).take([0])
+
+
+def test_verify_reports_a_claim_in_a_finished_store(store):
+    path = claimed(store)
+    assert verify_store(store).problems == [f"{path}: not part of the store; delete it"]
+
+
+def test_repair_removes_claims_once_all_shards_are_there(store):
+    path = claimed(store)
+    shard = next((store / "data").iterdir())
+    assert [a.file for a in repair_store(store, dry_run=True).actions] == ["claims/00000-0.json"]
+    assert path.exists()
+    whole = shard.read_bytes()
+    shard.unlink()
+    found = repair_store(store)
+    assert found.rebuild == [f"data/{shard.name}"]
+    assert found.problems == []
+    assert path.exists()  # a builder may hold it to make just this shard
+    shard.write_bytes(whole)
+    assert repair_store(store).whole
+    assert not (store / "claims").exists()
+    assert verify_store(store).problems == []
