@@ -19,18 +19,16 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
 
 from softlabels.config import BuildConfig
 from softlabels.corpora import Corpus, open_corpora
-from softlabels.errors import CorpusError, FormatError, IntegrityError
+from softlabels.errors import FormatError, IntegrityError
 from softlabels.estimators import Estimator, make_estimator
-from softlabels.planning import check_folder, check_same_job, make_plan, packed_rows
+from softlabels.planning import PlannedRows, check_folder, check_same_job, make_plan
 from softlabels.progress import Reporter, Silent
-from softlabels.rows import Cursor, Row
 from softlabels.store.claims import Claim, Claims, clear_claims
 from softlabels.store.commit import (
     adopt_shard,
@@ -52,7 +50,7 @@ from softlabels.store.manifest import (
 )
 from softlabels.store.parquet import decode_shard, encode_shard
 from softlabels.store.plan import load_plan
-from softlabels.store.shard import Shard, inputs_digest
+from softlabels.store.shard import Shard
 from softlabels.teach import teach
 from softlabels.teachers import MIB, Teacher, TeacherOptions, open_teacher
 
@@ -135,6 +133,7 @@ def _build_shards(
 ) -> list[Commit]:
     """Build what no living builder has in hand, until every shard is committed by somebody."""
     claims = Claims(store)
+    source = PlannedRows(config, corpora, teacher)
     before = recorded(store)  # by builders of an earlier day: bytes may have rotted since
     commits: dict[int, Commit] = {}
     damaged: set[int] = set()
@@ -186,7 +185,7 @@ def _build_shards(
                 found = found or adopt_shard(store, plan, shard)
                 if found is None:
                     found = _build_shard(
-                        config, store, plan, shard, claim, estimator, corpora, teacher, report
+                        config, store, plan, shard, claim, estimator, source, teacher, report
                     )
                 else:
                     report.advance(shard.positions)
@@ -204,7 +203,7 @@ def _build_shard(
     shard: PlannedShard,
     claim: Claim,
     estimator: Estimator,
-    corpora: Sequence[Corpus],
+    source: PlannedRows,
     teacher: Teacher,
     report: Reporter,
 ) -> Commit:
@@ -213,7 +212,7 @@ def _build_shard(
         report.advance(positions)
 
     start = time.perf_counter()
-    rows = _planned_rows(config, shard, corpora, teacher)
+    rows = source.rows_of(shard)
     claim.renew()
     targets, statistics = teach(
         rows,
@@ -230,19 +229,6 @@ def _build_shard(
     _check_round_trip(content, data, plan.identity, where=str(store / shard.name))
     seconds = time.perf_counter() - start
     return commit_shard(store, plan, shard, data, statistics, seconds)
-
-
-def _planned_rows(
-    config: BuildConfig, shard: PlannedShard, corpora: Sequence[Corpus], teacher: Teacher
-) -> list[Row]:
-    packed = packed_rows(config, corpora, teacher, start=Cursor(shard.document, shard.offset))
-    rows = [row for _, row in islice(packed, shard.rows)]
-    if len(rows) != shard.rows or inputs_digest(rows) != shard.inputs_sha256:
-        raise CorpusError(
-            f"{', '.join(config.corpus)}: the rows of shard {shard.index} (from document {shard.document}, token "
-            f"{shard.offset}) are not those that were planned: the corpus changed; restore it, or choose another --out"
-        )
-    return rows
 
 
 def _check_round_trip(content: Shard, data: bytes, identity: Identity, *, where: str) -> None:

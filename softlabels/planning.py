@@ -28,9 +28,10 @@ from softlabels.store.manifest import (
     TargetRecord,
 )
 from softlabels.store.plan import PLAN, RowDigests, plan_shards, publish_plan
+from softlabels.store.shard import inputs_digest
 from softlabels.teachers import Teacher
 
-__all__ = ["check_folder", "check_same_job", "make_plan", "packed_rows", "survey"]
+__all__ = ["PlannedRows", "check_folder", "check_same_job", "make_plan", "packed_rows", "survey"]
 
 DOMAIN = "causal-lm"
 
@@ -165,6 +166,39 @@ def packed_rows(
         skip_empty=config.skip_empty,
         counts=counts,
     )
+
+
+class PlannedRows:
+    """The rows of planned shards.
+
+    Shards that are taken in order are one pass over the corpus; any other shard begins a new pass, in
+    which the documents before it are read but not tokenised.
+    """
+
+    def __init__(self, config: BuildConfig, corpora: Sequence[Corpus], teacher: Teacher) -> None:
+        self._config, self._corpora, self._teacher = config, corpora, teacher
+        self._rows: Iterator[tuple[Cursor, Row]] = iter(())
+        self._next = -1
+
+    def rows_of(self, shard: PlannedShard) -> list[Row]:
+        """A shard's rows.
+
+        Raises:
+            CorpusError: they are not the ones that were planned.
+        """
+        if self._next != shard.start_row:
+            start = Cursor(shard.document, shard.offset)
+            self._rows = packed_rows(self._config, self._corpora, self._teacher, start=start)
+        self._next = -1  # an error in the midst of a shard leaves nothing to go on from
+        rows = [row for _, row in islice(self._rows, shard.rows)]
+        if len(rows) != shard.rows or inputs_digest(rows) != shard.inputs_sha256:
+            raise CorpusError(
+                f"{', '.join(self._config.corpus)}: the rows of shard {shard.index} (from document {shard.document}, "
+                f"token {shard.offset}) are not those that were planned: the corpus changed; restore it, or choose "
+                "another --out"
+            )
+        self._next = shard.start_row + shard.rows
+        return rows
 
 
 def _target_record(config: BuildConfig, estimator: Estimator) -> TargetRecord:

@@ -310,6 +310,22 @@ def test_a_corpus_that_changed_since_the_plan_is_found(corpus, tmp_path):
         build_tiny(tmp_path / "s", corpus)
 
 
+def test_a_build_reads_its_corpus_twice_however_many_shards(corpus, tmp_path):
+    """Once to plan, once to teach: not once for each shard."""
+    encoded = []
+
+    class Counting(ByteTokenizer):
+        def encode(self, text):
+            encoded.append(text)
+            return super().encode(text)
+
+    teacher = TinyTeacher()
+    teacher.tokenizer = Counting()
+    manifest = build_tiny(tmp_path / "s", corpus, teacher=teacher, shard_rows=2)
+    assert len(manifest.shards) > 10
+    assert len(encoded) == 2 * manifest.identity.corpus.documents
+
+
 def test_a_finished_store_is_left_alone(corpus, tmp_path):
     build_tiny(tmp_path / "s", corpus)
     before = files_of(tmp_path / "s")
