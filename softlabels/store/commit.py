@@ -28,6 +28,7 @@ from softlabels.store.records import (
     FORMAT_VERSION,
     canonical,
     check_file,
+    read_file,
     read_record,
     seal,
 )
@@ -139,7 +140,7 @@ def leftovers(folder: Path) -> list[Path]:
             if writer is not None and writer[1] == host:
                 dead = not alive(int(writer[2]))
             else:
-                dead = time.time() - path.stat().st_mtime > STALE_SECONDS
+                dead = time.time() - path.lstat().st_mtime > STALE_SECONDS
         except FileNotFoundError:
             continue  # its writer has just removed it
         if dead:
@@ -224,7 +225,7 @@ def adopt_shard(store: Path, plan: Plan, shard: PlannedShard) -> Commit | None:
     """
     path = store / shard.name
     try:
-        data = path.read_bytes()
+        data = read_file(path)  # what cannot be read is no reason to remove it
     except FileNotFoundError:
         return None
     try:
@@ -242,7 +243,14 @@ def check_planned(data: bytes, identity: Identity, planned: PlannedShard, *, whe
     Raises:
         IntegrityError: they differ.
     """
-    shard = decode_shard(data, identity, start_row=planned.start_row, where=where)
+    shard = decode_shard(
+        data,
+        identity,
+        start_row=planned.start_row,
+        where=where,
+        rows=planned.rows,
+        positions=planned.positions,
+    )
     if len(shard.rows) != planned.rows or inputs_digest(shard.rows) != planned.inputs_sha256:
         raise IntegrityError(f"{where}: its rows are not the ones that the plan lists")
 

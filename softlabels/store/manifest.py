@@ -268,6 +268,12 @@ def load_manifest(store: Path) -> Manifest:
     where = store / MANIFEST
     if manifest.content_digest != content_digest(raw["identity"], manifest.shards):
         raise IntegrityError(f"{where}: content_digest does not match identity and shards")
+    grid = manifest.identity.targets.temperatures
+    if not grid or len(set(grid)) != len(grid) or len(manifest.statistics.kept_mass) != len(grid):
+        raise FormatError(
+            f"{where}: {len(manifest.statistics.kept_mass)} entries of kept_mass for temperatures {grid[:8]}; "
+            "expected one for each, and each once"
+        )
     start = 0
     for shard in manifest.shards:
         if shard.start_row != start:

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from softlabels.codecs import make_codec
 from softlabels.errors import IntegrityError, TargetError
 from softlabels.rows import Row
+from softlabels.store.footer import declared_columns
 from softlabels.store.manifest import Identity, Statistics
 from softlabels.store.shard import Shard, check_row
 from softlabels.targets import SoftTargets, gaps_from_logp
@@ -27,6 +28,8 @@ __all__ = ["decode_shard", "encode_shard", "log_odds_column", "read_statistics"]
 
 STATISTICS_KEY = b"softlabels.statistics"
 ZSTD_LEVEL = 3
+DECODED_LIMIT = 2**30
+"""Bytes of all columns: a shard that holds more is neither written nor read."""
 
 
 def log_odds_column(temperature: float) -> str:
@@ -62,6 +65,11 @@ def encode_shard(shard: Shard, identity: Identity, statistics: Statistics) -> by
     for i, temperature in enumerate(t.temperatures):
         columns[log_odds_column(temperature)] = _list_array(offsets, codec.encode(t.log_odds[:, i]))
     table = pa.table(columns)
+    if table.nbytes > DECODED_LIMIT:
+        raise TargetError(
+            f"a shard of {len(rows)} rows takes {table.nbytes} bytes, more than the {DECODED_LIMIT} that a reader "
+            "accepts; lower --shard-rows"
+        )
     numeric = ["input_ids", "ids", "logp"]
     sink = io.BytesIO()
     with pq.ParquetWriter(
@@ -114,8 +122,20 @@ def _open(data: bytes, where: str) -> pq.ParquetFile:
         raise IntegrityError(f"{where}: not a readable Parquet file ({e})") from e
 
 
-def decode_shard(data: bytes, identity: Identity, *, start_row: int, where: str) -> Shard:
+def decode_shard(
+    data: bytes,
+    identity: Identity,
+    *,
+    start_row: int,
+    where: str,
+    rows: int | None = None,
+    positions: int | None = None,
+) -> Shard:
     """Decode a file's bytes, refusing whatever contradicts the identity or itself.
+
+    Args:
+        rows: how many the manifest or the plan says there are; None: not known.
+        positions: the same of positions. With both a file that declares more is refused before it is decoded.
 
     Raises:
         IntegrityError: bad page checksum, missing column, lengths that do not add up, a row whose
@@ -125,6 +145,7 @@ def decode_shard(data: bytes, identity: Identity, *, start_row: int, where: str)
     grid = tuple(identity.targets.temperatures)
     names = ["row", "input_digest", "input_ids", "segment_lengths", "documents", "label_mask"]
     names += ["kept", "ids", "logp", *map(log_odds_column, grid)]
+    _check_declared(data, names, identity, rows, positions, where)
     file = _open(data, where)
     for name in names:
         if (times := file.schema_arrow.names.count(name)) != 1:
@@ -136,21 +157,21 @@ def decode_shard(data: bytes, identity: Identity, *, start_row: int, where: str)
     except (pa.ArrowException, OSError) as e:
         raise IntegrityError(f"{where}: cannot be decoded, its bytes were altered ({e})") from e
     column = {n: _column(table, n, _DTYPES.get(n, encoded), where) for n in names[2:]}
-    rows = _rows(table, column, identity, start_row, where)
+    found = _rows(table, column, identity, start_row, where)
 
     counts, kept_of_row = column["kept"]
     row_of_ids = column["ids"][1]
-    positions = np.array([int(r.label_mask.sum()) for r in rows], np.int64)
-    n = int(positions.sum())
-    starts = np.concatenate([[0], np.cumsum(positions)])
+    of_row = np.array([int(r.label_mask.sum()) for r in found], np.int64)
+    n = int(of_row.sum())
+    starts = np.concatenate([[0], np.cumsum(of_row)])
     for name in ("kept", *map(log_odds_column, grid)):
-        wrong = np.flatnonzero(np.diff(column[name][1]) != positions)
+        wrong = np.flatnonzero(np.diff(column[name][1]) != of_row)
         if len(wrong):
             raise IntegrityError(
-                f"{where}: row {start_row + wrong[0]} has {positions[wrong[0]]} positions but "
+                f"{where}: row {start_row + wrong[0]} has {of_row[wrong[0]]} positions but "
                 f"{np.diff(column[name][1])[wrong[0]]} entries of {name}"
             )
-    assert len(kept_of_row) == len(rows) + 1
+    assert len(kept_of_row) == len(found) + 1
     k = identity.targets.k
     if n and not 0 <= counts.min() <= counts.max() <= k:
         raise IntegrityError(
@@ -173,7 +194,44 @@ def decode_shard(data: bytes, identity: Identity, *, start_row: int, where: str)
         estimator=identity.targets.estimator,
     )
     targets.validate(where=where, unique=False)
-    return Shard(start_row=start_row, rows=rows, targets=targets)
+    return Shard(start_row=start_row, rows=found, targets=targets)
+
+
+def _check_declared(
+    data: bytes,
+    names: list[str],
+    identity: Identity,
+    rows: int | None,
+    positions: int | None,
+    where: str,
+) -> None:
+    """Refuse a file that declares more than it should hold, before it is decoded."""
+    try:
+        num_rows, columns = declared_columns(data)
+    except ValueError as e:
+        raise IntegrityError(f"{where}: not a readable Parquet file ({e})") from e
+    if rows is not None and num_rows != rows:
+        raise IntegrityError(
+            f"{where}: holds {num_rows} rows, expected {rows}; copy it again from its source"
+        )
+    tokens = None if rows is None else rows * identity.corpus.seq_len
+    most: dict[str, int | None] = dict.fromkeys(names, positions)
+    most |= {"row": rows, "input_digest": rows, "input_ids": tokens, "label_mask": tokens}
+    most |= {"segment_lengths": tokens, "documents": tokens}
+    ids = None if positions is None else positions * identity.targets.k
+    most |= {"ids": ids, "logp": ids}
+    for name, limit in most.items():
+        entries = columns[name].entries if name in columns else 0
+        if limit is not None and entries > limit + num_rows:  # an empty list counts as one entry
+            raise IntegrityError(
+                f"{where}: column {name!r} declares {entries} entries, at most {limit} fit the manifest; not decoded. "
+                "Copy it again from a source that you trust"
+            )
+    size = sum(columns[name].bytes for name in names if name in columns)
+    if size > DECODED_LIMIT:
+        raise IntegrityError(
+            f"{where}: would decode to {size} bytes, more than the {DECODED_LIMIT} that a shard may hold; not decoded"
+        )
 
 
 _DTYPES: dict[str, np.dtype[Any]] = {

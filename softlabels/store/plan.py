@@ -16,6 +16,7 @@ from softlabels.store.manifest import FileRecord, Identity, Plan, PlannedShard
 from softlabels.store.records import (
     FORMAT,
     FORMAT_VERSION,
+    RECORD_LIMIT,
     canonical,
     check_file,
     read_record,
@@ -74,11 +75,11 @@ def publish_plan(
     *,
     shard_rows: int,
 ) -> Plan:
-    """Write the files that lie beside the shards, then the plan; returns what is then in force."""
-    for name, data in files.items():
-        if not publish(store / name, data):
-            # A builder that died before its plan left this: same job, same bytes, or another job.
-            check_beside(store / name, data)
+    """Write the files that lie beside the shards, then the plan; returns what is then in force.
+
+    Raises:
+        PlanError: the folder holds files of another job, or there are too many shards for one record.
+    """
     named = [
         msgspec.structs.replace(s, name=f"data/train-{s.index:05d}-of-{len(shards):05d}.parquet")
         for s in shards
@@ -97,7 +98,17 @@ def publish_plan(
             digest="0" * 64,
         )
     )
-    publish(store / PLAN, canonical(plan))
+    content = canonical(plan)
+    if len(content) > RECORD_LIMIT:
+        raise PlanError(
+            f"{store / PLAN}: {len(named)} shards make a plan of {len(content)} bytes, and readers refuse one of more "
+            f"than {RECORD_LIMIT}; raise --shard-rows (now {shard_rows})"
+        )
+    for name, data in files.items():
+        if not publish(store / name, data):
+            # A builder that died before its plan left this: same job, same bytes, or another job.
+            check_beside(store / name, data)
+    publish(store / PLAN, content)
     return read_record(store / PLAN, Plan)
 
 

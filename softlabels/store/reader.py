@@ -86,7 +86,12 @@ class Store:
         path = self.path / record.name
         data = check_file(path, sha256=record.sha256, size=record.bytes)
         shard = decode_shard(
-            data, self.manifest.identity, start_row=record.start_row, where=str(path)
+            data,
+            self.manifest.identity,
+            start_row=record.start_row,
+            where=str(path),
+            rows=record.rows,
+            positions=record.positions,
         )
         if len(shard.rows) != record.rows or shard.targets.n != record.positions:
             raise IntegrityError(
@@ -166,6 +171,8 @@ def _check_present(store: Path, shard: ShardRecord) -> None:
         raise IntegrityError(
             f"{path}: missing; copy it again from the store's source (sha256 {shard.sha256[:12]}…)"
         ) from e
+    except OSError as e:
+        raise IntegrityError(f"{path}: cannot be read ({e.strerror})") from e
     if size != shard.bytes:
         raise IntegrityError(
             f"{path}: {size} bytes, the manifest says {shard.bytes}: torn; copy it again from its source"

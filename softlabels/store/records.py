@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import stat
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,6 +22,7 @@ __all__ = [
     "Record",
     "canonical",
     "check_file",
+    "read_file",
     "read_raw",
     "read_record",
     "seal",
@@ -29,8 +31,16 @@ __all__ = [
 FORMAT = "softlabels"
 FORMAT_VERSION = "1.0"
 """MAJOR.MINOR. A reader reads its own major at any minor, and ignores keys it does not know."""
-RECORD_LIMIT = 256 * 2**20
-"""Bytes: a larger record file is refused unread."""
+RECORD_LIMIT = 16 * 2**20
+"""Bytes: a larger record file is refused unread. Enough for 50,000 shards."""
+ENTRIES_LIMIT = 2**20
+"""Commas and opening brackets: an entry of two bytes would become an object of a hundred."""
+DEPTH_LIMIT = 32
+"""Levels: indented, deep entries would take more memory than the file's size promises."""
+FILE_LIMIT = 2 * 2**30
+"""Bytes: a larger file is refused unread."""
+HASHED_FIRST = 64 * 2**20
+"""Bytes: a larger file is read twice, so that none is held in memory before its digest is right."""
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True):
@@ -66,18 +76,23 @@ def read_record(path: Path, kind: type[R]) -> R:
 def read_raw(path: Path, kind: type[R]) -> tuple[R, dict[str, Any]]:
     """The record, and the JSON object that it was made from."""
     try:
-        size = path.stat().st_size
+        size = _size(path)
         if size > RECORD_LIMIT:
             raise FormatError(
                 f"{path}: {size} bytes; a record of more than {RECORD_LIMIT} bytes is refused unread"
             )
         data = path.read_bytes()
+        if sum(data.count(c) for c in (b",", b"[", b"{")) > ENTRIES_LIMIT:
+            raise FormatError(
+                f"{path}: more than {ENTRIES_LIMIT} entries; such a record is refused unread"
+            )
     except (FileNotFoundError, NotADirectoryError, SoftLabelsError):
         raise
     except OSError as e:
         raise IntegrityError(f"{path}: cannot be read ({e.strerror}); {_REMEDY}") from e
     try:
         raw = msgspec.json.decode(data)
+        _check_depth(path, raw)
         spelling = canonical(raw)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as e:
         raise IntegrityError(
@@ -113,18 +128,70 @@ def _check_version(path: Path, version: Any) -> None:
         )
 
 
+def _check_depth(path: Path, raw: Any) -> None:
+    level = [raw]
+    for _ in range(DEPTH_LIMIT):
+        level = [
+            child
+            for value in level
+            if isinstance(value, dict | list)
+            for child in (value.values() if isinstance(value, dict) else value)
+        ]
+        if not level:
+            return
+    raise IntegrityError(f"{path}: nested more than {DEPTH_LIMIT} levels deep; {_REMEDY}")
+
+
+def _size(path: Path) -> int:
+    """Bytes of a regular file. Links are followed (download caches are made of them); what they lead to is checked.
+
+    Raises:
+        IntegrityError: a pipe, a device, …, which would never end.
+    """
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode) and not stat.S_ISDIR(found.st_mode):
+        raise IntegrityError(f"{path}: not a regular file; {_REMEDY}")
+    return found.st_size
+
+
+def read_file(path: Path) -> bytes:
+    """A file that no record vouches for yet.
+
+    Raises:
+        IntegrityError: not a regular file, too large, or unreadable.
+        FileNotFoundError, NotADirectoryError: there is none.
+    """
+    try:
+        if (size := _size(path)) > FILE_LIMIT:
+            raise IntegrityError(
+                f"{path}: {size} bytes; a file of more than {FILE_LIMIT} bytes is refused unread"
+            )
+        return path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError, SoftLabelsError):
+        raise
+    except OSError as e:
+        raise IntegrityError(f"{path}: cannot be read ({e.strerror}); {_REMEDY}") from e
+
+
 def check_file(path: Path, *, sha256: str, size: int) -> bytes:
     """Read a file and compare it with its record.
 
     Raises:
-        IntegrityError: missing, shorter or longer than recorded, or altered.
+        IntegrityError: missing, not a file, shorter or longer than recorded, altered, or too large to be read.
     """
     try:
-        found = path.stat().st_size
+        if size > FILE_LIMIT:
+            raise IntegrityError(
+                f"{path}: recorded with {size} bytes; a file of more than {FILE_LIMIT} bytes is refused unread"
+            )
+        found = _size(path)
         if found != size:
             raise IntegrityError(
                 f"{path}: {found} bytes, the record says {size}: torn or altered; {_REMEDY}"
             )
+        if size > HASHED_FIRST:
+            with path.open("rb") as f:
+                _check_digest(path, hashlib.file_digest(f, "sha256").hexdigest(), sha256)
         data = path.read_bytes()
     except FileNotFoundError as e:
         raise IntegrityError(f"{path}: missing; {_REMEDY}") from e
@@ -132,9 +199,12 @@ def check_file(path: Path, *, sha256: str, size: int) -> bytes:
         raise
     except OSError as e:
         raise IntegrityError(f"{path}: cannot be read ({e.strerror}); {_REMEDY}") from e
-    digest = hashlib.sha256(data).hexdigest()
-    if digest != sha256:
-        raise IntegrityError(
-            f"{path}: sha256 is {digest}, the record says {sha256}: altered; {_REMEDY}"
-        )
+    _check_digest(path, hashlib.sha256(data).hexdigest(), sha256)
     return data
+
+
+def _check_digest(path: Path, found: str, sha256: str) -> None:
+    if found != sha256:
+        raise IntegrityError(
+            f"{path}: sha256 is {found}, the record says {sha256}: altered; {_REMEDY}"
+        )

@@ -48,7 +48,7 @@ from softlabels.store.manifest import (
 from softlabels.store.parquet import read_statistics
 from softlabels.store.plan import PLAN, read_plan
 from softlabels.store.reader import check_known
-from softlabels.store.records import check_file, read_record
+from softlabels.store.records import check_file, read_file, read_record
 
 __all__ = ["Action", "Repair", "repair_store"]
 
@@ -228,7 +228,7 @@ def _look_at(
 ) -> None:
     """Decide about one shard; `listed` is its sha256 in an intact manifest."""
     i, file, record = shard.index, path / shard.name, commit_path(path, shard)
-    data, missing = _attempt(lambda: _bytes(file))
+    data, missing = _attempt(lambda: read_file(file))
     sha256 = None if data is None else hashlib.sha256(data).hexdigest()
     commit, no_commit = _attempt(lambda: read_record(record, Commit))
     ours = commit is not None and (
@@ -258,13 +258,6 @@ def _look_at(
         found.rebuild[i] = unfit
     else:
         found.adopt[i] = no_commit or f"{record}: its sha256 is not the shard's"
-
-
-def _bytes(file: Path) -> bytes:
-    try:
-        return file.read_bytes()
-    except OSError as e:
-        raise IntegrityError(f"{file}: cannot be read ({e.strerror})") from e
 
 
 def _fits(data: bytes, plan: Plan, shard: PlannedShard, file: Path) -> None:
@@ -363,7 +356,7 @@ class _Work:
         commits = [found.commits[i] for i in sorted(found.commits)]
         if len(commits) == len(plan.shards):  # else a dry run, in which records are still to come
             right = card(make_manifest(plan, commits)).encode()
-            present, problem = _attempt(lambda: _bytes(self.path / CARD))
+            present, problem = _attempt(lambda: read_file(self.path / CARD))
             if present != right:
                 self.publish_card(right, problem or "is not what the records say")
         self.note("publish", self.path / MANIFEST, reason)

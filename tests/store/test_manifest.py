@@ -10,7 +10,7 @@ import time
 import msgspec
 import pytest
 
-from softlabels.errors import FormatError, IntegrityError, SoftLabelsError
+from softlabels.errors import FormatError, IntegrityError, PlanError, SoftLabelsError
 from softlabels.store.manifest import Commit, Manifest, Plan, content_digest, load_manifest
 from softlabels.store.plan import load_plan
 from softlabels.store.reader import open_store
@@ -23,6 +23,7 @@ from softlabels.store.records import (
     seal,
 )
 from softlabels.store.verify import verify_store
+from tests.fakes import build_tiny
 from tests.store.made_up import reseal, write_sealed
 
 RECORDS = {
@@ -387,6 +388,15 @@ def test_a_plan_out_of_order_is_refused(store, changes):
 
 
 # -- not a store ----------------------------------------------------------------------------------
+
+
+def test_a_plan_that_no_reader_would_read_is_not_written(tmp_path, corpus, monkeypatch):
+    monkeypatch.setattr("softlabels.store.plan.RECORD_LIMIT", 5000)
+    with pytest.raises(
+        PlanError, match=r"20 shards make a plan of .* raise --shard-rows \(now 1\)"
+    ):
+        build_tiny(tmp_path / "out", corpus, shard_rows=1, limit_rows=20)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_folder_that_is_not_a_store(tmp_path):

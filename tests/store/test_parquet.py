@@ -597,6 +597,13 @@ def test_no_rows_at_all(table):
     assert decode_shard(_bytes(table.slice(0, 0)), IDENTITY, start_row=START, where="w").rows == []
 
 
+def test_a_shard_that_no_reader_would_read_is_not_written(monkeypatch):
+    monkeypatch.setattr("softlabels.store.parquet.DECODED_LIMIT", 100)
+    shard = shard_of(np.random.default_rng(0), [[5], [6, 3]], IDENTITY, learn=1)
+    with pytest.raises(TargetError, match=r"2 rows takes \d+ bytes, .* lower --shard-rows"):
+        encode_shard(shard, IDENTITY, STATISTICS)
+
+
 @pytest.mark.parametrize("data", [b"", b"PAR1", b"PAR1" * 20, b"\0" * 100, b"{}"])
 def test_not_a_parquet_file(data):
     for read in (

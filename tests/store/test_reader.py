@@ -112,9 +112,9 @@ def test_the_last_used_shards_stay_decoded(built, monkeypatch, cached, visits, d
     seen = []
     decode = reader.decode_shard
 
-    def spy(data, identity, *, start_row, where):
+    def spy(data, identity, *, start_row, **options):
         seen.append(start_row // 3)
-        return decode(data, identity, start_row=start_row, where=where)
+        return decode(data, identity, start_row=start_row, **options)
 
     monkeypatch.setattr(reader, "decode_shard", spy)
     store = open_store(built, cached_shards=cached)
@@ -218,15 +218,16 @@ def test_a_swapped_pair_is_refused_even_by_a_manifest_that_was_swapped_too(store
 
 
 @pytest.mark.parametrize(
-    "changes",
+    ("changes", "says"),
     [
-        {"shards__2__rows": 3, "identity__corpus__rows": 9},
-        {"shards__2__positions": 1},
+        ({"shards__2__rows": 3, "identity__corpus__rows": 9}, "holds 2 rows, expected 3"),
+        ({"shards__2__positions": 1}, "declares 126 entries, at most 1 fit the manifest"),
+        ({"shards__2__positions": 127}, r"holds 2 rows and \d+ positions, the manifest says"),
     ],
 )
-def test_a_manifest_that_counts_wrongly_is_refused_when_read(store, changes):
+def test_a_manifest_that_counts_wrongly_is_refused_when_read(store, changes, says):
     reseal(store / "manifest.json", **changes)
-    with pytest.raises(IntegrityError, match=r"holds 2 rows and \d+ positions, the manifest says"):
+    with pytest.raises(IntegrityError, match=says):
         open_store(store).row(6)
 
 
