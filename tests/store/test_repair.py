@@ -171,6 +171,24 @@ def test_what_dead_builders_left_is_removed(built, store):
     assert young.exists()
 
 
+@pytest.mark.parametrize("made", [True, False])
+def test_claims_go_when_all_shards_are_made(built, store, corpus, made):
+    """Otherwise they are the builders' affair."""
+    (store / "claims").mkdir()
+    claim = store / "claims" / "00001-0.json"
+    claim.write_text('{"host": "elsewhere", "pid": 1, "token": "x"}')
+    os.utime(claim, (0, 0))
+    if made:
+        assert done(store) == [("remove", "claims/00001-0.json")]
+        assert files_of(store) == files_of(built)
+        assert not (store / "claims").exists()
+    else:
+        (store / SHARDS[1]).unlink()
+        assert repair_store(store).problems == []
+        assert claim.exists()
+        check_restored(built, store, corpus, rows=3)
+
+
 @pytest.mark.parametrize("change", ["missing", "altered"])
 @pytest.mark.parametrize("also", [None, "manifest.json"])
 def test_without_the_plan_nothing_is_touched(store, change, also):
