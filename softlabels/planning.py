@@ -16,6 +16,7 @@ from softlabels.corpora.packing import CorpusCounts, pack
 from softlabels.errors import CorpusError, PlanError
 from softlabels.estimators import Estimator
 from softlabels.progress import Reporter
+from softlabels.registry import without_folder
 from softlabels.rows import BEGINNING, LABEL_SHIFT, Cursor, Row
 from softlabels.store.claims import CLAIMS
 from softlabels.store.commit import TEMPORARY
@@ -118,7 +119,7 @@ def survey(
         teacher=teacher.record,
         tokenizer=teacher.tokenizer.record,
         corpus=CorpusRecord(
-            specs=list(config.corpus),
+            specs=[without_folder(spec) for spec in config.corpus],
             fingerprint=digests.hexdigest(),
             seq_len=config.seq_len,
             documents=counts.documents,

@@ -11,11 +11,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from importlib import import_module
 from importlib.metadata import entry_points
+from pathlib import PurePath
 from typing import Generic, TypeVar, cast
 
 from softlabels.errors import ConfigError
 
-__all__ = ["Registry", "split_spec"]
+__all__ = ["Registry", "split_spec", "without_folder"]
 
 T = TypeVar("T")
 
@@ -70,3 +71,12 @@ def split_spec(spec: str, *, flag: str) -> tuple[str, str]:
     if not (name and colon and argument):
         raise ConfigError(f"{flag} {spec!r}: expected NAME:ARGUMENT, e.g. hf:path/to/model")
     return name, argument
+
+
+def without_folder(spec: str) -> str:
+    """`text:/home/me/books/*.txt` as `text:*.txt`: what a store records.
+
+    Where files lay is nobody else's business, and must not make two equal stores differ.
+    """
+    name, colon, argument = spec.partition(":")
+    return name + colon + PurePath(argument).name

@@ -114,6 +114,18 @@ def test_flags_of_another_estimator_are_refused(corpus, changes):
         config_of(corpus, **changes)
 
 
+def test_where_the_files_lie_is_not_part_of_a_store(tmp_path):
+    """Two people's equal builds have one digest, and no path of theirs is in what they share."""
+    found = []
+    for person in ("ann", "bob"):
+        corpus = write_corpus(tmp_path / person / "books")
+        found.append(build_tiny(tmp_path / person / "store", corpus))
+        record = (tmp_path / person / "store" / "manifest.json").read_text()
+        assert str(tmp_path) not in record
+    assert found[0].content_digest == found[1].content_digest
+    assert found[0].identity.corpus.specs == ["text:*.txt"]
+
+
 def test_uniforms_are_pinned():
     np.testing.assert_array_equal(draw_uniforms(7, 3, 2), PINNED_UNIFORMS)
 

@@ -49,7 +49,7 @@ class TeacherRecord(Record, frozen=True, kw_only=True):
     """The model that gave the targets."""
 
     spec: str
-    """As the user named it, e.g. `hf:models/teacher`."""
+    """As the user named it, without the folder that it lies in, e.g. `hf:teacher`."""
     name: str
     revision: str | None
     weights_sha256: Sha256
@@ -77,6 +77,7 @@ class CorpusRecord(Record, frozen=True, kw_only=True):
     """What text it was."""
 
     specs: list[str]
+    """As the user named them, without the folders that they lie in, e.g. `text:*.txt`."""
     fingerprint: Sha256
     """Over every row's input digest, in order."""
     seq_len: Positive

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from softlabels.devices import choose
 from softlabels.errors import MissingExtraError, TeacherError
+from softlabels.registry import without_folder
 from softlabels.rows import Row, pad_rows
 from softlabels.store.manifest import TeacherRecord
 from softlabels.teachers import MIB, TeacherOptions
@@ -63,7 +64,7 @@ def load_hf(path: str, options: TeacherOptions) -> HFTeacher:
     return HFTeacher(
         model.to(choice.device, choice.dtype).eval(),  # type: ignore[arg-type, unused-ignore]
         HFTokenizer(tokenizer),
-        spec=f"hf:{path}",
+        spec=without_folder(f"hf:{path}"),
         name=folder.resolve().name if not gguf else gguf["gguf_file"].removesuffix(".gguf"),
         weights_sha256=_digest(weights),
         engine=f"transformers {transformers.__version__}, torch {torch.__version__}",
