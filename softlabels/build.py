@@ -22,6 +22,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from softlabels.config import BuildConfig
 from softlabels.corpora import Corpus, open_corpora
@@ -38,6 +39,8 @@ from softlabels.store.commit import (
     sweep,
     withdraw,
 )
+from softlabels.store.dictionaries import Dictionaries
+from softlabels.store.encoding import FindDictionary, decode_shard, encode_shard
 from softlabels.store.finish import finish
 from softlabels.store.manifest import (
     MANIFEST,
@@ -48,9 +51,9 @@ from softlabels.store.manifest import (
     PlannedShard,
     load_manifest,
 )
-from softlabels.store.parquet import decode_shard, encode_shard
 from softlabels.store.plan import load_plan
 from softlabels.store.shard import Shard
+from softlabels.targets import SoftTargets
 from softlabels.teach import teach
 from softlabels.teachers import MIB, Teacher, TeacherOptions, open_teacher
 
@@ -226,26 +229,39 @@ def _build_shard(
     content = Shard(start_row=shard.start_row, rows=rows, targets=targets)
     data = encode_shard(content, plan.identity, statistics)
     claim.renew()
-    _check_round_trip(content, data, plan.identity, where=str(store / shard.name))
+    find = Dictionaries(store, plan.identity.teacher.vocab_size)
+    _check_round_trip(content, data, plan.identity, find, where=str(store / shard.name))
     seconds = time.perf_counter() - start
     return commit_shard(store, plan, shard, data, statistics, seconds)
 
 
-def _check_round_trip(content: Shard, data: bytes, identity: Identity, *, where: str) -> None:
+def _check_round_trip(
+    content: Shard, data: bytes, identity: Identity, find: FindDictionary, *, where: str
+) -> None:
     """Decode what is about to be published and compare it with what the teacher gave."""
-    back = decode_shard(data, identity, start_row=content.start_row, where=where)
+    back = decode_shard(data, identity, start_row=content.start_row, where=where, dictionary=find)
     a, b = content.targets, back.targets
     bound = identity.encoding
-    reach = (
-        np.where(a.kept, a.gaps, 0).max(initial=0.0) + 64.0
-    )  # largest |value| that was encoded, and some
-    slack = 2 * (bound.relative_error * reach + bound.absolute_error) + 1e-4
-    same = (
-        np.array_equal(a.ids[a.kept], b.ids[b.kept])
-        and np.array_equal(a.kept.sum(1), b.kept.sum(1))
-        and bool((np.abs(a.gaps[a.kept] - b.gaps[b.kept]) <= slack).all())
-    )
+    t = 1.0 if 1.0 in a.temperatures else a.temperatures[0]
+    (ids, logp), (ids_back, logp_back) = _by_id(a, t), _by_id(b, t)
+    same = np.array_equal(ids, ids_back)
+    if same:
+        with np.errstate(invalid="ignore"):
+            error = np.abs(logp - logp_back)
+        reach = np.where(np.isfinite(logp), np.abs(logp), 0).max(initial=0.0) + 64.0
+        slack = 2 * bound.relative_error * reach + bound.absolute_error + 1e-4
+        same = bool((error[np.isfinite(logp)] <= slack).all())
     if not same:
         raise IntegrityError(
             f"{where}: decodes to something else than was encoded; please report this"
         )
+
+
+def _by_id(
+    targets: SoftTargets, temperature: float
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+    """Ids `[N, K]` in ascending order, what is not kept last as 2^31, and their log-probabilities."""
+    ids = np.where(targets.kept, targets.ids, np.int64(2**31))
+    order = np.argsort(ids, axis=1)
+    logp = targets.log_probs(temperature)
+    return np.take_along_axis(ids, order, 1), np.take_along_axis(logp, order, 1)

@@ -37,12 +37,13 @@ class BuildConfig:
     """Rows in a shard: what a killed builder can lose."""
     limit_rows: int | None = None
     """Stop after this many rows of the corpus."""
-    values: str = "float16"
-    """Codec of the stored numbers: `float16` or `float32`."""
     profile: str = "open"
-    """`open`: plain columns that any Parquet reader shows."""
+    """`open`: plain columns that other tools read; `packed`: about half the bytes."""
     container: str = "parquet"
-    """`parquet`."""
+    """`parquet` or `zarr`."""
+    values: str | None = None
+    """Codec of the stored numbers: `float16`, `float32`, or, packed, `nat8` to `nat64`: log-probabilities
+    within 1/16 to 1/128 nat. Default: float16 if open, nat16 if packed."""
     seed: int = 0
     """Of the random estimators."""
     skip_empty: bool = False
@@ -59,8 +60,9 @@ class BuildConfig:
     """MiB of logits that exist at a time; default 16 on a CPU, 256 on a GPU."""
 
     def __post_init__(self) -> None:
-        from softlabels.codecs import CODECS  # NumPy, which --help can do without
+        from softlabels.codecs import CODECS, make_codec  # NumPy, which --help can do without
         from softlabels.estimators import ESTIMATORS
+        from softlabels.store.encoding import CONTAINERS, PROFILES
 
         if not self.corpus:
             raise ConfigError("--corpus: give at least one")
@@ -75,7 +77,9 @@ class BuildConfig:
         )
         for flag, name, known in (
             ("--estimator", self.estimator, ESTIMATORS.names()),
-            ("--values", self.values, CODECS.names()),
+            ("--values", self.stored_values, CODECS.names()),
+            ("--profile", self.profile, PROFILES),
+            ("--container", self.container, CONTAINERS),
         ):
             if name not in known:  # before the teacher is loaded
                 raise ConfigError(f"{flag} {name!r}: expected one of {', '.join(known)}")
@@ -87,15 +91,20 @@ class BuildConfig:
             )
         if self.seed >= 2**63:
             raise ConfigError(f"--seed {self.seed}: expected less than 2**63")
-        if self.profile != "open":
-            raise ConfigError(f"--profile {self.profile!r}: this version writes 'open'")
-        if self.container != "parquet":
-            raise ConfigError(f"--container {self.container!r}: this version writes 'parquet'")
+        if self.profile == "open" and not make_codec(self.stored_values).plain:
+            raise ConfigError(
+                f"--values {self.values}: the profile 'open' holds float16 or float32; use --profile packed"
+            )
 
     @classmethod
     def from_sources(cls, toml: Path | None, flags: Mapping[str, Any]) -> BuildConfig:
         """Flags over TOML over defaults; see `softlabels.settings`."""
         return from_sources(cls, toml, flags, required=("teacher", "corpus"))
+
+    @property
+    def stored_values(self) -> str:
+        """Codec of the stored numbers."""
+        return self.values or {"open": "float16", "packed": "nat16"}.get(self.profile, "float16")
 
     @property
     def estimator_parameters(self) -> dict[str, Any]:

@@ -25,8 +25,8 @@ from softlabels.estimators import make_estimator
 from softlabels.planning import check_folder, check_same_job, packed_rows, survey
 from softlabels.progress import Reporter, Silent
 from softlabels.rows import Cursor, Row
+from softlabels.store.encoding import encode_shard
 from softlabels.store.manifest import PlannedShard
-from softlabels.store.parquet import encode_shard
 from softlabels.store.plan import load_plan
 from softlabels.store.shard import Shard
 from softlabels.teach import teach

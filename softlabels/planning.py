@@ -112,7 +112,7 @@ def survey(
     shards = list(plan_shards(watched(), config.shard_rows))
     if not shards:
         raise CorpusError(f"{', '.join(config.corpus)}: holds no document of two tokens or more")
-    codec = make_codec(config.values)
+    codec = make_codec(config.stored_values)
     identity = Identity(
         domain=DOMAIN,
         label_shift=LABEL_SHIFT,
@@ -134,9 +134,9 @@ def survey(
         encoding=EncodingRecord(
             profile=config.profile,
             container=config.container,
-            values=config.values,
+            values=config.stored_values,
             relative_error=codec.relative_error,
-            absolute_error=codec.absolute_error,
+            absolute_error=codec.absolute_error(config.estimator),
         ),
         licence=config.licence,
     )
@@ -232,7 +232,7 @@ def check_same_job(
         "targets": plain(_target_record(config, estimator)),
         "corpus": {"seq_len": config.seq_len, "limit_rows": config.limit_rows},
         "store": {
-            "values": config.values,
+            "values": config.stored_values,
             "profile": config.profile,
             "container": config.container,
             "shard_rows": config.shard_rows,

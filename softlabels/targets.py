@@ -92,29 +92,28 @@ class SoftTargets:
             raise TargetError(
                 f"{where}: the kept set is empty at every position; expected at least one id"
             )
-        self._refuse(
-            where,
-            (self.ids < 0) | (self.ids >= self.vocab_size),
-            self.ids,
-            f"an id outside 0..{self.vocab_size - 1}",
-        )
-        self._refuse(
-            where,
-            np.isnan(self.gaps) | (self.gaps < 0),
-            self.gaps,
-            "a gap that is negative or NaN, or an empty kept set",
-        )
+        # The extremes first: they are found ten times as fast as where they lie.
+        if self.ids.min() < 0 or self.ids.max() >= self.vocab_size:
+            self._refuse(
+                where,
+                (self.ids < 0) | (self.ids >= self.vocab_size),
+                self.ids,
+                f"an id outside 0..{self.vocab_size - 1}",
+            )
+        if not self.gaps.min() >= 0:
+            self._refuse(
+                where,
+                np.isnan(self.gaps) | (self.gaps < 0),
+                self.gaps,
+                "a gap that is negative or NaN, or an empty kept set",
+            )
         self._refuse(where, np.isnan(self.log_odds), self.log_odds, "NaN for the tail's log-odds")
         self._refuse(
             where, np.isposinf(self.log_odds), self.log_odds, "a kept set without any mass"
         )
-        empty = self.gaps.min(axis=1) != 0
-        self._refuse(
-            where,
-            empty[:, None],
-            self.gaps.min(axis=1)[:, None],
-            "a kept set whose smallest gap is not 0",
-        )
+        if self.gaps[:, 0].any():  # else the first is the smallest
+            smallest = self.gaps.min(axis=1, keepdims=True)
+            self._refuse(where, smallest != 0, smallest, "a kept set whose smallest gap is not 0")
         if not unique:
             return
         order = np.where(self.kept, self.ids, -1 - np.arange(self.k, dtype=np.int64)[None, :])

@@ -1,42 +1,85 @@
-"""Value codecs: how numbers are held in a file, with a bound on what that costs.
+"""Codecs: how numbers are held in a file, with a bound on what that costs.
 
-A codec is a small frozen dataclass. Two codecs share an id if and only if each decodes what the other
+`streams` codes whole numbers, `codebook` turns ids into whole numbers, and the registered value codecs of
+this page turn log-probabilities and log-odds into numbers and back.
+
+A value codec is a small frozen dataclass. Two share an id if and only if each decodes what the other
 wrote. To add one: one file here, one line in `CODECS`, one file in tests/codecs, encoded bytes in
 tests/fixtures.
 """
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from softlabels.registry import Registry
+from softlabels.targets import SoftTargets
 
-__all__ = ["CODECS", "ValueCodec", "make_codec"]
+__all__ = ["CODECS", "Numbers", "PlainCodec", "ValueCodec", "make_codec"]
+
+
+class Numbers(NamedTuple):
+    """Targets as whole numbers."""
+
+    values: npt.NDArray[np.uint32]
+    """`[N, K] uint32`, the larger the less likely; anything in slots that are not kept."""
+    odds: npt.NDArray[np.uint32]
+    """`[N, G] uint32`."""
 
 
 class ValueCodec(Protocol):
-    """Turns float32 values (nats, `-inf` allowed) into a plain array and back."""
+    """Turns values (nats, `-inf` allowed) into whole numbers and back."""
 
-    id: ClassVar[str]
-    relative_error: ClassVar[float]
-    """`|decoded - value| <= relative_error * |value| + absolute_error`."""
-    absolute_error: ClassVar[float]
+    @property
+    def id(self) -> str:
+        """Its name in the registry and in manifests."""
+
+    @property
+    def plain(self) -> bool:
+        """Whether it is a `PlainCodec` too, which the profile `open` needs."""
+
+    @property
+    def relative_error(self) -> float:
+        """A log-probability v of the teacher at T=1 is held within `relative_error * |v| + absolute_error`."""
+
+    def absolute_error(self, estimator: str) -> float:
+        """See `relative_error`; it may depend on what the values mean."""
+
+    def to_numbers(self, targets: SoftTargets, uniforms: npt.NDArray[np.float64] | None) -> Numbers:
+        """Whole numbers of N targets; `TargetError` if one cannot be held within the bound.
+
+        `uniforms` is `[N, K]` in [0, 1) for estimators that are a sample, else None.
+        """
+
+    def scores(self, values: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+        """Log-probabilities up to a constant of each position, from `Numbers.values` of any shape."""
+
+    def odds(self, numbers: npt.NDArray[np.uint32]) -> npt.NDArray[np.float32]:
+        """Log-odds from `Numbers.odds`."""
+
+
+class PlainCodec(ValueCodec, Protocol):
+    """One whose values are numbers that any reader of Parquet or Zarr understands."""
 
     def encode(self, values: npt.NDArray[np.float32]) -> npt.NDArray[Any]:
-        """Encode; `TargetError` if a value cannot be held within the bound."""
+        """Encode log-probabilities or log-odds; `TargetError` if one cannot be held within the bound."""
 
     def decode(self, encoded: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         """Decode to float32."""
 
 
-CODECS: Registry[type[Any]] = Registry(
+CODECS: Registry[Any] = Registry(
     "softlabels.codecs",
     {
         "float16": "softlabels.codecs.floating:Float16",
         "float32": "softlabels.codecs.floating:Float32",
+        "nat8": "softlabels.codecs.steps:nat8",
+        "nat16": "softlabels.codecs.steps:nat16",
+        "nat32": "softlabels.codecs.steps:nat32",
+        "nat64": "softlabels.codecs.steps:nat64",
     },
 )
 

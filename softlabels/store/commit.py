@@ -21,8 +21,9 @@ from pathlib import Path
 from secrets import token_hex
 
 from softlabels.errors import IntegrityError, StoreError
+from softlabels.store.dictionaries import Dictionaries
+from softlabels.store.encoding import FindDictionary, decode_shard, read_statistics
 from softlabels.store.manifest import Commit, Identity, Plan, PlannedShard, Statistics
-from softlabels.store.parquet import decode_shard, read_statistics
 from softlabels.store.records import (
     FORMAT,
     FORMAT_VERSION,
@@ -229,15 +230,18 @@ def adopt_shard(store: Path, plan: Plan, shard: PlannedShard) -> Commit | None:
     except FileNotFoundError:
         return None
     try:
-        check_planned(data, plan.identity, shard, where=str(path))
-        statistics = read_statistics(data, where=str(path))
+        find = Dictionaries(store, plan.identity.teacher.vocab_size)
+        check_planned(data, plan.identity, shard, find, where=str(path))
+        statistics = read_statistics(data, plan.identity, where=str(path))
     except (IntegrityError, ValueError):
         remove(store, path)
         return None
     return _record(store, plan, shard, data, statistics, 0.0)
 
 
-def check_planned(data: bytes, identity: Identity, planned: PlannedShard, *, where: str) -> None:
+def check_planned(
+    data: bytes, identity: Identity, planned: PlannedShard, find: FindDictionary, *, where: str
+) -> None:
     """Decode a shard and compare its inputs with the plan's.
 
     Raises:
@@ -250,6 +254,7 @@ def check_planned(data: bytes, identity: Identity, planned: PlannedShard, *, whe
         where=where,
         rows=planned.rows,
         positions=planned.positions,
+        dictionary=find,
     )
     if len(shard.rows) != planned.rows or inputs_digest(shard.rows) != planned.inputs_sha256:
         raise IntegrityError(f"{where}: its rows are not the ones that the plan lists")

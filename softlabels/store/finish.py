@@ -11,6 +11,7 @@ import msgspec
 import softlabels
 from softlabels.store.card import card
 from softlabels.store.commit import publish
+from softlabels.store.dictionaries import DICTIONARY
 from softlabels.store.manifest import (
     MANIFEST,
     Commit,
@@ -35,14 +36,14 @@ def finish(store: Path, plan: Plan, commits: Sequence[Commit]) -> Manifest:
 
     A card that is there already is kept, and recorded as it is.
     """
-    manifest = make_manifest(plan, commits)
+    manifest = make_manifest(store, plan, commits)
     publish(store / CARD, card(manifest).encode())
     manifest = with_card(manifest, (store / CARD).read_bytes())
     publish(store / MANIFEST, canonical(manifest))
     return load_manifest(store)
 
 
-def make_manifest(plan: Plan, commits: Sequence[Commit]) -> Manifest:
+def make_manifest(store: Path, plan: Plan, commits: Sequence[Commit]) -> Manifest:
     """What the manifest of a plan's commits says; its card is still to be added."""
     shards = [
         ShardRecord(
@@ -63,7 +64,7 @@ def make_manifest(plan: Plan, commits: Sequence[Commit]) -> Manifest:
         created_by=f"softlabels {softlabels.__version__}",
         identity=plan.identity,
         shards=shards,
-        files=dict(plan.files),
+        files=plan.files | _dictionary(store),
         statistics=Statistics(
             kept_ids=sum(c.statistics.kept_ids for c in commits),
             kept_mass=[
@@ -81,7 +82,18 @@ def make_manifest(plan: Plan, commits: Sequence[Commit]) -> Manifest:
     )
 
 
+def _dictionary(store: Path) -> dict[str, FileRecord]:
+    """The dictionary that the build trained, or was given, if there is one."""
+    path = store / DICTIONARY
+    return {DICTIONARY: _file_record(path.read_bytes())} if path.exists() else {}
+
+
+def _file_record(data: bytes) -> FileRecord:
+    return FileRecord(sha256=hashlib.sha256(data).hexdigest(), bytes=len(data))
+
+
 def with_card(manifest: Manifest, readme: bytes) -> Manifest:
     """The manifest with its card's digest, sealed."""
-    record = FileRecord(sha256=hashlib.sha256(readme).hexdigest(), bytes=len(readme))
-    return seal(msgspec.structs.replace(manifest, files=manifest.files | {CARD: record}))
+    return seal(
+        msgspec.structs.replace(manifest, files=manifest.files | {CARD: _file_record(readme)})
+    )

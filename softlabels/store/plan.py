@@ -12,6 +12,7 @@ import msgspec
 from softlabels.errors import FormatError, IntegrityError, PlanError
 from softlabels.rows import Cursor, Row
 from softlabels.store.commit import publish
+from softlabels.store.encoding import container_of
 from softlabels.store.manifest import FileRecord, Identity, Plan, PlannedShard
 from softlabels.store.records import (
     FORMAT,
@@ -80,8 +81,9 @@ def publish_plan(
     Raises:
         PlanError: the folder holds files of another job, or there are too many shards for one record.
     """
+    suffix = container_of(identity).suffix
     named = [
-        msgspec.structs.replace(s, name=f"data/train-{s.index:05d}-of-{len(shards):05d}.parquet")
+        msgspec.structs.replace(s, name=f"data/train-{s.index:05d}-of-{len(shards):05d}.{suffix}")
         for s in shards
     ]
     plan = seal(

@@ -11,8 +11,9 @@ import numpy as np
 from softlabels.codecs import CODECS
 from softlabels.errors import ConfigError, FormatError, IntegrityError
 from softlabels.rows import LABEL_SHIFT
+from softlabels.store.dictionaries import Dictionaries
+from softlabels.store.encoding import CONTAINERS, PROFILES, decode_shard
 from softlabels.store.manifest import Identity, Manifest, ShardRecord, load_manifest
-from softlabels.store.parquet import decode_shard
 from softlabels.store.records import check_file
 from softlabels.store.shard import Shard, StoredRow
 
@@ -22,8 +23,6 @@ CACHED_SHARDS = 2
 DOMAINS = ("causal-lm",)
 ESTIMATORS = ("topk", "topp", "sampled", "rs", "dense")
 """Kinds of kept set whose meaning this reader knows; not a registry, since meaning is not looked up."""
-PROFILES = ("open",)
-CONTAINERS = ("parquet",)
 
 
 class Store:
@@ -42,6 +41,9 @@ class Store:
         self._starts = np.array([s.start_row for s in manifest.shards], np.int64)
         self._cache: OrderedDict[int, Shard] = OrderedDict()
         self._cached_shards = cached_shards
+        self._dictionaries = Dictionaries(
+            path, manifest.identity.teacher.vocab_size, manifest.files
+        )
 
     def __len__(self) -> int:
         return self.manifest.rows
@@ -92,6 +94,7 @@ class Store:
             where=str(path),
             rows=record.rows,
             positions=record.positions,
+            dictionary=self._dictionaries,
         )
         if len(shard.rows) != record.rows or shard.targets.n != record.positions:
             raise IntegrityError(
@@ -154,7 +157,7 @@ def check_known(path: Path, identity: Identity) -> None:
         ("label shift", identity.label_shift, (LABEL_SHIFT,)),
         ("estimator", identity.targets.estimator, ESTIMATORS),
         ("profile", identity.encoding.profile, PROFILES),
-        ("container", identity.encoding.container, CONTAINERS),
+        ("container", identity.encoding.container, tuple(CONTAINERS)),
         ("type of values", identity.encoding.values, tuple(CODECS.names())),
     ):
         if value not in known:

@@ -35,6 +35,8 @@ from softlabels.store.commit import (
     remove,
     withdraw,
 )
+from softlabels.store.dictionaries import Dictionaries
+from softlabels.store.encoding import dictionary_of, read_statistics
 from softlabels.store.finish import CARD, finish, make_manifest
 from softlabels.store.manifest import (
     MANIFEST,
@@ -45,7 +47,6 @@ from softlabels.store.manifest import (
     ShardRecord,
     load_manifest,
 )
-from softlabels.store.parquet import read_statistics
 from softlabels.store.plan import PLAN, read_plan
 from softlabels.store.reader import check_known
 from softlabels.store.records import check_file, read_file, read_record
@@ -215,16 +216,22 @@ def _diagnose(
     progress: Callable[[int, int], None] | None,
 ) -> _Diagnosis:
     found = _Diagnosis()
+    find = Dictionaries(path, plan.identity.teacher.vocab_size)
     for i, shard in enumerate(plan.shards):
         listed = None if manifest is None else manifest.shards[i].sha256
-        _look_at(path, plan, shard, listed, found)
+        _look_at(path, plan, shard, listed, find, found)
         if progress is not None:
             progress(i + 1, len(plan.shards))
     return found
 
 
 def _look_at(
-    path: Path, plan: Plan, shard: PlannedShard, listed: str | None, found: _Diagnosis
+    path: Path,
+    plan: Plan,
+    shard: PlannedShard,
+    listed: str | None,
+    find: Dictionaries,
+    found: _Diagnosis,
 ) -> None:
     """Decide about one shard; `listed` is its sha256 in an intact manifest."""
     i, file, record = shard.index, path / shard.name, commit_path(path, shard)
@@ -242,7 +249,8 @@ def _look_at(
     elif recorded and sha256 not in recorded:  # not decoded: it may be anything
         unfit = f"{file}: sha256 is {sha256}, its records say otherwise: torn or altered"
     else:
-        _, unfit = _attempt(lambda: _fits(data, plan, shard, file))
+        _need_dictionary(data, plan, find, file)
+        _, unfit = _attempt(lambda: _fits(data, plan, shard, find, file))
     if commit is not None and not ours:
         if unfit is not None and commit.sha256 == sha256 and commit.name == shard.name:
             raise IntegrityError(
@@ -260,10 +268,20 @@ def _look_at(
         found.adopt[i] = no_commit or f"{record}: its sha256 is not the shard's"
 
 
-def _fits(data: bytes, plan: Plan, shard: PlannedShard, file: Path) -> None:
+def _need_dictionary(data: bytes, plan: Plan, find: Dictionaries, file: Path) -> None:
+    """Refuse to judge a shard without its dictionary: the shard may be intact."""
+    wanted, _ = _attempt(lambda: dictionary_of(data, plan.identity, where=str(file)))
+    if wanted is not None:
+        try:
+            find(wanted)
+        except IntegrityError as e:
+            raise IntegrityError(f"{e} (nothing was changed)") from e
+
+
+def _fits(data: bytes, plan: Plan, shard: PlannedShard, find: Dictionaries, file: Path) -> None:
     try:
-        check_planned(data, plan.identity, shard, where=str(file))
-        read_statistics(data, where=str(file))
+        check_planned(data, plan.identity, shard, find, where=str(file))
+        read_statistics(data, plan.identity, where=str(file))
     except ValueError as e:
         if isinstance(e, SoftLabelsError):
             raise
@@ -355,7 +373,7 @@ class _Work:
         self.remove(self.path / MANIFEST, reason, action="withdraw")
         commits = [found.commits[i] for i in sorted(found.commits)]
         if len(commits) == len(plan.shards):  # else a dry run, in which records are still to come
-            right = card(make_manifest(plan, commits)).encode()
+            right = card(make_manifest(self.path, plan, commits)).encode()
             present, problem = _attempt(lambda: read_file(self.path / CARD))
             if present != right:
                 self.publish_card(right, problem or "is not what the records say")

@@ -67,7 +67,7 @@ def identity_of(
             container="parquet",
             values=values,
             relative_error=codec.relative_error,
-            absolute_error=codec.absolute_error,
+            absolute_error=codec.absolute_error(estimator),
         ),
         licence="unknown",
     )

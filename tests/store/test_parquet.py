@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 
 from softlabels.codecs import make_codec
 from softlabels.errors import IntegrityError, SoftLabelsError, TargetError
+from softlabels.store.encoding import decode_shard, encode_shard, read_statistics
 from softlabels.store.manifest import Statistics, load_manifest
-from softlabels.store.parquet import decode_shard, encode_shard, log_odds_column, read_statistics
+from softlabels.store.plain import log_odds_column
 from softlabels.store.shard import Shard
 from tests.store.made_up import STATISTICS, identity_of, row_of, targets_of
 
@@ -60,12 +61,12 @@ def assert_same(shard, again, identity):
     np.testing.assert_array_equal(b.ids[~b.kept], padding[~b.kept])
     stored = a.log_probs(a.temperatures[0] if 1.0 not in a.temperatures else 1.0)
     reach = np.where(np.isfinite(stored), np.abs(stored), 0).max(axis=1, keepdims=True)
-    slack = 2 * (codec.relative_error * reach + codec.absolute_error) + 1e-6 * (1 + reach)
+    slack = 2 * (codec.relative_error * reach + codec.absolute_error("topk")) + 1e-6 * (1 + reach)
     error = np.abs(np.where(a.kept, a.gaps, 0) - np.where(b.kept, b.gaps, 0)[:, : a.k])
     assert (error <= slack).all()
     finite = np.isfinite(a.log_odds)
     np.testing.assert_array_equal(finite, np.isfinite(b.log_odds))
-    bound = codec.relative_error * np.abs(a.log_odds[finite]) + codec.absolute_error
+    bound = codec.relative_error * np.abs(a.log_odds[finite]) + codec.absolute_error("topk")
     assert (np.abs(a.log_odds[finite] - b.log_odds[finite]) <= bound).all()
     for t in a.temperatures:
         np.testing.assert_allclose(b.probs(t).sum(1) + b.tail(t), 1, atol=1e-5)
@@ -199,11 +200,14 @@ def test_statistics_travel_in_the_footer():
     identity = identity_of()
     shard = shard_of(np.random.default_rng(0), [[3]], identity)
     statistics = Statistics(kept_ids=7, kept_mass=[1.25, 0.1], teacher_nll=None)
-    assert read_statistics(encode_shard(shard, identity, statistics), where="w") == statistics
+    assert (
+        read_statistics(encode_shard(shard, identity, statistics), IDENTITY, where="w")
+        == statistics
+    )
     sink = io.BytesIO()
     pq.write_table(pa.table({"a": [1]}), sink)
     with pytest.raises(IntegrityError, match="w: carries no statistics"):
-        read_statistics(sink.getvalue(), where="w")
+        read_statistics(sink.getvalue(), IDENTITY, where="w")
 
 
 # -- plain columns for other readers --------------------------------------------------------------
@@ -608,7 +612,7 @@ def test_a_shard_that_no_reader_would_read_is_not_written(monkeypatch):
 def test_not_a_parquet_file(data):
     for read in (
         lambda: decode_shard(data, IDENTITY, start_row=0, where="dir/s.parquet"),
-        lambda: read_statistics(data, where="dir/s.parquet"),
+        lambda: read_statistics(data, IDENTITY, where="dir/s.parquet"),
     ):
         with pytest.raises(IntegrityError, match=r"^dir/s\.parquet: not a readable Parquet file"):
             read()
@@ -630,7 +634,7 @@ def test_altered_and_torn_bytes_never_escape_as_another_error(table):
             del data[rng.randrange(len(data)) :]
         try:
             decode_shard(bytes(data), IDENTITY, start_row=START, where="w")
-            read_statistics(bytes(data), where="w")
+            read_statistics(bytes(data), IDENTITY, where="w")
         except (IntegrityError, TargetError):
             found += 1
     assert found > 400

@@ -240,8 +240,8 @@ def test_a_manifest_of_another_grid_is_refused_when_read(store):
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("encoding__profile", "packed"),
-        ("encoding__container", "zarr"),
+        ("encoding__profile", "squeezed"),
+        ("encoding__container", "tar"),
         ("encoding__values", "float8"),
         ("domain", "image-classification"),
         ("label_shift", 0),

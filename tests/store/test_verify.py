@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from softlabels.errors import FormatError, StoreError
+from softlabels.store.encoding import decode_shard, encode_shard
 from softlabels.store.manifest import Commit, load_manifest
-from softlabels.store.parquet import decode_shard, encode_shard
 from softlabels.store.records import read_record
 from softlabels.store.verify import verify_store
 from tests.fakes import build_tiny

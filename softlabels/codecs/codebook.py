@@ -1,0 +1,348 @@
+"""Ids as ranks: the more usual an id is in its place, the smaller the number that stands for it.
+
+A codebook has one order of ids for all places, the most frequent first, and for some input tokens a table
+of their own: the ids that a teacher keeps after that very token. The reader of a store knows the input
+tokens, so an id is written as its place in the token's table, or, if it isn't there, as the table's size
+plus its place in the common order, or, if it isn't there either, plus the id itself. Decoding is one
+gather.
+
+Two kinds are made: from a shard's own ids, an order without tables, written into the shard; and from other
+shards, with tables, written once beside them: a dictionary.
+
+Shapes: N positions, K kept ids, U ids in the order, E entries of all tables.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from softlabels.codecs.streams import Stream, join, pack, split, unpack
+from softlabels.errors import IntegrityError
+
+__all__ = ["DICTIONARY_LIMIT", "Codebook", "count", "order_of", "train"]
+
+Int32 = npt.NDArray[np.int32]
+Int64 = npt.NDArray[np.int64]
+UInt32 = npt.NDArray[np.uint32]
+
+MAGIC = b"softlabels dictionary 1"
+DICTIONARY_LIMIT = 32 * 2**20
+"""Bytes of a dictionary's file."""
+CLASS_LIMIT = 128
+ENTRY_LIMIT = 2**24
+"""Entries of all tables, and ids in the order: 64 MiB of memory each."""
+SCRATCH = 2**19
+"""Places that `encode` looks up at a time."""
+DENSE_VOCAB = 2**24
+"""Up to this V the place of an id in the order is looked up in an array of V numbers."""
+TABLE_LIMIT = 2**15 - 1
+"""Ids of one table."""
+LARGEST_TABLE, TABLE_PER_SIGHT, PRIOR = 1024, 96, 2.0
+"""A token seen n times gets a table of at most 96 n ids; a table's order is by count, to which the ids'
+frequency anywhere adds as much as two sights."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Codebook:
+    """An order of ids, and tables of the ids that follow certain tokens."""
+
+    order: Int32
+    """`[U] int32`: ids by class of like frequency, the most frequent first; in a class they ascend."""
+    classes: Int32
+    """How many ids each class has; sums to U."""
+    tokens: Int32 = field(default_factory=lambda: np.zeros(0, np.int32))
+    """`[M] int32`, ascending: the input tokens that have a table."""
+    sizes: Int32 = field(default_factory=lambda: np.zeros(0, np.int32))
+    """`[M] int32`: ids in each table."""
+    entries: Int32 = field(default_factory=lambda: np.zeros(0, np.int32))
+    """`[E] int32`: the tables one after the other, as places in `order`."""
+    sha256: str | None = None
+    """Of the file that it was read from; None: it is part of a shard."""
+
+    # -- ids and codes ----------------------------------------------------------------------------
+
+    def encode(self, tokens: Int32, ids: Int32) -> UInt32:
+        """Codes `[N, K] uint32` of `ids [N, K]` after the input tokens `[N]`, which ascend."""
+        codes = self._ranks(ids)
+        tables, sizes = self._tables_of(tokens)
+        rows = np.flatnonzero(tables >= 0)
+        if len(rows) == 0:
+            return codes.astype(np.uint32, copy=False)
+        u, starts = len(self.order), self._starts
+        ranks = np.minimum(codes[rows], np.uint32(u))  # u: not in the order, so in no table
+        codes += sizes[:, None].astype(codes.dtype)
+        tables = tables[rows]
+        used, first_row = np.unique(tables, return_index=True)
+        first_row = np.append(first_row, len(rows))
+        some = max(1, SCRATCH // (u + 1))
+        # Of some tables at a time: the place of every id in each, -1 where it isn't.
+        places = np.full((min(some, len(used)), u + 1), -1, np.int16)
+        for begin in range(0, len(used), some):
+            chunk = used[begin : begin + some]
+            counts = self.sizes[chunk]
+            line = np.repeat(np.arange(len(chunk)), counts)
+            entries = self.entries[_ranges(starts[chunk], counts)]
+            places[line, entries] = _ranges(np.zeros(len(chunk), np.int64), counts)
+            part = slice(first_row[begin], first_row[begin + len(chunk)])
+            own = np.searchsorted(chunk, tables[part])
+            found = places[own[:, None], ranks[part]]
+            mine = rows[part]
+            codes[mine] = np.where(found >= 0, found, codes[mine])
+            places[line, entries] = -1
+        return codes.astype(np.uint32, copy=False)
+
+    def offsets(self, tokens: Int32) -> tuple[Int64, Int64, Int64]:
+        """For `decode`, of each of N tokens: its table's size, and what makes an index of a code.
+
+        That is what to add to a code in the table, and to one beyond it, for a place in `_all_ids`.
+        """
+        tables, sizes = self._tables_of(tokens)
+        return sizes, self._starts[np.maximum(tables, 0)], len(self.entries) - sizes
+
+    def decode(self, codes: Int64, sizes: Int64, inside: Int64, beyond: Int64) -> Int32:
+        """Ids `[N] int32` of codes `[N] int64`, >= 0, after tokens whose `offsets` are given.
+
+        A code that stands for nothing gives a number that is no id; whoever calls checks the range.
+        """
+        index = codes + (np.where(codes < sizes, inside, beyond) if len(self.tokens) else beyond)
+        try:
+            return self._all_ids.take(index)
+        except IndexError:  # some are spelled out
+            spelled = index >= len(self._all_ids)
+            ids = np.minimum(index - len(self._all_ids), 2**31 - 1).astype(np.int32)
+            ids[~spelled] = self._all_ids.take(index[~spelled])
+            return ids
+
+    @cached_property
+    def _starts(self) -> Int64:
+        return np.concatenate([[0], np.cumsum(self.sizes, dtype=np.int64)])
+
+    @cached_property
+    def _all_ids(self) -> Int32:
+        return np.concatenate([self.order[self.entries], self.order])
+
+    def _tables_of(self, tokens: Int32) -> tuple[Int64, Int64]:
+        """Which table each token has, -1 for none, and its size."""
+        if not len(self.tokens):
+            return np.full(len(tokens), -1, np.int64), np.zeros(len(tokens), np.int64)
+        at = np.minimum(np.searchsorted(self.tokens, tokens), len(self.tokens) - 1)
+        has = self.tokens[at] == tokens
+        return np.where(has, at, -1), np.where(has, self.sizes[at], 0).astype(np.int64)
+
+    def _ranks(self, ids: Int32) -> UInt32:
+        """Places in the order; U + id where it isn't there."""
+        u = len(self.order)
+        if u == 0:
+            return ids.astype(np.uint32)
+        if (inverse := self._inverse) is not None:
+            try:
+                rank = inverse.take(ids)
+            except IndexError:
+                rank = np.where(ids < len(inverse), inverse.take(ids, mode="clip"), -1)
+            if int(rank.min(initial=0)) >= 0:
+                return rank.astype(np.uint32)
+            known = rank >= 0
+        else:
+            sorter = np.argsort(self.order)
+            at = np.minimum(np.searchsorted(self.order, ids, sorter=sorter), u - 1)
+            rank = sorter[at].astype(np.int32)
+            known = self.order[rank] == ids
+        return np.where(known, rank, u + ids.astype(np.int64)).astype(np.uint32)
+
+    @cached_property
+    def _inverse(self) -> Int32 | None:
+        top = int(self.order.max()) + 1
+        if top > DENSE_VOCAB:
+            return None
+        inverse = np.full(top, -1, np.int32)
+        inverse[self.order] = np.arange(len(self.order), dtype=np.int32)
+        return inverse
+
+    # -- as bytes ---------------------------------------------------------------------------------
+
+    def order_streams(self) -> dict[str, Stream]:
+        """The order as the streams `order_classes` and `order`: in a class, the steps between ids."""
+        steps = np.diff(self.order.astype(np.int64), prepend=0)
+        starts = _class_starts(self.classes)
+        steps[starts] = self.order[starts]
+        return {
+            "order_classes": pack(self.classes.astype(np.uint32)),
+            "order": pack(steps.astype(np.uint32)),
+        }
+
+    @classmethod
+    def from_order_streams(
+        cls, streams: Mapping[str, Stream], *, vocab_size: int, where: str
+    ) -> Codebook:
+        """A codebook without tables.
+
+        Raises:
+            IntegrityError: not an order of distinct ids of the vocabulary.
+        """
+        classes = read_numbers(streams, "order_classes", CLASS_LIMIT, where)
+        steps = read_numbers(streams, "order", min(vocab_size, ENTRY_LIMIT), where)
+        if int(classes.sum(dtype=np.int64)) != len(steps) or (len(classes) and classes.min() == 0):
+            raise IntegrityError(f"{where}: the classes of its order do not add up")
+        starts = _class_starts(classes)
+        order = np.cumsum(steps, dtype=np.int64)
+        before = np.concatenate([[0], order])[starts]  # what came before each class does not count
+        order -= np.repeat(before, classes.astype(np.int64))
+        inside = np.ones(len(steps), bool)
+        inside[starts] = False
+        if len(order) and (int(order.max()) >= vocab_size or (steps[inside] == 0).any()):
+            raise IntegrityError(
+                f"{where}: its order holds ids outside 0..{vocab_size - 1}, or twice"
+            )
+        if len(np.unique(order)) != len(order):
+            raise IntegrityError(f"{where}: its order holds an id twice")
+        return cls(order=order.astype(np.int32), classes=classes.astype(np.int32))
+
+    def to_bytes(self) -> bytes:
+        """A dictionary's file."""
+        streams = {
+            **self.order_streams(),
+            "tokens": pack(np.diff(self.tokens, prepend=0).astype(np.uint32)),
+            "sizes": pack(self.sizes.astype(np.uint32)),
+            "entries": pack(self.entries.astype(np.uint32)),
+        }
+        return join(MAGIC, {}, streams)
+
+    @classmethod
+    def from_bytes(cls, data: bytes, *, vocab_size: int, where: str) -> Codebook:
+        """Read a dictionary's file.
+
+        Raises:
+            IntegrityError: it contradicts itself, or is of another vocabulary.
+        """
+        if len(data) > DICTIONARY_LIMIT:
+            raise IntegrityError(
+                f"{where}: {len(data)} bytes, more than the {DICTIONARY_LIMIT} of a dictionary"
+            )
+        _, streams = split(MAGIC, data, where=where)
+        plain = cls.from_order_streams(streams, vocab_size=vocab_size, where=where)
+        steps = read_numbers(streams, "tokens", min(vocab_size, ENTRY_LIMIT), where)
+        sizes = read_numbers(streams, "sizes", len(steps), where)
+        entries = read_numbers(streams, "entries", ENTRY_LIMIT, where)
+        tokens = np.cumsum(steps, dtype=np.int64)
+        if len(sizes) != len(tokens) or int(sizes.sum(dtype=np.int64)) != len(entries):
+            raise IntegrityError(f"{where}: its tables do not add up")
+        if len(tokens) and (int(tokens[-1]) >= vocab_size or (steps[1:] == 0).any()):
+            raise IntegrityError(f"{where}: tables of tokens outside 0..{vocab_size - 1}, or twice")
+        if len(sizes) and int(sizes.max()) > TABLE_LIMIT:
+            raise IntegrityError(f"{where}: a table of {sizes.max()} ids, at most {TABLE_LIMIT}")
+        if len(entries) and int(entries.max()) >= len(plain.order):
+            raise IntegrityError(f"{where}: a table names an id that has no place in the order")
+        return replace(
+            plain,
+            tokens=tokens.astype(np.int32),
+            sizes=sizes.astype(np.int32),
+            entries=entries.astype(np.int32),
+            sha256=hashlib.sha256(data).hexdigest(),
+        )
+
+
+def read_numbers(streams: Mapping[str, Stream], name: str, most: int, where: str) -> UInt32:
+    """A stream of `uint32` of at most so many entries.
+
+    Raises:
+        IntegrityError: it is missing, longer, or cannot be decoded.
+    """
+    stream = streams.get(name)
+    if stream is None or stream.entries > most:
+        raise IntegrityError(
+            f"{where}: stream {name!r} is missing, or declares more than {most} entries; not decoded"
+        )
+    out = np.empty(stream.entries, np.uint32)
+    unpack(stream, out, where=f"{where}: stream {name!r}")
+    return out
+
+
+def _ranges(starts: Int64, counts: npt.NDArray[Any]) -> Int64:
+    """`starts[i]` to `starts[i] + counts[i] - 1`, one range after the other."""
+    ends = np.cumsum(counts, dtype=np.int64)
+    each: Int64 = np.repeat(starts - ends + counts, counts)
+    return each + np.arange(len(each))
+
+
+def _class_starts(classes: npt.NDArray[Any]) -> Int64:
+    starts: Int64 = np.cumsum(classes, dtype=np.int64) - classes
+    return starts
+
+
+# -- making one -----------------------------------------------------------------------------------
+
+
+def count(ids: npt.NDArray[Any]) -> tuple[Int32, Int64]:
+    """Distinct ids of an array, and how often each occurs."""
+    if len(ids) and int(ids.min()) >= 0 and int(ids.max()) < 64 * len(ids):
+        counts = np.bincount(ids)
+        distinct = np.flatnonzero(counts)
+        return distinct.astype(np.int32), counts[distinct]
+    distinct, counts = np.unique(ids, return_counts=True)
+    return distinct.astype(np.int32), counts
+
+
+def order_of(ids: Int32, counts: Int64) -> Codebook:
+    """A codebook without tables, from distinct ids and how often each occurs (classes of half octaves)."""
+    kind = np.floor(2 * np.log2(np.maximum(counts, 1))).astype(np.int64)
+    by = np.lexsort((ids, -kind))
+    _, classes = np.unique(-kind, return_counts=True)
+    return Codebook(order=ids[by].astype(np.int32), classes=classes.astype(np.int32))
+
+
+def train(tokens: Int32, ids: Int32, kept: npt.NDArray[np.bool_]) -> Codebook:
+    """A codebook with tables, from what a teacher kept elsewhere.
+
+    Args:
+        tokens: `[N] int32`, the input token of each position.
+        ids: `[N, K] int32`.
+        kept: `[N, K] bool`.
+    """
+    flat = ids[kept]
+    per_position = len(flat) / max(len(tokens), 1)
+    distinct, counts = count(flat)
+    common = order_of(distinct, counts)
+    u = len(common.order)
+    prior = np.empty(
+        u
+    )  # of each place in the order: what stands in for counts where there are none
+    prior[common._ranks(distinct)] = PRIOR * per_position * counts / max(len(flat), 1)
+    seen, table_of = np.unique(tokens, return_inverse=True)
+    sights = np.bincount(table_of, minlength=len(seen))
+    pairs = np.repeat(table_of.astype(np.int64) * u, kept.sum(axis=1)) + common._ranks(flat)
+    pairs, together = np.unique(pairs, return_counts=True)
+    starts = np.searchsorted(pairs, np.arange(len(seen) + 1, dtype=np.int64) * u)
+    ranks = pairs % max(u, 1)
+    largest = LARGEST_TABLE
+    while True:
+        tables = [
+            _table(ranks[a:b], together[a:b], prior, min(largest, TABLE_PER_SIGHT * int(n)))
+            for a, b, n in zip(starts, starts[1:], sights, strict=False)
+        ]
+        found = replace(
+            common,
+            tokens=seen.astype(np.int32),
+            sizes=np.array([len(t) for t in tables], np.int32),
+            entries=np.concatenate([*tables, np.zeros(0, np.int32)]).astype(np.int32),
+        )
+        if len(found.entries) <= ENTRY_LIMIT and len(found.to_bytes()) <= DICTIONARY_LIMIT:
+            return found
+        largest //= 2
+
+
+def _table(ranks: Int64, together: Int64, prior: npt.NDArray[np.float64], size: int) -> Int32:
+    """The places in the order of the `size` ids that are likeliest after one token."""
+    common = prior[: 2 * size].copy()
+    often = ranks < len(common)
+    common[ranks[often]] += together[often]
+    rare = ranks[~often]
+    score = np.concatenate([common, together[~often] + prior[rare]])
+    candidates = np.concatenate([np.arange(len(common)), rare])
+    return candidates[np.argsort(-score, kind="stable")[:size]].astype(np.int32)

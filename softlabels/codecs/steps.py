@@ -1,0 +1,225 @@
+"""`nat8` to `nat64`: log-probabilities as whole steps, within a stated error of 1/16 to 1/128 nat.
+
+What is written of a position are its gaps to the largest kept logit in steps of h, and its tail's log-odds
+in finer steps. A reader derives log-probabilities from them, and a shift of their sum would be an error of
+each; so gaps are not rounded one by one, but so that the shift is taken into account.
+
+For `topk`, `topp` and `dense`, with gaps g, rounded ones q·h and the shift they cause,
+`s = lse(-q·h) - lse(-g) + softplus(λ') - softplus(λ)`, the error of a log-probability is
+`g_k - q_k·h - s`. It is at most h/2 for all k if `q_k = round((g_k - s) / h)`: an equation for s, which
+occurs on both sides. The right side grows with s in jumps, and its mean distance from s lies between 0
+and (h/2)²/6 (plus λ's error), so a solution exists within that; `_solve` finds it.
+
+For `sampled` and `rs` each weight is rounded up or down at random, so that its mean is the weight.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from softlabels.codecs import Numbers
+from softlabels.errors import TargetError
+from softlabels.targets import UNBIASED, SoftTargets
+
+__all__ = ["Steps", "nat8", "nat16", "nat32", "nat64"]
+
+Float64 = npt.NDArray[np.float64]
+Float = npt.NDArray[np.floating[Any]]
+UInt32 = npt.NDArray[np.uint32]
+
+NO_TAIL, NO_HEAD = 0, 2**32 - 1
+"""Stand for log-odds of -inf and +inf; q is written as q + MIDDLE."""
+MIDDLE = 2**31
+LARGEST = 2**31 - 2
+SINGLE = 64.0
+"""Nats below which single precision holds a gap to 4e-6, far less than the room that the bound leaves."""
+ITERATIONS = 12
+
+
+@dataclass(frozen=True)
+class Steps:
+    """Gaps in steps of 31/(32·n) nat, log-odds in steps of 1/(64·n) nat."""
+
+    n: int
+    """1/n nat is twice the error: 8, 16, 32 or 64."""
+
+    @property
+    def id(self) -> str:
+        """`nat16` of n = 16."""
+        return f"nat{self.n}"
+
+    plain = False
+    relative_error = 0.0
+
+    def absolute_error(self, estimator: str) -> float:
+        """Of a log-probability at T=1 (not of a gap), 1/(2n) nat; of a log weight of a sample, two steps."""
+        return 2 * self.step if estimator in UNBIASED else 1 / (2 * self.n)
+
+    @property
+    def step(self) -> float:
+        """Of gaps, in nats."""
+        return 31 / (32 * self.n)
+
+    @property
+    def odds_step(self) -> float:
+        """Of log-odds, in nats."""
+        return 1 / (64 * self.n)
+
+    def to_numbers(self, targets: SoftTargets, uniforms: Float64 | None) -> Numbers:
+        """Gaps and log-odds as whole numbers.
+
+        Args:
+            targets: N positions.
+            uniforms: `[N, K]` in [0, 1), for an estimator that is a sample.
+
+        Raises:
+            TargetError: a gap or log-odds beyond 2^31 steps.
+        """
+        kept = targets.kept
+        largest = float(np.where(kept, targets.gaps, 0).max(initial=0))
+        gaps = targets.gaps if largest < SINGLE else targets.gaps.astype(np.float64)
+        finite = targets.log_odds[np.isfinite(targets.log_odds)]
+        reach = max(largest / self.step, np.abs(finite).max(initial=0.0) / self.odds_step)
+        if reach > LARGEST:
+            raise TargetError(
+                f"{self.id} cannot hold {reach:.3g} steps (limit 2**31): a gap of {largest:g} nats; build with "
+                "--values float32"
+            )
+        odds = self._odds(targets.log_odds)
+        if targets.estimator in UNBIASED:
+            assert uniforms is not None, "the weights of a sample are rounded at random"
+            values = self._at_random(gaps, uniforms)
+        else:
+            at = targets.temperatures.index(1.0)
+            values = self._solve(
+                gaps, targets.log_odds[:, at].astype(np.float64), self.odds(odds[:, at])
+            )
+        return Numbers(values=np.where(kept, values, 0).astype(np.uint32), odds=odds)
+
+    def scores(self, values: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+        """Minus the gaps `float32`, from whole numbers of any shape."""
+        scores: npt.NDArray[np.float32] = np.multiply(values, -self.step, dtype=np.float32)
+        return scores
+
+    def odds(self, numbers: UInt32) -> npt.NDArray[np.float32]:
+        """Log-odds `float32` from whole numbers."""
+        out = ((numbers.astype(np.int64) - MIDDLE) * self.odds_step).astype(np.float32)
+        out[numbers == NO_TAIL] = -np.inf
+        out[numbers == NO_HEAD] = np.inf
+        return out
+
+    def _odds(self, log_odds: npt.NDArray[np.float32]) -> UInt32:
+        finite = np.isfinite(log_odds)
+        steps = np.rint(np.where(finite, log_odds, 0.0).astype(np.float64) / self.odds_step)
+        out = (steps + MIDDLE).astype(np.uint32)
+        out[np.isneginf(log_odds)] = NO_TAIL
+        out[np.isposinf(log_odds)] = NO_HEAD
+        return out
+
+    # -- rounding ---------------------------------------------------------------------------------
+
+    def _solve(
+        self,
+        gaps: Float,
+        log_odds: Float64,
+        stored_odds: npt.NDArray[np.float32],
+    ) -> Float:
+        """Whole numbers q `[N, K]` such that every log-probability at T=1 keeps the bound."""
+        exact = _lse(gaps)
+        with np.errstate(invalid="ignore"):
+            tail = np.logaddexp(0, stored_odds.astype(np.float64)) - np.logaddexp(0, log_odds)
+        tail[~np.isfinite(tail)] = 0.0  # +inf: nothing is kept
+        q, error, shift = self._try(gaps, tail, exact, tail)
+        todo = np.flatnonzero(error > 1 / (2 * self.n))
+        for _ in range(ITERATIONS):
+            if len(todo) == 0:
+                return q
+            q[todo], error, shift[todo] = self._try(
+                gaps[todo], shift[todo], exact[todo], tail[todo]
+            )
+            todo = todo[error > 1 / (2 * self.n)]
+        for i in todo:
+            q[i] = self._search(gaps[i], float(exact[i]), float(tail[i]))
+        return q
+
+    def _try(
+        self, gaps: Float, shift: Float64, exact: Float64, tail: Float64
+    ) -> tuple[Float, Float, Float64]:
+        """Round as if the shift were `shift`: q, the largest error of each position, the true shift."""
+        kind = gaps.dtype.type
+        rounded = gaps - shift[:, None].astype(kind)
+        rounded *= kind(1 / self.step)
+        np.rint(rounded, out=rounded)
+        np.maximum(rounded, 0, out=rounded)
+        rounded[gaps == 0] = 0
+        q = rounded.copy()
+        rounded *= kind(self.step)
+        moved = _lse(rounded) - exact + tail
+        with np.errstate(invalid="ignore"):
+            error = np.subtract(gaps, rounded, out=rounded)
+            error -= moved[:, None].astype(kind)
+        np.abs(error, out=error)
+        return q, np.nan_to_num(np.fmax.reduce(error, axis=1, initial=0)), moved
+
+    def _search(self, gaps: Float, exact: float, tail: float) -> Float:
+        """The best of all shifts for one position: its rounding changes at K of them only."""
+        half = self.step / 2
+        jumps = np.mod(gaps[np.isfinite(gaps)] - half, self.step)
+        jumps = np.unique(np.concatenate([jumps, jumps - self.step]))
+        jumps = np.concatenate([[-half], jumps[np.abs(jumps) <= half], [half]])
+        tries = (jumps[1:] + jumps[:-1]) / 2
+        n = len(tries)
+        q, error, _ = self._try(
+            np.broadcast_to(gaps, (n, len(gaps))),
+            tries.astype(np.float64),
+            np.broadcast_to(exact, n),
+            np.broadcast_to(tail, n),
+        )
+        best = int(error.argmin())
+        assert error[best] <= 1 / (2 * self.n) + 1e-6, f"no rounding keeps the bound: {error[best]}"
+        found: Float = q[best]
+        return found
+
+    def _at_random(self, gaps: Float, uniforms: Float64) -> Float:
+        """Up or down, so that the mean of exp(-q·h) is exp(-g); equal gaps go the same way."""
+        below = np.floor(np.where(np.isfinite(gaps), gaps, 0.0) / self.step)
+        rest = np.where(np.isfinite(gaps), gaps, 0.0) - below * self.step
+        up = np.expm1(-rest) / np.expm1(-self.step)
+        first = np.ones(gaps.shape, bool)
+        first[:, 1:] = gaps[:, 1:] != gaps[:, :-1]
+        run = np.maximum.accumulate(np.where(first, np.arange(gaps.shape[1]), 0), axis=1)
+        drawn = np.take_along_axis(uniforms, run, axis=1)
+        rounded: Float = below + (drawn < up)
+        return rounded
+
+
+def _lse(gaps: Float) -> Float64:
+    """Log of the sum of exp(-gaps) in each row; of a row without any, 0."""
+    if gaps.shape[1] == 0:
+        return np.zeros(len(gaps))
+    total = np.exp(-gaps).sum(axis=1)
+    return np.log(np.where(total > 0, total, 1)).astype(np.float64)
+
+
+def nat8() -> Steps:
+    """Within 1/16 nat."""
+    return Steps(8)
+
+
+def nat16() -> Steps:
+    """Within 1/32 nat."""
+    return Steps(16)
+
+
+def nat32() -> Steps:
+    """Within 1/64 nat."""
+    return Steps(32)
+
+
+def nat64() -> Steps:
+    """Within 1/128 nat."""
+    return Steps(64)

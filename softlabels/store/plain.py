@@ -1,0 +1,216 @@
+"""Profile `open`: a shard as plain columns, one record for each row of the store.
+
+The kept ids of a row's positions follow one another in one list, and `kept` says how many belong to each
+position: a ragged kept set needs no padding, and a one-level list decodes twice as fast as a list of
+lists.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import numpy as np
+import numpy.typing as npt
+
+from softlabels.codecs import PlainCodec, make_codec
+from softlabels.codecs.floating import stored_logp
+from softlabels.errors import ConfigError, IntegrityError, TargetError
+from softlabels.rows import Row
+from softlabels.store.columns import Column, Expected
+from softlabels.store.manifest import Identity
+from softlabels.store.shard import Shard, check_row
+from softlabels.targets import SoftTargets, gaps_from_logp
+
+__all__ = ["columns_of", "expected_columns", "log_odds_column", "shard_of"]
+
+
+def log_odds_column(temperature: float) -> str:
+    """`log_odds_T2`, `log_odds_T0_5`: the shortest decimal, with `_` for the point."""
+    text = repr(float(temperature)).removesuffix(".0")
+    return "log_odds_T" + text.replace(".", "_")
+
+
+def _codec(identity: Identity) -> PlainCodec:
+    codec = make_codec(identity.encoding.values)
+    if not codec.plain:
+        raise ConfigError(
+            f"--values {codec.id}: the profile 'open' holds float16 or float32; use --profile packed"
+        )
+    return cast(PlainCodec, codec)
+
+
+def columns_of(shard: Shard, identity: Identity) -> dict[str, Column]:
+    """The columns of a shard.
+
+    Raises:
+        TargetError: a value that the codec cannot hold, or 2^31 ids or more.
+    """
+    codec = _codec(identity)
+    rows, t = shard.rows, shard.targets
+    offsets = shard.offsets
+    kept = t.kept
+    counts = kept.sum(axis=1).astype(np.int32)
+    id_offsets = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])[offsets]
+    if id_offsets[-1] >= 2**31:
+        raise TargetError(
+            f"a shard of {id_offsets[-1]} kept ids is too large for one file (limit 2**31); lower --shard-rows"
+        )
+    digests = np.frombuffer(b"".join(r.digest() for r in rows), np.uint8).reshape(len(rows), 16)
+    columns = {
+        "row": Column(
+            values=np.arange(shard.start_row, shard.start_row + len(rows), dtype=np.int64)
+        ),
+        "input_digest": Column(values=digests),
+        "input_ids": _lists([r.input_ids for r in rows], np.int32),
+        "segment_lengths": _lists([r.segment_lengths for r in rows], np.int32),
+        "documents": _lists([r.documents for r in rows], np.int64),
+        "label_mask": _lists([r.label_mask for r in rows], np.bool_),
+        "kept": Column(values=counts, offsets=offsets),
+        "ids": Column(values=t.ids[kept].astype(np.int32, copy=False), offsets=id_offsets),
+        "logp": Column(values=codec.encode(stored_logp(t)[kept]), offsets=id_offsets),
+    }
+    for i, temperature in enumerate(t.temperatures):
+        column = Column(values=codec.encode(t.log_odds[:, i]), offsets=offsets)
+        columns[log_odds_column(temperature)] = column
+    return columns
+
+
+def _lists(arrays: list[npt.NDArray[np.generic]], dtype: npt.DTypeLike) -> Column:
+    offsets = np.concatenate([[0], np.cumsum([len(a) for a in arrays], dtype=np.int64)])
+    return Column(values=np.concatenate(arrays).astype(dtype, copy=False), offsets=offsets)
+
+
+def expected_columns(
+    identity: Identity, rows: int | None, positions: int | None
+) -> dict[str, Expected]:
+    """What the columns must be, given how many rows and positions there are (None: not known)."""
+    values = _codec(identity).encode(np.empty(0, np.float32)).dtype
+    tokens = None if rows is None else rows * identity.corpus.seq_len
+    entries = None if positions is None else positions * identity.targets.k
+    int32, int64 = np.dtype(np.int32), np.dtype(np.int64)
+    return {
+        "row": Expected(dtype=int64, listed=False, most=rows),
+        "input_digest": Expected(dtype=np.dtype(np.uint8), listed=False, width=16, most=rows),
+        "input_ids": Expected(dtype=int32, most=tokens),
+        "segment_lengths": Expected(dtype=int32, most=tokens),
+        "documents": Expected(dtype=int64, most=tokens),
+        "label_mask": Expected(dtype=np.dtype(np.bool_), most=tokens),
+        "kept": Expected(dtype=int32, most=positions),
+        "ids": Expected(dtype=int32, most=entries),
+        "logp": Expected(dtype=values, most=entries),
+    } | {
+        log_odds_column(t): Expected(dtype=values, most=positions)
+        for t in identity.targets.temperatures
+    }
+
+
+def shard_of(
+    columns: dict[str, Column], identity: Identity, *, start_row: int, where: str
+) -> Shard:
+    """The shard of some columns, which are of the expected types but may hold anything.
+
+    Raises:
+        IntegrityError: lengths that do not add up, a row whose inputs are not those of its digest.
+        TargetError: an id out of range, NaN, an empty kept set.
+    """
+    grid = tuple(identity.targets.temperatures)
+    codec = _codec(identity)
+    found = _rows(columns, identity, start_row, where)
+    of_row = np.array([int(r.label_mask.sum()) for r in found], np.int64)
+    n = int(of_row.sum())
+    starts = np.concatenate([[0], np.cumsum(of_row)])
+    for name in ("kept", *map(log_odds_column, grid)):
+        entries = np.diff(_offsets(columns[name]))
+        wrong = np.flatnonzero(entries != of_row)
+        if len(wrong):
+            raise IntegrityError(
+                f"{where}: row {start_row + wrong[0]} has {of_row[wrong[0]]} positions but {entries[wrong[0]]} entries "
+                f"of {name}"
+            )
+    counts = columns["kept"].values
+    k = identity.targets.k
+    if n and not 0 <= counts.min() <= counts.max() <= k:
+        raise IntegrityError(
+            f"{where}: a position keeps {counts.max()} ids, the manifest says at most {k}"
+        )
+    total = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])[starts]
+    wrong = np.flatnonzero(
+        (total != _offsets(columns["ids"])) | (total != _offsets(columns["logp"]))
+    )
+    if len(wrong):
+        raise IntegrityError(
+            f"{where}: row {start_row + max(int(wrong[0]) - 1, 0)} has ids, logp and kept of different lengths"
+        )
+    ids, logp = _rectangle(counts, columns["ids"].values, codec.decode(columns["logp"].values))
+    odds = [codec.decode(columns[log_odds_column(t)].values) for t in grid]
+    targets = SoftTargets(
+        ids=ids,
+        gaps=gaps_from_logp(logp),
+        log_odds=np.stack(odds, axis=1),
+        temperatures=grid,
+        vocab_size=identity.teacher.vocab_size,
+        estimator=identity.targets.estimator,
+    )
+    targets.validate(where=where, unique=False)
+    return Shard(start_row=start_row, rows=found, targets=targets)
+
+
+def _offsets(column: Column) -> npt.NDArray[np.int64]:
+    assert column.offsets is not None
+    return column.offsets
+
+
+def _rows(columns: dict[str, Column], identity: Identity, start_row: int, where: str) -> list[Row]:
+    numbers = columns["row"].values
+    if not np.array_equal(numbers, np.arange(start_row, start_row + len(numbers))):
+        raise IntegrityError(
+            f"{where}: its rows are not {start_row} to {start_row + len(numbers) - 1}"
+        )
+    parts = {
+        name: np.split(columns[name].values, _offsets(columns[name])[1:-1])
+        for name in ("input_ids", "segment_lengths", "documents", "label_mask")
+    }
+    rows = [Row(**{name: parts[name][r] for name in parts}) for r in range(len(numbers))]
+    check_inputs(rows, columns["input_digest"].values, identity, start_row=start_row, where=where)
+    return rows
+
+
+def check_inputs(
+    rows: list[Row],
+    digests: npt.NDArray[np.uint8],
+    identity: Identity,
+    *,
+    start_row: int,
+    where: str,
+) -> None:
+    """Refuse rows that contradict themselves or their digests `[R, 16] uint8`.
+
+    Raises:
+        IntegrityError: names the row.
+    """
+    v = identity.teacher.vocab_size
+    for r, row in enumerate(rows):
+        check_row(row, where=f"{where}: row {start_row + r}")
+        if row.input_ids.min() < 0 or row.input_ids.max() >= v:
+            raise IntegrityError(f"{where}: row {start_row + r} has an input id outside 0..{v - 1}")
+        if row.digest() != digests[r].tobytes():
+            raise IntegrityError(
+                f"{where}: row {start_row + r} does not hold the inputs that its digest names"
+            )
+
+
+def _rectangle(
+    counts: npt.NDArray[np.int32], ids: npt.NDArray[np.int32], logp: npt.NDArray[np.float32]
+) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
+    """Ragged to `[N, K]`; short rows repeat their first id, marked not kept."""
+    n = len(counts)
+    k = int(counts.max(initial=0))
+    if n == 0 or int(counts.min()) == k:
+        return ids.reshape(n, k), logp.reshape(n, k)
+    kept = np.arange(k) < counts[:, None]
+    wide_ids = np.zeros((n, k), np.int32)
+    wide_ids[kept] = ids
+    wide_ids = np.where(kept, wide_ids, wide_ids[:, :1])
+    wide_logp = np.full((n, k), -np.inf, np.float32)
+    wide_logp[kept] = logp
+    return wide_ids, wide_logp
