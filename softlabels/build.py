@@ -26,6 +26,7 @@ import numpy.typing as npt
 
 from softlabels.config import BuildConfig
 from softlabels.corpora import Corpus, open_corpora
+from softlabels.dictionary import ShardDictionary
 from softlabels.errors import FormatError, IntegrityError
 from softlabels.estimators import Estimator, make_estimator
 from softlabels.planning import PlannedRows, check_folder, check_same_job, make_plan
@@ -39,7 +40,6 @@ from softlabels.store.commit import (
     sweep,
     withdraw,
 )
-from softlabels.store.dictionaries import Dictionaries
 from softlabels.store.encoding import FindDictionary, decode_shard, encode_shard
 from softlabels.store.finish import finish
 from softlabels.store.manifest import (
@@ -159,6 +159,7 @@ def _build_shards(
                 positions += found.positions
         return positions
 
+    dictionary = ShardDictionary(store, plan, report)
     collect()
     todo = [s for s in plan.shards if s.index not in commits]
     if commits:
@@ -166,7 +167,8 @@ def _build_shards(
     report.stage("teach", sum(s.positions for s in todo), "positions")
     pause, waited = SHORTEST_PAUSE, False
     while todo:
-        claim = claims.take([s.index for s in todo])
+        first = [s for s in todo if s.index < (dictionary.first or 0)]
+        claim = claims.take([s.index for s in first or todo])
         if claim is None:
             if not waited:
                 report.notice(
@@ -188,7 +190,16 @@ def _build_shards(
                 found = found or adopt_shard(store, plan, shard)
                 if found is None:
                     found = _build_shard(
-                        config, store, plan, shard, claim, estimator, source, teacher, report
+                        config,
+                        store,
+                        plan,
+                        shard,
+                        claim,
+                        estimator,
+                        source,
+                        teacher,
+                        dictionary,
+                        report,
                     )
                 else:
                     report.advance(shard.positions)
@@ -208,6 +219,7 @@ def _build_shard(
     estimator: Estimator,
     source: PlannedRows,
     teacher: Teacher,
+    dictionary: ShardDictionary,
     report: Reporter,
 ) -> Commit:
     def advance(positions: int) -> None:
@@ -227,10 +239,9 @@ def _build_shard(
         advance=advance,
     )
     content = Shard(start_row=shard.start_row, rows=rows, targets=targets)
-    data = encode_shard(content, plan.identity, statistics)
+    data = encode_shard(content, plan.identity, statistics, dictionary=dictionary.of(shard))
     claim.renew()
-    find = Dictionaries(store, plan.identity.teacher.vocab_size)
-    _check_round_trip(content, data, plan.identity, find, where=str(store / shard.name))
+    _check_round_trip(content, data, plan.identity, dictionary.find, where=str(store / shard.name))
     seconds = time.perf_counter() - start
     return commit_shard(store, plan, shard, data, statistics, seconds)
 

@@ -44,6 +44,9 @@ class BuildConfig:
     values: str | None = None
     """Codec of the stored numbers: `float16`, `float32`, or, packed, `nat8` to `nat64`: log-probabilities
     within 1/16 to 1/128 nat. Default: float16 if open, nat16 if packed."""
+    dictionary: str = "auto"
+    """Of packed stores: `auto` trains one on the first 200,000 positions, where it pays; `none`; or the
+    path of one, or of a store that has one."""
     seed: int = 0
     """Of the random estimators."""
     skip_empty: bool = False
@@ -89,6 +92,8 @@ class BuildConfig:
             raise ConfigError(
                 "--top-p is missing: --estimator topp keeps the fewest ids that reach it"
             )
+        if self.profile != "packed" and self.dictionary not in ("auto", "none"):
+            raise ConfigError(f"--dictionary {self.dictionary}: belongs to --profile packed")
         if self.seed >= 2**63:
             raise ConfigError(f"--seed {self.seed}: expected less than 2**63")
         if self.profile == "open" and not make_codec(self.stored_values).plain:

@@ -19,14 +19,16 @@ from itertools import islice
 from pathlib import Path
 
 from softlabels.build import teacher_options
+from softlabels.codecs.codebook import Codebook
 from softlabels.config import BuildConfig
 from softlabels.corpora import Corpus, open_corpora
+from softlabels.dictionary import given_dictionary
 from softlabels.estimators import make_estimator
 from softlabels.planning import check_folder, check_same_job, packed_rows, survey
 from softlabels.progress import Reporter, Silent
 from softlabels.rows import Cursor, Row
 from softlabels.store.encoding import encode_shard
-from softlabels.store.manifest import PlannedShard
+from softlabels.store.manifest import Identity, PlannedShard
 from softlabels.store.plan import load_plan
 from softlabels.store.shard import Shard
 from softlabels.teach import teach
@@ -100,6 +102,7 @@ def dry_run(
     first = parts[0][1][:1]
     sampled = [(0, first), *parts]
     report.stage("sample", sum(len(r.positions) for _, rows in sampled for r in rows), "positions")
+    dictionary = _dictionary(config, identity)
     sizes, positions, tokens, seconds = [], [], 0, 0.0
     for i, (start_row, rows) in enumerate(sampled):
         start = time.perf_counter()
@@ -113,7 +116,7 @@ def dry_run(
             advance=report.advance,
         )
         content = Shard(start_row=start_row, rows=rows, targets=targets)
-        sizes.append(len(encode_shard(content, identity, statistics)))
+        sizes.append(len(encode_shard(content, identity, statistics, dictionary=dictionary)))
         positions.append(targets.n)
         if i > 0:  # the first row pays for what happens once
             seconds += time.perf_counter() - start
@@ -134,6 +137,15 @@ def dry_run(
         device=teacher.record.device,
         hours=(corpus.tokens / speed + 2 * tokenise_seconds) / 3600,
     )
+
+
+def _dictionary(config: BuildConfig, identity: Identity) -> Codebook | None:
+    """One that was given. One that is still to be trained is left out of account: the build will be smaller."""
+    if identity.encoding.dictionary_sha256 is None:
+        return None
+    v = identity.teacher.vocab_size
+    data = given_dictionary(config.dictionary, v)
+    return Codebook.from_bytes(data, vocab_size=v, where=config.dictionary)
 
 
 def _sample(

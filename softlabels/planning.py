@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -13,6 +14,7 @@ from softlabels.codecs import make_codec
 from softlabels.config import BuildConfig
 from softlabels.corpora import Corpus
 from softlabels.corpora.packing import CorpusCounts, pack
+from softlabels.dictionary import first_shards, given_dictionary
 from softlabels.errors import CorpusError, PlanError
 from softlabels.estimators import Estimator
 from softlabels.progress import Reporter
@@ -20,6 +22,7 @@ from softlabels.registry import without_folder
 from softlabels.rows import BEGINNING, LABEL_SHIFT, Cursor, Row
 from softlabels.store.claims import CLAIMS
 from softlabels.store.commit import TEMPORARY
+from softlabels.store.dictionaries import DICTIONARY
 from softlabels.store.manifest import (
     CorpusRecord,
     EncodingRecord,
@@ -45,7 +48,7 @@ def check_folder(store: Path) -> None:
     Raises:
         PlanError: names what was found.
     """
-    ours = {"tokenizer", "data", "commits", CLAIMS}
+    ours = {"tokenizer", "data", "commits", "dictionaries", CLAIMS}
     foreign = sorted(
         p.name for p in store.iterdir() if p.name not in ours and not p.name.startswith(TEMPORARY)
     )
@@ -73,6 +76,8 @@ def make_plan(
     """
     identity, shards = survey(config, estimator, corpora, teacher, report)
     files = {f"tokenizer/{name}": data for name, data in teacher.tokenizer.files().items()}
+    if identity.encoding.dictionary_sha256 is not None:
+        files[DICTIONARY] = given_dictionary(config.dictionary, teacher.record.vocab_size)
     plan = publish_plan(store, identity, shards, files, shard_rows=config.shard_rows)
     check_same_job(plan, config, estimator, teacher, store)  # another builder may have been first
     if plan.identity.corpus.fingerprint != identity.corpus.fingerprint:
@@ -137,6 +142,8 @@ def survey(
             values=config.stored_values,
             relative_error=codec.relative_error,
             absolute_error=codec.absolute_error(config.estimator),
+            dictionary_shards=_dictionary_shards(config, estimator.k, shards),
+            dictionary_sha256=_given_sha256(config, teacher.record.vocab_size),
         ),
         licence=config.licence,
     )
@@ -213,6 +220,18 @@ def _target_record(config: BuildConfig, estimator: Estimator) -> TargetRecord:
     )
 
 
+def _dictionary_shards(config: BuildConfig, k: int, shards: Sequence[PlannedShard]) -> int | None:
+    if config.profile != "packed" or config.dictionary == "none":
+        return None
+    return first_shards(shards, k) if config.dictionary == "auto" else 0
+
+
+def _given_sha256(config: BuildConfig, vocab_size: int) -> str | None:
+    if config.dictionary in ("auto", "none"):
+        return None
+    return hashlib.sha256(given_dictionary(config.dictionary, vocab_size)).hexdigest()
+
+
 def check_same_job(
     plan: Plan, config: BuildConfig, estimator: Estimator, teacher: Teacher, store: Path
 ) -> None:
@@ -235,6 +254,7 @@ def check_same_job(
             "values": config.stored_values,
             "profile": config.profile,
             "container": config.container,
+            "dictionary_sha256": _given_sha256(config, teacher.record.vocab_size),
             "shard_rows": config.shard_rows,
             "licence": config.licence,
         },
@@ -248,10 +268,16 @@ def check_same_job(
             "values": identity.encoding.values,
             "profile": identity.encoding.profile,
             "container": identity.encoding.container,
+            "dictionary_sha256": identity.encoding.dictionary_sha256,
             "shard_rows": plan.shard_rows,
             "licence": identity.licence,
         },
     }
+    if config.dictionary == "none" and identity.encoding.dictionary_shards is not None:
+        raise PlanError(
+            f"{store}: was planned with a dictionary, this build has --dictionary none; run it as planned, or choose "
+            "another --out"
+        )
     for part, fields in asked.items():
         for name, value in fields.items():
             if planned[part].get(name) != value:

@@ -26,7 +26,7 @@ import numpy.typing as npt
 from softlabels.codecs.streams import Stream, join, pack, split, unpack
 from softlabels.errors import IntegrityError
 
-__all__ = ["DICTIONARY_LIMIT", "Codebook", "count", "order_of", "train"]
+__all__ = ["DICTIONARY_LIMIT", "LARGEST_TABLE", "Codebook", "count", "order_of", "train"]
 
 Int32 = npt.NDArray[np.int32]
 Int64 = npt.NDArray[np.int64]
@@ -165,6 +165,11 @@ class Codebook:
         inverse[self.order] = np.arange(len(self.order), dtype=np.int32)
         return inverse
 
+    @classmethod
+    def empty(cls) -> Codebook:
+        """One that knows no id: what is published where a dictionary does not pay."""
+        return cls(order=np.zeros(0, np.int32), classes=np.zeros(0, np.int32))
+
     # -- as bytes ---------------------------------------------------------------------------------
 
     def order_streams(self) -> dict[str, Stream]:
@@ -297,13 +302,16 @@ def order_of(ids: Int32, counts: Int64) -> Codebook:
     return Codebook(order=ids[by].astype(np.int32), classes=classes.astype(np.int32))
 
 
-def train(tokens: Int32, ids: Int32, kept: npt.NDArray[np.bool_]) -> Codebook:
+def train(
+    tokens: Int32, ids: Int32, kept: npt.NDArray[np.bool_], *, largest: int = LARGEST_TABLE
+) -> Codebook:
     """A codebook with tables, from what a teacher kept elsewhere.
 
     Args:
         tokens: `[N] int32`, the input token of each position.
         ids: `[N, K] int32`.
         kept: `[N, K] bool`.
+        largest: ids of the largest table; halved until the file keeps to its limit.
     """
     flat = ids[kept]
     per_position = len(flat) / max(len(tokens), 1)
@@ -320,7 +328,6 @@ def train(tokens: Int32, ids: Int32, kept: npt.NDArray[np.bool_]) -> Codebook:
     pairs, together = np.unique(pairs, return_counts=True)
     starts = np.searchsorted(pairs, np.arange(len(seen) + 1, dtype=np.int64) * u)
     ranks = pairs % max(u, 1)
-    largest = LARGEST_TABLE
     while True:
         tables = [
             _table(ranks[a:b], together[a:b], prior, min(largest, TABLE_PER_SIGHT * int(n)))

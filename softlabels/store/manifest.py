@@ -107,7 +107,7 @@ class TargetRecord(Record, frozen=True, kw_only=True, omit_defaults=True):
     """Of `topp`: no position keeps fewer."""
 
 
-class EncodingRecord(Record, frozen=True, kw_only=True):
+class EncodingRecord(Record, frozen=True, kw_only=True, omit_defaults=True):
     """How it is held in files."""
 
     profile: str
@@ -116,7 +116,12 @@ class EncodingRecord(Record, frozen=True, kw_only=True):
     """Codec of log-probabilities and log-odds."""
     relative_error: Number
     absolute_error: Number
-    """A stored value v is within `relative_error * |v| + absolute_error` of the teacher's, in nats."""
+    """A log-probability v is held within `relative_error * |v| + absolute_error`, in nats."""
+    dictionary_shards: Count | None = None
+    """Of `packed`: shards from this one on may be coded with the store's dictionary, which was trained on
+    those before, or, if it is 0, given; absent: none is."""
+    dictionary_sha256: Sha256 | None = None
+    """Of the dictionary that was given."""
 
 
 class Identity(Record, frozen=True, kw_only=True):

@@ -35,7 +35,7 @@ from softlabels.store.commit import (
     remove,
     withdraw,
 )
-from softlabels.store.dictionaries import Dictionaries
+from softlabels.store.dictionaries import DICTIONARY, Dictionaries
 from softlabels.store.encoding import dictionary_of, read_statistics
 from softlabels.store.finish import CARD, finish, make_manifest
 from softlabels.store.manifest import (
@@ -309,6 +309,8 @@ def _beside(path: Path, plan: Plan, manifest: Manifest | None) -> list[str]:
 def _strangers(path: Path, plan: Plan, manifest: Manifest | None) -> list[str]:
     known = {PLAN, MANIFEST, CARD, *plan.files, *(manifest.files if manifest is not None else ())}
     known |= {claim.relative_to(path).as_posix() for claim in claim_files(path)}
+    if plan.identity.encoding.dictionary_shards is not None:
+        known.add(DICTIONARY)
     for shard in plan.shards:
         known |= {shard.name, commit_path(path, shard).relative_to(path).as_posix()}
     return [
