@@ -40,6 +40,8 @@ ENTRY_LIMIT = 2**24
 """Entries of all tables, and ids in the order: 64 MiB of memory each."""
 SCRATCH = 2**19
 """Places that `encode` looks up at a time."""
+SPELLED = 2**18
+"""Up to this V ids that have no place in the order are looked up like others."""
 DENSE_VOCAB = 2**24
 """Up to this V the place of an id in the order is looked up in an array of V numbers."""
 TABLE_LIMIT = 2**15 - 1
@@ -63,6 +65,8 @@ class Codebook:
     """`[M] int32`: ids in each table."""
     entries: Int32 = field(default_factory=lambda: np.zeros(0, np.int32))
     """`[E] int32`: the tables one after the other, as places in `order`."""
+    vocab_size: int = 0
+    """V, if it is known: decoding is faster then."""
     sha256: str | None = None
     """Of the file that it was read from; None: it is part of a shard."""
 
@@ -70,55 +74,62 @@ class Codebook:
 
     def encode(self, tokens: Int32, ids: Int32) -> UInt32:
         """Codes `[N, K] uint32` of `ids [N, K]` after the input tokens `[N]`, which ascend."""
-        codes = self._ranks(ids)
+        ranks = self._ranks(ids)
         tables, sizes = self._tables_of(tokens)
         rows = np.flatnonzero(tables >= 0)
         if len(rows) == 0:
-            return codes.astype(np.uint32, copy=False)
-        u, starts = len(self.order), self._starts
-        ranks = np.minimum(codes[rows], np.uint32(u))  # u: not in the order, so in no table
-        codes += sizes[:, None].astype(codes.dtype)
-        tables = tables[rows]
+            return ranks
+        tables, all_ranks = tables[rows], ranks
+        ranks = ranks if len(rows) == len(tokens) else ranks[rows]
+        codes = ranks + sizes[rows, None].astype(np.uint32)
+        u, width = len(self.order), len(self.order) + 1
         used, first_row = np.unique(tables, return_index=True)
         first_row = np.append(first_row, len(rows))
-        some = max(1, SCRATCH // (u + 1))
-        # Of some tables at a time: the place of every id in each, -1 where it isn't.
-        places = np.full((min(some, len(used)), u + 1), -1, np.int16)
+        some = max(1, SCRATCH // width)
+        # Of some tables at a time: the place of every id in each, -1 where it isn't, or isn't in the order.
+        places = np.full(min(some, len(used)) * width, -1, np.int16)
         for begin in range(0, len(used), some):
             chunk = used[begin : begin + some]
             counts = self.sizes[chunk]
-            line = np.repeat(np.arange(len(chunk)), counts)
-            entries = self.entries[_ranges(starts[chunk], counts)]
-            places[line, entries] = _ranges(np.zeros(len(chunk), np.int64), counts)
+            at = np.repeat(np.arange(len(chunk), dtype=np.int64) * width, counts)
+            at += self.entries[_ranges(self._starts[chunk], counts)]
+            places[at] = _ranges(np.zeros(len(chunk), np.int64), counts)
             part = slice(first_row[begin], first_row[begin + len(chunk)])
-            own = np.searchsorted(chunk, tables[part])
-            found = places[own[:, None], ranks[part]]
-            mine = rows[part]
-            codes[mine] = np.where(found >= 0, found, codes[mine])
-            places[line, entries] = -1
-        return codes.astype(np.uint32, copy=False)
+            line = np.searchsorted(chunk, tables[part]) * width
+            found = places.take(np.minimum(ranks[part], u) + line[:, None])
+            np.copyto(codes[part], found, where=found >= 0, casting="unsafe")
+            places[at] = -1
+        if len(rows) == len(tokens):
+            return codes
+        all_ranks[rows] = codes
+        return all_ranks
 
-    def offsets(self, tokens: Int32) -> tuple[Int64, Int64, Int64]:
+    def offsets(self, tokens: Int32) -> tuple[UInt32, UInt32, UInt32]:
         """For `decode`, of each of N tokens: its table's size, and what makes an index of a code.
 
         That is what to add to a code in the table, and to one beyond it, for a place in `_all_ids`.
         """
         tables, sizes = self._tables_of(tokens)
-        return sizes, self._starts[np.maximum(tables, 0)], len(self.entries) - sizes
+        inside, beyond = self._starts[np.maximum(tables, 0)], len(self.entries) - sizes
+        return sizes.astype(np.uint32), inside.astype(np.uint32), beyond.astype(np.uint32)
 
-    def decode(self, codes: Int64, sizes: Int64, inside: Int64, beyond: Int64) -> Int32:
-        """Ids `[N] int32` of codes `[N] int64`, >= 0, after tokens whose `offsets` are given.
+    def decode(self, codes: UInt32, sizes: UInt32, inside: UInt32, beyond: UInt32) -> Int32:
+        """Ids `[..., N] int32` of codes `[..., N] uint32` after N tokens whose `offsets` are given.
 
         A code that stands for nothing gives a number that is no id; whoever calls checks the range.
         """
-        index = codes + (np.where(codes < sizes, inside, beyond) if len(self.tokens) else beyond)
-        try:
-            return self._all_ids.take(index)
-        except IndexError:  # some are spelled out
-            spelled = index >= len(self._all_ids)
-            ids = np.minimum(index - len(self._all_ids), 2**31 - 1).astype(np.int32)
-            ids[~spelled] = self._all_ids.take(index[~spelled])
+        if len(self.tokens):
+            index = np.where(codes < sizes, inside, beyond)
+            index += codes
+        else:
+            index = codes + beyond
+        known = len(self._all_ids)
+        if known == 0 or int(index.max(initial=0)) >= known:  # some are spelled out
+            spelled = index >= known
+            ids = (index - np.uint32(len(self.entries) + len(self.order))).view(np.int32)
+            ids[~spelled] = self._all_ids[index[~spelled]]
             return ids
+        return self._all_ids.take(index)
 
     @cached_property
     def _starts(self) -> Int64:
@@ -126,7 +137,8 @@ class Codebook:
 
     @cached_property
     def _all_ids(self) -> Int32:
-        return np.concatenate([self.order[self.entries], self.order])
+        literal = np.arange(self.vocab_size if self.vocab_size <= SPELLED else 0, dtype=np.int32)
+        return np.concatenate([self.order[self.entries], self.order, literal])
 
     def _tables_of(self, tokens: Int32) -> tuple[Int64, Int64]:
         """Which table each token has, -1 for none, and its size."""
@@ -143,26 +155,24 @@ class Codebook:
             return ids.astype(np.uint32)
         if (inverse := self._inverse) is not None:
             try:
-                rank = inverse.take(ids)
-            except IndexError:
-                rank = np.where(ids < len(inverse), inverse.take(ids, mode="clip"), -1)
-            if int(rank.min(initial=0)) >= 0:
-                return rank.astype(np.uint32)
-            known = rank >= 0
-        else:
-            sorter = np.argsort(self.order)
-            at = np.minimum(np.searchsorted(self.order, ids, sorter=sorter), u - 1)
-            rank = sorter[at].astype(np.int32)
-            known = self.order[rank] == ids
+                return inverse.take(ids)
+            except IndexError:  # ids beyond the largest of the order
+                beyond = ids.astype(np.uint32) + np.uint32(u)
+                return np.where(ids < len(inverse), inverse.take(ids, mode="clip"), beyond)
+        sorter = np.argsort(self.order)
+        at = np.minimum(np.searchsorted(self.order, ids, sorter=sorter), u - 1)
+        rank = sorter[at]
+        known = self.order[rank] == ids
         return np.where(known, rank, u + ids.astype(np.int64)).astype(np.uint32)
 
     @cached_property
-    def _inverse(self) -> Int32 | None:
+    def _inverse(self) -> UInt32 | None:
+        """What `_ranks` says of every id up to the largest in the order."""
         top = int(self.order.max()) + 1
         if top > DENSE_VOCAB:
             return None
-        inverse = np.full(top, -1, np.int32)
-        inverse[self.order] = np.arange(len(self.order), dtype=np.int32)
+        inverse = np.arange(top, dtype=np.uint32) + np.uint32(len(self.order))
+        inverse[self.order] = np.arange(len(self.order), dtype=np.uint32)
         return inverse
 
     @classmethod
@@ -207,7 +217,11 @@ class Codebook:
             )
         if len(np.unique(order)) != len(order):
             raise IntegrityError(f"{where}: its order holds an id twice")
-        return cls(order=order.astype(np.int32), classes=classes.astype(np.int32))
+        return cls(
+            order=order.astype(np.int32),
+            classes=classes.astype(np.int32),
+            vocab_size=vocab_size,
+        )
 
     def to_bytes(self) -> bytes:
         """A dictionary's file."""

@@ -79,8 +79,10 @@ class Steps:
         Raises:
             TargetError: a gap or log-odds beyond 2^31 steps.
         """
-        kept = targets.kept
-        largest = float(np.where(kept, targets.gaps, 0).max(initial=0))
+        largest = float(targets.gaps.max(initial=0))
+        kept = None if np.isfinite(largest) else targets.kept
+        if kept is not None:
+            largest = float(targets.gaps.max(initial=0, where=kept))
         gaps = targets.gaps if largest < SINGLE else targets.gaps.astype(np.float64)
         finite = targets.log_odds[np.isfinite(targets.log_odds)]
         reach = max(largest / self.step, np.abs(finite).max(initial=0.0) / self.odds_step)
@@ -98,7 +100,9 @@ class Steps:
             values = self._solve(
                 gaps, targets.log_odds[:, at].astype(np.float64), self.odds(odds[:, at])
             )
-        return Numbers(values=np.where(kept, values, 0).astype(np.uint32), odds=odds)
+        if kept is not None:
+            values = np.where(kept, values, 0)
+        return Numbers(values=values.astype(np.uint32), odds=odds)
 
     def scores(self, values: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         """Minus the gaps `float32`, from whole numbers of any shape."""

@@ -15,11 +15,12 @@ Everything is decoded place by place for all positions at once: additions and on
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 
-from softlabels.codecs import make_codec
+from softlabels.codecs import ValueCodec, make_codec
 from softlabels.codecs.codebook import Codebook, count, order_of, read_numbers
 from softlabels.codecs.streams import Stream, pack, pack_series, unpack
 from softlabels.errors import IntegrityError, TargetError
@@ -35,8 +36,11 @@ __all__ = ["shard_of", "streams_of"]
 UInt32 = npt.NDArray[np.uint32]
 Int64 = npt.NDArray[np.int64]
 
+NONE = np.zeros(0, np.int32)
 OWN_STREAM = 64
 """Places that have streams of their own."""
+TILE = 4096
+"""Positions that are decoded at a time: their tables stay in the cache."""
 
 
 def _bands(k: int) -> Iterator[tuple[int, int]]:
@@ -88,16 +92,19 @@ def streams_of(shard: Shard, identity: Identity, dictionary: Codebook | None) ->
     kept, counts = kept[by_token], counts[by_token]
     key = numbers.values[by_token].astype(np.uint64) << np.uint64(32)
     key |= book.encode(tokens[by_token], t.ids[by_token])
-    key[~kept] = np.iinfo(np.uint64).max
+    ragged = len(counts) > 0 and int(counts.min()) < t.k
+    if ragged:
+        key[~kept] = np.iinfo(np.uint64).max
     key.sort(axis=1)
     places = np.ascontiguousarray(key.T)  # [K, N]
     values = (places >> np.uint64(32)).astype(np.uint32)
     codes = places.astype(np.uint32)
-    value_steps, code_steps = values.copy(), codes.copy()
-    value_steps[1:] -= values[:-1]
-    tied = value_steps[1:] == 0
-    code_steps[1:] -= np.where(tied, codes[:-1] + np.uint32(1), np.uint32(0))
-    ragged = len(counts) > 0 and int(counts.min()) < t.k
+    value_steps, code_steps = np.empty_like(values), np.empty_like(codes)
+    value_steps[:1], code_steps[:1] = values[:1], codes[:1]
+    for j in range(1, t.k):
+        np.subtract(values[j], values[j - 1], out=value_steps[j])
+        before = (codes[j - 1] + np.uint32(1)) * (value_steps[j] == 0)
+        np.subtract(codes[j], before, out=code_steps[j])
     for begin, end in _bands(t.k):
         if ragged:
             here = np.arange(begin, end)[:, None] < counts
@@ -140,7 +147,7 @@ def _row_streams(
     mask = np.concatenate([r.label_mask for r in rows])
     odd = mask != _usual_mask(segments)
     turns = np.flatnonzero(np.diff(odd, prepend=False))
-    plain = Codebook(order=book.order, classes=book.classes)
+    plain = replace(book, tokens=NONE, sizes=NONE, entries=NONE)
     codes = plain.encode(np.zeros(len(tokens), np.int32), tokens[:, None])[:, 0]
     digests = b"".join(r.digest() for r in rows)
     return {
@@ -204,14 +211,10 @@ def shard_of(
     codec = make_codec(identity.encoding.values)
     grid = tuple(identity.targets.temperatures)
     odds = np.stack([codec.odds(numbers(log_odds_column(t), n)) for t in grid], axis=1)
-    tokens = _tokens_of_positions(found)
-    by_token = np.argsort(tokens, kind="stable")
-    ids, gaps = _kept(counts[by_token], k, book, tokens[by_token], codec.scores, numbers)
-    back = np.empty(n, np.int64)
-    back[by_token] = np.arange(n)
+    ids, gaps = _kept(counts, k, book, _tokens_of_positions(found), codec, numbers)
     targets = SoftTargets(
-        ids=np.ascontiguousarray(ids.T).take(back, axis=0),
-        gaps=np.ascontiguousarray(gaps.T).take(back, axis=0),
+        ids=ids,
+        gaps=gaps,
         log_odds=odds,
         temperatures=grid,
         vocab_size=v,
@@ -226,49 +229,59 @@ def _kept(
     k: int,
     book: Codebook,
     tokens: npt.NDArray[np.int32],
-    scores: Callable[[UInt32], npt.NDArray[np.float32]],
+    codec: ValueCodec,
     numbers: Callable[[str, int], UInt32],
 ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
-    """Ids `[K, N] int32` and gaps `[K, N] float32`; a slot that is not kept repeats the first id at +inf."""
+    """Ids `[N, K] int32` and gaps `[N, K] float32`; a slot that is not kept repeats the first id at +inf."""
     n = len(counts)
-    ids, gaps = np.empty((k, n), np.int32), np.empty((k, n), np.float32)
-    offsets = book.offsets(tokens)
+    by_token = np.argsort(tokens, kind="stable")
+    sorted_counts = counts[by_token]
     ragged = n > 0 and int(counts.min()) < k
-    value, code = np.zeros(n, np.uint32), np.zeros(n, np.int64)
-    first = np.zeros(n, np.float32)
+    values, codes = _steps(sorted_counts, k, ragged, numbers)
+    # Equal values: the code goes on from the one before. Sums are modulo 2^32; validation finds what wraps.
+    mask = np.empty(n, np.uint32)
+    for j in range(1, k):
+        np.minimum(values[j], 1, out=mask)
+        mask -= np.uint32(1)  # all ones where the value is that before it
+        mask &= codes[j - 1] + np.uint32(1)
+        codes[j] += mask
+        values[j] += values[j - 1]
+    ids, gaps = np.empty((k, n), np.int32), np.empty((k, n), np.float32)
+    offsets = book.offsets(tokens[by_token])
+    for begin in range(0, n, TILE):
+        tile = slice(begin, begin + TILE)
+        ids[:, tile] = book.decode(codes[:, tile], *(o[tile] for o in offsets))
+    for j in range(k):
+        gaps[j] = codec.scores(values[j])
+    np.subtract(gaps[:1].copy(), gaps, out=gaps)
+    if ragged:
+        lost = np.arange(k)[:, None] >= sorted_counts
+        ids = np.where(lost, ids[:1], ids)
+        gaps[lost] = np.inf
+    back = np.empty(n, np.int64)
+    back[by_token] = np.arange(n)
+    return (
+        np.ascontiguousarray(ids.T).take(back, axis=0),
+        np.ascontiguousarray(gaps.T).take(back, axis=0),
+    )
+
+
+def _steps(
+    counts: Int64, k: int, ragged: bool, numbers: Callable[[str, int], UInt32]
+) -> tuple[UInt32, UInt32]:
+    """What the streams of values and of ids hold, `[K, N]`; 0 where a position has no such place."""
+    n = len(counts)
+    values, codes = np.zeros((k, n), np.uint32), np.zeros((k, n), np.uint32)
     for begin, end in _bands(k):
-        here = [np.flatnonzero(counts > j) for j in range(begin, end)] if ragged else None
-        length = sum(map(len, here)) if here is not None else n * (end - begin)
-        value_steps, code_steps = (
-            numbers(f"values.{begin}", length),
-            numbers(f"ids.{begin}", length),
-        )
-        at = 0
-        for j in range(begin, end):
-            some = here[j - begin] if here is not None else None
-            m = n if some is None else len(some)
-            dv, dc = value_steps[at : at + m], code_steps[at : at + m]
-            at += m
-            before = (value, code) if some is None else (value[some], code[some])
-            now = before[0] + dv
-            place = dc.astype(np.int64)
-            if j:
-                place += (before[1] + 1) * (dv == 0)
-            score = scores(now)
-            if some is None:
-                value, code = now, place
-                first = score if j == 0 else first
-                ids[j] = book.decode(place, *offsets)
-                np.subtract(first, score, out=gaps[j])
+        here = np.arange(begin, end)[:, None] < counts if ragged else None
+        length = n * (end - begin) if here is None else int(here.sum())
+        for name, out in (("values", values), ("ids", codes)):
+            found = numbers(f"{name}.{begin}", length)
+            if here is None:
+                out[begin:end] = found.reshape(end - begin, n)
             else:
-                value[some], code[some] = now, place
-                if j == 0:
-                    first[some] = score
-                ids[j] = ids[0] if j else 0
-                gaps[j] = np.inf
-                ids[j, some] = book.decode(place, *(o[some] for o in offsets))
-                gaps[j, some] = first[some] - score
-    return ids, gaps
+                out[begin:end][here] = found
+    return values, codes
 
 
 def _exactly(streams: Mapping[str, Stream], name: str, entries: int, where: str) -> UInt32:
@@ -308,10 +321,9 @@ def _rows(
         raise IntegrityError(
             f"{where}: rows of {lengths} tokens, expected 1..{identity.corpus.seq_len}"
         )
-    plain = Codebook(order=book.order, classes=book.classes)
-    none = np.zeros(total, np.int64)
+    plain = replace(book, tokens=NONE, sizes=NONE, entries=NONE)
     codes = _exactly(streams, "input_ids", total, where)
-    tokens = plain.decode(codes.astype(np.int64), none, none, none)
+    tokens = plain.decode(codes, *plain.offsets(np.zeros(total, np.int32)))
     of_row = _exactly(streams, "segments", r, where).astype(np.int64)
     if int(of_row.sum()) > total:
         raise IntegrityError(f"{where}: {of_row.sum()} segments of {total} tokens")
