@@ -43,7 +43,8 @@ class BuildConfig:
     """`parquet` or `zarr`."""
     values: str | None = None
     """Codec of the stored numbers: `float16`, `float32`, or, packed, `nat8` to `nat64`: log-probabilities
-    within 1/16 to 1/128 nat. Default: float16 if open, nat16 if packed."""
+    within 1/16 to 1/128 nat. Default: float16 if open; packed, nat16, or nat8 of a sample, whose rounding is
+    unbiased."""
     dictionary: str = "auto"
     """Of packed stores: `auto` trains one on the first 200,000 positions, where it pays; `none`; or the
     path of one, or of a store that has one."""
@@ -109,7 +110,13 @@ class BuildConfig:
     @property
     def stored_values(self) -> str:
         """Codec of the stored numbers."""
-        return self.values or {"open": "float16", "packed": "nat16"}.get(self.profile, "float16")
+        from softlabels.targets import UNBIASED
+
+        if self.values is not None:
+            return self.values
+        if self.profile != "packed":
+            return "float16"
+        return "nat8" if self.estimator in UNBIASED else "nat16"
 
     @property
     def estimator_parameters(self) -> dict[str, Any]:
