@@ -1,0 +1,298 @@
+"""Bytes, error and speed of every way to store the same targets, on a real teacher's logits.
+
+    python tests/benchmarks/store.py --teacher hf:TEACHER --work FOLDER [--json FILE]
+
+Builds four stores in FOLDER (kept, and taken up again): `topk` k=64 and `sampled` k=12, both exact float32,
+of training text for dictionaries and of held-out text to be measured. Then writes and reads the held-out
+shard in each encoding, on one thread, and compares every log-probability. Last, from dense probabilities,
+what sampling and rounding do to the mean and to the squared error.
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+import torch
+
+from softlabels.build import build
+from softlabels.codecs import make_codec
+from softlabels.codecs.codebook import Codebook, train
+from softlabels.config import BuildConfig
+from softlabels.estimators import make_estimator
+from softlabels.store.encoding import decode_shard, encode_shard
+from softlabels.store.manifest import Identity, Statistics
+from softlabels.store.reader import open_store
+from softlabels.store.shard import Shard
+from softlabels.targets import SoftTargets
+from softlabels.terminal import Bar
+
+NOTHING = Statistics(kept_ids=0, kept_mass=[], teacher_nll=None)
+DATA = Path(__file__).parents[2] / "data" / "austen"
+
+
+def stores(args: argparse.Namespace) -> dict[str, list[Shard]]:
+    """The shards of the four stores, built if they aren't there."""
+    found = {}
+    for estimator, k, grid in (("topk", 64, (1.0, 2.0, 4.0)), ("sampled", 12, (1.0,))):
+        for part, text, rows in (
+            ("train", args.train, args.rows),
+            ("heldout", args.heldout, args.heldout_rows),
+        ):
+            config = BuildConfig(
+                teacher=args.teacher,
+                corpus=(text,),
+                estimator=estimator,
+                k=k,
+                temperature=grid,
+                values="float32",
+                seq_len=256,
+                limit_rows=rows,
+                shard_rows=min(rows, args.heldout_rows),
+            )
+            out = args.work / f"{estimator}-{part}"
+            with Bar(quiet=False) as bar:
+                build(config, out, reporter=bar)
+            store = open_store(out)
+            found[out.name] = [store.read_shard(i) for i in range(len(store.manifest.shards))]
+            found[f"{out.name} identity"] = store.manifest.identity
+    return found
+
+
+def cut(targets: SoftTargets, k: int, grid: tuple[float, ...]) -> SoftTargets:
+    """The k likeliest ids of a larger set, the others added to the tail."""
+    odds = []
+    for t in grid:
+        p = targets.probs(t).astype(np.float64)
+        outside = p[:, k:].sum(1) + targets.tail(t).astype(np.float64)
+        odds.append(np.log(outside) - np.log(p[:, :k].sum(1)))
+    return replace(
+        targets,
+        ids=np.ascontiguousarray(targets.ids[:, :k]),
+        gaps=np.ascontiguousarray(targets.gaps[:, :k]),
+        log_odds=np.stack(odds, 1).astype(np.float32),
+        temperatures=grid,
+    )
+
+
+def encoded_as(identity: Identity, t: SoftTargets, k: int, **how: str) -> Identity:
+    """The identity of a store of the same teacher in another encoding."""
+    codec = make_codec(how["values"])
+    return msgspec.structs.replace(
+        identity,
+        encoding=msgspec.structs.replace(
+            identity.encoding,
+            **how,
+            relative_error=codec.relative_error,
+            absolute_error=codec.absolute_error(identity.targets.estimator),
+        ),
+        targets=msgspec.structs.replace(identity.targets, k=k, temperatures=list(t.temperatures)),
+    )
+
+
+def by_id(targets: SoftTargets) -> np.ndarray[Any, Any]:
+    order = np.argsort(targets.ids, axis=1)
+    return np.take_along_axis(targets.log_probs(targets.temperatures[0]), order, 1)
+
+
+def timed(call: Callable[[], Any], repeats: int) -> float:
+    taken = []
+    for _ in range(repeats + 1):
+        start = time.perf_counter()
+        call()
+        taken.append(time.perf_counter() - start)
+    return median(taken[1:])
+
+
+def measure(
+    name: str, shard: Shard, identity: Identity, book: Codebook | None, repeats: int
+) -> dict[str, Any]:
+    """One encoding: bytes, largest error, tokens a second to write and to read with all checks."""
+
+    def write() -> bytes:
+        return encode_shard(shard, identity, NOTHING, dictionary=book)
+
+    def read() -> Shard:
+        return decode_shard(
+            data,
+            identity,
+            start_row=shard.start_row,
+            where=name,
+            rows=len(shard.rows),
+            positions=shard.targets.n,
+            dictionary=lambda _: book,  # type: ignore[arg-type,return-value]
+        )
+
+    data = write()
+    tokens = sum(len(r.input_ids) for r in shard.rows)
+    error = np.abs(by_id(shard.targets) - by_id(read().targets))
+    return {
+        "encoding": name,
+        "bytes": len(data) / shard.targets.n,
+        "largest error": float(error.max()),
+        "mean error": float(error.mean()),
+        "write": tokens / timed(write, repeats),
+        "read": tokens / timed(read, repeats),
+    }
+
+
+def dictionary_of(shards: list[Shard], k: int, vocab_size: int) -> Codebook:
+    """One trained on the first k ids of some shards."""
+    tokens = np.concatenate([r.input_ids[r.label_mask] for s in shards for r in s.rows])
+    ids = np.concatenate([s.targets.ids[:, :k] for s in shards])
+    kept = np.concatenate([s.targets.kept[:, :k] for s in shards])
+    data = train(tokens, ids, kept).to_bytes()
+    return Codebook.from_bytes(data, vocab_size=vocab_size, where="dictionary")
+
+
+def encodings(found: dict[str, Any], repeats: int) -> list[dict[str, Any]]:
+    rows = []
+    for part, k, grid, ways in (
+        ("topk", 50, (1.0,), [("packed", "nat16"), ("packed", "nat64"), ("open", "float16")]),
+        ("topk", 50, (1.0, 2.0, 4.0), [("packed", "nat16")]),
+        ("topk", 64, (1.0,), [("packed", "float16"), ("open", "float16")]),
+        ("sampled", 12, (1.0,), [("packed", "nat8"), ("packed", "nat16"), ("open", "float16")]),
+    ):
+        (shard,) = found[f"{part}-heldout"]
+        identity = found[f"{part}-heldout identity"]
+        if part == "topk":
+            shard = replace(shard, targets=cut(shard.targets, k, grid))
+        book = dictionary_of(found[f"{part}-train"], k, identity.teacher.vocab_size)
+        size = len(book.to_bytes())
+        for profile, values in ways:
+            how = encoded_as(identity, shard.targets, k, profile=profile, values=values)
+            what = f"{part} k={k}, T={', '.join(f'{t:g}' for t in grid)}: {profile} {values}"
+            plain = measure(what, shard, how, None, repeats)
+            rows.append(plain)
+            if profile == "packed":
+                row = measure(f"{what}, dictionary", shard, how, book, repeats)
+                row["dictionary bytes"] = size
+                row["dictionary positions"] = sum(s.targets.n for s in found[f"{part}-train"])
+                row["pays from"] = size / (plain["bytes"] - row["bytes"])
+                rows.append(row)
+    return rows
+
+
+# -- what sampling does ---------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def sampling(args: argparse.Namespace, shard: Shard) -> list[dict[str, Any]]:
+    """Mean and squared error of stored samples of some positions, over many seeds."""
+    from softlabels.teachers import TeacherOptions, open_teacher
+
+    teacher = open_teacher(args.teacher, TeacherOptions(dtype="float32"))
+    logits = torch.cat([x.clone() for x in teacher.logits(shard.rows[:2])])
+    logits = logits[:: max(1, len(logits) // args.positions)][: args.positions]
+    p = logits.double().softmax(1).numpy()
+    draws, rows = args.seeds, []
+    rng = np.random.default_rng(0)
+    for name, k, values in (
+        ("sampled", 12, "float32"),
+        ("sampled", 12, "nat8"),
+        ("sampled", 12, "nat16"),
+        ("rs", args.rs_draws, "float32"),
+    ):
+        estimator = make_estimator(name, {"k": k, "temperatures": (1.0,)})
+        codec = make_codec(values)
+        squared = ids = 0.0
+        worst = 0.0
+        for i in range(len(p)):
+            total, square = np.zeros(p.shape[1]), np.zeros(p.shape[1])
+            for begin in range(0, draws, args.chunk):
+                n = min(args.chunk, draws - begin)
+                u = torch.from_numpy(rng.random((n, estimator.uniforms)))
+                s = estimator.select(logits[i].repeat(n, 1), u)
+                t = SoftTargets(
+                    ids=s.ids.int().numpy(),
+                    gaps=(s.logp.max(1, keepdim=True).values - s.logp).numpy(),
+                    log_odds=s.log_odds.numpy(),
+                    temperatures=(1.0,),
+                    vocab_size=p.shape[1],
+                    estimator=name,
+                )
+                numbers = codec.to_numbers(t, rng.random(t.ids.shape))
+                score = np.where(t.kept, codec.scores(numbers.values), -np.inf)
+                w = np.exp(score - score.max(1, keepdims=True)).astype(np.float64)
+                w /= w.sum(1, keepdims=True)
+                np.add.at(total, t.ids, w)
+                np.add.at(square, t.ids, w * w)
+                ids += t.kept.sum()
+                mine = p[i][t.ids]
+                squared += (p[i] ** 2).sum() * n + ((w - mine) ** 2 - mine**2)[t.kept].sum()
+            mean = total / draws
+            spread = np.sqrt(np.maximum(square / draws - mean**2, 0) / draws)
+            matters = p[i] * draws > 100  # an id seen too seldom has no spread to speak of
+            off = np.abs(mean - p[i]) - 1e-6
+            worst = max(
+                worst, float((off / np.maximum(spread, 1e-12))[matters & (off > 0)].max(initial=0))
+            )
+        rows.append(
+            {
+                "stored": f"{name} {values}",
+                "ids": ids / draws / len(p),
+                "squared error": squared / draws / len(p),
+                "furthest from the mean, in standard errors": worst,
+            }
+        )
+    return rows
+
+
+def show(rows: list[dict[str, Any]]) -> None:
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    print("| " + " | ".join(columns) + " |\n|" + "---|" * len(columns))
+    for row in rows:
+        print("| " + " | ".join(cell(row.get(c, "")) for c in columns) + " |")
+
+
+def cell(value: float | str) -> str:
+    if isinstance(value, str):
+        return value
+    return f"{value:,.4g}" if abs(value) < 100 else f"{value:,.0f}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--teacher", required=True)
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--train", default=f"text:{DATA}/train/*.txt")
+    parser.add_argument("--heldout", default=f"text:{DATA}/heldout/*.txt")
+    parser.add_argument("--rows", type=int, default=820, help="of training text, 256 tokens each")
+    parser.add_argument("--heldout-rows", type=int, default=120)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--positions", type=int, default=16, help="that are sampled many times")
+    parser.add_argument("--seeds", type=int, default=10_000)
+    parser.add_argument("--chunk", type=int, default=200)
+    parser.add_argument("--rs-draws", type=int, default=31)
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    torch.set_num_threads(os.cpu_count() or 1)
+    found = stores(args)
+    torch.set_num_threads(1)
+    pa.set_cpu_count(1)
+    rows = encodings(found, args.repeats)
+    show(rows)
+    torch.set_num_threads(os.cpu_count() or 1)
+    samples = sampling(args, found["sampled-heldout"][0])
+    show(samples)
+    if args.json:
+        args.json.write_text(json.dumps({"encodings": rows, "sampling": samples}, indent=2))
+
+
+if __name__ == "__main__":
+    main()
