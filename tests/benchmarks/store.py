@@ -59,6 +59,7 @@ def stores(args: argparse.Namespace) -> dict[str, list[Shard]]:
                 k=k,
                 temperature=grid,
                 values="float32",
+                dtype=args.dtype,
                 seq_len=256,
                 limit_rows=rows,
                 shard_rows=min(rows, args.heldout_rows),
@@ -272,6 +273,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--train", default=f"text:{DATA}/train/*.txt")
     parser.add_argument("--heldout", default=f"text:{DATA}/heldout/*.txt")
+    parser.add_argument("--dtype", default="bfloat16", help="of the teacher's body")
     parser.add_argument("--rows", type=int, default=820, help="of training text, 256 tokens each")
     parser.add_argument("--heldout-rows", type=int, default=120)
     parser.add_argument("--repeats", type=int, default=5)

@@ -237,15 +237,15 @@ def test_column_names_and_types():
     assert {f.name: str(f.type) for f in schema} == {
         "row": "int64",
         "input_digest": "fixed_size_binary[16]",
-        "input_ids": "list<element: int32>",
-        "segment_lengths": "list<element: int32>",
-        "documents": "list<element: int64>",
-        "label_mask": "list<element: bool>",
-        "kept": "list<element: int32>",
-        "ids": "list<element: int32>",
-        "logp": "list<element: halffloat>",
-        "log_odds_T0_5": "list<element: halffloat>",
-        "log_odds_T1": "list<element: halffloat>",
+        "input_ids": "list<element: int32 not null>",
+        "segment_lengths": "list<element: int32 not null>",
+        "documents": "list<element: int64 not null>",
+        "label_mask": "list<element: bool not null>",
+        "kept": "list<element: int32 not null>",
+        "ids": "list<element: int32 not null>",
+        "logp": "list<element: halffloat not null>",
+        "log_odds_T0_5": "list<element: halffloat not null>",
+        "log_odds_T1": "list<element: halffloat not null>",
     }
 
 
