@@ -155,10 +155,14 @@ def _decoder(opened: Any) -> Callable[[int], str]:
 
 @click.command("verify")
 @click.argument("store", type=LocalPath())
-@click.option("--quick", is_flag=True, help="Compare sizes and digests only; do not decode.")
+@click.option(
+    "--deep/--quick",
+    default=True,
+    help="Decode every shard and check every invariant, or compare sizes and digests only.",
+)
 @json_option
 @click.pass_context
-def verify_command(ctx: click.Context, store: Path, quick: bool, as_json: bool) -> None:
+def verify_command(ctx: click.Context, store: Path, deep: bool, as_json: bool) -> None:
     """Check every file of a store; exit with 1 if anything is missing, torn, altered or foreign.
 
     \b
@@ -169,7 +173,7 @@ def verify_command(ctx: click.Context, store: Path, quick: bool, as_json: bool) 
 
     with Bar(quiet=as_json) as bar:
         bar.stage("verify", None, "shards")
-        report = verify_store(store, deep=not quick, progress=lambda done, total: bar.advance(1))
+        report = verify_store(store, deep=deep, progress=lambda done, total: bar.advance(1))
     for problem in report.problems:
         click.echo(f"error: {problem}", err=True)
     state = "whole" if not report.problems else f"{len(report.problems)} problems"

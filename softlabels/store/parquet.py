@@ -48,7 +48,9 @@ def write_columns(columns: Mapping[str, Column], facts: Facts) -> bytes:
     """One Parquet row for each record, in one row group."""
     arrays = {name: _array(column) for name, column in columns.items()}
     # Fields that cannot be null need no levels to say that none is, and decode a fifth faster.
-    schema = pa.schema([pa.field(name, array.type, nullable=False) for name, array in arrays.items()])
+    schema = pa.schema(
+        [pa.field(name, array.type, nullable=False) for name, array in arrays.items()]
+    )
     table = pa.table(list(arrays.values()), schema=schema)
     if table.nbytes > DECODED_LIMIT:
         raise TargetError(
