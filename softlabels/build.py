@@ -6,19 +6,23 @@ The flow:
  3. without a plan: pack the whole corpus once, cut it into shards, publish the plan;
     with one: refuse a different job;
  4. until all shards are committed: claim one that no living builder holds, pack its rows again from
-    where the plan says they begin, compare them with the plan, run the teacher, select on its device,
-    encode, commit, release; wait where others hold all that is left;
+    where the plan says they begin, compare them with the plan, run the teacher, select on its device;
+    then, on a second thread and while the teacher is at the next one, encode, commit, release; wait
+    where others hold all that is left;
  5. publish the card and, last, the manifest.
 
-Killing it at any moment loses at most the shard in hand; running it again finishes the job. Any number
-of builders, on all hosts that share the path, may run at once; none knows how many there are.
+Stopping it at any moment loses at most the shard that is being taught (a kill that leaves no moment
+to finish: the one that is being written, too); running it again finishes the job. Any number of
+builders, on all hosts that share the path, may run at once; none knows how many there are.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -46,6 +50,7 @@ from softlabels.store.manifest import (
     Manifest,
     Plan,
     PlannedShard,
+    Statistics,
     load_manifest,
 )
 from softlabels.store.parquet import decode_shard, encode_shard
@@ -53,6 +58,7 @@ from softlabels.store.plan import load_plan
 from softlabels.store.shard import Shard
 from softlabels.teach import teach
 from softlabels.teachers import MIB, Teacher, TeacherOptions, open_teacher
+from softlabels.writer import Writer
 
 __all__ = ["build", "teacher_options"]
 
@@ -132,7 +138,6 @@ def _build_shards(
     report: Reporter,
 ) -> list[Commit]:
     """Build what no living builder has in hand, until every shard is committed by somebody."""
-    claims = Claims(store)
     source = PlannedRows(config, corpora, teacher)
     before = recorded(store)  # by builders of an earlier day: bytes may have rotted since
     commits: dict[int, Commit] = {}
@@ -142,10 +147,10 @@ def _build_shards(
     def look(shard: PlannedShard) -> Commit | None:
         return committed(store, plan, shard, whole=shard.index in before)
 
-    def collect() -> int:
-        """Take up the records that others made; returns their positions."""
+    def collect(own: int | None = None) -> int:
+        """Take up the records that others made, not the `own` one; returns their positions."""
         positions = 0
-        for index in sorted((recorded(store) - commits.keys() - damaged) & planned):
+        for index in sorted((recorded(store) - commits.keys() - damaged - {own}) & planned):
             try:
                 found = look(plan.shards[index])
             except (IntegrityError, FormatError):
@@ -156,47 +161,69 @@ def _build_shards(
                 positions += found.positions
         return positions
 
+    def settle(writer: Writer, waiting: Claim | None = None) -> None:
+        """Wait for the shard that is being written, if there is one."""
+        if written := writer.finish(waiting):
+            commits[written[0]] = written[1]
+
     collect()
     todo = [s for s in plan.shards if s.index not in commits]
     if commits:
         report.notice(f"resuming: {len(commits)} of {len(plan.shards)} shards are done")
     report.stage("teach", sum(s.positions for s in todo), "positions")
-    pause, waited = SHORTEST_PAUSE, False
-    while todo:
-        claim = claims.take([s.index for s in todo])
-        if claim is None:
-            if not waited:
-                report.notice(
-                    f"waiting: the shards that are left ({len(todo)}) are in other builders' hands"
-                )
-            waited = True
-            time.sleep(pause)
-            pause = min(2 * pause, LONGEST_PAUSE)
-        else:
-            pause = SHORTEST_PAUSE
-            with claim:
-                shard = plan.shards[claim.index]
-                try:
-                    found = look(shard)
-                except (IntegrityError, FormatError) as e:
-                    report.notice(f"building shard {shard.index} again: {e}")
-                    withdraw(store, shard)
-                    found = None
-                found = found or adopt_shard(store, plan, shard)
-                if found is None:
-                    found = _build_shard(
-                        config, store, plan, shard, claim, estimator, source, teacher, report
-                    )
+    with closing(Claims(store)) as claims, Writer(report.notice) as writer:
+        pause, waited = SHORTEST_PAUSE, False
+        while todo or writer.index is not None:
+            claim = claims.take([s.index for s in todo])
+            if claim is None:
+                if writer.index is not None:
+                    settle(writer)
                 else:
-                    report.advance(shard.positions)
-                commits[shard.index] = found
-        if positions := collect():
-            report.advance(positions)
-        todo = [s for s in plan.shards if s.index not in commits]
+                    if not waited:
+                        report.notice(
+                            f"waiting: the shards that are left ({len(todo)}) are in other builders' hands"
+                        )
+                    waited = True
+                    time.sleep(pause)
+                    pause = min(2 * pause, LONGEST_PAUSE)
+            else:
+                pause = SHORTEST_PAUSE
+                with ExitStack() as held:
+                    held.enter_context(claim)
+                    shard = plan.shards[claim.index]
+                    try:
+                        found = look(shard)
+                    except (IntegrityError, FormatError) as e:
+                        report.notice(f"building shard {shard.index} again: {e}")
+                        withdraw(store, shard)
+                        found = None
+                    found = found or adopt_shard(store, plan, shard)
+                    if found is None:
+                        write = _teach_shard(
+                            config,
+                            store,
+                            plan,
+                            shard,
+                            claim,
+                            estimator,
+                            source,
+                            teacher,
+                            report,
+                            writer,
+                        )
+                        settle(writer, claim)
+                        writer.start(claim, write)
+                        held.pop_all()  # the claim is the writer's now
+                    else:
+                        report.advance(shard.positions)
+                        commits[shard.index] = found
+            if positions := collect(writer.index):
+                report.advance(positions)
+            todo = [s for s in plan.shards if s.index not in commits and s.index != writer.index]
     return [commits[i] for i in range(len(plan.shards))]
 
 
-def _build_shard(
+def _teach_shard(
     config: BuildConfig,
     store: Path,
     plan: Plan,
@@ -206,9 +233,13 @@ def _build_shard(
     source: PlannedRows,
     teacher: Teacher,
     report: Reporter,
-) -> Commit:
+    writer: Writer,
+) -> Callable[[], Commit]:
+    """The teacher's part; returns what is left to do, which needs neither the teacher nor its device."""
+
     def advance(positions: int) -> None:
         claim.renew()
+        writer.renew()
         report.advance(positions)
 
     start = time.perf_counter()
@@ -224,10 +255,25 @@ def _build_shard(
         advance=advance,
     )
     content = Shard(start_row=shard.start_row, rows=rows, targets=targets)
+    seconds = time.perf_counter() - start
+    return partial(_write_shard, store, plan, shard, claim, content, statistics, seconds)
+
+
+def _write_shard(
+    store: Path,
+    plan: Plan,
+    shard: PlannedShard,
+    claim: Claim,
+    content: Shard,
+    statistics: Statistics,
+    seconds: float,
+) -> Commit:
+    """Encode, check and publish; `seconds` were spent on it before."""
+    start = time.perf_counter()
     data = encode_shard(content, plan.identity, statistics)
     claim.renew()
     _check_round_trip(content, data, plan.identity, where=str(store / shard.name))
-    seconds = time.perf_counter() - start
+    seconds += time.perf_counter() - start
     return commit_shard(store, plan, shard, data, statistics, seconds)
 
 
