@@ -4,8 +4,9 @@
 
 Over the same rows, in one process, in turns: the bare teacher (body and head, logits made and dropped), the
 teacher with selection, and a whole build without its planning and loading (rows, teacher, selection,
-encoding, check, fsync). Documents are tokenised whole: give a corpus of about as many rows as --rows, or
-most of "of which reading" is of rows that are not taught. The time is the median of the repeats; a ratio is the median of each repeat's own
+encoding, check, fsync). Documents are tokenised whole: give a corpus of about as many rows as --rows, or most
+of "of which reading" is of rows that are not taught. The time is the median of the repeats; a ratio is the
+median of each repeat's own
 ratio, since a shared machine's speed drifts. CPU seconds are of all threads. Prints a table.
 """
 
