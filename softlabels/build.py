@@ -6,24 +6,29 @@ The flow:
  3. without a plan: pack the whole corpus once, cut it into shards, publish the plan;
     with one: refuse a different job;
  4. until all shards are committed: claim one that no living builder holds, pack its rows again from
-    where the plan says they begin, compare them with the plan, run the teacher, select on its device,
-    encode, commit, release; wait where others hold all that is left;
+    where the plan says they begin, compare them with the plan, run the teacher, select on its device;
+    then, on a second thread and while the teacher is at the next one, encode, commit, release; wait
+    where others hold all that is left;
  5. publish the card and, last, the manifest.
 
-Killing it at any moment loses at most the shard in hand; running it again finishes the job. Any number
-of builders, on all hosts that share the path, may run at once; none knows how many there are.
+Stopping it at any moment loses at most the shard that is being taught (a kill that leaves no moment
+to finish: the one that is being written, too); running it again finishes the job. Any number of
+builders, on all hosts that share the path, may run at once; none knows how many there are.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
+from softlabels.codecs.codebook import Codebook
 from softlabels.config import BuildConfig
 from softlabels.corpora import Corpus, open_corpora
 from softlabels.dictionary import ShardDictionary
@@ -49,6 +54,7 @@ from softlabels.store.manifest import (
     Manifest,
     Plan,
     PlannedShard,
+    Statistics,
     load_manifest,
 )
 from softlabels.store.plan import load_plan
@@ -56,6 +62,7 @@ from softlabels.store.shard import Shard
 from softlabels.targets import SoftTargets
 from softlabels.teach import teach
 from softlabels.teachers import MIB, Teacher, TeacherOptions, open_teacher
+from softlabels.writer import Writer
 
 __all__ = ["build", "teacher_options"]
 
@@ -135,7 +142,6 @@ def _build_shards(
     report: Reporter,
 ) -> list[Commit]:
     """Build what no living builder has in hand, until every shard is committed by somebody."""
-    claims = Claims(store)
     source = PlannedRows(config, corpora, teacher)
     before = recorded(store)  # by builders of an earlier day: bytes may have rotted since
     commits: dict[int, Commit] = {}
@@ -145,10 +151,10 @@ def _build_shards(
     def look(shard: PlannedShard) -> Commit | None:
         return committed(store, plan, shard, whole=shard.index in before)
 
-    def collect() -> int:
-        """Take up the records that others made; returns their positions."""
+    def collect(own: int | None = None) -> int:
+        """Take up the records that others made, not the `own` one; returns their positions."""
         positions = 0
-        for index in sorted((recorded(store) - commits.keys() - damaged) & planned):
+        for index in sorted((recorded(store) - commits.keys() - damaged - {own}) & planned):
             try:
                 found = look(plan.shards[index])
             except (IntegrityError, FormatError):
@@ -160,57 +166,75 @@ def _build_shards(
         return positions
 
     dictionary = ShardDictionary(store, plan, report)
+
+    def settle(writer: Writer, waiting: Claim | None = None) -> None:
+        """Wait for the shard that is being written, if there is one."""
+        if written := writer.finish(waiting):
+            commits[written[0]] = written[1]
+
     collect()
     todo = [s for s in plan.shards if s.index not in commits]
     if commits:
         report.notice(f"resuming: {len(commits)} of {len(plan.shards)} shards are done")
     report.stage("teach", sum(s.positions for s in todo), "positions")
-    pause, waited = SHORTEST_PAUSE, False
-    while todo:
-        first = [s for s in todo if s.index < (dictionary.first or 0)]
-        claim = claims.take([s.index for s in first or todo])
-        if claim is None:
-            if not waited:
-                report.notice(
-                    f"waiting: the shards that are left ({len(todo)}) are in other builders' hands"
-                )
-            waited = True
-            time.sleep(pause)
-            pause = min(2 * pause, LONGEST_PAUSE)
-        else:
-            pause = SHORTEST_PAUSE
-            with claim:
-                shard = plan.shards[claim.index]
-                try:
-                    found = look(shard)
-                except (IntegrityError, FormatError) as e:
-                    report.notice(f"building shard {shard.index} again: {e}")
-                    withdraw(store, shard)
-                    found = None
-                found = found or adopt_shard(store, plan, shard)
-                if found is None:
-                    found = _build_shard(
-                        config,
-                        store,
-                        plan,
-                        shard,
-                        claim,
-                        estimator,
-                        source,
-                        teacher,
-                        dictionary,
-                        report,
-                    )
+    with closing(Claims(store)) as claims, Writer(report.notice) as writer:
+        pause, waited = SHORTEST_PAUSE, False
+        while todo or writer.index is not None:
+            first = [s.index for s in todo if s.index < dictionary.first]
+            if not first and writer.index is not None and writer.index < dictionary.first:
+                settle(writer)  # the last that a dictionary is trained on
+                continue
+            claim = claims.take(first or [s.index for s in todo])
+            if claim is None:
+                if writer.index is not None:
+                    settle(writer)
                 else:
-                    report.advance(shard.positions)
-                commits[shard.index] = found
-        if positions := collect():
-            report.advance(positions)
-        todo = [s for s in plan.shards if s.index not in commits]
+                    if not waited:
+                        report.notice(
+                            f"waiting: the shards that are left ({len(todo)}) are in other builders' hands"
+                        )
+                    waited = True
+                    time.sleep(pause)
+                    pause = min(2 * pause, LONGEST_PAUSE)
+            else:
+                pause = SHORTEST_PAUSE
+                with ExitStack() as held:
+                    held.enter_context(claim)
+                    shard = plan.shards[claim.index]
+                    try:
+                        found = look(shard)
+                    except (IntegrityError, FormatError) as e:
+                        report.notice(f"building shard {shard.index} again: {e}")
+                        withdraw(store, shard)
+                        found = None
+                    found = found or adopt_shard(store, plan, shard)
+                    if found is None:
+                        write = _teach_shard(
+                            config,
+                            store,
+                            plan,
+                            shard,
+                            claim,
+                            estimator,
+                            source,
+                            teacher,
+                            dictionary,
+                            report,
+                            writer,
+                        )
+                        settle(writer, claim)
+                        writer.start(claim, write)
+                        held.pop_all()  # the claim is the writer's now
+                    else:
+                        report.advance(shard.positions)
+                        commits[shard.index] = found
+            if positions := collect(writer.index):
+                report.advance(positions)
+            todo = [s for s in plan.shards if s.index not in commits and s.index != writer.index]
     return [commits[i] for i in range(len(plan.shards))]
 
 
-def _build_shard(
+def _teach_shard(
     config: BuildConfig,
     store: Path,
     plan: Plan,
@@ -221,11 +245,16 @@ def _build_shard(
     teacher: Teacher,
     dictionary: ShardDictionary,
     report: Reporter,
-) -> Commit:
+    writer: Writer,
+) -> Callable[[], Commit]:
+    """The teacher's part; returns what is left to do, which needs neither the teacher nor its device."""
+
     def advance(positions: int) -> None:
         claim.renew()
+        writer.renew()
         report.advance(positions)
 
+    book = dictionary.of(shard)
     start = time.perf_counter()
     rows = source.rows_of(shard)
     claim.renew()
@@ -239,10 +268,29 @@ def _build_shard(
         advance=advance,
     )
     content = Shard(start_row=shard.start_row, rows=rows, targets=targets)
-    data = encode_shard(content, plan.identity, statistics, dictionary=dictionary.of(shard))
-    claim.renew()
-    _check_round_trip(content, data, plan.identity, dictionary.find, where=str(store / shard.name))
     seconds = time.perf_counter() - start
+    return partial(
+        _write_shard, store, plan, shard, claim, content, statistics, book, dictionary.find, seconds
+    )
+
+
+def _write_shard(
+    store: Path,
+    plan: Plan,
+    shard: PlannedShard,
+    claim: Claim,
+    content: Shard,
+    statistics: Statistics,
+    book: Codebook | None,
+    find: FindDictionary,
+    seconds: float,
+) -> Commit:
+    """Encode, check and publish; `seconds` were spent on it before."""
+    start = time.perf_counter()
+    data = encode_shard(content, plan.identity, statistics, dictionary=book)
+    claim.renew()
+    _check_round_trip(content, data, plan.identity, find, where=str(store / shard.name))
+    seconds += time.perf_counter() - start
     return commit_shard(store, plan, shard, data, statistics, seconds)
 
 
@@ -271,8 +319,8 @@ def _check_round_trip(
 def _by_id(
     targets: SoftTargets, temperature: float
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
-    """Ids `[N, K]` in ascending order, what is not kept last as 2^31, and their log-probabilities."""
+    """Ids in ascending order, what is not kept last as 2^31, and their log-probabilities."""
     ids = np.where(targets.kept, targets.ids, np.int64(2**31))
-    order = np.argsort(ids, axis=1)
+    order = np.argsort(ids, axis=1)[:, : int(targets.kept.sum(axis=1).max(initial=0))]
     logp = targets.log_probs(temperature)
     return np.take_along_axis(ids, order, 1), np.take_along_axis(logp, order, 1)

@@ -77,8 +77,9 @@ class ShardDictionary:
 
     def __init__(self, store: Path, plan: Plan, report: Reporter) -> None:
         self._store, self._plan, self._report = store, plan, report
-        self.first = plan.identity.encoding.dictionary_shards
-        """Shards that are coded without, and must be committed before any other is begun; None: all are."""
+        self._any = plan.identity.encoding.dictionary_shards is not None
+        self.first = plan.identity.encoding.dictionary_shards or 0
+        """So many shards are coded without, and must be committed before any other is begun."""
         self._vocab_size = plan.identity.teacher.vocab_size
         self.find = Dictionaries(store, self._vocab_size)
         self._book: Codebook | None = None
@@ -89,7 +90,7 @@ class ShardDictionary:
         Raises:
             StoreError: the dictionary, or a shard it would be trained on, is damaged.
         """
-        if self.first is None or shard.index < self.first:
+        if not self._any or shard.index < self.first:
             return None
         if self._book is None:
             path = self._store / DICTIONARY

@@ -20,6 +20,7 @@ import torch
 
 from softlabels.errors import ConfigError
 from softlabels.estimators import Selection
+from softlabels.estimators.largest import largest
 from softlabels.estimators.topk import check_k, check_temperatures, check_vocab
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ class Sampled:
         k = self.k
         if self.temperatures[0] != 1.0:
             logits.div_(self.temperatures[0])
-        top, top_ids = logits.topk(k, dim=1)
+        top, top_ids = largest(logits, k)
         mass = logits.sub_(top[:, :1]).exp_()  # relative to the largest; the buffer is ours
         top_gap = (top - top[:, :1]).double()
         top_mass = mass.gather(1, top_ids)

@@ -9,11 +9,13 @@ import torch
 
 from softlabels.errors import ConfigError
 from softlabels.estimators import Selection
+from softlabels.estimators.largest import largest
+from softlabels.estimators.tail import log_odds, log_tail
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["TopK", "check_grid", "check_k", "check_temperatures", "check_vocab", "log_odds"]
+__all__ = ["TopK", "check_grid", "check_k", "check_temperatures", "check_vocab"]
 
 
 def check_k(k: int) -> None:
@@ -49,32 +51,6 @@ def check_vocab(k: int, vocab_size: int) -> None:
         raise ConfigError(f"--k {k}: the teacher's vocabulary has only {vocab_size} ids")
 
 
-def log_odds(
-    gaps: Tensor, kept: Tensor | None, rest: Tensor, temperatures: tuple[float, ...]
-) -> Tensor:
-    """The tail's log-odds `[n, G]`.
-
-    The tail is a log-sum-exp over the ids *not* kept, never `1 - sum`: a tail of 1e-9 keeps all its
-    digits. `rest` is passed over once per temperature.
-
-    Args:
-        gaps: `[n, K]` of the candidates.
-        kept: `[n, K]`: which of them are kept; the others are tail. None: all.
-        rest: `[n, V]`, logits less the largest, `-inf` at the candidates.
-        temperatures: the grid.
-    """
-    head, more = -gaps, None
-    if kept is not None:
-        head, more = head.masked_fill(~kept, -torch.inf), head.masked_fill(kept, -torch.inf)
-    odds = []
-    for t in temperatures:
-        tail = torch.logsumexp(rest if t == 1.0 else rest / t, dim=1)
-        if more is not None:
-            tail = torch.logaddexp(tail, torch.logsumexp(more / t, dim=1))
-        odds.append(tail - torch.logsumexp(head / t, dim=1))
-    return torch.stack(odds, dim=1)
-
-
 @dataclass(frozen=True, kw_only=True)
 class TopK:
     """Keep the k largest logits of each position; deterministic."""
@@ -97,12 +73,18 @@ class TopK:
 
     def select(self, logits: Tensor, uniforms: Tensor | None = None) -> Selection:
         """Select from `logits [n, V] float32`, which is overwritten."""
-        top, ids = logits.topk(self.k, dim=1)
-        largest = top[:, :1]
-        gaps = largest - top
-        rest = logits.sub_(largest).scatter_(1, ids, -torch.inf)
-        odds = log_odds(gaps, None, rest, self.temperatures)
+        k = self.k
+        top, ids = largest(logits, min(k + 1, logits.shape[1]))  # and the largest of the tail
+        gaps = top[:, :1].double() - top.double()
+        tails = log_tail(logits, ids[:, :k], top[:, k:], self.temperatures)
+        odds = log_odds(gaps[:, :k], None, gaps[:, k:], tails, self.temperatures)
         at_one = odds[:, self.temperatures.index(1.0)]
         # kept mass = sigmoid(-odds): the normaliser at T=1, without another pass over V.
-        log_norm = torch.logsumexp(-gaps, dim=1) + torch.nn.functional.softplus(at_one)
-        return Selection(ids, -gaps - log_norm[:, None], odds, largest[:, 0] + log_norm, 1.0)
+        log_norm = torch.logsumexp(-gaps[:, :k], dim=1) + torch.nn.functional.softplus(at_one)
+        return Selection(
+            ids[:, :k],
+            (-gaps[:, :k] - log_norm[:, None]).float(),
+            odds.float(),
+            (top[:, 0] + log_norm).float(),
+            1.0,
+        )

@@ -12,7 +12,9 @@ import torch
 
 from softlabels.errors import ConfigError
 from softlabels.estimators import Selection
-from softlabels.estimators.topk import check_grid, check_k, check_vocab, log_odds
+from softlabels.estimators.largest import largest
+from softlabels.estimators.tail import log_odds, log_tail
+from softlabels.estimators.topk import check_grid, check_k, check_vocab
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -52,18 +54,24 @@ class TopP:
 
     def select(self, logits: Tensor, uniforms: Tensor | None = None) -> Selection:
         """Select from `logits [n, V] float32`, which is overwritten."""
-        top, ids = logits.topk(self.k, dim=1)
-        largest = top[:, :1]
-        gaps = largest - top
-        rest = logits.sub_(largest).scatter_(1, ids, -torch.inf)
-        log_norm = torch.logaddexp(torch.logsumexp(-gaps, 1), torch.logsumexp(rest, 1))[:, None]
+        k = self.k
+        top, ids = largest(logits, min(k + 1, logits.shape[1]))  # and the largest of the rest
+        gaps = top[:, :1].double() - top.double()
+        tails = log_tail(logits, ids[:, :k], top[:, k:], self.temperatures)
+        gaps, beyond_gap, ids = gaps[:, :k], gaps[:, k:], ids[:, :k]
+        rest = tails[:, self.temperatures.index(1.0)] - beyond_gap.sum(1)
+        log_norm = torch.logaddexp(torch.logsumexp(-gaps, dim=1), rest)[:, None]
         logp = -gaps - log_norm
         # Kept while those before it have not reached the mass: the one that crosses it is kept, too.
-        before = logp.double().exp().cumsum(1).roll(1, dims=1)
+        before = logp.exp().cumsum(1).roll(1, dims=1)
         before[:, 0] = 0.0
-        rank = torch.arange(self.k, device=logits.device)
+        rank = torch.arange(ids.shape[1], device=logits.device)
         kept = (before < self.top_p) | (rank < self.min_k)
-        odds = log_odds(gaps, kept, rest, self.temperatures)
+        odds = log_odds(gaps, kept, beyond_gap, tails, self.temperatures)
         return Selection(
-            ids, logp.masked_fill(~kept, -torch.inf), odds, (largest + log_norm)[:, 0], 1.0
+            ids,
+            logp.masked_fill(~kept, -torch.inf).float(),
+            odds.float(),
+            (top[:, 0] + log_norm[:, 0]).float(),
+            1.0,
         )

@@ -42,7 +42,8 @@ RENEWAL = 5.0
 """Seconds between renewals, at least."""
 _NAME = re.compile(r"(\d{5,12})-(\d{1,9})\.json")
 _LIVING: set[str] = set()
-"""Tokens of this process. A claim with its pid and another token is of an earlier life of the pid."""
+"""Tokens of this process's builds. A claim with its pid and another token is of one that ended, or of an
+earlier life of the pid."""
 
 
 class Holder(msgspec.Struct, frozen=True, kw_only=True):
@@ -106,7 +107,7 @@ class Claims:
         try:
             standing = self._standing()
             free = [i for i in indices if i not in standing]
-            if standing:
+            if len(free) < len(indices):  # there are other builders
                 random.shuffle(free)
             for index in free:
                 if claim := self._create(index, 0):
@@ -123,6 +124,13 @@ class Claims:
                 raise
             # Whoever finished the store removed the folder under our hands: nothing is left to claim.
         return None
+
+    def close(self) -> None:
+        """Whatever was claimed here and not released is dead from now on.
+
+        Such as a claim whose making failed half way; the process itself may live, and build again.
+        """
+        _LIVING.discard(self._me.token)
 
     def _path(self, index: int, generation: int) -> Path:
         return self._folder / f"{index:05d}-{generation}.json"

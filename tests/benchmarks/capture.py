@@ -1,0 +1,155 @@
+"""What does keeping the targets cost, over running the teacher alone?
+
+    python tests/benchmarks/capture.py --teacher hf:models/teacher --corpus 'text:data/austen/train/*.txt'
+
+Over the same rows, in one process, in turns: the bare teacher (body and head, logits made and dropped), the
+teacher with selection, and a whole build without its planning and loading (rows, teacher, selection,
+encoding, check, fsync). Documents are tokenised whole: give a corpus of about as many rows as --rows, or most
+of "of which reading" is of rows that are not taught. The time is the median of the repeats; a ratio is the
+median of each repeat's own
+ratio, since a shared machine's speed drifts. CPU seconds are of all threads. Prints a table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does, before torch
+
+import torch
+
+from softlabels import build as build_module
+from softlabels.build import teacher_options
+from softlabels.config import BuildConfig
+from softlabels.corpora import open_corpora
+from softlabels.estimators import make_estimator
+from softlabels.planning import make_plan, packed_rows
+from softlabels.progress import Silent
+from softlabels.teach import _batches, teach
+from softlabels.teachers import open_teacher
+
+TARGET = 1.05
+"""Of the whole build over the bare teacher."""
+
+
+def timed(work: Callable[[], object]) -> tuple[float, float]:
+    """Wall and CPU seconds."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    work()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - wall, time.process_time() - cpu
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--teacher", required=True, help="as `softlabels build` takes it")
+    parser.add_argument("--corpus", required=True, help="as `softlabels build` takes it")
+    parser.add_argument("--rows", type=int, default=16)
+    parser.add_argument("--seq-len", type=int, default=256)
+    parser.add_argument("--shard-rows", type=int, default=4, help="several shards, to overlap")
+    parser.add_argument("--estimator", default="topk")
+    parser.add_argument("--k", type=int, default=50)
+    parser.add_argument("--temperature", type=float, nargs="+", default=[1.0, 2.0, 4.0])
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--json", type=Path, help="write the figures there, too")
+    args = parser.parse_args()
+    config = BuildConfig(
+        teacher=args.teacher,
+        corpus=(args.corpus,),
+        estimator=args.estimator,
+        k=args.k,
+        temperature=tuple(args.temperature),
+        seq_len=args.seq_len,
+        shard_rows=args.shard_rows,
+        limit_rows=args.rows,
+    )
+    quiet = Silent()
+    teacher = open_teacher(config.teacher, teacher_options(config, None, quiet))
+    estimator = make_estimator(config.estimator, config.estimator_parameters)
+    corpora = open_corpora(config.corpus)
+    rows = [r for _, r in islice(packed_rows(config, corpora, teacher), args.rows)]
+    positions = sum(len(r.positions) for r in rows)
+
+    with tempfile.TemporaryDirectory() as folder:
+        stores = iter(Path(folder) / str(i) for i in range(args.repeats + 2))
+        plan = make_plan(config, next(stores), estimator, corpora, teacher, quiet)
+
+        def bare() -> None:
+            for batch in _batches(rows, config.batch_tokens):
+                for _ in teacher.logits(batch):
+                    pass
+
+        def selected() -> None:
+            teach(
+                rows,
+                plan.identity,
+                estimator,
+                teacher,
+                start_row=0,
+                batch_tokens=config.batch_tokens,
+                advance=lambda _: None,
+            )
+
+        def built() -> None:
+            build_module._build_shards(
+                config, next(stores), plan, estimator, corpora, teacher, quiet
+            )
+
+        def read() -> None:
+            list(islice(packed_rows(config, corpora, teacher), args.rows))
+
+        ways = {
+            "bare teacher": bare,
+            "+ selection": selected,
+            "whole build": built,
+            "of which reading": read,
+        }
+        found: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
+        for repeat in range(args.repeats + 1):
+            for name, work in ways.items():
+                seconds = timed(work)
+                if repeat > 0:  # the first pays for what happens once
+                    found[name].append(seconds)
+                print(f"{repeat} {name}: {seconds[0]:.3f} s", file=sys.stderr)
+
+    figures = {}
+    base = found["bare teacher"]
+    print(f"| {positions:,} positions | wall µs each | of bare | CPU µs each | of bare |")
+    print("|---|---|---|---|---|")
+    for name, runs in found.items():
+        wall, cpu = (statistics.median(r[i] for r in runs) / positions * 1e6 for i in (0, 1))
+        ratios = [
+            statistics.median(r[i] / b[i] for r, b in zip(runs, base, strict=True)) for i in (0, 1)
+        ]
+        figures[name] = {
+            "wall_us": wall,
+            "cpu_us": cpu,
+            "wall_ratio": ratios[0],
+            "cpu_ratio": ratios[1],
+            "runs": runs,
+        }
+        print(f"| {name} | {wall:,.0f} | {ratios[0]:.3f} | {cpu:,.0f} | {ratios[1]:.3f} |")
+    reached = figures["whole build"]["wall_ratio"] <= TARGET
+    print(f"target {TARGET:g} of bare: {'reached' if reached else 'missed'}")
+    if args.json is not None:
+        about = {"device": teacher.record.device, "dtype": teacher.record.dtype}
+        about |= {"engine": teacher.record.engine, "threads": torch.get_num_threads()}
+        settings = {k: str(v) for k, v in vars(args).items() if k != "json"}
+        result = {"settings": settings, **about, "positions": positions, "figures": figures}
+        args.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
