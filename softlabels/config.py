@@ -43,8 +43,11 @@ class BuildConfig:
     """`open`: plain columns that any Parquet reader shows."""
     container: str = "parquet"
     """`parquet`."""
+    positions: str | None = None
+    """Which positions get a soft target: `random:SHARE`, or `entropy:SHARE` (of each row the least certain); the
+    others are hard-label only. Default: all do."""
     seed: int = 0
-    """Of the random estimators."""
+    """Of the random estimators and of `--positions random:…`."""
     skip_empty: bool = False
     """Leave empty documents out (and count them) rather than refuse them."""
     licence: str = "unknown"
@@ -61,6 +64,7 @@ class BuildConfig:
     def __post_init__(self) -> None:
         from softlabels.codecs import CODECS  # NumPy, which --help can do without
         from softlabels.estimators import ESTIMATORS
+        from softlabels.positions import PositionRule
 
         if not self.corpus:
             raise ConfigError("--corpus: give at least one")
@@ -85,6 +89,8 @@ class BuildConfig:
             raise ConfigError(
                 "--top-p is missing: --estimator topp keeps the fewest ids that reach it"
             )
+        if self.positions is not None:
+            PositionRule.parse(self.positions)
         if self.seed >= 2**63:
             raise ConfigError(f"--seed {self.seed}: expected less than 2**63")
         if self.profile != "open":

@@ -140,7 +140,7 @@ def decode_shard(
     Raises:
         IntegrityError: bad page checksum, missing column, lengths that do not add up, a row whose
             inputs are not those of its digest. Names `where` and the row.
-        TargetError: an id out of range, NaN, an empty kept set.
+        TargetError: an id out of range, NaN, an empty kept set that is not hard-label only.
     """
     grid = tuple(identity.targets.temperatures)
     names = ["row", "input_digest", "input_ids", "segment_lengths", "documents", "label_mask"]
@@ -183,11 +183,19 @@ def decode_shard(
         raise IntegrityError(
             f"{where}: row {start_row + max(int(wrong[0]) - 1, 0)} has ids, logp and kept of different lengths"
         )
+    hard = counts == 0
+    if hard.any() and identity.targets.positions is None:
+        raise TargetError(
+            f"{where}: position {int(hard.argmax())} has an empty kept set, but the manifest says that every position "
+            "has a soft target (it names no `positions`); copy the store again from its source"
+        )
     ids, logp = _rectangle(counts, column["ids"][0], codec.decode(column["logp"][0]))
+    gaps = gaps_from_logp(logp)
+    gaps[hard] = np.inf
     odds = [codec.decode(column[log_odds_column(t)][0]) for t in grid]
     targets = SoftTargets(
         ids=ids,
-        gaps=gaps_from_logp(logp),
+        gaps=gaps,
         log_odds=np.stack(odds, axis=1),
         temperatures=grid,
         vocab_size=identity.teacher.vocab_size,
