@@ -26,9 +26,11 @@ BINS = 15
 
 
 class Evaluation(NamedTuple):
-    """Means over the positions of a store, at T=1."""
+    """Means over the positions of a store, at T=1; `kl` and `agreement` over the soft ones."""
 
     positions: int
+    soft_positions: int
+    """Those that have a soft target."""
     nll: float
     """-log p of the token that came, nats."""
     perplexity: float
@@ -37,9 +39,10 @@ class Evaluation(NamedTuple):
     ece: float
     """Expected calibration error of the most probable token, 15 bins of equal width (Guo et al. 2017)."""
     kl: float | None
-    """KL(teacher || student) over kept ids and tail, nats; None for a sampled store, which does not determine it."""
+    """KL(teacher || student) over kept ids and tail, nats; None for a sampled store, which does not determine it,
+    and where no position has a soft target."""
     agreement: float | None
-    """Share of positions where student and teacher agree on the most probable token; None likewise."""
+    """Share of soft positions where student and teacher agree on the most probable token; None likewise."""
     teacher_nll: float | None
     """The teacher's own, where the store knows it."""
 
@@ -84,12 +87,13 @@ def evaluate(
     if not parts:
         raise RunError(f"{store.path}: holds no position to evaluate on")
     of = {name: torch.cat([p[name] for p in parts]) for name in parts[0]}
-    knows = store.manifest.identity.targets.estimator not in UNBIASED
     n = len(of["nll"])
+    knows = "kl" in of and len(of["kl"]) > 0
     statistics = store.manifest.statistics
     nll = float(of["nll"].double().mean())
     return Evaluation(
         positions=n,
+        soft_positions=int(of["soft"].sum()),
         nll=nll,
         perplexity=float(np.exp(nll)),
         accuracy=float(of["correct"].double().mean()),
@@ -114,14 +118,19 @@ def _measure(hidden: Tensor, head: Head, batch: Batch) -> dict[str, Tensor]:
         "nll": out.lse - out.label_logit,
         "correct": top == batch.labels,
         "confidence": (top_logit - out.lse).exp().clamp(max=1.0),
+        "soft": torch.from_numpy(targets.soft),
     }
     if targets.estimator not in UNBIASED:
+        places = np.flatnonzero(targets.soft)
+        soft = torch.from_numpy(places).to(hidden.device)
+        targets = targets[places]
         log_p = teacher_bins(targets, 1.0, hidden.device)
-        log_q = torch.log_softmax(out.columns, dim=1)
+        log_q = torch.log_softmax(out.columns.index_select(0, soft), dim=1)
         p = log_p.exp()
         measured["kl"] = torch.where(p > 0, p * (log_p - log_q), 0.0).sum(dim=1)
-        first = torch.from_numpy(targets.gaps.argmin(axis=1)).to(hidden.device)
-        measured["agree"] = top == ids.gather(1, first[:, None])[:, 0]
+        first = targets.ids[np.arange(targets.n), targets.gaps.argmin(axis=1)] if targets.n else []
+        best_of_teacher = torch.as_tensor(first, dtype=torch.int64, device=hidden.device)
+        measured["agree"] = top.index_select(0, soft) == best_of_teacher
     return measured
 
 

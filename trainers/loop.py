@@ -1,7 +1,7 @@
 """The training loop.
 
 The flow of a step: one batch from the stream -> micro-batches -> body in mixed precision -> loss on the
-head in chunks -> gradients, normalised by the valid positions of the whole step -> clip -> AdamW.
+head in chunks -> gradients, normalised by the positions of the whole step -> clip -> AdamW.
 
 On a CPU the result is a function of config and store alone, to the bit, wherever it was interrupted.
 """
@@ -286,7 +286,7 @@ class _Trainer:
         lr = learning_rate(self.step, self.config)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        positions = batch.positions
+        positions, soft_positions = batch.positions, batch.soft_positions
         soft = hard = teacher_tail = student_tail = loss = 0.0
         for micro in split_batch(batch, self.config.accumulate):
             if micro.positions == 0:
@@ -294,7 +294,13 @@ class _Trainer:
             moved = micro.to(self.device)
             with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.mixed):
                 hidden = self.student.hidden(moved)
-            out = self.loss(hidden, self.student.head(), moved, positions=positions)
+            out = self.loss(
+                hidden,
+                self.student.head(),
+                moved,
+                positions=positions,
+                soft_positions=soft_positions,
+            )
             out.loss.backward()  # type: ignore[no-untyped-call]
             loss += out.loss.item()
             soft, hard = soft + out.soft, hard + out.hard
@@ -311,13 +317,13 @@ class _Trainer:
         norm = torch.nn.utils.clip_grad_norm_(self.student.parameters(), limit)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        n = max(positions, 1)
+        n, m = max(positions, 1), max(soft_positions, 1)
         return {
             "loss": loss,
-            "soft": soft / n,
+            "soft": soft / m,
             "hard": hard / n,
-            "teacher_tail": teacher_tail / n,
-            "student_tail": student_tail / n,
+            "teacher_tail": teacher_tail / m,
+            "student_tail": student_tail / m,
             "grad_norm": float(norm),
             "lr": lr,
             "epoch": self.stream.epoch,

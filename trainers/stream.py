@@ -54,6 +54,11 @@ class Batch:
         """N."""
         return len(self.labels)
 
+    @property
+    def soft_positions(self) -> int:
+        """M: those of the N positions that have a soft target; the others are hard-label only."""
+        return int(self.targets.soft.sum())
+
     def to(self, device: torch.device) -> Batch:
         """Tensors on a device; targets stay where they are until the loss asks for them."""
         return replace(
