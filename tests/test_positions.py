@@ -90,6 +90,8 @@ def test_a_random_share_is_met_on_the_average_and_depends_on_the_place_alone():
 def test_entropy_takes_the_least_certain_and_of_equals_the_first():
     assert choose("entropy:0.5", 5, entropy=[1, 3, 2, 3, 0]).tolist() == [0, 1, 1, 1, 0]
     assert choose("entropy:0.4", 5, entropy=[2, 2, 2, 2, 2]).tolist() == [1, 1, 0, 0, 0]
+    many = np.arange(1000) % 3
+    assert np.flatnonzero(choose("entropy:0.3", 1000, entropy=many)).tolist() == [*range(2, 900, 3)]
     assert choose("entropy:0.07", 100).sum() == 7  # 0.07 * 100 is 7.000000000000001 in binary
     assert choose("entropy:0.001", 3).sum() == 1
     assert choose("entropy:0.5", 0).shape == (0,)
