@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from trainers.losses import teacher_bins
 from trainers.stream import Batch, collate
 from trainers.students import Student, check_vocab, load_student
 from trainers.topk_tail import Head, chunk_rows, head_logits, topk_tail
+from trainers.vocabulary import check_numbering
 
 __all__ = ["Evaluation", "evaluate", "evaluate_run", "expected_calibration_error"]
 
@@ -44,7 +45,9 @@ class Evaluation(NamedTuple):
     agreement: float | None
     """Share of soft positions where student and teacher agree on the most probable token; None likewise."""
     teacher_nll: float | None
-    """The teacher's own, where the store knows it."""
+    """The teacher's own, where the store knows it; None in a view, whose conditional distribution is another."""
+    dropped: dict[str, Any] | None = None
+    """What the view dropped of the teacher's mass (`softlabels.views.Dropped`); None without one."""
 
 
 def expected_calibration_error(confidence: Tensor, correct: Tensor, bins: int = BINS) -> float:
@@ -70,7 +73,7 @@ def evaluate(
     Raises:
         PairingError: the student's vocabulary is not the store's.
     """
-    check_vocab(student, store.manifest, where=str(store.path))
+    check_vocab(student, store, where=str(store.path))
     where = torch.device(device)
     was_training = student.training
     student.eval().to(where)
@@ -100,7 +103,10 @@ def evaluate(
         ece=expected_calibration_error(of["confidence"], of["correct"]),
         kl=float(of["kl"].double().mean()) if knows else None,
         agreement=float(of["agree"].double().mean()) if knows else None,
-        teacher_nll=None if statistics.teacher_nll is None else statistics.teacher_nll / n,
+        teacher_nll=None
+        if statistics.teacher_nll is None or store.view is not None
+        else statistics.teacher_nll / n,
+        dropped=None if store.dropped is None else store.dropped.to_dict(),
     )
 
 
@@ -140,15 +146,17 @@ def evaluate_run(
     *,
     device: str = "cpu",
     batch_size: int = 8,
+    vocab: str | None = None,
     advance: Callable[[int], None] = lambda _: None,
 ) -> Evaluation:
-    """Evaluate a finished run's student.
+    """Evaluate a finished run's student, on a store read in the vocabulary `vocab` (as in `RunConfig`).
 
     Raises:
         RunError: not a run, or not finished.
+        PairingError: the run numbered its ids otherwise.
         TokenizerError: the store was tokenised differently from what the student was trained on.
     """
-    opened = open_store(store)
+    opened = open_store(store, view=vocab)
     try:
         facts = json.loads((run / "run.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as e:
@@ -163,5 +171,6 @@ def evaluate_run(
             f"{opened.path}: its tokenizer (sha256 {found[:12]}…) is not the one that {run} was trained with (sha256 "
             f"{expected[:12]}…), so the same id means another token; build a store of that text with the run's teacher"
         )
+    check_numbering(facts, opened, run)
     student = load_student(run / "student")
     return evaluate(student, opened, device=device, batch_size=batch_size, advance=advance)

@@ -37,6 +37,7 @@ from trainers.metrics import Metrics
 from trainers.stopping import StopRequest
 from trainers.stream import Batch, SoftTargetStream
 from trainers.students import Student, check_tokenizer, check_vocab, make_student
+from trainers.vocabulary import check_same_view, renumbers, view_facts, write_dropped
 
 __all__ = ["RunReporter", "learning_rate", "split_batch", "train"]
 
@@ -121,7 +122,7 @@ def train(
     run = Path(run)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    store = open_store(config.store, cached_shards=16)
+    store = open_store(config.store, cached_shards=16, view=config.vocab)
     loss = config.make_loss()
     loss.check(store.manifest.identity.targets)
     recorded = _read_run(run, resume=resume)
@@ -129,12 +130,18 @@ def train(
     choice = choose(config.device, dtype)
     report.notice(f"student: {choice.reason}")
     student = make_student(config.student, seed=config.seed)
-    check_vocab(student, store.manifest, where=f"--student {config.student}")
-    if student.source is not None:
+    check_vocab(student, store, where=f"--student {config.student}")
+    if renumbers(store):
+        report.notice(
+            f"--vocab {config.vocab}: the ids are renumbered on your word; the student's tokenizer is neither compared "
+            "with the store's nor saved beside it"
+        )
+    elif student.source is not None:
         check_tokenizer(student.source, store, where=f"--student {config.student}")
     facts = {
         "config": config.to_dict(),
         "store_digest": store.digest,
+        "view": view_facts(store),
         "tokenizer_sha256": store.manifest.identity.tokenizer.sha256,
         "parameters": student.parameter_count,
         "dtype": choice.dtype_name,
@@ -167,12 +174,22 @@ def _read_run(run: Path, *, resume: bool) -> dict[str, Any] | None:
 
 
 def _check_same_run(recorded: dict[str, Any], facts: dict[str, Any], run: Path) -> None:
-    """A resumed run must be the same run; where the store lies, how often to log and on what is free."""
-    free = {"store", "log_every", "checkpoint_every", "keep_last", "threads", "device", "dtype"}
+    """A resumed run must be the same run; where files lie, how often to log and on what is free."""
+    free = {
+        "store",
+        "vocab",
+        "log_every",
+        "checkpoint_every",
+        "keep_last",
+        "threads",
+        "device",
+        "dtype",
+    }
     if recorded["store_digest"] != facts["store_digest"]:
         raise RunError(
             f"{run}: was begun on store {recorded['store_digest'][:12]}…, this is {facts['store_digest'][:12]}…"
         )
+    check_same_view(recorded, facts, run)
     if recorded["dtype"] != facts["dtype"]:
         raise RunError(
             f"{run}: was begun in {recorded['dtype']}, this would go on in {facts['dtype']}; "
@@ -339,7 +356,9 @@ class _Trainer:
         self.student.save(temporary)
         store = self.stream.store
         for name in sorted(store.manifest.files):
-            if name.startswith("tokenizer/"):
+            if name.startswith("tokenizer/") and not renumbers(store):
                 (temporary / name.removeprefix("tokenizer/")).write_bytes(store.file(name))
+        if dropped := write_dropped(self.run, store):
+            self.report.notice(dropped)
         publish_folder(temporary, final)
         return final
