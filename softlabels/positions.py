@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 __all__ = ["PositionRule", "entropies"]
 
 RULES = ("random", "entropy")
+DECIMALS = 12
+SMALLEST = Decimal(1).scaleb(-DECIMALS)
 OWN_STREAM = np.array([0, 0, 0, 1], np.uint64)
 """Where the counter begins: 2^192 blocks after the estimators' draws, which have the same key."""
 
@@ -48,9 +50,11 @@ class PositionRule:
             value = Decimal(share)
         except InvalidOperation:
             value = Decimal(0)
-        if name not in RULES or not (value.is_finite() and 0 < value <= 1):
+        fits = value.is_finite() and SMALLEST <= value <= 1 and value == round(value, DECIMALS)
+        if name not in RULES or not fits:
             raise ConfigError(
-                f"--positions {text!r}: expected random:SHARE or entropy:SHARE, the share above 0 and at most 1"
+                f"--positions {text!r}: expected random:SHARE or entropy:SHARE, the share above 0 and at most 1, of at "
+                f"most {DECIMALS} decimals"
             )
         return PositionRule(name=name, share=value)
 
@@ -85,14 +89,16 @@ class PositionRule:
 def entropies(logits: Tensor) -> npt.NDArray[Any]:
     """The teacher's entropies `[n] float32` at T=1, nats, of `logits [n, V] float32`, which are left as they are.
 
-    With y = z - max(z) and S = sum(e^y) it is log S - sum(e^y y) / S: neither term is negative, so a
-    certain teacher's small entropy keeps its digits. Summed in float64 and rounded, so that equal logits
-    are equal in whatever chunk they came.
+    With y = z - max(z) and R the sum of e^y over all ids but the largest it is
+    log(1 + R) - sum(e^y y) / (1 + R): neither term is negative and R is never added to 1 before its logarithm is
+    taken, so a certain teacher's small entropy keeps its digits. Summed in float64 and rounded, so that equal
+    logits are equal in whatever chunk they came.
     """
     import torch
 
-    y = logits - logits.amax(dim=1, keepdim=True)
-    mass = y.exp()
-    total = mass.sum(dim=1, dtype=torch.float64)
+    largest, at = logits.max(dim=1, keepdim=True)
+    y = logits - largest
+    mass = y.exp().scatter_(1, at, 0.0)
+    rest = mass.sum(dim=1, dtype=torch.float64)
     spread = mass.mul_(y).sum(dim=1, dtype=torch.float64)
-    return (total.log() - spread / total).float().cpu().numpy()
+    return (rest.log1p() - spread / (1.0 + rest)).float().cpu().numpy()

@@ -105,7 +105,7 @@ class TargetRecord(Record, frozen=True, kw_only=True, omit_defaults=True):
     """Of `topp`: the mass at T=1 that the kept ids reach."""
     min_k: Positive | None = None
     """Of `topp`: no position keeps fewer."""
-    positions: Annotated[str, msgspec.Meta(min_length=1, max_length=64)] | None = None
+    positions: str | None = None
     """Which positions have a soft target, e.g. `random:0.25` or `entropy:0.25`, the others being hard-label only;
     absent: all have one."""
 
