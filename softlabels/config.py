@@ -48,8 +48,11 @@ class BuildConfig:
     dictionary: str = "auto"
     """Of packed stores: `auto` trains one on the first 200,000 positions, where it pays; `none`; or the
     path of one, or of a store that has one."""
+    positions: str | None = None
+    """Which positions get a soft target: `random:SHARE`, or `entropy:SHARE` (of each row the least certain); the
+    others are hard-label only. Default: all do."""
     seed: int = 0
-    """Of the random estimators."""
+    """Of the random estimators and of `--positions random:…`."""
     skip_empty: bool = False
     """Leave empty documents out (and count them) rather than refuse them."""
     licence: str = "unknown"
@@ -66,6 +69,7 @@ class BuildConfig:
     def __post_init__(self) -> None:
         from softlabels.codecs import CODECS, make_codec  # NumPy, which --help can do without
         from softlabels.estimators import ESTIMATORS
+        from softlabels.positions import PositionRule
         from softlabels.store.encoding import CONTAINERS, PROFILES
 
         if not self.corpus:
@@ -95,6 +99,8 @@ class BuildConfig:
             )
         if self.profile != "packed" and self.dictionary not in ("auto", "none"):
             raise ConfigError(f"--dictionary {self.dictionary}: belongs to --profile packed")
+        if self.positions is not None:
+            PositionRule.parse(self.positions)
         if self.seed >= 2**63:
             raise ConfigError(f"--seed {self.seed}: expected less than 2**63")
         if self.profile == "open" and not make_codec(self.stored_values).plain:

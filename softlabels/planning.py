@@ -17,6 +17,7 @@ from softlabels.corpora.packing import CorpusCounts, pack
 from softlabels.dictionary import first_shards, given_dictionary
 from softlabels.errors import CorpusError, PlanError
 from softlabels.estimators import Estimator
+from softlabels.positions import PositionRule
 from softlabels.progress import Reporter
 from softlabels.registry import without_folder
 from softlabels.rows import BEGINNING, LABEL_SHIFT, Cursor, Row
@@ -217,6 +218,7 @@ def _target_record(config: BuildConfig, estimator: Estimator) -> TargetRecord:
         seed=config.seed,
         top_p=config.top_p,
         min_k=config.min_k,
+        positions=None if config.positions is None else str(PositionRule.parse(config.positions)),
     )
 
 
@@ -279,7 +281,8 @@ def check_same_job(
             "another --out"
         )
     for part, fields in asked.items():
-        for name, value in fields.items():
+        for name in [*fields, *(planned[part].keys() - fields)]:  # either may leave defaults out
+            value = fields.get(name)
             if planned[part].get(name) != value:
                 raise PlanError(
                     f"{store}: was planned with {part} {name} = {planned[part].get(name)!r}, this build has "

@@ -61,7 +61,7 @@ class Registry(Generic[T]):
         return cast(T, getattr(import_module(module), attribute))
 
 
-def split_spec(spec: str, *, flag: str) -> tuple[str, str]:
+def split_spec(spec: str, *, flag: str, example: str = "hf:path/to/model") -> tuple[str, str]:
     """Split `name:argument`.
 
     Raises:
@@ -69,7 +69,7 @@ def split_spec(spec: str, *, flag: str) -> tuple[str, str]:
     """
     name, colon, argument = spec.partition(":")
     if not (name and colon and argument):
-        raise ConfigError(f"{flag} {spec!r}: expected NAME:ARGUMENT, e.g. hf:path/to/model")
+        raise ConfigError(f"{flag} {spec!r}: expected NAME:ARGUMENT, e.g. {example}")
     return name, argument
 
 

@@ -17,12 +17,15 @@ weights, already at that temperature, and there is no tail (`lambda = -inf`).
 
 Shapes: N positions, K kept ids (the longest kept set; shorter ones are padded), V vocabulary, G
 temperatures of the grid.
+
+A position may be *hard-label only*: learnt from its label, without a soft target. It keeps no id and all
+its log-odds are `+inf`, so the formulas above give it no probability and a tail of 1. `soft` says which are not.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -53,11 +56,12 @@ class SoftTargets:
     """The teacher's sparse distributions at N positions."""
 
     ids: Int32
-    """`[N, K] int32`, unique among the kept ids of a row. A padded slot repeats the row's first id."""
+    """`[N, K] int32`, unique among the kept ids of a row. A padded slot repeats the row's first id (any, if none is
+    kept)."""
     gaps: Float32
-    """`[N, K] float32`, nats; `+inf` marks a slot that is not kept. At least one 0 in each row."""
+    """`[N, K] float32`, nats; `+inf` marks a slot that is not kept. At least one 0 in each row that keeps any."""
     log_odds: Float32
-    """`[N, G] float32`, nats; `-inf` where nothing lies outside the kept set."""
+    """`[N, G] float32`, nats; `-inf` where nothing lies outside the kept set; `+inf` in a row that keeps none."""
     temperatures: tuple[float, ...]
     """The grid, in the order of `log_odds`' columns."""
     vocab_size: int
@@ -88,10 +92,16 @@ class SoftTargets:
         """
         if self.n == 0:
             return
+        hard: npt.NDArray[np.bool_] = np.asarray(np.isposinf(self.log_odds).all(axis=1))
+        if hard.any():
+            hard &= ~self.soft
         if self.k == 0:
-            raise TargetError(
-                f"{where}: the kept set is empty at every position; expected at least one id"
-            )
+            if not hard.all():
+                raise TargetError(
+                    f"{where}: the kept set is empty at every position; expected at least one id, or "
+                    "log-odds of +inf at each temperature (hard label only)"
+                )
+            return
         # The extremes first: they are found ten times as fast as where they lie.
         if self.ids.min() < 0 or self.ids.max() >= self.vocab_size:
             self._refuse(
@@ -109,11 +119,15 @@ class SoftTargets:
             )
         self._refuse(where, np.isnan(self.log_odds), self.log_odds, "NaN for the tail's log-odds")
         self._refuse(
-            where, np.isposinf(self.log_odds), self.log_odds, "a kept set without any mass"
+            where,
+            np.isposinf(self.log_odds) & ~hard[:, None],
+            self.log_odds,
+            "a kept set without any mass",
         )
         if self.gaps[:, 0].any():  # else the first is the smallest
             smallest = self.gaps.min(axis=1, keepdims=True)
-            self._refuse(where, smallest != 0, smallest, "a kept set whose smallest gap is not 0")
+            wrong = (smallest != 0) & ~hard[:, None]
+            self._refuse(where, wrong, smallest, "a kept set whose smallest gap is not 0")
         if not unique:
             return
         order = np.where(self.kept, self.ids, -1 - np.arange(self.k, dtype=np.int64)[None, :])
@@ -150,6 +164,11 @@ class SoftTargets:
         """`[N, K]`: False where a slot is padding."""
         return np.isfinite(self.gaps)
 
+    @property
+    def soft(self) -> npt.NDArray[np.bool_]:
+        """`[N]`: False where a position is hard-label only: it keeps no id."""
+        return np.asarray(self.kept.any(axis=1))
+
     # -- probabilities ----------------------------------------------------------------------------
 
     def grid_index(self, temperature: float) -> int:
@@ -169,14 +188,15 @@ class SoftTargets:
         )
 
     def log_probs(self, temperature: float) -> Float32:
-        """Log-probabilities `[N, K] float32` of the kept ids at T; `-inf` in padded slots.
+        """Log-probabilities `[N, K] float32` of the kept ids at T; `-inf` in padded slots and without a soft target.
 
         For an unbiased estimator these are log weights, which sum to one like probabilities.
         """
         odds = self.log_odds[:, self.grid_index(temperature)]
         scale = 1.0 if self.estimator in UNBIASED else temperature
         scores: Float32 = -self.gaps / np.float32(scale)
-        log_norm = np.log(np.exp(scores).sum(axis=1))  # the largest score is 0: no overflow
+        total = np.exp(scores).sum(axis=1)  # the largest score is 0: no overflow
+        log_norm = np.log(np.where(total > 0, total, np.float32(1)))  # 0: hard label only
         scores -= log_norm[:, None]
         scores -= np.logaddexp(np.float32(0), odds)[:, None]
         return scores
@@ -191,14 +211,15 @@ class SoftTargets:
         return self.log_probs(1.0)
 
     def tail(self, temperature: float) -> Float32:
-        """Mass `[N] float32` outside the kept set at T."""
+        """Mass `[N] float32` outside the kept set at T; 1 where nothing is kept."""
         odds = self.log_odds[:, self.grid_index(temperature)]
         return np.exp(-np.logaddexp(np.float32(0.0), -odds)).astype(np.float32, copy=False)
 
     def dense(self, temperature: float) -> Float32:
         """`[N, V] float32`, rows summing to one: the tail is spread evenly over the ids not kept.
 
-        Only the kept entries and the sum of the others are known; this is for looking and for small C.
+        Only the kept entries and the sum of the others are known; this is for looking and for small C. Of a
+        position without a soft target nothing is known: its row is even.
         """
         outside = self.vocab_size - self.kept.sum(axis=1)
         tail = self.tail(temperature)
@@ -207,6 +228,16 @@ class SoftTargets:
         rows, slots = np.nonzero(self.kept)
         out[rows, self.ids[rows, slots]] = self.probs(temperature)[rows, slots]
         return out
+
+    # -- changing ---------------------------------------------------------------------------------
+
+    def hard_label_only(self, where: npt.NDArray[np.bool_]) -> SoftTargets:
+        """The same targets, without what is known at the positions `where [N]`."""
+        return replace(
+            self,
+            gaps=np.where(where[:, None], np.float32(np.inf), self.gaps),
+            log_odds=np.where(where[:, None], np.float32(np.inf), self.log_odds),
+        )
 
     # -- joining ----------------------------------------------------------------------------------
 

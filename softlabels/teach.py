@@ -10,6 +10,7 @@ import torch
 
 from softlabels.errors import NonFiniteError
 from softlabels.estimators import Estimator
+from softlabels.positions import PositionRule, entropies
 from softlabels.rows import Row
 from softlabels.store.manifest import Identity, Statistics
 from softlabels.targets import SoftTargets, gaps_from_logp
@@ -53,7 +54,7 @@ def teach(
     batch_tokens: int,
     advance: Callable[[int], None],
 ) -> tuple[SoftTargets, Statistics]:
-    """Run the teacher over consecutive rows and keep what the estimator selects.
+    """Run the teacher over consecutive rows and keep what the estimator selects, where the plan asks for it.
 
     Args:
         start_row: row number in the store of the first; with the seed it decides the random draws.
@@ -63,7 +64,9 @@ def teach(
     Raises:
         NonFiniteError: names the row and the token.
     """
-    seed = identity.targets.seed
+    seed, asked = identity.targets.seed, identity.targets.positions
+    rule = None if asked is None else PositionRule.parse(asked)
+    soft: list[np.ndarray[Any, np.dtype[np.bool_]]] = []
     parts: list[SoftTargets] = []
     nll = 0.0
     reference = 1.0
@@ -76,11 +79,14 @@ def teach(
         ]
         uniforms = torch.from_numpy(np.concatenate(drawn)).view(-1, each) if each else None
         done = 0
+        uncertain: list[np.ndarray[Any, np.dtype[np.float32]]] = []
         for logits in teacher.logits(batch):
             n = len(logits)
             _check_finite(logits, batch, first, done, teacher)
             label_logits = logits.gather(1, labels[done : done + n, None].to(logits.device))[:, 0]
             u = None if uniforms is None else uniforms[done : done + n].to(logits.device)
+            if rule is not None and rule.name == "entropy":
+                uncertain.append(entropies(logits))  # before `select` overwrites them
             selection = estimator.select(logits, u)
             reference = selection.reference
             nll -= float((label_logits / reference - selection.log_norm).sum(dtype=torch.float64))
@@ -98,16 +104,25 @@ def teach(
             advance(n)
         expected = sum(len(r.positions) for r in batch)
         assert done == expected, f"the teacher gave {done} positions for {expected}"
+        if rule is not None:
+            ends = np.cumsum([len(r.positions) for r in batch])
+            entropy = np.concatenate([np.zeros(0, np.float32), *uncertain])
+            for i, (row, own) in enumerate(zip(batch, np.split(entropy, ends[:-1]), strict=True)):
+                n = len(row.positions)
+                soft.append(rule.choose(n, seed=seed, row=first + i, entropy=own))
         first += len(batch)
     targets = SoftTargets.concatenate(parts) if parts else _no_targets(identity)
+    if rule is not None:
+        targets = targets.hard_label_only(~np.concatenate(soft))
     kept_mass = [
-        float((1.0 - targets.tail(t).astype(np.float64)).sum())
+        float((1.0 - targets.tail(t).astype(np.float64)).sum())  # 0 of a hard-label-only position
         for t in identity.targets.temperatures
     ]
     return targets, Statistics(
         kept_ids=int(targets.kept.sum()),
         kept_mass=kept_mass,
         teacher_nll=nll if reference == 1.0 else None,
+        soft_positions=None if targets.soft.all() else int(targets.soft.sum()),
     )
 
 

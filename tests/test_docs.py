@@ -33,7 +33,8 @@ def stores(tmp_path_factory) -> dict[str, Path]:
     corpus = write_corpus(folder / "corpus", documents=2, repeat=1)
     build_tiny(folder / "topk", corpus, temperature=(0.5, 1.0, 2.0))
     build_tiny(folder / "sampled", corpus, estimator="sampled")
-    return {"topk": folder / "topk", "sampled": folder / "sampled"}
+    build_tiny(folder / "some", corpus, temperature=(0.5, 1.0, 2.0), k=2, positions="entropy:0.3")
+    return {name: folder / name for name in ("topk", "sampled", "some")}
 
 
 def _page(script: str) -> tuple[str, Path, str]:
@@ -112,7 +113,7 @@ def _validate(record: Any, definition: str) -> None:
     jsonschema.Draft202012Validator(schema | {"$ref": f"#/$defs/{definition}"}).validate(record)
 
 
-@pytest.mark.parametrize("estimator", ["topk", "sampled"])
+@pytest.mark.parametrize("estimator", ["topk", "sampled", "some"])
 def test_real_records_fit_the_schema(stores, estimator):
     store = stores[estimator]
     schema = json.loads((DOCS / "manifest.schema.json").read_text(encoding="utf-8"))
@@ -182,7 +183,7 @@ def _entries_of(store: Path) -> list[tuple[int, int, int, float]]:
     return found
 
 
-@pytest.mark.parametrize("estimator", ["topk", "sampled"])
+@pytest.mark.parametrize("estimator", ["topk", "sampled", "some"])
 def test_polars_snippet(stores, estimator):
     (snippet,) = (s for s in PYTHON if "polars" in s)
     names: dict[str, Any] = {"STORE": str(stores[estimator])}
@@ -199,7 +200,7 @@ def test_polars_snippet(stores, estimator):
     np.testing.assert_array_equal(positions["log_odds"].to_numpy(), odds)
 
 
-@pytest.mark.parametrize("estimator", ["topk", "sampled"])
+@pytest.mark.parametrize("estimator", ["topk", "sampled", "some"])
 def test_stand_alone_reader_snippet(stores, estimator):
     """Every digest and probability, by code that was written from the page."""
     (snippet,) = (s for s in PYTHON if "hashlib" in s)
@@ -209,6 +210,7 @@ def test_stand_alone_reader_snippet(stores, estimator):
     exec(compile(snippet, "format.md", "exec"), names)
     store = open_store(stores[estimator])
     last = store.row(len(store) - 1).targets
+    last = last[last.soft]
     kept = last.kept[-1]
     assert names["T"] == last.temperatures[0]
     assert names["ids"] == last.ids[-1][kept].tolist()
@@ -235,11 +237,13 @@ def test_stand_alone_reader_snippet_finds_damage(stores, tmp_path, what):
         exec(compile(snippet, "format.md", "exec"), {"STORE": str(store)})
 
 
-def test_duckdb_snippet(stores):
+@pytest.mark.parametrize("estimator", ["topk", "some"])
+def test_duckdb_snippet(stores, estimator):
     duckdb = pytest.importorskip("duckdb")
     (query,) = SQL
-    query = query.replace("STORE", str(stores["topk"]))
+    query = query.replace("STORE", str(stores[estimator]))
     ((mean,),) = duckdb.connect().execute(query).fetchall()
-    manifest = open_store(stores["topk"]).manifest
+    manifest = open_store(stores[estimator]).manifest
     kept = manifest.statistics.kept_mass[manifest.identity.targets.temperatures.index(1.0)]
-    assert mean == pytest.approx(kept / manifest.identity.corpus.positions, rel=1e-3)
+    soft = manifest.statistics.soft_of(manifest.identity.corpus.positions)
+    assert mean == pytest.approx(kept / soft, rel=1e-3)

@@ -24,6 +24,8 @@ class RunConfig:
     """Path of the store to train from."""
     student: str
     """`hf-config:FILE`, `layers-of:PATH?keep=…`, `hf:PATH`."""
+    vocab: str | None = None
+    """Read the store in another vocabulary, the student's: `trim:N`, or `map:FILE` (new id of each id, or -1)."""
     loss: str = "forward_kl"
     """Soft loss: `forward_kl`, `reverse_kl`, `jsd`, `tvd`, `skewed_forward_kl` or `skewed_reverse_kl`."""
     temperature: float = 1.0

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from trainers.losses import teacher_bins
 from trainers.stream import Batch, collate
 from trainers.students import Student, check_vocab, load_student
 from trainers.topk_tail import Head, chunk_rows, head_logits, topk_tail
+from trainers.vocabulary import check_numbering
 
 __all__ = ["Evaluation", "evaluate", "evaluate_run", "expected_calibration_error"]
 
@@ -26,9 +27,11 @@ BINS = 15
 
 
 class Evaluation(NamedTuple):
-    """Means over the positions of a store, at T=1."""
+    """Means over the positions of a store, at T=1; `kl` and `agreement` over the soft ones."""
 
     positions: int
+    soft_positions: int
+    """Those that have a soft target."""
     nll: float
     """-log p of the token that came, nats."""
     perplexity: float
@@ -37,11 +40,14 @@ class Evaluation(NamedTuple):
     ece: float
     """Expected calibration error of the most probable token, 15 bins of equal width (Guo et al. 2017)."""
     kl: float | None
-    """KL(teacher || student) over kept ids and tail, nats; None for a sampled store, which does not determine it."""
+    """KL(teacher || student) over kept ids and tail, nats; None for a sampled store, which does not determine it,
+    and where no position has a soft target."""
     agreement: float | None
-    """Share of positions where student and teacher agree on the most probable token; None likewise."""
+    """Share of soft positions where student and teacher agree on the most probable token; None likewise."""
     teacher_nll: float | None
-    """The teacher's own, where the store knows it."""
+    """The teacher's own, where the store knows it; None in a view, whose conditional distribution is another."""
+    dropped: dict[str, Any] | None = None
+    """What the view dropped of the teacher's mass (`softlabels.views.Dropped`); None without one."""
 
 
 def expected_calibration_error(confidence: Tensor, correct: Tensor, bins: int = BINS) -> float:
@@ -67,7 +73,7 @@ def evaluate(
     Raises:
         PairingError: the student's vocabulary is not the store's.
     """
-    check_vocab(student, store.manifest, where=str(store.path))
+    check_vocab(student, store, where=str(store.path))
     where = torch.device(device)
     was_training = student.training
     student.eval().to(where)
@@ -84,19 +90,23 @@ def evaluate(
     if not parts:
         raise RunError(f"{store.path}: holds no position to evaluate on")
     of = {name: torch.cat([p[name] for p in parts]) for name in parts[0]}
-    knows = store.manifest.identity.targets.estimator not in UNBIASED
     n = len(of["nll"])
+    knows = "kl" in of and len(of["kl"]) > 0
     statistics = store.manifest.statistics
     nll = float(of["nll"].double().mean())
     return Evaluation(
         positions=n,
+        soft_positions=int(of["soft"].sum()),
         nll=nll,
         perplexity=float(np.exp(nll)),
         accuracy=float(of["correct"].double().mean()),
         ece=expected_calibration_error(of["confidence"], of["correct"]),
         kl=float(of["kl"].double().mean()) if knows else None,
         agreement=float(of["agree"].double().mean()) if knows else None,
-        teacher_nll=None if statistics.teacher_nll is None else statistics.teacher_nll / n,
+        teacher_nll=None
+        if statistics.teacher_nll is None or store.view is not None
+        else statistics.teacher_nll / n,
+        dropped=None if store.dropped is None else store.dropped.to_dict(),
     )
 
 
@@ -114,14 +124,19 @@ def _measure(hidden: Tensor, head: Head, batch: Batch) -> dict[str, Tensor]:
         "nll": out.lse - out.label_logit,
         "correct": top == batch.labels,
         "confidence": (top_logit - out.lse).exp().clamp(max=1.0),
+        "soft": torch.from_numpy(targets.soft),
     }
     if targets.estimator not in UNBIASED:
+        places = np.flatnonzero(targets.soft)
+        soft = torch.from_numpy(places).to(hidden.device)
+        targets = targets[places]
         log_p = teacher_bins(targets, 1.0, hidden.device)
-        log_q = torch.log_softmax(out.columns, dim=1)
+        log_q = torch.log_softmax(out.columns.index_select(0, soft), dim=1)
         p = log_p.exp()
         measured["kl"] = torch.where(p > 0, p * (log_p - log_q), 0.0).sum(dim=1)
-        first = torch.from_numpy(targets.gaps.argmin(axis=1)).to(hidden.device)
-        measured["agree"] = top == ids.gather(1, first[:, None])[:, 0]
+        first = targets.ids[np.arange(targets.n), targets.gaps.argmin(axis=1)] if targets.n else []
+        best_of_teacher = torch.as_tensor(first, dtype=torch.int64, device=hidden.device)
+        measured["agree"] = top.index_select(0, soft) == best_of_teacher
     return measured
 
 
@@ -131,15 +146,17 @@ def evaluate_run(
     *,
     device: str = "cpu",
     batch_size: int = 8,
+    vocab: str | None = None,
     advance: Callable[[int], None] = lambda _: None,
 ) -> Evaluation:
-    """Evaluate a finished run's student.
+    """Evaluate a finished run's student, on a store read in the vocabulary `vocab` (as in `RunConfig`).
 
     Raises:
         RunError: not a run, or not finished.
+        PairingError: the run numbered its ids otherwise.
         TokenizerError: the store was tokenised differently from what the student was trained on.
     """
-    opened = open_store(store)
+    opened = open_store(store, view=vocab)
     try:
         facts = json.loads((run / "run.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as e:
@@ -154,5 +171,6 @@ def evaluate_run(
             f"{opened.path}: its tokenizer (sha256 {found[:12]}…) is not the one that {run} was trained with (sha256 "
             f"{expected[:12]}…), so the same id means another token; build a store of that text with the run's teacher"
         )
+    check_numbering(facts, opened, run)
     student = load_student(run / "student")
     return evaluate(student, opened, device=device, batch_size=batch_size, advance=advance)

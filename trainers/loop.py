@@ -1,7 +1,7 @@
 """The training loop.
 
 The flow of a step: one batch from the stream -> micro-batches -> body in mixed precision -> loss on the
-head in chunks -> gradients, normalised by the valid positions of the whole step -> clip -> AdamW.
+head in chunks -> gradients, normalised by the positions of the whole step -> clip -> AdamW.
 
 On a CPU the result is a function of config and store alone, to the bit, wherever it was interrupted.
 """
@@ -37,6 +37,7 @@ from trainers.metrics import Metrics
 from trainers.stopping import StopRequest
 from trainers.stream import Batch, SoftTargetStream
 from trainers.students import Student, check_tokenizer, check_vocab, make_student
+from trainers.vocabulary import check_same_view, renumbers, view_facts, write_dropped
 
 __all__ = ["RunReporter", "learning_rate", "split_batch", "train"]
 
@@ -121,7 +122,7 @@ def train(
     run = Path(run)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    store = open_store(config.store, cached_shards=16)
+    store = open_store(config.store, cached_shards=16, view=config.vocab)
     loss = config.make_loss()
     loss.check(store.manifest.identity.targets)
     recorded = _read_run(run, resume=resume)
@@ -129,12 +130,18 @@ def train(
     choice = choose(config.device, dtype)
     report.notice(f"student: {choice.reason}")
     student = make_student(config.student, seed=config.seed)
-    check_vocab(student, store.manifest, where=f"--student {config.student}")
-    if student.source is not None:
+    check_vocab(student, store, where=f"--student {config.student}")
+    if renumbers(store):
+        report.notice(
+            f"--vocab {config.vocab}: the ids are renumbered on your word; the student's tokenizer is neither compared "
+            "with the store's nor saved beside it"
+        )
+    elif student.source is not None:
         check_tokenizer(student.source, store, where=f"--student {config.student}")
     facts = {
         "config": config.to_dict(),
         "store_digest": store.digest,
+        "view": view_facts(store),
         "tokenizer_sha256": store.manifest.identity.tokenizer.sha256,
         "parameters": student.parameter_count,
         "dtype": choice.dtype_name,
@@ -167,12 +174,22 @@ def _read_run(run: Path, *, resume: bool) -> dict[str, Any] | None:
 
 
 def _check_same_run(recorded: dict[str, Any], facts: dict[str, Any], run: Path) -> None:
-    """A resumed run must be the same run; where the store lies, how often to log and on what is free."""
-    free = {"store", "log_every", "checkpoint_every", "keep_last", "threads", "device", "dtype"}
+    """A resumed run must be the same run; where files lie, how often to log and on what is free."""
+    free = {
+        "store",
+        "vocab",
+        "log_every",
+        "checkpoint_every",
+        "keep_last",
+        "threads",
+        "device",
+        "dtype",
+    }
     if recorded["store_digest"] != facts["store_digest"]:
         raise RunError(
             f"{run}: was begun on store {recorded['store_digest'][:12]}…, this is {facts['store_digest'][:12]}…"
         )
+    check_same_view(recorded, facts, run)
     if recorded["dtype"] != facts["dtype"]:
         raise RunError(
             f"{run}: was begun in {recorded['dtype']}, this would go on in {facts['dtype']}; "
@@ -286,7 +303,7 @@ class _Trainer:
         lr = learning_rate(self.step, self.config)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        positions = batch.positions
+        positions, soft_positions = batch.positions, batch.soft_positions
         soft = hard = teacher_tail = student_tail = loss = 0.0
         for micro in split_batch(batch, self.config.accumulate):
             if micro.positions == 0:
@@ -294,7 +311,13 @@ class _Trainer:
             moved = micro.to(self.device)
             with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.mixed):
                 hidden = self.student.hidden(moved)
-            out = self.loss(hidden, self.student.head(), moved, positions=positions)
+            out = self.loss(
+                hidden,
+                self.student.head(),
+                moved,
+                positions=positions,
+                soft_positions=soft_positions,
+            )
             out.loss.backward()  # type: ignore[no-untyped-call]
             loss += out.loss.item()
             soft, hard = soft + out.soft, hard + out.hard
@@ -311,13 +334,13 @@ class _Trainer:
         norm = torch.nn.utils.clip_grad_norm_(self.student.parameters(), limit)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        n = max(positions, 1)
+        n, m = max(positions, 1), max(soft_positions, 1)
         return {
             "loss": loss,
-            "soft": soft / n,
+            "soft": soft / m,
             "hard": hard / n,
-            "teacher_tail": teacher_tail / n,
-            "student_tail": student_tail / n,
+            "teacher_tail": teacher_tail / m,
+            "student_tail": student_tail / m,
             "grad_norm": float(norm),
             "lr": lr,
             "epoch": self.stream.epoch,
@@ -333,7 +356,9 @@ class _Trainer:
         self.student.save(temporary)
         store = self.stream.store
         for name in sorted(store.manifest.files):
-            if name.startswith("tokenizer/"):
+            if name.startswith("tokenizer/") and not renumbers(store):
                 (temporary / name.removeprefix("tokenizer/")).write_bytes(store.file(name))
+        if dropped := write_dropped(self.run, store):
+            self.report.notice(dropped)
         publish_folder(temporary, final)
         return final

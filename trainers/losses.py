@@ -5,6 +5,14 @@ come from `topk_tail`; the teacher's from the store; the divergence from `diverg
 
 The soft loss is multiplied by T² inside what is differentiated (Hinton et al. 2015, §2: gradients of soft
 targets scale with 1/T²), so that value and gradient belong together.
+
+A hard-label-only position has no soft target. The soft loss is a mean over the M positions that have one, the
+hard loss a mean over all N, both of the whole optimiser step:
+
+    loss = alpha T² (sum of soft over M) / M + (1 - alpha) (sum of hard over N) / N
+
+so alpha weighs the two means, whatever the share of soft positions, and a hard-label-only position
+counts in the second alone. With M = N it is the mean over positions of both together.
 """
 
 from __future__ import annotations
@@ -72,20 +80,20 @@ class LossOutput(NamedTuple):
     """A loss and what it was made of."""
 
     loss: Tensor
-    """Scalar to differentiate: `(alpha T² soft + (1 - alpha) hard)` summed over N, divided by `positions`."""
+    """Scalar to differentiate: `alpha T² soft / soft_positions + (1 - alpha) hard / positions`."""
     soft: float
-    """Sum over N of the divergence at T (without T²); 0 if alpha is 0."""
+    """Sum over the M soft positions of the divergence at T (without T²); 0 if alpha is 0."""
     hard: float
     """Sum over N of the cross-entropy with the labels, at T=1."""
     teacher_tail: float
-    """Sum over N of the teacher's mass outside the kept ids, at T."""
+    """Sum over M of the teacher's mass outside the kept ids, at T."""
     student_tail: float
-    """Sum over N of the student's mass outside the kept ids, at T."""
+    """Sum over M of the student's mass outside the kept ids, at T."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DistillLoss:
-    """`alpha * T² * divergence + (1 - alpha) * cross-entropy`, normalised by valid positions."""
+    """`alpha * T² * divergence + (1 - alpha) * cross-entropy`: means over soft and over all positions."""
 
     divergence: str = "forward_kl"
     """A name in `DIVERGENCES`."""
@@ -123,7 +131,13 @@ class DistillLoss:
             check_pairing(self.divergence, self.temperature, targets)
 
     def __call__(
-        self, hidden: Tensor, head: Head, batch: Batch, *, positions: int | None = None
+        self,
+        hidden: Tensor,
+        head: Head,
+        batch: Batch,
+        *,
+        positions: int | None = None,
+        soft_positions: int | None = None,
     ) -> LossOutput:
         """Loss of one micro-batch.
 
@@ -131,10 +145,13 @@ class DistillLoss:
             hidden: `[B, S, D]` of the student, or `[N, D]` at the batch's positions.
             head: the student's head.
             batch: with its labels and targets.
-            positions: what to divide by: the valid positions of the whole optimiser step. Default N.
+            positions: what to divide the hard loss by: all positions of the whole optimiser step. Default N.
+            soft_positions: what to divide the soft loss by: those of the step that have a soft target. Default:
+                `positions`, or M where that is not given either.
 
         Raises:
             PairingError: the targets cannot serve this loss.
+            ConfigError: `positions` alone, of a batch in which some are hard-label only.
         """
         if hidden.dim() == 3:
             hidden = hidden.flatten(0, 1).index_select(0, batch.flat_positions)
@@ -163,10 +180,26 @@ class DistillLoss:
         divide = max(positions if positions is not None else n, 1)
         if not soft_on:
             return LossOutput(hard / divide, 0.0, hard.item(), 0.0, 0.0)
-        log_p = teacher_bins(targets, self.temperature, device).to(out.columns.dtype)
-        log_q = torch.log_softmax(out.columns, dim=1)
+        m = batch.soft_positions
+        columns = out.columns
+        if m < n:
+            if positions is not None and soft_positions is None:
+                raise ConfigError(
+                    f"positions={positions} without soft_positions: {n - m} of the batch's {n} positions are "
+                    "hard-label only; give the number of soft positions of the whole optimiser step, too"
+                )
+            soft_places = np.flatnonzero(targets.soft)
+            targets = targets[soft_places]
+            columns = columns.index_select(0, torch.from_numpy(soft_places).to(device))
+        divide_soft = m if positions is None else positions
+        divide_soft = max(divide_soft if soft_positions is None else soft_positions, 1)
+        log_p = teacher_bins(targets, self.temperature, device).to(columns.dtype)
+        log_q = torch.log_softmax(columns, dim=1)
         soft = DIVERGENCES[self.divergence].value(log_p, log_q, Shape(self.beta, self.skew)).sum()
-        loss = (self.alpha * self.temperature**2 * soft + (1.0 - self.alpha) * hard) / divide
+        weight = (
+            self.alpha * self.temperature**2 * (divide / divide_soft)
+        )  # of 1 where all are soft
+        loss = (weight * soft + (1.0 - self.alpha) * hard) / divide
         return LossOutput(
             loss,
             soft.item(),

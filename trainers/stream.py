@@ -54,6 +54,11 @@ class Batch:
         """N."""
         return len(self.labels)
 
+    @property
+    def soft_positions(self) -> int:
+        """M: those of the N positions that have a soft target; the others are hard-label only."""
+        return int(self.targets.soft.sum())
+
     def to(self, device: torch.device) -> Batch:
         """Tensors on a device; targets stay where they are until the loss asks for them."""
         return replace(
@@ -159,8 +164,10 @@ class SoftTargetStream:
         shuffle: False for the store's own order.
         block_shards: shards whose rows are mixed; that many are held decoded.
         prefetch: batches made ahead on a thread of their own; 0 makes them when asked.
+        view: another vocabulary to read it in, as in `open_store`; an open store has its own already.
 
     Raises:
+        ConfigError: a view besides an open store, or one that does not fit.
         StoreError: the store cannot be opened; later, that a shard was found damaged.
     """
 
@@ -173,13 +180,18 @@ class SoftTargetStream:
         shuffle: bool = True,
         block_shards: int = 8,
         prefetch: int = 2,
+        view: str | None = None,
     ) -> None:
         if batch_size < 1:
             raise ConfigError(f"--batch-size {batch_size}: expected at least 1")
-        # A batch that spans two blocks needs the shards of both.
-        self.store = (
-            store if isinstance(store, Store) else open_store(store, cached_shards=2 * block_shards)
-        )
+        if isinstance(store, Store):
+            if view is not None:
+                raise ConfigError(
+                    f"view {view!r}: the store is open already; give it to open_store"
+                )
+            self.store = store
+        else:  # a batch that spans two blocks needs the shards of both
+            self.store = open_store(store, cached_shards=2 * block_shards, view=view)
         self.batch_size = batch_size
         self.seed = seed
         self.position = 0

@@ -22,7 +22,6 @@ from torch import Tensor, nn
 
 from softlabels.errors import ConfigError, MissingExtraError, PairingError, TokenizerError
 from softlabels.registry import Registry, split_spec
-from softlabels.store.manifest import Manifest
 from softlabels.store.reader import Store
 from trainers.stream import Batch
 from trainers.topk_tail import Head
@@ -105,17 +104,19 @@ class Student(nn.Module):
         self.model.save_pretrained(folder)
 
 
-def check_vocab(student: Student, manifest: Manifest, *, where: str) -> None:
-    """Refuse a student whose head is not the store's vocabulary.
+def check_vocab(student: Student, store: Store, *, where: str) -> None:
+    """Refuse a student whose head is not the store's vocabulary, or its view's.
 
     Raises:
         PairingError: the widths differ.
     """
-    v = manifest.identity.teacher.vocab_size
-    if student.vocab_size != v:
+    v, mine = store.vocab_size, student.vocab_size
+    if mine != v:
+        whose = "the store's" if store.view is None else f"that of --vocab {store.view.spec}"
+        trim = f", or read the store with --vocab trim:{mine}" if mine < v else ""
         raise PairingError(
-            f"{where}: the student's vocabulary has {student.vocab_size} ids, the store's {v}; set vocab_size to {v} "
-            "in the student's config"
+            f"{where}: the student's vocabulary has {mine} ids, {whose} {v}; set vocab_size to {v} "
+            f"in the student's config{trim}"
         )
 
 

@@ -78,7 +78,7 @@ def topk_tail(
         hidden: `[N, D]`, only the positions that count.
         head: the student's head.
         ids: `[N, K] int64`, unique among the kept ones of a row; K may be 0.
-        kept: `[N, K] bool`; False marks padding.
+        kept: `[N, K] bool`; False marks padding. A row that keeps none has everything in its tail.
         labels: `[N] int64`.
         temperature: of the columns; label logit and lse are always at T=1.
         chunk_bytes: budget of one chunk of logits.
@@ -122,6 +122,15 @@ def _lse_(z: Tensor) -> Tensor:
     return z.sub_(shift).exp_().sum(dim=1).log() + shift[:, 0]
 
 
+def _without_kept_(z: Tensor, ids: Tensor, kept: Tensor) -> Tensor:
+    """Overwrite the kept ids of each row with -inf, and nothing in a row that keeps none.
+
+    Padding repeats a kept id, so only a row without any has ids that must stay as they are.
+    """
+    any_kept = kept.any(dim=1, keepdim=True)
+    return z.scatter_(1, ids, z.gather(1, ids).masked_fill_(any_kept, -torch.inf))
+
+
 class _TopkTail(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -152,7 +161,7 @@ class _TopkTail(torch.autograd.Function):
                 lse[part] = _lse_(z.clone())
                 z.div_(temperature)
             columns[part, :k] = s
-            columns[part, k] = _lse_(z.scatter_(1, ids[part], -torch.inf))
+            columns[part, k] = _lse_(_without_kept_(z, ids[part], kept[part]))
             if temperature == 1.0:
                 lse[part] = torch.logsumexp(columns[part], dim=1)
         ctx.save_for_backward(hidden, weight, bias, ids, kept, labels, columns, lse)
@@ -186,16 +195,15 @@ class _TopkTail(torch.autograd.Function):
             total = lse[part, None]
             if t == 1.0:
                 # lse contains the tail: its gradient there is the tail's softmax times the tail's share.
-                dz = z.scatter_(1, ids[part], -torch.inf).sub_(tail).exp_()
+                dz = _without_kept_(z, ids[part], kept[part]).sub_(tail).exp_()
                 dz.mul_(g_tail + g_all * (columns[part, k:] - total).exp())
                 d_k = g_k + (g_all * (columns[part, :k] - total).exp()).masked_fill(
                     ~kept[part], 0.0
                 )
             else:
                 dz = (z - total).exp_().mul_(g_all)
-                dz.add_(
-                    z.div_(t).scatter_(1, ids[part], -torch.inf).sub_(tail).exp_().mul_(g_tail / t)
-                )
+                outside = _without_kept_(z.div_(t), ids[part], kept[part])
+                dz.add_(outside.sub_(tail).exp_().mul_(g_tail / t))
                 d_k = g_k / t
             dz.scatter_add_(1, ids[part], d_k)
             dz.scatter_add_(1, labels[part, None], g_label[part, None])

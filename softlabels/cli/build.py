@@ -96,9 +96,11 @@ def summary(manifest: Any) -> dict[str, Any]:
     identity = manifest.identity
     n = max(identity.corpus.positions, 1)
     statistics = manifest.statistics
+    soft = statistics.soft_of(identity.corpus.positions)
     return {
         "rows": manifest.rows,
         "positions": identity.corpus.positions,
+        "soft_positions": soft,
         "tokens": identity.corpus.tokens,
         "documents": identity.corpus.documents,
         "shards": len(manifest.shards),
@@ -108,7 +110,7 @@ def summary(manifest: Any) -> dict[str, Any]:
         "estimator": identity.targets.estimator,
         "k": identity.targets.k,
         "temperatures": identity.targets.temperatures,
-        "kept_mass": [m / n for m in statistics.kept_mass],
+        "kept_mass": [m / max(soft, 1) for m in statistics.kept_mass],
         "teacher_nll": None if statistics.teacher_nll is None else statistics.teacher_nll / n,
         "digest": manifest.content_digest,
         "seconds": manifest.cost.seconds,

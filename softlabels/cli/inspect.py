@@ -61,12 +61,17 @@ def _show_store(opened: Any, *, as_json: bool) -> None:
         f"{m:.4f} at T={t:g}"
         for m, t in zip(figures["kept_mass"], targets.temperatures, strict=True)
     )
+    chosen = (
+        ""
+        if targets.positions is None
+        else f" ({figures['soft_positions']:,} soft, {targets.positions}; the others hard label only)"
+    )
     lines = {
         "store": f"{opened.path} (format {manifest.version}, {encoding.profile} {encoding.container})",
         "teacher": f"{teacher.name}, {teacher.parameters:,} parameters, {teacher.dtype} on {teacher.device}",
         "engine": teacher.engine,
         "corpus": f"{identity.corpus.documents:,} documents, {figures['tokens']:,} tokens in {figures['rows']:,} rows",
-        "targets": f"{figures['positions']:,} positions, {targets.estimator} k={targets.k}, T in {grid}, "
+        "targets": f"{figures['positions']:,} positions{chosen}, {targets.estimator} k={targets.k}, T in {grid}, "
         f"V={teacher.vocab_size:,}",
         "kept mass": mass,
         "teacher's loss": "not known"
@@ -124,12 +129,14 @@ def _show_row(
                 "token": int(row.positions[p]),
                 "label": label,
                 "label_text": decode(label),
+                "soft": bool(targets.soft[p]),
                 "tail": float(tail[p]),
                 "kept": kept,
             }
         )
         best = "  ".join(f"{k['text']!r} {k['p']:.3f}" for k in kept)
-        lines.append(f"{p:>5}  {decode(label)!r:<16} tail {tail[p]:.3f}  {best}")
+        said = f"tail {tail[p]:.3f}  {best}" if targets.soft[p] else "hard label only"
+        lines.append(f"{p:>5}  {decode(label)!r:<16} {said}")
     header = (
         f"row {index}: {len(row.input_ids)} tokens, {n} positions; T={t:g}\n{'':>5}  next token"
     )

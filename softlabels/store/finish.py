@@ -58,6 +58,8 @@ def make_manifest(store: Path, plan: Plan, commits: Sequence[Commit]) -> Manifes
     ]
     seconds = sum(c.seconds for c in commits)
     nll = [c.statistics.teacher_nll for c in commits]
+    positions = sum(c.positions for c in commits)
+    soft = sum(c.statistics.soft_of(c.positions) for c in commits)
     return Manifest(
         format=FORMAT,
         version=FORMAT_VERSION,
@@ -72,6 +74,7 @@ def make_manifest(store: Path, plan: Plan, commits: Sequence[Commit]) -> Manifes
                 for values in zip(*(c.statistics.kept_mass for c in commits), strict=True)
             ],
             teacher_nll=None if None in nll else float(sum(n for n in nll if n is not None)),
+            soft_positions=None if soft == positions else soft,
         ),
         cost=CostRecord(
             seconds=seconds,

@@ -105,6 +105,9 @@ class TargetRecord(Record, frozen=True, kw_only=True, omit_defaults=True):
     """Of `topp`: the mass at T=1 that the kept ids reach."""
     min_k: Positive | None = None
     """Of `topp`: no position keeps fewer."""
+    positions: str | None = None
+    """Which positions have a soft target, e.g. `random:0.25` or `entropy:0.25`, the others being hard-label only;
+    absent: all have one."""
 
 
 class EncodingRecord(Record, frozen=True, kw_only=True, omit_defaults=True):
@@ -172,14 +175,20 @@ class Plan(Record, frozen=True, kw_only=True):
     digest: Sha256
 
 
-class Statistics(Record, frozen=True, kw_only=True):
+class Statistics(Record, frozen=True, kw_only=True, omit_defaults=True):
     """Measured while a shard was made; sums over its positions."""
 
     kept_ids: Count
     kept_mass: list[float]
-    """At each temperature of the grid: sum over positions of the mass inside the kept set."""
+    """At each temperature of the grid: sum over positions with a soft target of the mass inside the kept set."""
     teacher_nll: float | None
-    """Sum of the teacher's -log p of the token that came, at T=1; null if the grid lacks 1."""
+    """Sum over all positions of the teacher's -log p of the token that came, at T=1; null if the grid lacks 1."""
+    soft_positions: Count | None = None
+    """Positions with a soft target; absent: all."""
+
+    def soft_of(self, positions: int) -> int:
+        """How many of `positions`, which these sums are over, have a soft target."""
+        return positions if self.soft_positions is None else self.soft_positions
 
 
 class Commit(Record, frozen=True, kw_only=True):

@@ -27,7 +27,7 @@ from softlabels.errors import IntegrityError, TargetError
 from softlabels.rows import Row
 from softlabels.store.columns import DECODED_LIMIT
 from softlabels.store.manifest import Identity
-from softlabels.store.plain import check_inputs, log_odds_column
+from softlabels.store.plain import check_hard, check_inputs, log_odds_column
 from softlabels.store.shard import Shard
 from softlabels.targets import UNBIASED, SoftTargets
 
@@ -130,7 +130,7 @@ def _uniforms(shard: Shard, seed: int) -> npt.NDArray[np.float64]:
     k, parts = shard.targets.k, [np.zeros((0, shard.targets.k))]
     for i, row in enumerate(shard.rows):
         key = np.array([seed, shard.start_row + i], np.uint64)
-        bits = np.random.Philox(key=key, counter=[0, 0, 0, 1])
+        bits = np.random.Philox(key=key, counter=[0, 0, 0, 2])
         parts.append(np.random.Generator(bits).random((int(row.label_mask.sum()), k)))
     return np.concatenate(parts)
 
@@ -207,6 +207,7 @@ def shard_of(
         raise IntegrityError(
             f"{where}: a position keeps {k} ids, the manifest says at most {identity.targets.k}"
         )
+    check_hard(counts, identity, where)
     _check_size(n, k, 0)
     codec = make_codec(identity.encoding.values)
     grid = tuple(identity.targets.temperatures)

@@ -7,7 +7,7 @@ lists.
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -141,11 +141,14 @@ def shard_of(
         raise IntegrityError(
             f"{where}: row {start_row + max(int(wrong[0]) - 1, 0)} has ids, logp and kept of different lengths"
         )
+    check_hard(counts, identity, where)
     ids, logp = _rectangle(counts, columns["ids"].values, codec.decode(columns["logp"].values))
+    gaps = gaps_from_logp(logp)
+    gaps[counts == 0] = np.inf
     odds = [codec.decode(columns[log_odds_column(t)].values) for t in grid]
     targets = SoftTargets(
         ids=ids,
-        gaps=gaps_from_logp(logp),
+        gaps=gaps,
         log_odds=np.stack(odds, axis=1),
         temperatures=grid,
         vocab_size=identity.teacher.vocab_size,
@@ -197,6 +200,19 @@ def check_inputs(
             raise IntegrityError(
                 f"{where}: row {start_row + r} does not hold the inputs that its digest names"
             )
+
+
+def check_hard(counts: npt.NDArray[np.integer[Any]], identity: Identity, where: str) -> None:
+    """Refuse positions that keep nothing, unless the manifest says that some are hard-label only.
+
+    Raises:
+        TargetError: names the first.
+    """
+    if len(counts) and counts.min() == 0 and identity.targets.positions is None:
+        raise TargetError(
+            f"{where}: position {int((counts == 0).argmax())} has an empty kept set, but the manifest says that every "
+            "position has a soft target (it names no `positions`); copy the store again from its source"
+        )
 
 
 def _rectangle(

@@ -16,6 +16,7 @@ from softlabels.store.encoding import CONTAINERS, PROFILES, decode_shard
 from softlabels.store.manifest import Identity, Manifest, ShardRecord, load_manifest
 from softlabels.store.records import check_file
 from softlabels.store.shard import Shard, StoredRow
+from softlabels.views import Dropped, VocabView
 
 __all__ = ["Shard", "Store", "StoredRow", "check_known", "open_store"]
 
@@ -30,14 +31,24 @@ class Store:
 
     Shards are decoded when first touched, after their size and sha256 are found equal to the manifest's;
     the last few stay in memory. Not shared between threads: each opens its own.
+
+    With a view all rows and targets have its ids, and what it drops of the targets is counted. The manifest
+    and the digest stay those of the files.
     """
 
     def __init__(
-        self, path: Path, manifest: Manifest, *, cached_shards: int = CACHED_SHARDS
+        self,
+        path: Path,
+        manifest: Manifest,
+        *,
+        cached_shards: int = CACHED_SHARDS,
+        view: VocabView | None = None,
     ) -> None:
         check_known(path, manifest.identity)
         self.path = path
         self.manifest = manifest
+        self.view = view
+        self._dropped: dict[int, Dropped] = {}
         self._starts = np.array([s.start_row for s in manifest.shards], np.int64)
         self._cache: OrderedDict[int, Shard] = OrderedDict()
         self._cached_shards = cached_shards
@@ -55,6 +66,16 @@ class Store:
     def digest(self) -> str:
         """Names the content: equal for equal identity and shards."""
         return self.manifest.content_digest
+
+    @property
+    def vocab_size(self) -> int:
+        """The number of ids: the view's, or V."""
+        return self.manifest.identity.teacher.vocab_size if self.view is None else self.view.size
+
+    @property
+    def dropped(self) -> Dropped | None:
+        """What the view dropped of the targets of the shards that were read so far; None without either."""
+        return Dropped.total(self._dropped.values())
 
     def locate(self, row: int) -> tuple[int, int]:
         """Shard index and place in it of a row number.
@@ -79,10 +100,11 @@ class Store:
         return shard
 
     def read_shard(self, index: int) -> Shard:
-        """Decode shard `index` from its file, bypassing the cache.
+        """Decode shard `index` from its file, bypassing the cache, and see it through the view.
 
         Raises:
             IntegrityError, TargetError: name the file, the row and the way out.
+            PairingError: a row holds an id that the view drops.
         """
         record = self.manifest.shards[index]
         path = self.path / record.name
@@ -101,7 +123,17 @@ class Store:
                 f"{path}: holds {len(shard.rows)} rows and {shard.targets.n} positions, the manifest says "
                 f"{record.rows} and {record.positions}"
             )
-        return shard
+        return shard if self.view is None else self._seen(shard, index, self.view)
+
+    def _seen(self, shard: Shard, index: int, view: VocabView) -> Shard:
+        rows = [
+            view.row(row, where=f"{self.path}: row {shard.start_row + r}")
+            for r, row in enumerate(shard.rows)
+        ]
+        targets, self._dropped[index] = view.targets(
+            shard.targets
+        )  # once a shard, however often read
+        return Shard(start_row=shard.start_row, rows=rows, targets=targets)
 
     def file(self, name: str) -> bytes:
         """A file beside the shards, e.g. `tokenizer/tokenizer.json`, checked against its digest.
@@ -124,8 +156,15 @@ class Store:
             yield self.row(i)
 
 
-def open_store(url: str | Path, *, cached_shards: int = CACHED_SHARDS) -> Store:
+def open_store(
+    url: str | Path, *, cached_shards: int = CACHED_SHARDS, view: str | None = None
+) -> Store:
     """Open a finished store.
+
+    Args:
+        url: its folder.
+        cached_shards: decoded shards to hold.
+        view: `trim:N` or `map:FILE`, another vocabulary to read it in (`softlabels.views`).
 
     The manifest is read and checked, and every shard must be present at its recorded size; contents are
     checked as they are read (`softlabels verify` checks all at once).
@@ -133,7 +172,7 @@ def open_store(url: str | Path, *, cached_shards: int = CACHED_SHARDS) -> Store:
     Raises:
         FormatError: not a store, unfinished, malformed or of a newer major version.
         IntegrityError: the manifest was altered, or a shard is missing or torn.
-        ConfigError: an address this version cannot open.
+        ConfigError: an address this version cannot open, or a view that does not fit the store.
     """
     if "://" in str(url):
         raise ConfigError(
@@ -143,7 +182,8 @@ def open_store(url: str | Path, *, cached_shards: int = CACHED_SHARDS) -> Store:
     manifest = load_manifest(path)
     for shard in manifest.shards:
         _check_present(path, shard)
-    return Store(path, manifest, cached_shards=cached_shards)
+    seen = view and VocabView.parse(view, manifest.identity.teacher.vocab_size)
+    return Store(path, manifest, cached_shards=cached_shards, view=seen or None)
 
 
 def check_known(path: Path, identity: Identity) -> None:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -16,11 +17,12 @@ import torch
 from safetensors.torch import load_file
 
 from softlabels.errors import ConfigError, PairingError, RunError, TokenizerError
+from softlabels.store.reader import open_store
 from tests.fakes import TinyTeacher, build_tiny, write_corpus
 from trainers.config import RunConfig
 from trainers.evaluate import evaluate_run, expected_calibration_error
 from trainers.loop import learning_rate, train
-from trainers.stream import SoftTargetStream
+from trainers.stream import SoftTargetStream, collate
 from trainers.students import make_student
 
 LLAMA = {
@@ -77,6 +79,48 @@ def test_training_learns_and_the_finished_student_loads(ground, tmp_path):
     before = evaluate_run(tmp_path / "run", ground / "store")
     assert before.nll < np.log(300)
     assert before.kl > 0
+
+
+def test_hard_label_only_positions_in_a_run_and_its_evaluation(ground, tmp_path):
+    build_tiny(
+        tmp_path / "some",
+        write_corpus(tmp_path / "corpus"),
+        temperature=(1.0, 2.0),
+        positions="entropy:0.3",
+    )
+    some = config_of(ground, store=str(tmp_path / "some"), temperature=2.0)
+    train(some, tmp_path / "one")
+    train(replace(some, accumulate=4), tmp_path / "four")
+    np.testing.assert_allclose(
+        [v for _, v in losses(tmp_path / "one")],
+        [v for _, v in losses(tmp_path / "four")],
+        rtol=1e-4,
+    )
+    first = json.loads((tmp_path / "one" / "metrics.jsonl").read_text().splitlines()[0])
+    assert first["loss"] == pytest.approx(0.5 * 4 * first["soft"] + 0.5 * first["hard"], rel=1e-5)
+    found = evaluate_run(tmp_path / "one", tmp_path / "some")
+    whole = evaluate_run(tmp_path / "one", ground / "store")
+    assert found.positions == whole.positions
+    assert found.nll == pytest.approx(whole.nll, rel=1e-6)
+    assert whole.soft_positions == whole.positions
+    # The same student and teacher, measured densely at the soft positions.
+    teacher, student = TinyTeacher(), make_student(f"hf:{tmp_path / 'one' / 'student'}", seed=0)
+    kl, agree = [], []
+    for stored in open_store(tmp_path / "some"):
+        batch = collate([stored])
+        with torch.no_grad():
+            z = student.model.eval()(input_ids=batch.input_ids, position_ids=batch.position_ids)
+        log_q = torch.log_softmax(z.logits[0][torch.from_numpy(stored.row.positions)].double(), 1)
+        log_p = torch.log_softmax(teacher.dense(stored.row).double(), 1)
+        for n in np.flatnonzero(stored.targets.soft):
+            ids = torch.from_numpy(stored.targets.ids[n]).long()
+            p, q = log_p[n].exp(), log_q[n].exp()
+            p, q = (torch.cat([x[ids], 1 - x[ids].sum()[None]]) for x in (p, q))
+            kl.append(float((p * (p / q).log()).sum()))
+            agree.append(bool(log_p[n].argmax() == log_q[n].argmax()))
+    assert found.soft_positions == len(kl) < found.positions
+    assert found.kl == pytest.approx(np.mean(kl), rel=1e-2)
+    assert found.agreement == pytest.approx(np.mean(agree), abs=2 / len(kl))
 
 
 def test_accumulation_gives_the_same_steps(ground, tmp_path):

@@ -1,5 +1,7 @@
 """Every loss against a dense float64 reference, value and gradients; every wrong pairing refused."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -186,6 +188,103 @@ def test_the_sampled_gradient_averages_to_the_dense_one():
     )
     deviation = (draws.mean(0) - exact).abs() / (draws.std(0) / 600**0.5 + 1e-12)
     assert float(deviation.max()) < 4.5
+
+
+# -- hard-label-only positions --------------------------------------------------------------------
+
+HARD_ONLY = np.isin(np.arange(N), [0, 3, 4, 11])
+
+
+def hard_only(batch, where):
+    return Batch(**{**vars(batch), "targets": batch.targets.hard_label_only(where)})
+
+
+@pytest.mark.parametrize("name", sorted(DIVERGENCES))
+@pytest.mark.parametrize("t", GRID)
+@pytest.mark.parametrize("k", [1, 8, V])
+@pytest.mark.parametrize("where", [HARD_ONLY, np.ones(N, bool)], ids=["some", "all"])
+def test_positions_without_soft_target_count_in_the_hard_loss_alone(name, t, k, where):
+    alpha = 0.3
+    teacher = torch.randn(N, V, dtype=torch.float64, generator=torch.Generator().manual_seed(3)) * 2
+    full = batch_of(teacher, "topk", k)
+    # Padding of a row that keeps nothing may be any id: here the label, the most harmful.
+    ids = full.targets.ids.copy()
+    ids[where] = full.labels.numpy()[where, None]
+    full = Batch(**{**vars(full), "targets": replace(full.targets, ids=ids)})
+    batch = hard_only(full, where)
+    hidden, weight = student()
+    loss = DistillLoss(
+        divergence=name, temperature=t, alpha=alpha, beta=0.3, skew=0.2, chunk_bytes=4 * V * 5
+    )
+    out = loss(hidden, Head(weight=weight), batch)
+    z = hidden @ weight.T
+    soft = torch.from_numpy(~where)
+    p, q = torch.softmax(teacher[soft] / t, 1), torch.softmax(z[soft] / t, 1)
+    if k < V:
+        kept = torch.from_numpy(batch.targets.ids).long()[soft]
+        p, q = bins(p, kept), bins(q, kept)
+    m = max(int(soft.sum()), 1)
+    hard = torch.nn.functional.cross_entropy(z, batch.labels)
+    expected = alpha * t**2 * DENSE[name](p, q).sum() / m + (1 - alpha) * hard
+    torch.testing.assert_close(out.loss, expected, rtol=1e-5, atol=1e-6)
+    found = torch.autograd.grad(out.loss, (hidden, weight))
+    wanted = torch.autograd.grad(expected, (hidden, weight))
+    for a, b in zip(found, wanted, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+    if k < V:
+        assert out.teacher_tail == pytest.approx(p[:, -1].sum().item(), rel=1e-4)
+        assert out.student_tail == pytest.approx(q[:, -1].sum().item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("t", [1.0, 2.0])
+def test_where_nothing_is_kept_it_is_the_hard_loss_alone(t):
+    """A kept set of width 0, as a shard without any soft position decodes to."""
+    teacher = torch.randn(N, V, dtype=torch.float64)
+    none = hard_only(batch_of(teacher, "topk", 8), np.ones(N, bool))
+    narrow = replace(none.targets, ids=none.targets.ids[:, :0], gaps=none.targets.gaps[:, :0])
+    none = Batch(**{**vars(none), "targets": narrow})
+    hidden, weight = student()
+    out = DistillLoss(temperature=t, alpha=0.25)(hidden, Head(weight=weight), none)
+    expected = 0.75 * torch.nn.functional.cross_entropy(hidden @ weight.T, none.labels)
+    torch.testing.assert_close(out.loss, expected, rtol=1e-9, atol=0)
+    assert out.soft == out.teacher_tail == out.student_tail == 0
+    a, b = (torch.autograd.grad(x, weight)[0] for x in (out.loss, expected))
+    torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-12)
+
+
+@pytest.mark.parametrize("t", GRID)
+def test_where_all_are_soft_the_numbers_are_those_of_one_mean_to_the_bit(t):
+    teacher = torch.randn(N, V, dtype=torch.float64)
+    batch = batch_of(teacher, "topk", 8)
+    hidden, weight = student()
+    loss = DistillLoss(temperature=t, alpha=0.3)
+    out = loss(hidden, Head(weight=weight), batch)
+    assert out.loss.item() == (0.3 * t**2 * out.soft + 0.7 * out.hard) / N
+    again = loss(hidden, Head(weight=weight), batch, positions=N, soft_positions=N)
+    assert torch.equal(out.loss, again.loss)
+    for a, b in zip(
+        torch.autograd.grad(out.loss, (hidden, weight)),
+        torch.autograd.grad(again.loss, (hidden, weight)),
+        strict=True,
+    ):
+        assert torch.equal(a, b)
+
+
+def test_micro_batches_divide_by_the_whole_steps_soft_positions():
+    teacher = torch.randn(N, V, dtype=torch.float64)
+    batch = hard_only(batch_of(teacher, "topk", 8), HARD_ONLY)
+    hidden, weight = student()
+    loss = DistillLoss(temperature=2.0)
+    whole = loss(hidden, Head(weight=weight), batch).loss
+    total = 0
+    for part in (slice(0, 5), slice(5, N)):  # of 2 and 6 soft positions
+        some = Batch(
+            **{**vars(batch), "labels": batch.labels[part], "targets": batch.targets[part]}
+        )
+        with pytest.raises(ConfigError, match="without soft_positions"):
+            loss(hidden[part], Head(weight=weight), some, positions=N)
+        total += loss(hidden[part], Head(weight=weight), some, positions=N, soft_positions=8).loss
+    torch.testing.assert_close(total, whole, rtol=1e-6, atol=0)
 
 
 def test_a_short_row_does_not_cut_the_others():

@@ -57,10 +57,14 @@ def run_command(
     """
     config = RunConfig.from_sources(config_file, flags)
     from trainers.loop import train
+    from trainers.vocabulary import read_dropped
 
     with Bar(quiet=as_json) as bar:
         folder = train(config, out, resume=resume, reporter=_RunBar(bar))
-    emit({"run": str(out), "student": str(folder)}, f"student: {folder}", as_json=as_json)
+    result: dict[str, Any] = {"run": str(out), "student": str(folder)}
+    if config.vocab is not None:
+        result |= read_dropped(out)
+    emit(result, f"student: {folder}", as_json=as_json)
 
 
 @click.command("student")
