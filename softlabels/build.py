@@ -18,56 +18,23 @@ builders, on all hosts that share the path, may run at once; none knows how many
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack, closing
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
-
-from softlabels.codecs.codebook import Codebook
 from softlabels.config import BuildConfig
-from softlabels.corpora import Corpus, open_corpora
-from softlabels.dictionary import ShardDictionary
-from softlabels.errors import FormatError, IntegrityError
-from softlabels.estimators import Estimator, make_estimator
-from softlabels.planning import PlannedRows, check_folder, check_same_job, make_plan
+from softlabels.corpora import open_corpora
+from softlabels.estimators import make_estimator
+from softlabels.planning import check_folder, check_same_job, make_plan
 from softlabels.progress import Reporter, Silent
-from softlabels.store.claims import Claim, Claims, clear_claims
-from softlabels.store.commit import (
-    adopt_shard,
-    commit_shard,
-    committed,
-    recorded,
-    sweep,
-    withdraw,
-)
-from softlabels.store.encoding import FindDictionary, decode_shard, encode_shard
+from softlabels.shards import ShardBuilder
+from softlabels.store.claims import clear_claims
+from softlabels.store.commit import sweep
 from softlabels.store.finish import finish
-from softlabels.store.manifest import (
-    MANIFEST,
-    Commit,
-    Identity,
-    Manifest,
-    Plan,
-    PlannedShard,
-    Statistics,
-    load_manifest,
-)
+from softlabels.store.manifest import MANIFEST, Manifest, Plan, load_manifest
 from softlabels.store.plan import load_plan
-from softlabels.store.shard import Shard
-from softlabels.targets import SoftTargets
-from softlabels.teach import teach
 from softlabels.teachers import MIB, Teacher, TeacherOptions, open_teacher
-from softlabels.writer import Writer
 
 __all__ = ["build", "teacher_options"]
-
-SHORTEST_PAUSE, LONGEST_PAUSE = 0.1, 5.0
-"""Seconds between two looks at the shards that other builders have in hand."""
 
 
 def build(
@@ -110,7 +77,7 @@ def build(
             report.notice(f"{store} is complete already")
             clear_claims(store)  # of a builder that died when all was done
             return load_manifest(store)
-    commits = _build_shards(config, store, plan, estimator, corpora, teacher, report)
+    commits = ShardBuilder(config, store, plan, estimator, corpora, teacher, report).run()
     manifest = finish(store, plan, commits)
     clear_claims(store)
     return manifest
@@ -127,200 +94,3 @@ def teacher_options(config: BuildConfig, plan: Plan | None, report: Reporter) ->
     if plan is not None and config.dtype == "auto":
         return replace(options, dtype=plan.identity.teacher.dtype)
     return options
-
-
-# -- shards ---------------------------------------------------------------------------------------
-
-
-def _build_shards(
-    config: BuildConfig,
-    store: Path,
-    plan: Plan,
-    estimator: Estimator,
-    corpora: Sequence[Corpus],
-    teacher: Teacher,
-    report: Reporter,
-) -> list[Commit]:
-    """Build what no living builder has in hand, until every shard is committed by somebody."""
-    source = PlannedRows(config, corpora, teacher)
-    before = recorded(store)  # by builders of an earlier day: bytes may have rotted since
-    commits: dict[int, Commit] = {}
-    damaged: set[int] = set()
-    planned = {s.index for s in plan.shards}
-
-    def look(shard: PlannedShard) -> Commit | None:
-        return committed(store, plan, shard, whole=shard.index in before)
-
-    def collect(own: int | None = None) -> int:
-        """Take up the records that others made, not the `own` one; returns their positions."""
-        positions = 0
-        for index in sorted((recorded(store) - commits.keys() - damaged - {own}) & planned):
-            try:
-                found = look(plan.shards[index])
-            except (IntegrityError, FormatError):
-                damaged.add(index)  # whoever claims the shard makes it again
-                continue
-            if found is not None:
-                commits[index] = found
-                positions += found.positions
-        return positions
-
-    dictionary = ShardDictionary(store, plan, report)
-
-    def settle(writer: Writer, waiting: Claim | None = None) -> None:
-        """Wait for the shard that is being written, if there is one."""
-        if written := writer.finish(waiting):
-            commits[written[0]] = written[1]
-
-    collect()
-    todo = [s for s in plan.shards if s.index not in commits]
-    if commits:
-        report.notice(f"resuming: {len(commits)} of {len(plan.shards)} shards are done")
-    report.stage("teach", sum(s.positions for s in todo), "positions")
-    with closing(Claims(store)) as claims, Writer(report.notice) as writer:
-        pause, waited = SHORTEST_PAUSE, False
-        while todo or writer.index is not None:
-            first = [s.index for s in todo if s.index < dictionary.first]
-            if not first and writer.index is not None and writer.index < dictionary.first:
-                settle(writer)  # the last that a dictionary is trained on
-                continue
-            claim = claims.take(first or [s.index for s in todo])
-            if claim is None:
-                if writer.index is not None:
-                    settle(writer)
-                else:
-                    if not waited:
-                        report.notice(
-                            f"waiting: the shards that are left ({len(todo)}) are in other builders' hands"
-                        )
-                    waited = True
-                    time.sleep(pause)
-                    pause = min(2 * pause, LONGEST_PAUSE)
-            else:
-                pause = SHORTEST_PAUSE
-                with ExitStack() as held:
-                    held.enter_context(claim)
-                    shard = plan.shards[claim.index]
-                    try:
-                        found = look(shard)
-                    except (IntegrityError, FormatError) as e:
-                        report.notice(f"building shard {shard.index} again: {e}")
-                        withdraw(store, shard)
-                        found = None
-                    found = found or adopt_shard(store, plan, shard)
-                    if found is None:
-                        write = _teach_shard(
-                            config,
-                            store,
-                            plan,
-                            shard,
-                            claim,
-                            estimator,
-                            source,
-                            teacher,
-                            dictionary,
-                            report,
-                            writer,
-                        )
-                        settle(writer, claim)
-                        writer.start(claim, write)
-                        held.pop_all()  # the claim is the writer's now
-                    else:
-                        report.advance(shard.positions)
-                        commits[shard.index] = found
-            if positions := collect(writer.index):
-                report.advance(positions)
-            todo = [s for s in plan.shards if s.index not in commits and s.index != writer.index]
-    return [commits[i] for i in range(len(plan.shards))]
-
-
-def _teach_shard(
-    config: BuildConfig,
-    store: Path,
-    plan: Plan,
-    shard: PlannedShard,
-    claim: Claim,
-    estimator: Estimator,
-    source: PlannedRows,
-    teacher: Teacher,
-    dictionary: ShardDictionary,
-    report: Reporter,
-    writer: Writer,
-) -> Callable[[], Commit]:
-    """The teacher's part; returns what is left to do, which needs neither the teacher nor its device."""
-
-    def advance(positions: int) -> None:
-        claim.renew()
-        writer.renew()
-        report.advance(positions)
-
-    book = dictionary.of(shard)
-    start = time.perf_counter()
-    rows = source.rows_of(shard)
-    claim.renew()
-    targets, statistics = teach(
-        rows,
-        plan.identity,
-        estimator,
-        teacher,
-        start_row=shard.start_row,
-        batch_tokens=config.batch_tokens,
-        advance=advance,
-    )
-    content = Shard(start_row=shard.start_row, rows=rows, targets=targets)
-    seconds = time.perf_counter() - start
-    return partial(
-        _write_shard, store, plan, shard, claim, content, statistics, book, dictionary.find, seconds
-    )
-
-
-def _write_shard(
-    store: Path,
-    plan: Plan,
-    shard: PlannedShard,
-    claim: Claim,
-    content: Shard,
-    statistics: Statistics,
-    book: Codebook | None,
-    find: FindDictionary,
-    seconds: float,
-) -> Commit:
-    """Encode, check and publish; `seconds` were spent on it before."""
-    start = time.perf_counter()
-    data = encode_shard(content, plan.identity, statistics, dictionary=book)
-    claim.renew()
-    _check_round_trip(content, data, plan.identity, find, where=str(store / shard.name))
-    seconds += time.perf_counter() - start
-    return commit_shard(store, plan, shard, data, statistics, seconds)
-
-
-def _check_round_trip(
-    content: Shard, data: bytes, identity: Identity, find: FindDictionary, *, where: str
-) -> None:
-    """Decode what is about to be published and compare it with what the teacher gave."""
-    back = decode_shard(data, identity, start_row=content.start_row, where=where, dictionary=find)
-    a, b = content.targets, back.targets
-    bound = identity.encoding
-    t = 1.0 if 1.0 in a.temperatures else a.temperatures[0]
-    (ids, logp), (ids_back, logp_back) = _by_id(a, t), _by_id(b, t)
-    same = np.array_equal(ids, ids_back)
-    if same:
-        with np.errstate(invalid="ignore"):
-            error = np.abs(logp - logp_back)
-        reach = np.where(np.isfinite(logp), np.abs(logp), 0).max(initial=0.0) + 64.0
-        slack = 2 * bound.relative_error * reach + bound.absolute_error + 1e-4
-        same = bool((error[np.isfinite(logp)] <= slack).all())
-    if not same:
-        raise IntegrityError(
-            f"{where}: decodes to something else than was encoded; please report this"
-        )
-
-
-def _by_id(
-    targets: SoftTargets, temperature: float
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
-    """Ids in ascending order, what is not kept last as 2^31, and their log-probabilities."""
-    ids = np.where(targets.kept, targets.ids, np.int64(2**31))
-    order = np.argsort(ids, axis=1)[:, : int(targets.kept.sum(axis=1).max(initial=0))]
-    logp = targets.log_probs(temperature)
-    return np.take_along_axis(ids, order, 1), np.take_along_axis(logp, order, 1)

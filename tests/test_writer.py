@@ -6,9 +6,9 @@ import time
 import pytest
 import torch
 
-from softlabels import build as build_module
 from softlabels.build import build
 from softlabels.errors import NonFiniteError, StoreError
+from softlabels.shards import ShardBuilder
 from softlabels.store.claims import Claims, claim_files
 from softlabels.store.manifest import load_manifest
 from softlabels.store.reader import open_store
@@ -26,7 +26,7 @@ def test_the_teacher_is_at_the_next_shard_while_one_is_written(corpus, tmp_path,
     """The first shard's writing waits until the teacher was asked for a row of the second."""
     second = threading.Event()
     overlapped, in_hand = [], []
-    real = build_module._write_shard
+    real = ShardBuilder._write
 
     class Watched(TinyTeacher):
         def logits(self, rows):
@@ -34,13 +34,13 @@ def test_the_teacher_is_at_the_next_shard_while_one_is_written(corpus, tmp_path,
                 second.set()
             yield from super().logits(rows)
 
-    def write(store, plan, shard, claim, content, *rest):
-        in_hand.append(len(claim_files(store)))
+    def write(builder, shard, *rest):
+        in_hand.append(len(claim_files(tmp_path / "s")))
         if shard.index == 0:
             overlapped.append(second.wait(timeout=30))
-        return real(store, plan, shard, claim, content, *rest)
+        return real(builder, shard, *rest)
 
-    monkeypatch.setattr(build_module, "_write_shard", write)
+    monkeypatch.setattr(ShardBuilder, "_write", write)
     build_tiny(tmp_path / "s", corpus, teacher=Watched())
     assert overlapped == [True]
     assert max(in_hand) <= 2
@@ -50,7 +50,7 @@ def test_the_teacher_is_at_the_next_shard_while_one_is_written(corpus, tmp_path,
 
 def test_at_most_two_shards_exist_however_slow_the_disk(corpus, tmp_path, monkeypatch):
     taught, written, most = [0], [0], [0]
-    teach, write = build_module._teach_shard, build_module._write_shard
+    teach, write = ShardBuilder._teach, ShardBuilder._write
 
     def counting_teach(*args):
         most[0] = max(most[0], taught[0] + 1 - written[0])
@@ -64,8 +64,8 @@ def test_at_most_two_shards_exist_however_slow_the_disk(corpus, tmp_path, monkey
         written[0] += 1
         return found
 
-    monkeypatch.setattr(build_module, "_teach_shard", counting_teach)
-    monkeypatch.setattr(build_module, "_write_shard", slow_write)
+    monkeypatch.setattr(ShardBuilder, "_teach", counting_teach)
+    monkeypatch.setattr(ShardBuilder, "_write", slow_write)
     build_tiny(tmp_path / "s", corpus, shard_rows=2)
     assert taught == written
     assert taught[0] > 10
@@ -91,7 +91,7 @@ def test_an_error_of_the_writer_stops_the_teacher_in_the_midst_of_a_shard(
             self.rows += len(rows)
             yield from super().logits(rows)
 
-    monkeypatch.setattr(build_module, "_write_shard", fail)
+    monkeypatch.setattr(ShardBuilder, "_write", fail)
     teacher = Waits()
     with pytest.raises(StoreError, match="disk is full"):
         build_tiny(tmp_path / "s", corpus, teacher=teacher, batch_tokens=64)
@@ -100,13 +100,13 @@ def test_an_error_of_the_writer_stops_the_teacher_in_the_midst_of_a_shard(
 
 
 def test_an_error_of_the_teacher_waits_for_the_shard_that_is_written(corpus, tmp_path, monkeypatch):
-    real = build_module._write_shard
+    real = ShardBuilder._write
 
     def slow(*args):
         time.sleep(0.3)
         return real(*args)
 
-    monkeypatch.setattr(build_module, "_write_shard", slow)
+    monkeypatch.setattr(ShardBuilder, "_write", slow)
     teacher = TinyTeacher()
     teacher.poison = (8 * 63 + 5, float("nan"))
     with pytest.raises(NonFiniteError):
@@ -134,7 +134,7 @@ def test_of_two_errors_the_teacher_s_is_raised_and_the_writer_s_is_told(
         time.sleep(0.3)
         raise StoreError("the disk is full")
 
-    monkeypatch.setattr(build_module, "_write_shard", slow_failure)
+    monkeypatch.setattr(ShardBuilder, "_write", slow_failure)
     teacher = TinyTeacher()
     teacher.poison = (8 * 63 + 5, float("nan"))
     with pytest.raises(NonFiniteError):

@@ -7,6 +7,8 @@ from importlib import import_module
 from typing import cast
 
 import msgspec
+import numpy as np
+import numpy.typing as npt
 
 from softlabels.codecs.codebook import Codebook
 from softlabels.errors import IntegrityError
@@ -14,11 +16,13 @@ from softlabels.store import packed, plain
 from softlabels.store.columns import Container
 from softlabels.store.manifest import Identity, Statistics
 from softlabels.store.shard import Shard
+from softlabels.targets import SoftTargets
 
 __all__ = [
     "CONTAINERS",
     "PROFILES",
     "FindDictionary",
+    "check_round_trip",
     "container_of",
     "decode_shard",
     "dictionary_of",
@@ -120,3 +124,39 @@ def read_statistics(data: bytes, identity: Identity, *, where: str) -> Statistic
         raise IntegrityError(
             f"{where}: carries no statistics ({e}); not a shard of this format"
         ) from e
+
+
+def check_round_trip(
+    content: Shard, data: bytes, identity: Identity, find: FindDictionary, *, where: str
+) -> None:
+    """Decode what is about to be published and compare it with what the teacher gave.
+
+    Raises:
+        IntegrityError: they differ by more than the codec promises.
+    """
+    back = decode_shard(data, identity, start_row=content.start_row, where=where, dictionary=find)
+    a, b = content.targets, back.targets
+    bound = identity.encoding
+    t = 1.0 if 1.0 in a.temperatures else a.temperatures[0]
+    (ids, logp), (ids_back, logp_back) = _by_id(a, t), _by_id(b, t)
+    same = np.array_equal(ids, ids_back)
+    if same:
+        with np.errstate(invalid="ignore"):
+            error = np.abs(logp - logp_back)
+        reach = np.where(np.isfinite(logp), np.abs(logp), 0).max(initial=0.0) + 64.0
+        slack = 2 * bound.relative_error * reach + bound.absolute_error + 1e-4
+        same = bool((error[np.isfinite(logp)] <= slack).all())
+    if not same:
+        raise IntegrityError(
+            f"{where}: decodes to something else than was encoded; please report this"
+        )
+
+
+def _by_id(
+    targets: SoftTargets, temperature: float
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+    """Ids in ascending order, what is not kept last as 2^31, and their log-probabilities."""
+    ids = np.where(targets.kept, targets.ids, np.int64(2**31))
+    order = np.argsort(ids, axis=1)[:, : int(targets.kept.sum(axis=1).max(initial=0))]
+    logp = targets.log_probs(temperature)
+    return np.take_along_axis(ids, order, 1), np.take_along_axis(logp, order, 1)

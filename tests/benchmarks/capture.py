@@ -27,13 +27,13 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does,
 
 import torch
 
-from softlabels import build as build_module
 from softlabels.build import teacher_options
 from softlabels.config import BuildConfig
 from softlabels.corpora import open_corpora
 from softlabels.estimators import make_estimator
 from softlabels.planning import make_plan, packed_rows
 from softlabels.progress import Silent
+from softlabels.shards import ShardBuilder
 from softlabels.teach import _batches, teach
 from softlabels.teachers import open_teacher
 
@@ -103,9 +103,7 @@ def main() -> None:
             )
 
         def built() -> None:
-            build_module._build_shards(
-                config, next(stores), plan, estimator, corpora, teacher, quiet
-            )
+            ShardBuilder(config, next(stores), plan, estimator, corpora, teacher, quiet).run()
 
         def read() -> None:
             list(islice(packed_rows(config, corpora, teacher), args.rows))
