@@ -7,6 +7,15 @@ from softlabels.store.manifest import Manifest
 __all__ = ["card"]
 
 
+CONFIGS = """configs:
+- config_name: default
+  data_files:
+  - split: train
+    path: data/train-*.parquet
+"""
+"""What lets `datasets.load_dataset` read the store as it is."""
+
+
 def card(manifest: Manifest) -> str:
     """Markdown with the YAML head that lets `datasets.load_dataset(STORE)` work."""
     identity = manifest.identity
@@ -29,13 +38,9 @@ def card(manifest: Manifest) -> str:
         if manifest.statistics.teacher_nll is not None
         else "not known (the grid lacks T=1)"
     )
+    plain = identity.encoding.profile == "open" and identity.encoding.container == "parquet"
     return f"""---
-configs:
-- config_name: default
-  data_files:
-  - split: train
-    path: data/train-*.parquet
-tags:
+{CONFIGS if plain else ""}tags:
 - softlabels
 - knowledge-distillation
 ---
