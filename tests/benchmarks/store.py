@@ -205,7 +205,7 @@ def sampling(args: argparse.Namespace, shard: Shard) -> list[dict[str, Any]]:
         ("sampled", 12, "float32"),
         ("sampled", 12, "nat8"),
         ("sampled", 12, "nat16"),
-        ("rs", args.rs_draws, "float32"),
+        ("rs", draws_for(p, 12), "float32"),
     ):
         estimator = make_estimator(name, {"k": k, "temperatures": (1.0,)})
         codec = make_codec(values)
@@ -252,6 +252,11 @@ def sampling(args: argparse.Namespace, shard: Shard) -> list[dict[str, Any]]:
     return rows
 
 
+def draws_for(p: np.ndarray[Any, Any], ids: float) -> int:
+    """Draws with replacement that give so many distinct ids, on average."""
+    return next(n for n in range(1, 1000) if (1 - (1 - p) ** n).sum(1).mean() >= ids)
+
+
 def show(rows: list[dict[str, Any]]) -> None:
     columns = list(dict.fromkeys(name for row in rows for name in row))
     print("| " + " | ".join(columns) + " |\n|" + "---|" * len(columns))
@@ -280,7 +285,6 @@ def main() -> None:
     parser.add_argument("--positions", type=int, default=16, help="that are sampled many times")
     parser.add_argument("--seeds", type=int, default=10_000)
     parser.add_argument("--chunk", type=int, default=200)
-    parser.add_argument("--rs-draws", type=int, default=31)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(os.cpu_count() or 1)
