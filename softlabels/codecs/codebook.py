@@ -91,9 +91,10 @@ class Codebook:
         for begin in range(0, len(used), some):
             chunk = used[begin : begin + some]
             counts = self.sizes[chunk]
+            entry = _ranges(self._starts[chunk], counts)
             at = np.repeat(np.arange(len(chunk), dtype=np.int64) * width, counts)
-            at += self.entries[_ranges(self._starts[chunk], counts)]
-            places[at] = _ranges(np.zeros(len(chunk), np.int64), counts)
+            at += self.entries[entry]
+            places[at] = self._places_in_tables[entry]
             part = slice(first_row[begin], first_row[begin + len(chunk)])
             line = np.searchsorted(chunk, tables[part]) * width
             found = places.take(np.minimum(ranks[part], u) + line[:, None])
@@ -134,6 +135,11 @@ class Codebook:
     @cached_property
     def _starts(self) -> Int64:
         return np.concatenate([[0], np.cumsum(self.sizes, dtype=np.int64)])
+
+    @cached_property
+    def _places_in_tables(self) -> npt.NDArray[np.int16]:
+        """`[E]`: the place of each entry in its table."""
+        return _ranges(np.zeros(len(self.sizes), np.int64), self.sizes).astype(np.int16)
 
     @cached_property
     def _all_ids(self) -> Int32:
@@ -215,7 +221,7 @@ class Codebook:
             raise IntegrityError(
                 f"{where}: its order holds ids outside 0..{vocab_size - 1}, or twice"
             )
-        if len(np.unique(order)) != len(order):
+        if not _distinct(order, vocab_size):
             raise IntegrityError(f"{where}: its order holds an id twice")
         return cls(
             order=order.astype(np.int32),
@@ -288,6 +294,14 @@ def _ranges(starts: Int64, counts: npt.NDArray[Any]) -> Int64:
     ends = np.cumsum(counts, dtype=np.int64)
     each: Int64 = np.repeat(starts - ends + counts, counts)
     return each + np.arange(len(each))
+
+
+def _distinct(ids: Int64, vocab_size: int) -> bool:
+    if vocab_size > DENSE_VOCAB:
+        return len(np.unique(ids)) == len(ids)
+    seen = np.zeros(vocab_size, bool)
+    seen[ids] = True
+    return int(seen.sum()) == len(ids)
 
 
 def _class_starts(classes: npt.NDArray[Any]) -> Int64:

@@ -155,19 +155,17 @@ class Steps:
     ) -> tuple[Float, Float, Float64]:
         """Round as if the shift were `shift`: q, the largest error of each position, the true shift."""
         kind = gaps.dtype.type
-        rounded = gaps - shift[:, None].astype(kind)
-        rounded *= kind(1 / self.step)
-        np.rint(rounded, out=rounded)
-        np.maximum(rounded, 0, out=rounded)
-        rounded[gaps == 0] = 0
-        q = rounded.copy()
-        rounded *= kind(self.step)
+        q = gaps - shift[:, None].astype(kind)
+        q *= kind(1 / self.step)
+        np.rint(q, out=q)
+        np.maximum(q, 0, out=q)  # the largest logit's gap is 0, and the shift less than half a step
+        rounded = q * kind(self.step)
         moved = _lse(rounded) - exact + tail
         with np.errstate(invalid="ignore"):
             error = np.subtract(gaps, rounded, out=rounded)
             error -= moved[:, None].astype(kind)
         np.abs(error, out=error)
-        return q, np.nan_to_num(np.fmax.reduce(error, axis=1, initial=0)), moved
+        return q, np.fmax.reduce(error, axis=1, initial=0), moved
 
     def _search(self, gaps: Float, exact: float, tail: float) -> Float:
         """The best of all shifts for one position: its rounding changes at K of them only."""

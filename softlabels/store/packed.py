@@ -90,7 +90,8 @@ def streams_of(shard: Shard, identity: Identity, dictionary: Codebook | None) ->
     tokens = _tokens_of_positions(rows)
     by_token = np.argsort(tokens, kind="stable")
     kept, counts = kept[by_token], counts[by_token]
-    key = numbers.values[by_token].astype(np.uint64) << np.uint64(32)
+    key = numbers.values[by_token].astype(np.uint64)
+    key <<= np.uint64(32)
     key |= book.encode(tokens[by_token], t.ids[by_token])
     ragged = len(counts) > 0 and int(counts.min()) < t.k
     if ragged:
