@@ -27,7 +27,7 @@ from tests.fakes import build_tiny, write_corpus
 
 def make_store(folder: Path, profile: str, container: str) -> Path:
     """A finished store of six shards."""
-    corpus = write_corpus(folder, documents=30)
+    corpus = write_corpus(folder, documents=4)
     store = folder / f"{profile}-{container}"
     before, dictionary.POSITIONS = dictionary.POSITIONS, 300
     try:

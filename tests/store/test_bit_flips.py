@@ -14,7 +14,7 @@ from tests.benchmarks.bit_flips import flip, make_store
 @pytest.mark.parametrize("profile", PROFILES)
 def test_any_flipped_bit_is_found(profile, container, tmp_path):
     store = make_store(tmp_path, profile, container)
-    found = flip(store, 120)
+    found = flip(store, 100)
     kinds = {"data", "commits", "tokenizer", "manifest.json", "plan.json", "README.md"}
     assert set(found) == kinds | ({"dictionaries"} if profile == "packed" else set())
     assert sum(found.values(), Counter())["nothing"] == 0
