@@ -37,7 +37,9 @@ MIDDLE = 2**31
 LARGEST = 2**31 - 2
 SINGLE = 64.0
 """Nats below which single precision holds a gap to 4e-6, far less than the room that the bound leaves."""
-ITERATIONS = 12
+ITERATIONS = 64
+"""The shift grows with the one it is computed from, so it is approached from one side, by at least the room
+that the bound leaves (1/62 step) each time, and lies within a step: `_search` is for rounding errors only."""
 
 
 @dataclass(frozen=True)
