@@ -191,9 +191,13 @@ class Steps:
         below = np.floor(np.where(np.isfinite(gaps), gaps, 0.0) / self.step)
         rest = np.where(np.isfinite(gaps), gaps, 0.0) - below * self.step
         up = np.expm1(-rest) / np.expm1(-self.step)
+        by = np.argsort(gaps, axis=1, kind="stable")  # of `rs` equal gaps need not be neighbours
+        ascending = np.take_along_axis(gaps, by, axis=1)
         first = np.ones(gaps.shape, bool)
-        first[:, 1:] = gaps[:, 1:] != gaps[:, :-1]
-        run = np.maximum.accumulate(np.where(first, np.arange(gaps.shape[1]), 0), axis=1)
+        first[:, 1:] = ascending[:, 1:] != ascending[:, :-1]
+        begin = np.maximum.accumulate(np.where(first, np.arange(gaps.shape[1]), 0), axis=1)
+        run = np.empty_like(by)
+        np.put_along_axis(run, by, np.take_along_axis(by, begin, axis=1), axis=1)
         drawn = np.take_along_axis(uniforms, run, axis=1)
         rounded: Float = below + (drawn < up)
         return rounded
