@@ -84,13 +84,16 @@ class Steps:
         kept = targets.kept
         largest = float(np.where(kept, targets.gaps, 0).max(initial=0))
         gaps = targets.gaps if largest < SINGLE else targets.gaps.astype(np.float64)
-        finite = targets.log_odds[np.isfinite(targets.log_odds)]
-        reach = max(largest / self.step, np.abs(finite).max(initial=0.0) / self.odds_step)
-        if reach > LARGEST:
-            raise TargetError(
-                f"{self.id} cannot hold {reach:.3g} steps (limit 2**31): a gap of {largest:g} nats; build with "
-                "--values float32"
-            )
+        odds_reach = float(np.abs(targets.log_odds[np.isfinite(targets.log_odds)]).max(initial=0))
+        for what, value, step in (
+            ("a gap", largest, self.step),
+            ("log-odds", odds_reach, self.odds_step),
+        ):
+            if value / step > LARGEST:
+                raise TargetError(
+                    f"{self.id} cannot hold {what} of {value:g} nats, {value / step:.3g} steps (limit 2**31); build "
+                    "with --values float32"
+                )
         odds = self._odds(targets.log_odds)
         if targets.estimator in UNBIASED:
             assert uniforms is not None, "the weights of a sample are rounded at random"
