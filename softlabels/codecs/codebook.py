@@ -116,7 +116,8 @@ class Codebook:
             return self._all_ids.take(index)
         except IndexError:  # some are spelled out
             spelled = index >= len(self._all_ids)
-            ids = np.minimum(index - len(self._all_ids), 2**31 - 1).astype(np.int32)
+            ids = index - len(self._all_ids)
+            ids = np.where(ids < 2**31, ids, -1).astype(np.int32)
             ids[~spelled] = self._all_ids.take(index[~spelled])
             return ids
 
