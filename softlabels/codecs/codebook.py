@@ -240,6 +240,8 @@ class Codebook:
             raise IntegrityError(f"{where}: a table of {sizes.max()} ids, at most {TABLE_LIMIT}")
         if len(entries) and int(entries.max()) >= len(plain.order):
             raise IntegrityError(f"{where}: a table names an id that has no place in the order")
+        if _any_twice(sizes.astype(np.int64), entries):
+            raise IntegrityError(f"{where}: a table names an id twice")
         return replace(
             plain,
             tokens=tokens.astype(np.int32),
@@ -270,6 +272,21 @@ def _ranges(starts: Int64, counts: npt.NDArray[Any]) -> Int64:
     ends = np.cumsum(counts, dtype=np.int64)
     each: Int64 = np.repeat(starts - ends + counts, counts)
     return each + np.arange(len(each))
+
+
+def _any_twice(sizes: Int64, entries: UInt32) -> bool:
+    """Whether a table has an entry twice; looks at about a million entries at a time."""
+    ends = np.cumsum(sizes)
+    begin = at = 0
+    while at < len(entries):
+        stop = max(int(np.searchsorted(ends, at + 2**20, side="right")), begin + 1)
+        line = np.repeat(np.arange(stop - begin), sizes[begin:stop])
+        pairs = (line << 32) + entries[at : int(ends[stop - 1])]
+        pairs.sort()
+        if (pairs[1:] == pairs[:-1]).any():
+            return True
+        begin, at = stop, int(ends[stop - 1])
+    return False
 
 
 def _class_starts(classes: npt.NDArray[Any]) -> Int64:
