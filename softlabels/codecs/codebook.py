@@ -346,12 +346,20 @@ def train(tokens: Int32, ids: Int32, kept: npt.NDArray[np.bool_]) -> Codebook:
         ]
         found = replace(
             common,
-            tokens=seen.astype(np.int32),
-            sizes=np.array([len(t) for t in tables], np.int32),
+            tokens=seen.astype(np.int32) if largest else np.zeros(0, np.int32),
+            sizes=np.array([len(t) for t in tables if largest], np.int32),
             entries=np.concatenate([*tables, np.zeros(0, np.int32)]).astype(np.int32),
         )
-        if len(found.entries) <= ENTRY_LIMIT and len(found.to_bytes()) <= DICTIONARY_LIMIT:
+        entries = max(len(found.entries), len(found.order))
+        if entries <= ENTRY_LIMIT and len(found.to_bytes()) <= DICTIONARY_LIMIT:
             return found
+        if largest == 0:  # without tables it is the order that is too long: its rarest ids leave it
+            assert len(common.order) > 0, "an empty dictionary has its place"
+            most = len(common.order) // 2
+            classes = np.minimum(common.classes, most - _class_starts(common.classes))
+            common = replace(
+                common, order=common.order[:most], classes=classes[classes > 0].astype(np.int32)
+            )
         largest //= 2
 
 
