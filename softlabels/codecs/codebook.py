@@ -192,18 +192,20 @@ class Codebook:
         if int(classes.sum(dtype=np.int64)) != len(steps) or (len(classes) and classes.min() == 0):
             raise IntegrityError(f"{where}: the classes of its order do not add up")
         starts = _class_starts(classes)
+        if len(steps) - np.count_nonzero(steps) > np.count_nonzero(steps[starts] == 0):
+            raise IntegrityError(f"{where}: its order holds an id twice")  # a step of 0 in a class
         order = np.cumsum(steps, dtype=np.int64)
-        before = np.concatenate([[0], order])[starts]  # what came before each class does not count
-        order -= np.repeat(before, classes.astype(np.int64))
-        inside = np.ones(len(steps), bool)
-        inside[starts] = False
-        if len(order) and (int(order.max()) >= vocab_size or (steps[inside] == 0).any()):
-            raise IntegrityError(
-                f"{where}: its order holds ids outside 0..{vocab_size - 1}, or twice"
-            )
-        if len(np.unique(order)) != len(order):
+        before = order[starts] - steps[starts]  # what came before each class does not count
+        for start, size, less in zip(starts, classes.astype(np.int64), before, strict=True):
+            order[start : start + size] -= less
+        if len(order) and int(order.max()) >= vocab_size:
+            raise IntegrityError(f"{where}: its order holds ids outside 0..{vocab_size - 1}")
+        ids = order.astype(np.int32)
+        del order
+        ascending = np.sort(ids)  # not np.unique, which takes half a minute for 16 million
+        if (ascending[1:] == ascending[:-1]).any():
             raise IntegrityError(f"{where}: its order holds an id twice")
-        return cls(order=order.astype(np.int32), classes=classes.astype(np.int32))
+        return cls(order=ids, classes=classes.astype(np.int32))
 
     def to_bytes(self) -> bytes:
         """A dictionary's file."""
