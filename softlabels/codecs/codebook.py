@@ -212,22 +212,19 @@ class Codebook:
         if int(classes.sum(dtype=np.int64)) != len(steps) or (len(classes) and classes.min() == 0):
             raise IntegrityError(f"{where}: the classes of its order do not add up")
         starts = _class_starts(classes)
+        if len(steps) - np.count_nonzero(steps) > np.count_nonzero(steps[starts] == 0):
+            raise IntegrityError(f"{where}: its order holds an id twice")  # a step of 0 in a class
         order = np.cumsum(steps, dtype=np.int64)
-        before = np.concatenate([[0], order])[starts]  # what came before each class does not count
-        order -= np.repeat(before, classes.astype(np.int64))
-        inside = np.ones(len(steps), bool)
-        inside[starts] = False
-        if len(order) and (int(order.max()) >= vocab_size or (steps[inside] == 0).any()):
-            raise IntegrityError(
-                f"{where}: its order holds ids outside 0..{vocab_size - 1}, or twice"
-            )
-        if not _distinct(order, vocab_size):
+        before = order[starts] - steps[starts]  # what came before each class does not count
+        for start, size, less in zip(starts, classes.astype(np.int64), before, strict=True):
+            order[start : start + size] -= less
+        if len(order) and int(order.max()) >= vocab_size:
+            raise IntegrityError(f"{where}: its order holds ids outside 0..{vocab_size - 1}")
+        ids = order.astype(np.int32)
+        del order
+        if not _distinct(ids, vocab_size):
             raise IntegrityError(f"{where}: its order holds an id twice")
-        return cls(
-            order=order.astype(np.int32),
-            classes=classes.astype(np.int32),
-            vocab_size=vocab_size,
-        )
+        return cls(order=ids, classes=classes.astype(np.int32), vocab_size=vocab_size)
 
     def to_bytes(self) -> bytes:
         """A dictionary's file."""
@@ -264,6 +261,8 @@ class Codebook:
             raise IntegrityError(f"{where}: a table of {sizes.max()} ids, at most {TABLE_LIMIT}")
         if len(entries) and int(entries.max()) >= len(plain.order):
             raise IntegrityError(f"{where}: a table names an id that has no place in the order")
+        if _any_twice(sizes.astype(np.int64), entries):
+            raise IntegrityError(f"{where}: a table names an id twice")
         return replace(
             plain,
             tokens=tokens.astype(np.int32),
@@ -296,12 +295,28 @@ def _ranges(starts: Int64, counts: npt.NDArray[Any]) -> Int64:
     return each + np.arange(len(each))
 
 
-def _distinct(ids: Int64, vocab_size: int) -> bool:
-    if vocab_size > DENSE_VOCAB:
-        return len(np.unique(ids)) == len(ids)
-    seen = np.zeros(vocab_size, bool)
-    seen[ids] = True
-    return int(seen.sum()) == len(ids)
+def _distinct(ids: Int32, vocab_size: int) -> bool:
+    if vocab_size <= DENSE_VOCAB:
+        seen = np.zeros(vocab_size, bool)
+        seen[ids] = True
+        return int(seen.sum()) == len(ids)
+    ascending = np.sort(ids)  # not np.unique, which takes half a minute for 16 million
+    return not bool((ascending[1:] == ascending[:-1]).any())
+
+
+def _any_twice(sizes: Int64, entries: UInt32) -> bool:
+    """Whether a table has an entry twice; looks at about a million entries at a time."""
+    ends = np.cumsum(sizes)
+    begin = at = 0
+    while at < len(entries):
+        stop = max(int(np.searchsorted(ends, at + 2**20, side="right")), begin + 1)
+        line = np.repeat(np.arange(stop - begin), sizes[begin:stop])
+        pairs = (line << 32) + entries[at : int(ends[stop - 1])]
+        pairs.sort()
+        if (pairs[1:] == pairs[:-1]).any():
+            return True
+        begin, at = stop, int(ends[stop - 1])
+    return False
 
 
 def _class_starts(classes: npt.NDArray[Any]) -> Int64:
@@ -363,12 +378,20 @@ def train(
         ]
         found = replace(
             common,
-            tokens=seen.astype(np.int32),
-            sizes=np.array([len(t) for t in tables], np.int32),
+            tokens=seen.astype(np.int32) if largest else np.zeros(0, np.int32),
+            sizes=np.array([len(t) for t in tables if largest], np.int32),
             entries=np.concatenate([*tables, np.zeros(0, np.int32)]).astype(np.int32),
         )
-        if len(found.entries) <= ENTRY_LIMIT and len(found.to_bytes()) <= DICTIONARY_LIMIT:
+        entries = max(len(found.entries), len(found.order))
+        if entries <= ENTRY_LIMIT and len(found.to_bytes()) <= DICTIONARY_LIMIT:
             return found
+        if largest == 0:  # without tables it is the order that is too long: its rarest ids leave it
+            assert len(common.order) > 0, "an empty dictionary has its place"
+            most = len(common.order) // 2
+            classes = np.minimum(common.classes, most - _class_starts(common.classes))
+            common = replace(
+                common, order=common.order[:most], classes=classes[classes > 0].astype(np.int32)
+            )
         largest //= 2
 
 

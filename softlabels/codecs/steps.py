@@ -37,7 +37,9 @@ MIDDLE = 2**31
 LARGEST = 2**31 - 2
 SINGLE = 64.0
 """Nats below which single precision holds a gap to 4e-6, far less than the room that the bound leaves."""
-ITERATIONS = 12
+ITERATIONS = 64
+"""The shift grows with the one it is computed from, so it is approached from one side, by at least the room
+that the bound leaves (1/62 step) each time, and lies within a step: `_search` is for rounding errors only."""
 
 
 @dataclass(frozen=True)
@@ -84,13 +86,16 @@ class Steps:
         if kept is not None:
             largest = float(targets.gaps.max(initial=0, where=kept))
         gaps = targets.gaps if largest < SINGLE else targets.gaps.astype(np.float64)
-        finite = targets.log_odds[np.isfinite(targets.log_odds)]
-        reach = max(largest / self.step, np.abs(finite).max(initial=0.0) / self.odds_step)
-        if reach > LARGEST:
-            raise TargetError(
-                f"{self.id} cannot hold {reach:.3g} steps (limit 2**31): a gap of {largest:g} nats; build with "
-                "--values float32"
-            )
+        odds_reach = float(np.abs(targets.log_odds[np.isfinite(targets.log_odds)]).max(initial=0))
+        for what, value, step in (
+            ("a gap", largest, self.step),
+            ("log-odds", odds_reach, self.odds_step),
+        ):
+            if value / step > LARGEST:
+                raise TargetError(
+                    f"{self.id} cannot hold {what} of {value:g} nats, {value / step:.3g} steps (limit 2**31); build "
+                    "with --values float32"
+                )
         odds = self._odds(targets.log_odds)
         if targets.estimator in UNBIASED:
             assert uniforms is not None, "the weights of a sample are rounded at random"

@@ -22,7 +22,7 @@ from secrets import token_hex
 
 from softlabels.errors import IntegrityError, StoreError
 from softlabels.store.dictionaries import Dictionaries
-from softlabels.store.encoding import FindDictionary, decode_shard, read_statistics
+from softlabels.store.encoding import FindDictionary, decode_shard, dictionary_of, read_statistics
 from softlabels.store.manifest import Commit, Identity, Plan, PlannedShard, Statistics
 from softlabels.store.records import (
     FORMAT,
@@ -42,6 +42,7 @@ __all__ = [
     "commit_shard",
     "committed",
     "leftovers",
+    "need_dictionary",
     "publish",
     "recorded",
     "remove",
@@ -223,20 +224,41 @@ def adopt_shard(store: Path, plan: Plan, shard: PlannedShard) -> Commit | None:
     Returns:
         None if there is no such file, or it does not hold what the plan asks for (it is then removed,
         to be built again).
+
+    Raises:
+        IntegrityError: the dictionary that it was coded with is missing.
     """
     path = store / shard.name
     try:
         data = read_file(path)  # what cannot be read is no reason to remove it
     except FileNotFoundError:
         return None
+    find = Dictionaries(store, plan.identity.teacher.vocab_size)
+    need_dictionary(data, plan.identity, find, where=str(path))
     try:
-        find = Dictionaries(store, plan.identity.teacher.vocab_size)
         check_planned(data, plan.identity, shard, find, where=str(path))
         statistics = read_statistics(data, plan.identity, where=str(path))
     except (IntegrityError, ValueError):
         remove(store, path)
         return None
     return _record(store, plan, shard, data, statistics, 0.0)
+
+
+def need_dictionary(data: bytes, identity: Identity, find: FindDictionary, *, where: str) -> None:
+    """Refuse to judge a shard without its dictionary: the shard may be intact.
+
+    Raises:
+        IntegrityError: the dictionary is missing or altered.
+    """
+    try:
+        wanted = dictionary_of(data, identity, where=where)
+    except IntegrityError:
+        return  # not a shard, with any dictionary
+    if wanted is not None:
+        try:
+            find(wanted)
+        except IntegrityError as e:
+            raise IntegrityError(f"{e} (nothing was changed)") from e
 
 
 def check_planned(

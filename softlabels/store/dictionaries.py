@@ -61,8 +61,10 @@ class Dictionaries:
                     return path, check_file(path, sha256=sha256, size=record.bytes)
             raise missing
         for path in sorted((self._store / FOLDER).glob("*.bin")):
-            if path.stat().st_size <= DICTIONARY_LIMIT:
-                data = read_file(path)
-                if hashlib.sha256(data).hexdigest() == sha256:
-                    return path, data
+            try:
+                data = read_file(path) if path.stat().st_size <= DICTIONARY_LIMIT else b""
+            except (OSError, IntegrityError):
+                continue  # a link that leads nowhere, a pipe, …: not the one that is looked for
+            if hashlib.sha256(data).hexdigest() == sha256:
+                return path, data
         raise missing

@@ -114,7 +114,9 @@ def decode_shard(
 
 
 def dictionary_of(data: bytes, identity: Identity, *, where: str) -> str | None:
-    """sha256 of the dictionary that a shard was coded with."""
+    """sha256 of the dictionary that a shard was coded with; the profile `open` has none."""
+    if identity.encoding.profile == "open":
+        return None
     return container_of(identity).read_facts(data, where=where).get(DICTIONARY)
 
 

@@ -117,12 +117,12 @@ def streams_of(shard: Shard, identity: Identity, dictionary: Codebook | None) ->
     return streams
 
 
-def _check_size(n: int, k: int, tokens: int) -> None:
+def _check_size(n: int, k: int, tokens: int, where: str = "") -> None:
     """8 bytes for each id of the rectangle, 4 for each token."""
     if (size := 8 * n * k + 4 * tokens) > DECODED_LIMIT:
         raise TargetError(
-            f"a shard of {n} positions with up to {k} ids takes {size} bytes, more than the {DECODED_LIMIT} that a "
-            "reader accepts; lower --shard-rows"
+            f"{where}a shard of {n} positions with up to {k} ids takes {size} bytes, more than the {DECODED_LIMIT} "
+            "that a reader accepts; lower --shard-rows"
         )
 
 
@@ -195,6 +195,7 @@ def shard_of(
     v = identity.teacher.vocab_size
     book = dictionary or Codebook.from_order_streams(streams, vocab_size=v, where=where)
     found = _rows(streams, identity, book, start_row=start_row, rows=rows, where=where)
+    total = sum(len(r.input_ids) for r in found)
     n = sum(int(r.label_mask.sum()) for r in found)
     if positions is not None and n != positions:
         raise IntegrityError(f"{where}: its rows have {n} positions, the manifest says {positions}")
@@ -209,7 +210,7 @@ def shard_of(
             f"{where}: a position keeps {k} ids, the manifest says at most {identity.targets.k}"
         )
     check_hard(counts, identity, where)
-    _check_size(n, k, 0)
+    _check_size(n, k, total, f"{where}: ")
     codec = make_codec(identity.encoding.values)
     grid = tuple(identity.targets.temperatures)
     odds = np.stack([codec.odds(numbers(log_odds_column(t), n)) for t in grid], axis=1)
@@ -315,10 +316,9 @@ def _rows(
         raise IntegrityError(
             f"{where}: holds {r} rows, expected {rows}; copy it again from its source"
         )
-    most = r * identity.corpus.seq_len
-    _check_size(0, 0, most if rows is not None else 0)
     lengths = _exactly(streams, "tokens", r, where).astype(np.int64)
     total = int(lengths.sum())
+    _check_size(0, 0, total, f"{where}: ")
     if r == 0 or lengths.max() > identity.corpus.seq_len or lengths.min() < 1:
         raise IntegrityError(
             f"{where}: rows of {lengths} tokens, expected 1..{identity.corpus.seq_len}"

@@ -31,12 +31,13 @@ from softlabels.store.commit import (
     check_planned,
     commit_path,
     leftovers,
+    need_dictionary,
     publish,
     remove,
     withdraw,
 )
 from softlabels.store.dictionaries import DICTIONARY, Dictionaries
-from softlabels.store.encoding import dictionary_of, read_statistics
+from softlabels.store.encoding import read_statistics
 from softlabels.store.finish import CARD, finish, make_manifest
 from softlabels.store.manifest import (
     MANIFEST,
@@ -249,7 +250,7 @@ def _look_at(
     elif recorded and sha256 not in recorded:  # not decoded: it may be anything
         unfit = f"{file}: sha256 is {sha256}, its records say otherwise: torn or altered"
     else:
-        _need_dictionary(data, plan, find, file)
+        need_dictionary(data, plan.identity, find, where=str(file))
         _, unfit = _attempt(lambda: _fits(data, plan, shard, find, file))
     if commit is not None and not ours:
         if unfit is not None and commit.sha256 == sha256 and commit.name == shard.name:
@@ -266,16 +267,6 @@ def _look_at(
         found.rebuild[i] = unfit
     else:
         found.adopt[i] = no_commit or f"{record}: its sha256 is not the shard's"
-
-
-def _need_dictionary(data: bytes, plan: Plan, find: Dictionaries, file: Path) -> None:
-    """Refuse to judge a shard without its dictionary: the shard may be intact."""
-    wanted, _ = _attempt(lambda: dictionary_of(data, plan.identity, where=str(file)))
-    if wanted is not None:
-        try:
-            find(wanted)
-        except IntegrityError as e:
-            raise IntegrityError(f"{e} (nothing was changed)") from e
 
 
 def _fits(data: bytes, plan: Plan, shard: PlannedShard, find: Dictionaries, file: Path) -> None:
