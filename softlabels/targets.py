@@ -32,11 +32,13 @@ import numpy.typing as npt
 
 from softlabels.errors import PairingError, TargetError
 
-__all__ = ["UNBIASED", "SoftTargets", "gaps_from_logp"]
+__all__ = ["LARGEST_GRID", "UNBIASED", "SoftTargets", "gaps_from_logp"]
 
 Float32 = npt.NDArray[np.float32]
 Int32 = npt.NDArray[np.int32]
 
+LARGEST_GRID = 1024
+"""Temperatures of a store, at most."""
 UNBIASED = frozenset({"sampled", "rs"})
 """Estimators whose kept set is a random sample: weights at one temperature, never a tail."""
 

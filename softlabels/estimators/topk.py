@@ -11,6 +11,7 @@ from softlabels.errors import ConfigError
 from softlabels.estimators import Selection
 from softlabels.estimators.largest import largest
 from softlabels.estimators.tail import log_odds, log_tail
+from softlabels.targets import LARGEST_GRID
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,6 +29,8 @@ def check_temperatures(temperatures: tuple[float, ...]) -> None:
     """Refuse an empty grid, repeats, and temperatures that are not finite and positive."""
     if not temperatures:
         raise ConfigError("--temperature: give at least one")
+    if len(temperatures) > LARGEST_GRID:
+        raise ConfigError(f"--temperature: {len(temperatures)} of them, at most {LARGEST_GRID}")
     for t in temperatures:
         if not (0 < t < float("inf")):
             raise ConfigError(f"--temperature {t}: expected a finite number above 0")

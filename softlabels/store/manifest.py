@@ -10,6 +10,7 @@ import msgspec
 
 from softlabels.errors import FormatError, IntegrityError
 from softlabels.store.records import Record, canonical, read_raw
+from softlabels.targets import LARGEST_GRID
 
 __all__ = [
     "MANIFEST",
@@ -284,6 +285,8 @@ def load_manifest(store: Path) -> Manifest:
     if manifest.content_digest != content_digest(raw["identity"], manifest.shards):
         raise IntegrityError(f"{where}: content_digest does not match identity and shards")
     grid = manifest.identity.targets.temperatures
+    if len(grid) > LARGEST_GRID:
+        raise FormatError(f"{where}: {len(grid)} temperatures, a store has at most {LARGEST_GRID}")
     if not grid or len(set(grid)) != len(grid) or len(manifest.statistics.kept_mass) != len(grid):
         raise FormatError(
             f"{where}: {len(manifest.statistics.kept_mass)} entries of kept_mass for temperatures {grid[:8]}; "
