@@ -6,9 +6,16 @@ from softlabels.store.manifest import Manifest
 
 __all__ = ["card"]
 
+CONFIGS = """configs:
+- config_name: default
+  data_files:
+  - split: train
+    path: data/train-*.parquet
+"""
+
 
 def card(manifest: Manifest) -> str:
-    """Markdown with the YAML head that lets `datasets.load_dataset(STORE)` work."""
+    """Markdown; its YAML head lets `datasets.load_dataset(STORE)` work where columns are Parquet's own."""
     identity = manifest.identity
     corpus, targets, teacher = identity.corpus, identity.targets, identity.teacher
     n = corpus.positions or 1
@@ -23,13 +30,9 @@ def card(manifest: Manifest) -> str:
         if manifest.statistics.teacher_nll is not None
         else "not known (the grid lacks T=1)"
     )
+    loadable = (identity.encoding.profile, identity.encoding.container) == ("open", "parquet")
     return f"""---
-configs:
-- config_name: default
-  data_files:
-  - split: train
-    path: data/train-*.parquet
-tags:
+{CONFIGS if loadable else ""}tags:
 - softlabels
 - knowledge-distillation
 ---

@@ -29,7 +29,10 @@ __all__ = [
 STATISTICS = "softlabels.statistics"
 DICTIONARY = "softlabels.dictionary"
 PROFILES = ("open", "packed")
-CONTAINERS: Mapping[str, str] = {"parquet": "softlabels.store.parquet"}
+CONTAINERS: Mapping[str, str] = {
+    "parquet": "softlabels.store.parquet",
+    "zarr": "softlabels.store.zarr",
+}
 """Name and module."""
 
 FindDictionary = Callable[[str], Codebook]
