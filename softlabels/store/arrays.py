@@ -140,8 +140,9 @@ class DeclaredArray:
         else:
             found = _frame_size(self.data)
         if found != self.bytes:
+            said = "no size, or has no checksum" if found is None else f"{found} bytes"
             raise ValueError(
-                f"the chunk of array {name!r} declares {found} bytes, its shape asks for {self.bytes}"
+                f"the chunk of array {name!r} declares {said}; its shape asks for {self.bytes} bytes"
             )
 
     def decode(self, dtype: np.dtype[Any]) -> npt.NDArray[Any]:

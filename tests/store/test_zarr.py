@@ -481,7 +481,7 @@ def test_how_files_are_changed_here(small):
     ("changes", "says"),
     [
         ({"shape": [4]}, "is not one chunk"),
-        ({"shape": [4], "chunk_grid": grid(4)}, "declares 12 bytes, its shape asks for 16"),
+        ({"shape": [4], "chunk_grid": grid(4)}, "declares 12 bytes; its shape asks for 16"),
         ({"shape": [2**60], "chunk_grid": grid(2**60)}, "declares 12 bytes"),
         ({"shape": [5 * 10**30], "chunk_grid": grid(5 * 10**30)}, "not a readable"),
         ({"shape": [-3], "chunk_grid": grid(-3)}, "shape [-3]"),
@@ -631,15 +631,19 @@ def test_a_digest_of_another_width(small):
 
 def test_frames_without_a_checksum_or_a_size(small):
     files, values = unzipped(small), np.array([1, 2, 4], np.int32)
-    assert "declares None bytes" in refusal_of(chunk(files, "ids", values, checksum=False))
+    assert "declares no size, or has no checksum" in refusal_of(
+        chunk(files, "ids", values, checksum=False)
+    )
     frame = chunk(files, "ids", values)["ids/c/0"]
     assert frame[4:6] == bytes([0x24, 12])  # one segment, checksum; 12 bytes
     unknown = frame[:4] + bytes([0x04, 0x00]) + frame[6:]
-    assert "declares None bytes" in refusal_of(files | {"ids/c/0": unknown})
+    assert "declares no size, or has no checksum" in refusal_of(files | {"ids/c/0": unknown})
     with_dictionary = frame[:4] + bytes([0x25, 1]) + frame[5:]
-    assert "declares None bytes" in refusal_of(files | {"ids/c/0": with_dictionary})
+    assert "declares no size, or has no checksum" in refusal_of(
+        files | {"ids/c/0": with_dictionary}
+    )
     for bad in (b"", b"\x28\xb5\x2f\xfd", bytes(20)):
-        assert "declares None bytes" in refusal_of(files | {"ids/c/0": bad})
+        assert "declares no size, or has no checksum" in refusal_of(files | {"ids/c/0": bad})
     assert "declares 13 bytes" in refusal_of(
         files | {"ids/c/0": frame[:5] + bytes([13]) + frame[6:]}
     )
