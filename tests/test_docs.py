@@ -34,7 +34,8 @@ def stores(tmp_path_factory) -> dict[str, Path]:
     build_tiny(folder / "topk", corpus, temperature=(0.5, 1.0, 2.0))
     build_tiny(folder / "sampled", corpus, estimator="sampled")
     build_tiny(folder / "some", corpus, temperature=(0.5, 1.0, 2.0), k=2, positions="entropy:0.3")
-    return {name: folder / name for name in ("topk", "sampled", "some")}
+    build_tiny(folder / "zarr", corpus, temperature=(0.5, 1.0, 2.0), container="zarr", shard_rows=3)
+    return {name: folder / name for name in ("topk", "sampled", "some", "zarr")}
 
 
 def _page(script: str) -> tuple[str, Path, str]:
@@ -198,6 +199,21 @@ def test_polars_snippet(stores, estimator):
     assert positions["token"].to_list() == [int(t) for r in rows for t in r.row.positions]
     odds = np.concatenate([r.targets.log_odds[:, r.targets.grid_index(1.0)] for r in rows])
     np.testing.assert_array_equal(positions["log_odds"].to_numpy(), odds)
+
+
+def test_zarr_snippet(stores):
+    (snippet,) = (s for s in PYTHON if "import zarr" in s)
+    names: dict[str, Any] = {"shards": sorted((stores["zarr"] / "data").iterdir())}
+    assert len(names["shards"]) > 1
+    exec(compile(snippet, "format.md", "exec"), names)
+    rows = list(open_store(stores["zarr"]))
+    assert list(names["found"]) == [r.index for r in rows]
+    for stored in rows:
+        t = stored.targets
+        ids, logp, odds = names["found"][stored.index]
+        assert ids.tolist() == t.ids[t.kept].tolist()
+        np.testing.assert_allclose(logp, t.log_probs(1.0)[t.kept], atol=0.02)
+        np.testing.assert_array_equal(odds, t.log_odds[:, t.grid_index(1.0)])
 
 
 @pytest.mark.parametrize("estimator", ["topk", "sampled", "some"])

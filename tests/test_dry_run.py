@@ -39,6 +39,8 @@ def _restore_sigterm():
         {"estimator": "topk", "shard_rows": 3, "seq_len": 200},
         {"estimator": "topk", "limit_rows": 1},
         {"estimator": "topk", "limit_rows": 9, "shard_rows": 64},
+        {"estimator": "topk", "container": "zarr"},
+        {"estimator": "topk", "container": "zarr", "profile": "packed"},
     ],
     ids=lambda c: " ".join(map(str, c.values())),
 )

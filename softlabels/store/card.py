@@ -6,31 +6,23 @@ from softlabels.store.manifest import Manifest
 
 __all__ = ["card"]
 
-
 CONFIGS = """configs:
 - config_name: default
   data_files:
   - split: train
     path: data/train-*.parquet
 """
-"""What lets `datasets.load_dataset` read the store as it is."""
 
 
 def card(manifest: Manifest) -> str:
-    """Markdown with the YAML head that lets `datasets.load_dataset(STORE)` work."""
+    """Markdown; its YAML head lets `datasets.load_dataset(STORE)` work where columns are Parquet's own."""
     identity = manifest.identity
     corpus, targets, teacher = identity.corpus, identity.targets, identity.teacher
     n = corpus.positions or 1
-    soft = manifest.statistics.soft_of(corpus.positions)
-    hard_only = (
-        f", of which {soft:,} have a soft target (`{targets.positions}`) and the others are hard-label only"
-        if targets.positions is not None
-        else ""
-    )
     specs = ", ".join(f"`{s}`" for s in corpus.specs)
     grid = ", ".join(f"{t:g}" for t in targets.temperatures)
     mass = ", ".join(
-        f"{m / max(soft, 1):.4f} at T={t:g}"
+        f"{m / n:.4f} at T={t:g}"
         for m, t in zip(manifest.statistics.kept_mass, targets.temperatures, strict=True)
     )
     perplexity = (
@@ -38,9 +30,9 @@ def card(manifest: Manifest) -> str:
         if manifest.statistics.teacher_nll is not None
         else "not known (the grid lacks T=1)"
     )
-    plain = identity.encoding.profile == "open" and identity.encoding.container == "parquet"
+    loadable = (identity.encoding.profile, identity.encoding.container) == ("open", "parquet")
     return f"""---
-{CONFIGS if plain else ""}tags:
+{CONFIGS if loadable else ""}tags:
 - softlabels
 - knowledge-distillation
 ---
@@ -57,7 +49,7 @@ A softlabels store, format {manifest.version}, made by {manifest.created_by}.
 | teacher's own loss here | {perplexity} |
 | tokenizer | {identity.tokenizer.vocab_size:,} ids, sha256 `{identity.tokenizer.sha256}` |
 | corpus | {specs}: {corpus.documents:,} documents, {corpus.tokens:,} tokens in {corpus.rows:,} rows |
-| targets | {corpus.positions:,} positions{hard_only}, `{targets.estimator}` with k={targets.k}, temperatures {grid} |
+| targets | {corpus.positions:,} positions, `{targets.estimator}` with k={targets.k}, temperatures {grid} |
 | mass of the kept ids | {mass} |
 | size | {manifest.data_bytes:,} bytes in {len(manifest.shards)} shards, {manifest.data_bytes / n:.1f} per position |
 | cost | {manifest.cost.seconds:,.0f} s of the teacher |

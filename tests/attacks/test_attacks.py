@@ -95,6 +95,11 @@ def good(tmp_path_factory) -> Path:
 
 @pytest.mark.parametrize("make", ATTACKS, ids=lambda a: a.__name__)
 def test_a_hostile_store_is_refused(good, tmp_path, make):
+    check_refused(good, tmp_path, make)
+
+
+def check_refused(good: Path, tmp_path: Path, make: Callable[[Path], None]) -> None:
+    """Make a hostile copy of a good store and try it."""
     bad = Path(shutil.copytree(good, tmp_path / "bad"))
     outside = tmp_path / "outside"
     outside.mkdir()
@@ -159,7 +164,7 @@ def file_name_climbs_out(store: Path) -> None:
 @attack
 def shard_is_a_link_to_a_file_outside(store: Path) -> None:
     """Passes a private file off as a shard: its bytes would have to be known beforehand."""
-    shard = _shard(store, 0)
+    shard = shard_file(store, 0)
     shard.unlink()
     shard.symlink_to(store.parent / "outside" / "secret")
 
@@ -176,7 +181,7 @@ def data_is_a_link_out_and_the_plan_names_a_victim(store: Path) -> None:
 @attack
 def shard_is_a_link_to_itself(store: Path) -> None:
     """Follows links for ever."""
-    shard = _shard(store, 0)
+    shard = shard_file(store, 0)
     shard.unlink()
     shard.symlink_to(shard)
 
@@ -321,7 +326,7 @@ def as_many_temperatures_as_fit(store: Path) -> None:
 @attack
 def shard_of_a_terabyte(store: Path) -> None:
     """Is a sparse file, of exactly the size that the manifest says."""
-    with _shard(store, 0).open("r+b") as f:
+    with shard_file(store, 0).open("r+b") as f:
         f.truncate(2**40)
     reseal(store / "manifest.json", shards__0__bytes=2**40)
     reseal(store / "commits/00000.json", bytes=2**40)
@@ -362,27 +367,27 @@ def footer_that_hides_what_the_pages_hold(store: Path) -> None:
 @attack
 def footer_of_many_row_groups(store: Path) -> None:
     """Spends the reader's time on a footer of a thousand row groups."""
-    shard = _shard(store, 0)
+    shard = shard_file(store, 0)
     table = pq.read_table(shard)
     with pq.ParquetWriter(shard, table.schema) as writer:
         for _ in range(500):
             writer.write_table(table.slice(0, 0))
             writer.write_table(table.slice(0, 1))
-    _reseal_shard(store)
+    reseal_shard(store)
 
 
 @attack
 def footer_of_noise(store: Path) -> None:
     """Is a Parquet file by its ends only."""
     noise = np.random.default_rng(0).bytes(2**16)
-    _shard(store, 0).write_bytes(b"PAR1" + noise + (2**16 - 8).to_bytes(4, "little") + b"PAR1")
-    _reseal_shard(store)
+    shard_file(store, 0).write_bytes(b"PAR1" + noise + (2**16 - 8).to_bytes(4, "little") + b"PAR1")
+    reseal_shard(store)
 
 
 # -- how they are made ----------------------------------------------------------------------------
 
 
-def _shard(store: Path, index: int) -> Path:
+def shard_file(store: Path, index: int) -> Path:
     return sorted((store / "data").iterdir())[index]
 
 
@@ -401,9 +406,9 @@ def _replace_seconds(store: Path, number: bytes) -> None:
     (store / "manifest.json").write_bytes(data.replace(old, new))
 
 
-def _reseal_shard(store: Path) -> None:
+def reseal_shard(store: Path) -> None:
     """Manifest and commit record vouch for the first shard as it now is."""
-    data = _shard(store, 0).read_bytes()
+    data = shard_file(store, 0).read_bytes()
     sha256 = hashlib.sha256(data).hexdigest()
     reseal(store / "manifest.json", shards__0__sha256=sha256, shards__0__bytes=len(data))
     reseal(store / "commits/00000.json", sha256=sha256, bytes=len(data))
@@ -421,7 +426,7 @@ def _bomb(
 
     `header` and `footer` are then written over the number of entries in the pages' headers and the footer.
     """
-    shard = _shard(store, 0)
+    shard = shard_file(store, 0)
     table = pq.read_table(shard)
     rows = len(table)
     for name in names:
@@ -442,7 +447,7 @@ def _bomb(
     rest = data[begin:] if footer is None else data[begin:].replace(was, _varint(footer))
     shard.write_bytes(pages + rest)
     assert shard.stat().st_size == len(data)
-    _reseal_shard(store)
+    reseal_shard(store)
 
 
 def _varint(n: int) -> bytes:

@@ -32,6 +32,8 @@ def identity_of(
     temperatures: tuple[float, ...] = (1.0,),
     values: str = "float16",
     estimator: str = "topk",
+    profile: str = "open",
+    container: str = "parquet",
 ) -> Identity:
     codec = make_codec(values)
     return Identity(
@@ -63,8 +65,8 @@ def identity_of(
         ),
         targets=TargetRecord(estimator=estimator, k=16, temperatures=list(temperatures), seed=0),
         encoding=EncodingRecord(
-            profile="open",
-            container="parquet",
+            profile=profile,
+            container=container,
             values=values,
             relative_error=codec.relative_error,
             absolute_error=codec.absolute_error(estimator),
