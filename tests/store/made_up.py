@@ -32,6 +32,9 @@ def identity_of(
     temperatures: tuple[float, ...] = (1.0,),
     values: str = "float16",
     estimator: str = "topk",
+    profile: str = "open",
+    k: int = 16,
+    seed: int = 0,
 ) -> Identity:
     codec = make_codec(values)
     return Identity(
@@ -61,9 +64,9 @@ def identity_of(
             skipped_short=0,
             limit_rows=None,
         ),
-        targets=TargetRecord(estimator=estimator, k=16, temperatures=list(temperatures), seed=0),
+        targets=TargetRecord(estimator=estimator, k=k, temperatures=list(temperatures), seed=seed),
         encoding=EncodingRecord(
-            profile="open",
+            profile=profile,
             container="parquet",
             values=values,
             relative_error=codec.relative_error,
