@@ -113,8 +113,8 @@ def _check_size(n: int, k: int, tokens: int, where: str = "") -> None:
     """8 bytes for each id of the rectangle, 4 for each token."""
     if (size := 8 * n * k + 4 * tokens) > DECODED_LIMIT:
         raise TargetError(
-            f"{where}a shard of {n} positions with up to {k} ids takes {size} bytes, more than the {DECODED_LIMIT} that "
-            "a reader accepts; lower --shard-rows"
+            f"{where}a shard of {n} positions with up to {k} ids takes {size} bytes, more than the {DECODED_LIMIT} "
+            "that a reader accepts; lower --shard-rows"
         )
 
 
