@@ -90,15 +90,16 @@ def streams_of(shard: Shard, identity: Identity, dictionary: Codebook | None) ->
     key |= book.encode(tokens[by_token], t.ids[by_token])
     key[~kept] = np.iinfo(np.uint64).max
     key.sort(axis=1)
-    places = np.ascontiguousarray(key.T)  # [K, N]
+    k = int(counts.max(initial=0))  # t.k may be larger: then nobody keeps so many
+    places = np.ascontiguousarray(key[:, :k].T)  # [K, N]
     values = (places >> np.uint64(32)).astype(np.uint32)
     codes = places.astype(np.uint32)
     value_steps, code_steps = values.copy(), codes.copy()
     value_steps[1:] -= values[:-1]
     tied = value_steps[1:] == 0
     code_steps[1:] -= np.where(tied, codes[:-1] + np.uint32(1), np.uint32(0))
-    ragged = len(counts) > 0 and int(counts.min()) < t.k
-    for begin, end in _bands(t.k):
+    ragged = len(counts) > 0 and int(counts.min()) < k
+    for begin, end in _bands(k):
         if ragged:
             here = np.arange(begin, end)[:, None] < counts
             band_values, band_codes = value_steps[begin:end][here], code_steps[begin:end][here]
