@@ -195,7 +195,10 @@ def read_streams(data: bytes, *, where: str) -> dict[str, Stream]:
     columns = [table.column(i) for i in range(3)]
     if [c.type for c in columns] != types or any(c.null_count for c in columns):
         raise IntegrityError(f"{where}: {table.schema.types} or nulls; expected {types}")
-    names, entries = columns[0].to_pylist(), columns[1].to_pylist()
+    try:
+        names, entries = columns[0].to_pylist(), columns[1].to_pylist()
+    except UnicodeDecodeError as e:
+        raise IntegrityError(f"{where}: the name of a stream is not UTF-8") from e
     if len(set(names)) != len(names) or min(entries, default=0) < 0:
         raise IntegrityError(f"{where}: a stream is there twice, or has less than no entries")
     return {
