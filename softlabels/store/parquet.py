@@ -190,6 +190,11 @@ def read_streams(data: bytes, *, where: str) -> dict[str, Stream]:
             f"{where}: would decode to {size} bytes, more than its own {len(data)}: streams are not compressed; not "
             "decoded"
         )
+    if not all(declared[name].plain for name in ("stream", "data") if name in declared):
+        raise IntegrityError(
+            f"{where}: its streams are coded once more, with a dictionary or as differences, so a few bytes may stand "
+            "for gigabytes; not decoded. Write them with the encoding PLAIN"
+        )
     table = _read(data, ["stream", "entries", "data"], where)
     types = [pa.string(), pa.int64(), pa.binary()]
     columns = [table.column(i) for i in range(3)]

@@ -640,7 +640,7 @@ def in_parquet(columns, types=None, **how):
             for i, (n, v) in enumerate(columns.items())
         }
     )
-    pq.write_table(table, sink, **{"compression": "none", **how})
+    pq.write_table(table, sink, **{"compression": "none", "use_dictionary": False, **how})
     return sink.getvalue()
 
 
@@ -663,7 +663,7 @@ def test_whoever_wrote_the_file(streams):
     found = decode_shard(in_parquet(columns_of(streams)), IDENTITY, start_row=START, where="w")
     assert_equal(found, expected)
     more = {"note": ["x"] * len(streams), **dict(reversed(columns_of(streams).items()))}
-    for how in ({}, {"use_dictionary": False}, {"row_group_size": 3}):
+    for how in ({}, {"data_page_version": "2.0"}, {"row_group_size": 3}, {"compression": "zstd"}):
         data = in_parquet(more, **how)
         assert_equal(decode_shard(data, IDENTITY, start_row=START, where="w"), expected)
 
@@ -693,10 +693,24 @@ def test_tables_that_are_not_of_streams(streams):
     file_refusal(in_parquet(nothing, [pa.string(), pa.int64(), pa.binary()]))
 
 
+@pytest.mark.parametrize("version", ["1.0", "2.0"])
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"use_dictionary": ["data"]},
+        {"use_dictionary": ["stream"]},
+        {"column_encoding": {"data": "DELTA_BYTE_ARRAY"}},
+        {"column_encoding": {"stream": "DELTA_BYTE_ARRAY"}},
+    ],
+)
+def test_streams_that_refer_to_each_other_are_not_decoded(streams, how, version):
+    """One of a megabyte could stand for a thousand."""
+    data = in_parquet(columns_of(streams), data_page_version=version, **how)
+    assert "its streams are coded once more" in file_refusal(data)
+
+
 def test_a_stream_whose_name_is_not_utf_8(streams):
-    data = in_parquet(
-        {**columns_of(streams), "stream": [*list(streams)[:-1], "qqqq"]}, use_dictionary=False
-    )
+    data = in_parquet({**columns_of(streams), "stream": [*list(streams)[:-1], "qqqq"]})
     assert data.count(b"qqqq") > 0
     file_refusal(data.replace(b"qqqq", b"\xff\xfe\xff\xfe"))
 
@@ -712,7 +726,6 @@ def test_a_profile_open_file_is_not_one_of_streams():
         decode_shard(data, plain, start_row=START, where="w")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("trained", [False, True])
 def test_every_flipped_bit_is_refused_or_reads_equal(trained):
     """Every bit of the file: pages have checksums, and what the footer says is compared with them."""
