@@ -214,6 +214,7 @@ def read_streams(data: bytes, *, where: str) -> dict[str, Stream]:
 
 def read_facts(data: bytes, *, where: str) -> dict[str, str]:
     """The footer's keys that begin with `softlabels.`."""
+    _declared(data, where)  # refuses a footer that is too long, or contradicts itself
     found = _open(data, where).metadata.metadata or {}
     try:
         return {k.decode(): v.decode() for k, v in found.items() if k.startswith(b"softlabels.")}
