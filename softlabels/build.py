@@ -263,5 +263,6 @@ def _by_id(
     """Ids `[N, K]` in ascending order, what is not kept last as 2^31, and their log-probabilities."""
     ids = np.where(targets.kept, targets.ids, np.int64(2**31))
     order = np.argsort(ids, axis=1)
+    order = order[:, : int(targets.kept.sum(axis=1).max(initial=0))]  # places that nobody fills
     logp = targets.log_probs(temperature)
     return np.take_along_axis(ids, order, 1), np.take_along_axis(logp, order, 1)
