@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Declared", "declared_columns"]
+__all__ = ["Declared", "declared_columns", "footer_length"]
 
 FOOTER_LIMIT = 2**20
 """Bytes: a longer footer is refused."""
@@ -34,19 +34,28 @@ class Declared:
     """Every value stands in the pages by itself: none is a reference to another, nor begins like it."""
 
 
-def declared_columns(data: bytes) -> tuple[int, dict[str, Declared]]:
-    """The number of rows, and what each column declares.
+def footer_length(data: bytes) -> int:
+    """Bytes of the footer.
 
     Raises:
-        ValueError: not a Parquet file.
+        ValueError: not a Parquet file, or a footer that is too long to be looked at.
     """
     length = int.from_bytes(data[-8:-4], "little")
     if len(data) < 12 or data[:4] != MAGIC or data[-4:] != MAGIC or length > len(data) - 12:
         raise ValueError("no Parquet footer")
     if length > FOOTER_LIMIT:
         raise ValueError(f"a footer of {length} bytes, more than {FOOTER_LIMIT}")
+    return length
+
+
+def declared_columns(data: bytes) -> tuple[int, dict[str, Declared]]:
+    """The number of rows, and what each column declares.
+
+    Raises:
+        ValueError: not a Parquet file.
+    """
     end = len(data) - 8
-    footer = _Compact(data, end - length, end).struct()
+    footer = _Compact(data, end - footer_length(data), end).struct()
     columns: dict[str, Declared] = {}
     try:
         for group in footer[4]:

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from softlabels.codecs.streams import Stream
 from softlabels.errors import IntegrityError, TargetError
 from softlabels.store.columns import DECODED_LIMIT, Column, Expected, Facts
-from softlabels.store.footer import Declared, declared_columns
+from softlabels.store.footer import Declared, declared_columns, footer_length
 
 __all__ = ["read_columns", "read_facts", "read_streams", "suffix", "write_columns", "write_streams"]
 
@@ -214,7 +214,10 @@ def read_streams(data: bytes, *, where: str) -> dict[str, Stream]:
 
 def read_facts(data: bytes, *, where: str) -> dict[str, str]:
     """The footer's keys that begin with `softlabels.`."""
-    _declared(data, where)  # refuses a footer that is too long, or contradicts itself
+    try:
+        footer_length(data)
+    except ValueError as e:
+        raise IntegrityError(f"{where}: not a readable Parquet file ({e})") from e
     found = _open(data, where).metadata.metadata or {}
     try:
         return {k.decode(): v.decode() for k, v in found.items() if k.startswith(b"softlabels.")}
