@@ -13,7 +13,7 @@ from softlabels.store.manifest import load_manifest
 from softlabels.store.reader import open_store
 from softlabels.store.repair import repair_store
 from softlabels.store.verify import verify_store
-from tests.fakes import TinyTeacher, build_tiny, write_corpus
+from tests.fakes import TinyTeacher, build_tiny
 from tests.fixtures.make import DOCUMENTS, NOT_YET, contents
 from tests.store.made_up import files_of
 from tests.trainers.test_loop import LLAMA
