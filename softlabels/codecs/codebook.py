@@ -26,7 +26,15 @@ import numpy.typing as npt
 from softlabels.codecs.streams import Stream, join, pack, split, unpack
 from softlabels.errors import IntegrityError
 
-__all__ = ["DICTIONARY_LIMIT", "LARGEST_TABLE", "Codebook", "count", "order_of", "train"]
+__all__ = [
+    "DICTIONARY_LIMIT",
+    "ENTRY_LIMIT",
+    "LARGEST_TABLE",
+    "Codebook",
+    "count",
+    "order_of",
+    "train",
+]
 
 Int32 = npt.NDArray[np.int32]
 Int64 = npt.NDArray[np.int64]
@@ -337,11 +345,14 @@ def count(ids: npt.NDArray[Any]) -> tuple[Int32, Int64]:
     return distinct.astype(np.int32), counts
 
 
-def order_of(ids: Int32, counts: Int64) -> Codebook:
-    """A codebook without tables, from distinct ids and how often each occurs (classes of half octaves)."""
+def order_of(ids: Int32, counts: Int64, *, most: int | None = None) -> Codebook:
+    """A codebook without tables, from distinct ids and how often each occurs (classes of half octaves).
+
+    Of more than `most` the rarest have no place in it.
+    """
     kind = np.floor(2 * np.log2(np.maximum(counts, 1))).astype(np.int64)
-    by = np.lexsort((ids, -kind))
-    _, classes = np.unique(-kind, return_counts=True)
+    by = np.lexsort((ids, -kind))[:most]
+    _, classes = np.unique(-kind[by], return_counts=True)
     return Codebook(order=ids[by].astype(np.int32), classes=classes.astype(np.int32))
 
 

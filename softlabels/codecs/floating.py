@@ -63,7 +63,7 @@ class Float16:
 
     def scores(self, values: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         """Log-probabilities."""
-        bits = _falling(values, 2**15)
+        bits = _falling(np.minimum(values, 2**16 - 1), 2**15)  # beyond: NaN, which is refused
         return bits.astype(np.uint16).view(np.float16).astype(np.float32)
 
     def odds(self, numbers: UInt32) -> npt.NDArray[np.float32]:

@@ -63,7 +63,7 @@ class Dictionaries:
         for path in sorted((self._store / FOLDER).glob("*.bin")):
             try:
                 data = read_file(path) if path.stat().st_size <= DICTIONARY_LIMIT else b""
-            except (OSError, IntegrityError):
+            except OSError:
                 continue  # a link that leads nowhere, a pipe, …: not the one that is looked for
             if hashlib.sha256(data).hexdigest() == sha256:
                 return path, data

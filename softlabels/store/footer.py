@@ -11,10 +11,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Declared", "declared_columns"]
+__all__ = ["Declared", "declared_columns", "footer_length"]
 
 FOOTER_LIMIT = 2**20
 """Bytes: a longer footer is refused."""
+PLAIN = 0
 NESTING = 12
 """Levels of structs and lists; Parquet's own have 6."""
 MAGIC = b"PAR1"
@@ -29,6 +30,22 @@ class Declared:
     entries: int = 0
     bytes: int = 0
     """In memory, at least."""
+    plain: bool = True
+    """Every value stands in the pages by itself: none is a reference to another, nor begins like it."""
+
+
+def footer_length(data: bytes) -> int:
+    """Bytes of the footer.
+
+    Raises:
+        ValueError: not a Parquet file, or a footer that is too long to be looked at.
+    """
+    length = int.from_bytes(data[-8:-4], "little")
+    if len(data) < 12 or data[:4] != MAGIC or data[-4:] != MAGIC or length > len(data) - 12:
+        raise ValueError("no Parquet footer")
+    if length > FOOTER_LIMIT:
+        raise ValueError(f"a footer of {length} bytes, more than {FOOTER_LIMIT}")
+    return length
 
 
 def declared_columns(data: bytes) -> tuple[int, dict[str, Declared]]:
@@ -37,40 +54,37 @@ def declared_columns(data: bytes) -> tuple[int, dict[str, Declared]]:
     Raises:
         ValueError: not a Parquet file.
     """
-    length = int.from_bytes(data[-8:-4], "little")
-    if len(data) < 12 or data[:4] != MAGIC or data[-4:] != MAGIC or length > len(data) - 12:
-        raise ValueError("no Parquet footer")
-    if length > FOOTER_LIMIT:
-        raise ValueError(f"a footer of {length} bytes, more than {FOOTER_LIMIT}")
     end = len(data) - 8
-    footer = _Compact(data, end - length, end).struct()
+    footer = _Compact(data, end - footer_length(data), end).struct()
     columns: dict[str, Declared] = {}
     try:
         for group in footer[4]:
             for chunk in group[1]:
                 about = chunk[3]
                 column = columns.setdefault(about[3][0].decode(), Declared())
-                entries, size = _pages(data, about)
+                entries, size, plain = _pages(data, about)
                 entries = max(entries, int(about[5]))
                 width = WIDTHS[about[1]] if 0 <= about[1] < len(WIDTHS) else 2
                 column.entries += entries
+                column.plain &= plain
                 column.bytes += max(size, int(about[6]), entries * width)
         return int(footer[3]), columns
     except (KeyError, IndexError, TypeError, AttributeError) as e:
         raise ValueError(f"a footer without what it must have ({e!r})") from e
 
 
-def _pages(data: bytes, about: dict[int, Any]) -> tuple[int, int]:
-    """Values and bytes that the page headers of one column chunk declare."""
+def _pages(data: bytes, about: dict[int, Any]) -> tuple[int, int, bool]:
+    """Values and bytes that the page headers of one column chunk declare; whether all are coded as PLAIN."""
     begin, dictionary = int(about[9]), int(about.get(11) or 0)
     if 0 < dictionary < begin:
         begin = dictionary
     elif begin < len(MAGIC) and about[5] == 0:
-        return 0, 0  # no page at all
+        return 0, 0, True  # no page at all
     end = begin + int(about[7])
     if not 4 <= begin <= end <= len(data):
         raise ValueError("a column outside the file")
     entries = size = 0
+    plain = True
     while begin < end:
         reader = _Compact(data, begin, end)
         header = reader.struct()
@@ -79,7 +93,8 @@ def _pages(data: bytes, about: dict[int, Any]) -> tuple[int, int]:
             raise ValueError("a page outside its column")
         size += int(header[2])
         entries += sum(int(header[f][1]) for f in (5, 8) if f in header)
-    return entries, size
+        plain &= all(header[f][e] == PLAIN for f, e in ((5, 2), (8, 4)) if f in header)
+    return entries, size, plain
 
 
 class _Compact:

@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from softlabels.codecs import ValueCodec, make_codec
-from softlabels.codecs.codebook import Codebook, count, order_of, read_numbers
+from softlabels.codecs.codebook import ENTRY_LIMIT, Codebook, count, order_of, read_numbers
 from softlabels.codecs.streams import Stream, pack, pack_series, unpack
 from softlabels.errors import IntegrityError, TargetError
 from softlabels.rows import Row
@@ -72,7 +72,7 @@ def streams_of(shard: Shard, identity: Identity, dictionary: Codebook | None) ->
     kept = t.kept
     streams: dict[str, Stream] = {}
     if dictionary is None:
-        book = order_of(*count(np.concatenate([t.ids[kept], tokens])))
+        book = order_of(*count(np.concatenate([t.ids[kept], tokens])), most=ENTRY_LIMIT)
         streams |= book.order_streams()
     else:
         book = dictionary
@@ -80,7 +80,7 @@ def streams_of(shard: Shard, identity: Identity, dictionary: Codebook | None) ->
 
     counts = kept.sum(axis=1)
     streams["kept"] = pack(counts.astype(np.uint32))
-    uniforms = _uniforms(shard, identity.targets.seed) if t.estimator in UNBIASED else None
+    uniforms = _uniforms(shard, identity)[:, : t.k] if t.estimator in UNBIASED else None
     numbers = codec.to_numbers(t, uniforms)
     for i, temperature in enumerate(t.temperatures):
         streams[log_odds_column(temperature)] = pack(numbers.odds[:, i])
@@ -97,16 +97,17 @@ def streams_of(shard: Shard, identity: Identity, dictionary: Codebook | None) ->
     if ragged:
         key[~kept] = np.iinfo(np.uint64).max
     key.sort(axis=1)
-    places = np.ascontiguousarray(key.T)  # [K, N]
+    k = int(counts.max(initial=0))  # t.k may be larger: then nobody keeps so many
+    places = np.ascontiguousarray(key[:, :k].T)  # [K, N]
     values = (places >> np.uint64(32)).astype(np.uint32)
     codes = places.astype(np.uint32)
     value_steps, code_steps = np.empty_like(values), np.empty_like(codes)
     value_steps[:1], code_steps[:1] = values[:1], codes[:1]
-    for j in range(1, t.k):
+    for j in range(1, k):
         np.subtract(values[j], values[j - 1], out=value_steps[j])
         before = (codes[j - 1] + np.uint32(1)) * (value_steps[j] == 0)
         np.subtract(codes[j], before, out=code_steps[j])
-    for begin, end in _bands(t.k):
+    for begin, end in _bands(k):
         if ragged:
             here = np.arange(begin, end)[:, None] < counts
             band_values, band_codes = value_steps[begin:end][here], code_steps[begin:end][here]
@@ -126,9 +127,10 @@ def _check_size(n: int, k: int, tokens: int, where: str = "") -> None:
         )
 
 
-def _uniforms(shard: Shard, seed: int) -> npt.NDArray[np.float64]:
+def _uniforms(shard: Shard, identity: Identity) -> npt.NDArray[np.float64]:
     """`[N, K]`: a function of seed and row number alone, and independent of the estimator's draws."""
-    k, parts = shard.targets.k, [np.zeros((0, shard.targets.k))]
+    k, seed = identity.targets.k, identity.targets.seed
+    parts = [np.zeros((0, k))]
     for i, row in enumerate(shard.rows):
         key = np.array([seed, shard.start_row + i], np.uint64)
         bits = np.random.Philox(key=key, counter=[0, 0, 0, 2])
@@ -214,7 +216,7 @@ def shard_of(
     codec = make_codec(identity.encoding.values)
     grid = tuple(identity.targets.temperatures)
     odds = np.stack([codec.odds(numbers(log_odds_column(t), n)) for t in grid], axis=1)
-    ids, gaps = _kept(counts, k, book, _tokens_of_positions(found), codec, numbers)
+    ids, gaps = _kept(counts, k, book, _tokens_of_positions(found), codec, numbers, where)
     targets = SoftTargets(
         ids=ids,
         gaps=gaps,
@@ -234,6 +236,7 @@ def _kept(
     tokens: npt.NDArray[np.int32],
     codec: ValueCodec,
     numbers: Callable[[str, int], UInt32],
+    where: str,
 ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
     """Ids `[N, K] int32` and gaps `[N, K] float32`; a slot that is not kept repeats the first id at +inf."""
     n = len(counts)
@@ -241,13 +244,15 @@ def _kept(
     sorted_counts = counts[by_token]
     ragged = n > 0 and int(counts.min()) < k
     values, codes = _steps(sorted_counts, k, ragged, numbers)
-    # Equal values: the code goes on from the one before. Sums are modulo 2^32; validation finds what wraps.
+    # Equal values: the code goes on from the one before.
     mask = np.empty(n, np.uint32)
     for j in range(1, k):
         np.minimum(values[j], 1, out=mask)
         mask -= np.uint32(1)  # all ones where the value is that before it
         mask &= codes[j - 1] + np.uint32(1)
         codes[j] += mask
+        if (codes[j] < mask).any():
+            raise IntegrityError(f"{where}: stream 'ids' leads beyond 2^32 at place {j}")
         values[j] += values[j - 1]
     ids, gaps = np.empty((k, n), np.int32), np.empty((k, n), np.float32)
     offsets = book.offsets(tokens[by_token])

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from softlabels.codecs.streams import Stream
 from softlabels.errors import IntegrityError, TargetError
 from softlabels.store.columns import DECODED_LIMIT, Column, Expected, Facts
-from softlabels.store.footer import Declared, declared_columns
+from softlabels.store.footer import Declared, declared_columns, footer_length
 
 __all__ = ["read_columns", "read_facts", "read_streams", "suffix", "write_columns", "write_streams"]
 
@@ -197,12 +197,20 @@ def read_streams(data: bytes, *, where: str) -> dict[str, Stream]:
             f"{where}: would decode to {size} bytes, more than its own {len(data)}: streams are not compressed; not "
             "decoded"
         )
+    if not all(declared[name].plain for name in ("stream", "data") if name in declared):
+        raise IntegrityError(
+            f"{where}: its streams are coded once more, with a dictionary or as differences, so a few bytes may stand "
+            "for gigabytes; not decoded. Write them with the encoding PLAIN"
+        )
     table = _read(data, ["stream", "entries", "data"], where)
     types = [pa.string(), pa.int64(), pa.binary()]
     columns = [table.column(i) for i in range(3)]
     if [c.type for c in columns] != types or any(c.null_count for c in columns):
         raise IntegrityError(f"{where}: {table.schema.types} or nulls; expected {types}")
-    names, entries = columns[0].to_pylist(), columns[1].to_pylist()
+    try:
+        names, entries = columns[0].to_pylist(), columns[1].to_pylist()
+    except UnicodeDecodeError as e:
+        raise IntegrityError(f"{where}: the name of a stream is not UTF-8") from e
     if len(set(names)) != len(names) or min(entries, default=0) < 0:
         raise IntegrityError(f"{where}: a stream is there twice, or has less than no entries")
     return {
@@ -213,6 +221,10 @@ def read_streams(data: bytes, *, where: str) -> dict[str, Stream]:
 
 def read_facts(data: bytes, *, where: str) -> dict[str, str]:
     """The footer's keys that begin with `softlabels.`."""
+    try:
+        footer_length(data)
+    except ValueError as e:
+        raise IntegrityError(f"{where}: not a readable Parquet file ({e})") from e
     found = _open(data, where).metadata.metadata or {}
     try:
         return {k.decode(): v.decode() for k, v in found.items() if k.startswith(b"softlabels.")}

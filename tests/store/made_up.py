@@ -34,6 +34,8 @@ def identity_of(
     estimator: str = "topk",
     profile: str = "open",
     container: str = "parquet",
+    k: int = 16,
+    seed: int = 0,
 ) -> Identity:
     codec = make_codec(values)
     return Identity(
@@ -63,7 +65,7 @@ def identity_of(
             skipped_short=0,
             limit_rows=None,
         ),
-        targets=TargetRecord(estimator=estimator, k=16, temperatures=list(temperatures), seed=0),
+        targets=TargetRecord(estimator=estimator, k=k, temperatures=list(temperatures), seed=seed),
         encoding=EncodingRecord(
             profile=profile,
             container=container,
