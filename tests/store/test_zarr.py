@@ -407,6 +407,27 @@ def test_bytes_that_belong_to_no_entry(small):
     assert "comment" in refusal_of(sink.getvalue())
 
 
+def test_bytes_between_the_entries_and_their_directory(small):
+    begin = int.from_bytes(small[-6:-2], "little")
+    end = small[-22:-6] + (begin + 3).to_bytes(4, "little") + small[-2:]
+    data = small[:begin] + b"\0\0\0" + small[begin:-22] + end
+    assert unzipped(data) == unzipped(small)  # others do not mind
+    assert "bytes that belong to no entry" in refusal_of(data)
+
+
+def test_a_comment_that_is_not_there(small):
+    assert "comment" in refusal_of(small[:-2] + b"\1\0")
+
+
+def test_stored_entries_that_say_that_they_are_compressed(small):
+    data = bytearray(small)
+    for mark, place in ((b"PK\3\4", 8), (b"PK\1\2", 10)):
+        at = data.index(mark) + place
+        assert data[at : at + 2] == b"\0\0"
+        data[at] = 8
+    assert "compressed or encrypted" in refusal_of(bytes(data))
+
+
 @pytest.mark.parametrize("data", [b"", b"PK\5\6", b"PK\5\6" + bytes(18), b"PAR1" * 20, b"{}" * 50])
 def test_not_a_zip_file(data):
     assert "not a readable Zarr file" in refusal_of(data)
