@@ -1,9 +1,11 @@
 """Training with the real Lightning, compared with our own loop on the same rows."""
 
 import json
+import os
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -212,6 +214,45 @@ def test_a_resumed_run_goes_on_exactly(ground, tmp_path, accumulate, prefetch):
             ckpt_path=tmp_path / "step=4.ckpt",
             **changes,
         )
+
+
+WORKER = """
+import sys
+from pathlib import Path
+import torch
+from tests.trainers.test_lightning import fit, watched_module
+ground, out = Path(sys.argv[1]), Path(sys.argv[2])
+module = watched_module(ground)
+trainer = fit(ground, module, max_steps=2, devices=2, strategy="ddp", accumulate_grad_batches=2)
+found = {"rows": module.seen, "gradients": module.gradients}
+torch.save(found, out / f"{trainer.global_rank}.pt")
+"""
+
+
+@pytest.mark.slow
+@with_lightning
+def test_two_processes_equal_one(ground, tmp_path):
+    """DDP over gloo: the same steps as one process with the whole batch, two micro-batches in each."""
+    one = watched_module(ground)
+    fit(ground, one, max_steps=2)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    (tmp_path / "worker.py").write_text(WORKER)
+    root = Path(__file__).parents[2]
+    done = subprocess.run(
+        [*launch, str(tmp_path / "worker.py"), str(ground), str(tmp_path)],
+        cwd=root,
+        env=os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    a, b = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+    order = [r for pair in zip(a["rows"], b["rows"], strict=True) for rows in pair for r in rows]
+    assert order == np.concatenate(one.seen).tolist()
+    for mine in (a, b):
+        assert_same(mine["gradients"][0], one.gradients[0], 1e-5)
 
 
 @with_lightning

@@ -1,6 +1,7 @@
 """Training with the real `transformers.Trainer`, compared with our own loop on the same rows."""
 
 import json
+import os
 import pickle
 import subprocess
 import sys
@@ -243,6 +244,53 @@ def test_a_micro_batch_without_positions_gives_no_gradient(ground, tmp_path):
     loss.backward()
     assert loss.item() == 0.0
     assert all(p.grad is None or not p.grad.any() for p in trainer.model.parameters())
+
+
+WORKER = """
+import sys, warnings
+from pathlib import Path
+import torch
+from tests.trainers.test_transformers import losses, trainer_of
+ground, out = Path(sys.argv[1]), Path(sys.argv[2])
+trainer = trainer_of(ground, out, per_device_train_batch_size=1, gradient_accumulation_steps=2,
+                     max_steps=2, ddp_backend="gloo")
+rows, compute = [], trainer.compute_loss
+def watch(model, inputs, *args, **kwargs):
+    rows.append(inputs["batch"].rows)
+    return compute(model, inputs, *args, **kwargs)
+trainer.compute_loss = watch
+trainer.train()
+found = {"rows": rows, "losses": losses(trainer), "gradients": trainer.gradients}
+torch.save(found, out / f"{trainer.args.process_index}.pt")
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_equal_one(ground, tmp_path):
+    """DDP over gloo: the same steps as one process with the whole batch, two micro-batches in each."""
+    one = trainer_of(ground, tmp_path, per_device_train_batch_size=4, max_steps=2)
+    one.train()
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    (tmp_path / "worker.py").write_text(WORKER)
+    root = Path(__file__).parents[2]
+    done = subprocess.run(
+        [*launch, str(tmp_path / "worker.py"), str(ground), str(tmp_path)],
+        cwd=root,
+        env=os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    a, b = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+    order = stream_of(ground, 8).batch_at(0).rows
+    assert [r for pair in zip(a["rows"], b["rows"], strict=True) for r in pair] == [
+        (row,) for row in order
+    ]
+    np.testing.assert_allclose(a["losses"], losses(one), rtol=1e-5)
+    for mine in (a, b):
+        assert_same(mine["gradients"][0], one.gradients[0], 1e-5)
 
 
 # -- refusals -------------------------------------------------------------------------------------
