@@ -62,6 +62,8 @@ class RunConfig:
     """Where to train."""
     dtype: str = "auto"
     """`float32`, or `bfloat16` for mixed precision; auto takes bfloat16 where it was measured to pay."""
+    kernels: str = "torch"
+    """`torch`, or `liger` for Liger's norms, rotary embedding and gated MLP in the student (CUDA only)."""
     chunk_mib: int | None = None
     """MiB of logits that exist at a time; default 16 on a CPU, 256 on a GPU."""
     log_every: int = 10
@@ -96,6 +98,8 @@ class RunConfig:
             raise ConfigError(
                 f"--dtype {self.dtype!r}: expected auto, float32 or bfloat16 (float16 gradients underflow)"
             )
+        if self.kernels not in ("torch", "liger"):
+            raise ConfigError(f"--kernels {self.kernels!r}: expected torch or liger")
         for name, fits, expected in (
             ("lr", 0 < self.lr < 100, "a number above 0 (and below 100)"),
             ("min_lr", 0 <= self.min_lr <= 1, "0 to 1"),

@@ -32,6 +32,7 @@ from trainers.checkpoint import (
     write_json,
 )
 from trainers.config import RunConfig
+from trainers.kernels import apply_kernels
 from trainers.losses import DistillLoss
 from trainers.metrics import Metrics
 from trainers.stopping import StopRequest
@@ -138,6 +139,7 @@ def train(
         )
     elif student.source is not None:
         check_tokenizer(student.source, store, where=f"--student {config.student}")
+    apply_kernels(config.kernels, student, choice.device)
     facts = {
         "config": config.to_dict(),
         "store_digest": store.digest,

@@ -1,0 +1,39 @@
+"""The same stream and loss inside other people's training loops.
+
+transformers.py    `class DistillTrainer(DistillMixin, Trainer)`, for `transformers.Trainer`
+lightning.py       `DistillModule` and `DistillData`, for `lightning.Trainer`
+
+Each imports its library; this package alone does not.
+"""
+
+from __future__ import annotations
+
+import warnings
+
+from softlabels.store.reader import Store
+from trainers.losses import DistillLoss
+from trainers.students import Student, check_tokenizer, check_vocab
+from trainers.vocabulary import renumbers
+
+__all__ = ["check_fit"]
+
+
+def check_fit(student: Student, loss: DistillLoss, store: Store) -> None:
+    """Refuse what `softtrain run` refuses before its first step.
+
+    A view that renumbers ids (`map:FILE`) is taken on your word, with a warning: no tokenizer is compared.
+
+    Raises:
+        PairingError: the store cannot serve the loss, or the student's head has another vocabulary.
+        TokenizerError: the student's folder holds another tokenizer than the store's.
+    """
+    where = f"student {student.source or type(student.model).__name__}"
+    loss.check(store.manifest.identity.targets)
+    check_vocab(student, store, where=where)
+    if renumbers(store):
+        warnings.warn(
+            f"{store.path}: the view renumbers the ids, so the tokenizer of {where} is not compared with the store's",
+            stacklevel=3,
+        )
+    elif student.source is not None:
+        check_tokenizer(student.source, store, where=where)

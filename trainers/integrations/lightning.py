@@ -1,0 +1,99 @@
+"""Distillation inside `lightning.Trainer`: a module over a student, a data module over a stream.
+
+    lightning.Trainer(max_steps=1000).fit(DistillModule(student, DistillLoss()), DistillData(stream))
+
+One batch of the stream is one step, split over `accumulate_grad_batches` and processes; the loss is normalised over
+all of it. A checkpoint holds the stream's state as of the last finished step. Random numbers are not restored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from softlabels.errors import ConfigError, MissingExtraError
+from trainers.integrations import check_fit
+from trainers.integrations.steps import StepPart, step_parts
+from trainers.losses import DistillLoss
+from trainers.stream import SoftTargetStream
+from trainers.students import Student
+
+try:
+    import lightning
+except ImportError as e:
+    raise MissingExtraError("lightning", "lightning", "trainers.integrations.lightning") from e
+
+__all__ = ["DistillData", "DistillModule"]
+WHOLE = ("SingleDeviceStrategy", "DDPStrategy")
+
+
+class DistillData(lightning.LightningDataModule):
+    """Micro-batches of a stream. It is its own data loader, so that Lightning sees one that can resume."""
+
+    def __init__(self, stream: SoftTargetStream) -> None:
+        super().__init__()
+        self.stream, self.taken = stream, stream.position
+
+    def train_dataloader(self) -> DistillData:
+        """Itself."""
+        return self
+
+    def __iter__(self) -> Iterator[StepPart]:
+        t, self.stream.position = self.trainer, self.taken  # what was fetched ahead comes again
+        return step_parts(self.stream, t.accumulate_grad_batches, t.world_size, t.global_rank)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The stream's, as of the last finished step."""
+        return {**self.stream.state_dict(), "position": self.taken}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from there; a state of another store, seed or shuffle is a RunError."""
+        self.stream.load_state_dict(state_dict)
+        self.taken = self.stream.position
+
+
+class DistillModule(lightning.LightningModule):
+    """A student, its loss and an AdamW; override `configure_optimizers` for another optimiser or a schedule."""
+
+    def __init__(self, student: Student, loss: DistillLoss, **adamw: Any) -> None:
+        super().__init__()
+        self.student, self.loss, self.adamw, self.after = student, loss, adamw, 0
+
+    def on_train_start(self) -> None:
+        """Refuse what does not fit, before the first step."""
+        t, each = self.trainer, self.trainer.num_training_batches
+        for unfit, what in (
+            (t.precision == "16-mixed", "precision 16-mixed underflows; use bf16-mixed"),
+            (type(t.strategy).__name__ not in WHOLE, "the loss needs the whole head; use ddp"),
+            (t.max_steps < 0 and each == float("inf"), "the stream has no end; set max_steps"),
+            (
+                each < float("inf") and each % t.accumulate_grad_batches,
+                "limit_train_batches cuts a step",
+            ),
+            (not isinstance(t.datamodule, DistillData), "fit it with DistillData"),
+        ):
+            if unfit:
+                raise ConfigError(f"DistillModule: {what}")
+        check_fit(self.student, self.loss, t.datamodule.stream.store)
+        self.student.head_dtype = torch.bfloat16 if t.precision == "bf16-mixed" else None
+
+    def training_step(self, part: StepPart, batch_idx: int) -> torch.Tensor:
+        """The micro-batch's share of the step's loss, times what Lightning and DDP divide it by."""
+        batch, parts, n, m, self.after = part
+        if parts != self.trainer.accumulate_grad_batches * self.trainer.world_size:
+            raise ConfigError("DistillModule: accumulate_grad_batches must not change during a run")
+        hidden, head = self.student.hidden(batch), self.student.head()
+        loss = self.loss(hidden, head, batch, positions=n, soft_positions=m).loss * parts
+        self.log("train_loss", loss.detach(), batch_size=len(batch.rows))
+        return loss
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Lightning's; only then do the step's rows count as taken."""
+        super().optimizer_step(*args, **kwargs)
+        self.trainer.datamodule.taken = self.after
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """AdamW with the arguments given."""
+        return torch.optim.AdamW(self.parameters(), **self.adamw)

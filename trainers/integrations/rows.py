@@ -1,0 +1,65 @@
+"""A store as a map-style dataset for `torch.utils.data.DataLoader`, in the stream's order.
+
+Forked and spawned workers each read shards for themselves; an item depends on its place alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch.utils.data import Dataset, Sampler
+
+from softlabels.store.reader import StoredRow, open_store
+from trainers.stream import RowOrder, collate
+
+__all__ = ["EpochSampler", "StoreRows", "collate_rows"]
+
+
+class StoreRows(Dataset[StoredRow]):
+    """Item i is row i of the stream's endless order; one epoch is `len()` of them. Arguments as `SoftTargetStream`."""
+
+    def __init__(
+        self,
+        store: Path | str,
+        *,
+        seed: int = 0,
+        shuffle: bool = True,
+        block_shards: int = 8,
+        view: str | None = None,
+    ) -> None:
+        self.store = open_store(store, cached_shards=2 * block_shards, view=view)
+        sizes = [s.rows for s in self.store.manifest.shards]
+        digest = self.store.digest
+        self.order = RowOrder(sizes, digest, seed, block_shards=block_shards, shuffle=shuffle)
+
+    def __len__(self) -> int:
+        return len(self.store)
+
+    def __getitem__(self, place: int) -> StoredRow:
+        return self.store.row(self.order[place])
+
+
+class EpochSampler(Sampler[int]):
+    """Places `epoch * rows` to `(epoch + 1) * rows`; Trainer calls `set_epoch`, also when it resumes."""
+
+    def __init__(self, rows: int) -> None:
+        self.rows, self.epoch = rows, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Go to an epoch."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.rows
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(self.epoch * self.rows, (self.epoch + 1) * self.rows))
+
+
+def collate_rows(rows: Sequence[StoredRow]) -> dict[str, Any]:
+    """The model's inputs, `input_ids` and, for packed rows, `position_ids` (`[B, S] int64`), and the `Batch`."""
+    batch = collate(rows)
+    packed = {} if batch.position_ids is None else {"position_ids": batch.position_ids}
+    return {"input_ids": batch.input_ids, **packed, "batch": batch}

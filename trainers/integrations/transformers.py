@@ -1,0 +1,99 @@
+"""Distillation inside `transformers.Trainer`: the loss on the head's input, rows in the stream's order.
+
+    class DistillTrainer(DistillMixin, Trainer): ...
+    DistillTrainer(model, args, train_dataset=StoreRows("store"), distill=DistillLoss()).train()
+
+Exact: the order of rows (the stream's, epoch after epoch; Trainer's own samplers and `data_seed` play no part) and
+the normalisation, over all micro-batches and processes of a step. As Trainer has it: an epoch's last batch is short
+(on several processes filled up with the epoch's first rows), and `eval_loss` is a mean of means of batches.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from softlabels.errors import ConfigError, MissingExtraError
+from trainers.integrations import check_fit
+from trainers.integrations.head_input import head_input
+from trainers.integrations.rows import EpochSampler, StoreRows, collate_rows
+from trainers.losses import DistillLoss
+from trainers.students import Student
+
+try:
+    import transformers as _  # noqa: F401
+except ImportError as e:
+    raise MissingExtraError("transformers", "hf", "trainers.integrations.transformers") from e
+
+__all__ = ["DistillMixin", "StoreRows", "collate_rows"]
+Base: Any = Any if TYPE_CHECKING else object
+
+
+class DistillMixin(Base):
+    """Goes before `Trainer` in a class's bases; `distill` is the loss. Refuses what Trainer could not do exactly."""
+
+    def __init__(self, *args: Any, distill: DistillLoss, **kwargs: Any) -> None:
+        kwargs.setdefault("data_collator", collate_rows)
+        super().__init__(*args, **kwargs)
+        self.distill = distill
+        self.loss_is_scaled_for_ga = self.model_accepts_loss_kwargs = True  # we divide, not Trainer
+        kind = self.accelerator.distributed_type.value  # NO, MULTI_GPU, MULTI_CPU, ...
+        for unfit, what in (
+            (self.args.fp16, "fp16: its gradients underflow; use bf16=True"),
+            (self.args.n_gpu > 1, "several GPUs in a process; start one for each with torchrun"),
+            (self.args.label_smoothing_factor, "label_smoothing_factor; it smooths another loss"),
+            (self.compute_loss_func, "compute_loss_func; give distill=DistillLoss(...)"),
+            ("NO" != kind[:5] != "MULTI", f"{kind}: the loss needs the whole head; use DDP"),
+        ):
+            if unfit:
+                raise ConfigError(f"DistillMixin cannot train with {what}")
+        self._check(self.train_dataset)
+        self._check(self.eval_dataset)
+
+    def _check(self, data: Any) -> None:
+        for one in data.values() if isinstance(data, dict) else [data]:
+            if isinstance(one, StoreRows):
+                check_fit(self._student(self.model), self.distill, one.store)
+            elif one is not None and not isinstance(one, str):  # a name of one checked before
+                raise ConfigError(f"DistillMixin: a dataset is {type(one).__name__}, not StoreRows")
+
+    def _student(self, model: Any) -> Student:
+        model = self.accelerator.unwrap_model(model)
+        name = getattr(model.config, "_name_or_path", None)
+        student = Student(model, source=Path(name) if name and Path(name).is_dir() else None)
+        student.head_dtype = torch.bfloat16 if self.args.bf16 else None
+        return student
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
+        """Trainer's, after a check."""
+        self._check(eval_dataset)
+        return super().get_eval_dataloader(eval_dataset)
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> EpochSampler:
+        return EpochSampler(len(train_dataset or self.train_dataset))
+
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+        """The micro-batches of a step, and its positions and soft positions over all processes."""
+        samples, _ = super().get_batch_samples(*args, **kwargs)
+        counts = [[s["batch"].positions, s["batch"].soft_positions] for s in samples]
+        mine = torch.tensor(counts, device=self.args.device).reshape(-1, 2).sum(0, keepdim=True)
+        return samples, tuple(self.accelerator.gather(mine).sum(0).tolist())
+
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """This micro-batch's share of the step's loss; alone, a mean over its own positions."""
+        inputs, student = dict(inputs), self._student(model)
+        batch = inputs.pop("batch").to(inputs["input_ids"].device)
+        hidden, outputs = head_input(model, student.model.get_output_embeddings(), inputs)
+        n, m = num_items_in_batch or (None, None)
+        loss = self.distill(hidden, student.head(), batch, positions=n, soft_positions=m).loss
+        loss = loss * (1 if n is None else self.accelerator.num_processes)  # DDP averages
+        return (loss, outputs) if return_outputs else loss
+
+    def prediction_step(self, model: Any, inputs: Any, *_: Any, **__: Any) -> Any:
+        """The loss alone: logits are not made, so `compute_metrics` has none."""
+        with torch.no_grad():
+            return self.compute_loss(model, self._prepare_inputs(inputs)).detach(), None, None

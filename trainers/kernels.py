@@ -1,0 +1,51 @@
+"""Faster kernels in a student's body.
+
+Attention is torch's scaled dot product wherever the model has it: transformers' own default, unless a student's
+`config.json` says `"attn_implementation": "eager"`. Liger's kernels (norms, rotary embedding, gated MLP) are asked for
+by name, since they round otherwise. Their losses are left out: `topk_tail` makes no logits that they could fuse.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from softlabels.errors import ConfigError, MissingExtraError
+from trainers.students import Student
+
+__all__ = ["KERNELS", "apply_kernels"]
+
+KERNELS = ("torch", "liger")
+
+
+def apply_kernels(name: str, student: Student, device: torch.device) -> None:
+    """Put kernels into a student's model; `torch` leaves it as it is.
+
+    Args:
+        name: one of `KERNELS`.
+        student: changed in place; its weights and what it saves stay the same.
+        device: on which it will train.
+
+    Raises:
+        ConfigError: no such kernels, no GPU for them, or none for this kind of model.
+        MissingExtraError: they are not installed.
+    """
+    if name not in KERNELS:
+        raise ConfigError(f"--kernels {name!r}: known kernels are {', '.join(KERNELS)}")
+    if name == "torch":
+        return
+    if device.type != "cuda":
+        raise ConfigError(
+            f"--kernels liger: they run on CUDA, this run is on {device.type}; use --kernels torch"
+        )
+    try:
+        from liger_kernel.transformers import monkey_patch as liger
+    except ImportError as e:
+        raise MissingExtraError("liger-kernel", "liger", "--kernels liger") from e
+    kind = student.model.config.model_type
+    if kind not in liger.MODEL_TYPE_TO_APPLY_LIGER_FN:  # Liger itself would do nothing, in silence
+        raise ConfigError(
+            f"--kernels liger: there are none for a model of type {kind!r}; use --kernels torch"
+        )
+    liger._apply_liger_kernel_to_instance(
+        model=student.model, cross_entropy=False, fused_linear_cross_entropy=False
+    )
