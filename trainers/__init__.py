@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 _LAZY = {
     "SoftTargetStream": "trainers.stream",
+    "MixedStream": "trainers.mixing",
     "SoftTargetDataset": "trainers.dataset",
     "Batch": "trainers.batch",
     "DistillLoss": "trainers.losses",
@@ -27,10 +28,19 @@ if TYPE_CHECKING:
     from trainers.config import RunConfig
     from trainers.dataset import SoftTargetDataset
     from trainers.losses import DistillLoss
+    from trainers.mixing import MixedStream
     from trainers.stream import SoftTargetStream
     from trainers.topk_tail import Head
 
-__all__ = ["Batch", "DistillLoss", "Head", "RunConfig", "SoftTargetDataset", "SoftTargetStream"]
+__all__ = [
+    "Batch",
+    "DistillLoss",
+    "Head",
+    "MixedStream",
+    "RunConfig",
+    "SoftTargetDataset",
+    "SoftTargetStream",
+]
 
 
 def __getattr__(name: str) -> Any:

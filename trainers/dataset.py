@@ -14,15 +14,17 @@ not the decoding, and one `SoftTargetStream`, which has threads of its own, is m
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch.utils.data import IterableDataset, get_worker_info
 
 from softlabels.errors import ConfigError
+from softlabels.store.reader import Store
 from trainers.batch import Batch
-from trainers.stream import BatchStream, SoftTargetStream
+from trainers.mixing import Weight, make_stream
+from trainers.stream import BatchStream
 
 __all__ = ["SoftTargetDataset"]
 
@@ -31,7 +33,7 @@ class SoftTargetDataset(IterableDataset[Batch]):
     """Endless batches for a `DataLoader(…, batch_size=None)`, which must leave them as they are.
 
     Args:
-        store: path of a store. Each worker opens it for itself.
+        store: path of a store, or (path, weight) of each of several (`MixedStream`). Each worker opens it for itself.
         batch_size: rows in a global batch.
         options: the other arguments of `SoftTargetStream`. `prefetch` is 0 unless given: DataLoader has its own
             (`prefetch_factor`).
@@ -41,17 +43,25 @@ class SoftTargetDataset(IterableDataset[Batch]):
         StoreError: the store cannot be opened.
     """
 
-    def __init__(self, store: Path | str, *, batch_size: int, **options: Any) -> None:
-        if not isinstance(store, str | Path):
-            raise ConfigError(
-                f"SoftTargetDataset({type(store).__name__}): give the store's path; each worker opens it for itself"
-            )
+    def __init__(
+        self,
+        store: Path | str | Sequence[tuple[Path | str, Weight]],
+        *,
+        batch_size: int,
+        **options: Any,
+    ) -> None:
+        paths = [store] if isinstance(store, Store | str | Path) else [s for s, _ in store]
+        for path in paths:
+            if not isinstance(path, str | Path):
+                raise ConfigError(
+                    f"SoftTargetDataset({type(path).__name__}): give the store's path; each worker opens it for itself"
+                )
         self._store = store
         self._options = {"prefetch": 0, **options, "batch_size": batch_size}
         self._state = self._open().state_dict()
 
     def _open(self) -> BatchStream:
-        return SoftTargetStream(self._store, **self._options)
+        return make_stream(self._store, **self._options)
 
     def state_dict(self, after: Batch | None = None) -> dict[str, Any]:
         """Plain data from which `load_state_dict` continues exactly; equal to a `SoftTargetStream`'s.

@@ -5,9 +5,9 @@
 Builds two stores, open and packed, from text that ships with the project and a made-up teacher of a real one's
 shape, and reads them on one core: everything from the file's bytes (digest, checksums, decoding) to a batch.
 Against it: the same rows as Python lists that are in memory already, put together by `torch.tensor`, as a collate
-function over a list-of-records data set does; and the same with reading them from Parquet. In turns, in one process; the time is the
-median, a ratio is the median of each repeat's own ratio. Then: what a training loop waits for (steps of a given
-length), resuming among 10^9 rows, and the digests of global batches for ranks x workers x a kill x a resume elsewhere.
+function over a list-of-records data set does; and the same with reading them from Parquet. In turns, in one
+process; the time is the median, a ratio is the median of each repeat's own ratio. Then: what a training loop waits
+for (steps of a given length), resuming among 10^9 rows, and digests of global batches for ranks x workers x a kill x a resume elsewhere.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ import torch
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
-from softlabels.build import build
-from softlabels.config import BuildConfig
-from softlabels.corpora.packing import Tokenized
-from softlabels.rows import Row
-from softlabels.store.reader import open_store
-from tests.fakes import ByteTokenizer, TinyTeacher
-from tests.trainers.test_order import resume_a_billion_rows
-from tests.trainers.topology import Topology, run
-from trainers.stream import SoftTargetStream
+from softlabels.build import build  # noqa: E402
+from softlabels.config import BuildConfig  # noqa: E402
+from softlabels.corpora.packing import Tokenized  # noqa: E402
+from softlabels.rows import Row  # noqa: E402
+from softlabels.store.reader import open_store  # noqa: E402
+from tests.fakes import ByteTokenizer, TinyTeacher  # noqa: E402
+from tests.trainers.test_order import resume_a_billion_rows  # noqa: E402
+from tests.trainers.topology import Topology, run  # noqa: E402
+from trainers.stream import SoftTargetStream  # noqa: E402
 
 VOCAB = 49_152
 TARGET = 10.0

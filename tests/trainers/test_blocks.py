@@ -146,10 +146,10 @@ def test_a_bad_shard_is_named_once_it_is_needed_and_read_again_when_asked_again(
 
     opened.read_shard = read_shard
     batches = iter(stream)
-    first = next(batches)  # the bad one is being decoded ahead by now: nobody needs it yet
+    got = [next(batches)]  # the bad one is being decoded ahead by now: nobody needs it yet
     with pytest.raises(IntegrityError, match=opened.manifest.shards[bad].name):
-        for batch in batches:
-            first = batch
+        got.extend(batches)
+    first = got[-1]
     assert not ours()
     assert stream.state_dict() == stream.state_dict(after=first)
     broken = False

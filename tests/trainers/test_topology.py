@@ -101,9 +101,9 @@ def test_a_state_of_a_later_version_or_another_position_is_refused(store):
     stream = SoftTargetStream(store, **OPTIONS)
     with pytest.raises(RunError, match="curriculum = 'short first', this one None"):
         stream.load_state_dict(stream.state_dict() | {"curriculum": "short first"})
+    state = stream.state_dict()
+    del state["position"]
     with pytest.raises(RunError, match="position = None"):
-        state = stream.state_dict()
-        del state["position"]
         stream.load_state_dict(state)
 
 

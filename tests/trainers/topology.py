@@ -36,6 +36,7 @@ def digest(slices: Sequence[Batch]) -> str:
     h = hashlib.sha256(repr([s.position for s in slices[:1]]).encode())
     for s in slices:
         h.update(np.array(s.rows, np.int64).tobytes())
+    for s in slices:
         h.update(np.array(s.sources or (), np.int64).tobytes())
     for s in slices:
         own = s.input_ids.shape[1]
