@@ -13,6 +13,7 @@ different numbers of positions, the weight is of rows, not of positions.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Sequence
 from concurrent.futures import Executor
@@ -24,12 +25,20 @@ import numpy as np
 import numpy.typing as npt
 
 from softlabels.errors import ConfigError, PairingError, TokenizerError
-from softlabels.store.reader import Store
+from softlabels.store.reader import Store, open_store
 from trainers.batch import Batch, collate
 from trainers.blocks import BlockReader
 from trainers.stream import BatchStream, SoftTargetStream, check_slices, opened, order_of
 
-__all__ = ["MixedStream", "Pattern", "check_alike", "make_stream", "parse_stores"]
+__all__ = [
+    "MixedStream",
+    "Pattern",
+    "check_alike",
+    "make_stream",
+    "mixture_digest",
+    "open_stores",
+    "parse_stores",
+]
 
 Weight = float | Fraction | str
 LONGEST = 1_000_000
@@ -231,6 +240,30 @@ def parse_stores(texts: str | Sequence[str]) -> list[tuple[str, Fraction]]:
                 "with a number above 0, e.g. store=0.7"
             ) from e
     return found
+
+
+def open_stores(
+    texts: str | Sequence[str], *, view: str | None = None
+) -> list[tuple[Store, Fraction]]:
+    """The stores of `parse_stores`, open and found to go together, with their weights.
+
+    Raises:
+        ConfigError, StoreError, PairingError, TokenizerError: as `MixedStream`.
+    """
+    found = [(open_store(path, view=view), weight) for path, weight in parse_stores(texts)]
+    check_alike([store for store, _ in found])
+    return found
+
+
+def mixture_digest(stores: Sequence[tuple[Store, Weight]]) -> str:
+    """Names what is trained on: a store's own digest or, of several, one over their digests and their turns."""
+    if len(stores) == 1:
+        return stores[0][0].digest
+    parts = [
+        (store.digest, turns)
+        for (store, _), turns in zip(stores, Pattern([w for _, w in stores]).turns, strict=True)
+    ]
+    return hashlib.sha256(f"softlabels mixture 1\n{parts}".encode()).hexdigest()
 
 
 def make_stream(

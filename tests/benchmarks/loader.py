@@ -7,7 +7,8 @@ shape, and reads them on one core: everything from the file's bytes (digest, che
 Against it: the same rows as Python lists that are in memory already, put together by `torch.tensor`, as a collate
 function over a list-of-records data set does; and the same with reading them from Parquet. In turns, in one
 process; the time is the median, a ratio is the median of each repeat's own ratio. Then: what a training loop waits
-for (steps of a given length), resuming among 10^9 rows, and digests of global batches for ranks x workers x a kill x a resume elsewhere.
+for (steps of a given length), resuming among 10^9 rows, and digests of global batches for ranks x workers x a kill x
+a resume elsewhere.
 """
 
 from __future__ import annotations
