@@ -6,8 +6,8 @@ Builds two stores, open and packed, from text that ships with the project and a 
 shape, and reads them on one core: everything from the file's bytes (digest, checksums, decoding) to a batch.
 Against it: the same rows as Python lists that are in memory already, put together by `torch.tensor`, as a collate
 function over a list-of-records data set does; and the same with reading them from Parquet. In turns, in one
-process; the time is the median, a ratio is the median of each repeat's own ratio. Then: what a training loop waits
-for (steps of a given length), resuming among 10^9 rows, and digests of global batches for ranks x workers x a kill x
+process, in CPU seconds and by the clock; the time is the median, a ratio that of each repeat's own ratio. Then: what a training
+loop waits for (steps of a given length), resuming among 10^9 rows, and digests of global batches for ranks x workers x a kill x
 a resume elsewhere.
 """
 
@@ -48,6 +48,7 @@ from tests.trainers.topology import Topology, run  # noqa: E402
 from trainers.stream import SoftTargetStream  # noqa: E402
 
 VOCAB = 49_152
+PARTS = ("speeds", "waits", "resume", "elasticity")
 TARGET = 10.0
 """Of the loader over the collation of lists."""
 
@@ -179,23 +180,27 @@ def speeds(stores: dict[str, Path], args: argparse.Namespace) -> dict[str, dict[
         "of open: decode only": decoded,
         "of open: collate only": collated_arrays,
     }
-    found: dict[str, list[float]] = {name: [] for name in ways}
+    found: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
     for repeat in range(args.repeats + 1):
         for name, work in ways.items():
-            start = time.perf_counter()
+            wall, cpu = time.perf_counter(), time.process_time()
             work()
             if repeat > 0:  # the first pays for what happens once
-                found[name].append(time.perf_counter() - start)
+                found[name].append((time.perf_counter() - wall, time.process_time() - cpu))
     base = found["lists: collate only"]
-    tokens = sum(len(r["input_ids"]) for r in lists[: batches * args.batch_size])
-    return {
-        name: {
-            "rows_per_s": batches * args.batch_size / median(runs),
-            "tokens_per_s": tokens / median(runs),
-            "times": median(b / r for b, r in zip(base, runs, strict=True)),
+    rows = batches * args.batch_size
+    tokens = sum(len(r["input_ids"]) for r in lists[:rows])
+    figures = {}
+    for name, runs in found.items():
+        wall, cpu = (median(r[i] for r in runs) for i in (0, 1))
+        figures[name] = {
+            "rows_per_s": rows / cpu,
+            "tokens_per_s": tokens / cpu,
+            "tokens_per_s_wall": tokens / wall,
+            "times": median(b[1] / r[1] for b, r in zip(base, runs, strict=True)),
+            "times_wall": median(b[0] / r[0] for b, r in zip(base, runs, strict=True)),
         }
-        for name, runs in found.items()
-    }
+    return figures
 
 
 def waits(store: Path, args: argparse.Namespace) -> dict[str, float]:
@@ -245,49 +250,64 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--step-ms", type=float, default=100.0, help="of the loop that waits")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--json", type=Path, help="write the figures there, too")
     args = parser.parse_args()
     torch.set_num_threads(1)
     cores = os.sched_getaffinity(0)
+    figures: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         stores = {p: make_store(Path(folder) / p, args, p) for p in ("open", "packed")}
-        os.sched_setaffinity(0, {min(cores)})
-        figures: dict[str, Any] = {"speeds": speeds(stores, args)}
-        os.sched_setaffinity(0, cores)
-        print(f"| {args.rows} rows of 256 tokens, k=50, one core | rows/s | tokens/s | of lists |")
-        print("|---|---|---|---|")
-        for name, f in figures["speeds"].items():
+        if "speeds" in args.parts:
+            os.sched_setaffinity(0, {min(cores)})
+            figures["speeds"] = speeds(stores, args)
+            os.sched_setaffinity(0, cores)
+            show_speeds(figures["speeds"], args)
+        if "waits" in args.parts:
+            figures["waits"] = {name: waits(path, args) for name, path in stores.items()}
+            for name, f in figures["waits"].items():
+                print(
+                    f"{name}: of steps of {args.step_ms:g} ms, {f['share']:.2%} is waiting for the loader; longest "
+                    f"{f['worst_ms']:.1f} ms"
+                )
+        if "resume" in args.parts:
+            resumes = [resume_a_billion_rows() for _ in range(args.repeats)]
+            figures["resume"] = {name: median(r[name] for r in resumes) for name in resumes[0]}
             print(
-                f"| {name} | {f['rows_per_s']:,.0f} | {f['tokens_per_s']:,.0f} | {f['times']:.1f} x |"
+                f"resume among 10^9 rows in 10^6 shards: {figures['resume']['seconds']:.2f} s, the order holds at most "
+                f"{figures['resume']['peak_mib']:.0f} MiB\n"
             )
-        reached = figures["speeds"]["stream, open"]["times"] >= TARGET
-        print(f"target {TARGET:g} x (stream, open): {'reached' if reached else 'missed'}\n")
-        figures["waits"] = {name: waits(path, args) for name, path in stores.items()}
-        for name, f in figures["waits"].items():
-            print(
-                f"{name}: of steps of {args.step_ms:g} ms, {f['share']:.2%} is waiting for the loader; longest "
-                f"{f['worst_ms']:.1f} ms"
-            )
-        resumes = [resume_a_billion_rows() for _ in range(args.repeats)]
-        figures["resume"] = {name: median(r[name] for r in resumes) for name in resumes[0]}
+        if "elasticity" in args.parts:
+            figures["elasticity"] = elasticity(stores["open"])
+            show_elasticity(figures["elasticity"])
+    if args.json is not None:
+        settings = {k: str(v) for k, v in vars(args).items() if k != "json"}
+        result = {"settings": settings, "figures": figures}
+        args.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+
+
+def show_speeds(found: dict[str, dict[str, float]], args: argparse.Namespace) -> None:
+    print(f"{args.rows} rows of 256 tokens, k=50; one core, of whose seconds only its own count\n")
+    print("| | rows/s | tokens/s | of lists | tokens/s by the clock | of lists |")
+    print("|---|---|---|---|---|---|")
+    for name, f in found.items():
         print(
-            f"resume among 10^9 rows in 10^6 shards: {figures['resume']['seconds']:.2f} s, the order holds at most "
-            f"{figures['resume']['peak_mib']:.0f} MiB\n"
+            f"| {name} | {f['rows_per_s']:,.0f} | {f['tokens_per_s']:,.0f} | {f['times']:.1f} x | "
+            f"{f['tokens_per_s_wall']:,.0f} | {f['times_wall']:.1f} x |"
         )
-        figures["elasticity"] = elasticity(stores["open"])
+    reached = found["stream, open"]["times"] >= TARGET
+    print(f"target {TARGET:g} x (stream, open): {'reached' if reached else 'missed'}\n")
+
+
+def show_elasticity(rows: list[dict[str, Any]]) -> None:
     print(
-        "| begun on (ranks x workers) | killed after | resumed on | digest of all batches | as uninterrupted |"
+        "| begun on (ranks x workers) | killed after | resumed on | all batches | as uninterrupted |"
     )
     print("|---|---|---|---|---|")
-    for r in figures["elasticity"]:
+    for r in rows:
         same = "same" if r["same"] else "OTHER"
         print(
             f"| {r['begun_on']} | {r['killed_after']} | {r['resumed_on']} | {r['digest']:08x} | {same} |"
-        )
-    if args.json is not None:
-        settings = {k: str(v) for k, v in vars(args).items() if k != "json"}
-        args.json.write_text(
-            json.dumps({"settings": settings, "figures": figures}, indent=2) + "\n"
         )
 
 
