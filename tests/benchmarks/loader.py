@@ -6,9 +6,9 @@ Builds two stores, open and packed, from text that ships with the project and a 
 shape, and reads them on one core: everything from the file's bytes (digest, checksums, decoding) to a batch.
 Against it: the same rows as Python lists that are in memory already, put together by `torch.tensor`, as a collate
 function over a list-of-records data set does; and the same with reading them from Parquet. In turns, in one
-process, in CPU seconds and by the clock; the time is the median, a ratio that of each repeat's own ratio. Then: what a training
-loop waits for (steps of a given length), resuming among 10^9 rows, and digests of global batches for ranks x workers x a kill x
-a resume elsewhere.
+process, in CPU seconds and by the clock; the time is the median, a ratio that of each repeat's own ratio. Then:
+what a training loop waits for (steps of a given length), resuming among 10^9 rows, and digests of global batches
+for ranks x workers x a kill x a resume elsewhere.
 """
 
 from __future__ import annotations
