@@ -15,19 +15,32 @@ from typing import TYPE_CHECKING, Any
 
 _LAZY = {
     "SoftTargetStream": "trainers.stream",
-    "Batch": "trainers.stream",
+    "MixedStream": "trainers.mixing",
+    "SoftTargetDataset": "trainers.dataset",
+    "Batch": "trainers.batch",
     "DistillLoss": "trainers.losses",
     "Head": "trainers.topk_tail",
     "RunConfig": "trainers.config",
 }
 
 if TYPE_CHECKING:
+    from trainers.batch import Batch
     from trainers.config import RunConfig
+    from trainers.dataset import SoftTargetDataset
     from trainers.losses import DistillLoss
-    from trainers.stream import Batch, SoftTargetStream
+    from trainers.mixing import MixedStream
+    from trainers.stream import SoftTargetStream
     from trainers.topk_tail import Head
 
-__all__ = ["Batch", "DistillLoss", "Head", "RunConfig", "SoftTargetStream"]
+__all__ = [
+    "Batch",
+    "DistillLoss",
+    "Head",
+    "MixedStream",
+    "RunConfig",
+    "SoftTargetDataset",
+    "SoftTargetStream",
+]
 
 
 def __getattr__(name: str) -> Any:

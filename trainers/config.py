@@ -20,8 +20,8 @@ __all__ = ["RunConfig"]
 class RunConfig:
     """One run: store, student, loss, schedule."""
 
-    store: str
-    """Path of the store to train from."""
+    store: tuple[str, ...] | str
+    """Path of the store to train from; of several, repeatable, `PATH=WEIGHT`: the store's share of the rows."""
     student: str
     """`hf-config:FILE`, `layers-of:PATH?keep=…`, `hf:PATH`."""
     vocab: str | None = None
@@ -76,6 +76,13 @@ class RunConfig:
     """CPU threads; default all cores."""
 
     def __post_init__(self) -> None:
+        if not isinstance(self.store, str) and len(self.store) == 1:
+            object.__setattr__(self, "store", self.store[0])
+        if not isinstance(self.store, str) and self.vocab is not None:
+            raise ConfigError(
+                f"--vocab {self.vocab}: goes with one --store, not with {len(self.store)}; what a view drops is "
+                "reported of one store only"
+            )
         self.make_loss()
         check_at_least(
             self,

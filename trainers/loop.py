@@ -14,7 +14,7 @@ import resource
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,7 +23,7 @@ import torch
 import softlabels
 from softlabels.devices import Choice, choose
 from softlabels.errors import RunError
-from softlabels.store.reader import Store, open_store
+from softlabels.store.reader import Store
 from trainers.checkpoint import (
     latest_checkpoint,
     load_checkpoint,
@@ -35,8 +35,9 @@ from trainers.config import RunConfig
 from trainers.kernels import apply_kernels
 from trainers.losses import DistillLoss
 from trainers.metrics import Metrics
+from trainers.mixing import Weight, make_stream, mixture_digest, open_stores
 from trainers.stopping import StopRequest
-from trainers.stream import Batch, SoftTargetStream
+from trainers.stream import Batch
 from trainers.students import Student, check_tokenizer, check_vocab, make_student
 from trainers.vocabulary import check_same_view, renumbers, view_facts, write_dropped
 
@@ -123,7 +124,8 @@ def train(
     run = Path(run)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    store = open_store(config.store, cached_shards=16, view=config.vocab)
+    stores = open_stores(config.store, view=config.vocab)
+    store = stores[0][0]  # in what is asked of it below, all are alike
     loss = config.make_loss()
     loss.check(store.manifest.identity.targets)
     recorded = _read_run(run, resume=resume)
@@ -142,7 +144,7 @@ def train(
     apply_kernels(config.kernels, student, choice.device)
     facts = {
         "config": config.to_dict(),
-        "store_digest": store.digest,
+        "store_digest": mixture_digest(stores),
         "view": view_facts(store),
         "tokenizer_sha256": store.manifest.identity.tokenizer.sha256,
         "parameters": student.parameter_count,
@@ -155,7 +157,7 @@ def train(
     else:
         run.mkdir(parents=True, exist_ok=True)
         write_json(run / "run.json", facts)
-    return _Trainer(config, run, store, student, loss, choice, report).train()
+    return _Trainer(config, run, stores, student, loss, choice, report).train()
 
 
 def _read_run(run: Path, *, resume: bool) -> dict[str, Any] | None:
@@ -212,7 +214,7 @@ class _Trainer:
         self,
         config: RunConfig,
         run: Path,
-        store: Store,
+        stores: Sequence[tuple[Store, Weight]],
         student: Student,
         loss: DistillLoss,
         choice: Choice,
@@ -230,7 +232,7 @@ class _Trainer:
             fused=False,
             foreach=False,
         )
-        self.stream = SoftTargetStream(store, batch_size=config.batch_size, seed=config.seed)
+        self.stream = make_stream(stores, batch_size=config.batch_size, seed=config.seed)
         self.step = 0
 
     def _groups(self) -> list[dict[str, Any]]:

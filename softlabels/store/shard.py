@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -49,7 +50,7 @@ class Shard:
     targets: SoftTargets
     """Of all positions of all rows, in order."""
 
-    @property
+    @cached_property
     def offsets(self) -> npt.NDArray[np.int64]:
         """`[R + 1]`: row r's positions are `offsets[r]` to `offsets[r + 1]`."""
         counts = [int(r.label_mask.sum()) for r in self.rows]

@@ -334,3 +334,25 @@ bad = [m for m in sys.modules if m.startswith((*(f"softlabels.{{t}}" for t in th
 assert not bad, bad
 """
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+
+
+def test_a_mixture_of_stores_is_trained_on_and_resumed_as_it_was_begun(ground, tmp_path):
+    corpus = write_corpus(tmp_path / "corpus")
+    build_tiny(tmp_path / "b", corpus, temperature=(1.0, 2.0), teacher=TinyTeacher(seed=1))
+    both = (f"{ground / 'store'}=0.75", f"{tmp_path / 'b'}=0.25")
+    train(config_of(ground, store=both), tmp_path / "whole")
+    assert len(losses(tmp_path / "whole")) == 12
+    train(config_of(ground), tmp_path / "alone")
+    assert losses(tmp_path / "alone") != losses(tmp_path / "whole")
+    facts = json.loads((tmp_path / "whole" / "run.json").read_text())
+    assert facts["config"]["store"] == list(both)
+    other = (f"{ground / 'store'}=0.5", f"{tmp_path / 'b'}=0.5")
+    with pytest.raises(RunError, match="was begun on store"):
+        train(config_of(ground, store=other), tmp_path / "whole", resume=True)
+    train(config_of(ground, store=both), tmp_path / "whole", resume=True)
+
+
+def test_one_store_in_a_list_is_the_store(ground):
+    assert config_of(ground, store=(str(ground / "store"),)) == config_of(ground)
+    with pytest.raises(ConfigError, match="goes with one --store, not with 2"):
+        config_of(ground, store=("a", "b"), vocab="trim:100")

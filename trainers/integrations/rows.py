@@ -12,7 +12,8 @@ from typing import Any
 from torch.utils.data import Dataset, Sampler
 
 from softlabels.store.reader import StoredRow, open_store
-from trainers.stream import RowOrder, collate
+from trainers.order import RowOrder
+from trainers.stream import collate
 
 __all__ = ["EpochSampler", "StoreRows", "collate_rows"]
 
@@ -38,7 +39,7 @@ class StoreRows(Dataset[StoredRow]):
         return len(self.store)
 
     def __getitem__(self, place: int) -> StoredRow:
-        return self.store.row(self.order[place])
+        return self.store.row(int(self.order.take(place, 1)[0]))
 
 
 class EpochSampler(Sampler[int]):
