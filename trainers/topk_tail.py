@@ -225,7 +225,7 @@ class _TopkTailLoss(torch.autograd.Function):
                 continue
             leaves = [x.requires_grad_() for x in found[:4]]
             with torch.enable_grad():
-                loss = chunk_loss(Columns(*leaves, found.tail_top), part)
+                loss = chunk_loss(found, part)
             gradients = torch.autograd.grad(loss, leaves, materialize_grads=True, allow_unused=True)
             worker.gradients(part, *gradients)
             total += loss.detach()
