@@ -11,7 +11,7 @@ from softlabels.errors import ConfigError
 from softlabels.settings import check_at_least, from_sources
 
 if TYPE_CHECKING:
-    from trainers.losses import DistillLoss
+    from trainers.schedules import LossSchedule
 
 __all__ = ["RunConfig"]
 
@@ -30,8 +30,18 @@ class RunConfig:
     """Soft loss: `forward_kl`, `reverse_kl`, `jsd`, `tvd`, `skewed_forward_kl` or `skewed_reverse_kl`."""
     temperature: float = 1.0
     """T of the soft loss; must be in the store's grid."""
+    temperature_schedule: str | None = None
+    """Of T over the steps: `linear:END` or `cosine:END`, in stairs through the store's grid; default constant."""
     alpha: float = 0.5
     """Share of the soft loss; 0 trains on hard labels only."""
+    alpha_schedule: str | None = None
+    """Of alpha over the steps: `linear:END` or `cosine:END`; default constant."""
+    weight: str = "even"
+    """Of positions in the soft loss: `even`, the teacher's `entropy`, or `hard` (1 - its probability of the label)."""
+    label_smoothing: float = 0.0
+    """Of the hard loss: the share of the label that is spread evenly over the vocabulary."""
+    z_loss: float = 0.0
+    """Of the hard loss: times the square of the logits' log-sum-exp; 1e-4 keeps logits from drifting."""
     beta: float = 0.5
     """Of `jsd`: the teacher's share of the mixture."""
     skew: float = 0.1
@@ -65,7 +75,7 @@ class RunConfig:
     kernels: str = "torch"
     """`torch`, or `liger` for Liger's norms, rotary embedding and gated MLP in the student (CUDA only)."""
     chunk_mib: int | None = None
-    """MiB of logits that exist at a time; default 16 on a CPU, 256 on a GPU."""
+    """MiB of logits that exist at a time; default 64 on a CPU, 256 on a GPU."""
     log_every: int = 10
     """Steps between lines of metrics.jsonl."""
     checkpoint_every: int = 200
@@ -125,18 +135,23 @@ class RunConfig:
         """Steps of warm-up, resolved."""
         return self.warmup if self.warmup is not None else max(1, self.steps // 20)
 
-    def make_loss(self) -> DistillLoss:
-        """The loss this run minimises."""
+    def make_loss(self) -> LossSchedule:
+        """The loss this run minimises, step by step."""
         from trainers.losses import DistillLoss  # torch, which --help can do without
+        from trainers.schedules import LossSchedule
 
-        return DistillLoss(
+        loss = DistillLoss(
             divergence=self.loss,
             temperature=self.temperature,
             alpha=self.alpha,
             beta=self.beta,
             skew=self.skew,
+            weight=self.weight,
+            label_smoothing=self.label_smoothing,
+            z_loss=self.z_loss,
             chunk_bytes=None if self.chunk_mib is None else self.chunk_mib * 2**20,
         )
+        return LossSchedule.parse(loss, self.steps, self.alpha_schedule, self.temperature_schedule)
 
     @classmethod
     def from_sources(cls, toml: Path | None, flags: Mapping[str, Any]) -> RunConfig:

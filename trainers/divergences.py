@@ -87,11 +87,13 @@ class Divergence(NamedTuple):
     """From log-probabilities `[N, K+1]` of teacher and student to `[N]`."""
     takes_samples: bool
     """Whether it is linear in p, up to a constant: then an unbiased sample of p gives an unbiased gradient."""
+    without_tail: bool = True
+    """Whether it can be trained from a head that was cut off and renormalised: biased by it, but finite."""
 
 
 DIVERGENCES = {
     "forward_kl": Divergence(forward_kl, takes_samples=True),
-    "reverse_kl": Divergence(reverse_kl, takes_samples=False),
+    "reverse_kl": Divergence(reverse_kl, takes_samples=False, without_tail=False),
     "jsd": Divergence(jsd, takes_samples=False),
     "tvd": Divergence(tvd, takes_samples=False),
     "skewed_forward_kl": Divergence(skewed_forward_kl, takes_samples=False),

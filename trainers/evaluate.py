@@ -116,7 +116,7 @@ def _measure(hidden: Tensor, head: Head, batch: Batch) -> dict[str, Tensor]:
     ids = torch.from_numpy(targets.ids.astype(np.int64)).to(hidden.device)
     kept = torch.from_numpy(targets.kept).to(hidden.device)
     out = topk_tail(hidden, head, ids, kept, batch.labels)
-    rows = chunk_rows(head.weight.shape[0], None, hidden.device)
+    rows = chunk_rows(head, hidden.dtype, None, hidden.device)
     best = [head_logits(h, head).max(dim=1) for h in torch.split(hidden, rows)]
     top = torch.cat([b.indices for b in best])
     top_logit = torch.cat([b.values for b in best])

@@ -33,9 +33,10 @@ from trainers.checkpoint import (
 )
 from trainers.config import RunConfig
 from trainers.kernels import apply_kernels
-from trainers.losses import DistillLoss
+from trainers.losses import LossOutput
 from trainers.metrics import Metrics
 from trainers.mixing import Weight, make_stream, mixture_digest, open_stores
+from trainers.schedules import LossSchedule
 from trainers.stopping import StopRequest
 from trainers.stream import Batch
 from trainers.students import Student, check_tokenizer, check_vocab, make_student
@@ -126,8 +127,9 @@ def train(
         torch.set_num_threads(config.threads)
     stores = open_stores(config.store, view=config.vocab)
     store = stores[0][0]  # in what is asked of it below, all are alike
-    loss = config.make_loss()
-    loss.check(store.manifest.identity.targets)
+    loss = config.make_loss().on(store.manifest.identity.targets)
+    for notice in loss.notices(store.manifest.identity.targets):
+        report.notice(notice)
     recorded = _read_run(run, resume=resume)
     dtype = recorded["dtype"] if recorded and config.dtype == "auto" else config.dtype
     choice = choose(config.device, dtype)
@@ -200,11 +202,16 @@ def _check_same_run(recorded: dict[str, Any], facts: dict[str, Any], run: Path) 
             f"pass --dtype {recorded['dtype']}"
         )
     for name, value in facts["config"].items():
-        if name not in free and recorded["config"].get(name) != value:
+        if name not in free and _recorded(recorded, name) != value:
             raise RunError(
                 f"{run}: was begun with {name} = {recorded['config'].get(name)!r}, this has {value!r}; resume it as it "
                 "was begun, or choose another --out"
             )
+
+
+def _recorded(facts: dict[str, Any], name: str) -> Any:
+    """A setting of a run; runs from before it existed were run with its default."""
+    return facts["config"].get(name, getattr(RunConfig, name, None))
 
 
 class _Trainer:
@@ -216,7 +223,7 @@ class _Trainer:
         run: Path,
         stores: Sequence[tuple[Store, Weight]],
         student: Student,
-        loss: DistillLoss,
+        loss: LossSchedule,
         choice: Choice,
         report: RunReporter,
     ) -> None:
@@ -308,27 +315,26 @@ class _Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         positions, soft_positions = batch.positions, batch.soft_positions
-        soft = hard = teacher_tail = student_tail = loss = 0.0
+        step_loss = self.loss.at(self.step)
+        soft_divisor = step_loss.soft_divisor(batch)
+        loss, sums = 0.0, dict.fromkeys(LossOutput._fields[1:], 0.0)
         for micro in split_batch(batch, self.config.accumulate):
             if micro.positions == 0:
                 continue
             moved = micro.to(self.device)
             with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.mixed):
                 hidden = self.student.hidden(moved)
-            out = self.loss(
+            out = step_loss(
                 hidden,
                 self.student.head(),
                 moved,
                 positions=positions,
-                soft_positions=soft_positions,
+                soft_positions=soft_divisor,
             )
             out.loss.backward()  # type: ignore[no-untyped-call]
             loss += out.loss.item()
-            soft, hard = soft + out.soft, hard + out.hard
-            teacher_tail, student_tail = (
-                teacher_tail + out.teacher_tail,
-                student_tail + out.student_tail,
-            )
+            for name in sums:
+                sums[name] += getattr(out, name)
         if not math.isfinite(loss):
             raise RunError(
                 f"{self.run}: the loss is {loss} at step {self.step + 1}, rows {list(batch.rows)}; lower --lr "
@@ -341,16 +347,27 @@ class _Trainer:
         n, m = max(positions, 1), max(soft_positions, 1)
         return {
             "loss": loss,
-            "soft": soft / m,
-            "hard": hard / n,
-            "teacher_tail": teacher_tail / m,
-            "student_tail": student_tail / m,
+            "soft": sums["soft"] / m,
+            "hard": sums["hard"] / n,
+            "soft_weighted": sums["soft_weighted"] / (soft_divisor or 1.0),
+            "hard_part": sums["hard_part"] / n,
+            "teacher_tail": sums["teacher_tail"] / m,
+            "student_tail": sums["student_tail"] / m,
+            "agreement": sums["agreement"] / m,
+            "alpha": step_loss.alpha,
+            "temperature": step_loss.temperature,
             "grad_norm": float(norm),
             "lr": lr,
             "epoch": self.stream.epoch,
             "peak_rss_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
             / (1024 if sys.platform != "darwin" else 2**20),
+            **self._peak_gpu(),
         }
+
+    def _peak_gpu(self) -> dict[str, float]:
+        if self.device.type != "cuda":
+            return {}
+        return {"peak_gpu_mib": torch.cuda.max_memory_allocated(self.device) / 2**20}
 
     def _finish(self) -> Path:
         final = self.run / "student"

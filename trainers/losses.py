@@ -13,6 +13,10 @@ hard loss a mean over all N, both of the whole optimiser step:
 
 so alpha weighs the two means, whatever the share of soft positions, and a hard-label-only position
 counts in the second alone. With M = N it is the mean over positions of both together.
+
+With position weights (`weights.py`) the soft mean is a weighted one: sum of w soft over the sum of w, both of the
+whole step, so the mean weight is 1. The hard part is cross-entropy with label smoothing, plus z-loss, each exact
+over all of V.
 """
 
 from __future__ import annotations
@@ -21,6 +25,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -28,8 +33,10 @@ from softlabels.errors import ConfigError, PairingError
 from softlabels.store.manifest import TargetRecord
 from softlabels.targets import UNBIASED, SoftTargets
 from trainers.divergences import DIVERGENCES, Shape
+from trainers.head_chunks import accumulator
+from trainers.position_weights import WEIGHTS, teacher_bins
 from trainers.stream import Batch
-from trainers.topk_tail import Columns, Head, topk_tail
+from trainers.topk_tail import Columns, Head, topk_tail_loss
 
 __all__ = [
     "DistillLoss",
@@ -39,6 +46,7 @@ __all__ = [
 ]
 
 
+Int64 = npt.NDArray[np.int64]
 NOT_LINEAR = "it is not linear in the teacher's probabilities, so unbiased samples bias it"
 
 
@@ -66,34 +74,30 @@ def check_pairing(divergence: str, temperature: float, targets: TargetRecord) ->
         )
 
 
-def teacher_bins(targets: SoftTargets, temperature: float, device: torch.device) -> Tensor:
-    """The teacher's log-probabilities `[N, K+1] float32`: kept ids, then the tail (`-inf`: none)."""
-    head = targets.log_probs(temperature)
-    odds = targets.log_odds[:, targets.grid_index(temperature)]
-    tail = -np.logaddexp(np.float32(0), -odds)
-    return torch.from_numpy(np.concatenate([head, tail[:, None]], axis=1, dtype=np.float32)).to(
-        device
-    )
-
-
 class LossOutput(NamedTuple):
-    """A loss and what it was made of."""
+    """A loss and what it was made of. Sums are over N positions, or M that have a soft target."""
 
     loss: Tensor
-    """Scalar to differentiate: `alpha T² soft / soft_positions + (1 - alpha) hard / positions`."""
+    """Scalar to differentiate: `alpha T² soft_weighted / soft_divisor + (1 - alpha) hard_part / positions`."""
     soft: float
-    """Sum over the M soft positions of the divergence at T (without T²); 0 if alpha is 0."""
+    """Sum over M of the divergence at T (without T² and weights); 0 if alpha is 0."""
     hard: float
-    """Sum over N of the cross-entropy with the labels, at T=1."""
+    """Sum over N of the cross-entropy with the labels, at T=1 (without smoothing and z-loss)."""
     teacher_tail: float
     """Sum over M of the teacher's mass outside the kept ids, at T."""
     student_tail: float
     """Sum over M of the student's mass outside the kept ids, at T."""
+    agreement: float
+    """Of the M, at how many the student's most likely id of all V is the teacher's."""
+    soft_weighted: float
+    """Sum over M of weight times divergence; `soft` without weights."""
+    hard_part: float
+    """Sum over N of smoothed cross-entropy and z-loss; `hard` without either."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DistillLoss:
-    """`alpha * T² * divergence + (1 - alpha) * cross-entropy`: means over soft and over all positions."""
+    """`alpha * T² * divergence + (1 - alpha) * hard part`: means over soft and over all positions."""
 
     divergence: str = "forward_kl"
     """A name in `DIVERGENCES`."""
@@ -105,14 +109,22 @@ class DistillLoss:
     """Of `jsd`: the teacher's share of the mixture."""
     skew: float = 0.1
     """Of the skewed divergences: the share mixed in."""
+    weight: str = "even"
+    """Of positions in the soft loss: a name in `WEIGHTS`."""
+    label_smoothing: float = 0.0
+    """e, 0 to below 1: the label counts 1 - e, and e is spread evenly over all V ids. Of the hard part."""
+    z_loss: float = 0.0
+    """Times the square of the log-sum-exp of the logits, at T=1. Of the hard part."""
     chunk_bytes: int | None = None
-    """Budget of one chunk of logits; None: 16 MiB on a CPU, 256 MiB on a GPU."""
+    """Budget of all that is V wide; None: 64 MiB on a CPU, 256 MiB on a GPU."""
 
     def __post_init__(self) -> None:
-        if self.divergence not in DIVERGENCES:
-            raise ConfigError(
-                f"--loss {self.divergence!r}: known losses are {', '.join(sorted(DIVERGENCES))}"
-            )
+        for flag, name, known in (
+            ("loss", self.divergence, DIVERGENCES),
+            ("weight", self.weight, WEIGHTS),
+        ):
+            if name not in known:
+                raise ConfigError(f"--{flag} {name!r}: known are {', '.join(sorted(known))}")
         if not 0.0 <= self.alpha <= 1.0:
             raise ConfigError(
                 f"--alpha {self.alpha}: expected 0 (hard labels only) to 1 (soft targets only)"
@@ -124,11 +136,32 @@ class DistillLoss:
                 )
         if not 0.0 < self.temperature < float("inf"):
             raise ConfigError(f"--temperature {self.temperature}: expected a finite number above 0")
+        if not 0.0 <= self.label_smoothing < 1.0:
+            raise ConfigError(
+                f"--label-smoothing {self.label_smoothing}: expected a share from 0 to below 1"
+            )
+        if not 0.0 <= self.z_loss < float("inf"):
+            raise ConfigError(f"--z-loss {self.z_loss}: expected a finite number, at least 0")
 
     def check(self, targets: TargetRecord) -> None:
         """Refuse a store that cannot serve this loss; nothing is asked of it if alpha is 0."""
         if self.alpha > 0:
             check_pairing(self.divergence, self.temperature, targets)
+
+    def notices(self, targets: TargetRecord) -> list[str]:
+        """What to know of this loss on this store, in one sentence each."""
+        if self.alpha > 0 and self.weight != "even" and targets.estimator in UNBIASED:
+            return [
+                f"--weight {self.weight} reads its weight from the same {targets.estimator!r} sample as the loss, so "
+                "the gradient is no longer unbiased; leave --weight out, or use a store built with --estimator topk"
+            ]
+        return []
+
+    def soft_divisor(self, batch: Batch) -> float:
+        """What the batch adds to the divisor of the soft loss: its M soft positions, or the sum of their weights."""
+        if self.weight == "even" or self.alpha == 0:
+            return float(batch.soft_positions)
+        return float(self._weights(batch, _soft_places(batch)).sum())
 
     def __call__(
         self,
@@ -137,7 +170,7 @@ class DistillLoss:
         batch: Batch,
         *,
         positions: int | None = None,
-        soft_positions: int | None = None,
+        soft_positions: float | None = None,
     ) -> LossOutput:
         """Loss of one micro-batch.
 
@@ -146,71 +179,148 @@ class DistillLoss:
             head: the student's head.
             batch: with its labels and targets.
             positions: what to divide the hard loss by: all positions of the whole optimiser step. Default N.
-            soft_positions: what to divide the soft loss by: those of the step that have a soft target. Default:
-                `positions`, or M where that is not given either.
+            soft_positions: what to divide the soft loss by: the sum of `soft_divisor` over the step. Default:
+                that of this batch, or `positions` where that is given, all are soft and weights are even.
 
         Raises:
             PairingError: the targets cannot serve this loss.
-            ConfigError: `positions` alone, of a batch in which some are hard-label only.
+            ConfigError: `positions` alone, of a batch in which some are hard-label only, or with weights.
         """
-        if hidden.dim() == 3:
+        if hidden.dim() == 3:  # ignored positions end here, before any product with the head
             hidden = hidden.flatten(0, 1).index_select(0, batch.flat_positions)
-        targets = batch.targets
         soft_on = self.alpha > 0
+        n, device, dtype = len(batch.labels), hidden.device, accumulator(hidden)
         if soft_on:
-            self._check_targets(targets)
-        n = len(batch.labels)
-        device = hidden.device
-        ids = (
-            torch.from_numpy(targets.ids.astype(np.int64)).to(device)
-            if soft_on
-            else batch.labels.new_empty((n, 0))
-        )
-        kept = torch.from_numpy(targets.kept).to(device) if soft_on else ids.bool()
-        out: Columns = topk_tail(
+            self._check_targets(batch.targets)
+            ids = torch.from_numpy(batch.targets.ids.astype(np.int64)).to(device)
+            kept = torch.from_numpy(batch.targets.kept).to(device)
+        else:
+            ids = batch.labels.new_empty((n, 0))
+            kept = ids.bool()
+        divide = max(positions if positions is not None else n, 1)
+        chunk = _ChunkLoss(self, batch, device, dtype)
+        chunk.divide = divide
+        if soft_on:
+            if positions is not None and soft_positions is None:
+                if self.weight != "even" or batch.soft_positions < n:
+                    raise ConfigError(
+                        f"positions={positions} without soft_positions: {n - batch.soft_positions} of the batch's {n} "
+                        f"positions are hard-label only and --weight is {self.weight}; give the sum of `soft_divisor` "
+                        "over the whole optimiser step, too"
+                    )
+                soft_positions = positions
+            elif soft_positions is None:
+                soft_positions = self.soft_divisor(batch)
+            chunk.soft_scale = self.alpha * self.temperature**2
+            # A step without soft positions divides nothing; one of weights close to 0 divides by just these.
+            chunk.soft_scale *= divide / (soft_positions or 1.0)  # of 1 where all are soft
+        loss = topk_tail_loss(
             hidden,
             head,
             ids,
             kept,
             batch.labels,
+            chunk,
             temperature=self.temperature if soft_on else 1.0,
             chunk_bytes=self.chunk_bytes,
+            with_mean=self.label_smoothing > 0,
         )
-        hard = (out.lse - out.label_logit).sum()
-        divide = max(positions if positions is not None else n, 1)
-        if not soft_on:
-            return LossOutput(hard / divide, 0.0, hard.item(), 0.0, 0.0)
-        m = batch.soft_positions
-        columns = out.columns
-        if m < n:
-            if positions is not None and soft_positions is None:
-                raise ConfigError(
-                    f"positions={positions} without soft_positions: {n - m} of the batch's {n} positions are "
-                    "hard-label only; give the number of soft positions of the whole optimiser step, too"
-                )
-            soft_places = np.flatnonzero(targets.soft)
-            targets = targets[soft_places]
-            columns = columns.index_select(0, torch.from_numpy(soft_places).to(device))
-        divide_soft = m if positions is None else positions
-        divide_soft = max(divide_soft if soft_positions is None else soft_positions, 1)
-        log_p = teacher_bins(targets, self.temperature, device).to(columns.dtype)
-        log_q = torch.log_softmax(columns, dim=1)
-        soft = DIVERGENCES[self.divergence].value(log_p, log_q, Shape(self.beta, self.skew)).sum()
-        weight = (
-            self.alpha * self.temperature**2 * (divide / divide_soft)
-        )  # of 1 where all are soft
-        loss = (weight * soft + (1.0 - self.alpha) * hard) / divide
-        return LossOutput(
-            loss,
-            soft.item(),
-            hard.item(),
-            log_p[:, -1].exp().sum().item(),
-            log_q[:, -1].detach().exp().sum().item(),
-        )
+        return LossOutput(loss, *chunk.sums.tolist())
+
+    def _weights(self, batch: Batch, places: Int64) -> npt.NDArray[np.float64]:
+        labels = batch.labels.cpu().numpy()[places]
+        return WEIGHTS[self.weight](batch.targets[places], labels, self.temperature)
 
     def _check_targets(self, targets: SoftTargets) -> None:
-        if targets.estimator in UNBIASED and not DIVERGENCES[self.divergence].takes_samples:
+        known = DIVERGENCES[self.divergence]
+        if targets.estimator in UNBIASED:
+            if not known.takes_samples:
+                raise PairingError(
+                    f"{self.divergence} does not go with {targets.estimator!r} targets: {NOT_LINEAR}"
+                )
+        elif not known.without_tail and _lacks_tail(targets, self.temperature):
             raise PairingError(
-                f"{self.divergence} does not go with {targets.estimator!r} targets: {NOT_LINEAR}"
+                f"{self.divergence} needs the teacher's tail, and these {targets.estimator!r} targets keep "
+                f"{targets.k} of {targets.vocab_size} ids and no mass outside: the student would be pushed out of the "
+                "kept ids; build the store from full logits, or use --loss forward_kl (which they bias)"
             )
         targets.grid_index(self.temperature)
+
+
+def _lacks_tail(targets: SoftTargets, temperature: float) -> bool:
+    """Whether no position has mass outside, although ids are missing: a head cut off and renormalised."""
+    odds = targets.log_odds[:, targets.grid_index(temperature)]
+    return bool(targets.n and np.isneginf(odds).all() and targets.k < targets.vocab_size)
+
+
+def _soft_places(batch: Batch) -> Int64:
+    return np.flatnonzero(batch.targets.soft)
+
+
+class _ChunkLoss:
+    """The loss of one chunk of columns, adding up what it is made of."""
+
+    divide = 1.0
+    soft_scale = 0.0
+
+    def __init__(
+        self, loss: DistillLoss, batch: Batch, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        self.loss, self.device = loss, device
+        self.sums = torch.zeros(7, dtype=dtype, device=device)
+        self.soft_on = loss.alpha > 0
+        if not self.soft_on:
+            return
+        self.places = _soft_places(batch)
+        self.all_soft = len(self.places) == len(batch.labels)
+        targets = batch.targets if self.all_soft else batch.targets[self.places]
+        self.log_p = teacher_bins(targets, loss.temperature, device, dtype)
+        slots = targets.gaps.argmin(axis=1) if targets.k else np.zeros(0, np.int64)
+        self.top_slot = torch.from_numpy(slots[:, None]).to(device)
+        self.weights = (
+            None
+            if loss.weight == "even"
+            else torch.from_numpy(loss._weights(batch, self.places)).to(device, dtype)
+        )
+
+    def __call__(self, out: Columns, part: slice) -> Tensor:
+        config = self.loss
+        cross_entropy = out.lse - out.label_logit
+        hard = (part_of_hard := cross_entropy).sum()
+        if config.label_smoothing or config.z_loss:
+            e = config.label_smoothing
+            part_of_hard = out.lse - (1 - e) * out.label_logit - e * out.mean_logit
+            part_of_hard = part_of_hard + config.z_loss * out.lse**2
+        hard_part = part_of_hard.sum()
+        total = (1.0 - config.alpha) * hard_part
+        zero = hard.new_zeros(())
+        soft_sums = [zero] * 5
+        if self.soft_on:
+            soft_sums = self._soft(out, part)
+            total = self.soft_scale * soft_sums[-1] + total
+        soft, teacher_tail, student_tail, agreement, weighted = soft_sums
+        sums = [soft, hard, teacher_tail, student_tail, agreement, weighted, hard_part]
+        self.sums += torch.stack(sums).detach()
+        return total / self.divide
+
+    def _soft(self, out: Columns, part: slice) -> list[Tensor]:
+        """Sums over the chunk's soft positions: divergence, both tails, agreement, weighted divergence."""
+        columns, tail_top = out.columns, out.tail_top
+        here = part
+        if not self.all_soft:
+            first, last = np.searchsorted(self.places, [part.start, part.stop])
+            here = slice(int(first), int(last))
+            rows = torch.from_numpy(self.places[here] - part.start).to(self.device)
+            columns, tail_top = columns.index_select(0, rows), tail_top.index_select(0, rows)
+        log_p = self.log_p[here]
+        log_q = torch.log_softmax(columns, dim=1)
+        shape = Shape(self.loss.beta, self.loss.skew)
+        soft = DIVERGENCES[self.loss.divergence].value(log_p, log_q, shape)
+        weighted = soft if self.weights is None else soft * self.weights[here]
+        agree = soft.new_zeros(())
+        if len(soft) and columns.shape[1] > 1:
+            heads = columns.detach()[:, :-1]
+            best = torch.maximum(heads.amax(dim=1), tail_top)
+            agree = (heads.gather(1, self.top_slot[here])[:, 0] >= best).sum().to(soft.dtype)
+        tails = log_p[:, -1].exp().sum(), log_q[:, -1].exp().sum()
+        return [soft.sum(), *tails, agree, weighted.sum()]

@@ -81,6 +81,35 @@ def test_training_learns_and_the_finished_student_loads(ground, tmp_path):
     assert before.kl > 0
 
 
+def test_schedules_and_weights_in_a_run_do_not_depend_on_accumulation(ground, tmp_path):
+    config = config_of(
+        ground,
+        temperature=2.0,
+        temperature_schedule="linear:1",
+        alpha=0.9,
+        alpha_schedule="linear:0.5",
+        weight="entropy",
+        label_smoothing=0.1,
+        z_loss=1e-3,
+        steps=5,
+    )
+    train(config, tmp_path / "one")
+    train(replace(config, accumulate=4), tmp_path / "four")
+    one, four = (
+        [json.loads(x) for x in (tmp_path / run / "metrics.jsonl").read_text().splitlines()]
+        for run in ("one", "four")
+    )
+    assert [r["temperature"] for r in one] == [2.0, 2.0, 1.0, 1.0, 1.0]
+    assert [round(r["alpha"], 9) for r in one] == [0.9, 0.8, 0.7, 0.6, 0.5]
+    for a, b in zip(one, four, strict=True):
+        for name in ("loss", "soft", "soft_weighted", "hard_part", "teacher_tail", "agreement"):
+            assert a[name] == pytest.approx(b[name], rel=1e-4)
+        parts = a["alpha"] * a["temperature"] ** 2 * a["soft_weighted"]
+        assert a["loss"] == pytest.approx(parts + (1 - a["alpha"]) * a["hard_part"], rel=1e-5)
+        assert a["hard_part"] != a["hard"]
+        assert 0 <= a["agreement"] <= 1
+
+
 def test_hard_label_only_positions_in_a_run_and_its_evaluation(ground, tmp_path):
     build_tiny(
         tmp_path / "some",
