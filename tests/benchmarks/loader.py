@@ -246,7 +246,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--rows", type=int, default=512)
-    parser.add_argument("--shard-rows", type=int, default=64)
+    parser.add_argument("--shard-rows", type=int, default=256)
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--step-ms", type=float, default=100.0, help="of the loop that waits")
