@@ -4,7 +4,8 @@ Order: a function of (store digest, seed, epoch) alone. Shards are permuted; con
 order form a block; the rows of a block are permuted. Memory is one block of decoded shards and O(shards)
 for the order.
 State: one number, how many rows were taken. Epochs follow each other without a seam, so no row is
-dropped and none repeated: batch i is always rows i*B to (i+1)*B of that endless sequence.
+dropped and none repeated: batch i is always rows i*B to (i+1)*B of that endless sequence. Of W ranks, rank r
+takes the r-th of W equal parts of each batch; the state counts the rows of all, so it fits any W.
 """
 
 from __future__ import annotations
@@ -159,7 +160,9 @@ class SoftTargetStream:
 
     Args:
         store: path of a store, or an open one (which the stream then has to itself).
-        batch_size: rows in a batch.
+        batch_size: rows in a batch, of all ranks together.
+        rank: which part of each batch is wanted here, from 0.
+        world_size: how many equal parts a batch is dealt in.
         seed: of the order.
         shuffle: False for the store's own order.
         block_shards: shards whose rows are mixed; that many are held decoded.
@@ -167,7 +170,7 @@ class SoftTargetStream:
         view: another vocabulary to read it in, as in `open_store`; an open store has its own already.
 
     Raises:
-        ConfigError: a view besides an open store, or one that does not fit.
+        ConfigError: a view besides an open store, or one that does not fit; a batch that W ranks cannot share.
         StoreError: the store cannot be opened; later, that a shard was found damaged.
     """
 
@@ -176,6 +179,8 @@ class SoftTargetStream:
         store: Store | Path | str,
         *,
         batch_size: int,
+        rank: int = 0,
+        world_size: int = 1,
         seed: int = 0,
         shuffle: bool = True,
         block_shards: int = 8,
@@ -184,6 +189,13 @@ class SoftTargetStream:
     ) -> None:
         if batch_size < 1:
             raise ConfigError(f"--batch-size {batch_size}: expected at least 1")
+        if not 0 <= rank < world_size:
+            raise ConfigError(f"rank {rank} of {world_size}: expected 0 to {world_size - 1}")
+        if batch_size % world_size:
+            raise ConfigError(
+                f"--batch-size {batch_size}: {world_size} ranks cannot share it equally; expected a multiple of "
+                f"{world_size}"
+            )
         if isinstance(store, Store):
             if view is not None:
                 raise ConfigError(
@@ -193,9 +205,10 @@ class SoftTargetStream:
         else:  # a batch that spans two blocks needs the shards of both
             self.store = open_store(store, cached_shards=2 * block_shards, view=view)
         self.batch_size = batch_size
+        self.rank, self.world_size = rank, world_size
         self.seed = seed
         self.position = 0
-        """Rows taken so far, all epochs together."""
+        """Rows taken so far, by all ranks in all epochs together."""
         self._prefetch = prefetch
         self._order = RowOrder(
             [s.rows for s in self.store.manifest.shards],
@@ -235,8 +248,10 @@ class SoftTargetStream:
         self.position = int(state["position"])
 
     def batch_at(self, position: int) -> Batch:
-        """The batch that begins at a place of the sequence."""
-        return collate([self.store.row(i) for i in self._order.take(position, self.batch_size)])
+        """This rank's part of the batch that begins at a place of the sequence."""
+        share = self.batch_size // self.world_size
+        mine = self._order.take(position + self.rank * share, share)
+        return collate([self.store.row(i) for i in mine])
 
     def __iter__(self) -> Generator[Batch]:
         """Batches from the present position on, without end; `position` advances with each."""
