@@ -3,20 +3,20 @@
 The flow of a step: one batch from the stream -> micro-batches -> body in mixed precision -> loss on the
 head in chunks -> gradients, normalised by the positions of the whole step -> clip -> AdamW.
 
-On a CPU the result is a function of config and store alone, to the bit, wherever it was interrupted.
+On a CPU the result is a function of config and store alone, to the bit, wherever it was interrupted. Under torchrun the
+processes share each batch; on how many, and on which in turn, changes nothing to the bit as `gradients.py` says.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import resource
-import shutil
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -24,48 +24,23 @@ import softlabels
 from softlabels.devices import Choice, choose
 from softlabels.errors import RunError
 from softlabels.store.reader import Store, open_store
-from trainers.checkpoint import (
-    latest_checkpoint,
-    load_checkpoint,
-    publish_folder,
-    save_checkpoint,
-    write_json,
-)
+from trainers.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint, write_json
 from trainers.config import RunConfig
+from trainers.ema import Ema
+from trainers.heldout import HeldOut, open_heldout
 from trainers.losses import DistillLoss
 from trainers.metrics import Metrics
+from trainers.microbatches import split_batch
+from trainers.parallel import Ranks, joined
+from trainers.reporting import RunReporter, Silent
+from trainers.runs import check_same_run, publish_student, read_run
+from trainers.step import Gradients
 from trainers.stopping import StopRequest
 from trainers.stream import Batch, SoftTargetStream
 from trainers.students import Student, check_tokenizer, check_vocab, make_student
-from trainers.vocabulary import check_same_view, renumbers, view_facts, write_dropped
+from trainers.vocabulary import renumbers, view_facts, write_dropped
 
 __all__ = ["RunReporter", "learning_rate", "split_batch", "train"]
-
-
-class RunReporter(Protocol):
-    """Told how a run goes."""
-
-    def notice(self, message: str) -> None:
-        """A line for people."""
-
-    def start(self, done: int, steps: int) -> None:
-        """Training begins after `done` of `steps`."""
-
-    def step(self, metrics: dict[str, float] | None) -> None:
-        """A step was taken; metrics on the steps that are logged."""
-
-
-class Silent:
-    """Reports nothing."""
-
-    def notice(self, message: str) -> None:
-        """Say nothing."""
-
-    def start(self, done: int, steps: int) -> None:
-        """Say nothing."""
-
-    def step(self, metrics: dict[str, float] | None) -> None:
-        """Say nothing."""
 
 
 def learning_rate(step: int, config: RunConfig) -> float:
@@ -78,56 +53,49 @@ def learning_rate(step: int, config: RunConfig) -> float:
     return config.lr * (low + (1 - low) * 0.5 * (1 + math.cos(math.pi * progress)))
 
 
-def split_batch(batch: Batch, parts: int) -> Iterator[Batch]:
-    """Micro-batches of consecutive rows, as rectangles of the batch's width."""
-    if parts == 1:
-        yield batch
-        return
-    rows, width = batch.input_ids.shape
-    each = rows // parts
-    row_of = batch.flat_positions // width
-    for i in range(parts):
-        here = slice(i * each, (i + 1) * each)
-        inside = (row_of >= i * each) & (row_of < (i + 1) * each)
-        start, stop = int((row_of < i * each).sum()), int((row_of < (i + 1) * each).sum())
-        yield Batch(
-            rows=batch.rows[here],
-            input_ids=batch.input_ids[here],
-            position_ids=None if batch.position_ids is None else batch.position_ids[here],
-            flat_positions=batch.flat_positions[inside] - i * each * width,
-            labels=batch.labels[inside],
-            targets=batch.targets[start:stop],
-        )
-
-
 def train(
     config: RunConfig, run: Path | str, *, resume: bool = False, reporter: RunReporter | None = None
 ) -> Path:
     """Train a student, or go on with a run that was interrupted.
 
+    Under torchrun, each process calls this alike; the first alone reports and writes.
+
     Args:
         config: the run; with `resume` it must be the run's own.
-        run: its folder.
-        resume: continue from the newest checkpoint.
+        run: its folder, which all processes see.
+        resume: continue from the newest checkpoint, on any number of processes.
         reporter: told of progress.
 
     Returns:
         The folder of the finished student.
 
     Raises:
-        RunError: the folder holds a run already, or another one.
+        RunError: the folder holds a run already, or another one; a step failed.
+        ConfigError: the processes cannot share batch or devices.
         PairingError, TokenizerError: loss, student and store do not go together.
     """
-    report = reporter or Silent()
-    run = Path(run)
+    with joined() as ranks:
+        report = reporter if reporter is not None and ranks.first else Silent()
+        return _train(config, Path(run), ranks, report, resume=resume)
+
+
+def _train(
+    config: RunConfig, run: Path, ranks: Ranks, report: RunReporter, *, resume: bool
+) -> Path:
     if config.threads is not None:
         torch.set_num_threads(config.threads)
+    config.micro_batches(ranks.world_size)
     store = open_store(config.store, cached_shards=16, view=config.vocab)
     loss = config.make_loss()
     loss.check(store.manifest.identity.targets)
-    recorded = _read_run(run, resume=resume)
+    heldout = None
+    if config.heldout is not None:
+        heldout = open_heldout(config.heldout, store, view=config.vocab)
+    recorded = ranks.from_first(lambda: read_run(run, resume=resume))
     dtype = recorded["dtype"] if recorded and config.dtype == "auto" else config.dtype
-    choice = choose(config.device, dtype)
+    device = ranks.device(config.device)
+    first_choice = ranks.from_first(lambda: choose(device, dtype))  # auto measures: one for all
+    choice = first_choice if ranks.first else choose(device, first_choice.dtype_name)
     report.notice(f"student: {choice.reason}")
     student = make_student(config.student, seed=config.seed)
     check_vocab(student, store, where=f"--student {config.student}")
@@ -148,59 +116,27 @@ def train(
         "softlabels": softlabels.__version__,
         "torch": torch.__version__,
     }
+    ranks.from_first(lambda: _begin(run, recorded, facts))
+    if ranks.several:
+        report.notice(_topology(config, ranks))
+    return _Trainer(config, run, store, student, loss, choice, ranks, heldout, report).train()
+
+
+def _begin(run: Path, recorded: dict[str, Any] | None, facts: dict[str, Any]) -> None:
     if recorded:
-        _check_same_run(recorded, facts, run)
+        check_same_run(recorded, facts, run)
     else:
         run.mkdir(parents=True, exist_ok=True)
         write_json(run / "run.json", facts)
-    return _Trainer(config, run, store, student, loss, choice, report).train()
 
 
-def _read_run(run: Path, *, resume: bool) -> dict[str, Any] | None:
-    path = run / "run.json"
-    if not path.exists():
-        if run.is_dir() and any(run.iterdir()):
-            raise RunError(f"{run}: is not empty and not a run; choose another --out")
-        return None  # nothing to resume yet: a run killed before it began is begun
-    if not resume:
-        raise RunError(
-            f"{run}: holds a run already; pass --resume to go on with it, or choose another --out"
-        )
-    try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as e:
-        raise RunError(f"{path}: cannot be read ({e}); choose another --out") from e
-    return dict(facts)
-
-
-def _check_same_run(recorded: dict[str, Any], facts: dict[str, Any], run: Path) -> None:
-    """A resumed run must be the same run; where files lie, how often to log and on what is free."""
-    free = {
-        "store",
-        "vocab",
-        "log_every",
-        "checkpoint_every",
-        "keep_last",
-        "threads",
-        "device",
-        "dtype",
-    }
-    if recorded["store_digest"] != facts["store_digest"]:
-        raise RunError(
-            f"{run}: was begun on store {recorded['store_digest'][:12]}…, this is {facts['store_digest'][:12]}…"
-        )
-    check_same_view(recorded, facts, run)
-    if recorded["dtype"] != facts["dtype"]:
-        raise RunError(
-            f"{run}: was begun in {recorded['dtype']}, this would go on in {facts['dtype']}; "
-            f"pass --dtype {recorded['dtype']}"
-        )
-    for name, value in facts["config"].items():
-        if name not in free and recorded["config"].get(name) != value:
-            raise RunError(
-                f"{run}: was begun with {name} = {recorded['config'].get(name)!r}, this has {value!r}; resume it as it "
-                "was begun, or choose another --out"
-            )
+def _topology(config: RunConfig, ranks: Ranks) -> str:
+    w = ranks.world_size
+    each = config.micro_batches(w)
+    text = f"{w} processes, each with {config.batch_size // w} of {config.batch_size} rows a step"
+    if each * w != config.accumulate:
+        return f"{text}; to agree to the bit with a run on fewer, give both --accumulate {each * w}"
+    return text
 
 
 class _Trainer:
@@ -214,13 +150,22 @@ class _Trainer:
         student: Student,
         loss: DistillLoss,
         choice: Choice,
+        ranks: Ranks,
+        heldout: Store | None,
         report: RunReporter,
     ) -> None:
         self.config, self.run, self.loss, self.report = config, run, loss, report
-        self.device, self.dtype = choice.device, choice.dtype
+        self.ranks = ranks
+        self.device = choice.device
         self.student = student.to(self.device).train()
-        self.mixed = self.dtype != torch.float32
-        self.student.head_dtype = self.dtype if self.mixed else None
+        self.student.head_dtype = choice.dtype if choice.dtype != torch.float32 else None
+        self.gradients = Gradients(
+            self.student,
+            choice,
+            ranks,
+            micro_batches=config.micro_batches(ranks.world_size),
+            seed=config.seed,
+        )
         self.optimizer = torch.optim.AdamW(
             self._groups(),
             lr=config.lr,
@@ -228,8 +173,18 @@ class _Trainer:
             fused=False,
             foreach=False,
         )
-        self.stream = SoftTargetStream(store, batch_size=config.batch_size, seed=config.seed)
+        self.ema = None if config.ema is None else Ema(self.student, config.ema)
+        self.heldout = None if heldout is None else HeldOut(heldout, patience=config.patience)
+        self.stream = SoftTargetStream(
+            store,
+            batch_size=config.batch_size,
+            seed=config.seed,
+            rank=ranks.rank,
+            world_size=ranks.world_size,
+        )
         self.step = 0
+        self.stopping = False
+        """Whether any rank was asked to stop; every rank learns it in the same step."""
 
     def _groups(self) -> list[dict[str, Any]]:
         decayed = [p for p in self.student.parameters() if p.dim() >= 2]
@@ -240,31 +195,39 @@ class _Trainer:
         ]
 
     def train(self) -> Path:
-        checkpoint = latest_checkpoint(self.run)
+        checkpoint = self.ranks.from_first(lambda: latest_checkpoint(self.run))
         if checkpoint is not None:
-            self.step, state = load_checkpoint(checkpoint, self.student, self.optimizer)
-            self.stream.load_state_dict(state)
+            loaded = load_checkpoint(checkpoint, self.student, self.optimizer, self.ema)
+            self.step = loaded.step
+            self.stream.load_state_dict(loaded.stream)
+            if self.heldout is not None and loaded.heldout is not None:
+                self.heldout.load_state_dict(loaded.heldout, where=checkpoint)
             self.report.notice(f"resuming after step {self.step} from {checkpoint}")
-        metrics = Metrics(self.run, self.step)
+        metrics = Metrics(self.run, self.step) if self.ranks.first else None
         self.report.start(self.step, self.config.steps)
         try:
             self._steps(metrics)
         finally:
-            metrics.close()
-        return self._finish()
+            if metrics is not None:
+                metrics.close()
+        return self.ranks.from_first(self._finish)
 
-    def _steps(self, metrics: Metrics) -> None:
-        if self.step >= self.config.steps:
+    @property
+    def _done(self) -> bool:
+        exhausted = self.heldout is not None and self.heldout.exhausted
+        return self.step >= self.config.steps or exhausted
+
+    def _steps(self, metrics: Metrics | None) -> None:
+        if self._done:
             return
         batches = iter(self.stream)
         try:
-            with StopRequest() as stop:
-                while self.step < self.config.steps:
-                    self._logged_step(batches, metrics)
-                    if stop.asked or self._checkpoint_due():
-                        metrics.flush()
-                        self._save()
-                    if stop.asked and self.step < self.config.steps:
+            with StopRequest(patient=self.ranks.several) as stop:
+                while not self._done:
+                    self._logged_step(batches, metrics, stop)
+                    if self.stopping or self._checkpoint_due():
+                        self.ranks.from_first(lambda: self._save(metrics))
+                    if self.stopping and not self._done:
                         self.report.notice(
                             f"saved after step {self.step}; --resume goes on from there"
                         )
@@ -272,24 +235,43 @@ class _Trainer:
         finally:
             batches.close()
 
-    def _logged_step(self, batches: Iterator[Batch], metrics: Metrics) -> None:
+    def _logged_step(
+        self, batches: Iterator[Batch], metrics: Metrics | None, stop: StopRequest
+    ) -> None:
         start = time.perf_counter()
-        batch = next(batches)
+        batch = self._next(batches)
         waited = time.perf_counter() - start
-        values = self._one_step(batch)
+        values = self._one_step(batch, stop)
         values["seconds"] = time.perf_counter() - start
         values["loader_wait"] = waited
-        values["positions_per_second"] = batch.positions / values["seconds"]
+        values["positions_per_second"] = values.pop("positions") / values["seconds"]
         self.step += 1
+        if self.ema is not None:
+            self.ema.update(self.step)
+        evaluated = self._evaluated()
+        values |= evaluated
         logged = self.step % self.config.log_every == 0 or self.step in (1, self.config.steps)
-        if logged:
+        logged = logged or bool(evaluated)
+        if logged and metrics is not None:
             metrics.write(self.step, values)
         self.report.step(values if logged else None)
 
-    def _checkpoint_due(self) -> bool:
-        return self.step % self.config.checkpoint_every == 0 or self.step == self.config.steps
+    def _next(self, batches: Iterator[Batch]) -> Batch:
+        try:
+            return next(batches)
+        except Exception as e:
+            first, last = self.stream.position, self.stream.position + self.config.batch_size - 1
+            rank = f"rank {self.ranks.rank}: " if self.ranks.several else ""
+            raise RunError(
+                f"{rank}step {self.step + 1}: rows {first} to {last} of the run's order cannot be read: {e}"
+            ) from e
 
-    def _save(self) -> None:
+    def _checkpoint_due(self) -> bool:
+        return self.step % self.config.checkpoint_every == 0 or self._done
+
+    def _save(self, metrics: Metrics | None) -> None:
+        if metrics is not None:
+            metrics.flush()
         save_checkpoint(
             self.run,
             self.step,
@@ -297,68 +279,63 @@ class _Trainer:
             self.optimizer,
             self.stream.state_dict(),
             keep_last=self.config.keep_last,
+            ema=None if self.ema is None else self.ema.weights,
+            heldout=None if self.heldout is None else self.heldout.state_dict(),
         )
 
-    def _one_step(self, batch: Batch) -> dict[str, float]:
+    def _one_step(self, batch: Batch, stop: StopRequest) -> dict[str, float]:
         lr = learning_rate(self.step, self.config)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        positions, soft_positions = batch.positions, batch.soft_positions
-        soft = hard = teacher_tail = student_tail = loss = 0.0
-        for micro in split_batch(batch, self.config.accumulate):
-            if micro.positions == 0:
-                continue
-            moved = micro.to(self.device)
-            with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.mixed):
-                hidden = self.student.hidden(moved)
-            out = self.loss(
-                hidden,
-                self.student.head(),
-                moved,
-                positions=positions,
-                soft_positions=soft_positions,
-            )
-            out.loss.backward()  # type: ignore[no-untyped-call]
-            loss += out.loss.item()
-            soft, hard = soft + out.soft, hard + out.hard
-            teacher_tail, student_tail = (
-                teacher_tail + out.teacher_tail,
-                student_tail + out.student_tail,
-            )
-        if not math.isfinite(loss):
-            raise RunError(
-                f"{self.run}: the loss is {loss} at step {self.step + 1}, rows {list(batch.rows)}; lower --lr "
-                "or use --dtype float32. The last checkpoint is intact: --resume goes on from it"
-            )
+        out = self.gradients.compute(self.loss, batch, self.step, stop=stop.asked)
+        self.stopping = out.stop
         limit = self.config.clip or float("inf")
         norm = torch.nn.utils.clip_grad_norm_(self.student.parameters(), limit)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        n, m = max(positions, 1), max(soft_positions, 1)
         return {
-            "loss": loss,
-            "soft": soft / m,
-            "hard": hard / n,
-            "teacher_tail": teacher_tail / m,
-            "student_tail": student_tail / m,
+            "loss": out.loss,
+            "soft": out.soft,
+            "hard": out.hard,
+            "teacher_tail": out.teacher_tail,
+            "student_tail": out.student_tail,
             "grad_norm": float(norm),
             "lr": lr,
             "epoch": self.stream.epoch,
             "peak_rss_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
             / (1024 if sys.platform != "darwin" else 2**20),
+            "positions": out.positions,
         }
+
+    def _evaluated(self) -> dict[str, float]:
+        """Measure the student on held-out rows if it is time; with --ema, its averaged weights."""
+        heldout, config = self.heldout, self.config
+        due = self.step % config.eval_every == 0 or self.step == config.steps
+        if heldout is None or not due:
+            return {}
+        with self.ema.in_place() if self.ema is not None else nullcontext():
+            found = self.ranks.from_first(
+                lambda: heldout.measure(self.student, self.device, batch_size=config.batch_size)
+            )
+            if heldout.record(self.step, found.nll):
+                self.ranks.from_first(
+                    lambda: publish_student(self.run / "best", self.student, self.stream.store)
+                )
+        if heldout.exhausted:
+            self.report.notice(
+                f"--patience {config.patience}: stopped after step {self.step}; the held-out loss was lowest "
+                f"({heldout.best:.4f}) after step {heldout.best_step}: {self.run / 'best'}"
+            )
+        values = {"heldout_nll": found.nll, "heldout_accuracy": found.accuracy}
+        return values if found.kl is None else values | {"heldout_kl": found.kl}
 
     def _finish(self) -> Path:
         final = self.run / "student"
-        temporary = self.run / ".tmp-student"
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir()
-        self.student.save(temporary)
         store = self.stream.store
-        for name in sorted(store.manifest.files):
-            if name.startswith("tokenizer/") and not renumbers(store):
-                (temporary / name.removeprefix("tokenizer/")).write_bytes(store.file(name))
+        publish_student(final, self.student, store)
+        if self.ema is not None:
+            with self.ema.in_place():
+                publish_student(self.run / "student-ema", self.student, store)
         if dropped := write_dropped(self.run, store):
             self.report.notice(dropped)
-        publish_folder(temporary, final)
         return final
