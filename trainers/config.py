@@ -41,8 +41,10 @@ class RunConfig:
     batch_size: int = 8
     """Rows in an optimiser step, of all processes together."""
     accumulate: int = 1
-    """Micro-batches that a step is computed in by all processes together, at least one on each; must divide batch_size.
-    Runs with the same power of two agree to the bit on 1, 2 and 4 processes on CPUs."""
+    """Micro-batches of a step on all processes together, at least one on each; must divide batch_size."""
+    exact_ranks: bool = False
+    """Add up micro-batches so that CPU runs with the same accumulate, a power of two, agree to the bit on 1, 2, 4, … up
+    to accumulate processes; takes memory: log2(micro-batches on a process) - 1 more copies of the gradients."""
     lr: float = 1e-3
     """Peak learning rate."""
     warmup: int | None = None

@@ -1,11 +1,12 @@
-"""Gradients of a step: the sum over its micro-batches on all ranks, in an order that does not depend on their number.
+"""Gradients of a step: the sum over its micro-batches on all ranks.
 
-The micro-batches of a step, numbered over all ranks, are summed as a binary tree: 0+1, 2+3, then (0+1)+(2+3). Rank r
-has the r-th part of them, so its own sum is a whole branch, and ranks are added in pairs: r with r^1, then r^2.
-Addition of two floats does not depend on their order; so 1, 2 and 4 ranks give the same sum to the bit, as long as
-the step has as many micro-batches, a power of two, on each.
+With `--exact-ranks` the micro-batches of a step, numbered over all ranks, are summed as a binary tree: 0+1, 2+3, then
+(0+1)+(2+3). Rank r has the r-th part of them, so its own sum is a whole branch, and ranks are added in pairs: r with
+r^1, then r^2. Addition of two floats does not depend on their order; so 1, 2 and 4 ranks give the same sum to the bit,
+as long as the step has as many micro-batches, a power of two, on each.
 
-Price: where a rank has more than 2 micro-batches, one more copy of the gradients for each doubling.
+Price: where a rank has more than 2 micro-batches, one more copy of the gradients for each doubling. Without the flag a
+rank's micro-batches are added one after the other, and other numbers of ranks agree within rounding.
 
 On CUDA the kernels' own sums are not repeatable to the bit, so more than two ranks add by one nccl all-reduce.
 """
@@ -35,7 +36,7 @@ _SYNC_BUFFERS = (  # renamed in torch 2.13
 
 
 class GradientTree:
-    """Adds up the gradients of a rank's micro-batches 0, 1, 2, … as a binary tree.
+    """Adds up the gradients of a rank's micro-batches 0, 1, 2, … as a binary tree, or one after the other.
 
     What is complete lies in `parameter.grad`; the left branches that wait for their right ones lie here.
 
@@ -43,16 +44,21 @@ class GradientTree:
             tree.before(i)
             loss.backward()
             tree.after(last=i == n - 1)
+
+    Args:
+        parameters: whose gradients.
+        branches: False adds them one after the other, which takes no more memory.
     """
 
-    def __init__(self, parameters: Iterable[nn.Parameter]) -> None:
+    def __init__(self, parameters: Iterable[nn.Parameter], *, branches: bool) -> None:
+        self._branches = branches
         self._parameters = [p for p in parameters if p.requires_grad]
         self._left: list[tuple[int, dict[nn.Parameter, Tensor]]] = []
         self._size = 0
 
     def before(self, i: int) -> None:
         """Micro-batch i is next: its gradient joins that of an even i - 1, else it begins a branch."""
-        if i % 2:
+        if i % 2 or not self._branches:
             return
         if i:
             whole = {p: p.grad for p in self._parameters if p.grad is not None}

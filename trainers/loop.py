@@ -4,7 +4,8 @@ The flow of a step: one batch from the stream -> micro-batches -> body in mixed 
 head in chunks -> gradients, normalised by the positions of the whole step -> clip -> AdamW.
 
 On a CPU the result is a function of config and store alone, to the bit, wherever it was interrupted. Under torchrun the
-processes share each batch; on how many, and on which in turn, changes nothing to the bit as `gradients.py` says.
+processes share each batch; on how many, and whether always on as many, changes nothing beyond rounding, and with
+--exact-ranks nothing (`gradients.py`).
 """
 
 from __future__ import annotations
@@ -134,8 +135,8 @@ def _topology(config: RunConfig, ranks: Ranks) -> str:
     w = ranks.world_size
     each = config.micro_batches(w)
     text = f"{w} processes, each with {config.batch_size // w} of {config.batch_size} rows a step"
-    if each * w != config.accumulate:
-        return f"{text}; to agree to the bit with a run on fewer, give both --accumulate {each * w}"
+    if each * w != config.accumulate or not config.exact_ranks:
+        return f"{text}; agrees within rounding with other numbers of processes, see --exact-ranks"
     return text
 
 
@@ -164,6 +165,7 @@ class _Trainer:
             choice,
             ranks,
             micro_batches=config.micro_batches(ranks.world_size),
+            exact=config.exact_ranks,
             seed=config.seed,
         )
         self.optimizer = torch.optim.AdamW(

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
 from softlabels.errors import RunError
 from softlabels.store.reader import Store
 from trainers.checkpoint import publish_folder
+from trainers.config import RunConfig
 from trainers.students import Student
 from trainers.vocabulary import check_same_view, renumbers
 
@@ -31,6 +33,8 @@ FREE = frozenset(
     }
 )
 """What may change when a run goes on: where files lie, how often to log, save and evaluate, and on what to compute."""
+
+DEFAULTS = {f.name: f.default for f in fields(RunConfig) if f.default is not MISSING}
 
 
 def read_run(run: Path, *, resume: bool) -> dict[str, Any] | None:
@@ -72,9 +76,10 @@ def check_same_run(recorded: dict[str, Any], facts: dict[str, Any], run: Path) -
             f"pass --dtype {recorded['dtype']}"
         )
     for name, value in facts["config"].items():
-        if name not in FREE and recorded["config"].get(name) != value:
+        before = recorded["config"].get(name, DEFAULTS.get(name))  # older runs lack newer fields
+        if name not in FREE and before != value:
             raise RunError(
-                f"{run}: was begun with {name} = {recorded['config'].get(name)!r}, this has {value!r}; resume it as it "
+                f"{run}: was begun with {name} = {before!r}, this has {value!r}; resume it as it "
                 "was begun, or choose another --out"
             )
 

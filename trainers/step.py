@@ -78,12 +78,19 @@ class Gradients:
     """Computes the gradients of a step, with their sum over all ranks in each `parameter.grad`."""
 
     def __init__(
-        self, student: Student, choice: Choice, ranks: Ranks, *, micro_batches: int, seed: int
+        self,
+        student: Student,
+        choice: Choice,
+        ranks: Ranks,
+        *,
+        micro_batches: int,
+        exact: bool,
+        seed: int,
     ) -> None:
         self._ranks = ranks
         self._parts = micro_batches
         self._seed = seed
-        self._tree = GradientTree(student.parameters())
+        self._tree = GradientTree(student.parameters(), branches=exact)
         computation = Computation(student, choice)
         self._spread: Local | DataParallel = (
             DataParallel(computation, self._tree, ranks, choice.device)
