@@ -27,6 +27,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from softlabels.errors import RunError
+from trainers.shards import copy_into, whole
 from trainers.students import Student
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ __all__ = [
     "load_checkpoint",
     "publish_folder",
     "save_checkpoint",
+    "take_snapshot",
     "write_json",
 ]
 
@@ -69,15 +71,46 @@ def publish_folder(temporary: Path, final: Path) -> None:
         os.close(handle)
 
 
+class Snapshot(NamedTuple):
+    """Whole tensors by name: the files of a checkpoint."""
+
+    model: dict[str, Tensor]
+    """Parameters and buffers, tied ones once."""
+    optimizer: dict[str, Tensor]
+    """`PARAMETER/exp_avg` and so on."""
+    ema: dict[str, Tensor] | None
+    """Averaged weights; None without any."""
+
+
+def take_snapshot(
+    student: Student, optimizer: torch.optim.Optimizer, ema: Ema | None, *, keep: bool
+) -> Snapshot:
+    """What a checkpoint holds. Of a dealt-out student, every process must ask; those that `keep` it get it."""
+
+    def all_of(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {name: whole(tensor, keep=keep) for name, tensor in tensors.items()}
+
+    named = dict(student.named_parameters())
+    state = {
+        f"{name}/{key}": value
+        for name, parameter in named.items()
+        if parameter in optimizer.state
+        for key, value in optimizer.state[parameter].items()
+    }
+    return Snapshot(
+        all_of({**named, **dict(student.named_buffers())}),
+        all_of(state),
+        None if ema is None else all_of(ema.weights),
+    )
+
+
 def save_checkpoint(
     run: Path,
     step: int,
-    student: Student,
-    optimizer: torch.optim.Optimizer,
+    snapshot: Snapshot,
     stream: Mapping[str, Any],
     *,
     keep_last: int,
-    ema: Mapping[str, Tensor] | None = None,
     heldout: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write `checkpoints/step-NNNNNNNN`, then remove those beyond the newest `keep_last`.
@@ -85,11 +118,9 @@ def save_checkpoint(
     Args:
         run: its folder.
         step: how many were taken.
-        student: and its optimiser, after that step.
-        optimizer: of the student's parameters.
+        snapshot: of the student after that step.
         stream: state of the stream.
         keep_last: checkpoints to keep.
-        ema: averaged weights by name.
         heldout: state of the evaluations.
     """
     folder = run / "checkpoints"
@@ -98,31 +129,15 @@ def save_checkpoint(
     temporary = folder / f".tmp-{final.name}"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
-    save_file(_untied(student), temporary / "model.safetensors")
-    tensors = {}
-    for name, state in _optimizer_state(student, optimizer):
-        for key, value in state.items():
-            tensors[f"{name}/{key}"] = value.contiguous()
-    save_file(tensors, temporary / "optimizer.safetensors")
-    if ema is not None:
-        save_file({n: t.contiguous() for n, t in ema.items()}, temporary / "ema.safetensors")
+    for name, tensors in snapshot._asdict().items():
+        if tensors is not None:
+            contiguous = {n: t.contiguous() for n, t in tensors.items()}
+            save_file(contiguous, temporary / f"{name}.safetensors")
     write_json(temporary / "state.json", {"step": step, "stream": stream, "heldout": heldout})
     publish_folder(temporary, final)
     for old in _checkpoints(run)[:-keep_last]:
         shutil.rmtree(old)
     return final
-
-
-def _untied(student: Student) -> dict[str, Tensor]:
-    """Parameters and buffers, each storage once (safetensors refuses shared ones)."""
-    named = dict(student.named_parameters()) | dict(student.named_buffers())
-    return {name: tensor.detach().contiguous() for name, tensor in named.items()}
-
-
-def _optimizer_state(
-    student: Student, optimizer: torch.optim.Optimizer
-) -> list[tuple[str, dict[str, Tensor]]]:
-    return [(n, optimizer.state[p]) for n, p in student.named_parameters() if p in optimizer.state]
 
 
 def _checkpoints(run: Path) -> list[Path]:
@@ -171,7 +186,7 @@ def load_checkpoint(
     _check_shapes(folder, model, own)
     with torch.no_grad():
         for name, tensor in own.items():
-            tensor.copy_(model[name])
+            copy_into(tensor, model[name])
     if ema is not None and averaged is not None:
         _check_shapes(folder, averaged, ema.weights)
         ema.load(averaged)
@@ -179,8 +194,13 @@ def load_checkpoint(
     parameters = dict(student.named_parameters())
     for key, value in tensors.items():
         name, _, what = key.rpartition("/")
-        where = parameters[name].device if what != "step" else torch.device("cpu")
-        optimizer.state[parameters[name]][what] = value.to(where)
+        parameter = parameters[name]
+        if what == "step":
+            optimizer.state[parameter][what] = value
+        else:
+            moment = torch.zeros_like(parameter)
+            copy_into(moment, value)
+            optimizer.state[parameter][what] = moment
     return loaded
 
 

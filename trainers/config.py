@@ -45,6 +45,8 @@ class RunConfig:
     exact_ranks: bool = False
     """Add up micro-batches so that CPU runs with the same accumulate, a power of two, agree to the bit on 1, 2, 4, … up
     to accumulate processes; takes memory: log2(micro-batches on a process) - 1 more copies of the gradients."""
+    parallel: str = "ddp"
+    """What several processes have: `ddp`: each the whole student; `fsdp`: each a part of its weights and optimiser."""
     lr: float = 1e-3
     """Peak learning rate."""
     warmup: int | None = None
@@ -104,6 +106,12 @@ class RunConfig:
         if self.batch_size % self.accumulate:
             raise ConfigError(
                 f"--accumulate {self.accumulate}: must divide --batch-size {self.batch_size}"
+            )
+        if self.parallel not in ("ddp", "fsdp"):
+            raise ConfigError(f"--parallel {self.parallel!r}: expected ddp or fsdp")
+        if self.parallel == "fsdp" and self.exact_ranks:
+            raise ConfigError(
+                "--exact-ranks: does not go with --parallel fsdp, whose sums have an order of their own; use ddp"
             )
         if self.patience is not None and self.heldout is None:
             raise ConfigError(

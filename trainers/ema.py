@@ -11,7 +11,9 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
+from trainers.shards import copy_into, local, swap
 from trainers.students import Student
 
 __all__ = ["Ema"]
@@ -31,14 +33,14 @@ class Ema:
         """Take in the weights after step number `step`, from 1."""
         decay = min(self.decay, step / (step + 9))
         for name, parameter in self._student.named_parameters():
-            self.weights[name].lerp_(parameter.detach(), 1 - decay)
+            local(self.weights[name]).lerp_(local(parameter.detach()), 1 - decay)
 
     @torch.no_grad()
     def load(self, weights: Mapping[str, Tensor]) -> None:
         """Replace the average; names and shapes must be the student's."""
         assert set(weights) == set(self.weights)
         for name, mine in self.weights.items():
-            mine.copy_(weights[name])
+            copy_into(mine, weights[name])
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
@@ -51,4 +53,8 @@ class Ema:
 
     def _swap(self) -> None:
         for name, parameter in self._student.named_parameters():
-            parameter.data, self.weights[name] = self.weights[name], parameter.data
+            average = self.weights[name]
+            if isinstance(parameter, DTensor) and isinstance(average, DTensor):
+                swap(parameter, average)
+            else:
+                parameter.data, self.weights[name] = average, parameter.data

@@ -21,11 +21,13 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from trainers.parallel import Ranks
 
-__all__ = ["DataParallel", "GradientTree", "Local"]
+__all__ = ["DataParallel", "GradientTree", "Local", "Sharded"]
 
 
 _SYNC_BUFFERS = (  # renamed in torch 2.13
@@ -86,8 +88,33 @@ class GradientTree:
 class Local:
     """The gradients of one process."""
 
+    scale = 1.0
+    """To multiply the loss by before backward."""
+
     def __init__(self, module: nn.Module) -> None:
         self.module = module
+
+    def micro_batch(self, *, last: bool) -> AbstractContextManager[None]:
+        """Around forward and backward of one."""
+        return nullcontext()
+
+
+class Sharded:
+    """The gradients of several processes that share one student's weights (FSDP2).
+
+    Each layer is made whole when it is needed; each micro-batch's gradients are dealt out at once, to save memory.
+    """
+
+    def __init__(
+        self, module: nn.Module, layers: Iterable[nn.Module], ranks: Ranks, device: torch.device
+    ) -> None:
+        mesh = init_device_mesh(device.type, (ranks.world_size,))
+        for layer in layers:
+            fully_shard(layer, mesh=mesh)
+        fully_shard(module, mesh=mesh)
+        self.module = module
+        self.scale = float(ranks.world_size)
+        """FSDP takes the mean over ranks; gloo has no other choice of divisor."""
 
     def micro_batch(self, *, last: bool) -> AbstractContextManager[None]:
         """Around forward and backward of one."""
@@ -99,6 +126,8 @@ class DataParallel:
 
     Buckets are sent while backward goes on (DDP); not until a rank's last micro-batch.
     """
+
+    scale = 1.0
 
     def __init__(self, module: nn.Module, tree: GradientTree, ranks: Ranks, device: Any) -> None:
         self._ranks = ranks

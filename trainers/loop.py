@@ -20,14 +20,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed.tensor import DTensor
 
 import softlabels
 from softlabels.devices import Choice, choose
 from softlabels.errors import RunError
 from softlabels.store.reader import Store, open_store
-from trainers.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint, write_json
+from trainers.checkpoint import (
+    latest_checkpoint,
+    load_checkpoint,
+    save_checkpoint,
+    take_snapshot,
+    write_json,
+)
 from trainers.config import RunConfig
 from trainers.ema import Ema
+from trainers.evaluate import Evaluation
 from trainers.heldout import HeldOut, open_heldout
 from trainers.losses import DistillLoss
 from trainers.metrics import Metrics
@@ -35,6 +43,7 @@ from trainers.microbatches import split_batch
 from trainers.parallel import Ranks, joined
 from trainers.reporting import RunReporter, Silent
 from trainers.runs import check_same_run, publish_student, read_run
+from trainers.shards import whole
 from trainers.step import Gradients
 from trainers.stopping import StopRequest
 from trainers.stream import Batch, SoftTargetStream
@@ -164,9 +173,7 @@ class _Trainer:
             self.student,
             choice,
             ranks,
-            micro_batches=config.micro_batches(ranks.world_size),
-            exact=config.exact_ranks,
-            seed=config.seed,
+            config=config,
         )
         self.optimizer = torch.optim.AdamW(
             self._groups(),
@@ -212,7 +219,7 @@ class _Trainer:
         finally:
             if metrics is not None:
                 metrics.close()
-        return self.ranks.from_first(self._finish)
+        return self._finish()
 
     @property
     def _done(self) -> bool:
@@ -228,7 +235,7 @@ class _Trainer:
                 while not self._done:
                     self._logged_step(batches, metrics, stop)
                     if self.stopping or self._checkpoint_due():
-                        self.ranks.from_first(lambda: self._save(metrics))
+                        self._save(metrics)
                     if self.stopping and not self._done:
                         self.report.notice(
                             f"saved after step {self.step}; --resume goes on from there"
@@ -274,15 +281,28 @@ class _Trainer:
     def _save(self, metrics: Metrics | None) -> None:
         if metrics is not None:
             metrics.flush()
-        save_checkpoint(
-            self.run,
-            self.step,
-            self.student,
-            self.optimizer,
-            self.stream.state_dict(),
-            keep_last=self.config.keep_last,
-            ema=None if self.ema is None else self.ema.weights,
-            heldout=None if self.heldout is None else self.heldout.state_dict(),
+        snapshot = take_snapshot(self.student, self.optimizer, self.ema, keep=self.ranks.first)
+        self.ranks.from_first(
+            lambda: save_checkpoint(
+                self.run,
+                self.step,
+                snapshot,
+                self.stream.state_dict(),
+                keep_last=self.config.keep_last,
+                heldout=None if self.heldout is None else self.heldout.state_dict(),
+            )
+        )
+
+    def _publish(self, name: str) -> None:
+        """Save the student as it is now in the run's folder."""
+        weights = None
+        if self.gradients.sharded:
+            model, keep = self.student.model, self.ranks.first
+            named = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+            stored = model.state_dict().keys()
+            weights = {n: whole(t, keep=keep) for n, t in named.items() if n in stored}
+        self.ranks.from_first(
+            lambda: publish_student(self.run / name, self.student, self.stream.store, weights)
         )
 
     def _one_step(self, batch: Batch, stop: StopRequest) -> dict[str, float]:
@@ -293,6 +313,8 @@ class _Trainer:
         self.stopping = out.stop
         limit = self.config.clip or float("inf")
         norm = torch.nn.utils.clip_grad_norm_(self.student.parameters(), limit)
+        if isinstance(norm, DTensor):
+            norm = norm.full_tensor()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return {
@@ -316,13 +338,9 @@ class _Trainer:
         if heldout is None or not due:
             return {}
         with self.ema.in_place() if self.ema is not None else nullcontext():
-            found = self.ranks.from_first(
-                lambda: heldout.measure(self.student, self.device, batch_size=config.batch_size)
-            )
+            found = self._measure(heldout)
             if heldout.record(self.step, found.nll):
-                self.ranks.from_first(
-                    lambda: publish_student(self.run / "best", self.student, self.stream.store)
-                )
+                self._publish("best")
         if heldout.exhausted:
             self.report.notice(
                 f"--patience {config.patience}: stopped after step {self.step}; the held-out loss was lowest "
@@ -331,13 +349,22 @@ class _Trainer:
         values = {"heldout_nll": found.nll, "heldout_accuracy": found.accuracy}
         return values if found.kl is None else values | {"heldout_kl": found.kl}
 
+    def _measure(self, heldout: HeldOut) -> Evaluation:
+        def measure() -> Evaluation:
+            return heldout.measure(self.student, self.device, batch_size=self.config.batch_size)
+
+        if not self.gradients.sharded:
+            return self.ranks.from_first(measure)
+        with self.gradients.unsharded():  # all take part, and rank 0's numbers count
+            found = measure()
+        return self.ranks.from_first(lambda: found)
+
     def _finish(self) -> Path:
-        final = self.run / "student"
-        store = self.stream.store
-        publish_student(final, self.student, store)
+        self._publish("student")
         if self.ema is not None:
             with self.ema.in_place():
-                publish_student(self.run / "student-ema", self.student, store)
-        if dropped := write_dropped(self.run, store):
+                self._publish("student-ema")
+        dropped = self.ranks.from_first(lambda: write_dropped(self.run, self.stream.store))
+        if dropped:
             self.report.notice(dropped)
-        return final
+        return self.run / "student"

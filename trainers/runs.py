@@ -8,6 +8,8 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from softlabels.errors import RunError
 from softlabels.store.reader import Store
 from trainers.checkpoint import publish_folder
@@ -27,6 +29,7 @@ FREE = frozenset(
         "heldout",
         "eval_every",
         "patience",
+        "parallel",
         "threads",
         "device",
         "dtype",
@@ -84,12 +87,14 @@ def check_same_run(recorded: dict[str, Any], facts: dict[str, Any], run: Path) -
             )
 
 
-def publish_student(final: Path, student: Student, store: Store) -> None:
-    """Save a student with the tokenizer of the store, whole or not at all."""
+def publish_student(
+    final: Path, student: Student, store: Store, weights: dict[str, Tensor] | None = None
+) -> None:
+    """Save a student (or it with other `weights`) with the store's tokenizer, whole or not at all."""
     temporary = final.with_name(f".tmp-{final.name}")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
-    student.save(temporary)
+    student.save(temporary, weights)
     for name in sorted(store.manifest.files):
         if name.startswith("tokenizer/") and not renumbers(store):
             (temporary / name.removeprefix("tokenizer/")).write_bytes(store.file(name))

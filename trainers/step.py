@@ -10,14 +10,15 @@ import hashlib
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
 from softlabels.devices import Choice
 from softlabels.errors import RunError, SoftLabelsError
-from trainers.gradients import DataParallel, GradientTree, Local
+from trainers.config import RunConfig
+from trainers.gradients import DataParallel, GradientTree, Local, Sharded
 from trainers.losses import DistillLoss, LossOutput
 from trainers.microbatches import split_batch, widen
 from trainers.parallel import Ranks
@@ -83,20 +84,38 @@ class Gradients:
         choice: Choice,
         ranks: Ranks,
         *,
-        micro_batches: int,
-        exact: bool,
-        seed: int,
+        config: RunConfig,
     ) -> None:
         self._ranks = ranks
-        self._parts = micro_batches
-        self._seed = seed
-        self._tree = GradientTree(student.parameters(), branches=exact)
+        self._parts = config.micro_batches(ranks.world_size)
+        self._seed = config.seed
+        self._tree = GradientTree(student.parameters(), branches=config.exact_ranks)
         computation = Computation(student, choice)
-        self._spread: Local | DataParallel = (
-            DataParallel(computation, self._tree, ranks, choice.device)
-            if ranks.several
-            else Local(computation)
-        )
+        self._spread: Local | DataParallel | Sharded
+        if not ranks.several:
+            self._spread = Local(computation)
+        elif config.parallel == "fsdp":
+            self._spread = Sharded(computation, student.layers(), ranks, choice.device)
+        else:
+            self._spread = DataParallel(computation, self._tree, ranks, choice.device)
+
+    @property
+    def sharded(self) -> bool:
+        """Whether no rank has the whole student, so that all must take part in whatever is done with it."""
+        return isinstance(self._spread, Sharded)
+
+    @contextmanager
+    def unsharded(self) -> Iterator[None]:
+        """The weights outside the layers are whole on every rank; the layers make themselves whole when called."""
+        if not isinstance(self._spread, Sharded):
+            yield
+            return
+        module: Any = self._spread.module
+        module.unshard()
+        try:
+            yield
+        finally:
+            module.reshard()
 
     def compute(self, loss: DistillLoss, batch: Batch, step: int, *, stop: bool) -> StepOutput:
         """Forward and backward of this rank's part of a batch.
@@ -125,7 +144,7 @@ class Gradients:
                 self._tree.before(i)
                 with self._spread.micro_batch(last=last):
                     out = self._spread.module(loss, micro, positions, soft_positions)
-                    out.loss.backward()
+                    (out.loss * self._spread.scale).backward()
                 self._tree.after(last=last)
                 values += [
                     out.loss.item(),

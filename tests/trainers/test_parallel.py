@@ -4,6 +4,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -171,6 +172,36 @@ def test_other_micro_batches_agree_within_rounding(ground, tmp_path):
         found = losses(tmp_path / str(processes))
         for (_, a, _), (_, b, _) in zip(one, found, strict=True):
             assert b == pytest.approx(a, rel=1e-6)
+
+
+@pytest.mark.slow
+def test_a_student_dealt_out_over_processes_agrees_and_resumes_elsewhere(ground, tmp_path):
+    """FSDP2 on 2 processes for the first steps, then one process goes on from its checkpoint."""
+    still = tmp_path / "config.json"
+    still.write_text(json.dumps(LLAMA))
+    more = {"heldout": str(ground / "heldout"), "eval_every": 2, "ema": 0.9, "lr": 1e-3}
+    more |= {"exact_ranks": False, "accumulate": 2, "student": f"hf-config:{still}"}
+    config = config_of(ground, steps=9, **more)
+    finish(start(1, config, tmp_path / "one"))
+    run = tmp_path / "run"
+    process = start(2, config | {"parallel": "fsdp", "steps": 9}, run)
+    finish(process)
+    for (_, a, n), (_, b, m) in zip(losses(tmp_path / "one"), losses(run), strict=True):
+        assert (b, m) == pytest.approx((a, n), rel=1e-5)
+    for name in ("student", "student-ema", "best"):
+        a, b = weights(tmp_path / "one", name), weights(run, name)
+        assert a.keys() == b.keys()
+        for tensor in a:
+            torch.testing.assert_close(b[tensor], a[tensor], rtol=1e-3, atol=1e-4)
+    shutil.rmtree(run / "checkpoints" / "step-00000009")
+    finish(start(1, config, run))  # from step 6, with the optimiser and averages that fsdp saved
+    assert len(losses(run)) == 9
+    for (_, a, _), (_, b, _) in zip(losses(tmp_path / "one"), losses(run), strict=True):
+        assert b == pytest.approx(a, rel=1e-5)
+    shutil.rmtree(run / "checkpoints" / "step-00000009")
+    finish(start(2, config | {"parallel": "fsdp"}, run))
+    for (_, a, _), (_, b, _) in zip(losses(tmp_path / "one"), losses(run), strict=True):
+        assert b == pytest.approx(a, rel=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["crash", pytest.param("nan", marks=pytest.mark.slow)])
