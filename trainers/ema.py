@@ -11,9 +11,8 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
-from trainers.shards import copy_into, local, swap
+from trainers.shards import copy_into, is_dealt_out, local, swap
 from trainers.students import Student
 
 __all__ = ["Ema"]
@@ -54,7 +53,7 @@ class Ema:
     def _swap(self) -> None:
         for name, parameter in self._student.named_parameters():
             average = self.weights[name]
-            if isinstance(parameter, DTensor) and isinstance(average, DTensor):
+            if is_dealt_out(parameter) and is_dealt_out(average):
                 swap(parameter, average)
             else:
                 parameter.data, self.weights[name] = average, parameter.data

@@ -21,8 +21,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from trainers.parallel import Ranks
@@ -108,6 +106,11 @@ class Sharded:
     def __init__(
         self, module: nn.Module, layers: Iterable[nn.Module], ranks: Ranks, device: torch.device
     ) -> None:
+        from torch.distributed.device_mesh import (
+            init_device_mesh,
+        )  # a single process can do without
+        from torch.distributed.fsdp import fully_shard
+
         mesh = init_device_mesh(device.type, (ranks.world_size,))
         for layer in layers:
             fully_shard(layer, mesh=mesh)

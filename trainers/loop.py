@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.distributed.tensor import DTensor
 
 import softlabels
 from softlabels.devices import Choice, choose
@@ -43,7 +42,7 @@ from trainers.microbatches import split_batch
 from trainers.parallel import Ranks, joined
 from trainers.reporting import RunReporter, Silent
 from trainers.runs import check_same_run, publish_student, read_run
-from trainers.shards import whole
+from trainers.shards import is_dealt_out, whole
 from trainers.step import Gradients
 from trainers.stopping import StopRequest
 from trainers.stream import Batch, SoftTargetStream
@@ -313,7 +312,7 @@ class _Trainer:
         self.stopping = out.stop
         limit = self.config.clip or float("inf")
         norm = torch.nn.utils.clip_grad_norm_(self.student.parameters(), limit)
-        if isinstance(norm, DTensor):
+        if is_dealt_out(norm):
             norm = norm.full_tensor()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
