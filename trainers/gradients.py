@@ -14,6 +14,7 @@ On CUDA the kernels' own sums are not repeatable to the bit, so more than two ra
 from __future__ import annotations
 
 import inspect
+import weakref
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -143,7 +144,9 @@ class DataParallel:
             **synced,
         )
         # a lambda, for DDP compares annotations with its own, and strings with classes
-        self.module.register_comm_hook(None, lambda _, bucket: self._sum(bucket))
+        # and weakly: torch holds it where the collector of cycles cannot see, so it would keep the process group alive
+        me = weakref.ref(self)
+        self.module.register_comm_hook(None, lambda _, bucket: me()._sum(bucket))  # type: ignore[union-attr]
 
     def micro_batch(self, *, last: bool) -> AbstractContextManager[None]:
         """Around forward and backward of one; gradients are exchanged in the last's."""

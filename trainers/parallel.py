@@ -8,7 +8,9 @@ Small numbers go over gloo on the host, gradients over gloo (CPU) or nccl (CUDA)
 
 from __future__ import annotations
 
+import gc
 import os
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -182,5 +184,10 @@ def joined() -> Iterator[Ranks]:
         ) from e
     try:
         yield ranks
+        dist.barrier()  # none leaves while another still talks to it
+    except KeyboardInterrupt as e:
+        traceback.clear_frames(e.__traceback__)  # they hold the student, and it the group
+        raise
     finally:
+        gc.collect()  # what still holds the group's threads must not outlive it: they would abort the interpreter's end
         dist.destroy_process_group()
