@@ -49,9 +49,14 @@ class RunConfig:
     steps: int = 1000
     """Optimiser steps of the whole run."""
     batch_size: int = 8
-    """Rows in an optimiser step."""
+    """Rows in an optimiser step, of all processes together."""
     accumulate: int = 1
-    """Micro-batches that a step is computed in; must divide batch_size."""
+    """Micro-batches of a step on all processes together, at least one on each; must divide batch_size."""
+    exact_ranks: bool = False
+    """Add up micro-batches so that CPU runs with the same accumulate, a power of two, agree to the bit on 1, 2, 4, … up
+    to accumulate processes; takes memory: log2(micro-batches on a process) - 1 more copies of the gradients."""
+    parallel: str = "ddp"
+    """What several processes have: `ddp`: each the whole student; `fsdp`: each a part of its weights and optimiser."""
     lr: float = 1e-3
     """Peak learning rate."""
     warmup: int | None = None
@@ -66,6 +71,14 @@ class RunConfig:
     """AdamW."""
     clip: float = 1.0
     """Largest norm of the gradient; 0: no limit."""
+    ema: float | None = None
+    """Keep an average of the weights, too; each step leaves this share of it (`0.999`: about the last 1000 steps)."""
+    heldout: str | None = None
+    """Store of held-out rows to evaluate on; the best student so far is kept in OUT/best."""
+    eval_every: int = 200
+    """Steps between evaluations on the held-out store; the last step always makes one."""
+    patience: int | None = None
+    """Stop after this many evaluations in a row without a lower held-out loss; default never."""
     seed: int = 0
     """Of the student's first weights and of the order of rows."""
     device: str = "auto"
@@ -102,6 +115,8 @@ class RunConfig:
             log_every=1,
             checkpoint_every=1,
             keep_last=1,
+            eval_every=1,
+            patience=1,
             warmup=0,
             chunk_mib=1,
             threads=1,
@@ -111,6 +126,18 @@ class RunConfig:
             raise ConfigError(
                 f"--accumulate {self.accumulate}: must divide --batch-size {self.batch_size}"
             )
+        if self.parallel not in ("ddp", "fsdp"):
+            raise ConfigError(f"--parallel {self.parallel!r}: expected ddp or fsdp")
+        if self.parallel == "fsdp" and self.exact_ranks:
+            raise ConfigError(
+                "--exact-ranks: does not go with --parallel fsdp, whose sums have an order of their own; use ddp"
+            )
+        if self.patience is not None and self.heldout is None:
+            raise ConfigError(
+                f"--patience {self.patience}: nothing is evaluated to be patient about; give --heldout STORE, too"
+            )
+        if self.ema is not None and not 0 < self.ema < 1:
+            raise ConfigError(f"--ema {self.ema}: expected a share between 0 and 1, such as 0.999")
         if self.dtype not in ("auto", "float32", "bfloat16"):
             raise ConfigError(
                 f"--dtype {self.dtype!r}: expected auto, float32 or bfloat16 (float16 gradients underflow)"
@@ -134,6 +161,26 @@ class RunConfig:
     def warmup_steps(self) -> int:
         """Steps of warm-up, resolved."""
         return self.warmup if self.warmup is not None else max(1, self.steps // 20)
+
+    def micro_batches(self, world_size: int) -> int:
+        """Micro-batches of a step on each of `world_size` processes.
+
+        Raises:
+            ConfigError: batch or micro-batches cannot be dealt out equally.
+        """
+        if self.batch_size % world_size:
+            raise ConfigError(
+                f"--batch-size {self.batch_size}: {world_size} processes cannot share it equally; expected a multiple "
+                f"of {world_size}"
+            )
+        if self.accumulate <= world_size:
+            return 1
+        if self.accumulate % world_size:
+            raise ConfigError(
+                f"--accumulate {self.accumulate}: {world_size} processes cannot share it equally; expected a multiple "
+                f"of {world_size}"
+            )
+        return self.accumulate // world_size
 
     def make_loss(self) -> LossSchedule:
         """The loss this run minimises, step by step."""

@@ -21,9 +21,15 @@ from trainers.students import Student, check_vocab, load_student
 from trainers.topk_tail import Head, chunk_rows, head_logits, topk_tail
 from trainers.vocabulary import check_numbering
 
-__all__ = ["Evaluation", "evaluate", "evaluate_run", "expected_calibration_error"]
+__all__ = ["WEIGHTS", "Evaluation", "evaluate", "evaluate_run", "expected_calibration_error"]
 
 BINS = 15
+WEIGHTS = {
+    "student": ("student", ""),
+    "ema": ("student-ema", "--ema"),
+    "best": ("best", "--heldout"),
+}
+"""Which weights of a run: the folder they are in, and the flag that makes it."""
 
 
 class Evaluation(NamedTuple):
@@ -147,12 +153,22 @@ def evaluate_run(
     device: str = "cpu",
     batch_size: int = 8,
     vocab: str | None = None,
+    weights: str = "student",
     advance: Callable[[int], None] = lambda _: None,
 ) -> Evaluation:
     """Evaluate a finished run's student, on a store read in the vocabulary `vocab` (as in `RunConfig`).
 
+    Args:
+        run: its folder.
+        store: of held-out rows.
+        device: where to compute.
+        batch_size: rows at a time.
+        vocab: view to read the store in.
+        weights: a key of `WEIGHTS`: the last, the averaged ones (`--ema`), or the best on the run's held-out store.
+        advance: told of rows done.
+
     Raises:
-        RunError: not a run, or not finished.
+        RunError: not a run, not finished, or it has no such weights.
         PairingError: the run numbered its ids otherwise.
         TokenizerError: the store was tokenised differently from what the student was trained on.
     """
@@ -165,6 +181,11 @@ def evaluate_run(
         ) from e
     if not (run / "student" / "config.json").is_file():
         raise RunError(f"{run}: the run has not finished; `softtrain run --resume` goes on with it")
+    folder, flag = WEIGHTS[weights]
+    if not (run / folder / "config.json").is_file():
+        raise RunError(
+            f"{run}: has no {folder}, for it was made without {flag}; use --weights student"
+        )
     found, expected = opened.manifest.identity.tokenizer.sha256, facts["tokenizer_sha256"]
     if found != expected:
         raise TokenizerError(
@@ -172,5 +193,5 @@ def evaluate_run(
             f"{expected[:12]}…), so the same id means another token; build a store of that text with the run's teacher"
         )
     check_numbering(facts, opened, run)
-    student = load_student(run / "student")
+    student = load_student(run / folder)
     return evaluate(student, opened, device=device, batch_size=batch_size, advance=advance)

@@ -15,10 +15,14 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 class StopRequest:
     """While entered, the first SIGINT or SIGTERM sets `asked`; a second one interrupts at once.
 
+    A patient one is not interrupted by a second: torchrun repeats what the terminal has sent to all already, and the
+    step in hand needs every process. Torchrun itself ends, after its grace time, those that do not answer.
+
     Outside the main thread signals are left alone, and `asked` stays False.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, patient: bool = False) -> None:
+        self._patient = patient
         self.asked = False
         self._before: dict[int, Any] = {}
 
@@ -32,6 +36,6 @@ class StopRequest:
             signal.signal(number, handler)
 
     def _ask(self, number: int, frame: types.FrameType | None) -> None:
-        if self.asked:
+        if self.asked and not self._patient:
             raise KeyboardInterrupt
         self.asked = True

@@ -88,6 +88,11 @@ class Student(nn.Module):
         hidden: Tensor = out.last_hidden_state
         return hidden
 
+    def layers(self) -> list[nn.Module]:
+        """The repeated layers of the body: its longest list of modules."""
+        lists = [list(m) for m in self.model.base_model.modules() if isinstance(m, nn.ModuleList)]
+        return max(lists, key=len, default=[])
+
     def head(self) -> Head:
         """The head as it is now."""
         layer = self.model.get_output_embeddings()
@@ -99,9 +104,14 @@ class Student(nn.Module):
             compute_dtype=self.head_dtype,
         )
 
-    def save(self, folder: Path) -> None:
-        """Write `config.json` and `model.safetensors`; `from_pretrained` reads them."""
-        self.model.save_pretrained(folder)
+    def save(self, folder: Path, weights: dict[str, Tensor] | None = None) -> None:
+        """Write `config.json` and `model.safetensors`; `from_pretrained` reads them.
+
+        Args:
+            folder: where to.
+            weights: by the model's own names, where they are not the student's present ones.
+        """
+        self.model.save_pretrained(folder, state_dict=weights)
 
 
 def check_vocab(student: Student, store: Store, *, where: str) -> None:

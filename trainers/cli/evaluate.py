@@ -19,9 +19,22 @@ __all__ = ["eval_command"]
 )
 @click.option("--vocab", help="Read the store in another vocabulary: trim:N or map:FILE.")
 @click.option("--device", default="cpu", show_default=True, help="Where to compute.")
+@click.option(
+    "--weights",
+    type=click.Choice(["student", "ema", "best"]),
+    default="student",
+    show_default=True,
+    help="The last weights, the averaged ones of a run with --ema, or the best of one with --heldout.",
+)
 @json_option
 def eval_command(
-    run: Path, store: Path, batch_size: int, vocab: str | None, device: str, as_json: bool
+    run: Path,
+    store: Path,
+    batch_size: int,
+    vocab: str | None,
+    device: str,
+    weights: str,
+    as_json: bool,
 ) -> None:
     """Evaluate a finished run's student on the rows of a held-out store.
 
@@ -36,7 +49,13 @@ def eval_command(
     with Bar(quiet=as_json) as bar:
         bar.stage("evaluate", None, "rows")
         found = evaluate_run(
-            run, store, device=device, batch_size=batch_size, vocab=vocab, advance=bar.advance
+            run,
+            store,
+            device=device,
+            batch_size=batch_size,
+            vocab=vocab,
+            weights=weights,
+            advance=bar.advance,
         )
     values = found._asdict()
     text = "\n".join(
@@ -51,4 +70,6 @@ def eval_command(
             for t, mean, most in zip(d["temperatures"], d["mean"], d["largest"], strict=True)
         )
         text += f"; {d['emptied']} positions kept no id"
-    emit({"run": str(run), "store": str(store), **values}, text, as_json=as_json)
+    emit(
+        {"run": str(run), "weights": weights, "store": str(store), **values}, text, as_json=as_json
+    )

@@ -54,13 +54,17 @@ def run_command(
     Examples:
       softtrain run --store store --student hf-config:student.json --steps 2000 --out run
       softtrain run --store store --student hf:student --temperature 2 --alpha 0.9 --out run
+      torchrun --nproc-per-node 4 -m trainers run --store store --student hf:student --out run
     """
     config = RunConfig.from_sources(config_file, flags)
     from trainers.loop import train
+    from trainers.parallel import is_first
     from trainers.vocabulary import read_dropped
 
-    with Bar(quiet=as_json) as bar:
+    with Bar(quiet=as_json or not is_first()) as bar:
         folder = train(config, out, resume=resume, reporter=_RunBar(bar))
+    if not is_first():
+        return
     result: dict[str, Any] = {"run": str(out), "student": str(folder)}
     if config.vocab is not None:
         result |= read_dropped(out)

@@ -1,0 +1,284 @@
+"""The training loop.
+
+The flow of a step: one batch from the stream -> micro-batches -> body in mixed precision -> loss on the
+head in chunks -> gradients, normalised by the positions of the whole step (`step.py`) -> clip -> AdamW.
+"""
+
+from __future__ import annotations
+
+import math
+import resource
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from softlabels.devices import Choice
+from softlabels.errors import RunError
+from softlabels.store.reader import Store
+from trainers.checkpoint import (
+    latest_checkpoint,
+    load_checkpoint,
+    save_checkpoint,
+    take_snapshot,
+)
+from trainers.config import RunConfig
+from trainers.ema import Ema
+from trainers.evaluate import Evaluation
+from trainers.heldout import HeldOut
+from trainers.metrics import Metrics
+from trainers.mixing import Weight, make_stream
+from trainers.parallel import Ranks
+from trainers.reporting import RunReporter
+from trainers.runs import publish_student
+from trainers.schedules import LossSchedule
+from trainers.shards import is_dealt_out, whole
+from trainers.step import Gradients
+from trainers.stopping import StopRequest
+from trainers.stream import Batch
+from trainers.students import Student
+from trainers.vocabulary import write_dropped
+
+__all__ = ["Trainer", "learning_rate"]
+
+
+def learning_rate(step: int, config: RunConfig) -> float:
+    """Of the step numbered from 0: linear warm-up, then a cosine down to `min_lr` of the peak."""
+    warmup = config.warmup_steps
+    if step < warmup:
+        return config.lr * (step + 1) / warmup
+    progress = (step - warmup) / max(1, config.steps - warmup)
+    low = config.min_lr
+    return config.lr * (low + (1 - low) * 0.5 * (1 + math.cos(math.pi * progress)))
+
+
+class Trainer:
+    """A run in progress, on one of its ranks."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        run: Path,
+        stores: Sequence[tuple[Store, Weight]],
+        student: Student,
+        loss: LossSchedule,
+        choice: Choice,
+        ranks: Ranks,
+        heldout: Store | None,
+        report: RunReporter,
+    ) -> None:
+        self.config, self.run, self.loss, self.report = config, run, loss, report
+        self.ranks = ranks
+        self.device = choice.device
+        self.student = student.to(self.device).train()
+        self.student.head_dtype = choice.dtype if choice.dtype != torch.float32 else None
+        self.gradients = Gradients(
+            self.student,
+            choice,
+            ranks,
+            config=config,
+        )
+        self.optimizer = torch.optim.AdamW(
+            self._groups(),
+            lr=config.lr,
+            betas=(config.beta1, config.beta2),
+            fused=False,
+            foreach=False,
+        )
+        self.ema = None if config.ema is None else Ema(self.student, config.ema)
+        self.heldout = None if heldout is None else HeldOut(heldout, patience=config.patience)
+        self.stream = make_stream(
+            stores,
+            batch_size=config.batch_size,
+            seed=config.seed,
+            rank=ranks.rank,
+            world_size=ranks.world_size,
+        )
+        self.step = 0
+        self.stopping = False
+        """Whether any rank was asked to stop; every rank learns it in the same step."""
+
+    def _groups(self) -> list[dict[str, Any]]:
+        decayed = [p for p in self.student.parameters() if p.dim() >= 2]
+        plain = [p for p in self.student.parameters() if p.dim() < 2]
+        return [
+            {"params": decayed, "weight_decay": self.config.weight_decay},
+            {"params": plain, "weight_decay": 0.0},
+        ]
+
+    def train(self) -> Path:
+        """Take the steps that are left, from the newest checkpoint on; returns the folder of the finished student."""
+        checkpoint = self.ranks.from_first(lambda: latest_checkpoint(self.run))
+        if checkpoint is not None:
+            loaded = load_checkpoint(checkpoint, self.student, self.optimizer, self.ema)
+            self.step = loaded.step
+            self.stream.load_state_dict(loaded.stream)
+            if self.heldout is not None and loaded.heldout is not None:
+                self.heldout.load_state_dict(loaded.heldout, where=checkpoint)
+            self.report.notice(f"resuming after step {self.step} from {checkpoint}")
+        metrics = Metrics(self.run, self.step) if self.ranks.first else None
+        self.report.start(self.step, self.config.steps)
+        try:
+            self._steps(metrics)
+        finally:
+            if metrics is not None:
+                metrics.close()
+        return self._finish()
+
+    @property
+    def _done(self) -> bool:
+        exhausted = self.heldout is not None and self.heldout.exhausted
+        return self.step >= self.config.steps or exhausted
+
+    def _steps(self, metrics: Metrics | None) -> None:
+        if self._done:
+            return
+        batches = iter(self.stream)
+        try:
+            with StopRequest(patient=self.ranks.several) as stop:
+                while not self._done:
+                    self._logged_step(batches, metrics, stop)
+                    if self.stopping or self._checkpoint_due():
+                        self._save(metrics)
+                    if self.stopping and not self._done:
+                        self.report.notice(
+                            f"saved after step {self.step}; --resume goes on from there"
+                        )
+                        raise KeyboardInterrupt
+        finally:
+            batches.close()
+
+    def _logged_step(
+        self, batches: Iterator[Batch], metrics: Metrics | None, stop: StopRequest
+    ) -> None:
+        start = time.perf_counter()
+        batch = self._next(batches)
+        waited = time.perf_counter() - start
+        values = self._one_step(batch, stop)
+        values["seconds"] = time.perf_counter() - start
+        values["loader_wait"] = waited
+        values["positions_per_second"] = values.pop("positions") / values["seconds"]
+        self.step += 1
+        if self.ema is not None:
+            self.ema.update(self.step)
+        evaluated = self._evaluated()
+        values |= evaluated
+        logged = self.step % self.config.log_every == 0 or self.step in (1, self.config.steps)
+        logged = logged or bool(evaluated)
+        if logged and metrics is not None:
+            metrics.write(self.step, values)
+        self.report.step(values if logged else None)
+
+    def _next(self, batches: Iterator[Batch]) -> Batch:
+        try:
+            return next(batches)
+        except Exception as e:
+            first, last = self.stream.position, self.stream.position + self.config.batch_size - 1
+            rank = f"rank {self.ranks.rank}: " if self.ranks.several else ""
+            raise RunError(
+                f"{rank}step {self.step + 1}: rows {first} to {last} of the run's order cannot be read: {e}"
+            ) from e
+
+    def _checkpoint_due(self) -> bool:
+        return self.step % self.config.checkpoint_every == 0 or self._done
+
+    def _save(self, metrics: Metrics | None) -> None:
+        if metrics is not None:
+            metrics.flush()
+        snapshot = take_snapshot(self.student, self.optimizer, self.ema, keep=self.ranks.first)
+        self.ranks.from_first(
+            lambda: save_checkpoint(
+                self.run,
+                self.step,
+                snapshot,
+                self.stream.state_dict(),
+                keep_last=self.config.keep_last,
+                heldout=None if self.heldout is None else self.heldout.state_dict(),
+            )
+        )
+
+    def _publish(self, name: str) -> None:
+        """Save the student as it is now in the run's folder."""
+        weights = None
+        if self.gradients.sharded:
+            model, keep = self.student.model, self.ranks.first
+            named = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+            stored = model.state_dict().keys()
+            weights = {n: whole(t, keep=keep) for n, t in named.items() if n in stored}
+        self.ranks.from_first(
+            lambda: publish_student(self.run / name, self.student, self.stream.store, weights)
+        )
+
+    def _one_step(self, batch: Batch, stop: StopRequest) -> dict[str, float]:
+        lr = learning_rate(self.step, self.config)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        loss = self.loss.at(self.step)
+        out = self.gradients.compute(loss, batch, self.step, stop=stop.asked)
+        self.stopping = out.stop
+        limit = self.config.clip or float("inf")
+        norm = torch.nn.utils.clip_grad_norm_(self.student.parameters(), limit)
+        if is_dealt_out(norm):
+            norm = norm.full_tensor()
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return {
+            "loss": out.loss,
+            **out.means,
+            "alpha": loss.alpha,
+            "temperature": loss.temperature,
+            "grad_norm": float(norm),
+            "lr": lr,
+            "epoch": self.stream.epoch,
+            "peak_rss_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            / (1024 if sys.platform != "darwin" else 2**20),
+            **self._peak_gpu(),
+            "positions": out.positions,
+        }
+
+    def _peak_gpu(self) -> dict[str, float]:
+        if self.device.type != "cuda":
+            return {}
+        return {"peak_gpu_mib": torch.cuda.max_memory_allocated(self.device) / 2**20}
+
+    def _evaluated(self) -> dict[str, float]:
+        """Measure the student on held-out rows if it is time; with --ema, its averaged weights."""
+        heldout, config = self.heldout, self.config
+        due = self.step % config.eval_every == 0 or self.step == config.steps
+        if heldout is None or not due:
+            return {}
+        with self.ema.in_place() if self.ema is not None else nullcontext():
+            found = self._measure(heldout)
+            if heldout.record(self.step, found.nll):
+                self._publish("best")
+        if heldout.exhausted:
+            self.report.notice(
+                f"--patience {config.patience}: stopped after step {self.step}; the held-out loss was lowest "
+                f"({heldout.best:.4f}) after step {heldout.best_step}: {self.run / 'best'}"
+            )
+        values = {"heldout_nll": found.nll, "heldout_accuracy": found.accuracy}
+        return values if found.kl is None else values | {"heldout_kl": found.kl}
+
+    def _measure(self, heldout: HeldOut) -> Evaluation:
+        def measure() -> Evaluation:
+            return heldout.measure(self.student, self.device, batch_size=self.config.batch_size)
+
+        if not self.gradients.sharded:
+            return self.ranks.from_first(measure)
+        with self.gradients.unsharded():  # all take part, and rank 0's numbers count
+            found = measure()
+        return self.ranks.from_first(lambda: found)
+
+    def _finish(self) -> Path:
+        self._publish("student")
+        if self.ema is not None:
+            with self.ema.in_place():
+                self._publish("student-ema")
+        dropped = self.ranks.from_first(lambda: write_dropped(self.run, self.stream.store))
+        if dropped:
+            self.report.notice(dropped)
+        return self.run / "student"
