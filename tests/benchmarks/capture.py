@@ -58,7 +58,9 @@ def main() -> None:
     parser.add_argument("--corpus", required=True, help="as `softlabels build` takes it")
     parser.add_argument("--rows", type=int, default=16)
     parser.add_argument("--seq-len", type=int, default=256)
-    parser.add_argument("--shard-rows", type=int, default=4, help="several shards, to overlap")
+    parser.add_argument(
+        "--shard-rows", type=int, default=8, help="a whole batch, so that both ways batch alike"
+    )
     parser.add_argument("--estimator", default="topk")
     parser.add_argument("--k", type=int, default=50)
     parser.add_argument("--temperature", type=float, nargs="+", default=[1.0, 2.0, 4.0])
