@@ -19,10 +19,16 @@ def card(manifest: Manifest) -> str:
     identity = manifest.identity
     corpus, targets, teacher = identity.corpus, identity.targets, identity.teacher
     n = corpus.positions or 1
+    soft = manifest.statistics.soft_of(corpus.positions)
+    hard_only = (
+        f", of which {soft:,} have a soft target (`{targets.positions}`) and the others are hard-label only"
+        if targets.positions is not None
+        else ""
+    )
     specs = ", ".join(f"`{s}`" for s in corpus.specs)
     grid = ", ".join(f"{t:g}" for t in targets.temperatures)
     mass = ", ".join(
-        f"{m / n:.4f} at T={t:g}"
+        f"{m / max(soft, 1):.4f} at T={t:g}"
         for m, t in zip(manifest.statistics.kept_mass, targets.temperatures, strict=True)
     )
     perplexity = (
@@ -49,7 +55,7 @@ A softlabels store, format {manifest.version}, made by {manifest.created_by}.
 | teacher's own loss here | {perplexity} |
 | tokenizer | {identity.tokenizer.vocab_size:,} ids, sha256 `{identity.tokenizer.sha256}` |
 | corpus | {specs}: {corpus.documents:,} documents, {corpus.tokens:,} tokens in {corpus.rows:,} rows |
-| targets | {corpus.positions:,} positions, `{targets.estimator}` with k={targets.k}, temperatures {grid} |
+| targets | {corpus.positions:,} positions{hard_only}, `{targets.estimator}` with k={targets.k}, temperatures {grid} |
 | mass of the kept ids | {mass} |
 | size | {manifest.data_bytes:,} bytes in {len(manifest.shards)} shards, {manifest.data_bytes / n:.1f} per position |
 | cost | {manifest.cost.seconds:,.0f} s of the teacher |
