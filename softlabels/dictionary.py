@@ -19,7 +19,8 @@ from pathlib import Path
 
 import numpy as np
 
-from softlabels.codecs.codebook import LARGEST_TABLE, Codebook, train
+from softlabels.codecs.codebook import Codebook
+from softlabels.codecs.training import LARGEST_TABLE, train
 from softlabels.errors import ConfigError, IntegrityError
 from softlabels.progress import Reporter
 from softlabels.store.commit import committed, publish

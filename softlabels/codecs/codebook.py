@@ -6,8 +6,8 @@ tokens, so an id is written as its place in the token's table, or, if it isn't t
 plus its place in the common order, or, if it isn't there either, plus the id itself. Decoding is one
 gather.
 
-Two kinds are made: from a shard's own ids, an order without tables, written into the shard; and from other
-shards, with tables, written once beside them: a dictionary.
+Two kinds are made (`training.py`): from a shard's own ids, an order without tables, written into the
+shard; and from other shards, with tables, written once beside them: a dictionary.
 
 Shapes: N positions, K kept ids, U ids in the order, E entries of all tables.
 """
@@ -29,11 +29,9 @@ from softlabels.errors import IntegrityError
 __all__ = [
     "DICTIONARY_LIMIT",
     "ENTRY_LIMIT",
-    "LARGEST_TABLE",
     "Codebook",
-    "count",
-    "order_of",
-    "train",
+    "class_starts",
+    "read_numbers",
 ]
 
 Int32 = npt.NDArray[np.int32]
@@ -54,9 +52,6 @@ DENSE_VOCAB = 2**24
 """Up to this V the place of an id in the order is looked up in an array of V numbers."""
 TABLE_LIMIT = 2**15 - 1
 """Ids of one table."""
-LARGEST_TABLE, TABLE_PER_SIGHT, PRIOR = 1024, 96, 2.0
-"""A token seen n times gets a table of at most 96 n ids; a table's order is by count, to which the ids'
-frequency anywhere adds as much as two sights."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -82,7 +77,7 @@ class Codebook:
 
     def encode(self, tokens: Int32, ids: Int32) -> UInt32:
         """Codes `[N, K] uint32` of `ids [N, K]` after the input tokens `[N]`, which ascend."""
-        ranks = self._ranks(ids)
+        ranks = self.ranks_of(ids)
         tables, sizes = self._tables_of(tokens)
         rows = np.flatnonzero(tables >= 0)
         if len(rows) == 0:
@@ -162,7 +157,7 @@ class Codebook:
         has = self.tokens[at] == tokens
         return np.where(has, at, -1), np.where(has, self.sizes[at], 0).astype(np.int64)
 
-    def _ranks(self, ids: Int32) -> UInt32:
+    def ranks_of(self, ids: Int32) -> UInt32:
         """Places in the order; U + id where it isn't there."""
         u = len(self.order)
         if u == 0:
@@ -181,7 +176,7 @@ class Codebook:
 
     @cached_property
     def _inverse(self) -> UInt32 | None:
-        """What `_ranks` says of every id up to the largest in the order."""
+        """What `ranks_of` says of every id up to the largest in the order."""
         top = int(self.order.max()) + 1
         if top > DENSE_VOCAB:
             return None
@@ -199,7 +194,7 @@ class Codebook:
     def order_streams(self) -> dict[str, Stream]:
         """The order as the streams `order_classes` and `order`: in a class, the steps between ids."""
         steps = np.diff(self.order.astype(np.int64), prepend=0)
-        starts = _class_starts(self.classes)
+        starts = class_starts(self.classes)
         steps[starts] = self.order[starts]
         return {
             "order_classes": pack(self.classes.astype(np.uint32)),
@@ -219,7 +214,7 @@ class Codebook:
         steps = read_numbers(streams, "order", min(vocab_size, ENTRY_LIMIT), where)
         if int(classes.sum(dtype=np.int64)) != len(steps) or (len(classes) and classes.min() == 0):
             raise IntegrityError(f"{where}: the classes of its order do not add up")
-        starts = _class_starts(classes)
+        starts = class_starts(classes)
         if len(steps) - np.count_nonzero(steps) > np.count_nonzero(steps[starts] == 0):
             raise IntegrityError(f"{where}: its order holds an id twice")  # a step of 0 in a class
         order = np.cumsum(steps, dtype=np.int64)
@@ -327,91 +322,7 @@ def _any_twice(sizes: Int64, entries: UInt32) -> bool:
     return False
 
 
-def _class_starts(classes: npt.NDArray[Any]) -> Int64:
+def class_starts(classes: npt.NDArray[Any]) -> Int64:
+    """Where each class begins in the order."""
     starts: Int64 = np.cumsum(classes, dtype=np.int64) - classes
     return starts
-
-
-# -- making one -----------------------------------------------------------------------------------
-
-
-def count(ids: npt.NDArray[Any]) -> tuple[Int32, Int64]:
-    """Distinct ids of an array, and how often each occurs."""
-    if len(ids) and int(ids.min()) >= 0 and int(ids.max()) < 64 * len(ids):
-        counts = np.bincount(ids)
-        distinct = np.flatnonzero(counts)
-        return distinct.astype(np.int32), counts[distinct]
-    distinct, counts = np.unique(ids, return_counts=True)
-    return distinct.astype(np.int32), counts
-
-
-def order_of(ids: Int32, counts: Int64, *, most: int | None = None) -> Codebook:
-    """A codebook without tables, from distinct ids and how often each occurs (classes of half octaves).
-
-    Of more than `most` the rarest have no place in it.
-    """
-    kind = np.floor(2 * np.log2(np.maximum(counts, 1))).astype(np.int64)
-    by = np.lexsort((ids, -kind))[:most]
-    _, classes = np.unique(-kind[by], return_counts=True)
-    return Codebook(order=ids[by].astype(np.int32), classes=classes.astype(np.int32))
-
-
-def train(
-    tokens: Int32, ids: Int32, kept: npt.NDArray[np.bool_], *, largest: int = LARGEST_TABLE
-) -> Codebook:
-    """A codebook with tables, from what a teacher kept elsewhere.
-
-    Args:
-        tokens: `[N] int32`, the input token of each position.
-        ids: `[N, K] int32`.
-        kept: `[N, K] bool`.
-        largest: ids of the largest table; halved until the file keeps to its limit.
-    """
-    flat = ids[kept]
-    per_position = len(flat) / max(len(tokens), 1)
-    distinct, counts = count(flat)
-    common = order_of(distinct, counts)
-    u = len(common.order)
-    prior = np.empty(
-        u
-    )  # of each place in the order: what stands in for counts where there are none
-    prior[common._ranks(distinct)] = PRIOR * per_position * counts / max(len(flat), 1)
-    seen, table_of = np.unique(tokens, return_inverse=True)
-    sights = np.bincount(table_of, minlength=len(seen))
-    pairs = np.repeat(table_of.astype(np.int64) * u, kept.sum(axis=1)) + common._ranks(flat)
-    pairs, together = np.unique(pairs, return_counts=True)
-    starts = np.searchsorted(pairs, np.arange(len(seen) + 1, dtype=np.int64) * u)
-    ranks = pairs % max(u, 1)
-    while True:
-        tables = [
-            _table(ranks[a:b], together[a:b], prior, min(largest, TABLE_PER_SIGHT * int(n)))
-            for a, b, n in zip(starts, starts[1:], sights, strict=False)
-        ]
-        found = replace(
-            common,
-            tokens=seen.astype(np.int32) if largest else np.zeros(0, np.int32),
-            sizes=np.array([len(t) for t in tables if largest], np.int32),
-            entries=np.concatenate([*tables, np.zeros(0, np.int32)]).astype(np.int32),
-        )
-        entries = max(len(found.entries), len(found.order))
-        if entries <= ENTRY_LIMIT and len(found.to_bytes()) <= DICTIONARY_LIMIT:
-            return found
-        if largest == 0:  # without tables it is the order that is too long: its rarest ids leave it
-            assert len(common.order) > 0, "an empty dictionary has its place"
-            most = len(common.order) // 2
-            classes = np.minimum(common.classes, most - _class_starts(common.classes))
-            common = replace(
-                common, order=common.order[:most], classes=classes[classes > 0].astype(np.int32)
-            )
-        largest //= 2
-
-
-def _table(ranks: Int64, together: Int64, prior: npt.NDArray[np.float64], size: int) -> Int32:
-    """The places in the order of the `size` ids that are likeliest after one token."""
-    common = prior[: 2 * size].copy()
-    often = ranks < len(common)
-    common[ranks[often]] += together[often]
-    rare = ranks[~often]
-    score = np.concatenate([common, together[~often] + prior[rare]])
-    candidates = np.concatenate([np.arange(len(common)), rare])
-    return candidates[np.argsort(-score, kind="stable")[:size]].astype(np.int32)

@@ -21,8 +21,9 @@ import numpy as np
 import numpy.typing as npt
 
 from softlabels.codecs import ValueCodec, make_codec
-from softlabels.codecs.codebook import ENTRY_LIMIT, Codebook, count, order_of, read_numbers
+from softlabels.codecs.codebook import ENTRY_LIMIT, Codebook, read_numbers
 from softlabels.codecs.streams import Stream, pack, pack_series, unpack
+from softlabels.codecs.training import count, order_of
 from softlabels.errors import IntegrityError, TargetError
 from softlabels.rows import Row
 from softlabels.store.columns import DECODED_LIMIT

@@ -18,8 +18,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from softlabels.codecs import codebook
-from softlabels.codecs.codebook import order_of
 from softlabels.codecs.streams import Stream, join, pack, split, unpack
+from softlabels.codecs.training import order_of
 from softlabels.store.dictionaries import DICTIONARY
 from softlabels.store.parquet import read_facts, read_streams, write_streams
 from tests.attacks.test_attacks import MEGABYTES, ROOT, SECONDS, TRY

@@ -30,7 +30,8 @@ import torch
 
 from softlabels.build import build
 from softlabels.codecs import make_codec
-from softlabels.codecs.codebook import Codebook, train
+from softlabels.codecs.codebook import Codebook
+from softlabels.codecs.training import train
 from softlabels.config import BuildConfig
 from softlabels.estimators import make_estimator
 from softlabels.store.encoding import decode_shard, encode_shard

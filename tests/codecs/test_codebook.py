@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from softlabels.codecs import codebook
-from softlabels.codecs.codebook import Codebook, count, order_of, train
+from softlabels.codecs import codebook, training
+from softlabels.codecs.codebook import Codebook
 from softlabels.codecs.streams import Stream, join, pack, split
+from softlabels.codecs.training import count, order_of, train
 from softlabels.errors import IntegrityError
 
 NO_ORDER = Codebook(order=np.zeros(0, np.int32), classes=np.zeros(0, np.int32))
@@ -208,7 +209,7 @@ def test_sizes_of_tables():
     book = train(tokens, ids, np.ones(ids.shape, bool))
     seen, sights = np.unique(tokens, return_counts=True)
     np.testing.assert_array_equal(book.tokens, seen)
-    most = np.minimum(codebook.LARGEST_TABLE, codebook.TABLE_PER_SIGHT * sights)
+    most = np.minimum(training.LARGEST_TABLE, training.TABLE_PER_SIGHT * sights)
     assert (book.sizes <= most).all()
     assert (book.sizes > 0).all()
     assert book.sizes.max() <= codebook.TABLE_LIMIT

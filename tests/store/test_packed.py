@@ -19,8 +19,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from softlabels.codecs import CODECS, make_codec
-from softlabels.codecs.codebook import Codebook, train
+from softlabels.codecs.codebook import Codebook
 from softlabels.codecs.streams import Stream, pack, unpack
+from softlabels.codecs.training import train
 from softlabels.errors import IntegrityError, SoftLabelsError, TargetError
 from softlabels.rows import Row
 from softlabels.store import packed
