@@ -34,7 +34,7 @@ class BuildConfig:
     seq_len: int = 512
     """Tokens in a row, at most."""
     shard_rows: int = 256
-    """Rows in a shard: what a killed builder can lose."""
+    """Rows in a shard. A killed builder loses at most two: one being taught, one being written."""
     limit_rows: int | None = None
     """Stop after this many rows of the corpus."""
     profile: str = "open"
