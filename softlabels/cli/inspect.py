@@ -53,6 +53,8 @@ def inspect_command(
 
 
 def _show_store(opened: Any, *, as_json: bool) -> None:
+    from softlabels.store.fidelity_table import fidelity_line
+
     manifest = opened.manifest
     identity, figures = manifest.identity, summary(manifest)
     teacher, targets, encoding = identity.teacher, identity.targets, identity.encoding
@@ -81,11 +83,21 @@ def _show_store(opened: Any, *, as_json: bool) -> None:
         f"{figures['bytes_per_position']:.1f} a position",
         "values": f"{encoding.values}, within {encoding.relative_error:.2g} of each value",
         "licence": identity.licence,
+        "fidelity": "not measured"
+        if manifest.fidelity is None
+        else fidelity_line(manifest.fidelity),
         "digest": manifest.content_digest,
     }
     text = "\n".join(f"{name:>15}  {value}" for name, value in lines.items())
     emit(
-        {"store": str(opened.path), **figures, "identity": _plain(identity)}, text, as_json=as_json
+        {
+            "store": str(opened.path),
+            **figures,
+            "identity": _plain(identity),
+            "fidelity": None if manifest.fidelity is None else _plain(manifest.fidelity),
+        },
+        text,
+        as_json=as_json,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from softlabels.store.fidelity_table import fidelity_rows
 from softlabels.store.manifest import Manifest
 
 __all__ = ["card"]
@@ -60,7 +61,7 @@ A softlabels store, format {manifest.version}, made by {manifest.created_by}.
 | size | {manifest.data_bytes:,} bytes in {len(manifest.shards)} shards, {manifest.data_bytes / n:.1f} per position |
 | cost | {manifest.cost.seconds:,.0f} s of the teacher |
 | licence of the targets | {identity.licence} |
-
+{_fidelity(manifest)}
 ```python
 import softlabels
 
@@ -68,4 +69,26 @@ store = softlabels.open_store("PATH")
 row = store.row(0)
 row.targets.ids, row.targets.probs({targets.temperatures[0]:g})
 ```
+"""
+
+
+def _fidelity(manifest: Manifest) -> str:
+    """What was measured, as a section; nothing if nobody has measured."""
+    fidelity = manifest.fidelity
+    if fidelity is None:
+        return ""
+    heads = " | ".join(f"T={at.temperature:g}" for at in fidelity.temperatures)
+    lines = "\n".join(
+        f"| {name} | {' | '.join(values)} |" for name, values in fidelity_rows(fidelity)
+    )
+    return f"""
+## Fidelity
+
+{fidelity.measured_by} ran the teacher again ({fidelity.engine}, {fidelity.dtype} on {fidelity.device}) on
+{fidelity.positions:,} positions in {fidelity.rows:,} rows (seed {fidelity.seed}).
+Means, with 95 % intervals by resampling rows.
+
+| | {heads} |
+|---|{"---|" * len(fidelity.temperatures)}
+{lines}
 """

@@ -16,6 +16,7 @@ from softlabels.store.manifest import (
     MANIFEST,
     Commit,
     CostRecord,
+    Fidelity,
     FileRecord,
     Manifest,
     Plan,
@@ -31,19 +32,23 @@ __all__ = ["CARD", "finish", "make_manifest", "with_card"]
 CARD = "README.md"
 
 
-def finish(store: Path, plan: Plan, commits: Sequence[Commit]) -> Manifest:
+def finish(
+    store: Path, plan: Plan, commits: Sequence[Commit], *, fidelity: Fidelity | None = None
+) -> Manifest:
     """Publish the card and the manifest of a store whose shards are all committed.
 
-    A card that is there already is kept, and recorded as it is.
+    A card that is there already is kept, and recorded as it is; so is what was measured of the same shards.
     """
-    manifest = make_manifest(store, plan, commits)
+    manifest = make_manifest(store, plan, commits, fidelity=fidelity)
     publish(store / CARD, card(manifest).encode())
     manifest = with_card(manifest, (store / CARD).read_bytes())
     publish(store / MANIFEST, canonical(manifest))
     return load_manifest(store)
 
 
-def make_manifest(store: Path, plan: Plan, commits: Sequence[Commit]) -> Manifest:
+def make_manifest(
+    store: Path, plan: Plan, commits: Sequence[Commit], *, fidelity: Fidelity | None = None
+) -> Manifest:
     """What the manifest of a plan's commits says; its card is still to be added."""
     shards = [
         ShardRecord(
@@ -82,6 +87,7 @@ def make_manifest(store: Path, plan: Plan, commits: Sequence[Commit]) -> Manifes
         ),
         content_digest=content_digest(plan.identity, shards),
         digest="0" * 64,
+        fidelity=fidelity,
     )
 
 

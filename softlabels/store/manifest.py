@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import msgspec
 
 from softlabels.errors import FormatError, IntegrityError
+from softlabels.store.certificate import Estimate, Fidelity, FidelityAt, LogProbError, SampleCheck
 from softlabels.store.records import Record, canonical, read_raw
 from softlabels.targets import LARGEST_GRID
 
@@ -18,11 +19,16 @@ __all__ = [
     "CorpusRecord",
     "CostRecord",
     "EncodingRecord",
+    "Estimate",
+    "Fidelity",
+    "FidelityAt",
     "FileRecord",
     "Identity",
+    "LogProbError",
     "Manifest",
     "Plan",
     "PlannedShard",
+    "SampleCheck",
     "ShardRecord",
     "Statistics",
     "TargetRecord",
@@ -228,7 +234,7 @@ class CostRecord(Record, frozen=True, kw_only=True):
     tokens_per_second: Number
 
 
-class Manifest(Record, frozen=True, kw_only=True):
+class Manifest(Record, frozen=True, kw_only=True, omit_defaults=True):
     """The record of a finished store. Written last: no manifest, not a store."""
 
     format: str
@@ -243,6 +249,8 @@ class Manifest(Record, frozen=True, kw_only=True):
     """Over identity and shards only. Two builds of one job on one engine agree in it, however long each
     took; the trainer's order of rows depends on it."""
     digest: Sha256
+    fidelity: Fidelity | None = None
+    """What `softlabels measure` found last; absent: nobody has measured."""
 
     @property
     def rows(self) -> int:

@@ -42,6 +42,7 @@ from softlabels.store.finish import CARD, finish, make_manifest
 from softlabels.store.manifest import (
     MANIFEST,
     Commit,
+    Fidelity,
     Manifest,
     Plan,
     PlannedShard,
@@ -361,18 +362,20 @@ class _Work:
         if not self.dry_run:
             publish(self.path / CARD, content)
 
-    def finish(self, plan: Plan, found: _Diagnosis, reason: str) -> None:
+    def finish(
+        self, plan: Plan, found: _Diagnosis, reason: str, fidelity: Fidelity | None = None
+    ) -> None:
         """Make card and manifest again; a card that says what it must is kept."""
         self.remove(self.path / MANIFEST, reason, action="withdraw")
         commits = [found.commits[i] for i in sorted(found.commits)]
         if len(commits) == len(plan.shards):  # else a dry run, in which records are still to come
-            right = card(make_manifest(self.path, plan, commits)).encode()
+            right = card(make_manifest(self.path, plan, commits, fidelity=fidelity)).encode()
             present, problem = _attempt(lambda: read_file(self.path / CARD))
             if present != right:
                 self.publish_card(right, problem or "is not what the records say")
         self.note("publish", self.path / MANIFEST, reason)
         if not self.dry_run:
-            finish(self.path, plan, commits)
+            finish(self.path, plan, commits, fidelity=fidelity)
 
 
 def _mend_card(work: _Work, plan: Plan, found: _Diagnosis, manifest: Manifest) -> None:
@@ -388,4 +391,5 @@ def _mend_card(work: _Work, plan: Plan, found: _Diagnosis, manifest: Manifest) -
     if hashlib.sha256(content).hexdigest() == record.sha256:
         work.publish_card(content, problem)
     else:  # another version made it: its manifest cannot be satisfied any more
-        work.finish(plan, found, f"names a {CARD} that this version cannot make")
+        why = f"names a {CARD} that this version cannot make"
+        work.finish(plan, found, why, manifest.fidelity)
