@@ -34,9 +34,9 @@ from softlabels.errors import (
 from softlabels.fidelity import Comparison, Resampling
 from softlabels.progress import Reporter, Silent
 from softlabels.settings import check_at_least
-from softlabels.store.amend import SIGNATURE, amend
+from softlabels.store.amend import amend
 from softlabels.store.certificate import Fidelity
-from softlabels.store.manifest import Identity
+from softlabels.store.manifest import SIGNATURE, Identity
 from softlabels.store.reader import Store, open_store
 from softlabels.teachers import MIB, Teacher, TeacherOptions, open_teacher
 

@@ -179,16 +179,29 @@ def _decoder(opened: Any) -> Callable[[int], str]:
     default=True,
     help="Decode every shard and check every invariant, or compare sizes and digests only.",
 )
+@click.option(
+    "--key",
+    type=LocalPath(),
+    help="PEM file of the public key of whoever signed the store: check the signature first.",
+)
 @json_option
 @click.pass_context
-def verify_command(ctx: click.Context, store: Path, deep: bool, as_json: bool) -> None:
+def verify_command(
+    ctx: click.Context, store: Path, deep: bool, key: Path | None, as_json: bool
+) -> None:
     """Check every file of a store; exit with 1 if anything is missing, torn, altered or foreign.
 
     \b
-    Example:
+    Examples:
       softlabels verify store
+      softlabels verify store --key maker.pem
     """
     from softlabels.store.verify import verify_store
+
+    if key is not None:
+        from softlabels.store.signing import check_signature
+
+        check_signature(store, key)
 
     with Bar(quiet=as_json) as bar:
         bar.stage("verify", None, "shards")
@@ -196,11 +209,16 @@ def verify_command(ctx: click.Context, store: Path, deep: bool, as_json: bool) -
     for problem in report.problems:
         click.echo(f"error: {problem}", err=True)
     state = "whole" if not report.problems else f"{len(report.problems)} problems"
-    text = f"{store}: {state}; {report.files} files, {report.rows:,} rows, {report.positions:,} positions checked"
+    signed = "signed by the key, " if key is not None else ""
+    text = (
+        f"{store}: {signed}{state}; {report.files} files, {report.rows:,} rows, {report.positions:,} positions "
+        "checked"
+    )
     emit(
         {
             "store": str(store),
             "ok": not report.problems,
+            "signed": key is not None,
             "problems": report.problems,
             "files": report.files,
             "rows": report.rows,

@@ -17,9 +17,7 @@ from softlabels.store.finish import CARD, with_card
 from softlabels.store.manifest import MANIFEST, Manifest, load_manifest
 from softlabels.store.records import canonical
 
-__all__ = ["SIGNATURE", "amend"]
-
-SIGNATURE = f"{MANIFEST}.sig"
+__all__ = ["amend"]
 
 
 def amend(store: Path, manifest: Manifest) -> Manifest:

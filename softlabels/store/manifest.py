@@ -15,6 +15,7 @@ from softlabels.targets import LARGEST_GRID
 
 __all__ = [
     "MANIFEST",
+    "SIGNATURE",
     "Commit",
     "CorpusRecord",
     "CostRecord",
@@ -39,6 +40,8 @@ __all__ = [
 ]
 
 MANIFEST = "manifest.json"
+SIGNATURE = f"{MANIFEST}.sig"
+"""Of the manifest's bytes, if somebody has signed them."""
 LARGEST = 2**53
 """No count is larger: JSON readers that hold numbers as doubles read it exactly, and sums fit int64."""
 

@@ -41,6 +41,7 @@ from softlabels.store.encoding import read_statistics
 from softlabels.store.finish import CARD, finish, make_manifest
 from softlabels.store.manifest import (
     MANIFEST,
+    SIGNATURE,
     Commit,
     Fidelity,
     Manifest,
@@ -299,7 +300,8 @@ def _beside(path: Path, plan: Plan, manifest: Manifest | None) -> list[str]:
 
 
 def _strangers(path: Path, plan: Plan, manifest: Manifest | None) -> list[str]:
-    known = {PLAN, MANIFEST, CARD, *plan.files, *(manifest.files if manifest is not None else ())}
+    known = {PLAN, MANIFEST, SIGNATURE, CARD, *plan.files}
+    known |= set(manifest.files if manifest is not None else ())
     known |= {claim.relative_to(path).as_posix() for claim in claim_files(path)}
     if plan.identity.encoding.dictionary_shards is not None:
         known.add(DICTIONARY)

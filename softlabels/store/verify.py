@@ -9,7 +9,7 @@ from pathlib import Path
 from softlabels.errors import IntegrityError, SoftLabelsError
 from softlabels.store.commit import TEMPORARY
 from softlabels.store.finish import CARD
-from softlabels.store.manifest import MANIFEST, Commit, Plan, load_manifest
+from softlabels.store.manifest import MANIFEST, SIGNATURE, Commit, Plan, load_manifest
 from softlabels.store.plan import PLAN, RowDigests
 from softlabels.store.reader import Store
 from softlabels.store.records import check_file, read_record
@@ -42,7 +42,7 @@ def verify_store(
     store = Store(path, manifest, cached_shards=1)
     problems: list[str] = []
     files = size = rows = positions = 0
-    known = {MANIFEST, PLAN}
+    known = {MANIFEST, PLAN, SIGNATURE}
 
     for name, record in manifest.files.items():
         known.add(name)
