@@ -6,6 +6,7 @@ import click
 
 import softlabels
 from softlabels.cli.build import build_command
+from softlabels.cli.card import card_command
 from softlabels.cli.demo import demo_command
 from softlabels.cli.inspect import inspect_command, verify_command
 from softlabels.cli.measure import measure_command
@@ -28,4 +29,5 @@ main.add_command(inspect_command)
 main.add_command(verify_command)
 main.add_command(repair_command)
 main.add_command(measure_command)
+main.add_command(card_command)
 main.add_command(sign_command)

@@ -8,20 +8,25 @@ other, whole. A process that dies in between leaves the new manifest with an old
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from softlabels.errors import FormatError, IntegrityError
-from softlabels.store.card import card
 from softlabels.store.commit import replace
-from softlabels.store.finish import CARD, with_card
+from softlabels.store.finish import CARD, MADE, with_files
 from softlabels.store.manifest import MANIFEST, Manifest, load_manifest
 from softlabels.store.records import canonical
 
 __all__ = ["amend"]
 
 
-def amend(store: Path, manifest: Manifest) -> Manifest:
-    """Put a manifest of the same content in the place of the store's own, and renew the card.
+def amend(store: Path, manifest: Manifest, *, make: Sequence[str] = ()) -> Manifest:
+    """Put a manifest of the same content in the place of the store's own, and renew what is made from it.
+
+    Args:
+        store: its folder.
+        manifest: the new one; its seal is made here.
+        make: names of `finish.MADE` to add, if the store has them not yet.
 
     Raises:
         FormatError: the present manifest holds what this version does not know, and would lose.
@@ -38,8 +43,10 @@ def amend(store: Path, manifest: Manifest) -> Manifest:
         raise FormatError(
             f"{store / MANIFEST}: holds fields that this version does not know and would drop; upgrade softlabels"
         )
-    readme = card(manifest).encode()
-    sealed = with_card(manifest, readme)
+    names = [n for n in MADE if n == CARD or n in make or n in manifest.files]
+    made = {name: MADE[name](manifest).encode() for name in names}
+    sealed = with_files(manifest, made)
     replace(store / MANIFEST, canonical(sealed))
-    replace(store / CARD, readme)
+    for name, data in made.items():
+        replace(store / name, data)
     return sealed

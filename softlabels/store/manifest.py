@@ -254,6 +254,8 @@ class Manifest(Record, frozen=True, kw_only=True, omit_defaults=True):
     digest: Sha256
     fidelity: Fidelity | None = None
     """What `softlabels measure` found last; absent: nobody has measured."""
+    column_bytes: dict[str, Count] | None = None
+    """Bytes of each column in all shards, compressed; absent where columns are not Parquet's own."""
 
     @property
     def rows(self) -> int:

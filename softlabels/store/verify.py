@@ -8,7 +8,7 @@ from pathlib import Path
 
 from softlabels.errors import IntegrityError, SoftLabelsError
 from softlabels.store.commit import TEMPORARY
-from softlabels.store.finish import CARD
+from softlabels.store.finish import MADE
 from softlabels.store.manifest import MANIFEST, SIGNATURE, Commit, Plan, load_manifest
 from softlabels.store.plan import PLAN, RowDigests
 from softlabels.store.reader import Store
@@ -50,7 +50,7 @@ def verify_store(
             check_file(path / name, sha256=record.sha256, size=record.bytes)
             files, size = files + 1, size + record.bytes
         except SoftLabelsError as e:
-            again = f"; `softlabels repair {path}` makes it again" if name == CARD else ""
+            again = f"; `softlabels repair {path}` makes it again" if name in MADE else ""
             problems.append(f"{e}{again}")
     plan = _plan(path, problems)
 
