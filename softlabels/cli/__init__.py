@@ -6,9 +6,12 @@ import click
 
 import softlabels
 from softlabels.cli.build import build_command
+from softlabels.cli.card import card_command
 from softlabels.cli.demo import demo_command
 from softlabels.cli.inspect import inspect_command, verify_command
+from softlabels.cli.measure import measure_command
 from softlabels.cli.repair import repair_command
+from softlabels.cli.sign import sign_command
 from softlabels.terminal import Commands
 
 __all__ = ["main"]
@@ -25,3 +28,6 @@ main.add_command(build_command)
 main.add_command(inspect_command)
 main.add_command(verify_command)
 main.add_command(repair_command)
+main.add_command(measure_command)
+main.add_command(card_command)
+main.add_command(sign_command)

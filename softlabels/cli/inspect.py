@@ -53,6 +53,8 @@ def inspect_command(
 
 
 def _show_store(opened: Any, *, as_json: bool) -> None:
+    from softlabels.store.fidelity_table import fidelity_line
+
     manifest = opened.manifest
     identity, figures = manifest.identity, summary(manifest)
     teacher, targets, encoding = identity.teacher, identity.targets, identity.encoding
@@ -81,11 +83,21 @@ def _show_store(opened: Any, *, as_json: bool) -> None:
         f"{figures['bytes_per_position']:.1f} a position",
         "values": f"{encoding.values}, within {encoding.relative_error:.2g} of each value",
         "licence": identity.licence,
+        "fidelity": "not measured"
+        if manifest.fidelity is None
+        else fidelity_line(manifest.fidelity),
         "digest": manifest.content_digest,
     }
     text = "\n".join(f"{name:>15}  {value}" for name, value in lines.items())
     emit(
-        {"store": str(opened.path), **figures, "identity": _plain(identity)}, text, as_json=as_json
+        {
+            "store": str(opened.path),
+            **figures,
+            "identity": _plain(identity),
+            "fidelity": None if manifest.fidelity is None else _plain(manifest.fidelity),
+        },
+        text,
+        as_json=as_json,
     )
 
 
@@ -167,16 +179,29 @@ def _decoder(opened: Any) -> Callable[[int], str]:
     default=True,
     help="Decode every shard and check every invariant, or compare sizes and digests only.",
 )
+@click.option(
+    "--key",
+    type=LocalPath(),
+    help="PEM file of the public key of whoever signed the store: check the signature first.",
+)
 @json_option
 @click.pass_context
-def verify_command(ctx: click.Context, store: Path, deep: bool, as_json: bool) -> None:
+def verify_command(
+    ctx: click.Context, store: Path, deep: bool, key: Path | None, as_json: bool
+) -> None:
     """Check every file of a store; exit with 1 if anything is missing, torn, altered or foreign.
 
     \b
-    Example:
+    Examples:
       softlabels verify store
+      softlabels verify store --key maker.pem
     """
     from softlabels.store.verify import verify_store
+
+    if key is not None:
+        from softlabels.store.signing import check_signature
+
+        check_signature(store, key)
 
     with Bar(quiet=as_json) as bar:
         bar.stage("verify", None, "shards")
@@ -184,11 +209,16 @@ def verify_command(ctx: click.Context, store: Path, deep: bool, as_json: bool) -
     for problem in report.problems:
         click.echo(f"error: {problem}", err=True)
     state = "whole" if not report.problems else f"{len(report.problems)} problems"
-    text = f"{store}: {state}; {report.files} files, {report.rows:,} rows, {report.positions:,} positions checked"
+    signed = "signed by the key, " if key is not None else ""
+    text = (
+        f"{store}: {signed}{state}; {report.files} files, {report.rows:,} rows, {report.positions:,} positions "
+        "checked"
+    )
     emit(
         {
             "store": str(store),
             "ok": not report.problems,
+            "signed": key is not None,
             "problems": report.problems,
             "files": report.files,
             "rows": report.rows,

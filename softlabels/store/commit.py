@@ -46,6 +46,7 @@ __all__ = [
     "publish",
     "recorded",
     "remove",
+    "replace",
     "sweep",
     "withdraw",
 ]
@@ -97,28 +98,48 @@ def publish(path: Path, data: bytes) -> bool:
         StoreError: the disk is full, read-only, …: says which, and that nothing is lost.
         IntegrityError: what was read back is not what was written.
     """
+    with _explained(path), _written(path, data) as temporary:
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            return False
+        _sync_folder(path.parent)
+    return True
+
+
+def replace(path: Path, data: bytes) -> None:
+    """Make `path` hold `data`, in one step and durable, whatever was there; of a link the link is replaced.
+
+    Only for what is not content: a manifest whose content stays, and the card that is made from it.
+
+    Raises:
+        StoreError: the disk is full, read-only, …: says which, and that nothing is lost.
+        IntegrityError: what was read back is not what was written.
+    """
+    with _explained(path), _written(path, data) as temporary:
+        temporary.replace(path)
+        _sync_folder(path.parent)
+
+
+@contextmanager
+def _written(path: Path, data: bytes) -> Iterator[Path]:
+    """A temporary file beside `path` that holds `data`, durable and read back; it is gone afterwards."""
     temporary = (
         path.parent / f"{TEMPORARY}{socket.gethostname()}-{os.getpid()}-{token_hex(4)}-{path.name}"
     )
-    with _explained(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with temporary.open("xb") as f:
-                f.write(data)
-                f.flush()
-                os.fsync(f.fileno())
-            if temporary.read_bytes() != data:
-                raise IntegrityError(
-                    f"{temporary}: what was read back differs from what was written; check the disk"
-                )
-            try:
-                os.link(temporary, path)
-            except FileExistsError:
-                return False
-            _sync_folder(path.parent)
-        finally:
-            temporary.unlink(missing_ok=True)
-    return True
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with temporary.open("xb") as f:
+            f.write(data)
+            f.flush()
+            os.fsync(f.fileno())
+        if temporary.read_bytes() != data:
+            raise IntegrityError(
+                f"{temporary}: what was read back differs from what was written; check the disk"
+            )
+        yield temporary
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def sweep(folder: Path) -> list[Path]:

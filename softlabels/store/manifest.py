@@ -9,20 +9,27 @@ from typing import Annotated, Any
 import msgspec
 
 from softlabels.errors import FormatError, IntegrityError
+from softlabels.store.certificate import Estimate, Fidelity, FidelityAt, LogProbError, SampleCheck
 from softlabels.store.records import Record, canonical, read_raw
 from softlabels.targets import LARGEST_GRID
 
 __all__ = [
     "MANIFEST",
+    "SIGNATURE",
     "Commit",
     "CorpusRecord",
     "CostRecord",
     "EncodingRecord",
+    "Estimate",
+    "Fidelity",
+    "FidelityAt",
     "FileRecord",
     "Identity",
+    "LogProbError",
     "Manifest",
     "Plan",
     "PlannedShard",
+    "SampleCheck",
     "ShardRecord",
     "Statistics",
     "TargetRecord",
@@ -33,6 +40,8 @@ __all__ = [
 ]
 
 MANIFEST = "manifest.json"
+SIGNATURE = f"{MANIFEST}.sig"
+"""Of the manifest's bytes, if somebody has signed them."""
 LARGEST = 2**53
 """No count is larger: JSON readers that hold numbers as doubles read it exactly, and sums fit int64."""
 
@@ -238,7 +247,7 @@ class CostRecord(Record, frozen=True, kw_only=True):
     tokens_per_second: Number
 
 
-class Manifest(Record, frozen=True, kw_only=True):
+class Manifest(Record, frozen=True, kw_only=True, omit_defaults=True):
     """The record of a finished store. Written last: no manifest, not a store."""
 
     format: str
@@ -253,6 +262,10 @@ class Manifest(Record, frozen=True, kw_only=True):
     """Over identity and shards only. Two builds of one job on one engine agree in it, however long each
     took; the trainer's order of rows depends on it."""
     digest: Sha256
+    fidelity: Fidelity | None = None
+    """What `softlabels measure` found last; absent: nobody has measured."""
+    column_bytes: dict[str, Count] | None = None
+    """Bytes of each column in all shards, compressed; absent where columns are not Parquet's own."""
 
     @property
     def rows(self) -> int:
