@@ -8,6 +8,7 @@ import softlabels
 from softlabels.cli.build import build_command
 from softlabels.cli.demo import demo_command
 from softlabels.cli.inspect import inspect_command, verify_command
+from softlabels.cli.merge import append_command, merge_command
 from softlabels.cli.repair import repair_command
 from softlabels.terminal import Commands
 
@@ -25,3 +26,5 @@ main.add_command(build_command)
 main.add_command(inspect_command)
 main.add_command(verify_command)
 main.add_command(repair_command)
+main.add_command(merge_command)
+main.add_command(append_command)

@@ -53,6 +53,8 @@ def make_manifest(store: Path, plan: Plan, commits: Sequence[Commit]) -> Manifes
             start_row=p.start_row,
             rows=c.rows,
             positions=c.positions,
+            counts_from=p.counts_from,
+            documents_from=p.documents_from,
         )
         for p, c in zip(plan.shards, commits, strict=True)
     ]
@@ -82,6 +84,7 @@ def make_manifest(store: Path, plan: Plan, commits: Sequence[Commit]) -> Manifes
         ),
         content_digest=content_digest(plan.identity, shards),
         digest="0" * 64,
+        provenance=plan.provenance,
     )
 
 

@@ -56,6 +56,7 @@ def columns_of(shard: Shard, identity: Identity) -> dict[str, Column]:
             f"a shard of {id_offsets[-1]} kept ids is too large for one file (limit 2**31); lower --shard-rows"
         )
     digests = np.frombuffer(b"".join(r.digest() for r in rows), np.uint8).reshape(len(rows), 16)
+    logp = stored_logp(t) if shard.logp is None else shard.logp
     columns = {
         "row": Column(
             values=np.arange(shard.start_row, shard.start_row + len(rows), dtype=np.int64)
@@ -67,7 +68,7 @@ def columns_of(shard: Shard, identity: Identity) -> dict[str, Column]:
         "label_mask": _lists([r.label_mask for r in rows], np.bool_),
         "kept": Column(values=counts, offsets=offsets),
         "ids": Column(values=t.ids[kept].astype(np.int32, copy=False), offsets=id_offsets),
-        "logp": Column(values=codec.encode(stored_logp(t)[kept]), offsets=id_offsets),
+        "logp": Column(values=codec.encode(logp[kept]), offsets=id_offsets),
     }
     for i, temperature in enumerate(t.temperatures):
         column = Column(values=codec.encode(t.log_odds[:, i]), offsets=offsets)
@@ -105,9 +106,20 @@ def expected_columns(
 
 
 def shard_of(
-    columns: dict[str, Column], identity: Identity, *, start_row: int, where: str
+    columns: dict[str, Column],
+    identity: Identity,
+    *,
+    start_row: int,
+    where: str,
+    counts_from: int | None = None,
+    keep_logp: bool = False,
 ) -> Shard:
     """The shard of some columns, which are of the expected types but may hold anything.
+
+    Args:
+        start_row: number in the store of the first row.
+        counts_from: its number in the file, if that is another.
+        keep_logp: whether the shard keeps what the column `logp` holds.
 
     Raises:
         IntegrityError: lengths that do not add up, a row whose inputs are not those of its digest.
@@ -115,7 +127,8 @@ def shard_of(
     """
     grid = tuple(identity.targets.temperatures)
     codec = _codec(identity)
-    found = _rows(columns, identity, start_row, where)
+    counts_from = start_row if counts_from is None else counts_from
+    found = _rows(columns, identity, start_row, counts_from, where)
     of_row = np.array([int(r.label_mask.sum()) for r in found], np.int64)
     n = int(of_row.sum())
     starts = np.concatenate([[0], np.cumsum(of_row)])
@@ -155,7 +168,7 @@ def shard_of(
         estimator=identity.targets.estimator,
     )
     targets.validate(where=where, unique=False)
-    return Shard(start_row=start_row, rows=found, targets=targets)
+    return Shard(start_row=start_row, rows=found, targets=targets, logp=logp if keep_logp else None)
 
 
 def _offsets(column: Column) -> npt.NDArray[np.int64]:
@@ -163,11 +176,13 @@ def _offsets(column: Column) -> npt.NDArray[np.int64]:
     return column.offsets
 
 
-def _rows(columns: dict[str, Column], identity: Identity, start_row: int, where: str) -> list[Row]:
+def _rows(
+    columns: dict[str, Column], identity: Identity, start_row: int, counts_from: int, where: str
+) -> list[Row]:
     numbers = columns["row"].values
-    if not np.array_equal(numbers, np.arange(start_row, start_row + len(numbers))):
+    if not np.array_equal(numbers, np.arange(counts_from, counts_from + len(numbers))):
         raise IntegrityError(
-            f"{where}: its rows are not {start_row} to {start_row + len(numbers) - 1}"
+            f"{where}: its rows are not {counts_from} to {counts_from + len(numbers) - 1}"
         )
     parts = {
         name: np.split(columns[name].values, _offsets(columns[name])[1:-1])
