@@ -10,6 +10,7 @@ from softlabels.cli.demo import demo_command
 from softlabels.cli.inspect import inspect_command, verify_command
 from softlabels.cli.merge import append_command, merge_command
 from softlabels.cli.repair import repair_command
+from softlabels.cli.subset import convert_command, diff_command, subset_command, view_command
 from softlabels.terminal import Commands
 
 __all__ = ["main"]
@@ -28,3 +29,7 @@ main.add_command(verify_command)
 main.add_command(repair_command)
 main.add_command(merge_command)
 main.add_command(append_command)
+main.add_command(subset_command)
+main.add_command(view_command)
+main.add_command(convert_command)
+main.add_command(diff_command)

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from softlabels.store.reader import open_store
+from tests.fakes import TEXT
 from tests.fixtures.make import contents
 
 
@@ -20,6 +21,17 @@ def content(store: Path) -> dict[str, np.ndarray]:
             found[name] = np.take_along_axis(value, order, axis=1)
     found["ids"] = np.where(np.isfinite(found["gaps"]), found["ids"], -1)
     return found
+
+
+def varied_corpus(folder: Path, *, documents: int = 12, seed: int = 0) -> str:
+    """Documents of many lengths, no two rows of which are alike; returns the corpus spec."""
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(seed)
+    words = TEXT.split()
+    for i in range(documents):
+        text = " ".join(rng.choice(words, int(rng.choice([3, 4, 40]))))
+        (folder / f"{i:02d}.txt").write_text(f"{i} {text}", encoding="utf-8")
+    return f"text:{folder}/*.txt"
 
 
 def same(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
