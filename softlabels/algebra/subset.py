@@ -11,8 +11,10 @@ import numpy.typing as npt
 
 from softlabels.algebra.narrow import fewer_ids, fewer_temperatures
 from softlabels.algebra.predicate import Choice, sample, where
+from softlabels.algebra.recode import rounded_again
 from softlabels.algebra.rewrite import rewrite, survey
 from softlabels.algebra.sources import open_source
+from softlabels.codecs import make_codec
 from softlabels.errors import ConfigError, PairingError
 from softlabels.progress import Reporter, Silent
 from softlabels.settings import check_at_least
@@ -143,16 +145,21 @@ def _identity(store: Store, config: SubsetConfig) -> Identity:
         targets = msgspec.structs.replace(targets, k=config.k)
     if config.temperature:
         targets = msgspec.structs.replace(targets, temperatures=_grid(store, config.temperature))
-    return msgspec.structs.replace(identity, targets=targets, encoding=_encoding(identity.encoding))
+    return msgspec.structs.replace(identity, targets=targets, encoding=_encoding(identity))
 
 
-def _encoding(encoding: EncodingRecord) -> EncodingRecord:
-    return msgspec.structs.replace(
-        encoding,
-        profile="open" if encoding.plain else encoding.profile,
-        dictionary_shards=None if encoding.dictionary_shards is None else 0,
+def _encoding(identity: Identity) -> EncodingRecord:
+    """Columns and whole steps are written as they were read; floats in packed shards are rounded once more."""
+    old = identity.encoding
+    encoding = msgspec.structs.replace(
+        old,
+        profile="open" if old.plain else old.profile,
+        dictionary_shards=None if old.dictionary_shards is None else 0,
         dictionary_sha256=None,
     )
+    if old.plain or not make_codec(old.values).plain:
+        return encoding
+    return rounded_again(encoding, identity.targets.estimator)
 
 
 def _check_k(store: Store, k: int) -> None:

@@ -15,7 +15,7 @@ from softlabels.codecs.codebook import Codebook
 from softlabels.errors import IntegrityError
 from softlabels.store import packed, plain
 from softlabels.store.columns import Container, Expected
-from softlabels.store.manifest import OPEN_PARTS, Identity, Numbering, Statistics
+from softlabels.store.manifest import LARGEST, OPEN_PARTS, Identity, Numbering, Statistics
 from softlabels.store.shard import Shard
 from softlabels.targets import SoftTargets
 
@@ -116,6 +116,9 @@ def decode_shard(
     )
     if numbering is None or numbering.documents == 0:
         return shard
+    largest = max((int(row.documents.max()) for row in shard.rows), default=0)
+    if largest > LARGEST:  # and would wrap
+        raise IntegrityError(f"{where}: names document {largest}; there are at most {LARGEST}")
     return replace(
         shard,
         rows=[

@@ -21,6 +21,7 @@ KINDS = {
     "packed": {"profile": "packed"},
     "packed zarr": {"profile": "packed", "container": "zarr"},
     "sampled": {"estimator": "sampled", "temperature": (2.0,)},
+    "packed sample": {"profile": "packed", "estimator": "sampled", "temperature": (2.0,)},
     "soft": {"positions": "entropy:0.3"},
 }
 
