@@ -24,12 +24,12 @@ from softlabels.config import BuildConfig
 from softlabels.corpora import Corpus, open_corpora
 from softlabels.dictionary import given_dictionary
 from softlabels.estimators import make_estimator
-from softlabels.planning import check_folder, check_same_job, packed_rows, survey
+from softlabels.planning import check_same_job, packed_rows, survey
 from softlabels.progress import Reporter, Silent
 from softlabels.rows import Cursor, InputRow
 from softlabels.store.encoding import encode_shard
 from softlabels.store.manifest import Identity, PlannedShard
-from softlabels.store.plan import load_plan
+from softlabels.store.plan import check_folder, load_plan
 from softlabels.store.shard import Shard
 from softlabels.teach import teach
 from softlabels.teachers import Teacher, open_teacher

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -81,6 +81,9 @@ class InputRow(Protocol):
     def place(self, position: int) -> str:
         """Where a position lies, for messages: `token 17`."""
 
+    def renumbered(self, documents: int) -> InputRow:
+        """The same row of a corpus before which so many documents were put."""
+
     def digest(self) -> bytes:
         """16 bytes that name these inputs: the same on every machine, for ever (docs/format.md)."""
 
@@ -126,6 +129,10 @@ class Row:
             "label_mask": self.label_mask,
             "labels": self.labels,
         }
+
+    def renumbered(self, documents: int) -> Row:
+        """The same row, so many documents further on."""
+        return replace(self, documents=self.documents + np.int64(documents))
 
     def place(self, position: int) -> str:
         """`token 17`: where a position lies."""

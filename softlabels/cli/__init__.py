@@ -10,8 +10,10 @@ from softlabels.cli.card import card_command
 from softlabels.cli.demo import demo_command
 from softlabels.cli.inspect import inspect_command, verify_command
 from softlabels.cli.measure import measure_command
+from softlabels.cli.merge import append_command, merge_command
 from softlabels.cli.repair import repair_command
 from softlabels.cli.sign import sign_command
+from softlabels.cli.subset import convert_command, diff_command, subset_command, view_command
 from softlabels.terminal import Commands
 
 __all__ = ["main"]
@@ -31,3 +33,9 @@ main.add_command(repair_command)
 main.add_command(measure_command)
 main.add_command(card_command)
 main.add_command(sign_command)
+main.add_command(merge_command)
+main.add_command(append_command)
+main.add_command(subset_command)
+main.add_command(view_command)
+main.add_command(convert_command)
+main.add_command(diff_command)

@@ -46,9 +46,9 @@ def card(manifest: Manifest) -> str:
     perplexity = (
         f"{manifest.statistics.teacher_nll / n:.4f} nats per token"
         if manifest.statistics.teacher_nll is not None
-        else "not known (the grid lacks T=1)"
+        else "not known"
     )
-    loadable = (identity.encoding.profile, identity.encoding.container) == ("open", "parquet")
+    loadable = identity.encoding.plain and identity.encoding.container == "parquet"
     return f"""---
 {CONFIGS if loadable else ""}tags:
 - softlabels

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,6 +16,7 @@ from softlabels.targets import LARGEST_GRID
 
 __all__ = [
     "MANIFEST",
+    "OPEN_PARTS",
     "SIGNATURE",
     "Commit",
     "CorpusRecord",
@@ -27,10 +29,13 @@ __all__ = [
     "Identity",
     "LogProbError",
     "Manifest",
+    "Numbering",
     "Plan",
     "PlannedShard",
+    "Provenance",
     "SampleCheck",
     "ShardRecord",
+    "SourceRecord",
     "Statistics",
     "TargetRecord",
     "TeacherRecord",
@@ -53,6 +58,26 @@ Name = Annotated[
     str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*$(?!\n)")
 ]
 Number = Annotated[float, msgspec.Meta(ge=0)]
+
+OPEN_PARTS = "open-parts"
+"""The profile `open` of a store that holds shards of several builds: a reader that does not know `counts_from`
+refuses it by this name."""
+
+
+@dataclass(frozen=True)
+class Numbering:
+    """What a shard's file counts from, which a store that shares the file with another may count otherwise."""
+
+    row: int
+    """Number that the file gives its first row."""
+    documents: int
+    """Added to its numbers of documents."""
+
+    @staticmethod
+    def of(shard: PlannedShard | ShardRecord) -> Numbering:
+        """From a shard's record."""
+        row = shard.start_row if shard.counts_from is None else shard.counts_from
+        return Numbering(row, shard.documents_from or 0)
 
 
 class TeacherRecord(Record, frozen=True, kw_only=True):
@@ -138,6 +163,11 @@ class EncodingRecord(Record, frozen=True, kw_only=True, omit_defaults=True):
     dictionary_sha256: Sha256 | None = None
     """Of the dictionary that was given."""
 
+    @property
+    def plain(self) -> bool:
+        """Whether shards are plain columns: `open`, or `open-parts`, whose shards count rows for themselves."""
+        return self.profile in ("open", OPEN_PARTS)
+
 
 class Identity(Record, frozen=True, kw_only=True, omit_defaults=True):
     """All that decides what a store holds; equal identities give equal stores."""
@@ -161,7 +191,26 @@ class FileRecord(Record, frozen=True, kw_only=True):
     bytes: Count
 
 
-class PlannedShard(Record, frozen=True, kw_only=True):
+class SourceRecord(Record, frozen=True, kw_only=True):
+    """A store that another was made from."""
+
+    name: str
+    """Of its folder."""
+    content_digest: Sha256
+    rows: Count
+
+
+class Provenance(Record, frozen=True, kw_only=True):
+    """How a store was made from other stores, without a teacher or with one for what is new."""
+
+    operation: str
+    """`merge`, `append`, `subset`, `view` or `convert`."""
+    parameters: dict[str, str]
+    """As the flags of that name say them."""
+    sources: list[SourceRecord]
+
+
+class PlannedShard(Record, frozen=True, kw_only=True, omit_defaults=True):
     """A shard to make: which rows, where in the corpus they begin, what they must be."""
 
     index: Count
@@ -175,9 +224,18 @@ class PlannedShard(Record, frozen=True, kw_only=True):
     """Token of that document at which it begins."""
     inputs_sha256: Sha256
     """Over its rows' input digests: a corpus that changed since the plan is found here."""
+    counts_from: Count | None = None
+    """See `ShardRecord`."""
+    documents_from: Count | None = None
+    """See `ShardRecord`."""
+
+    @property
+    def numbering(self) -> Numbering:
+        """How the file counts rows and documents."""
+        return Numbering.of(self)
 
 
-class Plan(Record, frozen=True, kw_only=True):
+class Plan(Record, frozen=True, kw_only=True, omit_defaults=True):
     """The immutable list of shards to make. Written first."""
 
     format: str
@@ -187,6 +245,8 @@ class Plan(Record, frozen=True, kw_only=True):
     files: dict[Name, FileRecord]
     shards: list[PlannedShard]
     digest: Sha256
+    provenance: Provenance | None = None
+    """Of a store that is made from other stores."""
 
 
 class Statistics(Record, frozen=True, kw_only=True, omit_defaults=True):
@@ -229,7 +289,7 @@ class Commit(Record, frozen=True, kw_only=True):
     digest: Sha256
 
 
-class ShardRecord(Record, frozen=True, kw_only=True):
+class ShardRecord(Record, frozen=True, kw_only=True, omit_defaults=True):
     """A shard of a finished store."""
 
     name: Name
@@ -238,6 +298,15 @@ class ShardRecord(Record, frozen=True, kw_only=True):
     start_row: Count
     rows: Positive
     positions: Count
+    counts_from: Count | None = None
+    """Of the profile `open-parts`: the number that the file itself gives its first row; absent: `start_row`."""
+    documents_from: Count | None = None
+    """To be added to the file's `documents`; absent: 0."""
+
+    @property
+    def numbering(self) -> Numbering:
+        """How the file counts rows and documents."""
+        return Numbering.of(self)
 
 
 class CostRecord(Record, frozen=True, kw_only=True):
@@ -266,6 +335,8 @@ class Manifest(Record, frozen=True, kw_only=True, omit_defaults=True):
     """What `softlabels measure` found last; absent: nobody has measured."""
     column_bytes: dict[str, Count] | None = None
     """Bytes of each column in all shards, compressed; absent where columns are not Parquet's own."""
+    provenance: Provenance | None = None
+    """Of a store that was made from other stores."""
 
     @property
     def rows(self) -> int:
@@ -320,6 +391,11 @@ def load_manifest(store: Path) -> Manifest:
         if shard.start_row != start:
             raise FormatError(
                 f"{where}: shard {shard.name} begins at row {shard.start_row}, expected {start}"
+            )
+        if shard.counts_from is not None and manifest.identity.encoding.profile == "open":
+            raise FormatError(
+                f"{where}: shard {shard.name} counts its rows from {shard.counts_from}, which belongs to the profile "
+                f"{OPEN_PARTS!r}, not 'open'; copy the store again from its source"
             )
         start += shard.rows
     if start != manifest.identity.corpus.rows:

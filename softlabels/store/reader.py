@@ -15,7 +15,7 @@ from softlabels.errors import ConfigError, FormatError, IntegrityError
 from softlabels.registry import Registry
 from softlabels.rows import Row
 from softlabels.store.dictionaries import Dictionaries
-from softlabels.store.encoding import CONTAINERS, PROFILES, decode_shard
+from softlabels.store.encoding import CONTAINERS, READABLE, decode_shard
 from softlabels.store.manifest import Identity, Manifest, ShardRecord, load_manifest
 from softlabels.store.records import check_file
 from softlabels.store.shard import Shard, StoredRow
@@ -101,8 +101,12 @@ class Store:
             self._cache.popitem(last=False)
         return shard
 
-    def read_shard(self, index: int) -> Shard:
+    def read_shard(self, index: int, *, keep_logp: bool = False) -> Shard:
         """Decode shard `index` from its file, bypassing the cache, and see it through the view.
+
+        Args:
+            index: of the shard.
+            keep_logp: keep what plain columns hold, for whoever writes them again; not through a view.
 
         Raises:
             IntegrityError, TargetError: name the file, the row and the way out.
@@ -119,6 +123,8 @@ class Store:
             rows=record.rows,
             positions=record.positions,
             dictionary=self._dictionaries,
+            numbering=record.numbering,
+            keep_logp=keep_logp,
         )
         if len(shard.rows) != record.rows or shard.targets.n != record.positions:
             raise IntegrityError(
@@ -202,7 +208,7 @@ def check_known(path: Path, identity: Identity) -> None:
     for what, value, known in (
         ("domain", identity.domain, DOMAINS),
         ("estimator", identity.targets.estimator, ESTIMATORS),
-        ("profile", identity.encoding.profile, PROFILES),
+        ("profile", identity.encoding.profile, READABLE),
         ("container", identity.encoding.container, CONTAINERS),
         ("type of values", identity.encoding.values, CODECS),
     ):

@@ -9,15 +9,15 @@ import pytest
 
 from softlabels.store.reader import open_store
 from softlabels.store.verify import verify_store
-from tests.fixtures.make import STORES, contents
+from tests.fixtures.make import DERIVED, STORES, contents
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
-names = pytest.mark.parametrize("name", list(STORES))
+names = pytest.mark.parametrize("name", [*STORES, *DERIVED])
 
 
 def test_every_fixture_is_listed_and_they_are_small():
-    assert {p.parent.name for p in FIXTURES.glob("*/manifest.json")} == set(STORES)
-    assert {p.stem for p in FIXTURES.glob("*.npz")} == set(STORES)
+    assert {p.parent.name for p in FIXTURES.glob("*/manifest.json")} == {*STORES, *DERIVED}
+    assert {p.stem for p in FIXTURES.glob("*.npz")} == {*STORES, *DERIVED}
     files = [p for p in FIXTURES.rglob("*") if p.is_file() and p.suffix not in (".py", ".pyc")]
     assert sum(p.stat().st_size for p in files) < 1_700_000
 
