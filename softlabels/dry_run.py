@@ -33,6 +33,7 @@ from softlabels.store.plan import load_plan
 from softlabels.store.shard import Shard
 from softlabels.teach import teach
 from softlabels.teachers import Teacher, open_teacher
+from softlabels.teachers.listing import check_listing
 
 __all__ = ["Estimate", "dry_run"]
 
@@ -90,6 +91,7 @@ def dry_run(
         check_folder(store)
     if teacher is None:
         teacher = open_teacher(config.teacher, teacher_options(config, plan, report))
+    check_listing(config, teacher)
     estimator.check_vocab(teacher.record.vocab_size)
     if plan is not None:
         check_same_job(plan, config, estimator, teacher, store)

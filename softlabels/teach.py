@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 
 from softlabels.errors import NonFiniteError
-from softlabels.estimators import Estimator
+from softlabels.estimators import Estimator, Selection
 from softlabels.positions import PositionRule, entropies
 from softlabels.rows import Row
 from softlabels.store.manifest import Identity, Statistics
 from softlabels.targets import SoftTargets, gaps_from_logp
 from softlabels.teachers import Teacher
+from softlabels.teachers.listing import ListingTeacher, selection_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -72,7 +73,6 @@ def teach(
     reference = 1.0
     first = start_row
     for batch in _batches(rows, batch_tokens):
-        labels = torch.from_numpy(np.concatenate([r.labels for r in batch]).astype(np.int64))
         each = estimator.uniforms
         drawn = [
             draw_uniforms(seed, first + i, len(r.positions) * each) for i, r in enumerate(batch)
@@ -80,16 +80,13 @@ def teach(
         uniforms = torch.from_numpy(np.concatenate(drawn)).view(-1, each) if each else None
         done = 0
         uncertain: list[np.ndarray[Any, np.dtype[np.float32]]] = []
-        for logits in teacher.logits(batch):
-            n = len(logits)
-            _check_finite(logits, batch, first, done, teacher)
-            label_logits = logits.gather(1, labels[done : done + n, None].to(logits.device))[:, 0]
-            u = None if uniforms is None else uniforms[done : done + n].to(logits.device)
-            if rule is not None and rule.name == "entropy":
-                uncertain.append(entropies(logits))  # before `select` overwrites them
-            selection = estimator.select(logits, u)
+        by_entropy = rule is not None and rule.name == "entropy"
+        for part in _said(teacher, estimator, batch, uniforms, first=first, entropy=by_entropy):
+            selection = part.selection
             reference = selection.reference
-            nll -= float((label_logits / reference - selection.log_norm).sum(dtype=torch.float64))
+            nll += part.nll
+            if part.entropy is not None:
+                uncertain.append(part.entropy)
             parts.append(
                 SoftTargets(
                     ids=selection.ids.to(torch.int32).cpu().numpy(),
@@ -100,6 +97,7 @@ def teach(
                     estimator=identity.targets.estimator,
                 )
             )
+            n = len(selection.ids)
             done += n
             advance(n)
         expected = sum(len(r.positions) for r in batch)
@@ -124,6 +122,44 @@ def teach(
         teacher_nll=nll if reference == 1.0 else None,
         soft_positions=None if targets.soft.all() else int(targets.soft.sum()),
     )
+
+
+class _Said(NamedTuple):
+    """What the teacher said at the positions of one chunk."""
+
+    selection: Selection
+    nll: float
+    """Sum of -log p of the token that came, nats; at T=1 if the selection's reference is 1."""
+    entropy: np.ndarray[Any, np.dtype[np.float32]] | None
+    """`[n] float32`, if it was asked for."""
+
+
+def _said(
+    teacher: Teacher,
+    estimator: Estimator,
+    batch: Sequence[Row],
+    uniforms: Tensor | None,
+    *,
+    first: int,
+    entropy: bool,
+) -> Iterator[_Said]:
+    """Select from each chunk of a batch; `first` is the row number of its first row."""
+    if isinstance(teacher, ListingTeacher):
+        for listed in teacher.listed(batch, estimator.k):
+            yield _Said(selection_of(listed), -float(listed.label_logp.sum()), None)
+        return
+    labels = torch.from_numpy(np.concatenate([r.labels for r in batch]).astype(np.int64))
+    done = 0
+    for logits in teacher.logits(batch):
+        n = len(logits)
+        _check_finite(logits, batch, first, done, teacher)
+        label_logits = logits.gather(1, labels[done : done + n, None].to(logits.device))[:, 0]
+        u = None if uniforms is None else uniforms[done : done + n].to(logits.device)
+        uncertain = entropies(logits) if entropy else None  # before `select` overwrites them
+        selection = estimator.select(logits, u)
+        nll = label_logits / selection.reference - selection.log_norm
+        yield _Said(selection, -float(nll.sum(dtype=torch.float64)), uncertain)
+        done += n
 
 
 def _no_targets(identity: Identity) -> SoftTargets:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from softlabels.corpora.packing import Tokenizer
 from softlabels.registry import Registry, split_spec
@@ -17,7 +17,7 @@ from softlabels.store.manifest import TeacherRecord, TokenizerRecord
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["TEACHERS", "Teacher", "TeacherOptions", "TeacherTokenizer", "open_teacher"]
+__all__ = ["TEACHERS", "Remarking", "Teacher", "TeacherOptions", "TeacherTokenizer", "open_teacher"]
 
 MIB = 2**20
 
@@ -58,8 +58,23 @@ class Teacher(Protocol):
         """
 
 
+@runtime_checkable
+class Remarking(Protocol):
+    """A teacher that counts something while it teaches."""
+
+    def remarks(self) -> list[str]:
+        """Lines for people, about what this builder taught."""
+
+
 TEACHERS: Registry[Callable[[str, TeacherOptions], Teacher]] = Registry(
-    "softlabels.teachers", {"hf": "softlabels.teachers.hf:load_hf"}
+    "softlabels.teachers",
+    {
+        "hf": "softlabels.teachers.hf:load_hf",
+        "onnx": "softlabels.teachers.onnx:load_onnx",
+        "openai": "softlabels.teachers.openai:load_openai",
+        "py": "softlabels.teachers.py:load_callable",
+        "vllm": "softlabels.teachers.vllm:load_vllm",
+    },
 )
 
 
