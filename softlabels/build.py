@@ -32,7 +32,8 @@ from softlabels.store.commit import sweep
 from softlabels.store.finish import finish
 from softlabels.store.manifest import MANIFEST, Manifest, Plan, load_manifest
 from softlabels.store.plan import load_plan
-from softlabels.teachers import MIB, Remarking, Teacher, TeacherOptions, open_teacher
+from softlabels.teachers import MIB, Remarking, Teacher, TeacherOptions
+from softlabels.teachers.ensemble import open_teachers
 from softlabels.teachers.listing import check_listing
 
 __all__ = ["build", "teacher_options"]
@@ -68,7 +69,9 @@ def build(
     if plan is None and store.is_dir() and any(store.iterdir()):
         check_folder(store)
     if teacher is None:
-        teacher = open_teacher(config.teacher, teacher_options(config, plan, report))
+        teacher = open_teachers(
+            config.teacher, config.average, teacher_options(config, plan, report)
+        )
     check_listing(config, teacher)
     estimator.check_vocab(teacher.record.vocab_size)
     if plan is None:
