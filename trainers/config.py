@@ -108,7 +108,7 @@ class RunConfig:
             object.__setattr__(self, "store", self.store[0])
         if (self.student is None) == (self.init is None):
             raise ConfigError(
-                "--student is missing: name one, or go on from a run's student with --init RUN"
+                "--student is missing (or 'student' in the config file); or go on from a run's with --init RUN"
                 if self.student is None
                 else f"--init {self.init}: is the student; leave out --student {self.student}"
             )

@@ -1,4 +1,5 @@
-"""Where a student begins: lines of text, JSON lines, or the beginnings of a store's documents, as token ids."""
+"""Where a student begins: lines of text, JSON lines, or the beginnings of a store's pieces of documents, as token "
+"ids."""
 
 from __future__ import annotations
 
@@ -64,7 +65,7 @@ def read_prompts(path: Path, words: Words, *, prompt_tokens: int) -> Iterator[Pr
     """Prompts in order.
 
     Args:
-        path: a store, whose documents' first `prompt_tokens` tokens are taken; `.jsonl`, with
+        path: a store, of whose rows each document's piece gives its first `prompt_tokens` tokens; `.jsonl`, with
             `{"prompt": text}` or `{"messages": [...]}` in each line; else text, each line a prompt.
         words: the student's tokenizer.
         prompt_tokens: of a store only.
@@ -117,14 +118,10 @@ def _record(line: str, where: str, words: Words) -> Prompt:
 
 def _beginnings(path: Path, prompt_tokens: int) -> Iterator[Prompt]:
     store = open_store(path)
-    last = -1
     for i in range(len(store)):
         row = store.row(i).row
-        starts = np.cumsum(row.segment_lengths) - row.segment_lengths
-        for document, start, length in zip(
-            row.documents.tolist(), starts, row.segment_lengths, strict=True
-        ):
-            if document != last:  # else a piece from the midst of a document
-                stop = start + min(prompt_tokens, int(length))
-                yield Prompt(row.input_ids[start:stop].astype(np.int64), None)
-            last = document
+        stops = np.cumsum(row.segment_lengths)
+        for stop, length in zip(stops.tolist(), row.segment_lengths.tolist(), strict=True):
+            start = stop - length
+            ids = row.input_ids[start : start + min(prompt_tokens, length)]
+            yield Prompt(ids.astype(np.int64), None)

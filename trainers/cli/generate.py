@@ -17,7 +17,7 @@ __all__ = ["generate_command"]
     "--prompts",
     required=True,
     type=LocalPath(),
-    help="Text, a line each; .jsonl with prompt or messages; or a store, whose documents' beginnings are taken.",
+    help="Text, a line each; .jsonl with prompt or messages; or a store, whose rows' beginnings are taken.",
 )
 @click.option(
     "--out",
@@ -56,7 +56,7 @@ __all__ = ["generate_command"]
     type=click.IntRange(min=1),
     default=16,
     show_default=True,
-    help="Of a store's document.",
+    help="Of a store's row.",
 )
 @click.option(
     "--batch-size",
