@@ -1,5 +1,4 @@
-"""Where a student begins: lines of text, JSON lines, or the beginnings of a store's pieces of documents, as token "
-"ids."""
+"""Where a student begins: lines of text, JSON lines, or the first tokens of what a store's rows hold, as token ids."""
 
 from __future__ import annotations
 
