@@ -49,7 +49,8 @@ from softlabels.store.manifest import (
 )
 from softlabels.store.plan import RowDigests, read_plan
 from softlabels.store.reader import Store
-from softlabels.teachers import Teacher, TeacherOptions, open_teacher
+from softlabels.teachers import Teacher, TeacherOptions
+from softlabels.teachers.ensemble import open_teachers
 
 __all__ = ["AppendConfig", "append"]
 
@@ -112,7 +113,7 @@ def append(
         digests.add_digests(shard.digests)
         scanned.append(shard)
     if teacher is None:
-        teacher = open_teacher(job.teacher, _options(store, job, report))
+        teacher = open_teachers(job.teacher, job.average, _options(store, job, report))
     _check_teacher(store, teacher)
     new, unnamed = survey(job, estimator, corpora, teacher, report, digests=digests)
     old = reused_pieces(scanned, start_row=0, documents=0)
@@ -164,6 +165,7 @@ def _job(store: Store, config: AppendConfig) -> BuildConfig:
         top_p=targets.top_p,
         min_k=targets.min_k,
         temperature=tuple(targets.temperatures),
+        domain=identity.domain,
         seq_len=identity.corpus.seq_len,
         shard_rows=shard_rows,
         limit_rows=config.limit_rows,

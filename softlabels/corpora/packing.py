@@ -20,7 +20,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from softlabels.corpora import Corpus, Message, documents_of
+from softlabels.corpora import Corpus, Document, Message, documents_of
 from softlabels.errors import ConfigError, CorpusError
 from softlabels.rows import BEGINNING, Cursor, Row
 
@@ -91,16 +91,19 @@ def pack(
         if document is None:
             counts.skipped_empty += 1
             continue
-        tokens = (
-            tokenizer.encode_chat(document.messages, where=document.where)
-            if document.messages is not None
-            else tokenizer.encode(document.text or "")
-        )
+        tokens = _tokens(document, tokenizer)
         _check_ids(tokens.input_ids, vocab_size, document.where)
         if not tokens.learn[1:].any():
-            if document.messages is not None:
+            if document.messages is not None or (
+                document.ids is not None and len(document.ids) > 1
+            ):
+                what = (
+                    "loss_mask is 0 throughout"
+                    if document.messages is None
+                    else "no assistant turn"
+                )
                 raise CorpusError(
-                    f"{document.where}: no assistant turn, so nothing is to be learnt; remove the line"
+                    f"{document.where}: {what}, so nothing is to be learnt; remove the line"
                 )
             counts.skipped_short += 1
             continue
@@ -120,6 +123,15 @@ def pack(
         room -= length - offset
     if open_row:
         yield _close(open_row)
+
+
+def _tokens(document: Document, tokenizer: Tokenizer) -> Tokenized:
+    if document.ids is not None:
+        assert document.learn is not None
+        return Tokenized(input_ids=document.ids, learn=document.learn)
+    if document.messages is not None:
+        return tokenizer.encode_chat(document.messages, where=document.where)
+    return tokenizer.encode(document.text or "")
 
 
 @dataclass(frozen=True)

@@ -88,7 +88,7 @@ class TeacherRecord(Record, frozen=True, kw_only=True):
     name: str
     revision: str | None
     weights_sha256: Sha256
-    """Over the weight files: name and content, in order of name."""
+    """Over the weight files: name and content, in order of name. Where there are none to see, see docs/teachers.md."""
     dtype: str
     device: str
     engine: str
@@ -96,6 +96,7 @@ class TeacherRecord(Record, frozen=True, kw_only=True):
     vocab_size: Positive
     """V: the width of its head."""
     parameters: Count
+    """0: not known."""
 
 
 class TokenizerRecord(Record, frozen=True, kw_only=True):

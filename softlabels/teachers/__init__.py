@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from softlabels.corpora.packing import Tokenizer
+from softlabels.errors import ConfigError
 from softlabels.registry import Registry, split_spec
 from softlabels.store.manifest import TeacherRecord, TokenizerRecord
 
@@ -20,11 +21,13 @@ if TYPE_CHECKING:
 
 __all__ = [
     "TEACHERS",
+    "Remarking",
     "Teacher",
     "TeacherOptions",
     "TeacherTokenizer",
     "TextTeacher",
     "TextTokenizer",
+    "causal_only",
     "open_teacher",
 ]
 
@@ -90,9 +93,36 @@ class TextTeacher(Protocol):
     """What each class is called, in order of its number."""
 
 
+@runtime_checkable
+class Remarking(Protocol):
+    """A teacher that counts something while it teaches."""
+
+    def remarks(self) -> list[str]:
+        """Lines for people, about what this builder taught."""
+
+
 TEACHERS: Registry[Callable[[str, TeacherOptions], Teacher]] = Registry(
-    "softlabels.teachers", {"hf": "softlabels.teachers.hf:load_hf"}
+    "softlabels.teachers",
+    {
+        "hf": "softlabels.teachers.hf:load_hf",
+        "onnx": "softlabels.teachers.onnx:load_onnx",
+        "openai": "softlabels.teachers.openai:load_openai",
+        "py": "softlabels.teachers.py:load_callable",
+        "vllm": "softlabels.teachers.vllm:load_vllm",
+    },
 )
+
+
+def causal_only(back_end: str, options: TeacherOptions) -> None:
+    """Refuse to teach anything but causal LMs, in the name of a back-end that cannot.
+
+    Raises:
+        ConfigError: another domain is asked for.
+    """
+    if options.domain != "causal-lm":
+        raise ConfigError(
+            f"--teacher {back_end}: teaches causal-lm only, not --domain {options.domain}; use hf:PATH"
+        )
 
 
 def open_teacher(spec: str, options: TeacherOptions) -> Teacher:

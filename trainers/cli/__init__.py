@@ -8,6 +8,7 @@ import softlabels
 from softlabels.terminal import Commands
 from trainers.cli.evaluate import eval_command
 from trainers.cli.export import export_command
+from trainers.cli.generate import generate_command
 from trainers.cli.latency import latency_command
 from trainers.cli.run import run_command, student_command
 
@@ -25,3 +26,4 @@ main.add_command(student_command)
 main.add_command(eval_command)
 main.add_command(export_command)
 main.add_command(latency_command)
+main.add_command(generate_command)
