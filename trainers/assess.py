@@ -25,7 +25,8 @@ from trainers.evaluations import (
     weights_digest,
 )
 from trainers.measure import Measured, measure
-from trainers.scores import FEW_CLASSES, bootstrap, row_sums
+from trainers.resampling import bootstrap
+from trainers.scores import FEW_CLASSES, row_sums, scores
 
 __all__ = ["assess_run"]
 
@@ -62,7 +63,7 @@ def assess_run(
     m = measure(student, opened, device=device, batch_size=batch_size, advance=advance)
     found = summarise(m, opened)
     sums = row_sums(m, opened.vocab_size)
-    intervals = bootstrap(sums, replicates=replicates, seed=seed, level=LEVEL)
+    intervals = bootstrap(sums, scores, replicates=replicates, seed=seed, level=LEVEL)
     folder = run / WEIGHTS[weights][0]
     text = TokenText(opened)
     documents, count = groups.by_document(m)

@@ -1,5 +1,7 @@
-"""Where the teacher is wrong, what does the student do? It can be right all the same, or wrong: with the teacher's
-own answer (an inherited error), or with another. And where the teacher is right: what did the student not learn?
+"""What the student does where teacher and truth disagree.
+
+Where the teacher is wrong it can be right all the same, or wrong: with the teacher's own answer (an inherited error),
+or with another. Where the teacher is right, and the student is not, something was lost.
 
 Right means that the most probable id came. Shapes: N positions.
 """

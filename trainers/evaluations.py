@@ -7,7 +7,6 @@ them is more than text and numbers.
 from __future__ import annotations
 
 import hashlib
-import os
 from pathlib import Path
 from typing import Any
 
@@ -206,7 +205,7 @@ def save_assessment(run: Path, assessment: Assessment) -> Path:
     path = folder / f"{assessment.weights}-{assessment.store.digest[:12]}.json"
     temporary = path.with_name(f".tmp-{path.name}")
     temporary.write_bytes(msgspec.json.format(msgspec.json.encode(assessment), indent=1))
-    os.replace(temporary, path)
+    temporary.replace(path)
     return path
 
 

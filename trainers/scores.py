@@ -1,9 +1,7 @@
 """Scores from sums over rows, so that one function gives the score and each replicate of its bootstrap.
 
 Everything here is a ratio of sums over positions, or a function of such ratios. The sums are first taken within each
-row, `[R, …]`; a replicate draws R whole rows with replacement, which is to weigh the rows' sums by how often each was
-drawn. Rows, not tokens, are drawn: neighbouring tokens are not independent, and intervals that took them to be would
-be too narrow. Shapes: R rows, B replicates, C classes.
+row, `[R, …]`, as `resampling.py` needs them. Shapes: R rows, C classes.
 """
 
 from __future__ import annotations
@@ -16,14 +14,12 @@ import numpy.typing as npt
 from trainers.calibration import BINS, Bins, bin_of
 from trainers.measure import Measured
 
-__all__ = ["FEW_CLASSES", "TOP_K", "bootstrap", "macro_f1", "row_sums", "row_weights", "scores"]
+__all__ = ["FEW_CLASSES", "TOP_K", "macro_f1", "row_sums", "scores"]
 
 Float64 = npt.NDArray[np.float64]
 FEW_CLASSES = 64
 """Vocabularies up to this are taken for a classifier's, and looked at class by class."""
 TOP_K = 5
-AT_ONCE = 2**22
-"""Entries of a block of replicates' weights."""
 
 
 def row_sums(m: Measured, vocab_size: int) -> dict[str, Float64]:
@@ -118,44 +114,3 @@ def scores(sums: Mapping[str, Float64]) -> dict[str, Float64]:
 
 def _bins(sums: Mapping[str, Float64], prefix: str) -> Bins:
     return Bins(*(sums[f"{prefix}_{part}"] for part in ("count", "confidence", "right")))
-
-
-def row_weights(rows: int, replicates: int, seed: int) -> Float64:
-    """`[B, R]`: how often each row is drawn in each replicate; a function of the three numbers alone."""
-    g = np.random.default_rng([seed, rows])
-    drawn = g.integers(rows, size=(replicates, rows))
-    offset = np.arange(replicates)[:, None] * rows
-    counts = np.bincount((drawn + offset).ravel(), minlength=replicates * rows)
-    return counts.reshape(replicates, rows).astype(np.float64)
-
-
-def bootstrap(
-    sums: Mapping[str, Float64], *, replicates: int, seed: int, level: float = 0.95
-) -> dict[str, tuple[float, float]]:
-    """Percentile intervals of all scores; replicates in which a score is not defined are left out of its own.
-
-    Args:
-        sums: of rows, as `row_sums` gives.
-        replicates: B; 0 gives no interval.
-        seed: of the draws. They are made in blocks, each with a seed of its own.
-        level: share of the replicates that lies inside.
-
-    Returns:
-        (low, high) by score; empty with fewer than two rows, from which nothing can be said.
-    """
-    rows = len(sums["n"])
-    if rows < 2 or replicates == 0:
-        return {}
-    block = max(1, AT_ONCE // rows)
-    parts: list[dict[str, Float64]] = []
-    for i, start in enumerate(range(0, replicates, block)):
-        weights = row_weights(rows, min(block, replicates - start), seed + i * 2**32)
-        parts.append(scores({name: weights @ s for name, s in sums.items()}))
-    found = {}
-    for name in parts[0]:
-        values = np.concatenate([p[name] for p in parts])
-        values = values[np.isfinite(values)]
-        if len(values):
-            low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
-            found[name] = (float(low), float(high))
-    return found

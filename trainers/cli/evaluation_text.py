@@ -67,7 +67,7 @@ def evaluation_text(a: Assessment, saved: Path) -> str:
             f"{mean:.2g} at T={t:g} (at most {most:.2g})"
             for t, mean, most in zip(d["temperatures"], d["mean"], d["largest"], strict=True)
         )
-        lines.append(f"dropped by the view: {each}; {d['emptied']} positions kept no id")
+        lines.append(f"dropped  {each}; {d['emptied']} positions kept no id")
     return "\n".join([*lines, f"kept in {saved}"])
 
 
