@@ -19,6 +19,7 @@ class TokenText:
 
     def __init__(self, store: Store) -> None:
         self._tokenizer: Any = None
+        self._classes = store.manifest.identity.classes
         if store.view is not None and store.view.table is not None:
             return
         try:
@@ -38,6 +39,12 @@ class TokenText:
     def one(self, token: int) -> str:
         """A single id."""
         return self.many([token]) if self.known else f"<{token}>"
+
+    def label(self, label: int) -> str:
+        """What a position may be: a class, where the store names them, or a token."""
+        if self._classes is not None and 0 <= label < len(self._classes):
+            return self._classes[label]
+        return self.one(label)
 
     def many(self, tokens: Sequence[int]) -> str:
         """Ids in a row, as the text they make together."""

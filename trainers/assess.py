@@ -7,7 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 import softlabels
+from softlabels.rows import Row
 from softlabels.store.reader import Store
 from softlabels.token_text import TokenText
 from trainers import blind_spots, groups
@@ -34,7 +37,9 @@ LEVEL = 0.95
 LISTED = 12
 """Places, and rows, that are listed."""
 CONTEXT = 24
-"""Tokens shown before a place."""
+"""Tokens of a causal LM shown before a place."""
+MOST = 96
+"""Tokens shown of a text that is one row."""
 
 
 def assess_run(
@@ -87,17 +92,17 @@ def assess_run(
         level=LEVEL,
         replicates=replicates,
         seed=seed,
-        reliability=_bins(reliability(m.confidence, m.correct)),
+        reliability=_bins(reliability(m.confidence[m.labelled], m.correct[m.labelled])),
         teacher_reliability=_bins(
-            reliability(m.teacher_confidence[m.known], m.teacher_correct[m.known])
+            reliability(m.teacher_confidence[m.judged], m.teacher_correct[m.judged])
         )
-        if m.known.any()
+        if m.judged.any()
         else [],
         by_context=groups.by_context(m),
         by_document=documents,
         documents=count,
-        by_class=groups.by_class(m, opened.vocab_size, text.one) if few else [],
-        blind_spots=_blind_spots(m, opened, text) if m.known.any() else None,
+        by_class=groups.by_class(m, opened.vocab_size, text.label) if few else [],
+        blind_spots=_blind_spots(m, opened, text) if m.judged.any() else None,
         row_positions=[int(n) for n in sums["n"]],
         row_nll=[float(x) for x in sums["nll"]],
     )
@@ -119,7 +124,7 @@ def _bins(bins: Bins) -> list[Bin]:
 
 def _blind_spots(m: Measured, store: Store, text: TokenText) -> BlindSpots:
     return BlindSpots(
-        cells=blind_spots.count_cells(m, m.known),
+        cells=blind_spots.count_cells(m, m.judged),
         by_confidence=[
             groups.group(m, where, name)
             for name, where in blind_spots.confidence_bins(m)
@@ -133,16 +138,18 @@ def _blind_spots(m: Measured, store: Store, text: TokenText) -> BlindSpots:
 
 def _place(m: Measured, n: int, store: Store, text: TokenText) -> Place:
     row, token = int(m.row[n]), int(m.token[n])
-    seen = min(int(m.context[n]), CONTEXT)
-    tokens = store.row(row).row.input_ids[token + 1 - seen : token + 1]
+    inputs = store.row(row).row
+    tokens = inputs.inputs.get("input_ids", np.zeros(0, np.int32))
+    if isinstance(inputs, Row):
+        tokens = tokens[token + 1 - min(int(m.context[n]), CONTEXT) : token + 1]
     return Place(
         row=row,
         position=token,
-        context=text.many([int(t) for t in tokens]),
-        label=text.one(int(m.label[n])),
-        teacher=text.one(int(m.teacher_top[n])),
+        context=text.many(tokens[-MOST:].tolist()),
+        label=text.label(int(m.label[n])),
+        teacher=text.label(int(m.teacher_top[n])),
         teacher_confidence=float(m.teacher_confidence[n]),
-        student=text.one(int(m.top[n])),
+        student=text.label(int(m.top[n])),
         confidence=float(m.confidence[n]),
     )
 
@@ -158,6 +165,7 @@ def _store_facts(store: Store, vocab: str | None) -> StoreFacts:
         k=identity.targets.k,
         teacher=identity.teacher.name,
         teacher_parameters=identity.teacher.parameters,
+        domain=identity.domain,
         corpus=list(identity.corpus.specs),
         vocab=vocab,
     )

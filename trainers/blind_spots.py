@@ -23,8 +23,8 @@ CONFIDENCE_BINS = 5
 
 
 def count_cells(m: Measured, where: Bool) -> Cells:
-    """Over the positions `where [N]`, at all of which the teacher must be known."""
-    assert not (where & ~m.known).any()
+    """Over the positions `where [N]`, at all of which teacher and truth must be known."""
+    assert not (where & ~m.judged).any()
     teacher, student, same = m.teacher_correct[where], m.correct[where], m.agree[where]
     return Cells(
         both_right=int((teacher & student).sum()),
@@ -40,18 +40,19 @@ def confidence_bins(m: Measured) -> list[tuple[str, Bool]]:
     which = bin_of(m.teacher_confidence, CONFIDENCE_BINS)
     width = 100 // CONFIDENCE_BINS
     return [
-        (f"{b * width}-{(b + 1) * width} %", m.known & (which == b)) for b in range(CONFIDENCE_BINS)
+        (f"{b * width}-{(b + 1) * width} %", m.judged & (which == b))
+        for b in range(CONFIDENCE_BINS)
     ]
 
 
 def inherited(m: Measured, listed: int) -> Int64:
     """Up to `listed` positions where both are wrong with one answer; where the student is surest first."""
-    return _surest(m, m.known & ~m.teacher_correct & ~m.correct & m.agree, listed)
+    return _surest(m, m.judged & ~m.teacher_correct & ~m.correct & m.agree, listed)
 
 
 def lost(m: Measured, listed: int) -> Int64:
     """Up to `listed` positions where the teacher is right and the student is not; where it is surest first."""
-    return _surest(m, m.known & m.teacher_correct & ~m.correct, listed)
+    return _surest(m, m.judged & m.teacher_correct & ~m.correct, listed)
 
 
 def _surest(m: Measured, where: Bool, listed: int) -> Int64:

@@ -16,6 +16,7 @@ from trainers.calibration import BINS, reliability
 from trainers.measure import Measured, measure
 from trainers.scores import macro_f1, row_sums, scores
 from trainers.students import Student, load_student
+from trainers.tasks import Task
 from trainers.vocabulary import check_numbering
 
 __all__ = [
@@ -37,7 +38,7 @@ WEIGHTS = {
 
 
 class Evaluation(NamedTuple):
-    """Means over the positions of a store, at T=1; what compares with the teacher, over the soft ones.
+    """Means over the labelled positions of a store, at T=1; what compares with the teacher, over the soft ones.
 
     That is None for a sampled store, which does not determine it, and where no position has a soft target.
     """
@@ -96,11 +97,20 @@ def evaluate(
 
 
 def summarise(m: Measured, store: Store) -> Evaluation:
-    """The headline figures of what was measured on a store."""
+    """The headline figures of what was measured on a store.
+
+    Raises:
+        RunError: no position has a label.
+    """
+    if not m.labelled.any():
+        raise RunError(f"{store.path}: none of its positions has a label to evaluate against")
     sums = {name: s.sum(axis=0) for name, s in row_sums(m, store.vocab_size).items()}
     found = {name: float(value) for name, value in scores(sums).items()}
     v = store.vocab_size
-    counts = [np.bincount(x, minlength=v).astype(np.float64) for x in (m.label, m.top)]
+    counts = [
+        np.bincount(x, minlength=v).astype(np.float64)
+        for x in (m.label[m.labelled], m.top[m.labelled])
+    ]
     hits = np.bincount(m.label[m.correct], minlength=v).astype(np.float64)
     statistics = store.manifest.statistics
     of_teacher = ("kl", "agreement", "top_k_agreement", "acceptance_low", "acceptance_high")
@@ -112,7 +122,7 @@ def summarise(m: Measured, store: Store) -> Evaluation:
         **{name: found.get(name) for name in (*of_teacher, "teacher_accuracy", "teacher_ece")},  # type: ignore[arg-type]
         teacher_nll=None
         if statistics.teacher_nll is None or store.view is not None
-        else statistics.teacher_nll / m.n,
+        else statistics.teacher_nll / int(m.labelled.sum()),
         dropped=None if store.dropped is None else store.dropped.to_dict(),
     )
 
@@ -172,4 +182,4 @@ def open_run(
             f"{expected[:12]}…), so the same id means another token; build a store of that text with the run's teacher"
         )
     check_numbering(facts, opened, run)
-    return load_student(run / folder), opened
+    return load_student(run / folder, Task.of(opened)), opened

@@ -90,8 +90,9 @@ class Group(_Record, frozen=True, kw_only=True):
 
     name: str
     positions: int
-    nll: float
-    accuracy: float
+    nll: float | None
+    """None: none of them has a label."""
+    accuracy: float | None
     kl: float | None
     agreement: float | None
     acceptance_low: float | None
@@ -143,6 +144,7 @@ class StoreFacts(_Record, frozen=True, kw_only=True):
     k: int
     teacher: str
     teacher_parameters: int
+    domain: str
     corpus: list[str]
     vocab: str | None
 

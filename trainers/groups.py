@@ -25,23 +25,22 @@ LISTED = 50
 
 def group(m: Measured, where: Bool, name: str) -> Group:
     """Scores over the positions `where [N]`, of which there must be one."""
-    n = int(where.sum())
-    known = where & m.known
+    labelled, known, judged = where & m.labelled, where & m.known, where & m.judged
 
-    def mean(values: npt.NDArray[np.generic]) -> float | None:
-        return float(values[known].astype(np.float64).mean()) if known.any() else None
+    def mean(values: npt.NDArray[np.generic], of: Bool) -> float | None:
+        return float(values[of].astype(np.float64).mean()) if of.any() else None
 
     return Group(
         name=name,
-        positions=n,
-        nll=float(m.nll[where].mean()),
-        accuracy=float(m.correct[where].mean()),
-        kl=mean(m.kl),
-        agreement=mean(m.agree),
-        acceptance_low=mean(m.accept_low),
-        acceptance_high=mean(m.accept_high),
-        teacher_accuracy=mean(m.teacher_correct),
-        cells=count_cells(m, known) if known.any() else None,
+        positions=int(where.sum()),
+        nll=mean(m.nll, labelled),
+        accuracy=mean(m.correct, labelled),
+        kl=mean(m.kl, known),
+        agreement=mean(m.agree, known),
+        acceptance_low=mean(m.accept_low, known),
+        acceptance_high=mean(m.accept_high, known),
+        teacher_accuracy=mean(m.teacher_correct, judged),
+        cells=count_cells(m, judged) if judged.any() else None,
     )
 
 
@@ -49,7 +48,7 @@ def by_class(m: Measured, vocab_size: int, name: Callable[[int], str]) -> list[G
     """By label, with its F1, in order of id; classes that did not come are left out."""
     found = []
     for c in range(vocab_size):
-        came, said = m.label == c, m.top == c
+        came, said = m.label == c, m.labelled & (m.top == c)
         if not came.any():
             continue
         f1 = 2 * float((came & said).sum()) / float(came.sum() + said.sum())
@@ -58,7 +57,7 @@ def by_class(m: Measured, vocab_size: int, name: Callable[[int], str]) -> list[G
 
 
 def by_context(m: Measured) -> list[Group]:
-    """By how many tokens of its document the model saw, in doubling bins: 1, 2-3, 4-7 and so on."""
+    """By how many tokens the model saw, in doubling bins: 1, 2-3, 4-7 and so on."""
     power = np.floor(np.log2(m.context)).astype(np.int64)
     found = []
     for p in np.unique(power):

@@ -5,7 +5,7 @@ Shapes: N positions, K kept ids, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
@@ -14,7 +14,9 @@ import torch
 from torch import Tensor
 
 from softlabels.errors import RunError
+from softlabels.rows import UNLABELLED, Row
 from softlabels.store.reader import Store
+from softlabels.store.shard import StoredRow
 from softlabels.targets import UNBIASED, SoftTargets
 from trainers.batch import Batch, collate
 from trainers.position_weights import teacher_bins
@@ -35,15 +37,15 @@ class Measured:
     row: Int64
     """`[N]`: row of the store."""
     token: Int64
-    """`[N]`: place in the row of the position, which predicts the next token."""
+    """`[N]`: of a causal LM, the token of the row which predicts the next; else the position's number in its row."""
     document: Int64
     """`[N]`: document of the corpus."""
     context: Int64
-    """`[N]`: how many tokens of its document the model saw, this position's included."""
+    """`[N]`: of a causal LM, how many tokens of the document the model saw, this one included; else the row's size."""
     label: Int64
-    """`[N]`: the token that came."""
+    """`[N]`: what is true; `UNLABELLED` where that is not known."""
     nll: Float64
-    """`[N]`: the student's -log p of it, nats."""
+    """`[N]`: the student's -log p of it, nats; 0 without a label."""
     top: Int64
     """`[N]`: the student's first choice."""
     confidence: Float64
@@ -69,6 +71,16 @@ class Measured:
     def n(self) -> int:
         """N."""
         return len(self.label)
+
+    @property
+    def labelled(self) -> Bool:
+        """`[N]`: whether what is true is known."""
+        return np.asarray(self.label != UNLABELLED)
+
+    @property
+    def judged(self) -> Bool:
+        """`[N]`: whether both teacher and truth are known."""
+        return np.asarray(self.known & self.labelled)
 
     @property
     def correct(self) -> Bool:
@@ -112,18 +124,7 @@ def measure(
         batch = collate(rows).to(where)
         if batch.positions:
             found = _measure(student.hidden(batch), head, batch)
-            places = [r.row for r in rows]
-            parts.append(
-                {name: t.cpu().numpy() for name, t in found.items()}
-                | {
-                    "row": np.repeat([r.index for r in rows], [len(p.positions) for p in places]),
-                    "token": np.concatenate([p.positions for p in places]),
-                    "document": np.concatenate(
-                        [np.repeat(p.documents, p.segment_lengths)[p.positions] for p in places]
-                    ),
-                    "context": np.concatenate([p.position_ids[p.positions] + 1 for p in places]),
-                }
-            )
+            parts.append({name: t.cpu().numpy() for name, t in found.items()} | _places(rows))
         advance(len(batch.rows))
     student.train(was_training)
     if not parts:
@@ -158,18 +159,36 @@ def acceptance(log_p: Tensor, log_q: Tensor, outside: Tensor) -> tuple[Tensor, T
     return kept + torch.where(outside == 1, tail, 0.0), high
 
 
+def _places(rows: Sequence[StoredRow]) -> dict[str, npt.NDArray[np.generic]]:
+    """Where the N positions of some rows lie."""
+    token, document, context = [], [], []
+    for stored in rows:
+        row, n = stored.row, stored.row.n
+        if isinstance(row, Row):
+            token.append(row.positions)
+            document.append(np.repeat(row.documents, row.segment_lengths)[row.positions])
+            context.append(row.position_ids[row.positions].astype(np.int64) + 1)
+        else:
+            token.append(np.arange(n))
+            document.append(np.full(n, row.documents[0]))
+            context.append(np.full(n, row.size))
+    index = np.repeat([r.index for r in rows], [r.row.n for r in rows])
+    named = {"token": token, "document": document, "context": context}
+    return {"row": index} | {name: np.concatenate(parts) for name, parts in named.items()}
+
+
 def _measure(hidden: Tensor, head: Head, batch: Batch) -> dict[str, Tensor]:
-    hidden = hidden.flatten(0, 1).index_select(0, batch.flat_positions).float()
+    hidden = batch.at_positions(hidden).float()
     device, targets = hidden.device, batch.targets
     known = targets.soft if targets.estimator not in UNBIASED else np.zeros(targets.n, np.bool_)
     first, confidence = _first_choices(targets, known)
     ids = torch.from_numpy(targets.ids.astype(np.int64)).to(device)
     kept = torch.from_numpy(targets.kept).to(device)
-    out = topk_tail(hidden, head, ids, kept, batch.labels)
+    out = topk_tail(hidden, head, ids, kept, batch.labels.clamp(min=0))
     top, top_logit, rank = _choices(hidden, head, torch.from_numpy(first).to(device))
     measured = {
         "label": batch.labels,
-        "nll": out.lse - out.label_logit,
+        "nll": torch.where(batch.labels != UNLABELLED, out.lse - out.label_logit, 0.0),
         "top": top,
         "confidence": (top_logit - out.lse).exp().clamp(max=1.0),
         "soft": torch.from_numpy(targets.soft),

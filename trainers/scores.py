@@ -49,12 +49,12 @@ def row_sums(m: Measured, vocab_size: int) -> dict[str, Float64]:
             f"{prefix}_right": spread(which, BINS, where * right),
         }
 
-    every, known = np.ones(m.n), m.known.astype(np.float64)
+    labelled, known, judged = (x.astype(np.float64) for x in (m.labelled, m.known, m.judged))
     sums = {
-        "n": total(),
+        "n": total(m.labelled),
         "nll": total(m.nll),
         "correct": total(m.correct),
-        **binned("bins", m.confidence, m.correct, every),
+        **binned("bins", m.confidence, m.correct, labelled),
     }
     if m.known.any():
         sums |= {
@@ -64,14 +64,15 @@ def row_sums(m: Measured, vocab_size: int) -> dict[str, Float64]:
             "top_k": total(m.rank < TOP_K, known),
             "accept_low": total(m.accept_low, known),
             "accept_high": total(m.accept_high, known),
-            "teacher_correct": total(m.teacher_correct, known),
-            **binned("teacher_bins", m.teacher_confidence, m.teacher_correct, known),
+            "judged": total(m.judged),
+            "teacher_correct": total(m.teacher_correct, judged),
+            **binned("teacher_bins", m.teacher_confidence, m.teacher_correct, judged),
         }
     if vocab_size <= FEW_CLASSES:
         sums |= {
-            "of_class": spread(m.label, vocab_size, every),
-            "said": spread(m.top, vocab_size, every),
-            "hits": spread(m.label, vocab_size, m.correct.astype(np.float64)),
+            "of_class": spread(np.maximum(m.label, 0), vocab_size, labelled),
+            "said": spread(m.top, vocab_size, labelled),
+            "hits": spread(m.top, vocab_size, m.correct.astype(np.float64)),
         }
     return sums
 
@@ -104,7 +105,7 @@ def scores(sums: Mapping[str, Float64]) -> dict[str, Float64]:
                 "top_k_agreement": sums["top_k"] / m,
                 "acceptance_low": sums["accept_low"] / m,
                 "acceptance_high": sums["accept_high"] / m,
-                "teacher_accuracy": sums["teacher_correct"] / m,
+                "teacher_accuracy": sums["teacher_correct"] / sums["judged"],
                 "teacher_ece": _bins(sums, "teacher_bins").ece,
             }
         if "hits" in sums:

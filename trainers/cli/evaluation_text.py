@@ -93,8 +93,8 @@ def _groups(title: str, groups: list[Group], table_of: Any) -> Any:
         table.add_row(
             g.name,
             f"{g.positions:,}",
-            f"{g.nll:.3f}",
-            f"{g.accuracy:.1%}",
+            "" if g.nll is None else f"{g.nll:.3f}",
+            "" if g.accuracy is None else f"{g.accuracy:.1%}",
             "" if g.kl is None else f"{g.kl:.3f}",
             "" if g.agreement is None else f"{g.agreement:.1%}",
             "" if g.f1 is None else f"{g.f1:.3f}",
