@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
 from softlabels.cli.build import summary
-from softlabels.errors import ConfigError, IntegrityError
+from softlabels.errors import ConfigError
 from softlabels.terminal import Bar, LocalPath, emit, json_option
 
 __all__ = ["inspect_command", "verify_command"]
@@ -112,11 +111,13 @@ def _show_row(
 ) -> None:
     import numpy as np
 
+    from softlabels.token_text import TokenText
+
     stored = opened.row(index)
     targets, row = stored.targets, stored.row
     t = temperature if temperature is not None else targets.temperatures[0]
     probs, tail = targets.probs(t), targets.tail(t)
-    decode = _decoder(opened)
+    decode = TokenText(opened).one
     n = targets.n
     if position is not None and not 0 <= position < n:
         raise ConfigError(f"--position {position}: row {index} has positions 0..{n - 1}")
@@ -157,19 +158,6 @@ def _show_row(
         "\n".join([header, *lines]),
         as_json=as_json,
     )
-
-
-def _decoder(opened: Any) -> Callable[[int], str]:
-    """Id to text with the store's own tokenizer; to `<id>` where that cannot be had."""
-    try:
-        from tokenizers import Tokenizer
-
-        tokenizer = Tokenizer.from_str(opened.file("tokenizer/tokenizer.json").decode())
-    except IntegrityError:
-        raise
-    except Exception:  # not installed, no such file, or not a tokenizer it knows (a bare Exception)
-        return "<{}>".format
-    return lambda i: str(tokenizer.decode([i], skip_special_tokens=False))
 
 
 @click.command("verify")
