@@ -111,13 +111,14 @@ def _show_row(
 ) -> None:
     import numpy as np
 
+    from softlabels.rows import UNLABELLED
     from softlabels.token_text import TokenText
 
     stored = opened.row(index)
     targets, row = stored.targets, stored.row
     t = temperature if temperature is not None else targets.temperatures[0]
     probs, tail = targets.probs(t), targets.tail(t)
-    decode = TokenText(opened).one
+    words = TokenText(opened)
     n = targets.n
     if position is not None and not 0 <= position < n:
         raise ConfigError(f"--position {position}: row {index} has positions 0..{n - 1}")
@@ -127,10 +128,11 @@ def _show_row(
     for p in chosen:
         order = np.argsort(-probs[p], kind="stable")[:shown]
         label = int(row.labels[p])
+        said_to_be = "?" if label == UNLABELLED else words.label(label)
         kept = [
             {
                 "id": int(targets.ids[p, s]),
-                "text": decode(int(targets.ids[p, s])),
+                "text": words.label(int(targets.ids[p, s])),
                 "p": float(probs[p, s]),
             }
             for s in order
@@ -139,9 +141,9 @@ def _show_row(
         records.append(
             {
                 "position": p,
-                "token": int(row.positions[p]),
+                **({"token": int(row.positions[p])} if hasattr(row, "positions") else {}),
                 "label": label,
-                "label_text": decode(label),
+                "label_text": said_to_be,
                 "soft": bool(targets.soft[p]),
                 "tail": float(tail[p]),
                 "kept": kept,
@@ -149,10 +151,12 @@ def _show_row(
         )
         best = "  ".join(f"{k['text']!r} {k['p']:.3f}" for k in kept)
         said = f"tail {tail[p]:.3f}  {best}" if targets.soft[p] else "hard label only"
-        lines.append(f"{p:>5}  {decode(label)!r:<16} {said}")
-    header = (
-        f"row {index}: {len(row.input_ids)} tokens, {n} positions; T={t:g}\n{'':>5}  next token"
-    )
+        lines.append(f"{p:>5}  {said_to_be!r:<16} {said}")
+    causal = opened.manifest.identity.label_shift == 1
+    header = f"row {index}: {row.size} tokens, {n} positions; T={t:g}"
+    if not causal and "input_ids" in row.inputs and words.known:
+        header += f"\n       {words.many(row.inputs['input_ids'].tolist())}"
+    header += f"\n{'':>5}  {'next token' if causal else 'label'}"
     emit(
         {"row": index, "temperature": t, "positions": records},
         "\n".join([header, *lines]),

@@ -19,12 +19,12 @@ import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from softlabels.errors import ConfigError, TokenizerError
-from softlabels.rows import Row
 from softlabels.store.manifest import TeacherRecord
 from softlabels.teachers import Remarking, Teacher, TeacherOptions, open_teacher
 from softlabels.teachers.listing import ListingTeacher
@@ -91,6 +91,8 @@ class Ensemble:
         assert math.isclose(sum(weights), 1)
         self._members, self._weights, self._average = list(members), list(weights), average
         self.tokenizer = members[0].tokenizer
+        self.classes: Sequence[str] | None = getattr(members[0], "classes", None)
+        """Of classifiers: what all members call the classes."""
         self._check()
         records = [m.record for m in members]
         self._width = min(r.vocab_size for r in records)
@@ -120,20 +122,26 @@ class Ensemble:
             if isinstance(member, ListingTeacher):
                 raise ConfigError(
                     f"--teacher {spec}: lists the most probable ids only, and an average needs whole distributions; "
-                    "build "
-                    "a store of its own, and mix stores in training (--store A=0.5 --store B=0.5)"
+                    "build a store of its own, and mix stores in training (--store A=0.5 --store B=0.5)"
+                )
+            classes = getattr(member, "classes", None)
+            if classes != self.classes:
+                raise ConfigError(
+                    f"--teacher {spec}: its classes are {list(classes or ())}, those of "
+                    f"{self._members[0].record.spec} {list(self.classes or ())}; average teachers of the same classes, "
+                    "in the same order"
                 )
             a, b = self.tokenizer.record.sha256, member.tokenizer.record.sha256
             if a != b:
                 first = self._members[0].record.spec
                 raise TokenizerError(
                     f"--teacher {spec}: its tokenizer (sha256 {b[:12]}…, chat template included) is not that of "
-                    f"{first} "
-                    f"(sha256 {a[:12]}…), so the same id may mean another token; average teachers of one tokenizer"
+                    f"{first} (sha256 {a[:12]}…), so the same id may mean another token; average "
+                    "teachers of one tokenizer"
                 )
 
     @torch.no_grad()
-    def logits(self, rows: Sequence[Row]) -> Iterator[Tensor]:
+    def logits(self, rows: Sequence[Any]) -> Iterator[Tensor]:
         """Chunks `[n, V] float32` of the positions of all rows, in order, on the first member's device.
 
         Of `probs` they are log-probabilities.
@@ -174,13 +182,11 @@ class Ensemble:
             most = -sum(w * math.log(w) for w in self._weights)
             lines.append(
                 f"disagreement of {len(self._members)} teachers over {n:,} positions: {self._divergence / n:.4f} "
-                "nats of "
-                f"Jensen-Shannon divergence (at most {most:.4f}); first choices differ at {self._split / n:.1%}"
+                f"nats of Jensen-Shannon divergence (at most {most:.4f}); first choices differ at {self._split / n:.1%}"
             )
             lines += [
                 f"{m.record.spec}: {beyond / n:.2g} of its mass lay on ids from {self._width} on, which not all "
-                "members "
-                "have; it was left out and the rest renormalised"
+                "members have; it was left out and the rest renormalised"
                 for m, beyond in zip(self._members, self._beyond, strict=True)
                 if m.record.vocab_size > self._width
             ]
