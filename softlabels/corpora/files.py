@@ -14,6 +14,8 @@ from softlabels.errors import CorpusError
 
 __all__ = ["JsonLines", "TextFiles", "check_messages", "matches"]
 
+KINDS = ("text", "messages", "words")
+
 
 def matches(pattern: str, kind: str) -> list[Path]:
     """The files that a pattern names, in order of path.
@@ -63,9 +65,9 @@ class TextFiles:
 
 
 class JsonLines:
-    """Every line is one document: `{"text": …}` or `{"messages": [{"role", "content"}, …]}`.
+    """Every line is one document: `{"text": …}`, `{"messages": [{"role", "content"}, …]}` or `{"words": […]}`.
 
-    A text may have a `"label"`: the name or number of its class.
+    A text may have a `"label"`: the name or number of its class; words may have `"labels"`, one for each or null.
     """
 
     def __init__(self, pattern: str) -> None:
@@ -88,11 +90,13 @@ class JsonLines:
             raise CorpusError(
                 f"{where}: not a JSON object ({e}); correct or remove the line"
             ) from e
-        if not isinstance(record, dict) or ("text" in record) == ("messages" in record):
+        if not isinstance(record, dict) or sum(k in record for k in KINDS) != 1:
             keys = sorted(record) if isinstance(record, dict) else type(record).__name__
             raise CorpusError(
-                f'{where}: expected an object with either "text" or "messages", found {keys}'
+                f'{where}: expected an object with one of "text", "messages" and "words", found {keys}'
             )
+        if "words" in record:
+            return _words(record["words"], record.get("labels"), where)
         if "text" in record:
             if not isinstance(record["text"], str):
                 raise CorpusError(
@@ -118,6 +122,23 @@ def check_messages(messages: Any, where: str) -> tuple[dict[str, Any], ...]:
         if not isinstance(m.get("content"), str):
             raise CorpusError(f'{where}: message {i} has no "content" string')
     return tuple(messages)
+
+
+def _words(words: Any, labels: Any, where: str) -> Document:
+    if not isinstance(words, list) or not all(isinstance(w, str) for w in words):
+        raise CorpusError(f'{where}: "words" is no list of strings')
+    if labels is None:
+        return Document(where=where, words=tuple(words))
+    if not isinstance(labels, list) or len(labels) != len(words):
+        found = f"{len(labels)} entries" if isinstance(labels, list) else type(labels).__name__
+        raise CorpusError(
+            f'{where}: "labels" is {found}, expected a list of {len(words)}, one for each word'
+        )
+    return Document(
+        where=where,
+        words=tuple(words),
+        word_labels=tuple(check_label(v, f"{where}: word {i}") for i, v in enumerate(labels)),
+    )
 
 
 def check_label(value: Any, where: str) -> str | int | None:

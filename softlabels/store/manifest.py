@@ -29,6 +29,7 @@ __all__ = [
     "Identity",
     "LogProbError",
     "Manifest",
+    "MaskingRecord",
     "Numbering",
     "Plan",
     "PlannedShard",
@@ -148,6 +149,18 @@ class TargetRecord(Record, frozen=True, kw_only=True, omit_defaults=True):
     absent: all have one."""
 
 
+class MaskingRecord(Record, frozen=True, kw_only=True):
+    """How texts are masked. With the tokenizer's `special_ids` and `vocab_size` it decides every mask."""
+
+    share: Annotated[float, msgspec.Meta(gt=0, le=1)]
+    """Of a row's tokens, marks aside, that are hidden."""
+    targets: str
+    """Where targets are: `masked`, at the hidden tokens; `attended`, at all, of which the hidden ones have a label."""
+    views: Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
+    """Masked views of each text."""
+    seed: Seed
+
+
 class EncodingRecord(Record, frozen=True, kw_only=True, omit_defaults=True):
     """How it is held in files."""
 
@@ -183,6 +196,8 @@ class Identity(Record, frozen=True, kw_only=True, omit_defaults=True):
     licence: str
     classes: list[str] | None = None
     """Of classification: what each id of a target means."""
+    masking: MaskingRecord | None = None
+    """Of `masked-lm`: which tokens were hidden from the teacher."""
 
 
 class FileRecord(Record, frozen=True, kw_only=True):

@@ -84,13 +84,21 @@ class TextTokenizer(Protocol):
     def encode_text(self, text: str, *, most: int) -> tuple[npt.NDArray[np.int32], int]:
         """At most so many tokens `[S] int32` with the marks at their ends, and how many the whole text has."""
 
+    def encode_pieces(self, text: str, *, most: int) -> list[npt.NDArray[np.int32]]:
+        """The whole text in pieces of at most so many tokens `[S] int32`, each with the marks at its ends."""
+
+    def encode_words(
+        self, words: Sequence[str], *, most: int
+    ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32], int]:
+        """At most so many tokens `[S] int32`, the word of each `[S] int32` (-1: a mark), and how many there are."""
+
 
 class TextTeacher(Protocol):
     """A teacher of texts as a whole."""
 
     tokenizer: TextTokenizer
     classes: Sequence[str]
-    """What each class is called, in order of its number."""
+    """What each class is called, in order of its number; a masked LM has none."""
 
 
 @runtime_checkable

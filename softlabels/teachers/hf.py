@@ -24,6 +24,7 @@ from softlabels.rows import Row, pad_rows
 from softlabels.store.manifest import TeacherRecord
 from softlabels.teachers import MIB, TeacherOptions
 from softlabels.teachers.hf_encoder import HEADS, HFEncoderTeacher, load_hf_encoder
+from softlabels.teachers.hf_masked import HFMaskedTeacher
 from softlabels.teachers.tokenizer import HFTokenizer, check_covers, repair_pre_tokenizer
 
 __all__ = ["HFTeacher", "digest_files", "load_hf", "weight_files"]
@@ -31,7 +32,7 @@ __all__ = ["HFTeacher", "digest_files", "load_hf", "weight_files"]
 PROBE_IDS = 8
 
 
-def load_hf(path: str, options: TeacherOptions) -> HFTeacher | HFEncoderTeacher:
+def load_hf(path: str, options: TeacherOptions) -> HFTeacher | HFEncoderTeacher | HFMaskedTeacher:
     """Load the model and tokenizer of a folder, or of one `.gguf` file; in other domains, see `hf_encoder.py`.
 
     Raises:

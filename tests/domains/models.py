@@ -46,6 +46,29 @@ def save_classifier(folder: Path, *, seed: int = 0, classes: tuple[str, ...] = C
     return folder
 
 
+def save_masked_lm(folder: Path, *, seed: int = 0, **settings: Any) -> Path:
+    """A masked LM with opinions; its head is tied to its embeddings and has a bias."""
+    torch.manual_seed(seed)
+    model = transformers.BertForMaskedLM(config(**settings))
+    with torch.no_grad():
+        model.cls.predictions.bias.normal_()
+    model.save_pretrained(folder)
+    save_tokenizer(folder)
+    return folder
+
+
+def save_tagger(folder: Path, *, seed: int = 0) -> Path:
+    """A classifier of words."""
+    names = dict(enumerate(CLASSES))
+    torch.manual_seed(seed)
+    model = transformers.BertForTokenClassification(
+        config(id2label=names, label2id={n: i for i, n in names.items()})
+    )
+    model.save_pretrained(folder)
+    save_tokenizer(folder)
+    return folder
+
+
 def texts(n: int, *, seed: int = 0) -> list[str]:
     g = torch.Generator().manual_seed(seed)
     out = []
