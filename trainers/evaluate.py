@@ -173,6 +173,7 @@ def evaluate_run(
         TokenizerError: the store was tokenised differently from what the student was trained on.
     """
     opened = open_store(store, view=vocab)
+    opened.need_inputs()
     try:
         facts = json.loads((run / "run.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as e:

@@ -24,6 +24,7 @@ def open_heldout(path: str, store: Store, *, view: str | None) -> Store:
         TokenizerError: it was tokenised otherwise.
     """
     heldout = open_store(path, view=view)
+    heldout.need_inputs()
     if heldout.digest == store.digest:
         raise RunError(
             f"--heldout {path}: is the very store that is trained on, so it cannot tell when to stop; build one of "

@@ -65,7 +65,7 @@ def check_same(
 
 
 def _profile(identity: Identity) -> str:
-    return "open" if identity.encoding.plain else identity.encoding.profile
+    return "open" if identity.encoding.profile == OPEN_PARTS else identity.encoding.profile
 
 
 def _compare(what: str, mine: Any, theirs: Any, where: Path, of: Path) -> None:
@@ -118,7 +118,7 @@ def combined_encoding(
 ) -> EncodingRecord:
     """The common encoding; `open-parts` if a shard counts its rows from another number than its place gives it."""
     profile = first.profile
-    if first.plain:
+    if first.plain and first.has_inputs:
         own = any(s.counts_from is not None for s in shards)
         profile = OPEN_PARTS if own else "open"
     return msgspec.structs.replace(

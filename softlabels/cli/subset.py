@@ -30,6 +30,10 @@ out_option = click.option("--out", required=True, type=LocalPath(), help="Folder
 @click.option(
     "--temperature", multiple=True, type=float, help="A temperature that stays in the grid."
 )
+@click.option(
+    "--drop-inputs", is_flag=True, help="Targets and digests of their inputs, not the inputs."
+)
+@click.option("--inputs-only", is_flag=True, help="Inputs without targets.")
 @json_option
 def subset_command(store: Path, out: Path, as_json: bool, **flags: Any) -> None:
     """Write some rows of a store, or fewer ids or temperatures, as a store of its own.
@@ -43,6 +47,7 @@ def subset_command(store: Path, out: Path, as_json: bool, **flags: Any) -> None:
       softlabels subset store --sample 0.1 --seed 1 --out tenth
       softlabels subset store --where 'mean_entropy > 2 AND positions >= 64' --out hard
       softlabels subset store --k 8 --temperature 1 --out small
+      softlabels subset store --drop-inputs --out targets
     """
     from softlabels.algebra.subset import SubsetConfig, subset
 

@@ -16,6 +16,7 @@ from softlabels.targets import LARGEST_GRID
 __all__ = [
     "MANIFEST",
     "OPEN_PARTS",
+    "OPEN_TARGETS",
     "Commit",
     "CorpusRecord",
     "CostRecord",
@@ -53,6 +54,8 @@ Number = Annotated[float, msgspec.Meta(ge=0)]
 OPEN_PARTS = "open-parts"
 """The profile `open` of a store that holds shards of several builds: a reader that does not know `counts_from`
 refuses it by this name."""
+OPEN_TARGETS = "open-targets"
+"""The profile `open` without the columns that hold inputs: only their digests are there."""
 
 
 @dataclass(frozen=True)
@@ -154,8 +157,13 @@ class EncodingRecord(Record, frozen=True, kw_only=True, omit_defaults=True):
 
     @property
     def plain(self) -> bool:
-        """Whether shards are plain columns: `open`, or `open-parts`, whose shards count rows for themselves."""
-        return self.profile in ("open", OPEN_PARTS)
+        """Whether shards are plain columns: `open`, and what goes by another name to older readers."""
+        return self.profile in ("open", OPEN_PARTS, OPEN_TARGETS)
+
+    @property
+    def has_inputs(self) -> bool:
+        """Whether rows hold their inputs, not only digests of them."""
+        return self.profile != OPEN_TARGETS
 
 
 class Identity(Record, frozen=True, kw_only=True):

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from softlabels.codecs import PlainCodec, make_codec
 from softlabels.codecs.floating import stored_logp
 from softlabels.errors import ConfigError, IntegrityError, TargetError
-from softlabels.rows import Row
+from softlabels.rows import NamedRow, Row
 from softlabels.store.columns import Column, Expected
 from softlabels.store.manifest import Identity
 from softlabels.store.shard import Shard, check_row
@@ -62,10 +62,15 @@ def columns_of(shard: Shard, identity: Identity) -> dict[str, Column]:
             values=np.arange(shard.start_row, shard.start_row + len(rows), dtype=np.int64)
         ),
         "input_digest": Column(values=digests),
-        "input_ids": _lists([r.input_ids for r in rows], np.int32),
-        "segment_lengths": _lists([r.segment_lengths for r in rows], np.int32),
-        "documents": _lists([r.documents for r in rows], np.int64),
-        "label_mask": _lists([r.label_mask for r in rows], np.bool_),
+    }
+    if identity.encoding.has_inputs:
+        columns |= {
+            "input_ids": _lists([r.input_ids for r in rows], np.int32),
+            "segment_lengths": _lists([r.segment_lengths for r in rows], np.int32),
+            "documents": _lists([r.documents for r in rows], np.int64),
+            "label_mask": _lists([r.label_mask for r in rows], np.bool_),
+        }
+    columns |= {
         "kept": Column(values=counts, offsets=offsets),
         "ids": Column(values=t.ids[kept].astype(np.int32, copy=False), offsets=id_offsets),
         "logp": Column(values=codec.encode(logp[kept]), offsets=id_offsets),
@@ -89,13 +94,16 @@ def expected_columns(
     tokens = None if rows is None else rows * identity.corpus.seq_len
     entries = None if positions is None else positions * identity.targets.k
     int32, int64 = np.dtype(np.int32), np.dtype(np.int64)
-    return {
-        "row": Expected(dtype=int64, listed=False, most=rows),
-        "input_digest": Expected(dtype=np.dtype(np.uint8), listed=False, width=16, most=rows),
+    inputs = {
         "input_ids": Expected(dtype=int32, most=tokens),
         "segment_lengths": Expected(dtype=int32, most=tokens),
         "documents": Expected(dtype=int64, most=tokens),
         "label_mask": Expected(dtype=np.dtype(np.bool_), most=tokens),
+    }
+    return {
+        "row": Expected(dtype=int64, listed=False, most=rows),
+        "input_digest": Expected(dtype=np.dtype(np.uint8), listed=False, width=16, most=rows),
+        **(inputs if identity.encoding.has_inputs else {}),
         "kept": Expected(dtype=int32, most=positions),
         "ids": Expected(dtype=int32, most=entries),
         "logp": Expected(dtype=values, most=entries),
@@ -184,6 +192,10 @@ def _rows(
         raise IntegrityError(
             f"{where}: its rows are not {counts_from} to {counts_from + len(numbers) - 1}"
         )
+    if not identity.encoding.has_inputs:
+        counts = np.diff(_offsets(columns["kept"]))
+        digests = columns["input_digest"].values
+        return [NamedRow.of(digests[r].tobytes(), int(n)) for r, n in enumerate(counts)]
     parts = {
         name: np.split(columns[name].values, _offsets(columns[name])[1:-1])
         for name in ("input_ids", "segment_lengths", "documents", "label_mask")
