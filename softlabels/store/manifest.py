@@ -377,10 +377,11 @@ def load_manifest(store: Path) -> Manifest:
             raise FormatError(
                 f"{where}: shard {shard.name} begins at row {shard.start_row}, expected {start}"
             )
-        if shard.counts_from is not None and manifest.identity.encoding.profile == "open":
+        profile = manifest.identity.encoding.profile
+        if shard.counts_from is not None and profile in ("open", "packed"):
             raise FormatError(
                 f"{where}: shard {shard.name} counts its rows from {shard.counts_from}, which belongs to the profile "
-                f"{OPEN_PARTS!r}, not 'open'; copy the store again from its source"
+                f"{OPEN_PARTS!r}, not {profile!r}; copy the store again from its source"
             )
         start += shard.rows
     if start != manifest.identity.corpus.rows:

@@ -10,6 +10,7 @@ import pytest
 from softlabels.algebra.merge import merge
 from softlabels.errors import ConfigError, FormatError, IntegrityError, PairingError, PlanError
 from softlabels.store.reader import open_store
+from softlabels.store.repair import repair_store
 from softlabels.store.verify import verify_store
 from tests.algebra.compare import content, same
 from tests.fakes import TinyTeacher, build_tiny, write_corpus
@@ -201,3 +202,31 @@ def test_manifests_of_builds_say_nothing_of_it(tmp_path):
     raw = json.loads((a / "manifest.json").read_bytes())
     assert "provenance" not in raw
     assert not {"counts_from", "documents_from"} & raw["shards"][0].keys()
+
+
+@pytest.mark.parametrize("kind", ["open", "packed"])
+def test_a_lost_shard_is_withdrawn_by_repair_and_made_again(tmp_path, kind):
+    sources = parts(tmp_path, **KINDS[kind])
+    merge(sources, tmp_path / "m")
+    digest = open_store(tmp_path / "m").digest
+    assert repair_store(tmp_path / "m").whole
+    lost = tmp_path / "m" / open_store(tmp_path / "m").manifest.shards[1].name
+    lost.unlink()
+    (tmp_path / "m/commits/00002.json").unlink()
+    done = repair_store(tmp_path / "m")
+    assert done.rebuild == [lost.relative_to(tmp_path / "m").as_posix()]
+    assert done.command == "merge"
+    merge(sources, tmp_path / "m")
+    assert open_store(tmp_path / "m").digest == digest
+    assert verify_store(tmp_path / "m").problems == []
+
+
+def test_inspect_says_what_it_was_made_from(tmp_path):
+    from click.testing import CliRunner
+
+    from softlabels.cli import main
+
+    merge(parts(tmp_path, 2, licence="MIT"), tmp_path / "m", licence="Apache-2.0")
+    shown = CliRunner().invoke(main, ["inspect", str(tmp_path / "m")]).stdout
+    assert "made by  merge of part0 (" in shown
+    assert "licence Apache-2.0" in shown
