@@ -85,12 +85,16 @@ def view_command(store: Path, out: Path, vocab: str, as_json: bool) -> None:
 @click.option("--profile", help="open or packed (default: as it is).")
 @click.option("--container", help="parquet or zarr (default: as it is).")
 @click.option("--values", help="Codec of the stored numbers (default: as it is).")
+@click.option(
+    "--dictionary",
+    default="auto",
+    help="Of packed shards: auto (where it pays), none, or the path of one, or of a store that has one.",
+)
 @json_option
-def convert_command(store: Path, out: Path, as_json: bool, **flags: str | None) -> None:
+def convert_command(store: Path, out: Path, as_json: bool, **flags: Any) -> None:
     """Write a store in another profile, container or type of values.
 
-    What is rounded again has both errors, and the new manifest says so. Packed shards are written without a
-    dictionary.
+    What is rounded again has both errors, and the new manifest says so.
 
     \b
     Example:
