@@ -9,6 +9,7 @@ import pytest
 
 from softlabels.algebra.merge import merge
 from softlabels.errors import ConfigError, FormatError, IntegrityError, PairingError, PlanError
+from softlabels.progress import Silent
 from softlabels.store.reader import open_store
 from softlabels.store.repair import repair_store
 from softlabels.store.verify import verify_store
@@ -132,6 +133,18 @@ def test_stores_of_another_job_are_refused_before_anything_is_written(tmp_path, 
     with pytest.raises(PairingError, match=what):
         merge([a, b], tmp_path / "m")
     assert not (tmp_path / "m").exists()
+
+
+def test_rows_that_are_there_twice_are_counted(tmp_path):
+    class Notices(Silent):
+        def notice(self, message):
+            said.append(message)
+
+    said = []
+    (a,) = parts(tmp_path, 1)
+    merge([a, a], tmp_path / "m", reporter=Notices())
+    rows = len(open_store(a))
+    assert said == [f"{rows} of {2 * rows} rows have the same inputs as another one; all are kept"]
 
 
 def test_two_licences_need_a_third(tmp_path):
