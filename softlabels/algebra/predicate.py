@@ -76,10 +76,10 @@ def row_columns(shard: Shard) -> dict[str, object]:
     rows = shard.rows
     return {
         "row": np.arange(shard.start_row, shard.start_row + len(rows)),
-        "tokens": np.array([len(r.input_ids) for r in rows], np.int64),
+        "tokens": np.array([r.size for r in rows], np.int64),
         "positions": np.diff(at),
         "soft_positions": counts.astype(np.int64),
-        "segments": np.array([len(r.segment_lengths) for r in rows], np.int64),
+        "segments": np.array([len(r.documents) for r in rows], np.int64),
         "document": np.array([int(r.documents[0]) for r in rows], np.int64),
         "kept_ids": of_rows(t.kept.sum(axis=1).astype(np.float64)).astype(np.int64),
         "mean_entropy": mean(entropy),

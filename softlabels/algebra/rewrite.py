@@ -26,7 +26,7 @@ from softlabels.algebra.sources import files_of, provenance_of, share_of_cost
 from softlabels.codecs.codebook import Codebook
 from softlabels.errors import ConfigError, IntegrityError
 from softlabels.progress import Reporter
-from softlabels.rows import Row
+from softlabels.rows import InputRow
 from softlabels.store.dictionaries import FOLDER
 from softlabels.store.encoding import read_statistics
 from softlabels.store.manifest import OPEN_PARTS, Identity, Manifest, PlannedShard
@@ -89,7 +89,7 @@ def survey(
     """
     found, digests = Survey(store=store), hashlib.sha256()
     report.stage("check", len(store.manifest.shards), "shards")
-    rows: list[Row] = []
+    rows: list[InputRow] = []
     runs: list[tuple[int, Places]] = []
 
     def close(whole: bool) -> None:
@@ -99,7 +99,7 @@ def survey(
                 runs=list(runs),
                 whole=whole,
                 rows=len(rows),
-                positions=sum(int(r.label_mask.sum()) for r in rows),
+                positions=sum(r.n for r in rows),
                 inputs_sha256=inputs_digest(rows),
             )
         )
@@ -113,7 +113,7 @@ def survey(
         if most is not None:
             places = places[: most - found.rows]
         found.rows += len(places)
-        found.tokens += sum(len(shard.rows[int(r)].input_ids) for r in places)
+        found.tokens += sum(shard.rows[int(r)].size for r in places)
         stay = take(shard, places)
         found.positions += stay.targets.n
         found.soft += int(stay.targets.soft.sum())

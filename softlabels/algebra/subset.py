@@ -13,8 +13,9 @@ from softlabels.algebra.narrow import fewer_ids, fewer_temperatures, without_tar
 from softlabels.algebra.predicate import Choice, sample, where
 from softlabels.algebra.recode import rounded_again
 from softlabels.algebra.rewrite import rewrite, survey
-from softlabels.algebra.sources import open_source
+from softlabels.algebra.sources import DIGEST_BYTES, open_source
 from softlabels.codecs import make_codec
+from softlabels.domains import domain_module
 from softlabels.errors import ConfigError, PairingError
 from softlabels.progress import Reporter, Silent
 from softlabels.settings import check_at_least
@@ -161,6 +162,11 @@ def _identity(store: Store, config: SubsetConfig) -> Identity:
         targets = msgspec.structs.replace(targets, positions="none")
     encoding = _encoding(identity)
     if config.drop_inputs:
+        if domain_module(identity.domain).DIGEST_BYTES != DIGEST_BYTES:
+            raise ConfigError(
+                f"--drop-inputs: {store.path} is of the domain {identity.domain}, whose rows do not hold their "
+                "whole digest"
+            )
         if not encoding.plain:
             raise ConfigError(
                 f"--drop-inputs: {store.path} is {encoding.profile}, and its targets are coded with their inputs; make "

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from importlib import import_module
-from typing import cast
+from typing import Any, cast
 
 import msgspec
 import numpy as np
@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from softlabels.codecs.codebook import Codebook
 from softlabels.errors import IntegrityError
+from softlabels.rows import InputRow
 from softlabels.store import packed, plain
 from softlabels.store.columns import Container, Expected
 from softlabels.store.manifest import (
@@ -128,11 +129,15 @@ def decode_shard(
         raise IntegrityError(f"{where}: names document {largest}; there are at most {LARGEST}")
     return replace(
         shard,
-        rows=[
-            replace(row, documents=row.documents + np.int64(numbering.documents))
-            for row in shard.rows
-        ],
+        rows=[_renumbered(row, numbering.documents) for row in shard.rows],
     )
+
+
+def _renumbered(row: Any, by: int) -> InputRow:
+    """The row, its documents numbered on."""
+    name = "documents" if "documents" in row.__dataclass_fields__ else "document"
+    renumbered: InputRow = replace(row, **{name: getattr(row, name) + by})
+    return renumbered
 
 
 def _decode(
@@ -188,7 +193,9 @@ def input_digests(data: bytes, identity: Identity, *, rows: int, where: str) -> 
     """
     container = container_of(identity)
     if identity.encoding.plain:
-        wanted = {"input_digest": Expected(dtype=np.dtype(np.uint8), listed=False, width=16)}
+        wanted = {
+            "input_digest": Expected(dtype=np.dtype(np.uint8), listed=False, width=16, most=rows)
+        }
         found = container.read_columns(data, wanted, records=rows, where=where)
         digests = found["input_digest"].values.tobytes()
     else:

@@ -15,7 +15,7 @@ from threading import Lock
 import numpy as np
 
 from softlabels.errors import IntegrityError, PairingError
-from softlabels.rows import Row
+from softlabels.rows import InputRow
 from softlabels.store.encoding import input_digests
 from softlabels.store.manifest import Manifest
 from softlabels.store.records import check_file
@@ -34,7 +34,7 @@ class Inputs:
         path: of the store.
         manifest: its manifest.
         read_shard: decodes one of its shards.
-        vocab_size: V of the targets that the inputs are for.
+        check: refuses a row that does not fit the targets.
 
     Every shard is read once, for its digests: 24 bytes a row are held.
 
@@ -47,16 +47,16 @@ class Inputs:
         path: Path,
         manifest: Manifest,
         read_shard: Callable[[int], Shard],
-        vocab_size: int,
+        check: Callable[..., None],
     ) -> None:
         self.path, self._manifest, self._read_shard = path, manifest, read_shard
-        self._vocab_size = vocab_size
+        self._check = check
         data = b"".join(self._digests(i) for i in range(len(manifest.shards)))
         names = np.frombuffer(data, np.dtype("S16"))
         self._order = np.argsort(names, kind="stable")
         self._names = names[self._order]
         self._starts = np.array([s.start_row for s in manifest.shards], np.int64)
-        self._held: OrderedDict[int, Sequence[Row]] = OrderedDict()
+        self._held: OrderedDict[int, Sequence[InputRow]] = OrderedDict()
         self._lock = Lock()
 
     def _digests(self, index: int) -> bytes:
@@ -65,12 +65,12 @@ class Inputs:
         data = check_file(file, sha256=record.sha256, size=record.bytes)
         return input_digests(data, identity, rows=record.rows, where=str(file))
 
-    def rows(self, named: Sequence[Row], *, where: str) -> list[Row]:
+    def rows(self, named: Sequence[InputRow], *, where: str) -> list[InputRow]:
         """The rows that have these digests.
 
         Raises:
-            PairingError: there is none, or it has an id beyond the targets' vocabulary: names `where` and the digest.
-            IntegrityError: it has another number of positions than there are targets.
+            PairingError: there is none: names `where` and the digest.
+            IntegrityError: it has another number of positions than there are targets, or an id beyond their V.
         """
         digests = [row.digest() for row in named]
         wanted = np.frombuffer(b"".join(digests), np.dtype("S16"))
@@ -85,19 +85,15 @@ class Inputs:
         with self._lock:
             found = [self._row(int(r)) for r in self._order[at]]
         for row, name, digest in zip(found, named, digests, strict=True):
-            if int(row.label_mask.sum()) != int(name.label_mask.sum()):
+            if row.n != name.n:
                 raise IntegrityError(
-                    f"{where}: the row of input digest {digest.hex()} has targets at {int(name.label_mask.sum())} "
-                    f"positions, its inputs at {int(row.label_mask.sum())}; copy the store again from its source"
+                    f"{where}: the row of input digest {digest.hex()} has targets at {name.n} positions, its inputs at "
+                    f"{row.n}; copy the store again from its source"
                 )
-            if int(row.input_ids.max()) >= self._vocab_size:
-                raise PairingError(
-                    f"{where}: the row of input digest {digest.hex()} holds an id beyond the vocabulary of the targets "
-                    f"({self._vocab_size} ids)"
-                )
+            self._check(row, where=f"{where}: the row of input digest {digest.hex()}")
         return found
 
-    def _row(self, number: int) -> Row:
+    def _row(self, number: int) -> InputRow:
         shard = int(np.searchsorted(self._starts, number, side="right")) - 1
         if shard not in self._held:
             self._held[shard] = self._read_shard(shard).rows

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 
 from softlabels.codecs import CODECS
+from softlabels.domains import DOMAINS, domain_module
 from softlabels.errors import ConfigError, FormatError, IntegrityError, PairingError
-from softlabels.rows import LABEL_SHIFT
+from softlabels.registry import Registry
+from softlabels.rows import Row
 from softlabels.store.dictionaries import Dictionaries
 from softlabels.store.encoding import CONTAINERS, READABLE, decode_shard
 from softlabels.store.inputs import Inputs
@@ -23,7 +27,6 @@ from softlabels.views import Dropped, VocabView
 __all__ = ["Shard", "Store", "StoredRow", "check_known", "open_store"]
 
 CACHED_SHARDS = 2
-DOMAINS = ("causal-lm",)
 ESTIMATORS = ("topk", "topp", "sampled", "rs", "dense")
 """Kinds of kept set whose meaning this reader knows; not a registry, since meaning is not looked up."""
 
@@ -157,7 +160,7 @@ class Store:
 
     def _seen(self, shard: Shard, index: int, view: VocabView) -> Shard:
         rows = [
-            view.row(row, where=f"{self.path}: row {shard.start_row + r}")
+            view.row(cast(Row, row), where=f"{self.path}: row {shard.start_row + r}")
             for r, row in enumerate(shard.rows)
         ]
         targets, self._dropped[index] = view.targets(
@@ -217,6 +220,10 @@ def open_store(
     manifest = load_manifest(path)
     for shard in manifest.shards:
         _check_present(path, shard)
+    if view is not None and manifest.identity.domain != "causal-lm":
+        raise ConfigError(
+            f"--vocab {view}: another vocabulary is for causal LMs; {path} is of the domain {manifest.identity.domain}"
+        )
     seen = view and VocabView.parse(view, manifest.identity.teacher.vocab_size)
     return Store(
         path,
@@ -239,7 +246,12 @@ def _inputs(path: Path, manifest: Manifest, inputs: str | Path) -> Inputs:
             f"--inputs {inputs}: its tokenizer (sha256 {theirs.tokenizer.sha256[:12]}…) is not that of {path} (sha256 "
             f"{ours.tokenizer.sha256[:12]}…), so its ids mean other tokens"
         )
-    return Inputs(held.path, held.manifest, held.read_shard, ours.teacher.vocab_size)
+    if ours.domain != theirs.domain:
+        raise PairingError(
+            f"--inputs {inputs}: is of the domain {theirs.domain}, {path} of {ours.domain}"
+        )
+    check = partial(domain_module(ours.domain).check, identity=ours)
+    return Inputs(held.path, held.manifest, held.read_shard, check)
 
 
 def check_known(path: Path, identity: Identity) -> None:
@@ -248,18 +260,25 @@ def check_known(path: Path, identity: Identity) -> None:
     Raises:
         FormatError: names what is not known.
     """
+    known: Collection[str] | Registry[Any]
     for what, value, known in (
         ("domain", identity.domain, DOMAINS),
-        ("label shift", identity.label_shift, (LABEL_SHIFT,)),
         ("estimator", identity.targets.estimator, ESTIMATORS),
         ("profile", identity.encoding.profile, READABLE),
-        ("container", identity.encoding.container, tuple(CONTAINERS)),
-        ("type of values", identity.encoding.values, tuple(CODECS.names())),
+        ("container", identity.encoding.container, CONTAINERS),
+        ("type of values", identity.encoding.values, CODECS),
     ):
         if value not in known:
+            names = known.names() if isinstance(known, Registry) else list(known)
             raise FormatError(
-                f"{path}: {what} {value!r} is not known to this version (it knows {list(known)}); upgrade softlabels"
+                f"{path}: {what} {value!r} is not known to this version (it knows {names}); upgrade softlabels"
             )
+    shift = domain_module(identity.domain).LABEL_SHIFT
+    if identity.label_shift != shift:
+        raise FormatError(
+            f"{path}: label shift {identity.label_shift} is not known to this version (it knows {shift} in the domain "
+            f"{identity.domain}); upgrade softlabels"
+        )
 
 
 def _check_present(store: Path, shard: ShardRecord) -> None:
