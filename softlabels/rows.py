@@ -26,6 +26,7 @@ __all__ = [
     "UNLABELLED",
     "Cursor",
     "InputRow",
+    "NamedRow",
     "PaddedRows",
     "Row",
     "pad_rows",
@@ -169,6 +170,32 @@ class Row:
             h.update(len(array).to_bytes(8, "little"))
             h.update(np.ascontiguousarray(array, dtype=dtype).tobytes())
         return h.digest()[:16]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class NamedRow(Row):
+    """A row whose inputs are elsewhere: only their digest, and how many positions it has, are known.
+
+    `label_mask` is `[N]`, all True; there are no tokens.
+    """
+
+    name: bytes
+    """16 bytes."""
+
+    @staticmethod
+    def of(name: bytes, positions: int) -> NamedRow:
+        """From a digest and N."""
+        return NamedRow(
+            name=name,
+            input_ids=np.zeros(0, np.int32),
+            segment_lengths=np.zeros(0, np.int32),
+            documents=np.zeros(0, np.int64),
+            label_mask=np.ones(positions, np.bool_),
+        )
+
+    def digest(self) -> bytes:
+        """Of the inputs that it stands for."""
+        return self.name
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

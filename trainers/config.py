@@ -28,6 +28,8 @@ class RunConfig:
     """Instead of --student: go on from the student of a finished run, with another store; recorded in run.json."""
     vocab: str | None = None
     """Read the store in another vocabulary, the student's: `trim:N`, or `map:FILE` (new id of each id, or -1)."""
+    inputs: str | None = None
+    """Of a store without inputs (`softlabels subset --drop-inputs`): the store that holds them; joined by digest."""
     loss: str = "forward_kl"
     """Soft loss: `forward_kl`, `reverse_kl`, `jsd`, `tvd`, `skewed_forward_kl` or `skewed_reverse_kl`."""
     temperature: float = 1.0
@@ -116,6 +118,11 @@ class RunConfig:
             raise ConfigError(
                 f"--vocab {self.vocab}: goes with one --store, not with {len(self.store)}; what a view drops is "
                 "reported of one store only"
+            )
+        if not isinstance(self.store, str) and self.inputs is not None:
+            raise ConfigError(
+                f"--inputs {self.inputs}: goes with one --store, not with {len(self.store)}; put inputs and targets "
+                "together in one store each first, or train on one"
             )
         self.make_loss()
         check_at_least(

@@ -24,6 +24,7 @@ def open_heldout(path: str, store: Store, *, view: str | None, flag: str = "--he
         TokenizerError: it was tokenised otherwise.
     """
     heldout = open_store(path, view=view)
+    heldout.need_inputs()
     if heldout.digest == store.digest:
         raise RunError(
             f"{flag} {path}: is the very store that is trained on, so it tells nothing of other text; build one of "

@@ -68,7 +68,7 @@ def _train(
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     config.micro_batches(ranks.world_size)
-    stores = open_stores(config.store, view=config.vocab)
+    stores = open_stores(config.store, view=config.vocab, inputs=config.inputs)
     store = stores[0][0]  # in what is asked of it below, all are alike
     loss = config.make_loss().on(store.manifest.identity.targets)
     for opened, _ in stores:

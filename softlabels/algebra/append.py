@@ -71,6 +71,8 @@ class AppendConfig:
     """Stop after this many new rows."""
     skip_empty: bool = False
     """Leave empty documents out (and count them) rather than refuse them."""
+    truncate: bool = False
+    """Cut texts that are longer than a row (and count them) rather than refuse them, where a text is one row."""
     device: str = "auto"
     """Where the teacher runs."""
     batch_tokens: int = 2048
@@ -176,6 +178,8 @@ def _job(store: Store, config: AppendConfig) -> BuildConfig:
         positions=targets.positions,
         seed=targets.seed,
         skip_empty=config.skip_empty,
+        domain=identity.domain,
+        truncate=config.truncate,
         licence=identity.licence,
         device=config.device,
         dtype="auto",

@@ -55,7 +55,7 @@ def check_same(
         for name in names or sorted(mine.keys() | theirs.keys()):
             _compare(f"{part} {name}", mine.get(name), theirs.get(name), where, of)
     _compare("profile", _profile(first), _profile(other), where, of)
-    for name in ("domain", "label_shift"):
+    for name in ("domain", "label_shift", "classes"):
         _compare(name, getattr(first, name), getattr(other, name), where, of)
     if licence is None and first.licence != other.licence:
         raise PairingError(
@@ -65,7 +65,7 @@ def check_same(
 
 
 def _profile(identity: Identity) -> str:
-    return "open" if identity.encoding.plain else identity.encoding.profile
+    return "open" if identity.encoding.profile == OPEN_PARTS else identity.encoding.profile
 
 
 def _compare(what: str, mine: Any, theirs: Any, where: Path, of: Path) -> None:
@@ -109,6 +109,7 @@ def combined_corpus(parts: Sequence[CorpusRecord], fingerprint: str) -> CorpusRe
         positions=sum(part.positions for part in parts),
         skipped_empty=sum(part.skipped_empty for part in parts),
         skipped_short=sum(part.skipped_short for part in parts),
+        truncated=sum(part.truncated for part in parts),
         limit_rows=None,
     )
 
@@ -118,7 +119,7 @@ def combined_encoding(
 ) -> EncodingRecord:
     """The common encoding; `open-parts` if a shard counts its rows from another number than its place gives it."""
     profile = first.profile
-    if first.plain:
+    if first.plain and first.has_inputs:
         own = any(s.counts_from is not None for s in shards)
         profile = OPEN_PARTS if own else "open"
     return msgspec.structs.replace(

@@ -23,6 +23,7 @@ import numpy as np
 from softlabels.codecs.codebook import Codebook
 from softlabels.errors import FormatError, IntegrityError, PlanError
 from softlabels.progress import Reporter
+from softlabels.rows import UNLABELLED
 from softlabels.store.commit import (
     adopt_shard,
     commit_shard,
@@ -52,7 +53,6 @@ from softlabels.store.manifest import (
 from softlabels.store.plan import PLAN, check_folder, load_plan, publish_named
 from softlabels.store.records import FORMAT, FORMAT_VERSION, check_file
 from softlabels.store.shard import Shard
-from softlabels.targets import SoftTargets
 
 __all__ = ["Made", "Piece", "Reused", "begin", "commit_pieces", "derive", "make_plan", "named"]
 
@@ -213,14 +213,16 @@ def _data(source: Reused) -> bytes:
 
 
 def _make(out: Path, plan: Plan, shard: PlannedShard, made: Made, find: Dictionaries) -> Commit:
-    statistics = statistics_of(made.content.targets, made.teacher_nll)
+    statistics = statistics_of(made.content, made.teacher_nll)
     data = encode_shard(made.content, plan.identity, statistics, dictionary=made.dictionary)
     check_round_trip(made.content, data, plan.identity, find, where=str(out / shard.name))
     return commit_shard(out, plan, shard, data, statistics, made.seconds)
 
 
-def statistics_of(targets: SoftTargets, teacher_nll: float | None) -> Statistics:
+def statistics_of(shard: Shard, teacher_nll: float | None) -> Statistics:
     """What a shard says of its targets."""
+    targets = shard.targets
+    labelled = sum(int((row.labels != UNLABELLED).sum()) for row in shard.rows)
     soft = int(targets.soft.sum())
     return Statistics(
         kept_ids=int(targets.kept.sum()),
@@ -229,4 +231,5 @@ def statistics_of(targets: SoftTargets, teacher_nll: float | None) -> Statistics
         ],
         teacher_nll=teacher_nll,
         soft_positions=None if soft == targets.n else soft,
+        labelled=None if labelled == targets.n else labelled,
     )

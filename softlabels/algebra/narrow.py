@@ -20,7 +20,7 @@ import numpy.typing as npt
 from softlabels.store.shard import Shard
 from softlabels.targets import SoftTargets
 
-__all__ = ["fewer_ids", "fewer_temperatures"]
+__all__ = ["fewer_ids", "fewer_temperatures", "without_targets"]
 
 
 def fewer_ids(shard: Shard, k: int) -> Shard:
@@ -66,3 +66,9 @@ def fewer_temperatures(shard: Shard, temperatures: Sequence[float]) -> Shard:
         shard,
         targets=replace(t, log_odds=t.log_odds[:, columns], temperatures=tuple(temperatures)),
     )
+
+
+def without_targets(shard: Shard) -> Shard:
+    """The rows alone: every position is hard-label only."""
+    nothing = np.ones(shard.targets.n, np.bool_)
+    return replace(shard, targets=shard.targets.hard_label_only(nothing), logp=None)

@@ -29,7 +29,7 @@ from softlabels.progress import Reporter
 from softlabels.rows import InputRow
 from softlabels.store.dictionaries import FOLDER
 from softlabels.store.encoding import read_statistics
-from softlabels.store.manifest import Identity, Manifest, PlannedShard
+from softlabels.store.manifest import OPEN_PARTS, Identity, Manifest, PlannedShard
 from softlabels.store.reader import Store
 from softlabels.store.records import read_file
 from softlabels.store.shard import Shard, inputs_digest
@@ -230,7 +230,7 @@ def rewrite(
 
 def _coding(identity: Identity) -> tuple[str, str, str]:
     e = identity.encoding
-    return ("open" if e.plain else e.profile, e.container, e.values)
+    return ("open" if e.profile == OPEN_PARTS else e.profile, e.container, e.values)
 
 
 def _planned(cut: Cut, start: int) -> PlannedShard:

@@ -9,16 +9,17 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from softlabels.algebra.narrow import fewer_ids, fewer_temperatures
+from softlabels.algebra.narrow import fewer_ids, fewer_temperatures, without_targets
 from softlabels.algebra.predicate import Choice, sample, where
 from softlabels.algebra.recode import rounded_again
 from softlabels.algebra.rewrite import rewrite, survey
-from softlabels.algebra.sources import open_source
+from softlabels.algebra.sources import DIGEST_BYTES, open_source
 from softlabels.codecs import make_codec
+from softlabels.domains import domain_module
 from softlabels.errors import ConfigError, PairingError
 from softlabels.progress import Reporter, Silent
 from softlabels.settings import check_at_least
-from softlabels.store.manifest import EncodingRecord, Identity, Manifest, TargetRecord
+from softlabels.store.manifest import OPEN_TARGETS, EncodingRecord, Identity, Manifest, TargetRecord
 from softlabels.store.reader import Store
 from softlabels.store.shard import Shard
 
@@ -43,6 +44,10 @@ class SubsetConfig:
     """The likeliest so many ids of each position; the mass of the others goes to the tail."""
     temperature: tuple[float, ...] = ()
     """Temperatures that stay in the grid."""
+    drop_inputs: bool = False
+    """Targets without their inputs, of which only digests stay: for whoever holds the text."""
+    inputs_only: bool = False
+    """Inputs without their targets."""
 
     def __post_init__(self) -> None:
         check_at_least(self, first=1, k=1, seed=0)
@@ -54,7 +59,11 @@ class SubsetConfig:
             raise ConfigError("--seed belongs to --sample")
         if not self.parameters:
             raise ConfigError(
-                "subset: say what stays: --where, --first, --sample, --k or --temperature"
+                "subset: say what stays: --where, --first, --sample, --k, --temperature, --drop-inputs or --inputs-only"
+            )
+        if self.inputs_only and (self.drop_inputs or self.k is not None or self.temperature):
+            raise ConfigError(
+                "--inputs-only leaves no targets; it excludes --drop-inputs, --k and --temperature"
             )
 
     @property
@@ -67,6 +76,8 @@ class SubsetConfig:
             "seed": None if self.sample is None else self.seed,
             "k": self.k,
             "temperature": " ".join(f"{t:g}" for t in sorted(self.temperature)) or None,
+            "drop_inputs": "true" if self.drop_inputs else None,
+            "inputs_only": "true" if self.inputs_only else None,
         }
         return {name: str(value) for name, value in asked.items() if value is not None}
 
@@ -94,10 +105,12 @@ def subset(
     choose = _choice(config)
     shard_rows = max(s.rows for s in store.manifest.shards)
     found = survey(store, report, choose, shard_rows=shard_rows, most=config.first)
-    narrow = config.k is not None or config.temperature
+    narrow = config.k is not None or config.temperature or config.inputs_only
     grid = identity.targets.temperatures
 
     def change(shard: Shard) -> Shard:
+        if config.inputs_only:
+            return without_targets(shard)
         shard = shard if config.k is None else fewer_ids(shard, config.k)
         return fewer_temperatures(shard, grid) if config.temperature else shard
 
@@ -145,7 +158,22 @@ def _identity(store: Store, config: SubsetConfig) -> Identity:
         targets = msgspec.structs.replace(targets, k=config.k)
     if config.temperature:
         targets = msgspec.structs.replace(targets, temperatures=_grid(store, config.temperature))
-    return msgspec.structs.replace(identity, targets=targets, encoding=_encoding(identity))
+    if config.inputs_only:
+        targets = msgspec.structs.replace(targets, positions="none")
+    encoding = _encoding(identity)
+    if config.drop_inputs:
+        if domain_module(identity.domain).DIGEST_BYTES != DIGEST_BYTES:
+            raise ConfigError(
+                f"--drop-inputs: {store.path} is of the domain {identity.domain}, whose rows do not hold their "
+                "whole digest"
+            )
+        if not encoding.plain:
+            raise ConfigError(
+                f"--drop-inputs: {store.path} is {encoding.profile}, and its targets are coded with their inputs; make "
+                "it plain first: softlabels convert … --profile open --values float16"
+            )
+        encoding = msgspec.structs.replace(encoding, profile=OPEN_TARGETS)
+    return msgspec.structs.replace(identity, targets=targets, encoding=encoding)
 
 
 def _encoding(identity: Identity) -> EncodingRecord:

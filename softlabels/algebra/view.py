@@ -11,6 +11,7 @@ import numpy as np
 from softlabels.algebra.recode import rounded_again
 from softlabels.algebra.rewrite import rewrite, survey
 from softlabels.algebra.sources import files_of, open_source
+from softlabels.errors import ConfigError
 from softlabels.progress import Reporter, Silent
 from softlabels.store.manifest import EncodingRecord, Identity, Manifest, TokenizerRecord
 from softlabels.store.reader import Store
@@ -42,6 +43,10 @@ def view(
     """
     report, out = reporter or Silent(), Path(out)
     store = open_source(Path(source), out)
+    if (domain := store.manifest.identity.domain) != "causal-lm":
+        raise ConfigError(
+            f"--vocab {vocab}: another vocabulary is for causal LMs; {store.path} is of the domain {domain}"
+        )
     seen = VocabView.parse(vocab, store.vocab_size)
     store = Store(store.path, store.manifest, cached_shards=1, view=seen)
     shard_rows = max(s.rows for s in store.manifest.shards)

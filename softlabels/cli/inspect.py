@@ -87,6 +87,10 @@ def _show_store(opened: Any, *, as_json: bool) -> None:
         else fidelity_line(manifest.fidelity),
         "digest": manifest.content_digest,
     }
+    if (made := manifest.provenance) is not None:
+        asked = "".join(f", {name} {value}" for name, value in made.parameters.items())
+        sources = ", ".join(f"{s.name} ({s.rows:,} rows)" for s in made.sources)
+        lines["made by"] = f"{made.operation} of {sources}{asked}"
     text = "\n".join(f"{name:>15}  {value}" for name, value in lines.items())
     emit(
         {

@@ -58,6 +58,7 @@ def merge_command(sources: tuple[Path, ...], out: Path, licence: str | None, as_
 @click.option(
     "--skip-empty", is_flag=True, help="Leave empty documents out rather than refuse them."
 )
+@click.option("--truncate", is_flag=True, help="Cut texts that are longer than a row.")
 @click.option("--device", default="auto", help="Where the teacher runs (default: auto).")
 @click.option(
     "--batch-tokens", type=int, default=2048, help="Tokens in one forward pass (default: 2048)."

@@ -30,6 +30,10 @@ out_option = click.option("--out", required=True, type=LocalPath(), help="Folder
 @click.option(
     "--temperature", multiple=True, type=float, help="A temperature that stays in the grid."
 )
+@click.option(
+    "--drop-inputs", is_flag=True, help="Targets and digests of their inputs, not the inputs."
+)
+@click.option("--inputs-only", is_flag=True, help="Inputs without targets.")
 @json_option
 def subset_command(store: Path, out: Path, as_json: bool, **flags: Any) -> None:
     """Write some rows of a store, or fewer ids or temperatures, as a store of its own.
@@ -43,6 +47,7 @@ def subset_command(store: Path, out: Path, as_json: bool, **flags: Any) -> None:
       softlabels subset store --sample 0.1 --seed 1 --out tenth
       softlabels subset store --where 'mean_entropy > 2 AND positions >= 64' --out hard
       softlabels subset store --k 8 --temperature 1 --out small
+      softlabels subset store --drop-inputs --out targets
     """
     from softlabels.algebra.subset import SubsetConfig, subset
 
@@ -80,12 +85,16 @@ def view_command(store: Path, out: Path, vocab: str, as_json: bool) -> None:
 @click.option("--profile", help="open or packed (default: as it is).")
 @click.option("--container", help="parquet or zarr (default: as it is).")
 @click.option("--values", help="Codec of the stored numbers (default: as it is).")
+@click.option(
+    "--dictionary",
+    default="auto",
+    help="Of packed shards: auto (where it pays), none, or the path of one, or of a store that has one.",
+)
 @json_option
-def convert_command(store: Path, out: Path, as_json: bool, **flags: str | None) -> None:
+def convert_command(store: Path, out: Path, as_json: bool, **flags: Any) -> None:
     """Write a store in another profile, container or type of values.
 
-    What is rounded again has both errors, and the new manifest says so. Packed shards are written without a
-    dictionary.
+    What is rounded again has both errors, and the new manifest says so.
 
     \b
     Example:

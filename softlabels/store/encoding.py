@@ -15,7 +15,14 @@ from softlabels.codecs.codebook import Codebook
 from softlabels.errors import IntegrityError
 from softlabels.store import packed, plain
 from softlabels.store.columns import Container, Expected
-from softlabels.store.manifest import LARGEST, OPEN_PARTS, Identity, Numbering, Statistics
+from softlabels.store.manifest import (
+    LARGEST,
+    OPEN_PARTS,
+    OPEN_TARGETS,
+    Identity,
+    Numbering,
+    Statistics,
+)
 from softlabels.store.shard import Shard
 from softlabels.targets import SoftTargets
 
@@ -37,7 +44,7 @@ STATISTICS = "softlabels.statistics"
 DICTIONARY = "softlabels.dictionary"
 PROFILES = ("open", "packed")
 """What a build can make."""
-READABLE = (*PROFILES, OPEN_PARTS)
+READABLE = (*PROFILES, OPEN_PARTS, OPEN_TARGETS)
 CONTAINERS: Mapping[str, str] = {
     "parquet": "softlabels.store.parquet",
     "zarr": "softlabels.store.zarr",
@@ -114,7 +121,7 @@ def decode_shard(
         counts_from=start_row if numbering is None else numbering.row,
         keep_logp=keep_logp,
     )
-    if numbering is None or numbering.documents == 0:
+    if numbering is None or numbering.documents == 0 or not identity.encoding.has_inputs:
         return shard
     largest = max((int(row.documents.max()) for row in shard.rows), default=0)
     if largest > LARGEST:  # and would wrap
@@ -178,7 +185,9 @@ def input_digests(data: bytes, identity: Identity, *, rows: int, where: str) -> 
     """
     container = container_of(identity)
     if identity.encoding.plain:
-        wanted = {"input_digest": Expected(dtype=np.dtype(np.uint8), listed=False, width=16)}
+        wanted = {
+            "input_digest": Expected(dtype=np.dtype(np.uint8), listed=False, width=16, most=rows)
+        }
         found = container.read_columns(data, wanted, records=rows, where=where)
         digests = found["input_digest"].values.tobytes()
     else:

@@ -17,6 +17,7 @@ from softlabels.targets import LARGEST_GRID
 __all__ = [
     "MANIFEST",
     "OPEN_PARTS",
+    "OPEN_TARGETS",
     "SIGNATURE",
     "Commit",
     "CorpusRecord",
@@ -63,6 +64,8 @@ Number = Annotated[float, msgspec.Meta(ge=0)]
 OPEN_PARTS = "open-parts"
 """The profile `open` of a store that holds shards of several builds: a reader that does not know `counts_from`
 refuses it by this name."""
+OPEN_TARGETS = "open-targets"
+"""The profile `open` without the columns that hold inputs: only their digests are there."""
 
 
 @dataclass(frozen=True)
@@ -179,8 +182,13 @@ class EncodingRecord(Record, frozen=True, kw_only=True, omit_defaults=True):
 
     @property
     def plain(self) -> bool:
-        """Whether shards are plain columns: `open`, or `open-parts`, whose shards count rows for themselves."""
-        return self.profile in ("open", OPEN_PARTS)
+        """Whether shards are plain columns: `open`, and what goes by another name to older readers."""
+        return self.profile in ("open", OPEN_PARTS, OPEN_TARGETS)
+
+    @property
+    def has_inputs(self) -> bool:
+        """Whether rows hold their inputs, not only digests of them."""
+        return self.profile != OPEN_TARGETS
 
 
 class Identity(Record, frozen=True, kw_only=True, omit_defaults=True):
@@ -408,10 +416,11 @@ def load_manifest(store: Path) -> Manifest:
             raise FormatError(
                 f"{where}: shard {shard.name} begins at row {shard.start_row}, expected {start}"
             )
-        if shard.counts_from is not None and manifest.identity.encoding.profile == "open":
+        profile = manifest.identity.encoding.profile
+        if shard.counts_from is not None and profile in ("open", "packed"):
             raise FormatError(
                 f"{where}: shard {shard.name} counts its rows from {shard.counts_from}, which belongs to the profile "
-                f"{OPEN_PARTS!r}, not 'open'; copy the store again from its source"
+                f"{OPEN_PARTS!r}, not {profile!r}; copy the store again from its source"
             )
         start += shard.rows
     if start != manifest.identity.corpus.rows:

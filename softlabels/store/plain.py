@@ -17,7 +17,7 @@ from softlabels.codecs import PlainCodec, make_codec
 from softlabels.codecs.floating import stored_logp
 from softlabels.domains import domain_module
 from softlabels.errors import ConfigError, IntegrityError, TargetError
-from softlabels.rows import InputRow
+from softlabels.rows import InputRow, NamedRow
 from softlabels.store.columns import Column, Expected
 from softlabels.store.manifest import Identity
 from softlabels.store.shard import Shard
@@ -66,7 +66,7 @@ def columns_of(shard: Shard, identity: Identity) -> dict[str, Column]:
             values=np.arange(shard.start_row, shard.start_row + len(rows), dtype=np.int64)
         ),
         "input_digest": Column(values=digests.reshape(len(rows), width)),
-        **domain.columns(rows),
+        **(domain.columns(rows) if identity.encoding.has_inputs else {}),
         "kept": Column(values=counts, offsets=offsets),
         "ids": Column(values=t.ids[kept].astype(np.int32, copy=False), offsets=id_offsets),
         "logp": Column(values=codec.encode(logp[kept]), offsets=id_offsets),
@@ -90,7 +90,7 @@ def expected_columns(
         "input_digest": Expected(
             dtype=np.dtype(np.uint8), listed=False, width=domain.DIGEST_BYTES, most=rows
         ),
-        **domain.expected(identity, rows),
+        **(domain.expected(identity, rows) if identity.encoding.has_inputs else {}),
         "kept": Expected(dtype=int32, most=positions),
         "ids": Expected(dtype=int32, most=entries),
         "logp": Expected(dtype=values, most=entries),
@@ -179,6 +179,10 @@ def _rows(
         raise IntegrityError(
             f"{where}: its rows are not {counts_from} to {counts_from + len(numbers) - 1}"
         )
+    if not identity.encoding.has_inputs:
+        counts = np.diff(_offsets(columns["kept"]))
+        digests = columns["input_digest"].values
+        return [NamedRow.of(digests[r].tobytes(), int(n)) for r, n in enumerate(counts)]
     rows = domain_module(identity.domain).rows_of(columns, identity, where=where)
     check_inputs(rows, columns["input_digest"].values, identity, start_row=start_row, where=where)
     return rows

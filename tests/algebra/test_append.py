@@ -10,6 +10,7 @@ import pytest
 from softlabels.algebra.append import AppendConfig, append
 from softlabels.algebra.merge import merge
 from softlabels.errors import CorpusError, IntegrityError, NonFiniteError, PairingError, PlanError
+from softlabels.store.encoding import dictionary_of
 from softlabels.store.reader import open_store
 from softlabels.store.verify import verify_store
 from tests.algebra.compare import content, same
@@ -134,3 +135,17 @@ def test_without_its_plan_a_store_still_grows(texts):
     (texts / "copy/plan.json").unlink()
     append(texts / "copy", new(texts), texts / "g1", teacher=TinyTeacher())
     assert verify_store(texts / "g1").problems == []
+
+
+def test_new_shards_use_the_dictionary_of_the_store(texts, tmp_path):
+    from tests.fixtures.make import _dictionary
+
+    (tmp_path / "dictionary").write_bytes(_dictionary())
+    changes = {"profile": "packed", "dictionary": str(tmp_path / "dictionary")}
+    manifest = grow(texts, **changes)
+    assert verify_store(texts / "g1").problems == []
+    (name,) = (n for n in manifest.files if n.startswith("dictionaries/"))
+    sha256 = manifest.files[name].sha256
+    for shard in manifest.shards:
+        path = texts / "g1" / shard.name
+        assert dictionary_of(path.read_bytes(), manifest.identity, where=str(path)) == sha256

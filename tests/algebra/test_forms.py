@@ -196,3 +196,28 @@ def test_a_converted_store_is_as_near_as_its_codec(tmp_path):
     assert found["rows_common"] == found["rows_a"]
     assert 0 < found["largest_logp_difference"][0] < 0.1
     assert content(tmp_path / "b")["input_ids"].tolist() == content(a)["input_ids"].tolist()
+
+
+def test_packed_shards_are_coded_with_a_dictionary_where_it_pays(tmp_path, monkeypatch):
+    from softlabels.store.encoding import dictionary_of
+
+    (tmp_path / "text").mkdir()
+    for i in range(30):
+        (tmp_path / f"text/{i}.txt").write_text(f"{i} " + "It was the best of times. " * 20)
+    build_tiny(tmp_path / "a", f"text:{tmp_path}/text/*.txt", k=12, shard_rows=30)
+    sizes = {}
+    for how in ("none", "auto", str(tmp_path / "auto")):
+        out = tmp_path / ("given" if how == str(tmp_path / "auto") else how)
+        manifest = convert(tmp_path / "a", out, profile="packed", values="nat16", dictionary=how)
+        assert verify_store(out).problems == []
+        data = (out / manifest.shards[-1].name).read_bytes()
+        used = dictionary_of(data, manifest.identity, where="a shard")
+        assert (used is None) == (how == "none")
+        sizes[out.name] = manifest.data_bytes
+    assert sizes["auto"] == sizes["given"] < sizes["none"]
+    same(content(tmp_path / "auto"), content(tmp_path / "none"))
+    with pytest.raises(ConfigError, match="belongs to --profile packed"):
+        convert(tmp_path / "auto", tmp_path / "x", profile="open", values="float16", dictionary="y")
+    with pytest.raises(ConfigError, match="no dictionary there"):
+        convert(tmp_path / "a", tmp_path / "x", profile="packed", values="nat16", dictionary="y")
+    assert not (tmp_path / "x").exists()

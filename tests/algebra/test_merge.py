@@ -9,7 +9,9 @@ import pytest
 
 from softlabels.algebra.merge import merge
 from softlabels.errors import ConfigError, FormatError, IntegrityError, PairingError, PlanError
+from softlabels.progress import Silent
 from softlabels.store.reader import open_store
+from softlabels.store.repair import repair_store
 from softlabels.store.verify import verify_store
 from tests.algebra.compare import content, same
 from tests.fakes import TinyTeacher, build_tiny, write_corpus
@@ -133,6 +135,18 @@ def test_stores_of_another_job_are_refused_before_anything_is_written(tmp_path, 
     assert not (tmp_path / "m").exists()
 
 
+def test_rows_that_are_there_twice_are_counted(tmp_path):
+    class Notices(Silent):
+        def notice(self, message):
+            said.append(message)
+
+    said = []
+    (a,) = parts(tmp_path, 1)
+    merge([a, a], tmp_path / "m", reporter=Notices())
+    rows = len(open_store(a))
+    assert said == [f"{rows} of {2 * rows} rows have the same inputs as another one; all are kept"]
+
+
 def test_two_licences_need_a_third(tmp_path):
     (a,) = parts(tmp_path, 1)
     (b,) = parts(tmp_path / "other", 1, licence="MIT")
@@ -201,3 +215,31 @@ def test_manifests_of_builds_say_nothing_of_it(tmp_path):
     raw = json.loads((a / "manifest.json").read_bytes())
     assert "provenance" not in raw
     assert not {"counts_from", "documents_from"} & raw["shards"][0].keys()
+
+
+@pytest.mark.parametrize("kind", ["open", "packed"])
+def test_a_lost_shard_is_withdrawn_by_repair_and_made_again(tmp_path, kind):
+    sources = parts(tmp_path, **KINDS[kind])
+    merge(sources, tmp_path / "m")
+    digest = open_store(tmp_path / "m").digest
+    assert repair_store(tmp_path / "m").whole
+    lost = tmp_path / "m" / open_store(tmp_path / "m").manifest.shards[1].name
+    lost.unlink()
+    (tmp_path / "m/commits/00002.json").unlink()
+    done = repair_store(tmp_path / "m")
+    assert done.rebuild == [lost.relative_to(tmp_path / "m").as_posix()]
+    assert done.command == "merge"
+    merge(sources, tmp_path / "m")
+    assert open_store(tmp_path / "m").digest == digest
+    assert verify_store(tmp_path / "m").problems == []
+
+
+def test_inspect_says_what_it_was_made_from(tmp_path):
+    from click.testing import CliRunner
+
+    from softlabels.cli import main
+
+    merge(parts(tmp_path, 2, licence="MIT"), tmp_path / "m", licence="Apache-2.0")
+    shown = CliRunner().invoke(main, ["inspect", str(tmp_path / "m")]).stdout
+    assert "made by  merge of part0 (" in shown
+    assert "licence Apache-2.0" in shown

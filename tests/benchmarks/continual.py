@@ -62,7 +62,9 @@ def build(out: Path, corpora: list[Path], teachers: list[str]) -> None:
 
 
 def domains(args: argparse.Namespace) -> None:
-    known = {r["text"] for r in sentiment.read(args, "labelled")}  # the teacher has seen their labels
+    known = {
+        r["text"] for r in sentiment.read(args, "labelled")
+    }  # the teacher has seen their labels
     for name, file in SOURCES.items():
         texts: dict[str, float] = {}
         for line in (args.vader / file).read_text(encoding="latin-1").splitlines():

@@ -9,7 +9,7 @@ import pytest
 
 from softlabels.store.reader import open_store
 from softlabels.store.verify import verify_store
-from tests.fixtures.make import DERIVED, LABELLED, STORES, TEXT_STORES, contents
+from tests.fixtures.make import DERIVED, LABELLED, STORES, TEXT_STORES, contents, opened
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 ALL = STORES | TEXT_STORES
@@ -25,7 +25,7 @@ def test_every_fixture_is_listed_and_they_are_small():
 
 @names
 def test_stored_bytes_decode_to_the_same_numbers_for_ever(name):
-    found = contents(open_store(FIXTURES / name))
+    found = contents(opened(name))
     with np.load(FIXTURES / f"{name}.npz") as expected:
         assert set(found) == set(expected.files)
         for what in expected.files:
