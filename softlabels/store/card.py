@@ -46,7 +46,7 @@ def card(manifest: Manifest) -> str:
     perplexity = (
         f"{manifest.statistics.teacher_nll / n:.4f} nats per token"
         if manifest.statistics.teacher_nll is not None
-        else "not known (the grid lacks T=1)"
+        else "not known"
     )
     loadable = (identity.encoding.profile, identity.encoding.container) == ("open", "parquet")
     return f"""---
