@@ -17,14 +17,13 @@ Shapes: n positions of a chunk, K kept ids, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from softlabels.rows import UNLABELLED
 from softlabels.store.certificate import Estimate, FidelityAt, LogProbError, SampleCheck
 from softlabels.store.manifest import EncodingRecord
 from softlabels.targets import UNBIASED, SoftTargets
@@ -66,14 +65,18 @@ class Resampling:
 class Comparison:
     """Running sums at one temperature."""
 
-    def __init__(self, temperature: float, estimator: str, encoding: EncodingRecord) -> None:
+    def __init__(
+        self, temperature: float, estimator: str, encoding: EncodingRecord, *, rows: int
+    ) -> None:
+        """`rows` (R): how many are measured."""
         self.temperature = temperature
         self.is_sample = estimator in UNBIASED
         # `rs` keeps counts, which are nobody's log-probability.
         self._with_values = estimator == "sampled" or (temperature == 1 and not self.is_sample)
         self._encoding = encoding
-        self._sums: dict[str, list[float]] = {}
-        self._rows = 0
+        self._rows = rows
+        self._sums: dict[str, Float64] = {}
+        """Of each figure, each row's sum `[R]`."""
         self._bins = np.zeros((2, 3, BINS))
         """Teacher's and stored: positions, confidence and hits of each bin."""
         self._dense: Tensor | None = None
@@ -82,20 +85,22 @@ class Comparison:
         self._largest = 0.0
         self._within = 0
 
-    def begin_row(self) -> None:
-        """What is added from now on is of another row."""
-        self._rows += 1
-        for sums in self._sums.values():
-            sums.append(0.0)
-
-    def add(self, logits: Tensor, noise: Tensor, targets: SoftTargets, labels: Tensor) -> None:
+    def add(
+        self,
+        logits: Tensor,
+        noise: Tensor,
+        targets: SoftTargets,
+        labels: Tensor,
+        rows: npt.NDArray[np.int64],
+    ) -> None:
         """Compare n positions.
 
         Args:
             logits: the teacher's, `[n, V] float64`.
             noise: of the student's logits, `[n, V]`.
             targets: as stored, of n positions, all soft.
-            labels: `[n] int64`, on the device of the logits.
+            labels: `[n] int64`, on the device of the logits; `UNLABELLED` where none is known.
+            rows: `[n]`: of which of the R rows each is.
         """
         t = self.temperature
         logp = torch.log_softmax(logits / t, 1)
@@ -121,19 +126,19 @@ class Comparison:
         at_best = stored.log_p.where(stored.kept & (stored.ids == best[:, None]), -torch.inf)
         figures["top1_agreement"] = (at_best.amax(1) == first).double()
         chosen = stored.ids.gather(1, slot[:, None])[:, 0]
-        self._calibrate(0, p.gather(1, best[:, None])[:, 0], best == labels)
-        self._calibrate(1, first.exp(), chosen == labels)
-        self._add_rows(figures)
+        known = labels != UNLABELLED
+        self._calibrate(0, p.gather(1, best[:, None])[:, 0][known], (best == labels)[known])
+        self._calibrate(1, first.exp()[known], (chosen == labels)[known])
+        for name, values in figures.items():
+            sums = self._sums.setdefault(name, np.zeros(self._rows))
+            sums += np.bincount(rows, weights=values.cpu().numpy(), minlength=self._rows)
         self._add_gradients(gradient.sum(0), mine.sum(0))
         if self._with_values:
             self._compare_values(kept_logp, stored)
 
     def result(self, resampling: Resampling) -> FidelityAt:
         """The figures of all rows."""
-        estimates = {
-            name: resampling.estimate(np.array([0.0] * (self._rows - len(sums)) + sums))
-            for name, sums in self._sums.items()
-        }
+        estimates = {name: resampling.estimate(sums) for name, sums in self._sums.items()}
         teacher, stored = (_calibration_error(bins) for bins in self._bins)
         assert self._dense is not None, "no position was added"
         assert self._stored is not None
@@ -150,17 +155,13 @@ class Comparison:
         )
         return FidelityAt(
             temperature=self.temperature,
-            ece_teacher=_rounded(teacher),
-            ece_drift=_rounded(stored - teacher),
+            ece_teacher=None if teacher is None else _rounded(teacher),
+            ece_drift=None if teacher is None or stored is None else _rounded(stored - teacher),
             mean_gradient_angle=_rounded(float(total)),
             sample=sample,
             log_prob_error=error if self._with_values and self._values else None,
             **estimates,
         )
-
-    def _add_rows(self, figures: Mapping[str, Tensor]) -> None:
-        for name, values in figures.items():
-            self._sums.setdefault(name, [0.0])[-1] += float(values.sum())
 
     def _add_gradients(self, dense: Tensor, stored: Tensor) -> None:
         self._dense = dense if self._dense is None else self._dense + dense
@@ -259,8 +260,10 @@ def _angle(a: Tensor, b: Tensor) -> Tensor:
     return torch.rad2deg(2 * torch.atan2((a - b).norm(dim=1), (a + b).norm(dim=1)))
 
 
-def _calibration_error(bins: Float64) -> float:
+def _calibration_error(bins: Float64) -> float | None:
     n, confidence, hits = bins
+    if not n.sum():
+        return None  # no label is known
     return float(np.abs(confidence - hits).sum() / n.sum())
 
 

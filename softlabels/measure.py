@@ -3,7 +3,7 @@
 The flow:
  1. choose rows by the seed, as many as hold about the asked number of soft positions;
  2. load the teacher, and refuse another than the store's;
- 3. row by row: the teacher's dense logits, in float64, against the stored targets (`fidelity.py`);
+ 3. some rows at a time: the teacher's dense logits, in float64, against the stored targets (`fidelity.py`);
  4. means over all positions, with intervals from resampling rows;
  5. unless told otherwise, put the record into the manifest, and into the card that is made from it.
 
@@ -13,6 +13,7 @@ The inputs of the rows are in the store, so no corpus is needed.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,10 +38,14 @@ from softlabels.settings import check_at_least
 from softlabels.store.amend import amend
 from softlabels.store.certificate import Fidelity
 from softlabels.store.manifest import SIGNATURE, Identity
-from softlabels.store.reader import Store, open_store
+from softlabels.store.reader import Store, StoredRow, open_store
+from softlabels.targets import SoftTargets
 from softlabels.teachers import MIB, Teacher, TeacherOptions, open_teacher
 
 __all__ = ["MeasureConfig", "check_gate", "check_same_teacher", "measure"]
+
+BATCH_TOKENS = 2048
+"""Of a forward pass of the teacher; a build's default, since other sums are rounded otherwise."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,14 +209,15 @@ def _compare(
 ) -> Fidelity:
     identity = store.manifest.identity
     comparisons = [
-        Comparison(t, identity.targets.estimator, identity.encoding)
+        Comparison(t, identity.targets.estimator, identity.encoding, rows=len(rows))
         for t in identity.targets.temperatures
     ]
-    counts = []
+    counts: list[int] = []
     report.stage("measure", len(rows), "rows")
-    for index in rows:
-        counts.append(_compare_row(store, index, teacher, seed, comparisons))
-        report.advance(1)
+    for batch in _batches(store, rows):
+        _compare_batch(batch, len(counts), teacher, seed, comparisons)
+        counts += [int(stored.targets.soft.sum()) for stored in batch]
+        report.advance(len(batch))
     positions = sum(counts)
     if positions == 0:
         raise PairingError(
@@ -231,49 +237,64 @@ def _compare(
     )
 
 
-def _compare_row(
-    store: Store, index: int, teacher: Teacher, seed: int, comparisons: list[Comparison]
-) -> int:
-    """Add one row to all comparisons; returns its number of soft positions."""
-    stored = store.row(index)
-    for c in comparisons:
-        c.begin_row()
-    soft = stored.targets.soft
-    if not soft.any():
-        return 0
-    noise = np.random.Generator(
-        np.random.Philox(key=np.array([seed, index], np.uint64), counter=[0, 0, 0, 3])
-    )
-    done = 0
-    for chunk in teacher.logits([stored.row]):
+def _batches(store: Store, rows: list[int]) -> Iterator[list[StoredRow]]:
+    """Rows that go through the teacher together: at most `BATCH_TOKENS`, or one."""
+    batch: list[StoredRow] = []
+    size = 0
+    for index in rows:
+        stored = store.row(index)
+        if batch and size + stored.row.size > BATCH_TOKENS:
+            yield batch
+            batch, size = [], 0
+        batch.append(stored)
+        size += stored.row.size
+    yield batch
+
+
+def _compare_batch(
+    batch: list[StoredRow], first: int, teacher: Teacher, seed: int, comparisons: list[Comparison]
+) -> None:
+    """Add some rows to all comparisons; the first of them is the `first` that is measured."""
+    targets = SoftTargets.concatenate([stored.targets for stored in batch])
+    labels = np.concatenate([stored.row.labels for stored in batch]).astype(np.int64)
+    place = np.repeat(np.arange(len(batch)), [stored.targets.n for stored in batch])
+    noise = [
+        np.random.Generator(
+            np.random.Philox(key=np.array([seed, stored.index], np.uint64), counter=[0, 0, 0, 3])
+        )
+        for stored in batch
+    ]
+    done, soft = 0, targets.soft
+    for chunk in teacher.logits([stored.row for stored in batch]):
         here = np.flatnonzero(soft[done : done + len(chunk)])
-        done += len(chunk)
+        where, done = here + done, done + len(chunk)
         if not len(here):
             continue
-        where = here + done - len(chunk)
-        logits = _float64(chunk)[torch.from_numpy(here).to(_home(chunk))]
+        home = torch.device("cpu") if chunk.device.type == "mps" else chunk.device  # has no float64
+        logits = chunk.to(home)[torch.from_numpy(here).to(home)].double()
         if not bool(logits.isfinite().all()):
+            rows = sorted({batch[i].index for i in place[where]})
             raise NonFiniteError(
-                f"{teacher.record.spec}: a logit of row {index} is NaN or infinite; nothing can be compared with it. "
-                "Try --dtype float32, and check the teacher's weights"
+                f"{teacher.record.spec}: a logit is NaN or infinite in one of the rows {rows[0]} to {rows[-1]}; "
+                "nothing can be compared with it. Try --dtype float32, and check the teacher's weights"
             )
-        drawn = _noise(noise, logits.shape[0], logits.shape[1])
-        labels = torch.from_numpy(stored.row.labels[where].astype(np.int64)).to(logits.device)
+        drawn = np.concatenate(
+            [
+                _noise(noise[i], int(n), logits.shape[1])
+                for i, n in zip(*np.unique(place[where], return_counts=True), strict=True)
+            ]
+        )
         for c in comparisons:
-            c.add(logits, torch.from_numpy(drawn).to(logits.device), stored.targets[where], labels)
+            c.add(
+                logits,
+                torch.from_numpy(drawn).to(home),
+                targets[where],
+                torch.from_numpy(labels[where]).to(home),
+                first + place[where],
+            )
     assert done == len(soft), f"the teacher gave {done} positions for {len(soft)}"
-    return int(soft.sum())
 
 
 def _noise(rng: np.random.Generator, n: int, vocab_size: int) -> npt.NDArray[np.float32]:
     """`[n, V]`: made by NumPy, so that figures do not depend on the device."""
     return rng.standard_normal((n, vocab_size), np.float32)
-
-
-def _home(chunk: torch.Tensor) -> torch.device:
-    """Where float64 exists: not on every accelerator."""
-    return torch.device("cpu") if chunk.device.type == "mps" else chunk.device
-
-
-def _float64(chunk: torch.Tensor) -> torch.Tensor:
-    return chunk.to(_home(chunk)).double()

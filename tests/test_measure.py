@@ -421,3 +421,35 @@ def test_bad_flags(store, flags, says):
     result = CliRunner().invoke(main, ["measure", str(store), "--teacher", "hf:none", *flags])
     assert result.exit_code == 2
     assert says in result.stderr
+
+
+# -- other domains --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_a_classifier_of_texts(tmp_path, labelled):
+    """By the command line, with a real encoder: one position for each row, three classes, all kept."""
+    pytest.importorskip("transformers")
+    from tests.domains import models
+
+    models.save_classifier(tmp_path / "teacher")
+    models.write_corpus(tmp_path / "texts.jsonl", labelled=labelled)
+    teacher = f"hf:{tmp_path / 'teacher'}"
+    config = config_of(
+        f"jsonl:{tmp_path / 'texts.jsonl'}",
+        domain="sequence-classification",
+        estimator="dense",
+        k=3,
+        seq_len=16,
+        dtype="float32",
+    )
+    build(replace(config, teacher=teacher), tmp_path / "store")
+    arguments = ["measure", str(tmp_path / "store"), "--teacher", teacher, "--max-kl", "1e-5"]
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 0, result.output
+    (at,) = load_manifest(tmp_path / "store").fidelity.temperatures
+    assert at.log_prob_error.within == 1.0
+    assert at.covered_mass.mean == pytest.approx(1)
+    assert (at.ece_teacher is not None) is labelled
+    assert ("ECE of the teacher" in result.stdout) is labelled
+    assert verify_store(tmp_path / "store").problems == []

@@ -178,7 +178,6 @@ def _job(store: Store, config: AppendConfig) -> BuildConfig:
         positions=targets.positions,
         seed=targets.seed,
         skip_empty=config.skip_empty,
-        domain=identity.domain,
         truncate=config.truncate,
         licence=identity.licence,
         device=config.device,

@@ -9,6 +9,7 @@ from softlabels.cli.build import build_command
 from softlabels.cli.card import card_command
 from softlabels.cli.demo import demo_command
 from softlabels.cli.inspect import inspect_command, verify_command
+from softlabels.cli.interchange import export_command, import_command
 from softlabels.cli.measure import measure_command
 from softlabels.cli.merge import append_command, merge_command
 from softlabels.cli.repair import repair_command
@@ -31,6 +32,8 @@ main.add_command(inspect_command)
 main.add_command(verify_command)
 main.add_command(repair_command)
 main.add_command(measure_command)
+main.add_command(import_command)
+main.add_command(export_command)
 main.add_command(card_command)
 main.add_command(sign_command)
 main.add_command(merge_command)

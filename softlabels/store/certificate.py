@@ -54,9 +54,10 @@ class FidelityAt(Record, frozen=True, kw_only=True, omit_defaults=True):
     """The teacher's own mass of the kept ids."""
     top1_agreement: Estimate
     """Share of positions at which the teacher's likeliest id has the largest stored value."""
-    ece_teacher: float
-    """Expected calibration error of the teacher's first choice against the labels: 15 equal bins."""
-    ece_drift: float
+    ece_teacher: float | None
+    """Expected calibration error of the teacher's first choice against the labels: 15 equal bins; null: no label is
+    known."""
+    ece_drift: float | None
     """That of the stored first choice, less the teacher's."""
     gradient_angle: Estimate
     """Between the gradients, with respect to a student's logits, of the soft loss from the stored and from the dense

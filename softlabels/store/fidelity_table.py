@@ -68,7 +68,7 @@ _FIGURES: list[tuple[str, Callable[[FidelityAt], str | None]]] = [
     ("top-1 agreement", lambda at: _estimate(at.top1_agreement, ".4f", "")),
     (
         "ECE of the teacher, drift of the store",
-        lambda at: f"{at.ece_teacher:.4f}, {at.ece_drift:+.4f}",
+        lambda at: None if at.ece_teacher is None else f"{at.ece_teacher:.4f}, {at.ece_drift:+.4f}",
     ),
     ("angle of the gradient", lambda at: _estimate(at.gradient_angle, ".2f", "degrees")),
     (
