@@ -140,6 +140,8 @@ print(sorted({"torch", "numpy", "pyarrow", "transformers"} & set(sys.modules)))
         ("trainers", ["run"]),
         ("trainers", ["student"]),
         ("trainers", ["eval"]),
+        ("trainers", ["export"]),
+        ("trainers", ["latency"]),
     ],
     ids=str,
 )
