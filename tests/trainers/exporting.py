@@ -69,7 +69,10 @@ sys.meta_path.insert(0, Block())
 def make_stores(folder: Path) -> None:
     """`store` to train on, `heldout` to check on: some of their rows hold several documents."""
     build_tiny(folder / "store", write_corpus(folder / "corpus"))
-    build_tiny(folder / "heldout", write_corpus(folder / "other", documents=5, repeat=1))
+    corpus = write_corpus(folder / "other", documents=3, repeat=1)
+    for i in range(12):  # short enough to share a row
+        (folder / "other" / f"short-{i}.txt").write_text("It is a truth. " * (1 + i % 3))
+    build_tiny(folder / "heldout", corpus)
 
 
 def make_run(folder: Path, name: str, **changes: Any) -> Path:

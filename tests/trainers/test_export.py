@@ -77,7 +77,7 @@ def test_rows_are_spread_over_the_whole_store():
 
 
 def test_a_domain_without_exports_is_refused():
-    with pytest.raises(ConfigError, match="'image-segmentation' cannot be exported; those of"):
+    with pytest.raises(ConfigError, match=r"'image-segmentation' cannot be exported; those of"):
         domain_of("image-segmentation")
 
 
@@ -144,7 +144,7 @@ def test_an_export_that_shifts_its_outputs_is_found(asked):
     shifted = distorted(runner, lambda z: np.roll(z, 1, axis=1))
     found = compare(model, shifted, LM, examples)
     assert found.largest_difference > 0.1
-    with pytest.raises(ExportError, match="negative log-likelihood rises by"):
+    with pytest.raises(ExportError, match=r"negative log-likelihood rises by"):
         verdict(found, rule="score", tolerance=0.01, what="it")
 
 
@@ -154,7 +154,7 @@ def test_accuracy_alone_is_found(asked):
     lowered = distorted(runner, lambda z: z - 4 * (z == z.max(axis=-1, keepdims=True)))
     found = compare(model, lowered, LM, examples)
     assert found.loss_of_accuracy > 0.1
-    with pytest.raises(ExportError, match="accuracy falls by|likelihood rises by"):
+    with pytest.raises(ExportError, match=r"accuracy falls by|likelihood rises by"):
         verdict(found, rule="score", tolerance=0.01, what="it")
 
 
@@ -186,7 +186,7 @@ def test_an_export_that_fails_on_a_shape_is_an_error(asked):
 
 def test_rows_without_a_label_have_no_score(asked):
     model, runner, examples = asked
-    with pytest.raises(RunError, match="no row has a label"):
+    with pytest.raises(RunError, match=r"no row has a label"):
         compare(model, runner, LM, [LM.shortest(examples[0])])
 
 
@@ -209,7 +209,7 @@ def test_a_wrong_export_is_not_published(ground, tmp_path, monkeypatch):
     monkeypatch.setattr(weights.Safetensors, "write", write)
     out = tmp_path / "deep" / "out"
     with pytest.raises(
-        ExportError, match="run-llama as safetensors does not give the student's answers"
+        ExportError, match=r"run-llama as safetensors does not give the student's answers"
     ):
         export(ground / "run-llama", out, config_of(ground))
     assert left_over(out.parent) == []
@@ -227,7 +227,7 @@ def test_nothing_is_left_when_writing_fails(ground, tmp_path, monkeypatch):
     (tmp_path / ".tmp-out" / "old").write_bytes(b"x")
     with monkeypatch.context() as patch:
         patch.setattr(weights.Safetensors, "write", write)
-        with pytest.raises(OSError, match="No space left"):
+        with pytest.raises(OSError, match=r"No space left"):
             export(ground / "run-llama", tmp_path / "out", config_of(ground))
     assert left_over(tmp_path) == []
     export(ground / "run-llama", tmp_path / "out", config_of(ground))
@@ -274,7 +274,7 @@ def copied_run(ground, tmp_path, **facts) -> Path:
 
 
 def test_an_existing_folder_is_refused(ground, tmp_path):
-    with pytest.raises(ConfigError, match="is there already"):
+    with pytest.raises(ConfigError, match=r"is there already"):
         export(ground / "run-llama", tmp_path, config_of(ground))
 
 
@@ -295,14 +295,14 @@ def test_bad_settings(ground, changes, message):
 
 
 def test_no_run_or_an_unfinished_one(ground, tmp_path):
-    with pytest.raises(RunError, match="not a run"):
+    with pytest.raises(RunError, match=r"not a run"):
         export(tmp_path, tmp_path / "out", config_of(ground))
     run = copied_run(ground, tmp_path)
     shutil.rmtree(run / "student")
-    with pytest.raises(RunError, match="has not finished"):
+    with pytest.raises(RunError, match=r"has not finished"):
         export(run, tmp_path / "out", config_of(ground))
     (run / "run.json").write_text("{}")
-    with pytest.raises(RunError, match="run.json says nothing of config, store_digest"):
+    with pytest.raises(RunError, match=r"run.json says nothing of config, store_digest"):
         export(run, tmp_path / "out", config_of(ground))
     assert not (tmp_path / "out").exists()
 
@@ -310,22 +310,22 @@ def test_no_run_or_an_unfinished_one(ground, tmp_path):
 def test_weights_that_the_run_lacks(ground, tmp_path):
     run = copied_run(ground, tmp_path)
     shutil.rmtree(run / "student-ema")
-    with pytest.raises(RunError, match="has no student-ema, for it was made without --ema"):
+    with pytest.raises(RunError, match=r"has no student-ema, for it was made without --ema"):
         export(run, tmp_path / "out", config_of(ground, weights="ema"))
 
 
 def test_a_training_store_that_moved(ground, tmp_path):
     run = copied_run(ground, tmp_path, config={"store": [str(tmp_path / "gone")]})
-    with pytest.raises(ConfigError, match="say where it lies now with --store"):
+    with pytest.raises(ConfigError, match=r"say where it lies now with --store"):
         export(run, tmp_path / "out", config_of(ground))
-    with pytest.raises(ConfigError, match="not what .* was trained on"):
+    with pytest.raises(ConfigError, match=r"not what .* was trained on"):
         export(run, tmp_path / "out", config_of(ground, store=(str(ground / "heldout"),)))
     record = export(run, tmp_path / "out", config_of(ground, store=(str(ground / "store"),)))
     assert record.check.largest_difference < 1e-5
 
 
 def test_the_training_store_is_not_held_out(ground, tmp_path):
-    with pytest.raises(RunError, match="is the very store that .* was trained on"):
+    with pytest.raises(RunError, match=r"is the very store that .* was trained on"):
         export(
             ground / "run-llama", tmp_path / "out", config_of(ground, heldout=str(ground / "store"))
         )
@@ -335,7 +335,7 @@ def test_another_tokenizer(ground, tmp_path):
     build_tiny(
         tmp_path / "other", write_corpus(tmp_path / "corpus"), teacher=TinyTeacher(salt="other")
     )
-    with pytest.raises(TokenizerError, match="is not the one that .* was trained with"):
+    with pytest.raises(TokenizerError, match=r"is not the one that .* was trained with"):
         export(
             ground / "run-llama",
             tmp_path / "out",
@@ -345,7 +345,7 @@ def test_another_tokenizer(ground, tmp_path):
 
 def test_no_heldout_store_at_all(ground, tmp_path):
     run = copied_run(ground, tmp_path, config={"heldout": None})
-    with pytest.raises(ConfigError, match="--heldout is missing"):
+    with pytest.raises(ConfigError, match=r"--heldout is missing"):
         export(run, tmp_path / "out", config_of(ground, heldout=None))
 
 
@@ -365,7 +365,7 @@ def test_a_model_that_cannot_be_traced(ground, tmp_path, monkeypatch):
             return input_ids if int(input_ids.sum()) > 3 else attention_mask
 
     monkeypatch.setattr(causal_lm.CausalLM, "module", lambda self, model: Data())
-    with pytest.raises(ExportError, match="PyTorch cannot trace this model"):
+    with pytest.raises(ExportError, match=r"PyTorch cannot trace this model"):
         export(ground / "run-llama", tmp_path / "out", config_of(ground, format="torch-export"))
     assert left_over(tmp_path) == []
 
@@ -390,10 +390,10 @@ def test_an_altered_file_is_found(published, name):
         read_export(published)
     read_export(published, contents=False)
     (published / name).write_bytes(bytes(data)[:-1])
-    with pytest.raises(IntegrityError, match="bytes, export.json says"):
+    with pytest.raises(IntegrityError, match=r"bytes, export.json says"):
         read_export(published, contents=False)
     (published / name).unlink()
-    with pytest.raises(IntegrityError, match="cannot be read"):
+    with pytest.raises(IntegrityError, match=r"cannot be read"):
         read_export(published)
 
 
@@ -401,13 +401,13 @@ def test_an_altered_record_is_found(published):
     path = published / "export.json"
     text = path.read_text()
     path.write_text(text.replace('"weights": "student"', '"weights": "best"'))
-    with pytest.raises(IntegrityError, match="digest does not match"):
+    with pytest.raises(IntegrityError, match=r"digest does not match"):
         read_export(published)
     path.write_text(text[:-30])
-    with pytest.raises(IntegrityError, match="not valid JSON"):
+    with pytest.raises(IntegrityError, match=r"not valid JSON"):
         read_export(published)
     path.unlink()
-    with pytest.raises(RunError, match="not an export"):
+    with pytest.raises(RunError, match=r"not an export"):
         read_export(published)
 
 
