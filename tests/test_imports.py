@@ -141,6 +141,8 @@ print(sorted({"torch", "numpy", "pyarrow", "transformers"} & set(sys.modules)))
         ("trainers", ["student"]),
         ("trainers", ["eval"]),
         ("trainers", ["generate"]),
+        ("trainers", ["export"]),
+        ("trainers", ["latency"]),
     ],
     ids=str,
 )

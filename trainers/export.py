@@ -105,9 +105,10 @@ def export(
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     try:
-        report.stage(f"write {form.name}", None, "files")
+        report.stage(f"write {form.name}", 1, "model")
         _copy_all_but_weights(finished.folder, temporary)
         written = form.write(job, temporary)
+        report.advance(1)
         report.stage("check", len(examples), "examples")
         runner = form.load(temporary, domain=domain, threads=None)
         found = compare(model, runner, domain, examples, advance=report.advance)

@@ -119,6 +119,8 @@ def measure(
     ):
         if value < 1:
             raise ConfigError(f"{flag} {value}: expected at least 1")
+    if teacher is not None and not teacher.startswith("hf:"):
+        raise ConfigError(f"--teacher {teacher}: expected hf:PATH")
     unknown = sorted(set(engines) - set(ENGINES))
     if unknown or not engines:
         raise ConfigError(f"--engine {' '.join(unknown)}: expected {' or '.join(ENGINES)}")

@@ -63,8 +63,6 @@ def latency_command(
     """
     from trainers.latency import ENGINES, measure
 
-    if teacher is not None and not teacher.startswith("hf:"):
-        raise click.BadParameter(f"{teacher!r}: expected hf:PATH", param_hint="--teacher")
     with Bar(quiet=as_json) as bar:
         bar.stage("convert", None, "models")
         figures = measure(

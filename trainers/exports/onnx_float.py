@@ -56,8 +56,8 @@ def quiet_exporter() -> Iterator[None]:
 
 def export_onnx(job: Job, path: Path) -> None:
     """Write the float32 model to a file."""
-    require("onnx")
-    require("onnxscript")
+    for name in ("onnx", "onnxscript", "onnxruntime"):  # now, and not after minutes of work
+        require(name)
     import torch
 
     from trainers.exports.program import trace

@@ -22,14 +22,15 @@ from typing import TYPE_CHECKING, Any
 from softlabels.errors import ConfigError
 from trainers.exports.formats import Job, Runner, Written
 from trainers.exports.onnx_float import EXTERNAL, FILE, OPSET, export_onnx, ort_runner, require
-from trainers.exports.tables import fold_transposes, initializers, quantise_tables
+from trainers.exports.products import fold_transposes, products, split_gemms
+from trainers.exports.tables import quantise_tables
 
 if TYPE_CHECKING:
     from trainers.exports.domains import Arrays, Domain, Example
 
 __all__ = ["DYNAMIC", "STATIC", "OnnxInt8"]
 
-PRODUCTS = {False: ("MatMul", "Gemm"), True: ("MatMul", "Gemm", "Conv")}
+PRODUCTS = {False: ("MatMul",), True: ("MatMul", "Gemm", "Conv")}
 """Operators whose weights are quantised: dynamic, static. (Dynamic convolutions are slower than float ones.)"""
 
 
@@ -61,8 +62,9 @@ class OnnxInt8:
             plain, quantised = Path(scratch) / "plain.onnx", Path(scratch) / "int8.onnx"
             export_onnx(job, plain)
             model = onnx.load(plain)
+            split_gemms(model)
             fold_transposes(model)
-            nodes = _products(model, PRODUCTS[self.calibrates])
+            nodes = products(model, PRODUCTS[self.calibrates])
             quantization.quant_utils.add_pre_process_metadata(model)  # what it would do is done
             onnx.save(model, plain)
             options: dict[str, Any] = {
@@ -115,17 +117,6 @@ class OnnxInt8:
         from trainers.exports.onnx_float import FORMAT
 
         return FORMAT.snippet(domain)
-
-
-def _products(model: Any, operators: Sequence[str]) -> list[str]:
-    """Names of the nodes that multiply by a weight, which all get one."""
-    weights = initializers(model)
-    found = []
-    for i, node in enumerate(model.graph.node):
-        if node.op_type in operators and node.input[1] in weights:
-            node.name = node.name or f"product_{i}"
-            found.append(node.name)
-    return found
 
 
 class _Reader:

@@ -12,30 +12,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["fold_transposes", "initializers", "quantise_tables"]
+from trainers.exports.products import drop_unused, initializers
+
+__all__ = ["quantise_tables"]
 
 SMALLEST = 64
 """Rows: a smaller table is not worth it."""
-
-
-def initializers(model: Any) -> dict[str, Any]:
-    """The graph's constants by name."""
-    return {i.name: i for i in model.graph.initializer}
-
-
-def fold_transposes(model: Any) -> None:
-    """Replace each transposed weight by a weight, for a quantiser only knows weights."""
-    from onnx import helper, numpy_helper
-
-    graph, known = model.graph, initializers(model)
-    for node in [n for n in graph.node if n.op_type == "Transpose" and n.input[0] in known]:
-        order = helper.get_node_attr_value(node, "perm")
-        value = numpy_helper.to_array(known[node.input[0]]).transpose(order)
-        graph.initializer.append(
-            numpy_helper.from_array(np.ascontiguousarray(value), node.output[0])
-        )
-        graph.node.remove(node)
-    _drop_unused(model)
 
 
 def quantise_tables(model: Any, plain: Any) -> dict[str, str]:
@@ -84,7 +66,7 @@ def quantise_tables(model: Any, plain: Any) -> dict[str, str]:
             known = initializers(model)
             _replace(model, gather, *names, axis=0)
             found[table] = "own"
-    _drop_unused(model)
+    drop_unused(model)
     return found
 
 
@@ -137,10 +119,3 @@ def _rank(model: Any, name: str) -> int:
         if value.name == name:
             return len(value.type.tensor_type.shape.dim)
     raise AssertionError(f"{name}: its shape is not in the graph")
-
-
-def _drop_unused(model: Any) -> None:
-    used = {name for node in model.graph.node for name in node.input}
-    used |= {o.name for o in model.graph.output}
-    for i in [i for i in model.graph.initializer if i.name not in used]:
-        model.graph.initializer.remove(i)
