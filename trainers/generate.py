@@ -81,7 +81,7 @@ def generate(
     Raises:
         RunError: not a finished run, or without a tokenizer.
         CorpusError: a bad prompt, or none.
-        ConfigError: `out` is there, or of another kind.
+        ConfigError: `out` is there, or of another kind; sequences longer than the student's positions.
         PairingError: a prompt beyond the student's vocabulary.
     """
     if out.suffix not in (".jsonl", ".parquet"):
@@ -89,9 +89,9 @@ def generate(
     if out.exists():
         raise ConfigError(f"--out {out}: is there already; choose another")
     finished = finished_run(run, weights)
+    student = load_student(finished.folder)
     words = Words(finished.folder)
     _check_tokenizer(prompts, finished.facts)
-    student = load_student(finished.folder).float()
     ends = _ends(student.model, words)
     asked = read_prompts(prompts, words, prompt_tokens=prompt_tokens)
     repeated = (p for p in islice(asked, limit) for _ in range(n))
@@ -99,6 +99,7 @@ def generate(
     def made() -> Iterator[_Written]:
         first = 0
         while batch := list(islice(repeated, batch_size)):
+            _check_length(prompts, max(len(p.ids) for p in batch), sampling, student.model.config)
             largest = max(int(p.ids.max()) for p in batch)
             if largest >= student.vocab_size:
                 raise PairingError(
@@ -133,6 +134,16 @@ def _check_tokenizer(prompts: Path, facts: dict[str, Any]) -> None:
                 f"--prompts {prompts}: was tokenised otherwise than what the run was trained on, so the same id means "
                 "another token; give text instead"
             )
+
+
+def _check_length(prompts: Path, longest: int, sampling: Sampling, config: Any) -> None:
+    most = getattr(config, "max_position_embeddings", None)
+    if most is not None and longest + sampling.max_new_tokens > most:
+        raise ConfigError(
+            f"--max-new-tokens {sampling.max_new_tokens}: after a prompt of {longest} tokens (--prompts {prompts}) "
+            "that is more "
+            f"than the {most} positions that the student knows"
+        )
 
 
 def _ends(model: Any, words: Words) -> frozenset[int]:

@@ -103,7 +103,8 @@ def _record(line: str, where: str, words: Words) -> Prompt:
     messages = record.get("messages") if isinstance(record, dict) else None
     if isinstance(prompt, str) and messages is None:
         return _text(prompt, words)
-    if not isinstance(messages, list) or not messages or prompt is not None:
+    listed = isinstance(messages, list) and all(isinstance(m, dict) for m in messages)
+    if not listed or not messages or prompt is not None:
         raise CorpusError(
             f'{where}: expected an object with either a string "prompt" or a list "messages"'
         )

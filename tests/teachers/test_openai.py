@@ -91,6 +91,9 @@ def test_stores_of_both_are_equal_within_rounding(ground, hf, server, tmp_path):
     check_equal(tmp_path / "hf", tmp_path / "openai")
     record = manifest.identity.teacher
     assert (record.spec, record.vocab_size, record.device) == ("openai:tiny", VOCAB, "server")
+    assert (
+        "| tiny, size not known, server on server," in (tmp_path / "openai/README.md").read_text()
+    )
     assert len(completions.bodies[0]["prompt"]) == 2, "asked once before anything is tokenised"
     asked = [tuple(b["prompt"]) for b in completions.bodies[2:]]
     assert len(set(asked)) == len(asked) > 9, "each piece once"
