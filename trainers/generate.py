@@ -89,6 +89,7 @@ def generate(
     if out.exists():
         raise ConfigError(f"--out {out}: is there already; choose another")
     finished = finished_run(run, weights)
+    _check_causal(finished.folder)
     student = load_student(finished.folder)
     words = Words(finished.folder)
     _check_tokenizer(prompts, finished.facts)
@@ -122,6 +123,13 @@ def generate(
     finally:
         temporary.unlink(missing_ok=True)
     return counts
+
+
+def _check_causal(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    for name in config.get("architectures") or []:
+        if not name.endswith(("ForCausalLM", "LMHeadModel")):
+            raise RunError(f"{folder}: is a {name}, which writes no text; expected a causal LM")
 
 
 def _check_tokenizer(prompts: Path, facts: dict[str, Any]) -> None:

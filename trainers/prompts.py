@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from softlabels.errors import CorpusError, RunError
+from softlabels.rows import Row
 from softlabels.store.reader import open_store
 
 __all__ = ["Prompt", "Words", "read_prompts"]
@@ -120,6 +121,10 @@ def _beginnings(path: Path, prompt_tokens: int) -> Iterator[Prompt]:
     store = open_store(path)
     for i in range(len(store)):
         row = store.row(i).row
+        if not isinstance(row, Row):
+            raise RunError(
+                f"--prompts {path}: is a store of {store.manifest.identity.domain}; expected causal-lm"
+            )
         stops = np.cumsum(row.segment_lengths)
         for stop, length in zip(stops.tolist(), row.segment_lengths.tolist(), strict=True):
             start = stop - length

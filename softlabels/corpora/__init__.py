@@ -34,6 +34,11 @@ class Document:
     """`[L] int32`: tokens of the teacher's own, taken as they are."""
     learn: npt.NDArray[np.bool_] | None = None
     """`[L] bool`, with `ids`: which tokens are to be learnt."""
+    label: str | int | None = None
+    """Of classification: its class, by name or number."""
+    words: tuple[str, ...] | None = None
+    """Of token classification: the text in words, each with a label."""
+    word_labels: tuple[str | int | None, ...] | None = None
 
     def empty(self) -> bool:
         """Whether there is nothing to learn: only white space, or no message with content."""
@@ -41,6 +46,8 @@ class Document:
             return len(self.ids) == 0
         if self.messages is not None:
             return not any(str(m.get("content") or "").strip() for m in self.messages)
+        if self.words is not None:
+            return not any(w.strip() for w in self.words)
         return not (self.text or "").strip()
 
 

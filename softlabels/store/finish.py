@@ -60,6 +60,7 @@ def make_manifest(store: Path, plan: Plan, commits: Sequence[Commit]) -> Manifes
     nll = [c.statistics.teacher_nll for c in commits]
     positions = sum(c.positions for c in commits)
     soft = sum(c.statistics.soft_of(c.positions) for c in commits)
+    labelled = sum(c.statistics.labelled_of(c.positions) for c in commits)
     return Manifest(
         format=FORMAT,
         version=FORMAT_VERSION,
@@ -75,6 +76,7 @@ def make_manifest(store: Path, plan: Plan, commits: Sequence[Commit]) -> Manifes
             ],
             teacher_nll=None if None in nll else float(sum(n for n in nll if n is not None)),
             soft_positions=None if soft == positions else soft,
+            labelled=None if labelled == positions else labelled,
         ),
         cost=CostRecord(
             seconds=seconds,

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 
 from softlabels.codecs import CODECS
+from softlabels.domains import DOMAINS, domain_module
 from softlabels.errors import ConfigError, FormatError, IntegrityError
-from softlabels.rows import LABEL_SHIFT
+from softlabels.registry import Registry
+from softlabels.rows import Row
 from softlabels.store.dictionaries import Dictionaries
 from softlabels.store.encoding import CONTAINERS, PROFILES, decode_shard
 from softlabels.store.manifest import Identity, Manifest, ShardRecord, load_manifest
@@ -21,7 +24,6 @@ from softlabels.views import Dropped, VocabView
 __all__ = ["Shard", "Store", "StoredRow", "check_known", "open_store"]
 
 CACHED_SHARDS = 2
-DOMAINS = ("causal-lm",)
 ESTIMATORS = ("topk", "topp", "sampled", "rs", "dense")
 """Kinds of kept set whose meaning this reader knows; not a registry, since meaning is not looked up."""
 
@@ -127,7 +129,7 @@ class Store:
 
     def _seen(self, shard: Shard, index: int, view: VocabView) -> Shard:
         rows = [
-            view.row(row, where=f"{self.path}: row {shard.start_row + r}")
+            view.row(cast(Row, row), where=f"{self.path}: row {shard.start_row + r}")
             for r, row in enumerate(shard.rows)
         ]
         targets, self._dropped[index] = view.targets(
@@ -182,6 +184,10 @@ def open_store(
     manifest = load_manifest(path)
     for shard in manifest.shards:
         _check_present(path, shard)
+    if view is not None and manifest.identity.domain != "causal-lm":
+        raise ConfigError(
+            f"--vocab {view}: another vocabulary is for causal LMs; {path} is of the domain {manifest.identity.domain}"
+        )
     seen = view and VocabView.parse(view, manifest.identity.teacher.vocab_size)
     return Store(path, manifest, cached_shards=cached_shards, view=seen or None)
 
@@ -192,18 +198,25 @@ def check_known(path: Path, identity: Identity) -> None:
     Raises:
         FormatError: names what is not known.
     """
+    known: Collection[str] | Registry[Any]
     for what, value, known in (
         ("domain", identity.domain, DOMAINS),
-        ("label shift", identity.label_shift, (LABEL_SHIFT,)),
         ("estimator", identity.targets.estimator, ESTIMATORS),
         ("profile", identity.encoding.profile, PROFILES),
-        ("container", identity.encoding.container, tuple(CONTAINERS)),
-        ("type of values", identity.encoding.values, tuple(CODECS.names())),
+        ("container", identity.encoding.container, CONTAINERS),
+        ("type of values", identity.encoding.values, CODECS),
     ):
         if value not in known:
+            names = known.names() if isinstance(known, Registry) else list(known)
             raise FormatError(
-                f"{path}: {what} {value!r} is not known to this version (it knows {list(known)}); upgrade softlabels"
+                f"{path}: {what} {value!r} is not known to this version (it knows {names}); upgrade softlabels"
             )
+    shift = domain_module(identity.domain).LABEL_SHIFT
+    if identity.label_shift != shift:
+        raise FormatError(
+            f"{path}: label shift {identity.label_shift} is not known to this version (it knows {shift} in the domain "
+            f"{identity.domain}); upgrade softlabels"
+        )
 
 
 def _check_present(store: Path, shard: ShardRecord) -> None:

@@ -7,17 +7,29 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from softlabels.corpora.packing import Tokenizer
+from softlabels.errors import ConfigError
 from softlabels.registry import Registry, split_spec
-from softlabels.rows import Row
 from softlabels.store.manifest import TeacherRecord, TokenizerRecord
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
     from torch import Tensor
 
-__all__ = ["TEACHERS", "Remarking", "Teacher", "TeacherOptions", "TeacherTokenizer", "open_teacher"]
+__all__ = [
+    "TEACHERS",
+    "Remarking",
+    "Teacher",
+    "TeacherOptions",
+    "TeacherTokenizer",
+    "TextTeacher",
+    "TextTokenizer",
+    "causal_only",
+    "open_teacher",
+]
 
 MIB = 2**20
 
@@ -26,6 +38,8 @@ MIB = 2**20
 class TeacherOptions:
     """How to run a teacher."""
 
+    domain: str = "causal-lm"
+    """What it is asked for; a back-end refuses a domain that it does not serve."""
     device: str = "auto"
     """`auto`, `cpu`, `cuda`, `cuda:1`, …"""
     dtype: str = "auto"
@@ -51,8 +65,8 @@ class Teacher(Protocol):
     record: TeacherRecord
     tokenizer: TeacherTokenizer
 
-    def logits(self, rows: Sequence[Row]) -> Iterator[Tensor]:
-        """Chunks `[n, V] float32` on the teacher's device: the positions of all rows, in order.
+    def logits(self, rows: Sequence[Any]) -> Iterator[Tensor]:
+        """Chunks `[n, V] float32` on the teacher's device: the positions of all rows (of its domain), in order.
 
         Each chunk is at most the byte budget, and the caller may overwrite it.
         """
@@ -66,6 +80,27 @@ class Remarking(Protocol):
         """Lines for people, about what this builder taught."""
 
 
+class TextTokenizer(Protocol):
+    """A tokenizer of texts that are rows of their own."""
+
+    vocab_size: int
+    record: TokenizerRecord
+
+    def files(self) -> Mapping[str, bytes]:
+        """Its serialised form, by file name."""
+
+    def encode_text(self, text: str, *, most: int) -> tuple[npt.NDArray[np.int32], int]:
+        """At most so many tokens `[S] int32` with the marks at their ends, and how many the whole text has."""
+
+
+class TextTeacher(Protocol):
+    """A teacher of texts as a whole."""
+
+    tokenizer: TextTokenizer
+    classes: Sequence[str]
+    """What each class is called, in order of its number."""
+
+
 TEACHERS: Registry[Callable[[str, TeacherOptions], Teacher]] = Registry(
     "softlabels.teachers",
     {
@@ -76,6 +111,16 @@ TEACHERS: Registry[Callable[[str, TeacherOptions], Teacher]] = Registry(
         "vllm": "softlabels.teachers.vllm:load_vllm",
     },
 )
+
+
+def causal_only(options: TeacherOptions, spec: str) -> None:
+    """Refuse another domain than causal language models.
+
+    Raises:
+        ConfigError: names it.
+    """
+    if options.domain != "causal-lm":
+        raise ConfigError(f"--domain {options.domain}: {spec} serves causal-lm only; use hf:PATH")
 
 
 def open_teacher(spec: str, options: TeacherOptions) -> Teacher:

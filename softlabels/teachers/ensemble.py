@@ -19,12 +19,12 @@ import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from softlabels.errors import ConfigError, TokenizerError
-from softlabels.rows import Row
 from softlabels.store.manifest import TeacherRecord
 from softlabels.teachers import Remarking, Teacher, TeacherOptions, open_teacher
 from softlabels.teachers.listing import ListingTeacher
@@ -91,6 +91,7 @@ class Ensemble:
         assert math.isclose(sum(weights), 1)
         self._members, self._weights, self._average = list(members), list(weights), average
         self.tokenizer = members[0].tokenizer
+        self.classes: Sequence[str] | None = getattr(members[0], "classes", None)
         self._check()
         records = [m.record for m in members]
         self._width = min(r.vocab_size for r in records)
@@ -123,6 +124,12 @@ class Ensemble:
                     "build "
                     "a store of its own, and mix stores in training (--store A=0.5 --store B=0.5)"
                 )
+            if getattr(member, "classes", None) != self.classes:
+                raise ConfigError(
+                    f"--teacher {spec}: its classes are not those of the first, in the same order; average teachers "
+                    "of the "
+                    "same classes"
+                )
             a, b = self.tokenizer.record.sha256, member.tokenizer.record.sha256
             if a != b:
                 first = self._members[0].record.spec
@@ -133,7 +140,7 @@ class Ensemble:
                 )
 
     @torch.no_grad()
-    def logits(self, rows: Sequence[Row]) -> Iterator[Tensor]:
+    def logits(self, rows: Sequence[Any]) -> Iterator[Tensor]:
         """Chunks `[n, V] float32` of the positions of all rows, in order, on the first member's device.
 
         Of `probs` they are log-probabilities.

@@ -22,7 +22,7 @@ from softlabels.errors import ConfigError, MissingExtraError, TeacherError
 from softlabels.registry import without_folder
 from softlabels.rows import Row
 from softlabels.store.manifest import TeacherRecord
-from softlabels.teachers import MIB, TeacherOptions
+from softlabels.teachers import MIB, TeacherOptions, causal_only
 from softlabels.teachers.hf import digest_files
 from softlabels.teachers.segments import Rectangle, dense_chunks, probe_width
 from softlabels.teachers.tokenizer import HFTokenizer, check_covers, load_tokenizer
@@ -44,6 +44,7 @@ def load_onnx(path: str, options: TeacherOptions) -> OnnxTeacher:
         MissingExtraError: onnx or onnxruntime is not installed.
     """
     spec = without_folder(f"onnx:{path}")
+    causal_only(options, spec)
     file = Path(path)
     if not file.is_file():
         raise TeacherError(f"onnx:{path}: no such file; give the path of a .onnx file")

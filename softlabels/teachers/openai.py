@@ -35,7 +35,7 @@ from torch import Tensor
 from softlabels.errors import ConfigError, TeacherError
 from softlabels.rows import Row
 from softlabels.store.manifest import TeacherRecord
-from softlabels.teachers import TeacherOptions
+from softlabels.teachers import TeacherOptions, causal_only
 from softlabels.teachers.listing import Listed, floor_remark, listed_of, no_logits
 from softlabels.teachers.segments import Segment, segments_of
 from softlabels.teachers.tokenizer import HFTokenizer, load_tokenizer
@@ -81,6 +81,7 @@ def load_openai(argument: str, options: TeacherOptions) -> OpenAITeacher:
     for flag, value in (("--device", options.device), ("--dtype", options.dtype)):
         if value not in ("auto", SERVER):
             raise ConfigError(f"{flag} {value}: is the server's affair; leave it out")
+    causal_only(options, f"openai:{argument}")
     server = Server(url.rstrip("/"), options.notice)
     model = extra.get("model") or server.only_model()
     return OpenAITeacher(
@@ -158,7 +159,7 @@ class OpenAITeacher:
         said = "; ".join(dict.fromkeys(str(e) for e in found))
         raise ConfigError(f"--k {k}: {said}")
 
-    def listed(self, rows: Sequence[Row], k: int) -> Iterator[Listed]:
+    def listed(self, rows: Sequence[Any], k: int) -> Iterator[Listed]:
         """The positions of all rows, in order, `AT_ONCE` requests under way."""
         with ThreadPoolExecutor(AT_ONCE) as pool:
             for listed in pool.map(lambda segment: self._of(segment, k), segments_of(rows)):

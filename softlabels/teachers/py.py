@@ -33,7 +33,7 @@ from torch import Tensor
 from softlabels.errors import ConfigError, TeacherError
 from softlabels.rows import Row
 from softlabels.store.manifest import TeacherRecord
-from softlabels.teachers import MIB, TeacherOptions
+from softlabels.teachers import MIB, TeacherOptions, causal_only
 from softlabels.teachers.segments import Rectangle, dense_chunks, probe_width
 from softlabels.teachers.tokenizer import HFTokenizer, check_covers, load_tokenizer
 
@@ -55,6 +55,7 @@ def load_callable(argument: str, options: TeacherOptions) -> CallableTeacher:
             f"--teacher py:{argument}: expected py:MODULE.FUNCTION or py:MODULE.FUNCTION?tokenizer=PATH"
         )
     spec = f"py:{dotted}"
+    causal_only(options, spec)
     function = _import(module_name, name, spec)
     where = extra.get("tokenizer") or getattr(function, "tokenizer", None)
     if where is None:

@@ -22,7 +22,7 @@ from softlabels.errors import ConfigError, MissingExtraError, TeacherError
 from softlabels.registry import without_folder
 from softlabels.rows import Row
 from softlabels.store.manifest import TeacherRecord
-from softlabels.teachers import TeacherOptions
+from softlabels.teachers import TeacherOptions, causal_only
 from softlabels.teachers.hf import digest_files, weight_files
 from softlabels.teachers.listing import Listed, floor_remark, listed_of, no_logits
 from softlabels.teachers.segments import Segment, segments_of
@@ -50,6 +50,7 @@ def load_vllm(argument: str, options: TeacherOptions) -> VllmTeacher:
             f"--teacher vllm:{argument}: expected vllm:PATH or vllm:PATH?gpu_memory=SHARE"
         )
     spec = without_folder(f"vllm:{path}")
+    causal_only(options, spec)
     folder = Path(path)
     if not folder.is_dir():
         raise TeacherError(f"vllm:{path}: no such folder; give the path of a model folder")
@@ -116,7 +117,7 @@ class VllmTeacher:
         """Start the engine, ready to list k ids."""
         self._engine = self._start(k)
 
-    def listed(self, rows: Sequence[Row], k: int) -> Iterator[Listed]:
+    def listed(self, rows: Sequence[Any], k: int) -> Iterator[Listed]:
         """The positions of all rows, in order; vLLM makes its own batches of them."""
         assert self._engine is not None, "check_k comes first"
         segments = segments_of(rows)
