@@ -14,7 +14,8 @@ from softlabels.dry_run import dry_run
 from softlabels.errors import ConfigError, TeacherError
 from softlabels.progress import Silent
 from softlabels.store.reader import open_store
-from softlabels.teachers import TeacherOptions, open_teacher, openai
+from softlabels.teachers import TeacherOptions, open_teacher
+from softlabels.teachers import server as server_module
 from softlabels.teachers.listing import FLOOR
 from tests.teachers.server import serve
 from tests.teachers.test_hf import PACKAGE, needs_teacher
@@ -39,7 +40,7 @@ def hf(ground):
 
 @pytest.fixture(autouse=True)
 def short_pauses(monkeypatch):
-    monkeypatch.setattr(openai, "PAUSES", (0.01, 0.01, 0.01))
+    monkeypatch.setattr(server_module, "PAUSES", (0.01, 0.01, 0.01))
 
 
 @pytest.fixture(params=["prompt_logprobs", "token_id"])
