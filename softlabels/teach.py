@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -11,7 +11,7 @@ import torch
 from softlabels.errors import NonFiniteError
 from softlabels.estimators import Estimator, Selection
 from softlabels.positions import PositionRule, entropies
-from softlabels.rows import UNLABELLED, InputRow, Row
+from softlabels.rows import UNLABELLED, InputRow
 from softlabels.store.manifest import Identity, Statistics
 from softlabels.targets import SoftTargets, gaps_from_logp
 from softlabels.teachers import Teacher
@@ -148,7 +148,7 @@ def _said(
 ) -> Iterator[_Said]:
     """Select from each chunk of a batch; `first` is the row number of its first row."""
     if isinstance(teacher, ListingTeacher):
-        for listed in teacher.listed(cast(Sequence[Row], batch), estimator.k):
+        for listed in teacher.listed(batch, estimator.k):
             yield _Said(selection_of(listed), -float(listed.label_logp.sum()), 0, None)
         return
     labels = torch.from_numpy(np.concatenate([r.labels for r in batch]).astype(np.int64))

@@ -19,6 +19,7 @@ from trainers.checkpoint import write_json
 from trainers.evaluate import Evaluation, evaluate
 from trainers.heldout import open_heldout
 from trainers.students import Student, load_student
+from trainers.tasks import Task
 
 __all__ = ["Forgetting", "open_watched", "read_forgetting"]
 
@@ -89,7 +90,7 @@ class Forgetting:
 
     def after(self, folder: Path) -> list[str]:
         """Evaluate the finished student; returns a line for people about each store."""
-        student = load_student(folder)
+        student = load_student(folder, Task.of(self._watched[0][1]))
         halves = [
             {"before": k["before"], "after": self._of(student, store)}
             for k, (_, store) in zip(read_forgetting(self._run), self._watched, strict=True)

@@ -81,7 +81,7 @@ def generate(
     Raises:
         RunError: not a finished run, or without a tokenizer.
         CorpusError: a bad prompt, or none.
-        ConfigError: `out` is there, or of another kind.
+        ConfigError: `out` is there, or of another kind; sequences longer than the student's positions.
         PairingError: a prompt beyond the student's vocabulary.
     """
     if out.suffix not in (".jsonl", ".parquet"):
@@ -93,9 +93,9 @@ def generate(
         raise ConfigError(
             f"{run}: its student is of the domain {finished.domain}; only a causal LM writes text"
         )
+    student = load_student(finished.folder)
     words = Words(finished.folder)
     _check_tokenizer(prompts, finished.facts)
-    student = load_student(finished.folder).float()
     ends = _ends(student.model, words)
     asked = read_prompts(prompts, words, prompt_tokens=prompt_tokens)
     repeated = (p for p in islice(asked, limit) for _ in range(n))
@@ -103,6 +103,7 @@ def generate(
     def made() -> Iterator[_Written]:
         first = 0
         while batch := list(islice(repeated, batch_size)):
+            _check_length(prompts, max(len(p.ids) for p in batch), sampling, student.model.config)
             largest = max(int(p.ids.max()) for p in batch)
             if largest >= student.vocab_size:
                 raise PairingError(
@@ -137,6 +138,16 @@ def _check_tokenizer(prompts: Path, facts: dict[str, Any]) -> None:
                 f"--prompts {prompts}: was tokenised otherwise than what the run was trained on, so the same id means "
                 "another token; give text instead"
             )
+
+
+def _check_length(prompts: Path, longest: int, sampling: Sampling, config: Any) -> None:
+    most = getattr(config, "max_position_embeddings", None)
+    if most is not None and longest + sampling.max_new_tokens > most:
+        raise ConfigError(
+            f"--max-new-tokens {sampling.max_new_tokens}: after a prompt of {longest} tokens (--prompts {prompts}) "
+            "that is more "
+            f"than the {most} positions that the student knows"
+        )
 
 
 def _ends(model: Any, words: Words) -> frozenset[int]:

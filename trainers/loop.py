@@ -115,7 +115,7 @@ def _train(
         report.notice(_topology(config, ranks))
     forgetting = Forgetting(run, watched, choice.device, batch_size=config.batch_size)
     if watched:
-        report.notice(f"evaluating {len(watched)} stores before the first step (--forgetting)")
+        report.notice(f"--forgetting: {len(watched)} stores are evaluated before the first step")
         ranks.from_first(lambda: forgetting.before(student))
     folder = Trainer(config, run, stores, student, loss, choice, ranks, heldout, report).train()
     if watched:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -104,7 +104,8 @@ def _record(line: str, where: str, words: Words) -> Prompt:
     messages = record.get("messages") if isinstance(record, dict) else None
     if isinstance(prompt, str) and messages is None:
         return _text(prompt, words)
-    if not isinstance(messages, list) or not messages or prompt is not None:
+    listed = isinstance(messages, list) and all(isinstance(m, dict) for m in messages)
+    if not listed or not messages or prompt is not None:
         raise CorpusError(
             f'{where}: expected an object with either a string "prompt" or a list "messages"'
         )
@@ -119,7 +120,11 @@ def _record(line: str, where: str, words: Words) -> Prompt:
 def _beginnings(path: Path, prompt_tokens: int) -> Iterator[Prompt]:
     store = open_store(path)
     for i in range(len(store)):
-        row = cast(Row, store.row(i).row)
+        row = store.row(i).row
+        if not isinstance(row, Row):
+            raise RunError(
+                f"--prompts {path}: is a store of {store.manifest.identity.domain}; expected causal-lm"
+            )
         stops = np.cumsum(row.segment_lengths)
         for stop, length in zip(stops.tolist(), row.segment_lengths.tolist(), strict=True):
             start = stop - length

@@ -67,9 +67,10 @@ def _show_store(opened: Any, *, as_json: bool) -> None:
         if targets.positions is None
         else f" ({figures['soft_positions']:,} soft, {targets.positions}; the others hard label only)"
     )
+    parameters = f"{teacher.parameters:,} parameters" if teacher.parameters else "size not known"
     lines = {
         "store": f"{opened.path} (format {manifest.version}, {encoding.profile} {encoding.container})",
-        "teacher": f"{teacher.name}, {teacher.parameters:,} parameters, {teacher.dtype} on {teacher.device}",
+        "teacher": f"{teacher.name}, {parameters}, {teacher.dtype} on {teacher.device}",
         "engine": teacher.engine,
         "corpus": f"{identity.corpus.documents:,} documents, {figures['tokens']:,} tokens in {figures['rows']:,} rows",
         "targets": f"{figures['positions']:,} positions{chosen}, {targets.estimator} k={targets.k}, T in {grid}, "

@@ -13,7 +13,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from softlabels.corpora import Document
-from softlabels.corpora.parquet import DEFAULT, column_of, documents_in, split_column
+from softlabels.corpora.parquet import DEFAULT, column_of, documents_in, split_column, with_label
 from softlabels.errors import CorpusError
 
 __all__ = ["SavedDataset"]
@@ -47,7 +47,8 @@ class SavedDataset:
                 with pa.memory_map(str(file)) as source:
                     reader = pa.ipc.open_stream(source)
                     column = column_of(reader.schema, self._column, DEFAULT, str(file))
-                    yield from documents_in((b.select([column]) for b in reader), str(file))
+                    columns = with_label(reader.schema, column)
+                    yield from documents_in((b.select(columns) for b in reader), str(file))
             except (OSError, pa.ArrowException) as e:
                 raise CorpusError(f"{file}: cannot be read as an Arrow stream ({e})") from e
 

@@ -94,17 +94,7 @@ def pack(
         tokens = _tokens(document, tokenizer)
         _check_ids(tokens.input_ids, vocab_size, document.where)
         if not tokens.learn[1:].any():
-            if document.messages is not None or (
-                document.ids is not None and len(document.ids) > 1
-            ):
-                what = (
-                    "loss_mask is 0 throughout"
-                    if document.messages is None
-                    else "no assistant turn"
-                )
-                raise CorpusError(
-                    f"{document.where}: {what}, so nothing is to be learnt; remove the line"
-                )
+            _check_can_learn(document)
             counts.skipped_short += 1
             continue
         offset = start.offset if number == start.document else 0
@@ -132,6 +122,15 @@ def _tokens(document: Document, tokenizer: Tokenizer) -> Tokenized:
     if document.messages is not None:
         return tokenizer.encode_chat(document.messages, where=document.where)
     return tokenizer.encode(document.text or "")
+
+
+def _check_can_learn(document: Document) -> None:
+    """Refuse a document that is masked as a whole; a text of one token is only short."""
+    masked = document.ids is not None and len(document.ids) > 1
+    if document.messages is None and not masked:
+        return
+    what = "loss_mask is 0 throughout" if masked else "no assistant turn"
+    raise CorpusError(f"{document.where}: {what}, so nothing is to be learnt; remove the line")
 
 
 @dataclass(frozen=True)

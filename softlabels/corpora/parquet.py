@@ -16,11 +16,12 @@ from softlabels.corpora import Document
 from softlabels.corpora.files import check_messages, matches
 from softlabels.errors import CorpusError
 
-__all__ = ["ParquetFiles", "column_of", "documents_in", "split_column"]
+__all__ = ["ParquetFiles", "column_of", "documents_in", "split_column", "with_label"]
 
 ROWS = 256
 """Read at a time."""
 DEFAULT = ("text", "messages")
+LABEL = "label"
 
 
 class ParquetFiles:
@@ -37,7 +38,8 @@ class ParquetFiles:
             try:
                 file = pq.ParquetFile(path)
                 column = column_of(file.schema_arrow, self._column, DEFAULT, str(path))
-                batches = file.iter_batches(batch_size=ROWS, columns=[column])
+                columns = with_label(file.schema_arrow, column)
+                batches = file.iter_batches(batch_size=ROWS, columns=columns)
                 yield from documents_in(batches, str(path))
             except (OSError, pa.ArrowException) as e:
                 raise CorpusError(f"{path}: cannot be read as Parquet ({e})") from e
@@ -65,8 +67,20 @@ def column_of(schema: pa.Schema, wanted: str | None, default: tuple[str, ...], w
     return found[0]
 
 
+def with_label(schema: pa.Schema, column: str) -> list[str]:
+    """The columns to read: `column`, and a `label` that can be a class."""
+    if LABEL not in schema.names or column in (LABEL, "messages"):
+        return [column]
+    kind = schema.field(LABEL).type
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    classes = (
+        pa.types.is_integer(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    )
+    return [column, LABEL] if classes else [column]
+
+
 def documents_in(batches: Iterator[pa.RecordBatch], where: str) -> Iterator[Document]:
-    """Documents of batches with one column; `where` gets the row's number, from 0.
+    """Documents of batches with one column, or with `label` as the second; `where` gets the row's number, from 0.
 
     Raises:
         CorpusError: a null, or a type that is neither text nor conversation.
@@ -84,13 +98,15 @@ def documents_in(batches: Iterator[pa.RecordBatch], where: str) -> Iterator[Docu
                 "role and "
                 "content"
             )
-        for value in values.to_pylist():
+        nothing = [None] * len(batch)
+        labels = batch.column(1).to_pylist() if batch.num_columns > 1 else nothing
+        for value, label in zip(values.to_pylist(), labels, strict=True):
             at = f"{where}:{number}"
             number += 1
             if value is None:
                 raise CorpusError(f"{at}: is null; remove the row")
             if text:
-                yield Document(where=at, text=value)
+                yield Document(where=at, text=value, label=label)
             else:
                 yield Document(where=at, messages=check_messages(_present(value), at))
 

@@ -121,16 +121,14 @@ TEACHERS: Registry[Callable[[str, TeacherOptions], Teacher]] = Registry(
 )
 
 
-def causal_only(back_end: str, options: TeacherOptions) -> None:
-    """Refuse to teach anything but causal LMs, in the name of a back-end that cannot.
+def causal_only(options: TeacherOptions, spec: str) -> None:
+    """Refuse another domain than causal language models.
 
     Raises:
-        ConfigError: another domain is asked for.
+        ConfigError: names it.
     """
     if options.domain != "causal-lm":
-        raise ConfigError(
-            f"--teacher {back_end}: teaches causal-lm only, not --domain {options.domain}; use hf:PATH"
-        )
+        raise ConfigError(f"--domain {options.domain}: {spec} serves causal-lm only; use hf:PATH")
 
 
 def open_teacher(spec: str, options: TeacherOptions) -> Teacher:

@@ -13,7 +13,7 @@ than `FLOOR`. Positions where that floor was needed are counted, and reported.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +22,6 @@ import torch
 from softlabels.config import BuildConfig
 from softlabels.errors import ConfigError, TeacherError
 from softlabels.estimators import Selection
-from softlabels.rows import Row
 from softlabels.teachers import Teacher
 from softlabels.teachers.segments import Segment
 
@@ -65,7 +64,7 @@ class ListingTeacher(Teacher, Protocol):
     def check_k(self, k: int) -> None:
         """Raise `ConfigError` if it does not list k ids at each position; makes it ready to."""
 
-    def listed(self, rows: Sequence[Row], k: int) -> Iterator[Listed]:
+    def listed(self, rows: Sequence[Any], k: int) -> Iterator[Listed]:
         """The positions of all rows, in order."""
 
 

@@ -43,8 +43,8 @@ def load_onnx(path: str, options: TeacherOptions) -> OnnxTeacher:
         ConfigError: a device or dtype that it does not run in.
         MissingExtraError: onnx or onnxruntime is not installed.
     """
-    causal_only("onnx", options)
     spec = without_folder(f"onnx:{path}")
+    causal_only(options, spec)
     file = Path(path)
     if not file.is_file():
         raise TeacherError(f"onnx:{path}: no such file; give the path of a .onnx file")

@@ -15,14 +15,7 @@ for one. `SOFTLABELS_API_KEY`, if set, is sent as bearer token.
 from __future__ import annotations
 
 import hashlib
-import http.client
-import json
-import os
-import random
 import re
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -38,16 +31,11 @@ from softlabels.store.manifest import TeacherRecord
 from softlabels.teachers import TeacherOptions, causal_only
 from softlabels.teachers.listing import Listed, floor_remark, listed_of, no_logits
 from softlabels.teachers.segments import Segment, segments_of
+from softlabels.teachers.server import Refused, Server
 from softlabels.teachers.tokenizer import HFTokenizer, load_tokenizer
 
 __all__ = ["OpenAITeacher", "load_openai"]
 
-KEY = "SOFTLABELS_API_KEY"
-TIMEOUT = 300.0
-"""Seconds without a byte from the server."""
-PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
-"""Seconds before each repetition, times 0.5 to 1 at random: many builders must not come back at once."""
-AGAIN = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
 AT_ONCE = 8
 """Requests under way."""
 KNOWN = {"tokenizer", "model", "vocab", "weights_sha256"}
@@ -65,7 +53,6 @@ def load_openai(argument: str, options: TeacherOptions) -> OpenAITeacher:
         ConfigError: a malformed argument, or a device or dtype, which are the server's affair.
         TeacherError: no such server, not one model, or no tokenizer.
     """
-    causal_only("openai", options)
     url, _, query = argument.partition("?")
     extra = dict(parse_qsl(query, keep_blank_values=True))
     form = "openai:http://HOST:PORT/v1?tokenizer=PATH[&model=NAME][&vocab=V][&weights_sha256=HEX]"
@@ -82,6 +69,7 @@ def load_openai(argument: str, options: TeacherOptions) -> OpenAITeacher:
     for flag, value in (("--device", options.device), ("--dtype", options.dtype)):
         if value not in ("auto", SERVER):
             raise ConfigError(f"{flag} {value}: is the server's affair; leave it out")
+    causal_only(options, f"openai:{argument}")
     server = Server(url.rstrip("/"), options.notice)
     model = extra.get("model") or server.only_model()
     return OpenAITeacher(
@@ -159,7 +147,7 @@ class OpenAITeacher:
         said = "; ".join(dict.fromkeys(str(e) for e in found))
         raise ConfigError(f"--k {k}: {said}")
 
-    def listed(self, rows: Sequence[Row], k: int) -> Iterator[Listed]:
+    def listed(self, rows: Sequence[Any], k: int) -> Iterator[Listed]:
         """The positions of all rows, in order, `AT_ONCE` requests under way."""
         with ThreadPoolExecutor(AT_ONCE) as pool:
             for listed in pool.map(lambda segment: self._of(segment, k), segments_of(rows)):
@@ -226,84 +214,5 @@ def _id(name: str) -> int:
     return int(number)
 
 
-class Refused(TeacherError):
-    """The server understood, and will not."""
-
-
 class Unlisted(TeacherError):
     """The server answered, without what was asked for."""
-
-
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """A redirected request would take the key along to another host."""
-
-    def redirect_request(self, *args: Any, **kwargs: Any) -> None:
-        return None
-
-
-class Server:
-    """JSON over HTTP, with patience."""
-
-    def __init__(self, url: str, notice: Callable[[str], None]) -> None:
-        self._url, self._notice = url, notice
-        self._opener = urllib.request.build_opener(_NoRedirect)
-
-    def only_model(self) -> str:
-        """The model that is served, if it is one.
-
-        Raises:
-            TeacherError: it serves several, or does not say.
-        """
-        try:
-            names = [str(m["id"]) for m in self._ask("models", None)["data"]]
-        except (KeyError, TypeError) as e:
-            raise TeacherError(f"{self._url}/models: names no models; give ?model=NAME") from e
-        if len(names) != 1:
-            raise TeacherError(
-                f"{self._url}: serves {len(names)} models ({', '.join(names[:5])}); choose one with ?model=NAME"
-            )
-        return names[0]
-
-    def post(self, path: str, body: Mapping[str, Any]) -> Any:
-        """Send and read JSON.
-
-        Raises:
-            Refused: the server says that the request is wrong.
-            TeacherError: it cannot be reached, or fails again and again.
-        """
-        return self._ask(path, json.dumps(body).encode())
-
-    def _ask(self, path: str, body: bytes | None) -> Any:
-        url = f"{self._url}/{path}"
-        headers = {"Content-Type": "application/json"}
-        if key := os.environ.get(KEY):
-            headers["Authorization"] = f"Bearer {key}"
-        request = urllib.request.Request(url, body, headers)
-        for attempt in range(len(PAUSES) + 1):
-            try:
-                with self._opener.open(request, timeout=TIMEOUT) as answer:
-                    return json.loads(answer.read())
-            except urllib.error.HTTPError as e:
-                text = e.read(2000).decode("utf-8", "replace").strip()
-                said = f"{url}: the server answered {e.code} ({_message(text) or e.reason})"
-                if e.code not in AGAIN:
-                    raise Refused(said) from e
-            except (OSError, http.client.HTTPException, ValueError) as e:
-                said = f"{url}: cannot be read ({e})"
-            if attempt < len(PAUSES):
-                self._notice(f"{said}; trying again")
-                time.sleep(PAUSES[attempt] * random.uniform(0.5, 1.0))
-        raise TeacherError(
-            f"{said}, {len(PAUSES) + 1} times in a row; finished shards are kept: start the same build again once it "
-            "is back"
-        )
-
-
-def _message(text: str) -> str:
-    """What an error's body says to people."""
-    try:
-        error = json.loads(text)
-        error = error.get("error", error)
-        return str(error.get("message", error) if isinstance(error, dict) else error)
-    except (ValueError, AttributeError):
-        return text

@@ -47,7 +47,6 @@ def load_callable(argument: str, options: TeacherOptions) -> CallableTeacher:
         ConfigError: a malformed argument, or a device or dtype that the callable does not compute in.
         TeacherError: no such callable, or it does not give logits.
     """
-    causal_only("py", options)
     dotted, _, query = argument.partition("?")
     extra = dict(parse_qsl(query, keep_blank_values=True))
     module_name, _, name = dotted.rpartition(".")
@@ -56,6 +55,7 @@ def load_callable(argument: str, options: TeacherOptions) -> CallableTeacher:
             f"--teacher py:{argument}: expected py:MODULE.FUNCTION or py:MODULE.FUNCTION?tokenizer=PATH"
         )
     spec = f"py:{dotted}"
+    causal_only(options, spec)
     function = _import(module_name, name, spec)
     where = extra.get("tokenizer") or getattr(function, "tokenizer", None)
     if where is None:

@@ -39,7 +39,6 @@ def load_vllm(argument: str, options: TeacherOptions) -> VllmTeacher:
         ConfigError: a malformed argument.
         MissingExtraError: vLLM is not installed.
     """
-    causal_only("vllm", options)
     path, _, query = argument.partition("?")
     extra = dict(parse_qsl(query, keep_blank_values=True))
     try:
@@ -51,6 +50,7 @@ def load_vllm(argument: str, options: TeacherOptions) -> VllmTeacher:
             f"--teacher vllm:{argument}: expected vllm:PATH or vllm:PATH?gpu_memory=SHARE"
         )
     spec = without_folder(f"vllm:{path}")
+    causal_only(options, spec)
     folder = Path(path)
     if not folder.is_dir():
         raise TeacherError(f"vllm:{path}: no such folder; give the path of a model folder")
@@ -117,7 +117,7 @@ class VllmTeacher:
         """Start the engine, ready to list k ids."""
         self._engine = self._start(k)
 
-    def listed(self, rows: Sequence[Row], k: int) -> Iterator[Listed]:
+    def listed(self, rows: Sequence[Any], k: int) -> Iterator[Listed]:
         """The positions of all rows, in order; vLLM makes its own batches of them."""
         assert self._engine is not None, "check_k comes first"
         segments = segments_of(rows)

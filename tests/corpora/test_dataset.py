@@ -37,6 +37,16 @@ def test_conversations_and_named_columns(tmp_path):
     assert [d.text for d in documents(f"dataset:{tmp_path}/d#body")] == ["b"]
 
 
+def test_a_class_label_is_a_number(tmp_path):
+    features = datasets.Features(
+        {"label": datasets.ClassLabel(names=["no", "yes"]), "text": datasets.Value("string")}
+    )
+    rows = {"label": ["yes", "no"], "text": ["a", "b"]}
+    datasets.Dataset.from_dict(rows, features=features).save_to_disk(tmp_path / "d")
+    found = documents(f"dataset:{tmp_path}/d")
+    assert [(d.text, d.label) for d in found] == [("a", 1), ("b", 0)]
+
+
 def test_one_split_is_chosen(tmp_path):
     split = datasets.Dataset.from_dict({"text": ["a"]})
     datasets.DatasetDict({"test": split, "train": split}).save_to_disk(tmp_path / "d")

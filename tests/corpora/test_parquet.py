@@ -65,6 +65,21 @@ def test_conversations_keep_the_fields_they_have(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("labels", "expected"),
+    [
+        (["good", None], ["good", None]),
+        ([1, 0], [1, 0]),
+        (pa.array(["a", "b"]).dictionary_encode(), ["a", "b"]),
+        ([0.5, 1.0], [None, None]),
+    ],
+)
+def test_a_label_beside_a_text_is_its_class(tmp_path, labels, expected):
+    write(tmp_path / "a.parquet", label=labels, text=["x", "y"])
+    found = documents(f"parquet:{tmp_path}/a.parquet")
+    assert [(d.text, d.label) for d in found] == list(zip("xy", expected, strict=True))
+
+
+@pytest.mark.parametrize(
     ("columns", "words"),
     [
         ({"body": ["a"]}, r"a\.parquet: has columns body; expected 'text' or 'messages'"),

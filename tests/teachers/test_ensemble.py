@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import numpy as np
@@ -17,6 +18,7 @@ from softlabels.store.manifest import load_manifest
 from softlabels.store.reader import open_store
 from softlabels.teachers import TeacherOptions, open_teacher
 from softlabels.teachers.ensemble import Ensemble, open_teachers, parse_weights
+from tests.domains import models
 from tests.fakes import TinyTeacher, build_tiny, config_of, write_corpus
 from tests.teachers.server import serve
 from tests.teachers.tiny import rows_of, write_model, write_texts
@@ -156,6 +158,30 @@ def test_a_teacher_without_logits_is_refused(ground):
         specs = [f"hf:{ground}/m0", f"openai:{url}?tokenizer={ground}/m0&vocab=416"]
         with pytest.raises(ConfigError, match="an average needs whole distributions"):
             open_teachers(specs, "probs", TeacherOptions())
+
+
+def test_classifiers_are_averaged_if_their_classes_are_the_same(tmp_path):
+    for i in range(2):
+        models.save_classifier(tmp_path / f"c{i}", seed=i)
+    corpus = models.write_corpus(tmp_path / "train.jsonl", 9)
+    config = config_of(
+        f"jsonl:{corpus}", domain="sequence-classification", estimator="dense", k=3, seq_len=16,
+        dtype="float32", values="float32",
+    )  # fmt: skip
+    specs = tuple(f"hf:{tmp_path}/c{i}" for i in range(2))
+    for i, teacher in enumerate((*specs, specs)):
+        build(type(config)(**(config.to_dict() | {"teacher": teacher})), tmp_path / f"s{i}")
+    stores = [open_store(tmp_path / f"s{i}") for i in range(3)]
+    assert stores[2].manifest.identity.classes == list(models.CLASSES)
+    for a, b, mean in zip(*stores, strict=True):
+        p = [r.targets.dense(1.0) for r in (a, b, mean)]
+        np.testing.assert_allclose(p[2], (p[0] + p[1]) / 2, atol=1e-6)
+    settings = json.loads((tmp_path / "c1" / "config.json").read_text())
+    settings["id2label"]["0"] = "bad"
+    settings["label2id"] = {n: int(i) for i, n in settings["id2label"].items()}
+    (tmp_path / "c1" / "config.json").write_text(json.dumps(settings))
+    with pytest.raises(ConfigError, match="its classes are not those of the first"):
+        build(type(config)(**(config.to_dict() | {"teacher": specs})), tmp_path / "s4")
 
 
 def test_one_teacher_is_no_ensemble(tmp_path):

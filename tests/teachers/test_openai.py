@@ -14,7 +14,8 @@ from softlabels.dry_run import dry_run
 from softlabels.errors import ConfigError, TeacherError
 from softlabels.progress import Silent
 from softlabels.store.reader import open_store
-from softlabels.teachers import TeacherOptions, open_teacher, openai
+from softlabels.teachers import TeacherOptions, open_teacher
+from softlabels.teachers import server as server_module
 from softlabels.teachers.listing import FLOOR
 from tests.teachers.server import serve
 from tests.teachers.test_hf import PACKAGE, needs_teacher
@@ -39,7 +40,7 @@ def hf(ground):
 
 @pytest.fixture(autouse=True)
 def short_pauses(monkeypatch):
-    monkeypatch.setattr(openai, "PAUSES", (0.01, 0.01, 0.01))
+    monkeypatch.setattr(server_module, "PAUSES", (0.01, 0.01, 0.01))
 
 
 @pytest.fixture(params=["prompt_logprobs", "token_id"])
@@ -91,6 +92,9 @@ def test_stores_of_both_are_equal_within_rounding(ground, hf, server, tmp_path):
     check_equal(tmp_path / "hf", tmp_path / "openai")
     record = manifest.identity.teacher
     assert (record.spec, record.vocab_size, record.device) == ("openai:tiny", VOCAB, "server")
+    assert (
+        "| tiny, size not known, server on server," in (tmp_path / "openai/README.md").read_text()
+    )
     assert len(completions.bodies[0]["prompt"]) == 2, "asked once before anything is tokenised"
     asked = [tuple(b["prompt"]) for b in completions.bodies[2:]]
     assert len(set(asked)) == len(asked) > 9, "each piece once"

@@ -254,6 +254,7 @@ def test_conversations_get_an_answer(ground, tmp_path):
         ("", "p.jsonl:2: not a JSON object"),
         ('{"text": "a"}', 'p.jsonl:2: expected an object with either a string "prompt"'),
         ('{"prompt": "a", "messages": []}', "p.jsonl:2: expected an object"),
+        ('{"messages": ["hi"]}', "p.jsonl:2: expected an object"),
         ('{"prompt": " "}', "p.jsonl:2: the prompt has no token"),
         ('{"messages": [{"role": "assistant", "content": "a"}]}', "the assistant has spoken last"),
     ],
@@ -297,6 +298,9 @@ def test_other_mistakes_are_refused(ground, tmp_path):
     (tmp_path / "e.txt").write_text("")
     with pytest.raises(CorpusError, match="is empty"):
         generate(ground / "run", tmp_path / "e.txt", out, sampling)
+    with pytest.raises(ConfigError, match="more than the 2048 positions that the student knows"):
+        generate(ground / "run", ground / "prompts.txt", out, Sampling(max_new_tokens=2048))
+    assert not out.exists()
     out.write_text("")
     with pytest.raises(ConfigError, match="is there already"):
         generate(ground / "run", ground / "prompts.txt", out, sampling)
