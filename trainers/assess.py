@@ -24,6 +24,7 @@ from trainers.evaluations import (
     BlindSpots,
     Interval,
     Place,
+    Scores,
     StoreFacts,
     weights_digest,
 )
@@ -84,7 +85,7 @@ def assess_run(
         parameters=student.parameter_count,
         student_bytes=sum(p.stat().st_size for p in folder.glob("*.safetensors")),
         store=_store_facts(opened, vocab),
-        scores=values,
+        scores=Scores(**values),
         intervals={
             name: Interval(value=values[name], low=low, high=high)
             for name, (low, high) in intervals.items()

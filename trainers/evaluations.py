@@ -23,6 +23,7 @@ __all__ = [
     "Group",
     "Interval",
     "Place",
+    "Scores",
     "StoreFacts",
     "find_assessments",
     "save_assessment",
@@ -149,6 +150,27 @@ class StoreFacts(_Record, frozen=True, kw_only=True):
     vocab: str | None
 
 
+class Scores(_Record, frozen=True, kw_only=True):
+    """What `trainers.evaluate.Evaluation` says, by the same names."""
+
+    positions: int
+    soft_positions: int
+    nll: float
+    perplexity: float | None
+    accuracy: float
+    macro_f1: float
+    ece: float
+    kl: float | None
+    agreement: float | None
+    top_k_agreement: float | None
+    acceptance_low: float | None
+    acceptance_high: float | None
+    teacher_nll: float | None
+    teacher_accuracy: float | None
+    teacher_ece: float | None
+    dropped: dict[str, Any] | None
+
+
 class Assessment(_Record, frozen=True, kw_only=True):
     """All that one evaluation of a student found."""
 
@@ -163,8 +185,7 @@ class Assessment(_Record, frozen=True, kw_only=True):
     parameters: int
     student_bytes: int
     store: StoreFacts
-    scores: dict[str, Any]
-    """Of `trainers.evaluate.Evaluation`, by name."""
+    scores: Scores
     intervals: dict[str, Interval]
     level: float
     replicates: int

@@ -7,6 +7,7 @@ import click
 import softlabels
 from softlabels.terminal import Commands
 from trainers.cli.evaluate import eval_command
+from trainers.cli.report import report_command
 from trainers.cli.run import run_command, student_command
 
 __all__ = ["main"]
@@ -21,3 +22,4 @@ def main() -> None:
 main.add_command(run_command)
 main.add_command(student_command)
 main.add_command(eval_command)
+main.add_command(report_command)
