@@ -357,8 +357,8 @@ def repeat(runs: Sequence[ReportedRun], command: str) -> Markup:
         commands(*(run.command for run in runs), *(run.found.command for run in runs), command),
         table(["", "", "sha256"], rows, numbers_from=9),
         note(
-            f"Trained with softlabels {record.softlabels}, torch {record.torch}, in {record.dtype}; evaluated in float32. "
-            "
+            f"Trained with softlabels {record.softlabels}, torch {record.torch}, in {record.dtype}; "
+            "evaluated in float32. "
             f"Intervals: {found.level:.0%}, {found.replicates:,} bootstrap replicates of whole rows, seed {found.seed}."
         ),
         note(f"Not found where the run has it: {', '.join(missing)}.") if missing else None,
