@@ -131,13 +131,13 @@ def _blind_spots(m: Measured, store: Store, text: TokenText) -> BlindSpots:
             for name, where in blind_spots.confidence_bins(m)
             if where.any()
         ],
-        inherited=[_place(m, n, store, text) for n in blind_spots.inherited(m, LISTED)],
-        lost=[_place(m, n, store, text) for n in blind_spots.lost(m, LISTED)],
+        inherited=[_place(m, *p, store, text) for p in blind_spots.inherited(m, LISTED)],
+        lost=[_place(m, *p, store, text) for p in blind_spots.lost(m, LISTED)],
         worst_rows=groups.by_row(m, LISTED),
     )
 
 
-def _place(m: Measured, n: int, store: Store, text: TokenText) -> Place:
+def _place(m: Measured, n: int, times: int, store: Store, text: TokenText) -> Place:
     row, token = int(m.row[n]), int(m.token[n])
     inputs = store.row(row).row
     tokens = inputs.inputs.get("input_ids", np.zeros(0, np.int32))
@@ -152,6 +152,7 @@ def _place(m: Measured, n: int, store: Store, text: TokenText) -> Place:
         teacher_confidence=float(m.teacher_confidence[n]),
         student=text.label(int(m.top[n])),
         confidence=float(m.confidence[n]),
+        times=times,
     )
 
 

@@ -118,6 +118,8 @@ class Place(_Record, frozen=True, kw_only=True):
     teacher_confidence: float
     student: str
     confidence: float
+    times: int
+    """How many positions have this label and these answers; the one shown is where the student is surest."""
 
 
 class BlindSpots(_Record, frozen=True, kw_only=True):
@@ -127,9 +129,9 @@ class BlindSpots(_Record, frozen=True, kw_only=True):
     by_confidence: list[Group]
     """Bins of the teacher's confidence."""
     inherited: list[Place]
-    """Both wrong with one answer; the most confident students first."""
+    """Both wrong with one answer; where the student is surest first."""
     lost: list[Place]
-    """The teacher was right and the student wrong; the most confident students first."""
+    """The teacher was right and the student wrong; where it is surest first."""
     worst_rows: list[Group]
     """Rows by KL from the teacher, largest first."""
 

@@ -72,6 +72,22 @@ def _per(run: ReportedRun) -> str:
     return "nats per token" if run.found.store.domain == "causal-lm" else "nats per answer"
 
 
+def _trained_on(runs: Sequence[ReportedRun]) -> bool:
+    """Whether a student was trained on the store that it was evaluated on."""
+    digests = {m.content_digest for r in runs for _, m in r.training_stores if m is not None}
+    return runs[0].found.store.digest in digests | {r.record.store_digest for r in runs}
+
+
+def _where(runs: Sequence[ReportedRun]) -> str:
+    if _trained_on(runs):
+        return "on rows that were trained on"
+    return (
+        "on held-out text"
+        if runs[0].found.store.domain != "image-classification"
+        else "on held-out images"
+    )
+
+
 def _headline(runs: Sequence[ReportedRun]) -> tuple[str, str | None]:
     """One sentence, and one that says how sure it is."""
     first, per = runs[0], _per(runs[0])
@@ -82,14 +98,12 @@ def _headline(runs: Sequence[ReportedRun]) -> tuple[str, str | None]:
         sure = _sure(d.low, d.high, first.found.level, f"{soft[0].name} against {hard[0].name}")
         if not d.clear:
             return (
-                "On held-out text, soft targets made no clear difference to hard labels only: "
-                f"{d.value:+.3f} {per}.",
+                f"Soft targets made no clear difference {_where(runs)}: {d.value:+.3f} {per} to hard labels only.",
                 sure,
             )
-        word = "better" if d.value > 0 else "worse"
+        word = "beat" if d.value > 0 else "lose to"
         return (
-            f"The student that learnt from the teacher's soft targets predicts held-out text {word} than the one with "
-            f"hard labels only, by {abs(d.value):.2f} {per}.",
+            f"Soft targets {word} hard labels by {abs(d.value):.2f} {per}, {_where(runs)}.",
             sure,
         )
     if len(runs) > 1:
@@ -97,13 +111,13 @@ def _headline(runs: Sequence[ReportedRun]) -> tuple[str, str | None]:
         sure = _sure(d.low, d.high, first.found.level, f"{first.name} against {runs[1].name}")
         if not d.clear:
             return (
-                f"{first.name} and {runs[1].name} are equally good on held-out text, as far as these rows can tell.",
+                f"{first.name} and {runs[1].name} are equally good {_where(runs)}, as far as these rows can tell.",
                 sure,
             )
         return f"Of {len(runs)} students {first.name} is the best, by {d.value:.2f} {per}.", sure
     teacher = first.found.scores.teacher_nll
     smaller = first.found.store.teacher_parameters / max(first.found.parameters, 1)
-    text = f"{first.name} predicts held-out text at {first.found.scores.nll:.2f} {per}"
+    text = f"{first.name} reaches a loss of {first.found.scores.nll:.2f} {per} {_where(runs)}"
     if teacher is None:
         return f"{text}.", None
     size = f", {smaller:.0f} times its size," if smaller >= 1.5 else ""
@@ -123,9 +137,7 @@ def _lead(runs: Sequence[ReportedRun]) -> list[Child]:
     told = f"Measured on {found.scores.positions:,} {what} in {found.store.rows:,} rows"
     if found.store.corpus:
         told += f" of {', '.join(found.store.corpus)}"
-    trained_on = {m.content_digest for r in runs for _, m in r.training_stores if m is not None}
-    trained_on |= {r.record.store_digest for r in runs}
-    if found.store.digest in trained_on:
+    if _trained_on(runs):
         return [f"{told}. Beware: these are rows that a student was trained on."]
     students = "the student" if len(runs) == 1 else "the students"
     return [f"{told}, which {students} did not train on. The teacher: {found.store.teacher}."]
@@ -143,7 +155,7 @@ def _key_figures(runs: Sequence[ReportedRun]) -> Markup:
             said.append(f"{who}: {form.format(other)}")
         if teacher is not None:
             said.append(f"teacher: {form.format(teacher)}")
-        return " · ".join(said)
+        return "\n".join(said)
 
     items = [
         ("loss on held-out text, nats", f"{s.nll:.3f}", beside("nll", "{:.3f}", s.teacher_nll))
@@ -160,7 +172,7 @@ def _key_figures(runs: Sequence[ReportedRun]) -> Markup:
     teacher = first.found.store.teacher_parameters
     size = _millions(first.found.parameters)
     ratio = teacher / max(first.found.parameters, 1)
-    items.append(("parameters", size, f"teacher: {_millions(teacher)}, {ratio:.1f} times as many"))
+    items.append(("parameters", size, f"teacher: {_millions(teacher)}\n{ratio:.1f} times as many"))
     return facts(items)
 
 
@@ -222,7 +234,7 @@ def _described(run: ReportedRun) -> str:
 def _row(score: Score, runs: Sequence[ReportedRun]) -> list[Child] | None:
     found = [run.score(score.name) for run in runs]
     values = [x.value for x in found if x is not None and x.value is not None]
-    if not values:
+    if not values or (score.name == "macro_f1" and not runs[0].found.by_class):
         return None
     teacher = None if score.teacher is None else getattr(runs[0].found.scores, score.teacher)
     best = min(values) if score.lower else max(values)

@@ -20,7 +20,7 @@ from softlabels.report.page import (
     table,
 )
 from trainers.evaluations import Bin, Cells, Group, Place
-from trainers.report import ReportedRun, fidelity_of
+from trainers.report import ReportedRun, fidelity_of, is_hard_only
 
 __all__ = ["blind_spots", "calibration", "curves", "fidelity", "hard_places", "repeat", "sizes"]
 
@@ -30,6 +30,7 @@ CURVES = (
     ("heldout_nll", "nll, nats", "Held-out rows"),
     ("agreement", "share of positions", "First choice is the teacher's"),
 )
+OF_TEACHER = ("soft", "agreement")
 SEGMENTS = (("s0", "right"), ("s2", "the teacher's own error"), ("g3", "another error"))
 
 
@@ -45,7 +46,9 @@ def curves(runs: Sequence[ReportedRun]) -> Markup | None:
     figures = []
     for key, y_name, title in CURVES:
         series = [
-            Series(run.name, style_of(i), run.curves.get(key, [])) for i, run in enumerate(runs)
+            Series(run.name, style_of(i), run.curves.get(key, []))
+            for i, run in enumerate(runs)
+            if key not in OF_TEACHER or not is_hard_only(run)  # which compares nothing, and logs 0
         ]
         if any(len(s.points) > 1 for s in series):
             drawing = lines(
@@ -123,6 +126,9 @@ def blind_spots(runs: Sequence[ReportedRun]) -> Markup | None:
         charts(*figures),
         element("h3", "By how sure the teacher was", class_="top"),
         _by_confidence(seen),
+        note(
+            "An error that is repeated: of the positions where the teacher is wrong, the share with its very answer."
+        ),
     ]
     for i, run in enumerate(seen):
         places = _places(run)
@@ -205,20 +211,31 @@ def _places(run: ReportedRun) -> Markup | None:
 def _place_table(places: Sequence[Place]) -> Markup:
     rows = [
         [
-            Cell.words(quote(p.context, class_="context"), " ", quote(p.label, name="mark")),
+            Cell.words(
+                quote(p.context, class_="context"), " ", quote(_shown(p.label), name="mark")
+            ),
             Cell(element("td", _answer(p.teacher, p.teacher_confidence, p.label))),
             Cell(element("td", _answer(p.student, p.confidence, p.label))),
+            f"{p.times:,}",
             f"{p.row}:{p.position}",
         ]
         for p in places
     ]
-    head = ["text, and what came", "teacher", "student", "row:token"]
+    head = ["text, and what came", "teacher", "student", "times", "row:token"]
     return table(head, rows, numbers_from=3)
+
+
+def _shown(words: str) -> str:
+    """A token; white space alone as signs for it."""
+    return words if words.strip() else words.replace(" ", "␣").replace("\n", "↵")
 
 
 def _answer(words: str, confidence: float, truth: str) -> list[Child]:
     class_ = None if words == truth else "bad"
-    return [quote(words, class_=class_, name="mark"), element("small", f"{confidence:.0%} sure")]
+    return [
+        quote(_shown(words), class_=class_, name="mark"),
+        element("small", f"{confidence:.0%} sure"),
+    ]
 
 
 # -- where it is hard ------------------------------------------------------------------------------
