@@ -32,9 +32,9 @@ from softlabels.targets import UNBIASED
 
 __all__ = ["render"]
 
-HEAT = (0.05, 0.15, 0.25, 0.35, 0.5)
-"""Shares of the largest possible entropy at which the colour of a token changes."""
-BINS = 24
+HEAT = (0.2, 0.4, 0.6, 0.8, 0.95)
+"""Shares of the store's positions, calmest first, at which the colour of a token changes."""
+BINS = 20
 
 
 def render(store: Store, found: StoreFacts) -> str:
@@ -181,9 +181,9 @@ def _hesitation(store: Store, found: StoreFacts) -> Markup | None:
     if not len(found.entropy):
         return None
     sampled = store.manifest.identity.targets.estimator in UNBIASED
-    largest = math.log(max(store.vocab_size, 2))
-    high = max(float(found.entropy.max()), 0.1)
-    drawing = _histogram(found.entropy, 0.0, high * 1.0001, "entropy, nats")
+    steps = [float(x) for x in np.quantile(found.entropy, HEAT)]
+    high = float(max(math.ceil(found.entropy.max()), 1))
+    drawing = _histogram(found.entropy, 0.0, high, "entropy, nats")
     caption = (
         "Of the stored sample, whose size bounds it."
         if sampled
@@ -191,13 +191,11 @@ def _hesitation(store: Store, found: StoreFacts) -> Markup | None:
     )
     parts: list[Child] = [charts(figure("Entropy of the positions", drawing, caption))]
     if found.texts:
-        names = [f"up to {share * largest:.1f}" for share in HEAT] + [
-            f"more than {HEAT[-1] * largest:.1f} nats"
-        ]
+        names = [f"up to {x:.1f}" for x in steps] + [f"more than {steps[-1]:.1f} nats"]
         parts += [
             element("h3", "The rows it found hardest", class_="top"),
             legend([(f"u{i}", name) for i, name in enumerate(names)]),
-            [_text(row, tokens, largest) for row, tokens in found.texts],
+            [_text(row, tokens, steps) for row, tokens in found.texts],
         ]
     parts += [
         element("h3", "The most uncertain positions", class_="top"),
@@ -213,17 +211,17 @@ def _hesitation(store: Store, found: StoreFacts) -> Markup | None:
     )
 
 
-def _text(row: int, tokens: Sequence[Token], largest: float) -> Markup:
-    shown = [_token(t, largest) for t in tokens]
+def _text(row: int, tokens: Sequence[Token], steps: Sequence[float]) -> Markup:
+    shown = [_token(t, steps) for t in tokens]
     return element(
         "div", element("p", f"row {row}", class_="small"), element("div", shown, class_="tokens")
     )
 
 
-def _token(t: Token, largest: float) -> Markup:
+def _token(t: Token, steps: Sequence[float]) -> Markup:
     if t.entropy is None:
         return element("span", t.words, class_="w")
-    heat = bisect.bisect_left([share * largest for share in HEAT], t.entropy)
+    heat = bisect.bisect_left(steps, t.entropy)
     expected = ", ".join(f"{c.words!r} {c.p:.0%}" for c in t.choices)
     return element(
         "span", t.words, class_=f"u{heat}", title=f"{t.entropy:.2f} nats; expected {expected}"
