@@ -171,7 +171,7 @@ def _manifest(spec: str) -> Manifest | None:
     for path in (spec, spec.rpartition("=")[0]):
         try:
             return load_manifest(Path(path)) if path else None
-        except SoftLabelsError:
+        except (SoftLabelsError, ValueError):  # no store there; or nothing that could be a path
             continue
     return None
 

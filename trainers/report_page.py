@@ -103,7 +103,7 @@ def _headline(runs: Sequence[ReportedRun]) -> tuple[str, str | None]:
             )
         word = "beat" if d.value > 0 else "lose to"
         return (
-            f"Soft targets {word} hard labels by {abs(d.value):.2f} {per}, {_where(runs)}.",
+            f"Soft targets {word} hard labels by {abs(d.value):.2f} {per} {_where(runs)}.",
             sure,
         )
     if len(runs) > 1:
