@@ -15,6 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from softlabels.rows import LABEL_SHIFT, Row
+from softlabels.store.encoding import container_of
+from softlabels.store.manifest import Identity
 from softlabels.store.reader import Store, StoredRow
 from softlabels.targets import SoftTargets
 from softlabels.token_text import TokenText
@@ -23,6 +25,8 @@ __all__ = ["Choice", "StoreFacts", "Token", "Uncertain", "gather"]
 
 Float64 = npt.NDArray[np.float64]
 LISTED = 12
+OWN = "(the file's own)"
+"""What of a shard is in no column."""
 TEXTS = 3
 WINDOW = 160
 """Tokens of a text that are shown."""
@@ -90,7 +94,8 @@ def gather(store: Store, *, rows: int) -> StoreFacts:
     Raises:
         IntegrityError, TargetError: a shard is damaged.
     """
-    grid = store.manifest.identity.targets.temperatures
+    identity = store.manifest.identity
+    grid = identity.targets.temperatures
     t = 1.0 if 1.0 in grid else grid[0]
     entropy, tail, largest, where = [], [], [], []
     columns: Counter[str] = Counter()
@@ -99,7 +104,7 @@ def gather(store: Store, *, rows: int) -> StoreFacts:
     for index in chosen:
         record = store.manifest.shards[index]
         shard = store.read_shard(index)
-        columns.update(_column_bytes(store.path / record.name, record.bytes))
+        columns.update(_column_bytes(store.path / record.name, identity))
         seen += len(shard.rows)
         positions += shard.targets.n
         soft = shard.targets[np.flatnonzero(shard.targets.soft)]
@@ -154,10 +159,17 @@ def _mass_at(sums: list[Float64], positions: int) -> dict[int, float]:
     return {step: float(total[step - 1] / positions) for step in steps}
 
 
-def _column_bytes(path: Path, size: int) -> dict[str, int]:
-    """Compressed bytes by column of a shard that was decoded, and so is sound; the rest is the file's own."""
+def _column_bytes(path: Path, identity: Identity) -> dict[str, int]:
+    """Compressed bytes by column of a shard that was decoded, and so is sound; the rest is the file's own.
+
+    Of `packed` the streams `ids.0`, `ids.1` and so on count as one column.
+    """
     found: Counter[str] = Counter()
-    if path.suffix == ".parquet":
+    if identity.encoding.profile == "packed":
+        streams = container_of(identity).read_streams(path.read_bytes(), where=str(path))
+        for name, stream in streams.items():
+            found[name.partition(".")[0]] += len(stream.data)
+    elif path.suffix == ".parquet":
         import pyarrow.parquet as pq
 
         metadata = pq.read_metadata(path)
@@ -169,10 +181,9 @@ def _column_bytes(path: Path, size: int) -> dict[str, int]:
     else:
         with zipfile.ZipFile(path) as archive:
             for entry in archive.infolist():
-                name = entry.filename.split("/")[0]
                 if "/" in entry.filename:
-                    found[name] += entry.compress_size
-    found["(footer and headers)"] = size - sum(found.values())
+                    found[entry.filename.split("/")[0]] += entry.compress_size
+    found[OWN] = path.stat().st_size - sum(found.values())
     return dict(found)
 
 
