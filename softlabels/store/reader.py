@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 
 from softlabels.codecs import CODECS
 from softlabels.domains import DOMAINS, domain_module
 from softlabels.errors import ConfigError, FormatError, IntegrityError
+from softlabels.registry import Registry
 from softlabels.rows import Row
 from softlabels.store.dictionaries import Dictionaries
 from softlabels.store.encoding import CONTAINERS, PROFILES, decode_shard
@@ -197,16 +198,18 @@ def check_known(path: Path, identity: Identity) -> None:
     Raises:
         FormatError: names what is not known.
     """
+    known: Collection[str] | Registry[Any]
     for what, value, known in (
-        ("domain", identity.domain, tuple(DOMAINS)),
+        ("domain", identity.domain, DOMAINS),
         ("estimator", identity.targets.estimator, ESTIMATORS),
         ("profile", identity.encoding.profile, PROFILES),
-        ("container", identity.encoding.container, tuple(CONTAINERS)),
-        ("type of values", identity.encoding.values, tuple(CODECS.names())),
+        ("container", identity.encoding.container, CONTAINERS),
+        ("type of values", identity.encoding.values, CODECS),
     ):
         if value not in known:
+            names = known.names() if isinstance(known, Registry) else list(known)
             raise FormatError(
-                f"{path}: {what} {value!r} is not known to this version (it knows {list(known)}); upgrade softlabels"
+                f"{path}: {what} {value!r} is not known to this version (it knows {names}); upgrade softlabels"
             )
     shift = domain_module(identity.domain).LABEL_SHIFT
     if identity.label_shift != shift:
