@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import softlabels
 from softlabels.report.charts import Dot, dots, style_of
 from softlabels.report.html import Child, Markup
 from softlabels.report.page import Cell, charts, facts, figure, note, page, section, table
@@ -65,6 +66,7 @@ def render(runs: Sequence[ReportedRun], *, command: str) -> str:
         headline=headline,
         lead=_lead(ordered),
         body=[b for b in body if b is not None],
+        version=softlabels.__version__,
     )
 
 

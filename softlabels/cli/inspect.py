@@ -135,17 +135,27 @@ def _show_row(
                 "kept": kept,
             }
         )
-        best = "  ".join(f"{k['text']!r} {k['p']:.3f}" for k in kept)
-        said = f"tail {tail[p]:.3f}  {best}" if targets.soft[p] else "hard label only"
+        said = "hard label only"
+        if targets.soft[p]:
+            came = probs[p][targets.kept[p] & (targets.ids[p] == label)]
+            rank = f"p {came[0]:.3f}" if len(came) else "in tail"
+            said = f"{rank:<8} tail {tail[p]:.3f}  " + "  ".join(_choice(k, label) for k in kept)
         lines.append(f"{p:>5}  {decode(label)!r:<16} {said}")
     header = (
-        f"row {index}: {len(row.input_ids)} tokens, {n} positions; T={t:g}\n{'':>5}  next token"
+        f"row {index}: {len(row.input_ids)} tokens, {n} positions; T={t:g}\n{'':>5}  {'what came':<16} and its p; "
+        "tail: of all ids not kept; the likeliest ids, [what came] marked"
     )
     emit(
         {"row": index, "temperature": t, "positions": records},
         "\n".join([header, *lines]),
         as_json=as_json,
     )
+
+
+def _choice(kept: dict[str, Any], label: int) -> str:
+    """An id with its probability; in a terminal the one that came stands out."""
+    words = f"{kept['text']!r} {kept['p']:.3f}"
+    return click.style(f"[{words}]", bold=True, fg="green") if kept["id"] == label else words
 
 
 @click.command("verify")

@@ -7,7 +7,6 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
-import softlabels
 from softlabels.report.html import Child, Markup, element
 
 __all__ = [
@@ -46,7 +45,9 @@ class Cell(Markup):
         return Cell(element("td", *children, class_="text"))
 
 
-def page(title: str, *, eyebrow: str, headline: str, lead: Child, body: Sequence[Markup]) -> str:
+def page(
+    title: str, *, eyebrow: str, headline: str, lead: Child, body: Sequence[Markup], version: str
+) -> str:
     """A whole page. It runs no script and may load nothing: its own content policy forbids both."""
     style = STYLE.read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
@@ -66,7 +67,7 @@ def page(title: str, *, eyebrow: str, headline: str, lead: Child, body: Sequence
         element("h1", headline),
         element("p", lead, class_="lead"),
     )
-    foot = element("footer", f"Made by softlabels {softlabels.__version__}.")
+    foot = element("footer", f"Made by softlabels {version}.")
     whole = element("html", head, element("body", element("main", top, *body, foot)), lang="en")
     return f"<!doctype html>\n{whole}\n"
 

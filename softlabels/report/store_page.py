@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import msgspec
 import numpy as np
 
+import softlabels
 from softlabels.report.charts import Series, bars, lines
 from softlabels.report.fidelity import fidelity_table
 from softlabels.report.html import Child, Markup, element
@@ -68,6 +69,7 @@ def render(store: Store, found: StoreFacts) -> str:
         headline=headline,
         lead=f"The teacher read {identity.corpus.tokens:,} tokens once; students learn from what was kept. {read}",
         body=[b for b in body if b is not None],
+        version=softlabels.__version__,
     )
 
 
