@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -138,11 +139,31 @@ def _lead(runs: Sequence[ReportedRun]) -> list[Child]:
     what = "predictions" if found.store.domain == "causal-lm" else "answers"
     told = f"Measured on {found.scores.positions:,} {what} in {found.store.rows:,} rows"
     if found.store.corpus:
-        told += f" of {', '.join(found.store.corpus)}"
+        told += f" ({', '.join(found.store.corpus)})"
     if _trained_on(runs):
         return [f"{told}. Beware: these are rows that a student was trained on."]
     students = "the student" if len(runs) == 1 else "the students"
-    return [f"{told}, which {students} did not train on. The teacher: {found.store.teacher}."]
+    lead = f"{told}, which {students} did not train on. The teacher: {found.store.teacher}."
+    return [f"{_meaning(runs)} {lead}".strip()]
+
+
+def _meaning(runs: Sequence[ReportedRun]) -> str:
+    """The headline's nats as a ratio of probabilities."""
+    what = "token that came" if runs[0].found.store.domain == "causal-lm" else "right answer"
+    soft, hard = ([r for r in runs if is_hard_only(r) == side] for side in (False, True))
+    if soft and hard:
+        d = difference(soft[0], hard[0])
+        if not d.clear:
+            return ""
+        return f"In other words: it held each {what} {_times(d.value)} as likely, in the geometric mean."
+    teacher = runs[0].found.scores.teacher_nll
+    if teacher is None:
+        return ""
+    return f"In other words: the teacher held each {what} {_times(runs[0].found.scores.nll - teacher)} as likely."
+
+
+def _times(nats: float) -> str:
+    return f"{math.exp(min(nats, 700)):.2f} times"
 
 
 def _key_figures(runs: Sequence[ReportedRun]) -> Markup:
