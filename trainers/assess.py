@@ -24,6 +24,7 @@ from trainers.evaluations import (
     BlindSpots,
     Interval,
     Place,
+    Scores,
     StoreFacts,
     weights_digest,
 )
@@ -84,7 +85,7 @@ def assess_run(
         parameters=student.parameter_count,
         student_bytes=sum(p.stat().st_size for p in folder.glob("*.safetensors")),
         store=_store_facts(opened, vocab),
-        scores=values,
+        scores=Scores(**values),
         intervals={
             name: Interval(value=values[name], low=low, high=high)
             for name, (low, high) in intervals.items()
@@ -130,13 +131,13 @@ def _blind_spots(m: Measured, store: Store, text: TokenText) -> BlindSpots:
             for name, where in blind_spots.confidence_bins(m)
             if where.any()
         ],
-        inherited=[_place(m, n, store, text) for n in blind_spots.inherited(m, LISTED)],
-        lost=[_place(m, n, store, text) for n in blind_spots.lost(m, LISTED)],
+        inherited=[_place(m, *p, store, text) for p in blind_spots.inherited(m, LISTED)],
+        lost=[_place(m, *p, store, text) for p in blind_spots.lost(m, LISTED)],
         worst_rows=groups.by_row(m, LISTED),
     )
 
 
-def _place(m: Measured, n: int, store: Store, text: TokenText) -> Place:
+def _place(m: Measured, n: int, times: int, store: Store, text: TokenText) -> Place:
     row, token = int(m.row[n]), int(m.token[n])
     inputs = store.row(row).row
     tokens = inputs.inputs.get("input_ids", np.zeros(0, np.int32))
@@ -151,6 +152,7 @@ def _place(m: Measured, n: int, store: Store, text: TokenText) -> Place:
         teacher_confidence=float(m.teacher_confidence[n]),
         student=text.label(int(m.top[n])),
         confidence=float(m.confidence[n]),
+        times=times,
     )
 
 

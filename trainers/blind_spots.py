@@ -45,17 +45,26 @@ def confidence_bins(m: Measured) -> list[tuple[str, Bool]]:
     ]
 
 
-def inherited(m: Measured, listed: int) -> Int64:
-    """Up to `listed` positions where both are wrong with one answer; where the student is surest first."""
+def inherited(m: Measured, listed: int) -> list[tuple[int, int]]:
+    """Where both are wrong with one answer; where the student is surest first.
+
+    Returns:
+        Up to `listed` positions, one for each label and answers, and how many positions have these.
+    """
     return _surest(m, m.judged & ~m.teacher_correct & ~m.correct & m.agree, listed)
 
 
-def lost(m: Measured, listed: int) -> Int64:
-    """Up to `listed` positions where the teacher is right and the student is not; where it is surest first."""
+def lost(m: Measured, listed: int) -> list[tuple[int, int]]:
+    """Where the teacher is right and the student is not; otherwise as `inherited`."""
     return _surest(m, m.judged & m.teacher_correct & ~m.correct, listed)
 
 
-def _surest(m: Measured, where: Bool, listed: int) -> Int64:
+def _surest(m: Measured, where: Bool, listed: int) -> list[tuple[int, int]]:
     places = np.flatnonzero(where)
-    order: Int64 = places[np.argsort(-m.confidence[places], kind="stable")[:listed]]
-    return order
+    places = places[np.argsort(-m.confidence[places], kind="stable")]
+    words = np.stack([m.label[places], m.teacher_top[places], m.top[places]], axis=1)
+    if not len(places):
+        return []
+    _, first, times = np.unique(words, axis=0, return_index=True, return_counts=True)
+    order = np.argsort(first)[:listed]
+    return [(int(places[first[i]]), int(times[i])) for i in order]

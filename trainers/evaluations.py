@@ -23,6 +23,7 @@ __all__ = [
     "Group",
     "Interval",
     "Place",
+    "Scores",
     "StoreFacts",
     "find_assessments",
     "save_assessment",
@@ -117,6 +118,8 @@ class Place(_Record, frozen=True, kw_only=True):
     teacher_confidence: float
     student: str
     confidence: float
+    times: int
+    """How many positions have this label and these answers; the one shown is where the student is surest."""
 
 
 class BlindSpots(_Record, frozen=True, kw_only=True):
@@ -126,9 +129,9 @@ class BlindSpots(_Record, frozen=True, kw_only=True):
     by_confidence: list[Group]
     """Bins of the teacher's confidence."""
     inherited: list[Place]
-    """Both wrong with one answer; the most confident students first."""
+    """Both wrong with one answer; where the student is surest first."""
     lost: list[Place]
-    """The teacher was right and the student wrong; the most confident students first."""
+    """The teacher was right and the student wrong; where it is surest first."""
     worst_rows: list[Group]
     """Rows by KL from the teacher, largest first."""
 
@@ -149,6 +152,27 @@ class StoreFacts(_Record, frozen=True, kw_only=True):
     vocab: str | None
 
 
+class Scores(_Record, frozen=True, kw_only=True):
+    """What `trainers.evaluate.Evaluation` says, by the same names."""
+
+    positions: int
+    soft_positions: int
+    nll: float
+    perplexity: float | None
+    accuracy: float
+    macro_f1: float
+    ece: float
+    kl: float | None
+    agreement: float | None
+    top_k_agreement: float | None
+    acceptance_low: float | None
+    acceptance_high: float | None
+    teacher_nll: float | None
+    teacher_accuracy: float | None
+    teacher_ece: float | None
+    dropped: dict[str, Any] | None
+
+
 class Assessment(_Record, frozen=True, kw_only=True):
     """All that one evaluation of a student found."""
 
@@ -163,8 +187,7 @@ class Assessment(_Record, frozen=True, kw_only=True):
     parameters: int
     student_bytes: int
     store: StoreFacts
-    scores: dict[str, Any]
-    """Of `trainers.evaluate.Evaluation`, by name."""
+    scores: Scores
     intervals: dict[str, Interval]
     level: float
     replicates: int

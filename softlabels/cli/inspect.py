@@ -154,19 +154,31 @@ def _show_row(
                 "kept": kept,
             }
         )
-        best = "  ".join(f"{k['text']!r} {k['p']:.3f}" for k in kept)
-        said = f"tail {tail[p]:.3f}  {best}" if targets.soft[p] else "hard label only"
+        said = "hard label only"
+        if targets.soft[p]:
+            came = probs[p][targets.kept[p] & (targets.ids[p] == label)]
+            rank = f"p {came[0]:.3f}" if len(came) else "in tail"
+            said = f"{rank:<8} tail {tail[p]:.3f}  " + "  ".join(_choice(k, label) for k in kept)
         lines.append(f"{p:>5}  {said_to_be!r:<16} {said}")
     causal = opened.manifest.identity.label_shift == 1
     header = f"row {index}: {row.size} tokens, {n} positions; T={t:g}"
     if not causal and "input_ids" in row.inputs and words.known:
         header += f"\n       {words.many(row.inputs['input_ids'].tolist())}"
-    header += f"\n{'':>5}  {'next token' if causal else 'label'}"
+    header += (
+        f"\n{'':>5}  {'what came' if causal else 'label':<16} and its p; tail: of all ids not kept; the likeliest ids, "
+        f"[{'what came' if causal else 'label'}] marked"
+    )
     emit(
         {"row": index, "temperature": t, "positions": records},
         "\n".join([header, *lines]),
         as_json=as_json,
     )
+
+
+def _choice(kept: dict[str, Any], label: int) -> str:
+    """An id with its probability; in a terminal the one that came stands out."""
+    words = f"{kept['text']!r} {kept['p']:.3f}"
+    return click.style(f"[{words}]", bold=True, fg="green") if kept["id"] == label else words
 
 
 @click.command("verify")

@@ -218,6 +218,13 @@ def test_inspect_a_row(stores):
     lines = softlabels_("inspect", stores["topk"], "--row", 3).stdout.splitlines()
     assert lines[0] == "row 3: 64 tokens, 63 positions; T=1"
     assert len(lines) == 2 + 63
+    assert "\x1b" not in "".join(lines)  # colours are for terminals
+    stored = softlabels.open_store(stores["topk"]).row(3)
+    for p, line in enumerate(lines[2:]):
+        t, label = stored.targets, stored.row.labels[p]
+        came = t.probs(1.0)[p][t.ids[p] == label]
+        assert line.count("[") == len(came)
+        assert (f"p {came[0]:.3f}" if len(came) else "in tail") in line
 
 
 @pytest.mark.parametrize("temperature", [None, 2.0])

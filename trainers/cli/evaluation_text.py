@@ -35,16 +35,16 @@ def evaluation_text(a: Assessment, saved: Path) -> str:
     from rich.console import Console
     from rich.table import Table
 
-    soft = a.scores["soft_positions"]
-    some = "" if soft == a.scores["positions"] else f", {soft:,} of them soft"
+    soft = a.scores.soft_positions
+    some = "" if soft == a.scores.positions else f", {soft:,} of them soft"
     table = Table(
-        title=f"{a.scores['positions']:,} positions in {a.store.rows:,} rows{some}", box=None
+        title=f"{a.scores.positions:,} positions in {a.store.rows:,} rows{some}", box=None
     )
     table.add_column("")
     table.add_column("score", justify="right")
     table.add_column(f"{a.level:.0%} interval", justify="right")
     for name, label, form in SCORES:
-        value = a.scores[name]
+        value = getattr(a.scores, name)
         if value is not None:
             x = a.intervals.get(name)
             both = "" if x is None else f"{form.format(x.low)} to {form.format(x.high)}"
@@ -61,8 +61,8 @@ def evaluation_text(a: Assessment, saved: Path) -> str:
         if groups:
             console.print(_groups(title, groups, Table))
     lines = [line.rstrip() for line in console.export_text().splitlines()]
-    if a.scores["dropped"] is not None:
-        d = a.scores["dropped"]
+    if a.scores.dropped is not None:
+        d = a.scores.dropped
         each = ", ".join(
             f"{mean:.2g} at T={t:g} (at most {most:.2g})"
             for t, mean, most in zip(d["temperatures"], d["mean"], d["largest"], strict=True)
