@@ -24,15 +24,17 @@ from softlabels.config import BuildConfig
 from softlabels.corpora import Corpus, open_corpora
 from softlabels.dictionary import given_dictionary
 from softlabels.estimators import make_estimator
-from softlabels.planning import check_folder, check_same_job, packed_rows, survey
+from softlabels.planning import check_same_job, packed_rows, survey
 from softlabels.progress import Reporter, Silent
-from softlabels.rows import Cursor, Row
+from softlabels.rows import Cursor, InputRow
 from softlabels.store.encoding import encode_shard
 from softlabels.store.manifest import Identity, PlannedShard
-from softlabels.store.plan import load_plan
+from softlabels.store.plan import check_folder, load_plan
 from softlabels.store.shard import Shard
 from softlabels.teach import teach
-from softlabels.teachers import Teacher, open_teacher
+from softlabels.teachers import Teacher
+from softlabels.teachers.ensemble import open_teachers
+from softlabels.teachers.listing import check_listing
 
 __all__ = ["Estimate", "dry_run"]
 
@@ -89,7 +91,10 @@ def dry_run(
     if plan is None and store.is_dir():
         check_folder(store)
     if teacher is None:
-        teacher = open_teacher(config.teacher, teacher_options(config, plan, report))
+        teacher = open_teachers(
+            config.teacher, config.average, teacher_options(config, plan, report)
+        )
+    check_listing(config, teacher)
     estimator.check_vocab(teacher.record.vocab_size)
     if plan is not None:
         check_same_job(plan, config, estimator, teacher, store)
@@ -101,7 +106,7 @@ def dry_run(
     parts = _sample(config, shards, corpora, teacher, corpus.rows)
     first = parts[0][1][:1]
     sampled = [(0, first), *parts]
-    report.stage("sample", sum(len(r.positions) for _, rows in sampled for r in rows), "positions")
+    report.stage("sample", sum(r.n for _, rows in sampled for r in rows), "positions")
     dictionary = _dictionary(config, identity)
     sizes, positions, tokens, seconds = [], [], 0, 0.0
     for i, (start_row, rows) in enumerate(sampled):
@@ -120,7 +125,7 @@ def dry_run(
         positions.append(targets.n)
         if i > 0:  # the first row pays for what happens once
             seconds += time.perf_counter() - start
-            tokens += sum(len(r.input_ids) for r in rows)
+            tokens += sum(r.size for r in rows)
     fixed, each = _line(sizes, positions)
     data_bytes = round(fixed * len(shards) + each * corpus.positions)
     speed = tokens / seconds
@@ -154,7 +159,7 @@ def _sample(
     corpora: Sequence[Corpus],
     teacher: Teacher,
     total: int,
-) -> list[tuple[int, list[Row]]]:
+) -> list[tuple[int, list[InputRow]]]:
     """Rows from the beginning and from the middle, each with the number of its first; no row twice."""
     n = min(config.shard_rows, SAMPLE_ROWS, total)
     parts = []

@@ -8,6 +8,7 @@
     │   └── NonFiniteError               the model gave NaN or infinity
     ├── TargetError      (ValueError)    a target breaks an invariant of SoftTargets
     ├── PairingError     (ValueError)    a loss, temperature or student that does not fit the store
+    ├── FidelityError    (ValueError)    a store that is further from its teacher than was allowed
     ├── StoreError       (OSError)       a store that cannot be used
     │   ├── FormatError                  not a store, malformed, or made by a newer major version
     │   ├── IntegrityError               bytes missing, torn or altered
@@ -25,6 +26,7 @@ __all__ = [
     "ConfigError",
     "CorpusError",
     "ExportError",
+    "FidelityError",
     "FormatError",
     "IntegrityError",
     "MissingExtraError",
@@ -74,6 +76,10 @@ class TargetError(SoftLabelsError, ValueError):
 
 class PairingError(SoftLabelsError, ValueError):
     """The store does not support what the trainer was asked to do with it."""
+
+
+class FidelityError(SoftLabelsError, ValueError):
+    """A store's targets are further from its teacher's distributions than was allowed."""
 
 
 class StoreError(SoftLabelsError, OSError):

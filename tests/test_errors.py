@@ -22,6 +22,7 @@ BUILTIN = {
     "NonFiniteError": RuntimeError,
     "TargetError": ValueError,
     "PairingError": ValueError,
+    "FidelityError": ValueError,
     "StoreError": OSError,
     "FormatError": OSError,
     "IntegrityError": OSError,

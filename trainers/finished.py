@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from trainers.evaluate import WEIGHTS
 from trainers.mixing import mixture_digest, open_stores
 from trainers.vocabulary import check_numbering
 
-__all__ = ["FinishedRun", "open_finished"]
+__all__ = ["FinishedRun", "open_finished", "provenance"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +28,20 @@ class FinishedRun:
     """A key of `trainers.evaluate.WEIGHTS`."""
     folder: Path
     """Where that student lies."""
+
+    @property
+    def domain(self) -> str:
+        """What it was trained for."""
+        return str(self.facts.get("domain", "causal-lm"))
+
+    def digest(self) -> str:
+        """sha256 over the student's weights, as stored."""
+        total = hashlib.sha256()
+        for path in sorted(self.folder.glob("*.safetensors")):
+            with path.open("rb") as f:
+                content = hashlib.file_digest(f, "sha256").hexdigest()
+            total.update(f"{path.name}\0{content}\n".encode())
+        return total.hexdigest()
 
     def training_stores(self, given: tuple[str, ...] = ()) -> list[Store]:
         """The stores that it was trained on.
@@ -102,5 +117,33 @@ def open_finished(run: Path, weights: str = "student") -> FinishedRun:
         raise RunError(f"{run}: the run has not finished; `softtrain run --resume` goes on with it")
     name, flag = WEIGHTS[weights]
     if not (run / name / "config.json").is_file():
-        raise RunError(f"{run}: has no {name}, for it was made without {flag}")
+        raise RunError(
+            f"{run}: has no {name}, for it was made without {flag}; use --weights student"
+        )
     return FinishedRun(run=run, facts=facts, weights=weights, folder=run / name)
+
+
+def provenance(run: Path, store: Store) -> dict[str, Any]:
+    """What a run that goes on from another's student records of it.
+
+    Raises:
+        RunError: not a finished run.
+        TokenizerError: it was trained on another tokenizer's ids than the store's.
+        PairingError: it numbered the ids otherwise.
+    """
+    finished = open_finished(run)
+    found, expected = finished.facts["tokenizer_sha256"], store.manifest.identity.tokenizer.sha256
+    if found != expected:
+        raise TokenizerError(
+            f"--init {run}: was trained on ids of another tokenizer (sha256 {found[:12]}…) than that of {store.path} "
+            "(sha256 "
+            f"{expected[:12]}…), so the same id means another token; build a store with the same teacher's tokenizer"
+        )
+    check_numbering(finished.facts, store, run)
+    return {
+        "run": run.resolve().name,
+        "weights_sha256": finished.digest(),
+        "store_digest": finished.facts["store_digest"],
+        "steps": finished.facts["config"]["steps"],
+        "init": finished.facts.get("init"),
+    }

@@ -211,6 +211,7 @@ def check_alike(stores: Sequence[Store]) -> None:
             ("estimator", b.targets.estimator, a.targets.estimator),
             ("temperatures", list(b.targets.temperatures), list(a.targets.temperatures)),
             ("domain", b.domain, a.domain),
+            ("list of classes", b.classes, a.classes),
             ("label shift", b.label_shift, a.label_shift),
         ):
             if mine != other:
@@ -243,14 +244,18 @@ def parse_stores(texts: str | Sequence[str]) -> list[tuple[str, Fraction]]:
 
 
 def open_stores(
-    texts: str | Sequence[str], *, view: str | None = None
+    texts: str | Sequence[str], *, view: str | None = None, inputs: str | None = None
 ) -> list[tuple[Store, Fraction]]:
     """The stores of `parse_stores`, open and found to go together, with their weights.
 
     Raises:
         ConfigError, StoreError, PairingError, TokenizerError: as `MixedStream`.
     """
-    found = [(open_store(path, view=view), weight) for path, weight in parse_stores(texts)]
+    found = [
+        (open_store(path, view=view, inputs=inputs), weight) for path, weight in parse_stores(texts)
+    ]
+    for store, _ in found:
+        store.need_inputs()
     check_alike([store for store, _ in found])
     return found
 

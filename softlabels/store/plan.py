@@ -10,8 +10,9 @@ from pathlib import Path
 import msgspec
 
 from softlabels.errors import FormatError, IntegrityError, PlanError
-from softlabels.rows import Cursor, Row
-from softlabels.store.commit import publish
+from softlabels.rows import Cursor, InputRow
+from softlabels.store.claims import CLAIMS
+from softlabels.store.commit import TEMPORARY, publish
 from softlabels.store.encoding import container_of
 from softlabels.store.manifest import FileRecord, Identity, Plan, PlannedShard
 from softlabels.store.records import (
@@ -25,7 +26,16 @@ from softlabels.store.records import (
 )
 from softlabels.store.shard import inputs_digest
 
-__all__ = ["PLAN", "RowDigests", "load_plan", "plan_shards", "publish_plan", "read_plan"]
+__all__ = [
+    "PLAN",
+    "RowDigests",
+    "check_folder",
+    "load_plan",
+    "plan_shards",
+    "publish_named",
+    "publish_plan",
+    "read_plan",
+]
 
 PLAN = "plan.json"
 
@@ -36,16 +46,22 @@ class RowDigests:
     def __init__(self) -> None:
         self._hash = hashlib.sha256()
 
-    def add(self, row: Row) -> None:
+    def add(self, row: InputRow) -> None:
         """Take one more row."""
         self._hash.update(row.digest())
+
+    def add_digests(self, digests: bytes) -> None:
+        """Take rows by their input digests, 16 bytes each."""
+        self._hash.update(digests)
 
     def hexdigest(self) -> str:
         """The fingerprint so far."""
         return self._hash.hexdigest()
 
 
-def plan_shards(placed: Iterable[tuple[Cursor, Row]], shard_rows: int) -> Iterator[PlannedShard]:
+def plan_shards(
+    placed: Iterable[tuple[Cursor, InputRow]], shard_rows: int
+) -> Iterator[PlannedShard]:
     """Cut rows into shards of `shard_rows`; holds one shard's rows at a time.
 
     Names are final only when the number of shards is known: see `publish_plan`.
@@ -59,7 +75,7 @@ def plan_shards(placed: Iterable[tuple[Cursor, Row]], shard_rows: int) -> Iterat
             name="unnamed",
             start_row=start,
             rows=len(rows),
-            positions=sum(int(r.label_mask.sum()) for r in rows),
+            positions=sum(r.n for r in rows),
             document=cursor.document,
             offset=cursor.offset,
             inputs_sha256=inputs_digest(rows),
@@ -86,7 +102,8 @@ def publish_plan(
         msgspec.structs.replace(s, name=f"data/train-{s.index:05d}-of-{len(shards):05d}.{suffix}")
         for s in shards
     ]
-    plan = seal(
+    return publish_named(
+        store,
         Plan(
             format=FORMAT,
             version=FORMAT_VERSION,
@@ -98,13 +115,18 @@ def publish_plan(
             },
             shards=named,
             digest="0" * 64,
-        )
+        ),
+        files,
     )
-    content = canonical(plan)
+
+
+def publish_named(store: Path, plan: Plan, files: Mapping[str, bytes]) -> Plan:
+    """The same for a plan whose shards have their names; it is sealed here."""
+    content = canonical(seal(plan))
     if len(content) > RECORD_LIMIT:
         raise PlanError(
-            f"{store / PLAN}: {len(named)} shards make a plan of {len(content)} bytes, and readers refuse one of more "
-            f"than {RECORD_LIMIT}; raise --shard-rows (now {shard_rows})"
+            f"{store / PLAN}: {len(plan.shards)} shards make a plan of {len(content)} bytes, and readers refuse one of "
+            f"more than {RECORD_LIMIT}; raise --shard-rows (now {plan.shard_rows})"
         )
     for name, data in files.items():
         if not publish(store / name, data):
@@ -112,6 +134,24 @@ def publish_plan(
             check_beside(store / name, data)
     publish(store / PLAN, content)
     return read_record(store / PLAN, Plan)
+
+
+def check_folder(store: Path) -> None:
+    """Refuse a folder that holds something else than a build that has not published its plan.
+
+    It died before, or it is another builder at work this moment.
+
+    Raises:
+        PlanError: names what was found.
+    """
+    ours = {"tokenizer", "data", "commits", "dictionaries", CLAIMS}
+    foreign = sorted(
+        p.name for p in store.iterdir() if p.name not in ours and not p.name.startswith(TEMPORARY)
+    )
+    if foreign and not (store / PLAN).exists():  # else another builder has just published it
+        raise PlanError(
+            f"{store}: is not empty and not a store (it holds {foreign[0]!r}); choose another --out"
+        )
 
 
 def check_beside(path: Path, data: bytes) -> None:

@@ -7,17 +7,29 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from softlabels.corpora.packing import Tokenizer
+from softlabels.errors import ConfigError
 from softlabels.registry import Registry, split_spec
-from softlabels.rows import Row
 from softlabels.store.manifest import TeacherRecord, TokenizerRecord
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
     from torch import Tensor
 
-__all__ = ["TEACHERS", "Teacher", "TeacherOptions", "TeacherTokenizer", "open_teacher"]
+__all__ = [
+    "TEACHERS",
+    "Remarking",
+    "Teacher",
+    "TeacherOptions",
+    "TeacherTokenizer",
+    "TextTeacher",
+    "TextTokenizer",
+    "causal_only",
+    "open_teacher",
+]
 
 MIB = 2**20
 
@@ -26,6 +38,8 @@ MIB = 2**20
 class TeacherOptions:
     """How to run a teacher."""
 
+    domain: str = "causal-lm"
+    """What it is asked for; a back-end refuses a domain that it does not serve."""
     device: str = "auto"
     """`auto`, `cpu`, `cuda`, `cuda:1`, …"""
     dtype: str = "auto"
@@ -51,16 +65,70 @@ class Teacher(Protocol):
     record: TeacherRecord
     tokenizer: TeacherTokenizer
 
-    def logits(self, rows: Sequence[Row]) -> Iterator[Tensor]:
-        """Chunks `[n, V] float32` on the teacher's device: the positions of all rows, in order.
+    def logits(self, rows: Sequence[Any]) -> Iterator[Tensor]:
+        """Chunks `[n, V] float32` on the teacher's device: the positions of all rows (of its domain), in order.
 
         Each chunk is at most the byte budget, and the caller may overwrite it.
         """
 
 
+class TextTokenizer(Protocol):
+    """A tokenizer of texts that are rows of their own."""
+
+    vocab_size: int
+    record: TokenizerRecord
+
+    def files(self) -> Mapping[str, bytes]:
+        """Its serialised form, by file name."""
+
+    def encode_text(self, text: str, *, most: int) -> tuple[npt.NDArray[np.int32], int]:
+        """At most so many tokens `[S] int32` with the marks at their ends, and how many the whole text has."""
+
+    def encode_pieces(self, text: str, *, most: int) -> list[npt.NDArray[np.int32]]:
+        """The whole text in pieces of at most so many tokens `[S] int32`, each with the marks at its ends."""
+
+    def encode_words(
+        self, words: Sequence[str], *, most: int
+    ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32], int]:
+        """At most so many tokens `[S] int32`, the word of each `[S] int32` (-1: a mark), and how many there are."""
+
+
+class TextTeacher(Protocol):
+    """A teacher of texts as a whole."""
+
+    tokenizer: TextTokenizer
+    classes: Sequence[str]
+    """What each class is called, in order of its number; a masked LM has none."""
+
+
+@runtime_checkable
+class Remarking(Protocol):
+    """A teacher that counts something while it teaches."""
+
+    def remarks(self) -> list[str]:
+        """Lines for people, about what this builder taught."""
+
+
 TEACHERS: Registry[Callable[[str, TeacherOptions], Teacher]] = Registry(
-    "softlabels.teachers", {"hf": "softlabels.teachers.hf:load_hf"}
+    "softlabels.teachers",
+    {
+        "hf": "softlabels.teachers.hf:load_hf",
+        "onnx": "softlabels.teachers.onnx:load_onnx",
+        "openai": "softlabels.teachers.openai:load_openai",
+        "py": "softlabels.teachers.py:load_callable",
+        "vllm": "softlabels.teachers.vllm:load_vllm",
+    },
 )
+
+
+def causal_only(options: TeacherOptions, spec: str) -> None:
+    """Refuse another domain than causal language models.
+
+    Raises:
+        ConfigError: names it.
+    """
+    if options.domain != "causal-lm":
+        raise ConfigError(f"--domain {options.domain}: {spec} serves causal-lm only; use hf:PATH")
 
 
 def open_teacher(spec: str, options: TeacherOptions) -> Teacher:

@@ -7,7 +7,7 @@ mask, so that padding on either side gives a text the logits that it has alone.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from trainers.exports.domains import Example, Laid
 
 if TYPE_CHECKING:
+    from softlabels.rows import Row
     from softlabels.store.reader import Store
 
 __all__ = ["CAUSAL_LM", "CausalLM"]
@@ -62,7 +63,7 @@ class CausalLM:
         """The documents of those rows."""
         found = []
         for r in rows:
-            row = store.row(r).row
+            row = cast("Row", store.row(r).row)
             start = 0
             for n in row.segment_lengths.tolist():
                 ids = row.input_ids[start : start + n].astype(np.int64)
