@@ -14,6 +14,7 @@
     │   ├── IntegrityError               bytes missing, torn or altered
     │   └── PlanError                    the folder holds another job
     ├── RunError         (OSError)       a training run that cannot be used
+    ├── ExportError      (ValueError)    an exported student that does not answer as the student does
     └── MissingExtraError (ImportError)  an optional library is not installed
 
 Each message says what was found, what was expected, where, and the way out.
@@ -24,6 +25,7 @@ from __future__ import annotations
 __all__ = [
     "ConfigError",
     "CorpusError",
+    "ExportError",
     "FidelityError",
     "FormatError",
     "IntegrityError",
@@ -98,6 +100,10 @@ class PlanError(StoreError):
 
 class RunError(SoftLabelsError, OSError):
     """A training run's folder cannot be used."""
+
+
+class ExportError(SoftLabelsError, ValueError):
+    """An exported student does not give the student's answers."""
 
 
 class MissingExtraError(SoftLabelsError, ImportError):

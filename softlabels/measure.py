@@ -177,9 +177,10 @@ def check_gate(fidelity: Fidelity, max_kl: float, *, where: str) -> None:
 
 
 def _options(config: MeasureConfig, store: Store, report: Reporter) -> TeacherOptions:
-    record = store.manifest.identity.teacher
+    identity = store.manifest.identity
+    record = identity.teacher
     return TeacherOptions(
-        domain=store.manifest.identity.domain,
+        domain=identity.domain,
         device=config.device,
         dtype=record.dtype if config.dtype == "auto" else config.dtype,
         head_bytes=None if config.head_mib is None else config.head_mib * MIB,

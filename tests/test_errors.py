@@ -28,6 +28,7 @@ BUILTIN = {
     "IntegrityError": OSError,
     "PlanError": OSError,
     "RunError": OSError,
+    "ExportError": ValueError,
     "MissingExtraError": ImportError,
 }
 """What code that does not know this project may catch."""

@@ -25,7 +25,6 @@ from softlabels.codecs import make_codec
 from softlabels.config import BuildConfig
 from softlabels.errors import ConfigError, CorpusError, PlanError
 from softlabels.interchange import IMPORTS, ForeignRow, reader_of
-from softlabels.planning import check_folder
 from softlabels.progress import Reporter, Silent
 from softlabels.rows import BEGINNING, LABEL_SHIFT, Cursor, Row
 from softlabels.store.commit import commit_shard, committed, sweep
@@ -44,7 +43,7 @@ from softlabels.store.manifest import (
     TargetRecord,
     load_manifest,
 )
-from softlabels.store.plan import RowDigests, load_plan, plan_shards, publish_plan
+from softlabels.store.plan import RowDigests, check_folder, load_plan, plan_shards, publish_plan
 from softlabels.store.shard import Shard
 from softlabels.targets import SoftTargets, gaps_from_logp
 from softlabels.teachers import Teacher, TeacherOptions, open_teacher

@@ -48,7 +48,8 @@ def card(manifest: Manifest) -> str:
         if manifest.statistics.teacher_nll is not None
         else "not known"
     )
-    loadable = (identity.encoding.profile, identity.encoding.container) == ("open", "parquet")
+    parameters = f"{teacher.parameters:,} parameters" if teacher.parameters else "size not known"
+    loadable = identity.encoding.plain and identity.encoding.container == "parquet"
     return f"""---
 {CONFIGS if loadable else ""}tags:
 - softlabels
@@ -62,7 +63,7 @@ A softlabels store, format {manifest.version}, made by {manifest.created_by}.
 
 | | |
 |---|---|
-| teacher | {teacher.name}, {teacher.parameters:,} parameters, {teacher.dtype} on {teacher.device}, {teacher.engine} |
+| teacher | {teacher.name}, {parameters}, {teacher.dtype} on {teacher.device}, {teacher.engine} |
 | teacher weights | sha256 `{teacher.weights_sha256}` |
 | teacher's own loss here | {perplexity} |
 | tokenizer | {identity.tokenizer.vocab_size:,} ids, sha256 `{identity.tokenizer.sha256}` |

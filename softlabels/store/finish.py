@@ -65,6 +65,8 @@ def make_manifest(
             start_row=p.start_row,
             rows=c.rows,
             positions=c.positions,
+            counts_from=p.counts_from,
+            documents_from=p.documents_from,
         )
         for p, c in zip(plan.shards, commits, strict=True)
     ]
@@ -98,6 +100,7 @@ def make_manifest(
         digest="0" * 64,
         fidelity=fidelity,
         column_bytes=_column_bytes(store, plan, shards),
+        provenance=plan.provenance,
     )
 
 

@@ -82,6 +82,8 @@ class Repair:
     """Shards that the next build will make."""
     problems: list[str]
     """What a build does not mend either. Each names the file and the way out."""
+    command: str = "build"
+    """Which command of `softlabels` made the store, and makes its shards again."""
 
     @property
     def whole(self) -> bool:
@@ -153,6 +155,7 @@ def repair_store(
         actions=work.actions,
         rebuild=[plan.shards[i].name for i in sorted(found.rebuild)],
         problems=problems,
+        command="build" if plan.provenance is None else plan.provenance.operation,
     )
 
 

@@ -62,7 +62,7 @@ def verify_store(
         try:
             _check_commit(path / commit, plan, shard.sha256)
             if deep:
-                content = store.read_shard(i)
+                content = store.read_shard(i, named=True)
                 content.targets.validate(where=str(path / shard.name))
                 for row in content.rows:
                     fingerprint.add(row)
