@@ -155,11 +155,11 @@ def _meaning(runs: Sequence[ReportedRun]) -> str:
         d = difference(soft[0], hard[0])
         if not d.clear:
             return ""
-        return f"In other words: it held each {what} {_times(d.value)} as likely, in the geometric mean."
+        return f"With them, each {what} was held {_times(d.value)} as likely (geometric mean)."
     teacher = runs[0].found.scores.teacher_nll
     if teacher is None:
         return ""
-    return f"In other words: the teacher held each {what} {_times(runs[0].found.scores.nll - teacher)} as likely."
+    return f"The teacher held each {what} {_times(runs[0].found.scores.nll - teacher)} as likely (geometric mean)."
 
 
 def _times(nats: float) -> str:
