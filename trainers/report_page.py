@@ -155,7 +155,9 @@ def _meaning(runs: Sequence[ReportedRun]) -> str:
         d = difference(soft[0], hard[0])
         if not d.clear:
             return ""
-        return f"With them, each {what} was held {_times(d.value)} as likely (geometric mean)."
+        return (
+            f"With them, the student held each {what} {_times(d.value)} as likely (geometric mean)."
+        )
     teacher = runs[0].found.scores.teacher_nll
     if teacher is None:
         return ""
