@@ -162,6 +162,7 @@ def open_run(
 ) -> tuple[Student, Store]:
     """A finished run's student, and the store to evaluate it on; arguments and errors as of `evaluate_run`."""
     opened = open_store(store, view=vocab)
+    opened.need_inputs()
     try:
         facts = json.loads((run / "run.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as e:
