@@ -118,6 +118,35 @@ def test_the_page_says_what_was_measured(runs, ground, tmp_path):
     assert f"wrong at {c.teacher_wrong / c.n:.1%}" in text
 
 
+def test_figures_of_speed_are_shown_and_hostile_ones_are_text(runs, tmp_path):
+    figure = {
+        "name": HOSTILE,
+        "engine": "onnxruntime",
+        "format": "onnx-int8",
+        "model_bytes": 7_100_000,
+        "p50": 0.0123,
+    }
+    figure |= {"peak_bytes": 90e6, "p95": 0.0456, "throughput": 5432.1, "calls": 60}
+    path = tmp_path / "latency.json"
+    path.write_text(json.dumps({"threads": 1, "batch_size": 8, "figures": [figure]}))
+    report(*runs, "--latency", path, "--out", tmp_path / "x.html")
+    text = check_page((tmp_path / "x.html").read_text(encoding="utf-8"))
+    for said in (
+        "What it costs to run",
+        "onnx-int8",
+        "7.1 MB",
+        "90 MB",
+        "12.3",
+        "45.6",
+        "5,432",
+        f"--latency {path}",
+    ):
+        assert said in text
+    path.write_text('{"threads": 1}')
+    said = report(*runs, "--latency", path, "--out", tmp_path / "y.html", exit_code=2)
+    assert "not what `softtrain latency --json` prints" in said
+
+
 def test_one_run_alone_and_json(runs, tmp_path):
     out = tmp_path / "new" / "one.html"
     found = json.loads(report(runs[0], "--out", out, "--json"))
@@ -298,7 +327,7 @@ def test_a_certificate_is_shown_where_the_store_has_one(runs):
     object.__setattr__(soft, "training_stores", [(spec, Certified())])
     text = check_page(render([soft, hard], command="softtrain report"))
     assert "How faithful the store is" in text
-    assert "0.125 (0.1 to 0.15)" in text
+    assert "0.1250.1 to 0.15" in text  # the interval is a line of its own in the cell
     assert "T=1" in text
 
 
