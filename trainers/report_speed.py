@@ -72,7 +72,7 @@ def speed(found: Speed) -> Markup:
     threads = f"{found.threads} thread{'s' if found.threads > 1 else ''}"
     return section(
         "What it costs to run",
-        f"On one CPU with {threads}: one row at a time (p50, p95), and tokens a second in batches of {found.batch_size}."
-        " Peak memory is of a process of its own, libraries and all.",
+        f"On one CPU with {threads}: one row at a time (p50, p95), and tokens a second in batches of "
+        f"{found.batch_size}. Peak memory is of a process of its own, libraries and all.",
         table(head, rows, numbers_from=2),
     )

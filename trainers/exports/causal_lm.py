@@ -63,7 +63,7 @@ class CausalLM:
         """The documents of those rows."""
         found = []
         for r in rows:
-            row = cast(Row, store.row(r).row)
+            row = cast("Row", store.row(r).row)
             start = 0
             for n in row.segment_lengths.tolist():
                 ids = row.input_ids[start : start + n].astype(np.int64)
