@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from softlabels.errors import RunError, TokenizerError
+from softlabels.store.cache import CacheOptions
 from softlabels.store.reader import Store, open_store
 from trainers.evaluate import Evaluation, evaluate
 from trainers.students import Student
@@ -16,14 +17,16 @@ from trainers.students import Student
 __all__ = ["HeldOut", "open_heldout"]
 
 
-def open_heldout(path: str, store: Store, *, view: str | None) -> Store:
+def open_heldout(
+    path: str, store: Store, *, view: str | None, cache: CacheOptions | None = None
+) -> Store:
     """Open the held-out store of a run.
 
     Raises:
         RunError: it is the store that is trained on.
         TokenizerError: it was tokenised otherwise.
     """
-    heldout = open_store(path, view=view)
+    heldout = open_store(path, view=view, cache=cache)
     if heldout.digest == store.digest:
         raise RunError(
             f"--heldout {path}: is the very store that is trained on, so it cannot tell when to stop; build one of "

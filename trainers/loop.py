@@ -62,14 +62,16 @@ def _train(
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     config.micro_batches(ranks.world_size)
-    stores = open_stores(config.store, view=config.vocab)
+    stores = open_stores(config.store, view=config.vocab, cache=config.cache_options)
     store = stores[0][0]  # in what is asked of it below, all are alike
     loss = config.make_loss().on(store.manifest.identity.targets)
     for notice in loss.notices(store.manifest.identity.targets):
         report.notice(notice)
     heldout = None
     if config.heldout is not None:
-        heldout = open_heldout(config.heldout, store, view=config.vocab)
+        heldout = open_heldout(
+            config.heldout, store, view=config.vocab, cache=config.cache_options
+        )
     recorded = ranks.from_first(lambda: read_run(run, resume=resume))
     dtype = recorded["dtype"] if recorded and config.dtype == "auto" else config.dtype
     device = ranks.device(config.device)

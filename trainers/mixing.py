@@ -25,6 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from softlabels.errors import ConfigError, PairingError, TokenizerError
+from softlabels.store.cache import CacheOptions
 from softlabels.store.reader import Store, open_store
 from trainers.batch import Batch, collate
 from trainers.blocks import BlockReader
@@ -185,6 +186,10 @@ class MixedStream(BatchStream):
         for reader in self._readers:
             reader.decode_on(pool)
 
+    def _give_up(self) -> None:
+        for reader in self._readers:
+            reader.give_up()
+
 
 def check_alike(stores: Sequence[Store]) -> None:
     """Refuse stores whose rows cannot be laid side by side.
@@ -243,14 +248,16 @@ def parse_stores(texts: str | Sequence[str]) -> list[tuple[str, Fraction]]:
 
 
 def open_stores(
-    texts: str | Sequence[str], *, view: str | None = None
+    texts: str | Sequence[str], *, view: str | None = None, cache: CacheOptions | None = None
 ) -> list[tuple[Store, Fraction]]:
     """The stores of `parse_stores`, open and found to go together, with their weights.
 
     Raises:
         ConfigError, StoreError, PairingError, TokenizerError: as `MixedStream`.
     """
-    found = [(open_store(path, view=view), weight) for path, weight in parse_stores(texts)]
+    found = [
+        (open_store(path, view=view, cache=cache), weight) for path, weight in parse_stores(texts)
+    ]
     check_alike([store for store, _ in found])
     return found
 

@@ -31,6 +31,8 @@ FREE = frozenset(
         "patience",
         "parallel",
         "threads",
+        "cache",
+        "cache_gib",
         "device",
         "dtype",
     }

@@ -10,7 +10,7 @@ import click
 
 from softlabels.cli.build import summary
 from softlabels.errors import ConfigError, IntegrityError
-from softlabels.terminal import Bar, LocalPath, emit, json_option
+from softlabels.terminal import Bar, StorePlace, emit, json_option
 
 __all__ = ["inspect_command", "verify_command"]
 
@@ -19,7 +19,7 @@ SHOWN = 8
 
 
 @click.command("inspect")
-@click.argument("store", type=LocalPath())
+@click.argument("store", type=StorePlace())
 @click.option("--row", type=int, help="Show one row's positions.")
 @click.option("--position", type=int, help="Of that row, show one position in full.")
 @click.option(
@@ -27,13 +27,14 @@ SHOWN = 8
 )
 @json_option
 def inspect_command(
-    store: Path, row: int | None, position: int | None, temperature: float | None, as_json: bool
+    store: Path | str, row: int | None, position: int | None, temperature: float | None, as_json: bool
 ) -> None:
     """Show what a store holds, or one row of it.
 
     \b
     Examples:
       softlabels inspect store
+      softlabels inspect s3://bucket/store
       softlabels inspect store --row 3
       softlabels inspect store --row 3 --position 17 --temperature 2
     """
@@ -161,7 +162,7 @@ def _decoder(opened: Any) -> Callable[[int], str]:
 
 
 @click.command("verify")
-@click.argument("store", type=LocalPath())
+@click.argument("store", type=StorePlace())
 @click.option(
     "--deep/--quick",
     default=True,
@@ -169,12 +170,15 @@ def _decoder(opened: Any) -> Callable[[int], str]:
 )
 @json_option
 @click.pass_context
-def verify_command(ctx: click.Context, store: Path, deep: bool, as_json: bool) -> None:
+def verify_command(ctx: click.Context, store: Path | str, deep: bool, as_json: bool) -> None:
     """Check every file of a store; exit with 1 if anything is missing, torn, altered or foreign.
 
+    Of an address every byte is fetched, past the cache.
+
     \b
-    Example:
+    Examples:
       softlabels verify store
+      softlabels verify s3://bucket/store
     """
     from softlabels.store.verify import verify_store
 
@@ -184,12 +188,15 @@ def verify_command(ctx: click.Context, store: Path, deep: bool, as_json: bool) -
     for problem in report.problems:
         click.echo(f"error: {problem}", err=True)
     state = "whole" if not report.problems else f"{len(report.problems)} problems"
+    unlisted = "" if report.listed else "; foreign files cannot be looked for on a web server"
     text = f"{store}: {state}; {report.files} files, {report.rows:,} rows, {report.positions:,} positions checked"
+    text += unlisted
     emit(
         {
             "store": str(store),
             "ok": not report.problems,
             "problems": report.problems,
+            "listed": report.listed,
             "files": report.files,
             "rows": report.rows,
             "positions": report.positions,

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import click
 
-from softlabels.terminal import Bar, LocalPath, emit, json_option
+from softlabels.terminal import Bar, LocalPath, StorePlace, emit, json_option
 
 __all__ = ["eval_command"]
 
 
 @click.command("eval")
 @click.argument("run", type=LocalPath())
-@click.option("--store", required=True, type=LocalPath(), help="Store of held-out rows.")
+@click.option("--store", required=True, type=StorePlace(), help="Store of held-out rows.")
 @click.option(
     "--batch-size", type=click.IntRange(min=1), default=8, show_default=True, help="Rows at a time."
 )
@@ -29,7 +29,7 @@ __all__ = ["eval_command"]
 @json_option
 def eval_command(
     run: Path,
-    store: Path,
+    store: Path | str,
     batch_size: int,
     vocab: str | None,
     device: str,
