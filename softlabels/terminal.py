@@ -20,7 +20,16 @@ import click
 
 from softlabels.errors import SoftLabelsError
 
-__all__ = ["Bar", "Commands", "LocalPath", "StorePlace", "config_options", "emit", "field_help", "json_option"]
+__all__ = [
+    "Bar",
+    "Commands",
+    "LocalPath",
+    "StorePlace",
+    "config_options",
+    "emit",
+    "field_help",
+    "json_option",
+]
 
 F = TypeVar("F", bound=Callable[..., Any])
 

@@ -22,7 +22,8 @@ class RunConfig:
     """One run: store, student, loss, schedule."""
 
     store: tuple[str, ...] | str
-    """Path or address (`s3://…`) of the store to train from; of several, repeatable, `PATH=WEIGHT`: the store's share of the rows."""
+    """Path or address (`s3://…`) of the store to train from; of several, repeatable, `PATH=WEIGHT`: its share of the
+    rows."""
     student: str
     """`hf-config:FILE`, `layers-of:PATH?keep=…`, `hf:PATH`."""
     vocab: str | None = None

@@ -69,9 +69,7 @@ def _train(
         report.notice(notice)
     heldout = None
     if config.heldout is not None:
-        heldout = open_heldout(
-            config.heldout, store, view=config.vocab, cache=config.cache_options
-        )
+        heldout = open_heldout(config.heldout, store, view=config.vocab, cache=config.cache_options)
     recorded = ranks.from_first(lambda: read_run(run, resume=resume))
     dtype = recorded["dtype"] if recorded and config.dtype == "auto" else config.dtype
     device = ranks.device(config.device)

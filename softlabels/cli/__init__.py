@@ -9,6 +9,7 @@ from softlabels.cli.build import build_command
 from softlabels.cli.demo import demo_command
 from softlabels.cli.inspect import inspect_command, verify_command
 from softlabels.cli.repair import repair_command
+from softlabels.cli.share import pull_command, push_command
 from softlabels.terminal import Commands
 
 __all__ = ["main"]
@@ -25,3 +26,5 @@ main.add_command(build_command)
 main.add_command(inspect_command)
 main.add_command(verify_command)
 main.add_command(repair_command)
+main.add_command(push_command)
+main.add_command(pull_command)

@@ -27,7 +27,11 @@ SHOWN = 8
 )
 @json_option
 def inspect_command(
-    store: Path | str, row: int | None, position: int | None, temperature: float | None, as_json: bool
+    store: Path | str,
+    row: int | None,
+    position: int | None,
+    temperature: float | None,
+    as_json: bool,
 ) -> None:
     """Show what a store holds, or one row of it.
 

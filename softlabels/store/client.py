@@ -181,6 +181,24 @@ class Client:
             return False
         return True
 
+    def put_over(self, name: str, content: bytes, expected: Callable[[bytes], bool]) -> bool:
+        """Replace a file in one step, if it still is what is `expected`; False: it is not."""
+        import obstore
+        from obstore.exceptions import PreconditionError
+
+        def replace() -> bool:
+            found = obstore.get(self._store, name)
+            version: Any = {"e_tag": found.meta["e_tag"], "version": found.meta["version"]}
+            if not expected(bytes(found.bytes())):
+                return False
+            obstore.put(self._store, name, content, mode=version, use_multipart=False)
+            return True
+
+        try:
+            return self._patiently(name, replace)
+        except PreconditionError:
+            return False
+
     def put(self, name: str, content: bytes | Path) -> None:
         """Write a file, whole or not at all, in place of what is there; a large one in parts, each tried again."""
         import obstore

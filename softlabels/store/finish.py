@@ -26,7 +26,7 @@ from softlabels.store.manifest import (
 )
 from softlabels.store.records import FORMAT, FORMAT_VERSION, canonical, seal
 
-__all__ = ["CARD", "finish", "make_manifest", "with_card"]
+__all__ = ["CARD", "finish", "make_manifest", "statistics_of", "with_card"]
 
 CARD = "README.md"
 
@@ -57,9 +57,6 @@ def make_manifest(store: Path, plan: Plan, commits: Sequence[Commit]) -> Manifes
         for p, c in zip(plan.shards, commits, strict=True)
     ]
     seconds = sum(c.seconds for c in commits)
-    nll = [c.statistics.teacher_nll for c in commits]
-    positions = sum(c.positions for c in commits)
-    soft = sum(c.statistics.soft_of(c.positions) for c in commits)
     return Manifest(
         format=FORMAT,
         version=FORMAT_VERSION,
@@ -67,21 +64,29 @@ def make_manifest(store: Path, plan: Plan, commits: Sequence[Commit]) -> Manifes
         identity=plan.identity,
         shards=shards,
         files=plan.files | _dictionary(store),
-        statistics=Statistics(
-            kept_ids=sum(c.statistics.kept_ids for c in commits),
-            kept_mass=[
-                float(sum(values))
-                for values in zip(*(c.statistics.kept_mass for c in commits), strict=True)
-            ],
-            teacher_nll=None if None in nll else float(sum(n for n in nll if n is not None)),
-            soft_positions=None if soft == positions else soft,
-        ),
+        statistics=statistics_of(commits),
         cost=CostRecord(
             seconds=seconds,
             tokens_per_second=plan.identity.corpus.tokens / seconds if seconds else 0.0,
         ),
         content_digest=content_digest(plan.identity, shards),
         digest="0" * 64,
+    )
+
+
+def statistics_of(commits: Sequence[Commit]) -> Statistics:
+    """Sums over shards."""
+    nll = [c.statistics.teacher_nll for c in commits]
+    positions = sum(c.positions for c in commits)
+    soft = sum(c.statistics.soft_of(c.positions) for c in commits)
+    return Statistics(
+        kept_ids=sum(c.statistics.kept_ids for c in commits),
+        kept_mass=[
+            float(sum(values))
+            for values in zip(*(c.statistics.kept_mass for c in commits), strict=True)
+        ],
+        teacher_nll=None if None in nll else float(sum(n for n in nll if n is not None)),
+        soft_positions=None if soft == positions else soft,
     )
 
 

@@ -19,8 +19,8 @@ from softlabels.errors import FormatError, IntegrityError, SoftLabelsError
 __all__ = [
     "FORMAT",
     "FORMAT_VERSION",
-    "Record",
     "RECORD_LIMIT",
+    "Record",
     "canonical",
     "check_file",
     "parse_raw",

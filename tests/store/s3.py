@@ -13,6 +13,11 @@ from pathlib import Path
 
 import pytest
 
+SOMEBODY = (
+    "AWS4-HMAC-SHA256 Credential=test/20260101/us-east-1/s3/aws4_request, SignedHeaders=host, "
+    "Signature=0"
+)
+"""moto asks who it is before it overwrites, and believes what it is told."""
 METHODS = (b"GET ", b"PUT ", b"HEAD ", b"POST ", b"DELETE ")
 
 
@@ -64,7 +69,7 @@ class Proxy:
         self._open: set[socket.socket] = set()
         self._cut = threading.Event()
         self._listener = socket.create_server(("127.0.0.1", 0))
-        self.url = "http://127.0.0.1:{}".format(self._listener.getsockname()[1])
+        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
         threading.Thread(target=self._accept, daemon=True).start()
 
     def __enter__(self) -> Proxy:
@@ -142,12 +147,16 @@ def put(endpoint: str, name: str, data: bytes) -> None:
     _request(f"{endpoint}/bucket/{name}", "PUT", data)
 
 
+def delete(endpoint: str, name: str) -> None:
+    _request(f"{endpoint}/bucket/{name}", "DELETE")
+
+
 def get(endpoint: str, name: str) -> bytes:
     return _request(f"{endpoint}/bucket/{name}", "GET")
 
 
 def _request(url: str, method: str, data: bytes | None = None) -> bytes:
-    headers = {"Content-Type": "application/octet-stream"}
+    headers = {"Content-Type": "application/octet-stream", "Authorization": SOMEBODY}
     request = urllib.request.Request(url, data=data, method=method, headers=headers)
     with urllib.request.urlopen(request, timeout=20) as answer:
         return bytes(answer.read())
