@@ -86,11 +86,7 @@ class LocalPath(click.Path):
 class StorePlace(click.ParamType):  # type: ignore[type-arg,unused-ignore]
     """Where a store is that is only read: a folder (a `Path`), or an address (a `str`)."""
 
-    name = "store"
-
-    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
-        """What help calls it."""
-        return "PATH|URL"
+    name = "path|url"
 
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None

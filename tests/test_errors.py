@@ -26,6 +26,7 @@ BUILTIN = {
     "FormatError": OSError,
     "IntegrityError": OSError,
     "PlanError": OSError,
+    "RemoteError": OSError,
     "RunError": OSError,
     "MissingExtraError": ImportError,
 }

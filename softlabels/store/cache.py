@@ -181,7 +181,8 @@ class FileCache:
             part.seek(0)
             found = hashlib.file_digest(part, "sha256").hexdigest()  # type: ignore[arg-type]
             if found == sha256:
-                path.rename(self._path(sha256))
+                with self._alone():  # who counts sees it under one name
+                    path.rename(self._path(sha256))
                 return
             if not begun:  # not the fault of what an earlier process left
                 break
@@ -249,14 +250,19 @@ def _locked(part: BinaryIO, stop: threading.Event) -> bool:
     while True:
         try:
             fcntl.flock(part, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            locked = True
         except BlockingIOError:
-            if stop.wait(POLL):
-                raise Cancelled from None
-            continue
+            locked = False
         try:
-            return os.path.samestat(path.stat(), os.fstat(part.fileno()))
+            # Looked at with or without the lock: who finished it may hold it for reading as long as it likes.
+            if not os.path.samestat(path.stat(), os.fstat(part.fileno())):
+                return False
         except FileNotFoundError:
             return False
+        if locked:
+            return True
+        if stop.wait(POLL):
+            raise Cancelled
 
 
 def _remove_unused(path: Path) -> bool:
@@ -265,8 +271,6 @@ def _remove_unused(path: Path) -> bool:
         with path.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             path.unlink()
-    except BlockingIOError:
+    except (BlockingIOError, FileNotFoundError):
         return False
-    except FileNotFoundError:
-        pass
     return True

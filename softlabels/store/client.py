@@ -188,7 +188,8 @@ class Client:
 
         def replace() -> bool:
             found = obstore.get(self._store, name)
-            version: Any = {"e_tag": found.meta["e_tag"], "version": found.meta["version"]}
+            about: Any = found.meta
+            version: Any = {n: about[n] for n in ("e_tag", "version") if about[n] is not None}
             if not expected(bytes(found.bytes())):
                 return False
             obstore.put(self._store, name, content, mode=version, use_multipart=False)

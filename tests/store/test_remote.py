@@ -9,6 +9,7 @@ import sys
 import threading
 from functools import partial
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -91,7 +92,9 @@ def test_without_room_in_the_cache(built, url, proxy, tmp_path, gib):
 
 
 @pytest.mark.parametrize("gib", [0, 1])
-def test_a_flipped_bit_there_is_found_before_it_is_decoded(built, url, proxy, server, tmp_path, gib):
+def test_a_flipped_bit_there_is_found_before_it_is_decoded(
+    built, url, proxy, server, tmp_path, gib
+):
     name = "data/train-00001-of-00003.parquet"
     data = bytearray((built / name).read_bytes())
     data[len(data) // 2] ^= 4
@@ -151,7 +154,9 @@ def test_a_transfer_that_breaks_off_goes_on_where_it_was(built, server, proxy, t
 def test_a_place_that_is_away_ends_in_one_sentence(proxy):
     client = Client("s3://bucket/store", patience=0.5)
     proxy.cut()
-    with pytest.raises(RemoteError, match=r"^s3://bucket/store/x: nothing came for 0.5 seconds \(.*\)"):
+    with pytest.raises(
+        RemoteError, match=r"^s3://bucket/store/x: nothing came for 0.5 seconds \(.*\)"
+    ):
         client.read("x", limit=10)
 
 
@@ -235,7 +240,7 @@ def test_gs_is_googles(monkeypatch, tmp_path):
 
 
 class _Quiet(http.server.SimpleHTTPRequestHandler):
-    seen: list[tuple[str, str | None]] = []
+    seen: ClassVar[list[tuple[str, str | None]]] = []
 
     def do_GET(self) -> None:
         self.seen.append((self.path, self.headers.get("Authorization")))
@@ -271,9 +276,7 @@ def web(built):
 
 
 def _served(kind, folder):
-    server = http.server.ThreadingHTTPServer(
-        ("127.0.0.1", 0), partial(kind, directory=str(folder))
-    )
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(kind, directory=str(folder)))
     kind.seen = []
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}"
