@@ -31,6 +31,7 @@ from safetensors.numpy import load_file
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
+from softlabels.store.manifest import load_manifest  # noqa: E402
 from tests.benchmarks.loader import make_store  # noqa: E402
 from tests.store.s3 import Proxy, environment, s3_server, upload  # noqa: E402
 from trainers.config import RunConfig  # noqa: E402
@@ -80,7 +81,7 @@ class Server:
 def serve(store: Path, latency: float) -> None:
     """Until standard input ends."""
     with s3_server() as url, Proxy(url, latency=latency / 1000) as proxy:
-        upload(store, url)
+        upload(store, url, "store")
         print(proxy.url, flush=True)
         for word in sys.stdin:
             if word == "cut\n":
@@ -143,6 +144,9 @@ def measure(store: str, folder: Path, args: argparse.Namespace, watcher: Watcher
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "--store", type=Path, help="One that is there already, instead of making it."
+    )
     parser.add_argument("--rows", type=int, default=256)
     parser.add_argument("--shard-rows", type=int, default=4)
     parser.add_argument("--steps", type=int, default=60)
@@ -157,7 +161,8 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        store = make_store(folder / "store", args, "open")
+        store = args.store or make_store(folder / "store", args, "open")
+        shards = len(load_manifest(store).shards)
         server = Server(store, args.latency_ms)
         address = "s3://bucket/store"
         os.environ.update(environment(server.endpoint, folder / "cache"))
@@ -183,15 +188,14 @@ def main() -> None:
                 found[title]["requests"] = int(server.say("requests")) - before
         finally:
             server.close()
-    show(found, args)
+    show(found, args, shards)
     if args.json is not None:
         settings = {k: str(v) for k, v in vars(args).items() if k not in ("json", "serve")}
         args.json.write_text(json.dumps({"settings": settings, "figures": found}, indent=2) + "\n")
 
 
-def show(found: dict[str, dict[str, Any]], args: argparse.Namespace) -> None:
+def show(found: dict[str, dict[str, Any]], args: argparse.Namespace, shards: int) -> None:
     reference = found["folder"]["weights"]
-    shards = -(-args.rows // args.shard_rows)
     print(
         f"{args.steps} steps of {args.batch_size} rows from {shards} shards, {args.latency_ms:g} ms latency\n"
     )
