@@ -86,6 +86,7 @@ def build(
 def teacher_options(config: BuildConfig, plan: Plan | None, report: Reporter) -> TeacherOptions:
     """How a build runs its teacher; a plan's dtype wins over `auto`."""
     options = TeacherOptions(
+        domain=config.domain,
         device=config.device,
         dtype=config.dtype,
         head_bytes=None if config.head_mib is None else config.head_mib * MIB,

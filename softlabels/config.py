@@ -21,6 +21,10 @@ class BuildConfig:
     """`hf:PATH`."""
     corpus: tuple[str, ...]
     """`text:GLOB`, `jsonl:GLOB`; several are taken in order."""
+    domain: str = "causal-lm"
+    """What is taught: `causal-lm` or `sequence-classification`."""
+    truncate: bool = False
+    """Cut texts that are longer than a row (and count them) rather than refuse them, where a text is one row."""
     estimator: str = "sampled"
     """What to keep of each distribution: `sampled`, `topk`, `topp`, `rs` or `dense`."""
     k: int = 12
@@ -68,6 +72,7 @@ class BuildConfig:
 
     def __post_init__(self) -> None:
         from softlabels.codecs import CODECS, make_codec  # NumPy, which --help can do without
+        from softlabels.domains import DOMAINS
         from softlabels.estimators import ESTIMATORS
         from softlabels.positions import PositionRule
         from softlabels.store.encoding import CONTAINERS, PROFILES
@@ -84,6 +89,7 @@ class BuildConfig:
             seed=0,
         )
         for flag, name, known in (
+            ("--domain", self.domain, tuple(DOMAINS)),
             ("--estimator", self.estimator, ESTIMATORS.names()),
             ("--values", self.stored_values, CODECS.names()),
             ("--profile", self.profile, PROFILES),

@@ -165,5 +165,5 @@ def _joined(shards: Sequence[Shard]) -> Shard:
 
 
 def _train(shard: Shard, largest: int) -> Codebook:
-    tokens = np.concatenate([r.input_ids[r.label_mask] for r in shard.rows])
+    tokens = np.concatenate([r.context for r in shard.rows])
     return train(tokens, shard.targets.ids, shard.targets.kept, largest=largest)

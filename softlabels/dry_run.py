@@ -26,7 +26,7 @@ from softlabels.dictionary import given_dictionary
 from softlabels.estimators import make_estimator
 from softlabels.planning import check_folder, check_same_job, packed_rows, survey
 from softlabels.progress import Reporter, Silent
-from softlabels.rows import Cursor, Row
+from softlabels.rows import Cursor, InputRow
 from softlabels.store.encoding import encode_shard
 from softlabels.store.manifest import Identity, PlannedShard
 from softlabels.store.plan import load_plan
@@ -101,7 +101,7 @@ def dry_run(
     parts = _sample(config, shards, corpora, teacher, corpus.rows)
     first = parts[0][1][:1]
     sampled = [(0, first), *parts]
-    report.stage("sample", sum(len(r.positions) for _, rows in sampled for r in rows), "positions")
+    report.stage("sample", sum(r.n for _, rows in sampled for r in rows), "positions")
     dictionary = _dictionary(config, identity)
     sizes, positions, tokens, seconds = [], [], 0, 0.0
     for i, (start_row, rows) in enumerate(sampled):
@@ -120,7 +120,7 @@ def dry_run(
         positions.append(targets.n)
         if i > 0:  # the first row pays for what happens once
             seconds += time.perf_counter() - start
-            tokens += sum(len(r.input_ids) for r in rows)
+            tokens += sum(r.size for r in rows)
     fixed, each = _line(sizes, positions)
     data_bytes = round(fixed * len(shards) + each * corpus.positions)
     speed = tokens / seconds
@@ -154,7 +154,7 @@ def _sample(
     corpora: Sequence[Corpus],
     teacher: Teacher,
     total: int,
-) -> list[tuple[int, list[Row]]]:
+) -> list[tuple[int, list[InputRow]]]:
     """Rows from the beginning and from the middle, each with the number of its first; no row twice."""
     n = min(config.shard_rows, SAMPLE_ROWS, total)
     parts = []

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 
@@ -14,13 +14,15 @@ from softlabels.codecs import make_codec
 from softlabels.config import BuildConfig
 from softlabels.corpora import Corpus
 from softlabels.corpora.packing import CorpusCounts, pack
+from softlabels.corpora.texts import classified_texts
 from softlabels.dictionary import first_shards, given_dictionary
+from softlabels.domains import domain_module
 from softlabels.errors import CorpusError, PlanError
 from softlabels.estimators import Estimator
 from softlabels.positions import PositionRule
 from softlabels.progress import Reporter
 from softlabels.registry import without_folder
-from softlabels.rows import BEGINNING, LABEL_SHIFT, Cursor, Row
+from softlabels.rows import BEGINNING, Cursor, InputRow
 from softlabels.store.claims import CLAIMS
 from softlabels.store.commit import TEMPORARY
 from softlabels.store.dictionaries import DICTIONARY
@@ -34,11 +36,9 @@ from softlabels.store.manifest import (
 )
 from softlabels.store.plan import PLAN, RowDigests, plan_shards, publish_plan
 from softlabels.store.shard import inputs_digest
-from softlabels.teachers import Teacher
+from softlabels.teachers import Teacher, TextTeacher
 
 __all__ = ["PlannedRows", "check_folder", "check_same_job", "make_plan", "packed_rows", "survey"]
-
-DOMAIN = "causal-lm"
 
 
 def check_folder(store: Path) -> None:
@@ -106,22 +106,22 @@ def survey(
     tokens = 0
     report.stage("tokenise", config.limit_rows, "rows")
 
-    def watched() -> Iterator[tuple[Cursor, Row]]:
+    def watched() -> Iterator[tuple[Cursor, InputRow]]:
         nonlocal tokens
         rows = packed_rows(config, corpora, teacher, counts=counts)
         for cursor, row in islice(rows, config.limit_rows):
             digests.add(row)
-            tokens += len(row.input_ids)
+            tokens += row.size
             report.advance(1)
             yield cursor, row
 
     shards = list(plan_shards(watched(), config.shard_rows))
     if not shards:
-        raise CorpusError(f"{', '.join(config.corpus)}: holds no document of two tokens or more")
+        raise CorpusError(f"{', '.join(config.corpus)}: holds no document to make a row of")
     codec = make_codec(config.stored_values)
     identity = Identity(
-        domain=DOMAIN,
-        label_shift=LABEL_SHIFT,
+        domain=config.domain,
+        label_shift=domain_module(config.domain).LABEL_SHIFT,
         teacher=teacher.record,
         tokenizer=teacher.tokenizer.record,
         corpus=CorpusRecord(
@@ -135,6 +135,7 @@ def survey(
             skipped_empty=counts.skipped_empty,
             skipped_short=counts.skipped_short,
             limit_rows=config.limit_rows,
+            truncated=counts.truncated,
         ),
         targets=_target_record(config, estimator),
         encoding=EncodingRecord(
@@ -147,6 +148,7 @@ def survey(
             dictionary_sha256=_given_sha256(config, teacher.record.vocab_size),
         ),
         licence=config.licence,
+        classes=_classes(teacher),
     )
     for what, n in (
         ("empty", counts.skipped_empty),
@@ -154,6 +156,8 @@ def survey(
     ):
         if n:
             report.notice(f"left out {n} documents that are {what}")
+    if counts.truncated:
+        report.notice(f"cut {counts.truncated} texts to --seq-len {config.seq_len} tokens")
     return identity, shards
 
 
@@ -164,8 +168,18 @@ def packed_rows(
     *,
     start: Cursor = BEGINNING,
     counts: CorpusCounts | None = None,
-) -> Iterator[tuple[Cursor, Row]]:
+) -> Iterator[tuple[Cursor, InputRow]]:
     """Rows of the corpora from a cursor on, each with where it begins."""
+    if config.domain == "sequence-classification":
+        return classified_texts(
+            corpora,
+            cast(TextTeacher, teacher),
+            seq_len=config.seq_len,
+            truncate=config.truncate,
+            start=start,
+            skip_empty=config.skip_empty,
+            counts=counts,
+        )
     return pack(
         corpora,
         teacher.tokenizer,
@@ -186,10 +200,10 @@ class PlannedRows:
 
     def __init__(self, config: BuildConfig, corpora: Sequence[Corpus], teacher: Teacher) -> None:
         self._config, self._corpora, self._teacher = config, corpora, teacher
-        self._rows: Iterator[tuple[Cursor, Row]] = iter(())
+        self._rows: Iterator[tuple[Cursor, InputRow]] = iter(())
         self._next = -1
 
-    def rows_of(self, shard: PlannedShard) -> list[Row]:
+    def rows_of(self, shard: PlannedShard) -> list[InputRow]:
         """A shard's rows.
 
         Raises:
@@ -208,6 +222,12 @@ class PlannedRows:
             )
         self._next = shard.start_row + shard.rows
         return rows
+
+
+def _classes(teacher: Teacher) -> list[str] | None:
+    """What the ids of a classifier's targets mean."""
+    classes: Sequence[str] | None = getattr(teacher, "classes", None)
+    return None if classes is None else list(classes)
 
 
 def _target_record(config: BuildConfig, estimator: Estimator) -> TargetRecord:
@@ -259,6 +279,8 @@ def check_same_job(
             "dictionary_sha256": _given_sha256(config, teacher.record.vocab_size),
             "shard_rows": config.shard_rows,
             "licence": config.licence,
+            "domain": config.domain,
+            "classes": _classes(teacher),
         },
     }
     planned: dict[str, Any] = {
@@ -273,6 +295,8 @@ def check_same_job(
             "dictionary_sha256": identity.encoding.dictionary_sha256,
             "shard_rows": plan.shard_rows,
             "licence": identity.licence,
+            "domain": identity.domain,
+            "classes": identity.classes,
         },
     }
     if config.dictionary == "none" and identity.encoding.dictionary_shards is not None:

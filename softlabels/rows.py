@@ -1,9 +1,11 @@
-"""A row of text as a model sees it, and the one definition of which position predicts which token.
+"""A row as a model sees it, and of a causal LM the one definition of which position predicts which token.
 
 A causal LM's position t predicts token t+1. `label_mask[t]` is True where that prediction counts:
 tokens t and t+1 belong to one document and token t+1 is to be learnt (in a chat: it belongs to the
 assistant). The N positions of a row are the True entries of its mask, in order. Builder, reader,
 loss and evaluation all use this file, so none of them can be off by one.
+
+Rows of other domains are in `domains/`; `InputRow` is what all have in common.
 
 Shapes: S tokens, B rows, N positions, D documents that share a row.
 """
@@ -13,12 +15,21 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["BEGINNING", "LABEL_SHIFT", "Cursor", "PaddedRows", "Row", "pad_rows"]
+__all__ = [
+    "BEGINNING",
+    "LABEL_SHIFT",
+    "UNLABELLED",
+    "Cursor",
+    "InputRow",
+    "PaddedRows",
+    "Row",
+    "pad_rows",
+]
 
 Int32 = npt.NDArray[np.int32]
 Int64 = npt.NDArray[np.int64]
@@ -26,16 +37,56 @@ Bool = npt.NDArray[np.bool_]
 
 LABEL_SHIFT = 1
 """Position t predicts token t + LABEL_SHIFT."""
+UNLABELLED = -1
+"""Label of a position of which only the teacher's opinion is known."""
 
 
 class Cursor(NamedTuple):
-    """A place in a corpus: token `offset` of document `document`."""
+    """A place in a corpus: token `offset` of document `document`; in other domains than causal-lm its row `offset`."""
 
     document: int
     offset: int
 
 
 BEGINNING = Cursor(0, 0)
+
+
+class InputRow(Protocol):
+    """One row of any domain: what goes into a model, and where in it are N positions."""
+
+    @property
+    def documents(self) -> Int64:
+        """`[D]`: which entries of the corpus it was made from."""
+
+    @property
+    def n(self) -> int:
+        """N."""
+
+    @property
+    def size(self) -> int:
+        """What a model spends on it: tokens; 1 for an image."""
+
+    @property
+    def labels(self) -> Int32:
+        """`[N] int32`: what is true at each position; `UNLABELLED` where that is not known."""
+
+    @property
+    def context(self) -> Int32:
+        """`[N] int32`, at least 0: what the kept ids are most likely to follow from, for `packed` to code them by."""
+
+    @property
+    def inputs(self) -> dict[str, npt.NDArray[Any]]:
+        """What a model is fed, by name."""
+
+    def place(self, position: int) -> str:
+        """Where a position lies, for messages: `token 17`."""
+
+    def digest(self) -> bytes:
+        """16 bytes that name these inputs: the same on every machine, for ever (docs/format.md)."""
+
+    @staticmethod
+    def pad(rows: Sequence[Any]) -> PaddedRows:
+        """Rows of this kind side by side, padded on the right."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -50,6 +101,40 @@ class Row:
     """`[D] int64`: which document of the corpus (counted from 0) each segment comes from."""
     label_mask: Bool
     """`[S] bool`: True where position t predicts token t+1. The last entry is always False."""
+
+    @property
+    def n(self) -> int:
+        """N, the number of positions."""
+        return int(self.label_mask.sum())
+
+    @property
+    def size(self) -> int:
+        """S."""
+        return len(self.input_ids)
+
+    @property
+    def context(self) -> Int32:
+        """`[N] int32`: the token at each position."""
+        return self.input_ids[self.label_mask]
+
+    @property
+    def inputs(self) -> dict[str, npt.NDArray[Any]]:
+        """`input_ids [S]`, `position_ids [S]`, `label_mask [S]`, `labels [N]`."""
+        return {
+            "input_ids": self.input_ids,
+            "position_ids": self.position_ids,
+            "label_mask": self.label_mask,
+            "labels": self.labels,
+        }
+
+    def place(self, position: int) -> str:
+        """`token 17`: where a position lies."""
+        return f"token {self.positions[position]}"
+
+    @staticmethod
+    def pad(rows: Sequence[Row]) -> PaddedRows:
+        """`pad_rows`."""
+        return pad_rows(rows)
 
     @property
     def positions(self) -> Int64:
@@ -93,6 +178,10 @@ class PaddedRows:
     """`[N] int64`."""
     counts: Int64
     """`[B]`: positions of each row; sums to N."""
+    lengths: Int64 | None = None
+    """`[B]`: tokens of each row, where attention goes both ways and must stop there; else None."""
+    pixels: npt.NDArray[np.float32] | None = None
+    """`[B, 3, H, W] float32` of images; else None."""
 
 
 def pad_rows(rows: Sequence[Row]) -> PaddedRows:

@@ -11,7 +11,7 @@ import torch
 from softlabels.errors import NonFiniteError
 from softlabels.estimators import Estimator
 from softlabels.positions import PositionRule, entropies
-from softlabels.rows import Row
+from softlabels.rows import UNLABELLED, InputRow
 from softlabels.store.manifest import Identity, Statistics
 from softlabels.targets import SoftTargets, gaps_from_logp
 from softlabels.teachers import Teacher
@@ -22,15 +22,15 @@ if TYPE_CHECKING:
 __all__ = ["draw_uniforms", "teach"]
 
 
-def _batches(rows: Sequence[Row], tokens: int) -> Iterator[list[Row]]:
+def _batches(rows: Sequence[InputRow], tokens: int) -> Iterator[list[InputRow]]:
     """Consecutive rows whose padded rectangle is at most `tokens` (one row, if it alone is longer)."""
-    batch: list[Row] = []
+    batch: list[InputRow] = []
     width = 0
     for row in rows:
-        wider = max(width, len(row.input_ids))
+        wider = max(width, row.size)
         if batch and wider * (len(batch) + 1) > tokens:
             yield batch
-            batch, wider = [], len(row.input_ids)
+            batch, wider = [], row.size
         batch.append(row)
         width = wider
     if batch:
@@ -45,7 +45,7 @@ def draw_uniforms(seed: int, row: int, n: int) -> np.ndarray[Any, np.dtype[np.fl
 
 @torch.no_grad()
 def teach(
-    rows: Sequence[Row],
+    rows: Sequence[InputRow],
     identity: Identity,
     estimator: Estimator,
     teacher: Teacher,
@@ -68,28 +68,30 @@ def teach(
     rule = None if asked is None else PositionRule.parse(asked)
     soft: list[np.ndarray[Any, np.dtype[np.bool_]]] = []
     parts: list[SoftTargets] = []
-    nll = 0.0
+    nll, unlabelled = 0.0, 0
     reference = 1.0
     first = start_row
     for batch in _batches(rows, batch_tokens):
         labels = torch.from_numpy(np.concatenate([r.labels for r in batch]).astype(np.int64))
         each = estimator.uniforms
-        drawn = [
-            draw_uniforms(seed, first + i, len(r.positions) * each) for i, r in enumerate(batch)
-        ]
+        drawn = [draw_uniforms(seed, first + i, r.n * each) for i, r in enumerate(batch)]
         uniforms = torch.from_numpy(np.concatenate(drawn)).view(-1, each) if each else None
         done = 0
         uncertain: list[np.ndarray[Any, np.dtype[np.float32]]] = []
         for logits in teacher.logits(batch):
             n = len(logits)
             _check_finite(logits, batch, first, done, teacher)
-            label_logits = logits.gather(1, labels[done : done + n, None].to(logits.device))[:, 0]
+            own = labels[done : done + n].to(logits.device)
+            label_logits = logits.gather(1, own.clamp(min=0)[:, None])[:, 0]
             u = None if uniforms is None else uniforms[done : done + n].to(logits.device)
             if rule is not None and rule.name == "entropy":
                 uncertain.append(entropies(logits))  # before `select` overwrites them
             selection = estimator.select(logits, u)
             reference = selection.reference
-            nll -= float((label_logits / reference - selection.log_norm).sum(dtype=torch.float64))
+            log_p = label_logits / reference - selection.log_norm
+            log_p = torch.where(own == UNLABELLED, 0.0, log_p)
+            nll -= float(log_p.sum(dtype=torch.float64))
+            unlabelled += int((own == UNLABELLED).sum())
             parts.append(
                 SoftTargets(
                     ids=selection.ids.to(torch.int32).cpu().numpy(),
@@ -102,14 +104,16 @@ def teach(
             )
             done += n
             advance(n)
-        expected = sum(len(r.positions) for r in batch)
+        expected = sum(r.n for r in batch)
         assert done == expected, f"the teacher gave {done} positions for {expected}"
         if rule is not None:
-            ends = np.cumsum([len(r.positions) for r in batch])
+            ends = np.cumsum([r.n for r in batch])
             entropy = np.concatenate([np.zeros(0, np.float32), *uncertain])
-            for i, (row, own) in enumerate(zip(batch, np.split(entropy, ends[:-1]), strict=True)):
-                n = len(row.positions)
-                soft.append(rule.choose(n, seed=seed, row=first + i, entropy=own))
+            for i, (row, uncertainty) in enumerate(
+                zip(batch, np.split(entropy, ends[:-1]), strict=True)
+            ):
+                n = row.n
+                soft.append(rule.choose(n, seed=seed, row=first + i, entropy=uncertainty))
         first += len(batch)
     targets = SoftTargets.concatenate(parts) if parts else _no_targets(identity)
     if rule is not None:
@@ -123,6 +127,7 @@ def teach(
         kept_mass=kept_mass,
         teacher_nll=nll if reference == 1.0 else None,
         soft_positions=None if targets.soft.all() else int(targets.soft.sum()),
+        labelled=targets.n - unlabelled if unlabelled else None,
     )
 
 
@@ -139,7 +144,7 @@ def _no_targets(identity: Identity) -> SoftTargets:
 
 
 def _check_finite(
-    logits: Tensor, batch: Sequence[Row], first_row: int, done: int, teacher: Teacher
+    logits: Tensor, batch: Sequence[InputRow], first_row: int, done: int, teacher: Teacher
 ) -> None:
     """One pass: a sum is finite only if every logit is."""
     finite = logits.sum(dim=1).isfinite()
@@ -148,13 +153,13 @@ def _check_finite(
     bad = int((~finite).nonzero()[0, 0])
     index = done + bad
     for i, row in enumerate(batch):
-        if index < len(row.positions):
+        if index < row.n:
             value = logits[bad][~logits[bad].isfinite()]
             shown = f"{float(value[0])}" if len(value) else "a sum beyond float32"
             raise NonFiniteError(
-                f"{teacher.record.spec}: logit {shown} at row {first_row + i}, token "
-                f"{row.positions[index]} (document {row.documents[0]}); nothing was stored of this shard. Try --dtype "
+                f"{teacher.record.spec}: logit {shown} at row {first_row + i}, {row.place(index)} "
+                f"(document {row.documents[0]}); nothing was stored of this shard. Try --dtype "
                 "float32, and check the teacher's weights"
             )
-        index -= len(row.positions)
+        index -= row.n
     raise AssertionError("a chunk reaches beyond its batch")

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from softlabels.rows import pad_rows
+from softlabels.rows import UNLABELLED
 from softlabels.store.shard import StoredRow
 from softlabels.targets import SoftTargets
 
@@ -28,12 +28,16 @@ class Batch:
     flat_positions: Tensor
     """`[N] int64`: where the positions lie in the flattened `[B * S]`."""
     labels: Tensor
-    """`[N] int64`."""
+    """`[N] int64`; `UNLABELLED` (-1) where what is true is not known."""
     targets: SoftTargets
     """Of the N positions, in order."""
     position: int | None = None
     """Where the *global* batch begins in the stream's sequence of rows, the same on every rank; None: not of a
     stream."""
+    lengths: Tensor | None = None
+    """`[B] int64`: tokens of each row, where attention goes both ways and must stop there; else None."""
+    pixels: Tensor | None = None
+    """`[B, 3, H, W] float32` of images; else None."""
     sources: tuple[int, ...] | None = None
     """`[B]`: which store each row is of, in the order in which a mixture names them; None: there is one."""
 
@@ -43,9 +47,20 @@ class Batch:
         return len(self.labels)
 
     @property
+    def labelled_positions(self) -> int:
+        """Those of the N positions that have a label."""
+        return int((self.labels != UNLABELLED).sum())
+
+    @property
     def soft_positions(self) -> int:
         """M: those of the N positions that have a soft target; the others are hard-label only."""
         return int(self.targets.soft.sum())
+
+    def at_positions(self, hidden: Tensor) -> Tensor:
+        """`[N, D]` of `[B, S, D]`, or what is that already."""
+        if hidden.dim() == 2:
+            return hidden
+        return hidden.flatten(0, 1).index_select(0, self.flat_positions)
 
     def to(self, device: torch.device) -> Batch:
         """Tensors on a device; targets stay where they are until the loss asks for them."""
@@ -57,6 +72,8 @@ class Batch:
             else self.position_ids.to(device, non_blocking=True),
             flat_positions=self.flat_positions.to(device, non_blocking=True),
             labels=self.labels.to(device, non_blocking=True),
+            lengths=None if self.lengths is None else self.lengths.to(device, non_blocking=True),
+            pixels=None if self.pixels is None else self.pixels.to(device, non_blocking=True),
         )
 
 
@@ -73,7 +90,7 @@ def collate(
         position: where their global batch begins in a stream.
         sources: `[B]`: which store each is of.
     """
-    padded = pad_rows([r.row for r in rows])
+    padded = rows[0].row.pad([r.row for r in rows])
     return Batch(
         rows=tuple(r.index for r in rows),
         input_ids=torch.from_numpy(padded.input_ids),
@@ -81,6 +98,8 @@ def collate(
         flat_positions=torch.from_numpy(padded.flat_positions),
         labels=torch.from_numpy(padded.labels),
         targets=SoftTargets.concatenate([r.targets for r in rows]),
+        lengths=None if padded.lengths is None else torch.from_numpy(padded.lengths),
+        pixels=None if padded.pixels is None else torch.from_numpy(padded.pixels),
         position=position,
         sources=None if sources is None else tuple(sources),
     )

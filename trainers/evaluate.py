@@ -13,11 +13,13 @@ import torch
 from torch import Tensor
 
 from softlabels.errors import RunError, TokenizerError
+from softlabels.rows import UNLABELLED
 from softlabels.store.reader import Store, open_store
 from softlabels.targets import UNBIASED
 from trainers.losses import teacher_bins
 from trainers.stream import Batch, collate
 from trainers.students import Student, check_vocab, load_student
+from trainers.tasks import Task
 from trainers.topk_tail import Head, chunk_rows, head_logits, topk_tail
 from trainers.vocabulary import check_numbering
 
@@ -97,11 +99,13 @@ def evaluate(
         raise RunError(f"{store.path}: holds no position to evaluate on")
     of = {name: torch.cat([p[name] for p in parts]) for name in parts[0]}
     n = len(of["nll"])
+    if n == 0:
+        raise RunError(f"{store.path}: none of its positions has a label to evaluate against")
     knows = "kl" in of and len(of["kl"]) > 0
     statistics = store.manifest.statistics
     nll = float(of["nll"].double().mean())
     return Evaluation(
-        positions=n,
+        positions=len(of["soft"]),
         soft_positions=int(of["soft"].sum()),
         nll=nll,
         perplexity=float(np.exp(nll)),
@@ -117,19 +121,20 @@ def evaluate(
 
 
 def _measure(hidden: Tensor, head: Head, batch: Batch) -> dict[str, Tensor]:
-    hidden = hidden.flatten(0, 1).index_select(0, batch.flat_positions).float()
+    hidden = batch.at_positions(hidden).float()
     targets = batch.targets
     ids = torch.from_numpy(targets.ids.astype(np.int64)).to(hidden.device)
     kept = torch.from_numpy(targets.kept).to(hidden.device)
-    out = topk_tail(hidden, head, ids, kept, batch.labels)
+    labelled = batch.labels != UNLABELLED
+    out = topk_tail(hidden, head, ids, kept, batch.labels.clamp(min=0))
     rows = chunk_rows(head, hidden.dtype, None, hidden.device)
     best = [head_logits(h, head).max(dim=1) for h in torch.split(hidden, rows)]
     top = torch.cat([b.indices for b in best])
     top_logit = torch.cat([b.values for b in best])
     measured = {
-        "nll": out.lse - out.label_logit,
-        "correct": top == batch.labels,
-        "confidence": (top_logit - out.lse).exp().clamp(max=1.0),
+        "nll": (out.lse - out.label_logit)[labelled],
+        "correct": (top == batch.labels)[labelled],
+        "confidence": (top_logit - out.lse).exp().clamp(max=1.0)[labelled],
         "soft": torch.from_numpy(targets.soft),
     }
     if targets.estimator not in UNBIASED:
@@ -193,5 +198,5 @@ def evaluate_run(
             f"{expected[:12]}…), so the same id means another token; build a store of that text with the run's teacher"
         )
     check_numbering(facts, opened, run)
-    student = load_student(run / folder)
+    student = load_student(run / folder, Task.of(opened))
     return evaluate(student, opened, device=device, batch_size=batch_size, advance=advance)

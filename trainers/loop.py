@@ -14,6 +14,8 @@ import torch
 
 import softlabels
 from softlabels.devices import choose
+from softlabels.errors import PairingError
+from softlabels.store.reader import Store
 from trainers.checkpoint import write_json
 from trainers.config import RunConfig
 from trainers.heldout import open_heldout
@@ -23,7 +25,9 @@ from trainers.mixing import mixture_digest, open_stores
 from trainers.parallel import Ranks, joined
 from trainers.reporting import RunReporter, Silent
 from trainers.runs import check_same_run, read_run
+from trainers.schedules import LossSchedule
 from trainers.students import check_tokenizer, check_vocab, make_student
+from trainers.tasks import Task
 from trainers.trainer import Trainer, learning_rate
 from trainers.vocabulary import renumbers, view_facts
 
@@ -65,6 +69,8 @@ def _train(
     stores = open_stores(config.store, view=config.vocab, cache=config.cache_options)
     store = stores[0][0]  # in what is asked of it below, all are alike
     loss = config.make_loss().on(store.manifest.identity.targets)
+    for opened, _ in stores:
+        _check_labels(loss, opened)
     for notice in loss.notices(store.manifest.identity.targets):
         report.notice(notice)
     heldout = None
@@ -76,7 +82,7 @@ def _train(
     first_choice = ranks.from_first(lambda: choose(device, dtype))  # auto measures: one for all
     choice = first_choice if ranks.first else choose(device, first_choice.dtype_name)
     report.notice(f"student: {choice.reason}")
-    student = make_student(config.student, seed=config.seed)
+    student = make_student(config.student, seed=config.seed, task=Task.of(store))
     check_vocab(student, store, where=f"--student {config.student}")
     if renumbers(store):
         report.notice(
@@ -100,6 +106,18 @@ def _train(
     if ranks.several:
         report.notice(_topology(config, ranks))
     return Trainer(config, run, stores, student, loss, choice, ranks, heldout, report).train()
+
+
+def _check_labels(loss: LossSchedule, store: Store) -> None:
+    """Refuse hard labels that nobody knows.
+
+    Raises:
+        PairingError: the store has none, and the loss asks for them.
+    """
+    if min(loss.alpha.start, loss.alpha.end) < 1 and store.manifest.statistics.labelled == 0:
+        raise PairingError(
+            f"{store.path}: none of its rows has a label, and --alpha below 1 learns from labels, too; use --alpha 1"
+        )
 
 
 def _begin(run: Path, recorded: dict[str, Any] | None, facts: dict[str, Any]) -> None:

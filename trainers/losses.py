@@ -12,7 +12,8 @@ hard loss a mean over all N, both of the whole optimiser step:
     loss = alpha T² (sum of soft over M) / M + (1 - alpha) (sum of hard over N) / N
 
 so alpha weighs the two means, whatever the share of soft positions, and a hard-label-only position
-counts in the second alone. With M = N it is the mean over positions of both together.
+counts in the second alone. With M = N it is the mean over positions of both together. A position without a label
+counts in the first alone: N are those that have one.
 
 With position weights (`weights.py`) the soft mean is a weighted one: sum of w soft over the sum of w, both of the
 whole step, so the mean weight is 1. The hard part is cross-entropy with label smoothing, plus z-loss, each exact
@@ -30,6 +31,7 @@ import torch
 from torch import Tensor
 
 from softlabels.errors import ConfigError, PairingError
+from softlabels.rows import UNLABELLED
 from softlabels.store.manifest import TargetRecord
 from softlabels.targets import UNBIASED, SoftTargets
 from trainers.divergences import DIVERGENCES, Shape
@@ -178,16 +180,18 @@ class DistillLoss:
             hidden: `[B, S, D]` of the student, or `[N, D]` at the batch's positions.
             head: the student's head.
             batch: with its labels and targets.
-            positions: what to divide the hard loss by: all positions of the whole optimiser step. Default N.
+            positions: what to divide the hard loss by: all labelled positions of the whole optimiser step. Default:
+                those of the batch.
             soft_positions: what to divide the soft loss by: the sum of `soft_divisor` over the step. Default:
-                that of this batch, or `positions` where that is given, all are soft and weights are even.
+                that of this batch, or `positions` where that is given, all are soft and labelled and weights are even.
 
         Raises:
             PairingError: the targets cannot serve this loss.
             ConfigError: `positions` alone, of a batch in which some are hard-label only, or with weights.
         """
-        if hidden.dim() == 3:  # ignored positions end here, before any product with the head
-            hidden = hidden.flatten(0, 1).index_select(0, batch.flat_positions)
+        hidden = batch.at_positions(
+            hidden
+        )  # ignored ones end here, before any product with the head
         soft_on = self.alpha > 0
         n, device, dtype = len(batch.labels), hidden.device, accumulator(hidden)
         if soft_on:
@@ -197,12 +201,12 @@ class DistillLoss:
         else:
             ids = batch.labels.new_empty((n, 0))
             kept = ids.bool()
-        divide = max(positions if positions is not None else n, 1)
+        divide = max(positions if positions is not None else batch.labelled_positions, 1)
         chunk = _ChunkLoss(self, batch, device, dtype)
         chunk.divide = divide
         if soft_on:
             if positions is not None and soft_positions is None:
-                if self.weight != "even" or batch.soft_positions < n:
+                if self.weight != "even" or batch.soft_positions < n or chunk.labelled is not None:
                     raise ConfigError(
                         f"positions={positions} without soft_positions: {n - batch.soft_positions} of the batch's {n} "
                         f"positions are hard-label only and --weight is {self.weight}; give the sum of `soft_divisor` "
@@ -219,7 +223,7 @@ class DistillLoss:
             head,
             ids,
             kept,
-            batch.labels,
+            batch.labels.clamp(min=0),
             chunk,
             temperature=self.temperature if soft_on else 1.0,
             chunk_bytes=self.chunk_bytes,
@@ -267,6 +271,9 @@ class _ChunkLoss:
         self, loss: DistillLoss, batch: Batch, device: torch.device, dtype: torch.dtype
     ) -> None:
         self.loss, self.device = loss, device
+        self.labelled = None
+        if batch.labelled_positions < len(batch.labels):
+            self.labelled = (batch.labels != UNLABELLED).to(device)
         self.sums = torch.zeros(7, dtype=dtype, device=device)
         self.soft_on = loss.alpha > 0
         if not self.soft_on:
@@ -286,11 +293,16 @@ class _ChunkLoss:
     def __call__(self, out: Columns, part: slice) -> Tensor:
         config = self.loss
         cross_entropy = out.lse - out.label_logit
+        known = None if self.labelled is None else self.labelled[part]
+        if known is not None:
+            cross_entropy = torch.where(known, cross_entropy, 0.0)
         hard = (part_of_hard := cross_entropy).sum()
         if config.label_smoothing or config.z_loss:
             e = config.label_smoothing
             part_of_hard = out.lse - (1 - e) * out.label_logit - e * out.mean_logit
             part_of_hard = part_of_hard + config.z_loss * out.lse**2
+            if known is not None:
+                part_of_hard = torch.where(known, part_of_hard, 0.0)
         hard_part = part_of_hard.sum()
         total = (1.0 - config.alpha) * hard_part
         zero = hard.new_zeros(())

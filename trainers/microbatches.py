@@ -36,6 +36,8 @@ def split_batch(batch: Batch, parts: int) -> Iterator[Batch]:
             flat_positions=batch.flat_positions[inside] - i * each * width,
             labels=batch.labels[inside],
             targets=batch.targets[start:stop],
+            lengths=None if batch.lengths is None else batch.lengths[here],
+            pixels=None if batch.pixels is None else batch.pixels[here],
         )
 
 

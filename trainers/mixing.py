@@ -216,6 +216,7 @@ def check_alike(stores: Sequence[Store]) -> None:
             ("estimator", b.targets.estimator, a.targets.estimator),
             ("temperatures", list(b.targets.temperatures), list(a.targets.temperatures)),
             ("domain", b.domain, a.domain),
+            ("list of classes", b.classes, a.classes),
             ("label shift", b.label_shift, a.label_shift),
         ):
             if mine != other:

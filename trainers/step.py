@@ -54,9 +54,9 @@ class Computation(nn.Module):
         self._mixed = choice.dtype != torch.float32
 
     def forward(
-        self, loss: DistillLoss, micro: Batch, positions: int, soft_divisor: float
+        self, loss: DistillLoss, micro: Batch, labelled: int, soft_divisor: float
     ) -> LossOutput:
-        """Loss of one micro-batch, divided by the positions of the whole step."""
+        """Loss of one micro-batch, divided by the labelled positions of the whole step."""
         moved = micro.to(self._device)
         with torch.autocast(self._device.type, dtype=self._dtype, enabled=self._mixed):
             hidden = self.student.hidden(moved)
@@ -67,7 +67,7 @@ class Computation(nn.Module):
             hidden,
             self.student.head(),
             moved,
-            positions=positions,
+            positions=labelled,
             soft_positions=soft_divisor,
         )
 
@@ -130,14 +130,15 @@ class Gradients:
         shared = batch.position_ids is not None
         told = ranks.gather(
             [
-                batch.positions,
+                batch.labelled_positions,
                 batch.soft_positions,
                 loss.soft_divisor(batch),
                 batch.input_ids.shape[1],
                 shared,
+                batch.positions,
             ]
         )
-        positions, soft_positions = (int(sum(t[i] for t in told)) for i in (0, 1))
+        labelled, soft_positions, positions = (int(sum(t[i] for t in told)) for i in (0, 1, 5))
         divisor = _sum(t[2] for t in told)
         batch = widen(batch, int(max(t[3] for t in told)), shared=any(t[4] for t in told))
         values: list[float] = []
@@ -147,7 +148,7 @@ class Gradients:
                 torch.manual_seed(self._dropout_seed(step, ranks.rank * self._parts + i))
                 self._tree.before(i)
                 with self._spread.micro_batch(last=last):
-                    out = self._spread.module(loss, micro, positions, divisor)
+                    out = self._spread.module(loss, micro, labelled, divisor)
                     (out.loss * self._spread.scale).backward()
                 self._tree.after(last=last)
                 values += [out.loss.item(), *(getattr(out, name) for name in SUMS)]
@@ -156,7 +157,7 @@ class Gradients:
         loss_value, *sums = (_sum(v for t in told for v in t[i:-1:each]) for i in range(each))
         if not math.isfinite(loss_value):
             self._refuse(batch, step, loss_value, [_sum(t[:-1:each]) for t in told])
-        over = {"hard": positions, "hard_part": positions, "soft_weighted": divisor}
+        over = {"hard": labelled, "hard_part": labelled, "soft_weighted": divisor}
         means = {
             name: value / (over.get(name, soft_positions) or 1)
             for name, value in zip(SUMS, sums, strict=True)

@@ -2,7 +2,10 @@
 
     hf-config:FILE             from scratch, weights drawn from the run's seed
     layers-of:PATH?keep=0,2,4  some layers of a model, with its embeddings, final norm and head
-    hf:PATH                    a student saved earlier, or any causal LM in a folder
+    hf:PATH                    a student saved earlier, or any model in a folder
+
+A store's domain decides what kind of model that is: a causal LM, or an encoder with a head over the store's classes
+(`encoders.py`). An encoder that comes without a head gets one drawn from the seed.
 
 `layers-of` reads the model at PATH once; what `softtrain student` writes (and what a run's checkpoints
 hold) no longer needs it. DistilBERT's rule (Sanh et al. 2019, §3) is to keep every other layer.
@@ -24,16 +27,24 @@ from softlabels.errors import ConfigError, MissingExtraError, PairingError, Toke
 from softlabels.registry import Registry, split_spec
 from softlabels.store.reader import Store
 from trainers.stream import Batch
+from trainers.tasks import CAUSAL, LOADERS, Task
 from trainers.topk_tail import Head
 
-__all__ = ["STUDENTS", "Student", "check_tokenizer", "check_vocab", "load_student", "make_student"]
+__all__ = [
+    "STUDENTS",
+    "Student",
+    "check_tokenizer",
+    "check_vocab",
+    "load_student",
+    "make_student",
+]
 
 
 class MakeStudent(Protocol):
     """What an entry of `STUDENTS` is."""
 
-    def __call__(self, argument: str, *, seed: int) -> Student:
-        """Make the student; random weights are a function of `seed`."""
+    def __call__(self, argument: str, *, seed: int, task: Task) -> Student:
+        """Make the student for a task; random weights are a function of `seed`."""
 
 
 STUDENTS: Registry[MakeStudent] = Registry(
@@ -46,14 +57,14 @@ STUDENTS: Registry[MakeStudent] = Registry(
 )
 
 
-def make_student(spec: str, *, seed: int) -> Student:
-    """Make or load `name:argument`.
+def make_student(spec: str, *, seed: int, task: Task = CAUSAL) -> Student:
+    """Make or load `name:argument`, for a task.
 
     Raises:
         ConfigError: unknown kind, no such file, layers that are not there.
     """
     name, argument = split_spec(spec, flag="--student")
-    return STUDENTS.load(name)(argument, seed=seed)
+    return STUDENTS.load(name)(argument, seed=seed, task=task)
 
 
 class Student(nn.Module):
@@ -121,6 +132,10 @@ def check_vocab(student: Student, store: Store, *, where: str) -> None:
         PairingError: the widths differ.
     """
     v, mine = store.vocab_size, student.vocab_size
+    if mine != v and store.manifest.identity.classes is not None:
+        raise PairingError(
+            f"{where}: the student has {mine} classes, the store {v}; use a student of these"
+        )
     if mine != v:
         whose = "the store's" if store.view is None else f"that of --vocab {store.view.spec}"
         trim = f", or read the store with --vocab trim:{mine}" if mine < v else ""
@@ -140,48 +155,82 @@ def _transformers(purpose: str) -> Any:
     return transformers
 
 
-def from_config(argument: str, *, seed: int) -> Student:
+def _loader(task: Task, spec: str, purpose: str) -> Any:
+    """The class of transformers that loads models for a task.
+
+    Raises:
+        ConfigError: transformers has none.
+    """
+    transformers = _transformers(purpose)
+    if task.domain not in LOADERS:
+        raise ConfigError(
+            f"--student {spec}: is a model of transformers, which do not serve a store of the domain {task.domain}"
+        )
+    return getattr(transformers, LOADERS[task.domain])
+
+
+def _student(model: Any, task: Task, spec: str, *, source: Path | None = None) -> Student:
+    if task.domain == "causal-lm":
+        return Student(model, source=source)
+    from trainers.encoders import EncoderStudent, class_head
+
+    head = class_head(model, len(task.classes), where=f"--student {spec}")
+    return EncoderStudent(model, head, source=source)
+
+
+def from_config(argument: str, *, seed: int, task: Task = CAUSAL) -> Student:
     """`hf-config:FILE`: a transformers `config.json`, weights from the seed."""
+    spec = f"hf-config:{argument}"
+    loader = _loader(task, spec, "--student hf-config:FILE")
     transformers = _transformers("--student hf-config:FILE")
     path = Path(argument)
     if not path.is_file():
         raise ConfigError(f"--student hf-config:{argument}: no such file")
     try:
-        config = transformers.AutoConfig.from_pretrained(path)
+        config = transformers.AutoConfig.from_pretrained(path, **task.settings)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            model = transformers.AutoModelForCausalLM.from_config(config)
+            model = loader.from_config(config)
     except (OSError, ValueError, KeyError) as e:
         raise ConfigError(f"--student hf-config:{argument}: transformers cannot use it: {e}") from e
-    return Student(model)
+    return _student(model, task, spec)
 
 
-def from_folder(argument: str, *, seed: int) -> Student:
-    """`hf:PATH`: a causal LM in a folder, as float32."""
-    transformers = _transformers("--student hf:PATH")
+def from_folder(argument: str, *, seed: int, task: Task = CAUSAL) -> Student:
+    """`hf:PATH`: a model in a folder, as float32; of classification, with a head drawn from the seed if it has none."""
+    spec = f"hf:{argument}"
+    loader = _loader(task, spec, "--student hf:PATH")
     if not (Path(argument) / "config.json").is_file():
         raise ConfigError(f"--student hf:{argument}: no config.json there; give a model's folder")
     try:
-        model = transformers.AutoModelForCausalLM.from_pretrained(argument, dtype=torch.float32)
-    except (OSError, ValueError, KeyError) as e:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = loader.from_pretrained(argument, dtype=torch.float32, **task.settings)
+    except (OSError, ValueError, KeyError, RuntimeError) as e:
         raise ConfigError(f"--student hf:{argument}: transformers cannot load it: {e}") from e
-    return Student(model, source=Path(argument))
+    return _student(model, task, spec, source=Path(argument))
 
 
-def from_layers(argument: str, *, seed: int) -> Student:
+def from_layers(argument: str, *, seed: int, task: Task = CAUSAL) -> Student:
     """`layers-of:PATH?keep=0,2,4`: those layers, in that order, and everything around them."""
     path, query = _split_query(argument)
-    transformers = _transformers("--student layers-of:PATH")
+    spec = f"layers-of:{argument}"
+    loader = _loader(task, spec, "--student layers-of:PATH")
     gguf = (
         sorted(p.name for p in Path(path).glob("*.gguf"))
         if not (Path(path) / "config.json").is_file()
         else []
     )
     try:
-        source = transformers.AutoModelForCausalLM.from_pretrained(
-            path, dtype=torch.float32, **({"gguf_file": gguf[0]} if gguf else {})
-        )
-    except (OSError, ValueError, KeyError) as e:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            source = loader.from_pretrained(
+                path,
+                dtype=torch.float32,
+                **task.settings,
+                **({"gguf_file": gguf[0]} if gguf else {}),
+            )
+    except (OSError, ValueError, KeyError, RuntimeError) as e:
         raise ConfigError(f"--student layers-of:{path}: transformers cannot load it: {e}") from e
     total = int(source.config.num_hidden_layers)
     keep = _parse_keep(query, total, argument)
@@ -193,12 +242,12 @@ def from_layers(argument: str, *, seed: int) -> Student:
     model = type(source)(source.config.__class__(**settings))
     model.load_state_dict(_kept_layers(source.state_dict(), keep))
     model.tie_weights()
-    return Student(model, source=Path(path))
+    return _student(model, task, spec, source=Path(path))
 
 
 def _kept_layers(state: dict[str, Tensor], keep: list[int]) -> dict[str, Tensor]:
     """Renumber the kept layers; drop the others."""
-    numbered = re.compile(r"^(.*?\.(?:layers|h|blocks)\.)(\d+)(\..*)$")
+    numbered = re.compile(r"^(.*?\.(?:layers?|h|blocks)\.)(\d+)(\..*)$")
     place = {layer: i for i, layer in enumerate(keep)}
     out = {}
     for name, tensor in state.items():
@@ -233,9 +282,9 @@ def _parse_keep(query: dict[str, str], total: int, argument: str) -> list[int]:
     return keep
 
 
-def load_student(folder: Path) -> Student:
+def load_student(folder: Path, task: Task = CAUSAL) -> Student:
     """A student that a run saved."""
-    return from_folder(str(folder), seed=0)
+    return from_folder(str(folder), seed=0, task=task)
 
 
 def check_tokenizer(folder: Path, store: Store, *, where: str) -> None:

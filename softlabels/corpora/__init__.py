@@ -27,11 +27,18 @@ class Document:
     """For messages: `FILE` or `FILE:LINE`."""
     text: str | None = None
     messages: tuple[Message, ...] | None = None
+    label: str | int | None = None
+    """Of classification: its class, by name or number."""
+    words: tuple[str, ...] | None = None
+    """Of token classification: the text in words, each with a label."""
+    word_labels: tuple[str | int | None, ...] | None = None
 
     def empty(self) -> bool:
         """Whether there is nothing to learn: only white space, or no message with content."""
         if self.messages is not None:
             return not any(str(m.get("content") or "").strip() for m in self.messages)
+        if self.words is not None:
+            return not any(w.strip() for w in self.words)
         return not (self.text or "").strip()
 
 

@@ -58,7 +58,10 @@ class TextFiles:
 
 
 class JsonLines:
-    """Every line is one document: `{"text": …}` or `{"messages": [{"role", "content"}, …]}`."""
+    """Every line is one document: `{"text": …}` or `{"messages": [{"role", "content"}, …]}`.
+
+    A text may have a `"label"`: the name or number of its class.
+    """
 
     def __init__(self, pattern: str) -> None:
         self.spec = f"jsonl:{pattern}"
@@ -90,7 +93,9 @@ class JsonLines:
                 raise CorpusError(
                     f'{where}: "text" is {type(record["text"]).__name__}, expected a string'
                 )
-            return Document(where=where, text=record["text"])
+            return Document(
+                where=where, text=record["text"], label=_label(record.get("label"), where)
+            )
         return Document(where=where, messages=self._messages(record["messages"], where))
 
     def _messages(self, messages: Any, where: str) -> tuple[dict[str, Any], ...]:
@@ -102,3 +107,9 @@ class JsonLines:
             if not isinstance(m.get("content"), str):
                 raise CorpusError(f'{where}: message {i} has no "content" string')
         return tuple(messages)
+
+
+def _label(value: Any, where: str) -> str | int | None:
+    if value is None or (isinstance(value, (str, int)) and not isinstance(value, bool)):
+        return value
+    raise CorpusError(f'{where}: "label" is {value!r}, expected the name or number of a class')

@@ -56,6 +56,7 @@ class CorpusCounts:
     documents: int = 0
     skipped_empty: int = 0
     skipped_short: int = 0
+    truncated: int = 0
 
 
 def pack(

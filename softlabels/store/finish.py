@@ -79,6 +79,7 @@ def statistics_of(commits: Sequence[Commit]) -> Statistics:
     nll = [c.statistics.teacher_nll for c in commits]
     positions = sum(c.positions for c in commits)
     soft = sum(c.statistics.soft_of(c.positions) for c in commits)
+    labelled = sum(c.statistics.labelled_of(c.positions) for c in commits)
     return Statistics(
         kept_ids=sum(c.statistics.kept_ids for c in commits),
         kept_mass=[
@@ -87,6 +88,7 @@ def statistics_of(commits: Sequence[Commit]) -> Statistics:
         ],
         teacher_nll=None if None in nll else float(sum(n for n in nll if n is not None)),
         soft_positions=None if soft == positions else soft,
+        labelled=None if labelled == positions else labelled,
     )
 
 

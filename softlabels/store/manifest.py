@@ -76,7 +76,7 @@ class TokenizerRecord(Record, frozen=True, kw_only=True):
     """`bos`, `eos`, `pad`, `unk`, where it has them."""
 
 
-class CorpusRecord(Record, frozen=True, kw_only=True):
+class CorpusRecord(Record, frozen=True, kw_only=True, omit_defaults=True):
     """What text it was."""
 
     specs: list[str]
@@ -94,6 +94,8 @@ class CorpusRecord(Record, frozen=True, kw_only=True):
     """Documents of one token: nothing in them can be predicted."""
     limit_rows: Positive | None
     """`--limit-rows`, if it was given; fewer rows then say that the corpus ended first."""
+    truncated: Count = 0
+    """Texts cut to `seq_len` tokens on the user's word; only where a text is one row."""
 
 
 class TargetRecord(Record, frozen=True, kw_only=True, omit_defaults=True):
@@ -130,7 +132,7 @@ class EncodingRecord(Record, frozen=True, kw_only=True, omit_defaults=True):
     """Of the dictionary that was given."""
 
 
-class Identity(Record, frozen=True, kw_only=True):
+class Identity(Record, frozen=True, kw_only=True, omit_defaults=True):
     """All that decides what a store holds; equal identities give equal stores."""
 
     domain: str
@@ -141,6 +143,8 @@ class Identity(Record, frozen=True, kw_only=True):
     targets: TargetRecord
     encoding: EncodingRecord
     licence: str
+    classes: list[str] | None = None
+    """Of classification: what each id of a target means."""
 
 
 class FileRecord(Record, frozen=True, kw_only=True):
@@ -188,6 +192,12 @@ class Statistics(Record, frozen=True, kw_only=True, omit_defaults=True):
     """Sum over all positions of the teacher's -log p of the token that came, at T=1; null if the grid lacks 1."""
     soft_positions: Count | None = None
     """Positions with a soft target; absent: all."""
+    labelled: Count | None = None
+    """Positions whose label is known, over which `teacher_nll` is; absent: all."""
+
+    def labelled_of(self, positions: int) -> int:
+        """How many of `positions`, which these sums are over, have a label."""
+        return positions if self.labelled is None else self.labelled
 
     def soft_of(self, positions: int) -> int:
         """How many of `positions`, which these sums are over, have a soft target."""

@@ -14,21 +14,26 @@ Everything is decoded place by place for all positions at once: additions and on
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 import numpy.typing as npt
 
 from softlabels.codecs import ValueCodec, make_codec
-from softlabels.codecs.codebook import ENTRY_LIMIT, Codebook, read_numbers
-from softlabels.codecs.streams import Stream, pack, pack_series, unpack
+from softlabels.codecs.codebook import ENTRY_LIMIT, Codebook
+from softlabels.codecs.streams import Stream, pack
 from softlabels.codecs.training import count, order_of
-from softlabels.errors import IntegrityError, TargetError
-from softlabels.rows import Row
-from softlabels.store.columns import DECODED_LIMIT
+from softlabels.errors import IntegrityError
 from softlabels.store.manifest import Identity
-from softlabels.store.plain import check_hard, check_inputs, log_odds_column
+from softlabels.store.packed_rows import (
+    check_size,
+    coded_tokens,
+    contexts,
+    exactly,
+    row_streams,
+    rows_of_streams,
+)
+from softlabels.store.plain import check_hard, log_odds_column
 from softlabels.store.shard import Shard
 from softlabels.targets import UNBIASED, SoftTargets
 
@@ -37,7 +42,6 @@ __all__ = ["shard_of", "streams_of"]
 UInt32 = npt.NDArray[np.uint32]
 Int64 = npt.NDArray[np.int64]
 
-NONE = np.zeros(0, np.int32)
 OWN_STREAM = 64
 """Places that have streams of their own."""
 TILE = 4096
@@ -67,17 +71,17 @@ def streams_of(shard: Shard, identity: Identity, dictionary: Codebook | None) ->
         TargetError: a value that the codec cannot hold, or too many ids for a reader.
     """
     rows, t = shard.rows, shard.targets
-    _check_size(t.n, t.k, sum(len(r.input_ids) for r in rows))
+    check_size(t.n, t.k, sum(r.size for r in rows))
     codec = make_codec(identity.encoding.values)
-    tokens = np.concatenate([r.input_ids for r in rows])
     kept = t.kept
     streams: dict[str, Stream] = {}
     if dictionary is None:
-        book = order_of(*count(np.concatenate([t.ids[kept], tokens])), most=ENTRY_LIMIT)
+        seen = np.concatenate([t.ids[kept], coded_tokens(rows, identity)])
+        book = order_of(*count(seen), most=ENTRY_LIMIT)
         streams |= book.order_streams()
     else:
         book = dictionary
-    streams |= _row_streams(rows, book, tokens)
+    streams |= row_streams(rows, identity, book)
 
     counts = kept.sum(axis=1)
     streams["kept"] = pack(counts.astype(np.uint32))
@@ -86,9 +90,9 @@ def streams_of(shard: Shard, identity: Identity, dictionary: Codebook | None) ->
     for i, temperature in enumerate(t.temperatures):
         streams[log_odds_column(temperature)] = pack(numbers.odds[:, i])
 
-    # Positions in order of their input tokens. One sort does the rest: by value, then by code; what is not
-    # kept comes last.
-    tokens = _tokens_of_positions(rows)
+    # Positions in order of what they are coded by (of a causal LM their input tokens). One sort does the rest: by
+    # value, then by code; what is not kept comes last.
+    tokens = contexts(rows)
     by_token = np.argsort(tokens, kind="stable")
     kept, counts = kept[by_token], counts[by_token]
     key = numbers.values[by_token].astype(np.uint64)
@@ -119,15 +123,6 @@ def streams_of(shard: Shard, identity: Identity, dictionary: Codebook | None) ->
     return streams
 
 
-def _check_size(n: int, k: int, tokens: int, where: str = "") -> None:
-    """8 bytes for each id of the rectangle, 4 for each token."""
-    if (size := 8 * n * k + 4 * tokens) > DECODED_LIMIT:
-        raise TargetError(
-            f"{where}a shard of {n} positions with up to {k} ids takes {size} bytes, more than the {DECODED_LIMIT} "
-            "that a reader accepts; lower --shard-rows"
-        )
-
-
 def _uniforms(shard: Shard, identity: Identity) -> npt.NDArray[np.float64]:
     """`[N, K]`: a function of seed and row number alone, and independent of the estimator's draws."""
     k, seed = identity.targets.k, identity.targets.seed
@@ -135,41 +130,8 @@ def _uniforms(shard: Shard, identity: Identity) -> npt.NDArray[np.float64]:
     for i, row in enumerate(shard.rows):
         key = np.array([seed, shard.start_row + i], np.uint64)
         bits = np.random.Philox(key=key, counter=[0, 0, 0, 2])
-        parts.append(np.random.Generator(bits).random((int(row.label_mask.sum()), k)))
+        parts.append(np.random.Generator(bits).random((row.n, k)))
     return np.concatenate(parts)
-
-
-def _tokens_of_positions(rows: Sequence[Row]) -> npt.NDArray[np.int32]:
-    """`[N] int32`: the input token at each position."""
-    return np.concatenate([r.input_ids[r.label_mask] for r in rows])
-
-
-def _row_streams(
-    rows: Sequence[Row], book: Codebook, tokens: npt.NDArray[np.int32]
-) -> dict[str, Stream]:
-    segments = np.concatenate([r.segment_lengths for r in rows]).astype(np.uint32)
-    mask = np.concatenate([r.label_mask for r in rows])
-    odd = mask != _usual_mask(segments)
-    turns = np.flatnonzero(np.diff(odd, prepend=False))
-    plain = replace(book, tokens=NONE, sizes=NONE, entries=NONE)
-    codes = plain.encode(np.zeros(len(tokens), np.int32), tokens[:, None])[:, 0]
-    digests = b"".join(r.digest() for r in rows)
-    return {
-        "input_digest": Stream(entries=len(rows), data=digests),
-        "tokens": pack(np.array([len(r.input_ids) for r in rows], np.uint32)),
-        "input_ids": pack(codes),
-        "segments": pack(np.array([len(r.segment_lengths) for r in rows], np.uint32)),
-        "segment_lengths": pack(segments),
-        "documents": pack_series(np.concatenate([r.documents for r in rows])),
-        "mask_turns": pack(np.diff(turns, prepend=0).astype(np.uint32)),
-    }
-
-
-def _usual_mask(segments: UInt32) -> npt.NDArray[np.bool_]:
-    """Every token but the last of each segment has a target."""
-    mask = np.ones(int(segments.sum(dtype=np.int64)), bool)
-    mask[np.cumsum(segments, dtype=np.int64) - 1] = False
-    return mask
 
 
 # -- reading --------------------------------------------------------------------------------------
@@ -197,14 +159,14 @@ def shard_of(
     """
     v = identity.teacher.vocab_size
     book = dictionary or Codebook.from_order_streams(streams, vocab_size=v, where=where)
-    found = _rows(streams, identity, book, start_row=start_row, rows=rows, where=where)
-    total = sum(len(r.input_ids) for r in found)
-    n = sum(int(r.label_mask.sum()) for r in found)
+    found = rows_of_streams(streams, identity, book, start_row=start_row, rows=rows, where=where)
+    total = sum(r.size for r in found)
+    n = sum(r.n for r in found)
     if positions is not None and n != positions:
         raise IntegrityError(f"{where}: its rows have {n} positions, the manifest says {positions}")
 
     def numbers(name: str, entries: int) -> UInt32:
-        return _exactly(streams, name, entries, where)
+        return exactly(streams, name, entries, where)
 
     counts = numbers("kept", n).astype(np.int64)
     k = int(counts.max(initial=0))
@@ -213,11 +175,11 @@ def shard_of(
             f"{where}: a position keeps {k} ids, the manifest says at most {identity.targets.k}"
         )
     check_hard(counts, identity, where)
-    _check_size(n, k, total, f"{where}: ")
+    check_size(n, k, total, f"{where}: ")
     codec = make_codec(identity.encoding.values)
     grid = tuple(identity.targets.temperatures)
     odds = np.stack([codec.odds(numbers(log_odds_column(t), n)) for t in grid], axis=1)
-    ids, gaps = _kept(counts, k, book, _tokens_of_positions(found), codec, numbers, where)
+    ids, gaps = _kept(counts, k, book, contexts(found), codec, numbers, where)
     targets = SoftTargets(
         ids=ids,
         gaps=gaps,
@@ -291,76 +253,3 @@ def _steps(
             else:
                 out[begin:end][here] = found
     return values, codes
-
-
-def _exactly(streams: Mapping[str, Stream], name: str, entries: int, where: str) -> UInt32:
-    out = np.empty(entries, np.uint32)
-    unpack(_stream(streams, name, where), out, where=f"{where}: stream {name!r}")
-    return out
-
-
-def _stream(streams: Mapping[str, Stream], name: str, where: str) -> Stream:
-    if name not in streams:
-        raise IntegrityError(f"{where}: has no stream {name!r}")
-    return streams[name]
-
-
-def _rows(
-    streams: Mapping[str, Stream],
-    identity: Identity,
-    book: Codebook,
-    *,
-    start_row: int,
-    rows: int | None,
-    where: str,
-) -> list[Row]:
-    digests = _stream(streams, "input_digest", where)
-    if len(digests.data) != 16 * digests.entries:
-        raise IntegrityError(f"{where}: stream 'input_digest' is torn")
-    r = digests.entries
-    if rows is not None and r != rows:
-        raise IntegrityError(
-            f"{where}: holds {r} rows, expected {rows}; copy it again from its source"
-        )
-    lengths = _exactly(streams, "tokens", r, where).astype(np.int64)
-    total = int(lengths.sum())
-    _check_size(0, 0, total, f"{where}: ")
-    if r == 0 or lengths.max() > identity.corpus.seq_len or lengths.min() < 1:
-        raise IntegrityError(
-            f"{where}: rows of {lengths} tokens, expected 1..{identity.corpus.seq_len}"
-        )
-    plain = replace(book, tokens=NONE, sizes=NONE, entries=NONE)
-    codes = _exactly(streams, "input_ids", total, where)
-    tokens = plain.decode(codes, *plain.offsets(np.zeros(total, np.int32)))
-    of_row = _exactly(streams, "segments", r, where).astype(np.int64)
-    if int(of_row.sum()) > total:
-        raise IntegrityError(f"{where}: {of_row.sum()} segments of {total} tokens")
-    segments = _exactly(streams, "segment_lengths", int(of_row.sum()), where)
-    if int(segments.sum(dtype=np.int64)) != total or (len(segments) and segments.min() == 0):
-        raise IntegrityError(f"{where}: segment_lengths do not sum to the {total} tokens")
-    documents = np.empty(len(segments), np.int64)
-    stream = _stream(streams, "documents", where)
-    unpack(stream, documents, where=f"{where}: stream 'documents'")
-    turns = np.cumsum(read_numbers(streams, "mask_turns", total, where), dtype=np.int64)
-    if len(turns) and turns[-1] >= total:
-        raise IntegrityError(f"{where}: mask_turns lead beyond the {total} tokens")
-    odd = np.zeros(total + 1, np.int8)
-    odd[turns] = 1
-    mask = _usual_mask(segments) ^ (np.cumsum(odd[:-1], dtype=np.int64) % 2 == 1)
-    ends, ends_of_segments = np.cumsum(lengths)[:-1], np.cumsum(of_row)[:-1]
-    parts = zip(
-        np.split(tokens, ends),
-        np.split(segments.astype(np.int32), ends_of_segments),
-        np.split(documents, ends_of_segments),
-        np.split(mask, ends),
-        strict=True,
-    )
-    found = [Row(input_ids=i, segment_lengths=s, documents=d, label_mask=m) for i, s, d, m in parts]
-    check_inputs(
-        found,
-        np.frombuffer(digests.data, np.uint8).reshape(r, 16),
-        identity,
-        start_row=start_row,
-        where=where,
-    )
-    return found

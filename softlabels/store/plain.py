@@ -7,6 +7,7 @@ lists.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -14,11 +15,12 @@ import numpy.typing as npt
 
 from softlabels.codecs import PlainCodec, make_codec
 from softlabels.codecs.floating import stored_logp
+from softlabels.domains import domain_module
 from softlabels.errors import ConfigError, IntegrityError, TargetError
-from softlabels.rows import Row
+from softlabels.rows import InputRow
 from softlabels.store.columns import Column, Expected
 from softlabels.store.manifest import Identity
-from softlabels.store.shard import Shard, check_row
+from softlabels.store.shard import Shard
 from softlabels.targets import SoftTargets, gaps_from_logp
 
 __all__ = ["columns_of", "expected_columns", "log_odds_column", "shard_of"]
@@ -55,16 +57,15 @@ def columns_of(shard: Shard, identity: Identity) -> dict[str, Column]:
         raise TargetError(
             f"a shard of {id_offsets[-1]} kept ids is too large for one file (limit 2**31); lower --shard-rows"
         )
-    digests = np.frombuffer(b"".join(r.digest() for r in rows), np.uint8).reshape(len(rows), 16)
+    domain = domain_module(identity.domain)
+    width = domain.DIGEST_BYTES
+    digests = np.frombuffer(b"".join(r.digest()[:width] for r in rows), np.uint8)
     columns = {
         "row": Column(
             values=np.arange(shard.start_row, shard.start_row + len(rows), dtype=np.int64)
         ),
-        "input_digest": Column(values=digests),
-        "input_ids": _lists([r.input_ids for r in rows], np.int32),
-        "segment_lengths": _lists([r.segment_lengths for r in rows], np.int32),
-        "documents": _lists([r.documents for r in rows], np.int64),
-        "label_mask": _lists([r.label_mask for r in rows], np.bool_),
+        "input_digest": Column(values=digests.reshape(len(rows), width)),
+        **domain.columns(rows),
         "kept": Column(values=counts, offsets=offsets),
         "ids": Column(values=t.ids[kept].astype(np.int32, copy=False), offsets=id_offsets),
         "logp": Column(values=codec.encode(stored_logp(t)[kept]), offsets=id_offsets),
@@ -75,26 +76,20 @@ def columns_of(shard: Shard, identity: Identity) -> dict[str, Column]:
     return columns
 
 
-def _lists(arrays: list[npt.NDArray[np.generic]], dtype: npt.DTypeLike) -> Column:
-    offsets = np.concatenate([[0], np.cumsum([len(a) for a in arrays], dtype=np.int64)])
-    return Column(values=np.concatenate(arrays).astype(dtype, copy=False), offsets=offsets)
-
-
 def expected_columns(
     identity: Identity, rows: int | None, positions: int | None
 ) -> dict[str, Expected]:
     """What the columns must be, given how many rows and positions there are (None: not known)."""
     values = _codec(identity).encode(np.empty(0, np.float32)).dtype
-    tokens = None if rows is None else rows * identity.corpus.seq_len
+    domain = domain_module(identity.domain)
     entries = None if positions is None else positions * identity.targets.k
     int32, int64 = np.dtype(np.int32), np.dtype(np.int64)
     return {
         "row": Expected(dtype=int64, listed=False, most=rows),
-        "input_digest": Expected(dtype=np.dtype(np.uint8), listed=False, width=16, most=rows),
-        "input_ids": Expected(dtype=int32, most=tokens),
-        "segment_lengths": Expected(dtype=int32, most=tokens),
-        "documents": Expected(dtype=int64, most=tokens),
-        "label_mask": Expected(dtype=np.dtype(np.bool_), most=tokens),
+        "input_digest": Expected(
+            dtype=np.dtype(np.uint8), listed=False, width=domain.DIGEST_BYTES, most=rows
+        ),
+        **domain.expected(identity, rows),
         "kept": Expected(dtype=int32, most=positions),
         "ids": Expected(dtype=int32, most=entries),
         "logp": Expected(dtype=values, most=entries),
@@ -116,7 +111,7 @@ def shard_of(
     grid = tuple(identity.targets.temperatures)
     codec = _codec(identity)
     found = _rows(columns, identity, start_row, where)
-    of_row = np.array([int(r.label_mask.sum()) for r in found], np.int64)
+    of_row = np.array([r.n for r in found], np.int64)
     n = int(of_row.sum())
     starts = np.concatenate([[0], np.cumsum(of_row)])
     for name in ("kept", *map(log_odds_column, grid)):
@@ -163,40 +158,36 @@ def _offsets(column: Column) -> npt.NDArray[np.int64]:
     return column.offsets
 
 
-def _rows(columns: dict[str, Column], identity: Identity, start_row: int, where: str) -> list[Row]:
+def _rows(
+    columns: dict[str, Column], identity: Identity, start_row: int, where: str
+) -> Sequence[InputRow]:
     numbers = columns["row"].values
     if not np.array_equal(numbers, np.arange(start_row, start_row + len(numbers))):
         raise IntegrityError(
             f"{where}: its rows are not {start_row} to {start_row + len(numbers) - 1}"
         )
-    parts = {
-        name: np.split(columns[name].values, _offsets(columns[name])[1:-1])
-        for name in ("input_ids", "segment_lengths", "documents", "label_mask")
-    }
-    rows = [Row(**{name: parts[name][r] for name in parts}) for r in range(len(numbers))]
+    rows = domain_module(identity.domain).rows_of(columns, identity, where=where)
     check_inputs(rows, columns["input_digest"].values, identity, start_row=start_row, where=where)
     return rows
 
 
 def check_inputs(
-    rows: list[Row],
+    rows: Sequence[InputRow],
     digests: npt.NDArray[np.uint8],
     identity: Identity,
     *,
     start_row: int,
     where: str,
 ) -> None:
-    """Refuse rows that contradict themselves or their digests `[R, 16] uint8`.
+    """Refuse rows that contradict themselves or their digests `[R, DIGEST_BYTES] uint8`.
 
     Raises:
         IntegrityError: names the row.
     """
-    v = identity.teacher.vocab_size
+    domain = domain_module(identity.domain)
     for r, row in enumerate(rows):
-        check_row(row, where=f"{where}: row {start_row + r}")
-        if row.input_ids.min() < 0 or row.input_ids.max() >= v:
-            raise IntegrityError(f"{where}: row {start_row + r} has an input id outside 0..{v - 1}")
-        if row.digest() != digests[r].tobytes():
+        domain.check(row, identity, where=f"{where}: row {start_row + r}")
+        if row.digest()[: domain.DIGEST_BYTES] != digests[r].tobytes():
             raise IntegrityError(
                 f"{where}: row {start_row + r} does not hold the inputs that its digest names"
             )

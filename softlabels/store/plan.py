@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 
 from softlabels.errors import FormatError, IntegrityError, PlanError
-from softlabels.rows import Cursor, Row
+from softlabels.rows import Cursor, InputRow
 from softlabels.store.commit import publish
 from softlabels.store.encoding import container_of
 from softlabels.store.manifest import FileRecord, Identity, Plan, PlannedShard
@@ -36,7 +36,7 @@ class RowDigests:
     def __init__(self) -> None:
         self._hash = hashlib.sha256()
 
-    def add(self, row: Row) -> None:
+    def add(self, row: InputRow) -> None:
         """Take one more row."""
         self._hash.update(row.digest())
 
@@ -45,7 +45,9 @@ class RowDigests:
         return self._hash.hexdigest()
 
 
-def plan_shards(placed: Iterable[tuple[Cursor, Row]], shard_rows: int) -> Iterator[PlannedShard]:
+def plan_shards(
+    placed: Iterable[tuple[Cursor, InputRow]], shard_rows: int
+) -> Iterator[PlannedShard]:
     """Cut rows into shards of `shard_rows`; holds one shard's rows at a time.
 
     Names are final only when the number of shards is known: see `publish_plan`.
@@ -59,7 +61,7 @@ def plan_shards(placed: Iterable[tuple[Cursor, Row]], shard_rows: int) -> Iterat
             name="unnamed",
             start_row=start,
             rows=len(rows),
-            positions=sum(int(r.label_mask.sum()) for r in rows),
+            positions=sum(r.n for r in rows),
             document=cursor.document,
             offset=cursor.offset,
             inputs_sha256=inputs_digest(rows),

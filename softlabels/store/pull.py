@@ -296,7 +296,7 @@ class _Receiver:
             for row in content.rows:
                 fingerprint.add(row)
                 documents.update(row.documents.tolist())
-                tokens += len(row.input_ids)
+                tokens += row.size
         commits = [
             parse_record(files.record(commit_name(i)), Commit, where=self._folder / commit_name(i))
             for i in chosen

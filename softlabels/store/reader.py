@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 
 from softlabels.codecs import CODECS
-from softlabels.errors import FormatError, IntegrityError
-from softlabels.rows import LABEL_SHIFT
+from softlabels.domains import DOMAINS, domain_module
+from softlabels.errors import ConfigError, FormatError, IntegrityError
+from softlabels.registry import Registry
+from softlabels.rows import Row
 from softlabels.store.cache import CacheOptions
 from softlabels.store.dictionaries import Dictionaries
 from softlabels.store.encoding import CONTAINERS, PROFILES, decode_shard
@@ -26,7 +29,6 @@ __all__ = ["Shard", "Store", "StoredRow", "check_known", "open_store"]
 CACHED_SHARDS = 2
 READ_AHEAD = 8
 """Shards of a remote store that are fetched while it is read from front to back."""
-DOMAINS = ("causal-lm",)
 ESTIMATORS = ("topk", "topp", "sampled", "rs", "dense")
 """Kinds of kept set whose meaning this reader knows; not a registry, since meaning is not looked up."""
 
@@ -147,7 +149,7 @@ class Store:
 
     def _seen(self, shard: Shard, index: int, view: VocabView) -> Shard:
         rows = [
-            view.row(row, where=f"{self.path}: row {shard.start_row + r}")
+            view.row(cast(Row, row), where=f"{self.path}: row {shard.start_row + r}")
             for r, row in enumerate(shard.rows)
         ]
         targets, self._dropped[index] = view.targets(
@@ -203,6 +205,11 @@ def open_store(
     files = files_of(url, cache)
     manifest = read_manifest(files)
     part = read_part(files, manifest)
+    if view is not None and manifest.identity.domain != "causal-lm":
+        raise ConfigError(
+            f"--vocab {view}: another vocabulary is for causal LMs; {files.root} is of the domain "
+            f"{manifest.identity.domain}"
+        )
     seen = view and VocabView.parse(view, manifest.identity.teacher.vocab_size)
     store = Store(files, manifest, part=part, cached_shards=cached_shards, view=seen or None)
     for shard in store.manifest.shards:
@@ -220,15 +227,22 @@ def check_known(path: Path | Address, identity: Identity) -> None:
     Raises:
         FormatError: names what is not known.
     """
+    known: Collection[str] | Registry[Any]
     for what, value, known in (
         ("domain", identity.domain, DOMAINS),
-        ("label shift", identity.label_shift, (LABEL_SHIFT,)),
         ("estimator", identity.targets.estimator, ESTIMATORS),
         ("profile", identity.encoding.profile, PROFILES),
-        ("container", identity.encoding.container, tuple(CONTAINERS)),
-        ("type of values", identity.encoding.values, tuple(CODECS.names())),
+        ("container", identity.encoding.container, CONTAINERS),
+        ("type of values", identity.encoding.values, CODECS),
     ):
         if value not in known:
+            names = known.names() if isinstance(known, Registry) else list(known)
             raise FormatError(
-                f"{path}: {what} {value!r} is not known to this version (it knows {list(known)}); upgrade softlabels"
+                f"{path}: {what} {value!r} is not known to this version (it knows {names}); upgrade softlabels"
             )
+    shift = domain_module(identity.domain).LABEL_SHIFT
+    if identity.label_shift != shift:
+        raise FormatError(
+            f"{path}: label shift {identity.label_shift} is not known to this version (it knows {shift} in the domain "
+            f"{identity.domain}); upgrade softlabels"
+        )

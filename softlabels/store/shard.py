@@ -13,8 +13,7 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from softlabels.errors import IntegrityError
-from softlabels.rows import Row
+from softlabels.rows import InputRow
 from softlabels.targets import SoftTargets
 
 __all__ = ["Shard", "StoredRow", "inputs_digest"]
@@ -26,19 +25,14 @@ class StoredRow:
 
     index: int
     """Row number in the store."""
-    row: Row
+    row: InputRow
     targets: SoftTargets
     """Of the row's N positions, in order."""
 
     @property
     def inputs(self) -> dict[str, npt.NDArray[np.generic]]:
-        """What a model is fed, by name: `input_ids [S]`, `position_ids [S]`, `label_mask [S]`, `labels [N]`."""
-        return {
-            "input_ids": self.row.input_ids,
-            "position_ids": self.row.position_ids,
-            "label_mask": self.row.label_mask,
-            "labels": self.row.labels,
-        }
+        """What a model is fed, by name, and `labels [N]`."""
+        return self.row.inputs
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -46,14 +40,14 @@ class Shard:
     """R consecutive rows."""
 
     start_row: int
-    rows: Sequence[Row]
+    rows: Sequence[InputRow]
     targets: SoftTargets
     """Of all positions of all rows, in order."""
 
     @cached_property
     def offsets(self) -> npt.NDArray[np.int64]:
         """`[R + 1]`: row r's positions are `offsets[r]` to `offsets[r + 1]`."""
-        counts = [int(r.label_mask.sum()) for r in self.rows]
+        counts = [r.n for r in self.rows]
         return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
 
     def row(self, r: int) -> StoredRow:
@@ -66,27 +60,6 @@ class Shard:
         )
 
 
-def inputs_digest(rows: Sequence[Row]) -> str:
+def inputs_digest(rows: Sequence[InputRow]) -> str:
     """sha256 over the rows' input digests, in order."""
     return hashlib.sha256(b"".join(r.digest() for r in rows)).hexdigest()
-
-
-def check_row(row: Row, *, where: str) -> None:
-    """Refuse a row that contradicts itself.
-
-    Raises:
-        IntegrityError: names `where` and the contradiction.
-    """
-    tokens = len(row.input_ids)
-    if tokens == 0 or len(row.label_mask) != tokens:
-        raise IntegrityError(
-            f"{where}: {tokens} input_ids but {len(row.label_mask)} entries of label_mask"
-        )
-    lengths = row.segment_lengths
-    if len(lengths) == 0 or lengths.min() < 1 or int(lengths.sum(dtype=np.int64)) != tokens:
-        raise IntegrityError(f"{where}: segment_lengths do not sum to the {tokens} tokens")
-    if len(row.documents) != len(lengths):
-        raise IntegrityError(f"{where}: {len(lengths)} segments but {len(row.documents)} documents")
-    ends = np.cumsum(lengths) - 1
-    if row.label_mask[ends].any():
-        raise IntegrityError(f"{where}: label_mask asks for a token beyond the end of a document")

@@ -7,17 +7,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from softlabels.corpora.packing import Tokenizer
 from softlabels.registry import Registry, split_spec
-from softlabels.rows import Row
 from softlabels.store.manifest import TeacherRecord, TokenizerRecord
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
     from torch import Tensor
 
-__all__ = ["TEACHERS", "Teacher", "TeacherOptions", "TeacherTokenizer", "open_teacher"]
+__all__ = [
+    "TEACHERS",
+    "Teacher",
+    "TeacherOptions",
+    "TeacherTokenizer",
+    "TextTeacher",
+    "TextTokenizer",
+    "open_teacher",
+]
 
 MIB = 2**20
 
@@ -26,6 +35,8 @@ MIB = 2**20
 class TeacherOptions:
     """How to run a teacher."""
 
+    domain: str = "causal-lm"
+    """What it is asked for; a back-end refuses a domain that it does not serve."""
     device: str = "auto"
     """`auto`, `cpu`, `cuda`, `cuda:1`, …"""
     dtype: str = "auto"
@@ -51,11 +62,32 @@ class Teacher(Protocol):
     record: TeacherRecord
     tokenizer: TeacherTokenizer
 
-    def logits(self, rows: Sequence[Row]) -> Iterator[Tensor]:
-        """Chunks `[n, V] float32` on the teacher's device: the positions of all rows, in order.
+    def logits(self, rows: Sequence[Any]) -> Iterator[Tensor]:
+        """Chunks `[n, V] float32` on the teacher's device: the positions of all rows (of its domain), in order.
 
         Each chunk is at most the byte budget, and the caller may overwrite it.
         """
+
+
+class TextTokenizer(Protocol):
+    """A tokenizer of texts that are rows of their own."""
+
+    vocab_size: int
+    record: TokenizerRecord
+
+    def files(self) -> Mapping[str, bytes]:
+        """Its serialised form, by file name."""
+
+    def encode_text(self, text: str, *, most: int) -> tuple[npt.NDArray[np.int32], int]:
+        """At most so many tokens `[S] int32` with the marks at their ends, and how many the whole text has."""
+
+
+class TextTeacher(Protocol):
+    """A teacher of texts as a whole."""
+
+    tokenizer: TextTokenizer
+    classes: Sequence[str]
+    """What each class is called, in order of its number."""
 
 
 TEACHERS: Registry[Callable[[str, TeacherOptions], Teacher]] = Registry(

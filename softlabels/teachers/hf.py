@@ -23,6 +23,7 @@ from softlabels.registry import without_folder
 from softlabels.rows import Row, pad_rows
 from softlabels.store.manifest import TeacherRecord
 from softlabels.teachers import MIB, TeacherOptions
+from softlabels.teachers.hf_encoder import HEADS, HFEncoderTeacher, load_hf_encoder
 from softlabels.teachers.tokenizer import HFTokenizer, repair_pre_tokenizer
 
 __all__ = ["HFTeacher", "load_hf"]
@@ -30,8 +31,8 @@ __all__ = ["HFTeacher", "load_hf"]
 PROBE_IDS = 8
 
 
-def load_hf(path: str, options: TeacherOptions) -> HFTeacher:
-    """Load the model and tokenizer of a folder, or of one `.gguf` file.
+def load_hf(path: str, options: TeacherOptions) -> HFTeacher | HFEncoderTeacher:
+    """Load the model and tokenizer of a folder, or of one `.gguf` file; in other domains, see `hf_encoder.py`.
 
     Raises:
         TeacherError: no such model, or its head is not a linear map of the last hidden state.
@@ -44,6 +45,12 @@ def load_hf(path: str, options: TeacherOptions) -> HFTeacher:
     except ImportError as e:
         raise MissingExtraError("transformers", "hf", "--teacher hf:PATH") from e
     transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    if options.domain in HEADS:
+        if gguf:
+            raise TeacherError(
+                f"hf:{path}: a GGUF file holds a causal LM; give the folder of a {options.domain} model"
+            )
+        return load_hf_encoder(path, options, transformers, _digest(_weight_files(folder)))
     choice = choose(options.device, options.dtype)
     options.notice(f"teacher: {choice.reason}")
     try:

@@ -24,7 +24,7 @@ from softlabels.codecs.streams import Stream, pack, unpack
 from softlabels.codecs.training import train
 from softlabels.errors import IntegrityError, SoftLabelsError, TargetError
 from softlabels.rows import Row
-from softlabels.store import packed
+from softlabels.store import packed, packed_rows
 from softlabels.store.commit import adopt_shard
 from softlabels.store.dictionaries import DICTIONARY, Dictionaries
 from softlabels.store.encoding import decode_shard, dictionary_of, encode_shard, read_statistics
@@ -146,7 +146,7 @@ def assert_equal(a, b):
 def dictionary_from(shard):
     """Trained on a shard, as it is read from its file."""
     t = shard.targets
-    tokens = packed._tokens_of_positions(shard.rows)
+    tokens = packed_rows.contexts(shard.rows)
     data = train(tokens, t.ids, t.kept).to_bytes()
     return Codebook.from_bytes(data, vocab_size=t.vocab_size, where="d")
 
@@ -297,7 +297,7 @@ def test_chats_and_shared_rows():
     targets = targets_of(rng, [int(c) for c in rng.integers(1, 9, n)], identity)
     shard = Shard(start_row=START, rows=rows, targets=targets)
     data, _ = round_trip(shard, identity)
-    usual = [replace(r, label_mask=packed._usual_mask(r.segment_lengths)) for r in rows]
+    usual = [replace(r, label_mask=packed_rows._usual_mask(r.segment_lengths)) for r in rows]
     n = sum(int(r.label_mask.sum()) for r in usual)
     full = Shard(start_row=START, rows=usual, targets=targets_of(rng, [3] * n, identity))
     data, _ = round_trip(full, identity)
@@ -391,7 +391,7 @@ def test_a_shard_that_no_reader_would_take_is_not_written(monkeypatch):
     identity = packed_identity()
     shard = shard_of(rng, [[9]], identity, counts=lambda: 5, learn=1)
     data = encode_shard(shard, identity, STATISTICS)
-    monkeypatch.setattr(packed, "DECODED_LIMIT", 8 * 8 * 5)
+    monkeypatch.setattr(packed_rows, "DECODED_LIMIT", 8 * 8 * 5)
     with pytest.raises(TargetError, match=r"8 positions with up to 5 ids.*lower --shard-rows"):
         encode_shard(shard, identity, STATISTICS)
     with pytest.raises(TargetError, match=r"^w: a shard of 8 positions"):

@@ -1,0 +1,130 @@
+"""A text as an encoder reads it: whole, attention in both directions.
+
+Shapes: S tokens, B rows, N positions.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from softlabels.errors import IntegrityError
+from softlabels.rows import UNLABELLED, Bool, Int32, Int64, PaddedRows
+
+__all__ = ["TextRow", "check_text"]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TextRow:
+    """One text, or one masked view of it."""
+
+    domain: str
+    """The store's; part of the digest."""
+    input_ids: Int32
+    """`[S] int32`: the text, with the tokenizer's own marks at its ends."""
+    fed_ids: Int32
+    """`[S] int32`: what the model is fed: `input_ids`, or with some of them masked."""
+    document: int
+    """Which text of the corpus, from 0."""
+    view: int
+    """Which masked view of it, from 0."""
+    label_mask: Bool
+    """`[S] bool`: the tokens that have a target. A class of the whole text counts as token 0's."""
+    labels: Int32
+    """`[N] int32`: a token or a class; `UNLABELLED` where it is not known."""
+
+    @property
+    def documents(self) -> Int64:
+        """`[1]`."""
+        return np.array([self.document], np.int64)
+
+    @property
+    def n(self) -> int:
+        """N."""
+        return len(self.labels)
+
+    @property
+    def size(self) -> int:
+        """S."""
+        return len(self.input_ids)
+
+    @property
+    def context(self) -> Int32:
+        """`[N] int32`: the label where it is known; else the token before, of the first 0."""
+        before = np.concatenate([np.zeros(1, np.int32), self.fed_ids[:-1]])[self.label_mask]
+        return np.where(self.labels == UNLABELLED, before, self.labels).astype(np.int32)
+
+    @property
+    def positions(self) -> Int64:
+        """`[N]`: the tokens that have a target."""
+        return np.flatnonzero(self.label_mask)
+
+    @property
+    def inputs(self) -> dict[str, npt.NDArray[Any]]:
+        """`input_ids [S]`: what the model is fed; `label_mask [S]`, `labels [N]`."""
+        return {
+            "input_ids": self.fed_ids,
+            "label_mask": self.label_mask,
+            "labels": self.labels,
+        }
+
+    def place(self, position: int) -> str:
+        """`token 17`."""
+        return f"token {self.positions[position]}"
+
+    def digest(self) -> bytes:
+        """16 bytes that name these inputs (docs/format.md)."""
+        h = hashlib.sha256(f"softlabels {self.domain} row 1\n".encode())
+        for array, dtype in (
+            (self.input_ids, "<i4"),
+            (self.fed_ids, "<i4"),
+            (self.label_mask, "u1"),
+            (self.labels, "<i4"),
+        ):
+            h.update(len(array).to_bytes(8, "little"))
+            h.update(np.ascontiguousarray(array, dtype=dtype).tobytes())
+        return h.digest()[:16]
+
+    @staticmethod
+    def pad(rows: Sequence[TextRow]) -> PaddedRows:
+        """Padded on the right with id 0, where no attention goes: `lengths` says from where on."""
+        width = max(r.size for r in rows)
+        input_ids = np.zeros((len(rows), width), np.int64)
+        for b, row in enumerate(rows):
+            input_ids[b, : row.size] = row.fed_ids
+        return PaddedRows(
+            input_ids=input_ids,
+            position_ids=None,
+            flat_positions=np.concatenate([r.positions + b * width for b, r in enumerate(rows)]),
+            labels=np.concatenate([r.labels for r in rows]).astype(np.int64),
+            counts=np.array([r.n for r in rows], np.int64),
+            lengths=np.array([r.size for r in rows], np.int64),
+        )
+
+
+def check_text(row: TextRow, *, ids: int, labels: int, where: str) -> None:
+    """Refuse a row whose numbers lie outside `ids` tokens or `labels` labels, or that contradicts itself.
+
+    Raises:
+        IntegrityError: names `where` and the contradiction.
+    """
+    if row.size == 0 or len(row.label_mask) != row.size or len(row.fed_ids) != row.size:
+        raise IntegrityError(
+            f"{where} has {row.size} input_ids but {len(row.label_mask)} entries of label_mask"
+        )
+    if int(row.label_mask.sum()) != row.n:
+        raise IntegrityError(
+            f"{where} has {int(row.label_mask.sum())} positions but {row.n} labels"
+        )
+    for what, values, least, end in (
+        ("input id", row.input_ids, 0, ids),
+        ("fed id", row.fed_ids, 0, ids),
+        ("label", row.labels, UNLABELLED, labels),
+    ):
+        if row.n and len(values) and not least <= values.min() <= values.max() < end:
+            raise IntegrityError(f"{where} has an {what} outside {least}..{end - 1}")

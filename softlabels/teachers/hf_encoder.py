@@ -1,0 +1,159 @@
+"""`hf:PATH` for texts as a whole: an encoder with a classification head, as transformers loads it."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from softlabels.devices import choose
+from softlabels.domains.text import TextRow
+from softlabels.errors import TeacherError
+from softlabels.registry import without_folder
+from softlabels.store.manifest import TeacherRecord, TokenizerRecord
+from softlabels.teachers import TeacherOptions
+
+__all__ = ["EncoderTokenizer", "HFEncoderTeacher", "load_hf_encoder"]
+
+HEADS = {"sequence-classification": "AutoModelForSequenceClassification"}
+"""Domain and the class of transformers that loads its models."""
+SPECIAL = ("cls", "sep", "pad", "mask", "unk", "bos", "eos")
+
+
+def load_hf_encoder(
+    path: str, options: TeacherOptions, transformers: Any, weights_sha256: str
+) -> HFEncoderTeacher:
+    """Load model and tokenizer of a folder.
+
+    Args:
+        path: the folder.
+        options: how to run it; its domain is a key of `HEADS`.
+        transformers: the module.
+        weights_sha256: of the folder's weights.
+
+    Raises:
+        TeacherError: it cannot be loaded, its head is not in the folder, or it is not a classifier.
+    """
+    choice = choose(options.device, options.dtype)
+    options.notice(f"teacher: {choice.reason}")
+    loader = getattr(transformers, HEADS[options.domain])
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(path)
+        model, loading = loader.from_pretrained(path, dtype=choice.dtype, output_loading_info=True)
+    except (OSError, ValueError, KeyError, RuntimeError) as e:
+        raise TeacherError(f"hf:{path}: transformers cannot load it: {e}") from e
+    if loading["missing_keys"]:
+        raise TeacherError(
+            f"hf:{path}: the folder has no weights for {sorted(loading['missing_keys'])[0]}, so a "
+            f"{type(model).__name__} would guess at random; fine-tune it first, and give the folder of that model"
+        )
+    if getattr(model.config, "problem_type", None) in ("regression", "multi_label_classification"):
+        raise TeacherError(
+            f"hf:{path}: its head is one of {model.config.problem_type}, which gives no distribution over classes; "
+            "soft targets are for classifiers of one class among several"
+        )
+    if model.config.num_labels < 2:
+        raise TeacherError(
+            f"hf:{path}: its head has one output: a regression, which gives no distribution over classes; soft targets "
+            "are for classifiers"
+        )
+    return HFEncoderTeacher(
+        model.to(choice.device).eval(),
+        EncoderTokenizer(tokenizer),
+        spec=without_folder(f"hf:{path}"),
+        name=Path(path).resolve().name,
+        weights_sha256=weights_sha256,
+        engine=f"transformers {transformers.__version__}, torch {torch.__version__}",
+    )
+
+
+class EncoderTokenizer:
+    """Wraps a fast tokenizer; a text comes with the marks at its ends."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        if not getattr(tokenizer, "is_fast", False):
+            raise TeacherError(
+                "the teacher's tokenizer has no fast version, whose serialised form names it; convert it to "
+                "tokenizer.json"
+            )
+        self._tokenizer = tokenizer
+        self.vocab_size = len(tokenizer)
+        tokenizer.model_max_length = int(
+            1e30
+        )  # it would only warn of lengths that are handled here
+        special = {name: getattr(tokenizer, f"{name}_token_id") for name in SPECIAL}
+        serialised = tokenizer.backend_tokenizer.to_str() + "\n"
+        self.record = TokenizerRecord(
+            sha256=hashlib.sha256(serialised.encode()).hexdigest(),
+            vocab_size=self.vocab_size,
+            special_ids={n: int(i) for n, i in special.items() if i is not None},
+        )
+
+    def files(self) -> Mapping[str, bytes]:
+        """`tokenizer.json` and what else `save_pretrained` writes."""
+        with tempfile.TemporaryDirectory() as folder:
+            self._tokenizer.save_pretrained(folder)
+            paths = [p for p in Path(folder).iterdir() if p.is_file()]
+            return {p.name: p.read_bytes() for p in sorted(paths)}
+
+    def encode_text(self, text: str, *, most: int) -> tuple[npt.NDArray[np.int32], int]:
+        """At most so many tokens `[S] int32` with the marks at their ends, and how many the whole text has."""
+        whole = self._tokenizer(text, add_special_tokens=True)["input_ids"]
+        ids = whole
+        if len(whole) > most:
+            ids = self._tokenizer(text, add_special_tokens=True, truncation=True, max_length=most)[
+                "input_ids"
+            ]
+        return np.array(ids, np.int32), len(whole)
+
+
+class HFEncoderTeacher:
+    """An encoder of transformers with a head over classes."""
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: EncoderTokenizer,
+        *,
+        spec: str,
+        name: str,
+        weights_sha256: str,
+        engine: str,
+    ) -> None:
+        self._model, self.tokenizer = model, tokenizer
+        self.device = next(model.parameters()).device
+        config = model.config
+        self.classes = tuple(str(config.id2label[i]) for i in range(config.num_labels))
+        self.record = TeacherRecord(
+            spec=spec,
+            name=name,
+            revision=getattr(config, "_commit_hash", None),
+            weights_sha256=weights_sha256,
+            dtype=str(model.dtype).removeprefix("torch."),
+            device=self.device.type,
+            engine=engine,
+            vocab_size=config.num_labels,
+            parameters=sum(p.numel() for p in model.parameters()),
+        )
+        if tokenizer.vocab_size > config.vocab_size:
+            raise TeacherError(
+                f"{spec}: the tokenizer has {tokenizer.vocab_size} ids, the model only {config.vocab_size}; they do "
+                "not belong together"
+            )
+
+    @torch.no_grad()
+    def logits(self, rows: Sequence[TextRow]) -> Iterator[Tensor]:
+        """One chunk `[B, C] float32`: a position for each row."""
+        padded = TextRow.pad(rows)
+        assert padded.lengths is not None
+        ids = torch.from_numpy(padded.input_ids).to(self.device)
+        lengths = torch.from_numpy(padded.lengths).to(self.device)
+        mask = torch.arange(ids.shape[1], device=self.device) < lengths[:, None]
+        yield self._model(input_ids=ids, attention_mask=mask.long()).logits.float()

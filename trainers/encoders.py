@@ -1,0 +1,91 @@
+"""Students whose whole model runs at once: encoders with a head over classes or tokens.
+
+What their head is given is caught on its way (`catch_head_input`), so whatever lies between body and head (a pooler,
+a transform, dropout) stays the model's own affair.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from softlabels.errors import ConfigError
+from trainers.batch import Batch
+from trainers.students import Student
+from trainers.topk_tail import Head
+
+__all__ = ["EncoderStudent", "class_head"]
+
+
+def class_head(model: nn.Module, classes: int, *, where: str) -> nn.Linear:
+    """The last linear layer of a classifier, from features to classes.
+
+    Raises:
+        ConfigError: there is none of so many outputs.
+    """
+    found = [m for m in model.modules() if isinstance(m, nn.Linear) and m.out_features == classes]
+    if not found:
+        raise ConfigError(
+            f"{where}: {type(model).__name__} has no linear layer with {classes} outputs, one for each class of the "
+            "store; give a model that ends in one"
+        )
+    return found[-1]
+
+
+@contextmanager
+def catch_head_input(head: nn.Module) -> Iterator[list[Tensor]]:
+    """Collects what a head is given; of `[B, S, D]` it then computes nothing."""
+    caught: list[Tensor] = []
+
+    def catch(_: nn.Module, args: tuple[Tensor]) -> tuple[Tensor]:
+        caught.append(args[0])
+        return (args[0][:, :0] if args[0].dim() == 3 else args[0],)
+
+    with head.register_forward_pre_hook(catch):
+        yield caught
+
+
+class EncoderStudent(Student):
+    """An encoder that reads a text whole, with a linear head."""
+
+    def __init__(self, model: Any, head: nn.Linear, *, source: Path | None = None) -> None:
+        super().__init__(model, source=source)
+        object.__setattr__(self, "_head", head)  # the model's own: registered once
+
+    _head: nn.Linear
+
+    @property
+    def vocab_size(self) -> int:
+        """C: the width of the head."""
+        return int(self._head.weight.shape[0])
+
+    def hidden(self, batch: Batch) -> Tensor:
+        """What the head is given: `[N, D]` of a class for a whole text, `[B, S, D]` of one for each token."""
+        with catch_head_input(self._head) as caught:
+            self.model(**self.inputs(batch))
+        if len(caught) != 1:
+            raise ConfigError(
+                f"{type(self.model).__name__}: its forward calls its head {len(caught)} times, expected once"
+            )
+        return caught[0]
+
+    def inputs(self, batch: Batch) -> dict[str, Tensor]:
+        """`input_ids` and `attention_mask`, both `[B, S]`."""
+        assert batch.lengths is not None, "a store of texts has their lengths"
+        width = batch.input_ids.shape[1]
+        mask = torch.arange(width, device=batch.input_ids.device) < batch.lengths[:, None]
+        return {"input_ids": batch.input_ids, "attention_mask": mask.long()}
+
+    def layers(self) -> list[nn.Module]:
+        """The repeated layers: the longest list of modules."""
+        lists = [list(m) for m in self.model.modules() if isinstance(m, nn.ModuleList)]
+        return max(lists, key=len, default=[])
+
+    def head(self) -> Head:
+        """The head as it is now."""
+        return Head(weight=self._head.weight, bias=self._head.bias, compute_dtype=self.head_dtype)
