@@ -17,14 +17,17 @@ __all__ = ["BuildConfig"]
 class BuildConfig:
     """One build: teacher, corpus, what to keep, how to run."""
 
-    teacher: str
-    """`hf:PATH`."""
+    teacher: tuple[str, ...] | str
+    """`hf:PATH`, `onnx:FILE`, `py:MODULE.FUNCTION`, `vllm:PATH`, `openai:URL`; several, as `hf:PATH=WEIGHT`, are
+    averaged."""
     corpus: tuple[str, ...]
-    """`text:GLOB`, `jsonl:GLOB`; several are taken in order."""
+    """`text:GLOB`, `jsonl:GLOB`, `parquet:GLOB`, `dataset:PATH`, `ids:GLOB`; several are taken in order."""
     domain: str = "causal-lm"
-    """What is taught: `causal-lm` or `sequence-classification`."""
+    """What is taught: `causal-lm`, `masked-lm`, `sequence-classification` or `token-classification`."""
     truncate: bool = False
     """Cut texts that are longer than a row (and count them) rather than refuse them, where a text is one row."""
+    average: str = "probs"
+    """Of several teachers: their `probs`, or their `logits`."""
     estimator: str = "sampled"
     """What to keep of each distribution: `sampled`, `topk`, `topp`, `rs` or `dense`."""
     k: int = 12
@@ -56,7 +59,13 @@ class BuildConfig:
     """Which positions get a soft target: `random:SHARE`, or `entropy:SHARE` (of each row the least certain); the
     others are hard-label only. Default: all do."""
     seed: int = 0
-    """Of the random estimators and of `--positions random:…`."""
+    """Of the random estimators, of `--positions random:…` and of masks."""
+    mask_share: float | None = None
+    """Of `masked-lm`: the share of a text's tokens that are hidden; default 0.15."""
+    mask_targets: str | None = None
+    """Of `masked-lm`: where targets are: `masked`, at the hidden tokens (default); `attended`, at all of them."""
+    views: int = 1
+    """Of `masked-lm`: masked views of each text."""
     skip_empty: bool = False
     """Leave empty documents out (and count them) rather than refuse them."""
     licence: str = "unknown"
@@ -77,6 +86,14 @@ class BuildConfig:
         from softlabels.positions import PositionRule
         from softlabels.store.encoding import CONTAINERS, PROFILES
 
+        if not isinstance(self.teacher, str) and len(self.teacher) == 1:
+            object.__setattr__(self, "teacher", self.teacher[0])
+        if not self.teacher:
+            raise ConfigError("--teacher: give at least one")
+        if self.average not in ("probs", "logits"):
+            raise ConfigError(f"--average {self.average!r}: expected probs or logits")
+        if self.average != "probs" and isinstance(self.teacher, str):
+            raise ConfigError(f"--average {self.average}: belongs to several --teacher")
         if not self.corpus:
             raise ConfigError("--corpus: give at least one")
         check_at_least(
@@ -86,6 +103,7 @@ class BuildConfig:
             batch_tokens=1,
             limit_rows=1,
             head_mib=1,
+            views=1,
             seed=0,
         )
         for flag, name, known in (
@@ -107,12 +125,32 @@ class BuildConfig:
             raise ConfigError(f"--dictionary {self.dictionary}: belongs to --profile packed")
         if self.positions is not None:
             PositionRule.parse(self.positions)
+        self._check_masking()
         if self.seed >= 2**63:
             raise ConfigError(f"--seed {self.seed}: expected less than 2**63")
         if self.profile == "open" and not make_codec(self.stored_values).plain:
             raise ConfigError(
                 f"--values {self.values}: the profile 'open' holds float16 or float32; use --profile packed"
             )
+
+    def _check_masking(self) -> None:
+        from softlabels.domains.masking import TARGETS
+
+        given = self.mask_share is not None or self.mask_targets is not None or self.views > 1
+        if given and self.domain != "masked-lm":
+            raise ConfigError(
+                f"--mask-share, --mask-targets and --views belong to --domain masked-lm, not to {self.domain}"
+            )
+        if self.mask_share is not None and not 0 < self.mask_share <= 1:
+            raise ConfigError(
+                f"--mask-share {self.mask_share}: expected a share above 0 and at most 1"
+            )
+        if self.mask_targets not in (None, *TARGETS):
+            raise ConfigError(
+                f"--mask-targets {self.mask_targets!r}: expected one of {', '.join(TARGETS)}"
+            )
+        if self.views >= 2**31:
+            raise ConfigError(f"--views {self.views}: expected less than 2**31")
 
     @classmethod
     def from_sources(cls, toml: Path | None, flags: Mapping[str, Any]) -> BuildConfig:

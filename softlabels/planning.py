@@ -14,49 +14,40 @@ from softlabels.codecs import make_codec
 from softlabels.config import BuildConfig
 from softlabels.corpora import Corpus
 from softlabels.corpora.packing import CorpusCounts, pack
+from softlabels.corpora.pieces import masked_texts
 from softlabels.corpora.texts import classified_texts
+from softlabels.corpora.words import classified_words
 from softlabels.dictionary import first_shards, given_dictionary
 from softlabels.domains import domain_module
+from softlabels.domains.masking import MASKED
 from softlabels.errors import CorpusError, PlanError
 from softlabels.estimators import Estimator
 from softlabels.positions import PositionRule
 from softlabels.progress import Reporter
 from softlabels.registry import without_folder
 from softlabels.rows import BEGINNING, Cursor, InputRow
-from softlabels.store.claims import CLAIMS
-from softlabels.store.commit import TEMPORARY
 from softlabels.store.dictionaries import DICTIONARY
 from softlabels.store.manifest import (
     CorpusRecord,
     EncodingRecord,
     Identity,
+    MaskingRecord,
     Plan,
     PlannedShard,
     TargetRecord,
 )
-from softlabels.store.plan import PLAN, RowDigests, plan_shards, publish_plan
+from softlabels.store.plan import RowDigests, plan_shards, publish_plan
 from softlabels.store.shard import inputs_digest
 from softlabels.teachers import Teacher, TextTeacher
 
-__all__ = ["PlannedRows", "check_folder", "check_same_job", "make_plan", "packed_rows", "survey"]
+__all__ = ["PlannedRows", "check_same_job", "make_plan", "packed_rows", "survey"]
 
 
-def check_folder(store: Path) -> None:
-    """Refuse a folder that holds something else than a build that has not published its plan.
-
-    It died before, or it is another builder at work this moment.
-
-    Raises:
-        PlanError: names what was found.
-    """
-    ours = {"tokenizer", "data", "commits", "dictionaries", CLAIMS}
-    foreign = sorted(
-        p.name for p in store.iterdir() if p.name not in ours and not p.name.startswith(TEMPORARY)
-    )
-    if foreign and not (store / PLAN).exists():  # else another builder has just published it
-        raise PlanError(
-            f"{store}: is not empty and not a store (it holds {foreign[0]!r}); choose another --out"
-        )
+CLASSIFIED = {
+    "sequence-classification": classified_texts,
+    "token-classification": classified_words,
+}
+"""How rows are made where texts have classes."""
 
 
 def make_plan(
@@ -95,14 +86,19 @@ def survey(
     corpora: Sequence[Corpus],
     teacher: Teacher,
     report: Reporter,
+    *,
+    digests: RowDigests | None = None,
 ) -> tuple[Identity, list[PlannedShard]]:
     """Pack the whole corpus once, fingerprint it, cut it into shards, whose names are still to be given.
+
+    Args:
+        digests: of rows that come before these, which the fingerprint then is over, too.
 
     Raises:
         CorpusError: it cannot be read, or holds nothing to teach.
     """
     counts = CorpusCounts()
-    digests = RowDigests()
+    digests = digests or RowDigests()
     tokens = 0
     report.stage("tokenise", config.limit_rows, "rows")
 
@@ -149,6 +145,7 @@ def survey(
         ),
         licence=config.licence,
         classes=_classes(teacher),
+        masking=_masking(config),
     )
     for what, n in (
         ("empty", counts.skipped_empty),
@@ -170,12 +167,22 @@ def packed_rows(
     counts: CorpusCounts | None = None,
 ) -> Iterator[tuple[Cursor, InputRow]]:
     """Rows of the corpora from a cursor on, each with where it begins."""
-    if config.domain == "sequence-classification":
-        return classified_texts(
+    if config.domain in CLASSIFIED:
+        return CLASSIFIED[config.domain](
             corpora,
             cast(TextTeacher, teacher),
             seq_len=config.seq_len,
             truncate=config.truncate,
+            start=start,
+            skip_empty=config.skip_empty,
+            counts=counts,
+        )
+    if (masking := _masking(config)) is not None:
+        return masked_texts(
+            corpora,
+            cast(TextTeacher, teacher).tokenizer,
+            masking,
+            seq_len=config.seq_len,
             start=start,
             skip_empty=config.skip_empty,
             counts=counts,
@@ -230,6 +237,17 @@ def _classes(teacher: Teacher) -> list[str] | None:
     return None if classes is None else list(classes)
 
 
+def _masking(config: BuildConfig) -> MaskingRecord | None:
+    if config.domain != "masked-lm":
+        return None
+    return MaskingRecord(
+        share=0.15 if config.mask_share is None else config.mask_share,
+        targets=config.mask_targets or MASKED,
+        views=config.views,
+        seed=config.seed,
+    )
+
+
 def _target_record(config: BuildConfig, estimator: Estimator) -> TargetRecord:
     return TargetRecord(
         estimator=config.estimator,
@@ -271,6 +289,7 @@ def check_same_job(
         "teacher": plain(teacher.record, "spec", "name"),
         "tokenizer": plain(teacher.tokenizer.record),
         "targets": plain(_target_record(config, estimator)),
+        "masking": {} if (masking := _masking(config)) is None else plain(masking),
         "corpus": {"seq_len": config.seq_len, "limit_rows": config.limit_rows},
         "store": {
             "values": config.stored_values,
@@ -287,6 +306,7 @@ def check_same_job(
         "teacher": plain(identity.teacher, "spec", "name"),
         "tokenizer": plain(identity.tokenizer),
         "targets": plain(identity.targets),
+        "masking": {} if identity.masking is None else plain(identity.masking),
         "corpus": {"seq_len": corpus.seq_len, "limit_rows": corpus.limit_rows},
         "store": {
             "values": identity.encoding.values,

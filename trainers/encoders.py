@@ -19,7 +19,7 @@ from trainers.batch import Batch
 from trainers.students import Student
 from trainers.topk_tail import Head
 
-__all__ = ["EncoderStudent", "class_head"]
+__all__ = ["EncoderStudent", "class_head", "token_head"]
 
 
 def class_head(model: nn.Module, classes: int, *, where: str) -> nn.Linear:
@@ -35,6 +35,21 @@ def class_head(model: nn.Module, classes: int, *, where: str) -> nn.Linear:
             "store; give a model that ends in one"
         )
     return found[-1]
+
+
+def token_head(model: Any, *, where: str) -> nn.Linear:
+    """The layer of a masked LM that leads to the vocabulary.
+
+    Raises:
+        ConfigError: it has none that is linear.
+    """
+    head = model.get_output_embeddings()
+    if isinstance(head, nn.Linear):
+        return head
+    raise ConfigError(
+        f"{where}: {type(model).__name__} has no linear layer over the vocabulary as its output embeddings; give a "
+        "model that has"
+    )
 
 
 @contextmanager

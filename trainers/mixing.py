@@ -249,7 +249,11 @@ def parse_stores(texts: str | Sequence[str]) -> list[tuple[str, Fraction]]:
 
 
 def open_stores(
-    texts: str | Sequence[str], *, view: str | None = None, cache: CacheOptions | None = None
+    texts: str | Sequence[str],
+    *,
+    view: str | None = None,
+    inputs: str | None = None,
+    cache: CacheOptions | None = None,
 ) -> list[tuple[Store, Fraction]]:
     """The stores of `parse_stores`, open and found to go together, with their weights.
 
@@ -257,8 +261,11 @@ def open_stores(
         ConfigError, StoreError, PairingError, TokenizerError: as `MixedStream`.
     """
     found = [
-        (open_store(path, view=view, cache=cache), weight) for path, weight in parse_stores(texts)
+        (open_store(path, view=view, inputs=inputs, cache=cache), weight)
+        for path, weight in parse_stores(texts)
     ]
+    for store, _ in found:
+        store.need_inputs()
     check_alike([store for store, _ in found])
     return found
 

@@ -172,9 +172,13 @@ def _loader(task: Task, spec: str, purpose: str) -> Any:
 def _student(model: Any, task: Task, spec: str, *, source: Path | None = None) -> Student:
     if task.domain == "causal-lm":
         return Student(model, source=source)
-    from trainers.encoders import EncoderStudent, class_head
+    from trainers.encoders import EncoderStudent, class_head, token_head
 
-    head = class_head(model, len(task.classes), where=f"--student {spec}")
+    where = f"--student {spec}"
+    if task.domain == "masked-lm":
+        head = token_head(model, where=where)
+    else:
+        head = class_head(model, len(task.classes), where=where)
     return EncoderStudent(model, head, source=source)
 
 

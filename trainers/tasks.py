@@ -36,6 +36,8 @@ class Task:
 CAUSAL = Task()
 LOADERS = {
     "causal-lm": "AutoModelForCausalLM",
+    "masked-lm": "AutoModelForMaskedLM",
     "sequence-classification": "AutoModelForSequenceClassification",
+    "token-classification": "AutoModelForTokenClassification",
 }
 """Domain, and the class of transformers that loads its models."""

@@ -18,7 +18,9 @@ __all__ = ["DOMAINS", "Domain", "domain_module"]
 
 DOMAINS: Mapping[str, str] = {
     "causal-lm": "softlabels.domains.causal_lm",
+    "masked-lm": "softlabels.domains.masked_lm",
     "sequence-classification": "softlabels.domains.sequence_classification",
+    "token-classification": "softlabels.domains.token_classification",
 }
 """Name and module."""
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -55,9 +55,8 @@ class TextRow:
 
     @property
     def context(self) -> Int32:
-        """`[N] int32`: the label where it is known; else the token before, of the first 0."""
-        before = np.concatenate([np.zeros(1, np.int32), self.fed_ids[:-1]])[self.label_mask]
-        return np.where(self.labels == UNLABELLED, before, self.labels).astype(np.int32)
+        """`[N] int32`: the label where it is known, else 0."""
+        return np.where(self.labels == UNLABELLED, 0, self.labels).astype(np.int32)
 
     @property
     def positions(self) -> Int64:
@@ -72,6 +71,10 @@ class TextRow:
             "label_mask": self.label_mask,
             "labels": self.labels,
         }
+
+    def renumbered(self, documents: int) -> TextRow:
+        """The same row, so many texts further on."""
+        return replace(self, document=self.document + documents)
 
     def place(self, position: int) -> str:
         """`token 17`."""

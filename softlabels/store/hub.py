@@ -22,9 +22,9 @@ from softlabels.errors import (
     StoreError,
 )
 from softlabels.store.addresses import hub_place
-from softlabels.store.manifest import MANIFEST, Manifest, load_manifest
+from softlabels.store.manifest import MANIFEST, SIGNATURE, Manifest, load_manifest
 from softlabels.store.push import Progress, shareable
-from softlabels.store.transfer import SIGNATURE, Transfer, check_grown
+from softlabels.store.transfer import Transfer, check_grown
 
 __all__ = ["push_to_hub"]
 

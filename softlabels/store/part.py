@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from itertools import accumulate
+from pathlib import Path
 
 import msgspec
 
@@ -23,7 +24,7 @@ from softlabels.store.manifest import (
 )
 from softlabels.store.records import Record, canonical, parse_record
 
-__all__ = ["PART", "Part", "part_manifest", "read_part"]
+__all__ = ["PART", "Part", "part_manifest", "read_part", "refuse_part"]
 
 PART = "part.json"
 
@@ -41,6 +42,18 @@ class Part(Record, frozen=True, kw_only=True):
     """The manifest's, but the counts and the fingerprint are of these shards."""
     statistics: Statistics
     digest: Sha256
+
+
+def refuse_part(store: Path) -> None:
+    """Refuse a folder that holds only some of a store's shards, for what would change its manifest or vouch for it.
+
+    Raises:
+        IntegrityError: it does.
+    """
+    if (store / PART).exists():
+        raise IntegrityError(
+            f"{store}: is a part of a store; pull the rest of it first (`softlabels pull URL {store}`)"
+        )
 
 
 def read_part(files: StoreFiles, manifest: Manifest) -> Part | None:
@@ -86,7 +99,7 @@ def part_manifest(manifest: Manifest, part: Part) -> Manifest:
         manifest,
         identity=msgspec.structs.replace(manifest.identity, corpus=part.corpus),
         shards=[
-            msgspec.structs.replace(s, start_row=start)
+            msgspec.structs.replace(s, start_row=start, counts_from=s.numbering.row)
             for s, start in zip(held, starts, strict=False)
         ],
         statistics=part.statistics,

@@ -30,6 +30,7 @@ from softlabels.store.files import LocalFiles, Recorded
 from softlabels.store.finish import statistics_of
 from softlabels.store.manifest import (
     MANIFEST,
+    SIGNATURE,
     Commit,
     Manifest,
     Plan,
@@ -50,7 +51,6 @@ from softlabels.store.records import (
 )
 from softlabels.store.remote import RemoteFiles
 from softlabels.store.transfer import (
-    SIGNATURE,
     Transfer,
     check_commit,
     check_grown,
@@ -291,7 +291,7 @@ class _Receiver:
         store = Store(files, self._manifest, cached_shards=1)
         fingerprint, documents, tokens = RowDigests(), set[int](), 0
         for i in chosen:
-            content = store.read_shard(i)
+            content = store.read_shard(i, named=True)
             content.targets.validate(where=str(self._folder / self._manifest.shards[i].name))
             for row in content.rows:
                 fingerprint.add(row)

@@ -23,17 +23,16 @@ from softlabels.errors import ConfigError, FormatError, IntegrityError, RemoteEr
 from softlabels.store.addresses import writable
 from softlabels.store.client import Client
 from softlabels.store.files import LocalFiles
-from softlabels.store.manifest import MANIFEST, Manifest, load_manifest, read_manifest
-from softlabels.store.part import PART
+from softlabels.store.licences import require_spdx
+from softlabels.store.manifest import MANIFEST, SIGNATURE, Manifest, load_manifest, read_manifest
+from softlabels.store.part import refuse_part
 from softlabels.store.plan import PLAN
 from softlabels.store.remote import RemoteFiles
 from softlabels.store.transfer import (
-    SIGNATURE,
     Transfer,
     check_grown,
     claimed_digest,
     commit_name,
-    require_licence,
     several,
 )
 from softlabels.store.verify import verify_store
@@ -55,11 +54,8 @@ def shareable(store: Path) -> tuple[Manifest, list[str]]:
         ConfigError: its licence is not stated.
     """
     manifest = load_manifest(store)
-    require_licence(manifest)
-    if (store / PART).exists():
-        raise IntegrityError(
-            f"{store}: is a part of a store; pull the rest of it first (`softlabels pull URL {store}`)"
-        )
+    require_spdx(manifest)
+    refuse_part(store)
     problems = verify_store(store, deep=False).problems
     if problems:
         raise IntegrityError(f"{problems[0]} ({len(problems)} problems in all; nothing was sent)")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,13 +13,14 @@ import numpy as np
 
 from softlabels.codecs import CODECS
 from softlabels.domains import DOMAINS, domain_module
-from softlabels.errors import ConfigError, FormatError, IntegrityError
+from softlabels.errors import ConfigError, FormatError, IntegrityError, PairingError
 from softlabels.registry import Registry
 from softlabels.rows import Row
 from softlabels.store.cache import CacheOptions
 from softlabels.store.dictionaries import Dictionaries
-from softlabels.store.encoding import CONTAINERS, PROFILES, decode_shard
+from softlabels.store.encoding import CONTAINERS, READABLE, decode_shard
 from softlabels.store.files import Address, Recorded, StoreFiles, files_of
+from softlabels.store.inputs import Inputs
 from softlabels.store.manifest import Identity, Manifest, ShardRecord, read_manifest
 from softlabels.store.part import Part, part_manifest, read_part
 from softlabels.store.shard import Shard, StoredRow
@@ -51,14 +53,14 @@ class Store:
         part: Part | None = None,
         cached_shards: int = CACHED_SHARDS,
         view: VocabView | None = None,
+        inputs: Inputs | None = None,
     ) -> None:
         self.path: Path | Address = files.root
         check_known(self.path, manifest.identity)
         self.files = files
         self.manifest = manifest if part is None else part_manifest(manifest, part)
-        self._written = [manifest.shards[i] for i in part.shards] if part else manifest.shards
-        """The shards' records as their files were written: a part numbers its rows anew."""
         self.view = view
+        self.inputs = None if manifest.identity.encoding.has_inputs else inputs
         self._dropped: dict[int, Dropped] = {}
         self._starts = np.array([s.start_row for s in self.manifest.shards], np.int64)
         self._cache: OrderedDict[int, Shard] = OrderedDict()
@@ -79,6 +81,19 @@ class Store:
     def digest(self) -> str:
         """Names the content: equal for equal identity and shards."""
         return self.manifest.content_digest
+
+    @property
+    def folder(self) -> Path:
+        """Where it lies, for what works on its files.
+
+        Raises:
+            ConfigError: at an address.
+        """
+        if not isinstance(self.path, Path):
+            raise ConfigError(
+                f"{self.path}: this needs a folder; copy the store with `softlabels pull`"
+            )
+        return self.path
 
     @property
     def vocab_size(self) -> int:
@@ -115,14 +130,19 @@ class Store:
             self._cache.popitem(last=False)
         return shard
 
-    def read_shard(self, index: int) -> Shard:
+    def read_shard(self, index: int, *, keep_logp: bool = False, named: bool = False) -> Shard:
         """Decode shard `index` from its file, bypassing the cache, and see it through the view.
+
+        Args:
+            index: of the shard.
+            keep_logp: keep what plain columns hold, for whoever writes them again; not through a view.
+            named: be content with the digests of inputs that are elsewhere.
 
         Raises:
             IntegrityError, TargetError: name the file, the row and the way out.
-            PairingError: a row holds an id that the view drops.
+            PairingError: a row holds an id that the view drops; inputs that are elsewhere, and were not given.
         """
-        record = self._written[index]
+        record = self.manifest.shards[index]
         path = self.path / record.name
         data = self.files.checked(_recorded(record))
         shard = decode_shard(
@@ -133,19 +153,38 @@ class Store:
             rows=record.rows,
             positions=record.positions,
             dictionary=self._dictionaries,
+            numbering=record.numbering,
+            keep_logp=keep_logp,
         )
         if len(shard.rows) != record.rows or shard.targets.n != record.positions:
             raise IntegrityError(
                 f"{path}: holds {len(shard.rows)} rows and {shard.targets.n} positions, the manifest says "
                 f"{record.rows} and {record.positions}"
             )
-        if (own := self.manifest.shards[index].start_row) != record.start_row:
-            shard = replace(shard, start_row=own)
+        if not self.manifest.identity.encoding.has_inputs and not named:
+            shard = self._joined(shard)
         return shard if self.view is None else self._seen(shard, index, self.view)
 
     def ahead(self, shards: Sequence[int]) -> None:
         """These shards, and no others, are read next; of a remote store they are fetched meanwhile."""
         self.files.ahead([_recorded(self.manifest.shards[i]) for i in shards])
+
+    def need_inputs(self) -> None:
+        """Refuse a store whose inputs are elsewhere, and were not given.
+
+        Raises:
+            PairingError: says how to give them.
+        """
+        if not self.manifest.identity.encoding.has_inputs and self.inputs is None:
+            raise PairingError(
+                f"{self.path}: holds targets and digests of their inputs, not the inputs; give a store that holds them "
+                "(softtrain run --inputs STORE, open_store(…, inputs=STORE))"
+            )
+
+    def _joined(self, shard: Shard) -> Shard:
+        self.need_inputs()
+        assert self.inputs is not None
+        return replace(shard, rows=self.inputs.rows(shard.rows, where=str(self.path)))
 
     def _seen(self, shard: Shard, index: int, view: VocabView) -> Shard:
         rows = [
@@ -183,6 +222,7 @@ def open_store(
     *,
     cached_shards: int = CACHED_SHARDS,
     view: str | None = None,
+    inputs: str | Path | None = None,
     cache: CacheOptions | None = None,
 ) -> Store:
     """Open a finished store.
@@ -191,6 +231,7 @@ def open_store(
         url: its folder, or its address (`s3://`, `gs://`, `https://`, `hf://`), which needs the extra `remote`.
         cached_shards: decoded shards to hold.
         view: `trim:N` or `map:FILE`, another vocabulary to read it in (`softlabels.views`).
+        inputs: of a store without inputs, a store that holds them; rows are found by digest.
         cache: where files of an address are kept, and how many bytes of them; default as the environment says.
 
     The manifest is read and checked, and in a folder every shard must be present at its recorded size; contents are
@@ -211,10 +252,39 @@ def open_store(
             f"{manifest.identity.domain}"
         )
     seen = view and VocabView.parse(view, manifest.identity.teacher.vocab_size)
-    store = Store(files, manifest, part=part, cached_shards=cached_shards, view=seen or None)
+    store = Store(
+        files,
+        manifest,
+        part=part,
+        cached_shards=cached_shards,
+        view=seen or None,
+        inputs=None if inputs is None else _inputs(files.root, manifest, inputs, cache),
+    )
     for shard in store.manifest.shards:
         files.check_present(_recorded(shard))
     return store
+
+
+def _inputs(
+    path: Path | Address, manifest: Manifest, inputs: str | Path, cache: CacheOptions | None
+) -> Inputs:
+    if manifest.identity.encoding.has_inputs:
+        raise PairingError(f"{path}: holds its inputs itself; leave out --inputs {inputs}")
+    held = open_store(inputs, cache=cache)
+    ours, theirs = manifest.identity, held.manifest.identity
+    if not theirs.encoding.has_inputs:
+        raise PairingError(f"--inputs {inputs}: holds no inputs itself, only digests of them")
+    if ours.tokenizer.sha256 != theirs.tokenizer.sha256:
+        raise PairingError(
+            f"--inputs {inputs}: its tokenizer (sha256 {theirs.tokenizer.sha256[:12]}…) is not that of {path} (sha256 "
+            f"{ours.tokenizer.sha256[:12]}…), so its ids mean other tokens"
+        )
+    if ours.domain != theirs.domain:
+        raise PairingError(
+            f"--inputs {inputs}: is of the domain {theirs.domain}, {path} of {ours.domain}"
+        )
+    check = partial(domain_module(ours.domain).check, identity=ours)
+    return Inputs(held.files, held.manifest, held.read_shard, check)
 
 
 def _recorded(shard: ShardRecord) -> Recorded:
@@ -231,7 +301,7 @@ def check_known(path: Path | Address, identity: Identity) -> None:
     for what, value, known in (
         ("domain", identity.domain, DOMAINS),
         ("estimator", identity.targets.estimator, ESTIMATORS),
-        ("profile", identity.encoding.profile, PROFILES),
+        ("profile", identity.encoding.profile, READABLE),
         ("container", identity.encoding.container, CONTAINERS),
         ("type of values", identity.encoding.values, CODECS),
     ):

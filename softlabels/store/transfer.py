@@ -9,26 +9,22 @@ from typing import TypeVar
 
 import msgspec
 
-from softlabels.errors import ConfigError, IntegrityError
+from softlabels.errors import IntegrityError
 from softlabels.store.files import StoreFiles
-from softlabels.store.manifest import MANIFEST, Commit, Manifest, Plan
+from softlabels.store.manifest import Commit, Manifest, Plan
 from softlabels.store.plan import PLAN
 from softlabels.store.records import parse_record
 
 __all__ = [
-    "SIGNATURE",
     "Transfer",
     "check_commit",
     "check_grown",
     "claimed_digest",
     "commit_name",
     "read_plan_record",
-    "require_licence",
     "several",
 ]
 
-SIGNATURE = f"{MANIFEST}.sig"
-"""Travels with the manifest, if there is one."""
 AT_ONCE = 8
 """Files that travel at the same time."""
 
@@ -52,21 +48,6 @@ class Transfer:
 def commit_name(index: int) -> str:
     """Where a shard's commit record lies."""
     return f"commits/{index:05d}.json"
-
-
-def require_licence(manifest: Manifest) -> str:
-    """The licence of a store that is to be shared.
-
-    Raises:
-        ConfigError: none was stated.
-    """
-    licence = manifest.identity.licence.strip()
-    if licence.lower() in ("", "unknown", "none", "noassertion"):
-        raise ConfigError(
-            f"licence {licence!r}: not stated; a store that is shared states the licence of its targets as an SPDX "
-            "expression, e.g. `softlabels build --licence CC-BY-4.0`"
-        )
-    return licence
 
 
 def check_grown(old: Manifest, new: Manifest, where: object) -> None:

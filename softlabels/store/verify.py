@@ -10,7 +10,8 @@ from softlabels.errors import IntegrityError, SoftLabelsError
 from softlabels.store.cache import CacheOptions
 from softlabels.store.commit import TEMPORARY
 from softlabels.store.files import Recorded, StoreFiles, files_of
-from softlabels.store.manifest import MANIFEST, Commit, Plan, read_manifest
+from softlabels.store.finish import MADE
+from softlabels.store.manifest import MANIFEST, SIGNATURE, Commit, Plan, read_manifest
 from softlabels.store.part import PART, read_part
 from softlabels.store.plan import PLAN, RowDigests
 from softlabels.store.reader import Store
@@ -54,7 +55,7 @@ def verify_store(
     store = Store(source, manifest, part=part, cached_shards=1)
     problems: list[str] = []
     files = size = rows = positions = 0
-    known = {MANIFEST, PLAN}
+    known = {MANIFEST, PLAN, SIGNATURE}
     if part is not None:
         known |= {PART, *(s.name for s in manifest.shards)}  # more of them may have been pulled
         known |= {f"commits/{i:05d}.json" for i in range(len(manifest.shards))}
@@ -65,7 +66,8 @@ def verify_store(
             source.checked(Recorded(name, record.sha256, record.bytes))
             files, size = files + 1, size + record.bytes
         except SoftLabelsError as e:
-            problems.append(str(e))
+            again = f"; `softlabels repair {path}` makes it again" if name in MADE else ""
+            problems.append(f"{e}{again}")
     plan = _plan(source, problems)
 
     fingerprint = RowDigests()
@@ -77,7 +79,7 @@ def verify_store(
         try:
             _check_commit(source, commit, plan, shard.sha256)
             if deep:
-                content = store.read_shard(i)
+                content = store.read_shard(i, named=True)
                 content.targets.validate(where=str(root / shard.name))
                 for row in content.rows:
                     fingerprint.add(row)

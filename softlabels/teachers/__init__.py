@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from softlabels.corpora.packing import Tokenizer
+from softlabels.errors import ConfigError
 from softlabels.registry import Registry, split_spec
 from softlabels.store.manifest import TeacherRecord, TokenizerRecord
 
@@ -20,11 +21,13 @@ if TYPE_CHECKING:
 
 __all__ = [
     "TEACHERS",
+    "Remarking",
     "Teacher",
     "TeacherOptions",
     "TeacherTokenizer",
     "TextTeacher",
     "TextTokenizer",
+    "causal_only",
     "open_teacher",
 ]
 
@@ -81,18 +84,51 @@ class TextTokenizer(Protocol):
     def encode_text(self, text: str, *, most: int) -> tuple[npt.NDArray[np.int32], int]:
         """At most so many tokens `[S] int32` with the marks at their ends, and how many the whole text has."""
 
+    def encode_pieces(self, text: str, *, most: int) -> list[npt.NDArray[np.int32]]:
+        """The whole text in pieces of at most so many tokens `[S] int32`, each with the marks at its ends."""
+
+    def encode_words(
+        self, words: Sequence[str], *, most: int
+    ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32], int]:
+        """At most so many tokens `[S] int32`, the word of each `[S] int32` (-1: a mark), and how many there are."""
+
 
 class TextTeacher(Protocol):
     """A teacher of texts as a whole."""
 
     tokenizer: TextTokenizer
     classes: Sequence[str]
-    """What each class is called, in order of its number."""
+    """What each class is called, in order of its number; a masked LM has none."""
+
+
+@runtime_checkable
+class Remarking(Protocol):
+    """A teacher that counts something while it teaches."""
+
+    def remarks(self) -> list[str]:
+        """Lines for people, about what this builder taught."""
 
 
 TEACHERS: Registry[Callable[[str, TeacherOptions], Teacher]] = Registry(
-    "softlabels.teachers", {"hf": "softlabels.teachers.hf:load_hf"}
+    "softlabels.teachers",
+    {
+        "hf": "softlabels.teachers.hf:load_hf",
+        "onnx": "softlabels.teachers.onnx:load_onnx",
+        "openai": "softlabels.teachers.openai:load_openai",
+        "py": "softlabels.teachers.py:load_callable",
+        "vllm": "softlabels.teachers.vllm:load_vllm",
+    },
 )
+
+
+def causal_only(options: TeacherOptions, spec: str) -> None:
+    """Refuse another domain than causal language models.
+
+    Raises:
+        ConfigError: names it.
+    """
+    if options.domain != "causal-lm":
+        raise ConfigError(f"--domain {options.domain}: {spec} serves causal-lm only; use hf:PATH")
 
 
 def open_teacher(spec: str, options: TeacherOptions) -> Teacher:

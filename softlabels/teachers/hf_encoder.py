@@ -1,4 +1,4 @@
-"""`hf:PATH` for texts as a whole: an encoder with a classification head, as transformers loads it."""
+"""`hf:PATH` for texts as a whole: an encoder with a head over classes or tokens, as transformers loads it."""
 
 from __future__ import annotations
 
@@ -15,21 +15,26 @@ from torch import Tensor
 
 from softlabels.devices import choose
 from softlabels.domains.text import TextRow
-from softlabels.errors import TeacherError
+from softlabels.errors import ConfigError, TeacherError
 from softlabels.registry import without_folder
 from softlabels.store.manifest import TeacherRecord, TokenizerRecord
-from softlabels.teachers import TeacherOptions
+from softlabels.teachers import MIB, TeacherOptions
+from softlabels.teachers.hf_masked import HFMaskedTeacher
 
 __all__ = ["EncoderTokenizer", "HFEncoderTeacher", "load_hf_encoder"]
 
-HEADS = {"sequence-classification": "AutoModelForSequenceClassification"}
+HEADS = {
+    "masked-lm": "AutoModelForMaskedLM",
+    "sequence-classification": "AutoModelForSequenceClassification",
+    "token-classification": "AutoModelForTokenClassification",
+}
 """Domain and the class of transformers that loads its models."""
 SPECIAL = ("cls", "sep", "pad", "mask", "unk", "bos", "eos")
 
 
 def load_hf_encoder(
     path: str, options: TeacherOptions, transformers: Any, weights_sha256: str
-) -> HFEncoderTeacher:
+) -> HFEncoderTeacher | HFMaskedTeacher:
     """Load model and tokenizer of a folder.
 
     Args:
@@ -39,7 +44,8 @@ def load_hf_encoder(
         weights_sha256: of the folder's weights.
 
     Raises:
-        TeacherError: it cannot be loaded, its head is not in the folder, or it is not a classifier.
+        TeacherError: it cannot be loaded, its head is not in the folder, or it is not a classifier where one is asked
+            for.
     """
     choice = choose(options.device, options.dtype)
     options.notice(f"teacher: {choice.reason}")
@@ -54,6 +60,21 @@ def load_hf_encoder(
             f"hf:{path}: the folder has no weights for {sorted(loading['missing_keys'])[0]}, so a "
             f"{type(model).__name__} would guess at random; fine-tune it first, and give the folder of that model"
         )
+    model = model.to(choice.device).eval()
+    facts: dict[str, Any] = {
+        "spec": without_folder(f"hf:{path}"),
+        "name": Path(path).resolve().name,
+        "weights_sha256": weights_sha256,
+        "engine": f"transformers {transformers.__version__}, torch {torch.__version__}",
+    }
+    if options.domain == "masked-lm":
+        budget = options.head_bytes or (256 if choice.device.type == "cuda" else 16) * MIB
+        return HFMaskedTeacher(model, EncoderTokenizer(tokenizer), head_bytes=budget, **facts)
+    _check_classifier(model, path)
+    return HFEncoderTeacher(model, EncoderTokenizer(tokenizer), **facts)
+
+
+def _check_classifier(model: Any, path: str) -> None:
     if getattr(model.config, "problem_type", None) in ("regression", "multi_label_classification"):
         raise TeacherError(
             f"hf:{path}: its head is one of {model.config.problem_type}, which gives no distribution over classes; "
@@ -64,14 +85,6 @@ def load_hf_encoder(
             f"hf:{path}: its head has one output: a regression, which gives no distribution over classes; soft targets "
             "are for classifiers"
         )
-    return HFEncoderTeacher(
-        model.to(choice.device).eval(),
-        EncoderTokenizer(tokenizer),
-        spec=without_folder(f"hf:{path}"),
-        name=Path(path).resolve().name,
-        weights_sha256=weights_sha256,
-        engine=f"transformers {transformers.__version__}, torch {torch.__version__}",
-    )
 
 
 class EncoderTokenizer:
@@ -113,6 +126,39 @@ class EncoderTokenizer:
             ]
         return np.array(ids, np.int32), len(whole)
 
+    def encode_pieces(self, text: str, *, most: int) -> list[npt.NDArray[np.int32]]:
+        """The whole text in pieces of at most so many tokens `[S] int32`, each with the marks at its ends."""
+        self._check_room(most)
+        pieces = self._tokenizer(
+            text,
+            add_special_tokens=True,
+            truncation=True,
+            max_length=most,
+            return_overflowing_tokens=True,
+        )["input_ids"]
+        return [np.array(ids, np.int32) for ids in pieces]
+
+    def encode_words(
+        self, words: Sequence[str], *, most: int
+    ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32], int]:
+        """At most so many tokens `[S] int32`, the word of each `[S] int32` (-1: a mark), and how many there are."""
+        self._check_room(most)
+        settings: dict[str, Any] = {"is_split_into_words": True, "add_special_tokens": True}
+        whole = self._tokenizer(list(words), **settings)
+        length, kept = len(whole["input_ids"]), whole
+        if length > most:
+            kept = self._tokenizer(list(words), truncation=True, max_length=most, **settings)
+        of_word = [-1 if w is None else w for w in kept.word_ids()]
+        return np.array(kept["input_ids"], np.int32), np.array(of_word, np.int32), length
+
+    def _check_room(self, most: int) -> None:
+        marks = self._tokenizer.num_special_tokens_to_add(pair=False)
+        if most <= marks:
+            raise ConfigError(
+                f"--seq-len {most}: the tokenizer's {marks} marks leave no room for a token; expected at least "
+                f"{marks + 1}"
+            )
+
 
 class HFEncoderTeacher:
     """An encoder of transformers with a head over classes."""
@@ -150,10 +196,14 @@ class HFEncoderTeacher:
 
     @torch.no_grad()
     def logits(self, rows: Sequence[TextRow]) -> Iterator[Tensor]:
-        """One chunk `[B, C] float32`: a position for each row."""
+        """One chunk `[N, C] float32`: of the texts, or of the words in them."""
         padded = TextRow.pad(rows)
         assert padded.lengths is not None
         ids = torch.from_numpy(padded.input_ids).to(self.device)
         lengths = torch.from_numpy(padded.lengths).to(self.device)
         mask = torch.arange(ids.shape[1], device=self.device) < lengths[:, None]
-        yield self._model(input_ids=ids, attention_mask=mask.long()).logits.float()
+        logits = self._model(input_ids=ids, attention_mask=mask.long()).logits
+        if logits.dim() == 3:
+            flat = torch.from_numpy(padded.flat_positions).to(self.device)
+            logits = logits.flatten(0, 1).index_select(0, flat)
+        yield logits.float()

@@ -34,11 +34,34 @@ def save_tokenizer(folder: Path) -> None:
     transformers.BertTokenizer(vocab=vocab).save_pretrained(folder)
 
 
-def save_classifier(folder: Path, *, seed: int = 0) -> Path:
+def save_classifier(folder: Path, *, seed: int = 0, classes: tuple[str, ...] = CLASSES) -> Path:
     """A classifier of three classes whose random head has opinions."""
-    names = dict(enumerate(CLASSES))
+    names = dict(enumerate(classes))
     torch.manual_seed(seed)
     model = transformers.BertForSequenceClassification(
+        config(id2label=names, label2id={n: i for i, n in names.items()})
+    )
+    model.save_pretrained(folder)
+    save_tokenizer(folder)
+    return folder
+
+
+def save_masked_lm(folder: Path, *, seed: int = 0, **settings: Any) -> Path:
+    """A masked LM with opinions; its head is tied to its embeddings and has a bias."""
+    torch.manual_seed(seed)
+    model = transformers.BertForMaskedLM(config(**settings))
+    with torch.no_grad():
+        model.cls.predictions.bias.normal_()
+    model.save_pretrained(folder)
+    save_tokenizer(folder)
+    return folder
+
+
+def save_tagger(folder: Path, *, seed: int = 0) -> Path:
+    """A classifier of words."""
+    names = dict(enumerate(CLASSES))
+    torch.manual_seed(seed)
+    model = transformers.BertForTokenClassification(
         config(id2label=names, label2id={n: i for i, n in names.items()})
     )
     model.save_pretrained(folder)

@@ -9,22 +9,23 @@ import pytest
 
 from softlabels.store.reader import open_store
 from softlabels.store.verify import verify_store
-from tests.fixtures.make import STORES, contents
+from tests.fixtures.make import DERIVED, LABELLED, STORES, TEXT_STORES, contents, opened
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
-names = pytest.mark.parametrize("name", list(STORES))
+ALL = STORES | TEXT_STORES
+names = pytest.mark.parametrize("name", [*ALL, *DERIVED])
 
 
 def test_every_fixture_is_listed_and_they_are_small():
-    assert {p.parent.name for p in FIXTURES.glob("*/manifest.json")} == set(STORES)
-    assert {p.stem for p in FIXTURES.glob("*.npz")} == set(STORES)
+    assert {p.parent.name for p in FIXTURES.glob("*/manifest.json")} == {*ALL, *DERIVED}
+    assert {p.stem for p in FIXTURES.glob("*.npz")} == {*ALL, *DERIVED}
     files = [p for p in FIXTURES.rglob("*") if p.is_file() and p.suffix not in (".py", ".pyc")]
     assert sum(p.stat().st_size for p in files) < 1_700_000
 
 
 @names
 def test_stored_bytes_decode_to_the_same_numbers_for_ever(name):
-    found = contents(open_store(FIXTURES / name))
+    found = contents(opened(name))
     with np.load(FIXTURES / f"{name}.npz") as expected:
         assert set(found) == set(expected.files)
         for what in expected.files:
@@ -66,3 +67,26 @@ def test_what_they_hold():
     assert max(len(r.segment_lengths) for r in rows) == 2  # documents that share a row
     assert len({len(r.input_ids) for r in rows}) > 1  # rows of several lengths
     assert sorted(len(r.positions) for r in rows)[:2] == [0, 4]  # little or nothing is learnt
+
+
+def test_what_the_texts_hold():
+    """The same for those of other domains."""
+    for profile in ("open", "packed"):
+        rows = [r.row for r in open_store(FIXTURES / f"sequence-classification-{profile}-v1.2")]
+        assert [bytes(r.input_ids[1:-1].tolist()).decode() for r in rows] == [
+            x["text"] for x in LABELLED
+        ]
+        assert [r.labels.tolist() for r in rows] == [[2], [1], [-1], [0]]
+        words = [r.row for r in open_store(FIXTURES / f"token-classification-{profile}-v1.2")]
+        assert [r.labels.tolist() for r in words] == [[1, -1, 2], [-1, -1], [0, 0, 2]]
+        masked = [r.row for r in open_store(FIXTURES / f"masked-lm-{profile}-v1.2")]
+        assert {r.view for r in masked} == {0, 1}
+        assert max(r.piece for r in masked) == 2
+        assert all((r.labels == r.input_ids[r.label_mask]).all() for r in masked)
+        fed = np.concatenate([r.fed_ids[r.label_mask] for r in masked])
+        labels = np.concatenate([r.labels for r in masked])
+        assert (fed == 258).any(), "some are the mask"
+        assert (fed == labels).any(), "some stay"
+        assert ((fed != 258) & (fed != labels)).any(), "some are another token"
+    everywhere = [r.row for r in open_store(FIXTURES / "masked-lm-attended-v1.2")]
+    assert all(r.label_mask.all() and (r.labels == -1).any() for r in everywhere)

@@ -24,6 +24,7 @@ from softlabels.store.part import PART
 from softlabels.store.pull import pull
 from softlabels.store.push import probe, push
 from softlabels.store.reader import open_store
+from softlabels.store.repair import repair_store
 from softlabels.store.verify import verify_store
 from tests.fakes import build_tiny, write_corpus
 from tests.store.made_up import files_of, reseal
@@ -293,11 +294,12 @@ def test_the_same_part_for_everyone(made, url, proxy, tmp_path):
     assert open_store(tmp_path / "b").digest == open_store(tmp_path / "c").digest
 
 
-def test_a_part_is_neither_pushed_nor_pulled_from(made, url, proxy, tmp_path):
+def test_a_part_is_neither_pushed_nor_repaired(made, url, proxy, tmp_path):
     push(made, url)
     pull(url, tmp_path / "b", share=0.3)
-    with pytest.raises(IntegrityError, match="is a part of a store; pull the rest"):
-        push(tmp_path / "b", f"{url}-part")
+    for change in (lambda p: push(p, f"{url}-part"), repair_store):
+        with pytest.raises(IntegrityError, match="is a part of a store; pull the rest"):
+            change(tmp_path / "b")
 
 
 @pytest.mark.parametrize("tampered", ["shard", "manifest", "part"])

@@ -1,0 +1,117 @@
+"""`hf:PATH` for masked LMs: an encoder whose head over the vocabulary is applied to chunks of positions.
+
+The model runs once for a batch of rows and gives its head nothing to do; what the head was to be given is caught,
+the positions are picked, and the head computes them in float32, as many at a time as a byte budget holds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from softlabels.domains.text import TextRow
+from softlabels.errors import TeacherError
+from softlabels.store.manifest import TeacherRecord
+
+if TYPE_CHECKING:
+    from softlabels.teachers.hf_encoder import EncoderTokenizer
+
+__all__ = ["HFMaskedTeacher"]
+
+PROBE_IDS = 8
+
+
+class HFMaskedTeacher:
+    """A masked LM of transformers."""
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: EncoderTokenizer,
+        *,
+        spec: str,
+        name: str,
+        weights_sha256: str,
+        engine: str,
+        head_bytes: int,
+    ) -> None:
+        self._model, self.tokenizer = model, tokenizer
+        head = model.get_output_embeddings()
+        if not isinstance(head, nn.Linear):
+            raise TeacherError(
+                f"{spec}: {type(model).__name__} has no linear layer over the vocabulary as its output embeddings"
+            )
+        if "mask" not in tokenizer.record.special_ids:
+            raise TeacherError(f"{spec}: its tokenizer has no mask token, so nothing can be hidden")
+        self._head = head
+        self._weight = head.weight.detach().float()
+        self._bias = None if head.bias is None else head.bias.detach().float()
+        self.device = self._weight.device
+        self.record = TeacherRecord(
+            spec=spec,
+            name=name,
+            revision=getattr(model.config, "_commit_hash", None),
+            weights_sha256=weights_sha256,
+            dtype=str(model.dtype).removeprefix("torch."),
+            device=self.device.type,
+            engine=engine,
+            vocab_size=int(self._weight.shape[0]),
+            parameters=sum(p.numel() for p in model.parameters()),
+        )
+        if tokenizer.vocab_size > self.record.vocab_size:
+            raise TeacherError(
+                f"{spec}: the tokenizer has {tokenizer.vocab_size} ids, the head only {self.record.vocab_size}; "
+                "they do not belong together"
+            )
+        self._chunk = max(1, head_bytes // (4 * self.record.vocab_size))
+        self._check_head()
+
+    @torch.no_grad()
+    def _check_head(self) -> None:
+        """Compare the head as applied here with the model's own logits on a few ids."""
+        ids = torch.arange(PROBE_IDS, device=self.device)[None] + 1
+        mask = torch.ones_like(ids)
+        expected = self._model(input_ids=ids, attention_mask=mask).logits[0].float()
+        found = self._logits(self._hidden(ids, mask)[0])
+        worst = (found - expected).abs().max().item()
+        step = 1e-4 if self._model.dtype == torch.float32 else 2.0**-6
+        if not worst <= step * max(1.0, expected.abs().max().item()):
+            raise TeacherError(
+                f"{self.record.spec}: the head of {type(self._model).__name__} is not understood: logits computed in "
+                f"chunks differ from the model's own by {worst:g}"
+            )
+
+    def _hidden(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """`[B, S, D]`: what the head is given."""
+        caught: list[Tensor] = []
+
+        def catch(_: nn.Module, args: tuple[Tensor]) -> tuple[Tensor]:
+            caught.append(args[0])
+            return (args[0][:, :0],)
+
+        with self._head.register_forward_pre_hook(catch):
+            self._model(input_ids=ids, attention_mask=mask)
+        if len(caught) != 1:
+            raise TeacherError(
+                f"{self.record.spec}: {type(self._model).__name__} calls its head {len(caught)} times, expected once"
+            )
+        return caught[0]
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        return nn.functional.linear(hidden.float(), self._weight, self._bias)
+
+    @torch.no_grad()
+    def logits(self, rows: Sequence[TextRow]) -> Iterator[Tensor]:
+        """Chunks `[n, V] float32` of the positions of all rows, in order."""
+        padded = TextRow.pad(rows)
+        assert padded.lengths is not None
+        ids = torch.from_numpy(padded.input_ids).to(self.device)
+        lengths = torch.from_numpy(padded.lengths).to(self.device)
+        mask = torch.arange(ids.shape[1], device=self.device) < lengths[:, None]
+        flat = torch.from_numpy(padded.flat_positions).to(self.device)
+        hidden = self._hidden(ids, mask.long()).flatten(0, 1).index_select(0, flat)
+        for chunk in torch.split(hidden, self._chunk):
+            yield self._logits(chunk)
