@@ -13,19 +13,19 @@ from typing import Any
 
 import msgspec
 
-from softlabels.store import manifest, records
+from softlabels.store import manifest, part, records
 from softlabels.terminal import field_help
 
 PATH = Path(__file__).with_name("manifest.schema.json")
 COMMAND = "python docs/make_schema.py"
-ROOTS = (manifest.Manifest, manifest.Plan, manifest.Commit)
+ROOTS = (manifest.Manifest, manifest.Plan, manifest.Commit, part.Part)
 
 
 def schema() -> dict[str, Any]:
-    """JSON Schema of manifest.json; `#/$defs/Plan` and `#/$defs/Commit` are those of the other records."""
+    """JSON Schema of manifest.json; `#/$defs/Plan`, `Commit` and `Part` are those of the other records."""
     references, definitions = msgspec.json.schema_components(ROOTS)
     for name, definition in definitions.items():
-        for key, text in field_help(getattr(manifest, name)).items():
+        for key, text in field_help(getattr(manifest, name, None) or getattr(part, name)).items():
             definition["properties"][key].setdefault("description", text)
     major = records.FORMAT_VERSION.split(".")[0]
     for root in ROOTS:

@@ -12,7 +12,8 @@
     ├── StoreError       (OSError)       a store that cannot be used
     │   ├── FormatError                  not a store, malformed, or made by a newer major version
     │   ├── IntegrityError               bytes missing, torn or altered
-    │   └── PlanError                    the folder holds another job
+    │   ├── PlanError                    the folder holds another job
+    │   └── RemoteError                  an address that does not answer, or refuses
     ├── RunError         (OSError)       a training run that cannot be used
     ├── ExportError      (ValueError)    an exported student that does not answer as the student does
     └── MissingExtraError (ImportError)  an optional library is not installed
@@ -33,6 +34,7 @@ __all__ = [
     "NonFiniteError",
     "PairingError",
     "PlanError",
+    "RemoteError",
     "RunError",
     "SoftLabelsError",
     "StoreError",
@@ -96,6 +98,10 @@ class IntegrityError(StoreError):
 
 class PlanError(StoreError):
     """The output folder already holds a different job."""
+
+
+class RemoteError(StoreError):
+    """What lies at an address cannot be reached, or may not be."""
 
 
 class RunError(SoftLabelsError, OSError):

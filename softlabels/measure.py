@@ -94,7 +94,7 @@ def measure(
     """
     report = reporter or Silent()
     store = open_store(path)
-    if write and not os.access(store.path, os.W_OK):
+    if write and not os.access(store.folder, os.W_OK):
         raise StoreError(
             f"{store.path}: is not writable, so the record cannot be kept; use --no-write to measure only"
         )
@@ -104,8 +104,8 @@ def measure(
     check_same_teacher(store.manifest.identity, teacher, report)
     fidelity = _compare(store, rows, teacher, config.seed, report)
     if write:
-        amend(store.path, msgspec.structs.replace(store.manifest, fidelity=fidelity))
-        if (store.path / SIGNATURE).exists():
+        amend(store.folder, msgspec.structs.replace(store.manifest, fidelity=fidelity))
+        if (store.folder / SIGNATURE).exists():
             report.notice(
                 f"{store.path}: its signature is of the manifest as it was before, and must be renewed: "
                 "`softlabels sign`"

@@ -20,7 +20,16 @@ import click
 
 from softlabels.errors import SoftLabelsError
 
-__all__ = ["Bar", "Commands", "LocalPath", "config_options", "emit", "field_help", "json_option"]
+__all__ = [
+    "Bar",
+    "Commands",
+    "LocalPath",
+    "StorePlace",
+    "config_options",
+    "emit",
+    "field_help",
+    "json_option",
+]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -62,14 +71,28 @@ def _interrupt(signum: int, frame: types.FrameType | None) -> NoReturn:
 class LocalPath(click.Path):
     """A path on this machine; an address is refused, not taken for a folder named `s3:`."""
 
+    way_out = "this is written to, or changed, in a local folder only; `softlabels push` and `pull` copy a store"
+
     def __init__(self, *, file_okay: bool = True) -> None:
         super().__init__(file_okay=file_okay, path_type=Path)
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Check and make a `Path`."""
         if "://" in str(value):
-            self.fail(f"{value!r}: this version reads and writes local folders only", param, ctx)
+            self.fail(f"{value!r}: {self.way_out}", param, ctx)
         return super().convert(value, param, ctx)
+
+
+class StorePlace(click.ParamType):  # type: ignore[type-arg,unused-ignore]
+    """Where a store is that is only read: a folder (a `Path`), or an address (a `str`)."""
+
+    name = "path|url"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> Path | str:
+        """Tell one from the other."""
+        return str(value) if "://" in str(value) else Path(value)
 
 
 json_option = click.option(

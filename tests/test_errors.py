@@ -27,6 +27,7 @@ BUILTIN = {
     "FormatError": OSError,
     "IntegrityError": OSError,
     "PlanError": OSError,
+    "RemoteError": OSError,
     "RunError": OSError,
     "ExportError": ValueError,
     "MissingExtraError": ImportError,

@@ -2,6 +2,8 @@
 
 While batches are made of one block, the next one is decoded on a thread, so that entering it costs nothing.
 At most the shards of two blocks are held decoded, plus what a batch of more than a block needs while it is made.
+
+Of a remote store the shards of the next two blocks come from the network at the same time, all at once.
 """
 
 from __future__ import annotations
@@ -14,6 +16,9 @@ from softlabels.store.shard import Shard, StoredRow
 from trainers.order import RowOrder
 
 __all__ = ["BlockReader"]
+
+FETCHED_BLOCKS = 3
+"""Blocks whose shards are fetched while the first of them is read."""
 
 
 class BlockReader:
@@ -29,6 +34,8 @@ class BlockReader:
     def __init__(self, store: Store, order: RowOrder) -> None:
         self.store, self.order = store, order
         self._decoded: dict[int, Future[Shard]] = {}
+        self._fetching: int | None = None
+        """The block whose shards, with those of the blocks after it, were last asked for ahead."""
         self._pool: Executor | None = None
 
     def decode_on(self, pool: Executor | None) -> None:
@@ -37,11 +44,17 @@ class BlockReader:
         The pool of before must have been shut down.
         """
         self._pool = pool
+        self._fetching = None
         self._decoded = {
             index: future
             for index, future in self._decoded.items()
             if future.done() and not future.cancelled() and future.exception() is None
         }
+
+    def give_up(self) -> None:
+        """Nothing more is read for now: what still comes from a network is not waited for."""
+        self._fetching = None
+        self.store.ahead([])
 
     def rows(self, position: int, count: int) -> list[StoredRow]:
         """`count` rows from a place of the order on, whose targets are views of their shards.
@@ -51,6 +64,7 @@ class BlockReader:
         """
         found = []
         for piece in self.order.pieces(position, count):
+            self._fetch(piece.block)
             if self._pool is not None:  # all at once, so that the thread is never without work
                 self._want(piece.block)
             for row in piece.rows.tolist():
@@ -66,8 +80,22 @@ class BlockReader:
             for index in self._decoded.keys() - near:
                 self._decoded.pop(index).cancel()
         if self._pool is not None:
+            self._fetch(block)
             self._want(block)
             self._want(block + 1)
+
+    def _fetch(self, block: int) -> None:
+        """Have the shards of a block fetched, if they are not yet here, and of the two after it if we look ahead."""
+        if self._fetching == block:
+            return
+        self._fetching = block
+        blocks = range(block, block + (1 if self._pool is None else FETCHED_BLOCKS))
+        shards = dict.fromkeys(int(s) for b in blocks for s in self.order.shards_of(b))
+        self.store.ahead([s for s in shards if not self._is_decoded(s)])
+
+    def _is_decoded(self, index: int) -> bool:
+        found = self._decoded.get(index)
+        return found is not None and found.done() and not found.cancelled()
 
     def _want(self, block: int) -> None:
         for index in self.order.shards_of(block).tolist():

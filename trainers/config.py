@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from softlabels.errors import ConfigError
 from softlabels.settings import check_at_least, from_sources
+from softlabels.store.cache import CacheOptions
 
 if TYPE_CHECKING:
     from trainers.schedules import LossSchedule
@@ -21,7 +22,8 @@ class RunConfig:
     """One run: store, student, loss, schedule."""
 
     store: tuple[str, ...] | str
-    """Path of the store to train from; of several, repeatable, `PATH=WEIGHT`: the store's share of the rows."""
+    """Path or address (`s3://…`) of the store to train from; of several, repeatable, `PATH=WEIGHT`: its share of the
+    rows."""
     student: str | None = None
     """`hf-config:FILE`, `layers-of:PATH?keep=…`, `hf:PATH`; or --init."""
     init: str | None = None
@@ -104,6 +106,10 @@ class RunConfig:
     """Checkpoints to keep."""
     threads: int | None = None
     """CPU threads; default all cores."""
+    cache: str | None = None
+    """Folder for files of stores at an address; default SOFTLABELS_CACHE, or the user's cache folder."""
+    cache_gib: float | None = None
+    """GiB of such files to keep, those used last; 0: none. Default SOFTLABELS_CACHE_GIB, or 32."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.store, str) and len(self.store) == 1:
@@ -125,6 +131,7 @@ class RunConfig:
                 "together in one store each first, or train on one"
             )
         self.make_loss()
+        self.cache_options.resolved()
         check_at_least(
             self,
             steps=1,
@@ -174,6 +181,11 @@ class RunConfig:
             if not fits:
                 flag = name.replace("_", "-")
                 raise ConfigError(f"--{flag} {getattr(self, name)}: expected {expected}")
+
+    @property
+    def cache_options(self) -> CacheOptions:
+        """Where files of remote stores are kept."""
+        return CacheOptions(folder=self.cache, gib=self.cache_gib)
 
     @property
     def student_spec(self) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from softlabels.errors import ConfigError, RunError
+from softlabels.store.cache import CacheOptions
 from softlabels.store.reader import Store
 from trainers.checkpoint import write_json
 from trainers.evaluate import Evaluation, evaluate
@@ -27,7 +28,7 @@ FORGETTING = "forgetting.json"
 
 
 def open_watched(
-    paths: Sequence[str], store: Store, *, view: str | None
+    paths: Sequence[str], store: Store, *, view: str | None, cache: CacheOptions | None = None
 ) -> list[tuple[str, Store]]:
     """Open the stores of `--forgetting`, each with its path.
 
@@ -36,7 +37,9 @@ def open_watched(
         RunError: one is the store that is trained on.
         TokenizerError: one was tokenised otherwise.
     """
-    opened = [(p, open_heldout(p, store, view=view, flag="--forgetting")) for p in paths]
+    opened = [
+        (p, open_heldout(p, store, view=view, flag="--forgetting", cache=cache)) for p in paths
+    ]
     digests = [s.digest for _, s in opened]
     for i, (path, _) in enumerate(opened):
         if digests[i] in digests[:i]:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from softlabels.errors import RunError, TokenizerError
+from softlabels.store.cache import CacheOptions
 from softlabels.store.reader import Store, open_store
 from trainers.evaluate import Evaluation, evaluate
 from trainers.students import Student
@@ -16,14 +17,21 @@ from trainers.students import Student
 __all__ = ["HeldOut", "open_heldout"]
 
 
-def open_heldout(path: str, store: Store, *, view: str | None, flag: str = "--heldout") -> Store:
+def open_heldout(
+    path: str,
+    store: Store,
+    *,
+    view: str | None,
+    flag: str = "--heldout",
+    cache: CacheOptions | None = None,
+) -> Store:
     """Open the held-out store of a run, which `flag` named.
 
     Raises:
         RunError: it is the store that is trained on.
         TokenizerError: it was tokenised otherwise.
     """
-    heldout = open_store(path, view=view)
+    heldout = open_store(path, view=view, cache=cache)
     heldout.need_inputs()
     if heldout.digest == store.digest:
         raise RunError(

@@ -68,17 +68,19 @@ def _train(
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     config.micro_batches(ranks.world_size)
-    stores = open_stores(config.store, view=config.vocab, inputs=config.inputs)
+    stores = open_stores(
+        config.store, view=config.vocab, inputs=config.inputs, cache=config.cache_options
+    )
     store = stores[0][0]  # in what is asked of it below, all are alike
     loss = config.make_loss().on(store.manifest.identity.targets)
     for opened, _ in stores:
         _check_labels(loss, opened)
     for notice in loss.notices(store.manifest.identity.targets):
         report.notice(notice)
-    watched = open_watched(config.forgetting, store, view=config.vocab)
+    watched = open_watched(config.forgetting, store, view=config.vocab, cache=config.cache_options)
     heldout = None
     if config.heldout is not None:
-        heldout = open_heldout(config.heldout, store, view=config.vocab)
+        heldout = open_heldout(config.heldout, store, view=config.vocab, cache=config.cache_options)
     recorded = ranks.from_first(lambda: read_run(run, resume=resume))
     dtype = recorded["dtype"] if recorded and config.dtype == "auto" else config.dtype
     device = ranks.device(config.device)

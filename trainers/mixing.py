@@ -25,6 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from softlabels.errors import ConfigError, PairingError, TokenizerError
+from softlabels.store.cache import CacheOptions
 from softlabels.store.reader import Store, open_store
 from trainers.batch import Batch, collate
 from trainers.blocks import BlockReader
@@ -185,6 +186,10 @@ class MixedStream(BatchStream):
         for reader in self._readers:
             reader.decode_on(pool)
 
+    def _give_up(self) -> None:
+        for reader in self._readers:
+            reader.give_up()
+
 
 def check_alike(stores: Sequence[Store]) -> None:
     """Refuse stores whose rows cannot be laid side by side.
@@ -244,7 +249,11 @@ def parse_stores(texts: str | Sequence[str]) -> list[tuple[str, Fraction]]:
 
 
 def open_stores(
-    texts: str | Sequence[str], *, view: str | None = None, inputs: str | None = None
+    texts: str | Sequence[str],
+    *,
+    view: str | None = None,
+    inputs: str | None = None,
+    cache: CacheOptions | None = None,
 ) -> list[tuple[Store, Fraction]]:
     """The stores of `parse_stores`, open and found to go together, with their weights.
 
@@ -252,7 +261,8 @@ def open_stores(
         ConfigError, StoreError, PairingError, TokenizerError: as `MixedStream`.
     """
     found = [
-        (open_store(path, view=view, inputs=inputs), weight) for path, weight in parse_stores(texts)
+        (open_store(path, view=view, inputs=inputs, cache=cache), weight)
+        for path, weight in parse_stores(texts)
     ]
     for store, _ in found:
         store.need_inputs()

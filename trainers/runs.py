@@ -33,6 +33,8 @@ FREE = frozenset(
         "patience",
         "parallel",
         "threads",
+        "cache",
+        "cache_gib",
         "device",
         "dtype",
     }

@@ -66,6 +66,10 @@ class BatchStream(ABC):
     def _decode_on(self, pool: Executor | None) -> None:
         """Decode shards on this pool from now on."""
 
+    @abstractmethod
+    def _give_up(self) -> None:
+        """Do not wait for a network any longer."""
+
     # -- state ------------------------------------------------------------------------------------
 
     def state_dict(self, after: Batch | None = None) -> dict[str, Any]:
@@ -149,6 +153,7 @@ class BatchStream(ABC):
             finally:
                 for future in ahead:
                     future.cancel()
+                self._give_up()
 
     @contextmanager
     def _decoding_ahead(self) -> Iterator[None]:
@@ -225,6 +230,9 @@ class SoftTargetStream(BatchStream):
 
     def _decode_on(self, pool: Executor | None) -> None:
         self._reader.decode_on(pool)
+
+    def _give_up(self) -> None:
+        self._reader.give_up()
 
 
 def check_slices(batch_size: int, rank: int, world_size: int) -> None:

@@ -157,7 +157,7 @@ def _job(store: Store, config: AppendConfig) -> BuildConfig:
     identity = store.manifest.identity
     targets, encoding = identity.targets, identity.encoding
     try:
-        shard_rows = read_plan(store.path).shard_rows
+        shard_rows = read_plan(store.folder).shard_rows
     except FileNotFoundError:  # a copy without it is a store, too
         shard_rows = max(s.rows for s in store.manifest.shards)
     return BuildConfig(

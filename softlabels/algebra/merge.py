@@ -62,7 +62,9 @@ def merge(
     stores = [open_source(Path(s), out) for s in sources]
     identities = [s.manifest.identity for s in stores]
     for store, identity in zip(stores[1:], identities[1:], strict=True):
-        check_same(identities[0], identity, where=store.path, of=stores[0].path, licence=licence)
+        check_same(
+            identities[0], identity, where=store.folder, of=stores[0].folder, licence=licence
+        )
     report.stage("check", sum(len(s.manifest.shards) for s in stores), "shards")
     fingerprint, digests = hashlib.sha256(), bytearray()
     pieces: list[Piece] = []

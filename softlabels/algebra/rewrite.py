@@ -252,7 +252,7 @@ def _reused(store: Store, cut: Cut, start: int) -> Piece | None:
     encoding, numbering = store.manifest.identity.encoding, record.numbering
     if encoding.plain and numbering.row != start:
         return None
-    file = store.path / record.name
+    file = store.folder / record.name
     return Piece(
         planned=msgspec.structs.replace(
             _planned(cut, start), documents_from=numbering.documents or None
@@ -307,7 +307,7 @@ class _Source:
         nll = None
         if cut.whole:
             record = self._store.manifest.shards[cut.runs[0][0]]
-            file = self._store.path / record.name
+            file = self._store.folder / record.name
             identity = self._store.manifest.identity
             nll = read_statistics(read_file(file), identity, where=str(file)).teacher_nll
         return Made(

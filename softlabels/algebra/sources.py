@@ -36,7 +36,7 @@ class Scanned:
     @property
     def file(self) -> Path:
         """Where it lies."""
-        return self.store.path / self.record.name
+        return self.store.folder / self.record.name
 
     @property
     def inputs_sha256(self) -> str:
@@ -75,7 +75,7 @@ def scan(store: Store, report: Reporter) -> Iterator[Scanned]:
     identity, fingerprint = manifest.identity, hashlib.sha256()
     whole = domain_module(identity.domain).DIGEST_BYTES == DIGEST_BYTES
     for i, record in enumerate(manifest.shards):
-        file = store.path / record.name
+        file = store.folder / record.name
         data = check_file(file, sha256=record.sha256, size=record.bytes)
         digests = (
             input_digests(data, identity, rows=record.rows, where=str(file))
@@ -119,7 +119,7 @@ def provenance_of(
         operation=operation,
         parameters=parameters,
         sources=[
-            SourceRecord(name=s.path.resolve().name, content_digest=s.digest, rows=len(s))
+            SourceRecord(name=s.folder.resolve().name, content_digest=s.digest, rows=len(s))
             for s in stores
         ],
     )

@@ -48,7 +48,7 @@ def view(
             f"--vocab {vocab}: another vocabulary is for causal LMs; {store.path} is of the domain {domain}"
         )
     seen = VocabView.parse(vocab, store.vocab_size)
-    store = Store(store.path, store.manifest, cached_shards=1, view=seen)
+    store = Store(store.files, store.manifest, cached_shards=1, view=seen)
     shard_rows = max(s.rows for s in store.manifest.shards)
     found = survey(store, report, None, shard_rows=shard_rows)
     dropped = store.dropped

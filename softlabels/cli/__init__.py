@@ -14,6 +14,7 @@ from softlabels.cli.measure import measure_command
 from softlabels.cli.merge import append_command, merge_command
 from softlabels.cli.repair import repair_command
 from softlabels.cli.report import report_command
+from softlabels.cli.share import pull_command, push_command
 from softlabels.cli.sign import sign_command
 from softlabels.cli.subset import convert_command, diff_command, subset_command, view_command
 from softlabels.terminal import Commands
@@ -32,6 +33,8 @@ main.add_command(build_command)
 main.add_command(inspect_command)
 main.add_command(verify_command)
 main.add_command(repair_command)
+main.add_command(push_command)
+main.add_command(pull_command)
 main.add_command(measure_command)
 main.add_command(import_command)
 main.add_command(export_command)

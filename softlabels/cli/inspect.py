@@ -9,7 +9,7 @@ import click
 
 from softlabels.cli.build import summary
 from softlabels.errors import ConfigError
-from softlabels.terminal import Bar, LocalPath, emit, json_option
+from softlabels.terminal import Bar, LocalPath, StorePlace, emit, json_option
 
 __all__ = ["inspect_command", "verify_command"]
 
@@ -18,7 +18,7 @@ SHOWN = 8
 
 
 @click.command("inspect")
-@click.argument("store", type=LocalPath())
+@click.argument("store", type=StorePlace())
 @click.option("--row", type=int, help="Show one row's positions.")
 @click.option("--position", type=int, help="Of that row, show one position in full.")
 @click.option(
@@ -26,13 +26,18 @@ SHOWN = 8
 )
 @json_option
 def inspect_command(
-    store: Path, row: int | None, position: int | None, temperature: float | None, as_json: bool
+    store: Path | str,
+    row: int | None,
+    position: int | None,
+    temperature: float | None,
+    as_json: bool,
 ) -> None:
     """Show what a store holds, or one row of it.
 
     \b
     Examples:
       softlabels inspect store
+      softlabels inspect s3://bucket/store
       softlabels inspect store --row 3
       softlabels inspect store --row 3 --position 17 --temperature 2
     """
@@ -182,7 +187,7 @@ def _choice(kept: dict[str, Any], label: int) -> str:
 
 
 @click.command("verify")
-@click.argument("store", type=LocalPath())
+@click.argument("store", type=StorePlace())
 @click.option(
     "--deep/--quick",
     default=True,
@@ -196,13 +201,16 @@ def _choice(kept: dict[str, Any], label: int) -> str:
 @json_option
 @click.pass_context
 def verify_command(
-    ctx: click.Context, store: Path, deep: bool, key: Path | None, as_json: bool
+    ctx: click.Context, store: Path | str, deep: bool, key: Path | None, as_json: bool
 ) -> None:
     """Check every file of a store; exit with 1 if anything is missing, torn, altered or foreign.
+
+    Of an address every byte is fetched, past the cache.
 
     \b
     Examples:
       softlabels verify store
+      softlabels verify s3://bucket/store
       softlabels verify store --key maker.pem
     """
     from softlabels.store.verify import verify_store
@@ -210,6 +218,10 @@ def verify_command(
     if key is not None:
         from softlabels.store.signing import check_signature
 
+        if not isinstance(store, Path):
+            raise ConfigError(
+                f"--key {key}: only a folder's signature can be checked; `softlabels pull {store} FOLDER`, verify that"
+            )
         check_signature(store, key)
 
     with Bar(quiet=as_json) as bar:
@@ -223,12 +235,15 @@ def verify_command(
         f"{store}: {signed}{state}; {report.files} files, {report.rows:,} rows, {report.positions:,} positions "
         "checked"
     )
+    if not report.listed:
+        text += "; foreign files cannot be looked for on a web server"
     emit(
         {
             "store": str(store),
             "ok": not report.problems,
             "signed": key is not None,
             "problems": report.problems,
+            "listed": report.listed,
             "files": report.files,
             "rows": report.rows,
             "positions": report.positions,

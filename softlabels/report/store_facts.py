@@ -104,7 +104,7 @@ def gather(store: Store, *, rows: int) -> StoreFacts:
     for index in chosen:
         record = store.manifest.shards[index]
         shard = store.read_shard(index)
-        columns.update(_column_bytes(store.path / record.name, identity))
+        columns.update(_column_bytes(store.folder / record.name, identity))
         seen += len(shard.rows)
         positions += shard.targets.n
         soft = shard.targets[np.flatnonzero(shard.targets.soft)]

@@ -15,6 +15,7 @@ from softlabels.errors import FormatError, IntegrityError
 from softlabels.store.commit import replace
 from softlabels.store.finish import CARD, MADE, with_files
 from softlabels.store.manifest import MANIFEST, Manifest, load_manifest
+from softlabels.store.part import refuse_part
 from softlabels.store.records import canonical
 
 __all__ = ["amend"]
@@ -33,6 +34,7 @@ def amend(store: Path, manifest: Manifest, *, make: Sequence[str] = ()) -> Manif
         IntegrityError: the store's content changed meanwhile.
         StoreError: a file cannot be written.
     """
+    refuse_part(store)
     present = load_manifest(store)
     if present.content_digest != manifest.content_digest:
         raise IntegrityError(

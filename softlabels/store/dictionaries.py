@@ -8,8 +8,9 @@ from pathlib import Path
 
 from softlabels.codecs.codebook import DICTIONARY_LIMIT, Codebook
 from softlabels.errors import IntegrityError
+from softlabels.store.files import Address, LocalFiles, Recorded, StoreFiles
 from softlabels.store.manifest import FileRecord
-from softlabels.store.records import check_file, read_file
+from softlabels.store.records import read_file
 
 __all__ = ["DICTIONARY", "Dictionaries"]
 
@@ -22,15 +23,19 @@ class Dictionaries:
     """Gives the dictionary that a shard names.
 
     Args:
-        store: its folder.
+        store: its folder, or its files.
         vocab_size: V.
         files: the files that a manifest lists; None: whatever lies in the folder, while a store is made.
     """
 
     def __init__(
-        self, store: Path, vocab_size: int, files: Mapping[str, FileRecord] | None = None
+        self,
+        store: Path | StoreFiles,
+        vocab_size: int,
+        files: Mapping[str, FileRecord] | None = None,
     ) -> None:
-        self._store, self._vocab_size, self._files = store, vocab_size, files
+        self._source = LocalFiles(store) if isinstance(store, Path) else store
+        self._vocab_size, self._files = vocab_size, files
         self._read: dict[str, Codebook] = {}
 
     def __call__(self, sha256: str) -> Codebook:
@@ -45,9 +50,10 @@ class Dictionaries:
             self._read[sha256] = book
         return self._read[sha256]
 
-    def _find(self, sha256: str) -> tuple[Path, bytes]:
+    def _find(self, sha256: str) -> tuple[Path | Address, bytes]:
+        root = self._source.root
         missing = IntegrityError(
-            f"{self._store / FOLDER}: holds no dictionary of sha256 {sha256[:12]}…, without which shards cannot be "
+            f"{root / FOLDER}: holds no dictionary of sha256 {sha256[:12]}…, without which shards cannot be "
             "decoded; copy it again from the store's source"
         )
         if self._files is not None:
@@ -55,12 +61,13 @@ class Dictionaries:
                 if record.sha256 == sha256 and name.startswith(f"{FOLDER}/"):
                     if record.bytes > DICTIONARY_LIMIT:
                         raise IntegrityError(
-                            f"{self._store / name}: {record.bytes} bytes, a dictionary has at most {DICTIONARY_LIMIT}"
+                            f"{root / name}: {record.bytes} bytes, a dictionary has at most {DICTIONARY_LIMIT}"
                         )
-                    path = self._store / name
-                    return path, check_file(path, sha256=sha256, size=record.bytes)
+                    found = Recorded(name, sha256, record.bytes)
+                    return root / name, self._source.checked(found)
             raise missing
-        for path in sorted((self._store / FOLDER).glob("*.bin")):
+        assert isinstance(root, Path), "a store is made in a folder"
+        for path in sorted((root / FOLDER).glob("*.bin")):
             try:
                 data = read_file(path) if path.stat().st_size <= DICTIONARY_LIMIT else b""
             except OSError:

@@ -30,7 +30,7 @@ from softlabels.store.manifest import (
 from softlabels.store.parquet import column_bytes
 from softlabels.store.records import FORMAT, FORMAT_VERSION, canonical, seal
 
-__all__ = ["CARD", "MADE", "finish", "make_manifest", "with_files"]
+__all__ = ["CARD", "MADE", "finish", "make_manifest", "statistics_of", "with_files"]
 
 CARD = "README.md"
 MADE: dict[str, Callable[[Manifest], str]] = {CARD: card, CROISSANT: croissant}
@@ -71,10 +71,6 @@ def make_manifest(
         for p, c in zip(plan.shards, commits, strict=True)
     ]
     seconds = sum(c.seconds for c in commits)
-    nll = [c.statistics.teacher_nll for c in commits]
-    positions = sum(c.positions for c in commits)
-    soft = sum(c.statistics.soft_of(c.positions) for c in commits)
-    labelled = sum(c.statistics.labelled_of(c.positions) for c in commits)
     return Manifest(
         format=FORMAT,
         version=FORMAT_VERSION,
@@ -82,16 +78,7 @@ def make_manifest(
         identity=plan.identity,
         shards=shards,
         files=plan.files | _dictionary(store),
-        statistics=Statistics(
-            kept_ids=sum(c.statistics.kept_ids for c in commits),
-            kept_mass=[
-                float(sum(values))
-                for values in zip(*(c.statistics.kept_mass for c in commits), strict=True)
-            ],
-            teacher_nll=None if None in nll else float(sum(n for n in nll if n is not None)),
-            soft_positions=None if soft == positions else soft,
-            labelled=None if labelled == positions else labelled,
-        ),
+        statistics=statistics_of(commits),
         cost=CostRecord(
             seconds=seconds,
             tokens_per_second=plan.identity.corpus.tokens / seconds if seconds else 0.0,
@@ -101,6 +88,24 @@ def make_manifest(
         fidelity=fidelity,
         column_bytes=_column_bytes(store, plan, shards),
         provenance=plan.provenance,
+    )
+
+
+def statistics_of(commits: Sequence[Commit]) -> Statistics:
+    """Sums over shards."""
+    nll = [c.statistics.teacher_nll for c in commits]
+    positions = sum(c.positions for c in commits)
+    soft = sum(c.statistics.soft_of(c.positions) for c in commits)
+    labelled = sum(c.statistics.labelled_of(c.positions) for c in commits)
+    return Statistics(
+        kept_ids=sum(c.statistics.kept_ids for c in commits),
+        kept_mass=[
+            float(sum(values))
+            for values in zip(*(c.statistics.kept_mass for c in commits), strict=True)
+        ],
+        teacher_nll=None if None in nll else float(sum(n for n in nll if n is not None)),
+        soft_positions=None if soft == positions else soft,
+        labelled=None if labelled == positions else labelled,
     )
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from threading import Lock
 
 import numpy as np
@@ -17,8 +16,8 @@ import numpy as np
 from softlabels.errors import IntegrityError, PairingError
 from softlabels.rows import InputRow
 from softlabels.store.encoding import input_digests
+from softlabels.store.files import Recorded, StoreFiles
 from softlabels.store.manifest import Manifest
-from softlabels.store.records import check_file
 from softlabels.store.shard import Shard
 
 __all__ = ["Inputs"]
@@ -31,7 +30,7 @@ class Inputs:
     """The rows of a store, by digest. May be shared between threads.
 
     Args:
-        path: of the store.
+        files: of the store.
         manifest: its manifest.
         read_shard: decodes one of its shards.
         check: refuses a row that does not fit the targets.
@@ -44,12 +43,13 @@ class Inputs:
 
     def __init__(
         self,
-        path: Path,
+        files: StoreFiles,
         manifest: Manifest,
         read_shard: Callable[[int], Shard],
         check: Callable[..., None],
     ) -> None:
-        self.path, self._manifest, self._read_shard = path, manifest, read_shard
+        self.path, self._manifest, self._read_shard = files.root, manifest, read_shard
+        self._files = files
         self._check = check
         data = b"".join(self._digests(i) for i in range(len(manifest.shards)))
         names = np.frombuffer(data, np.dtype("S16"))
@@ -62,7 +62,7 @@ class Inputs:
     def _digests(self, index: int) -> bytes:
         record, identity = self._manifest.shards[index], self._manifest.identity
         file = self.path / record.name
-        data = check_file(file, sha256=record.sha256, size=record.bytes)
+        data = self._files.checked(Recorded(record.name, record.sha256, record.bytes))
         return input_digests(data, identity, rows=record.rows, where=str(file))
 
     def rows(self, named: Sequence[InputRow], *, where: str) -> list[InputRow]:

@@ -11,7 +11,8 @@ import msgspec
 
 from softlabels.errors import FormatError, IntegrityError
 from softlabels.store.certificate import Estimate, Fidelity, FidelityAt, LogProbError, SampleCheck
-from softlabels.store.records import Record, canonical, read_raw
+from softlabels.store.files import LocalFiles, StoreFiles
+from softlabels.store.records import Record, canonical, parse_raw
 from softlabels.targets import LARGEST_GRID
 
 __all__ = [
@@ -44,6 +45,7 @@ __all__ = [
     "TokenizerRecord",
     "content_digest",
     "load_manifest",
+    "read_manifest",
 ]
 
 MANIFEST = "manifest.json"
@@ -390,16 +392,23 @@ def load_manifest(store: Path) -> Manifest:
     Raises:
         FormatError: there is none: not a store, or one whose build has not finished.
     """
+    return read_manifest(LocalFiles(store))
+
+
+def read_manifest(files: StoreFiles) -> Manifest:
+    """As `load_manifest`, wherever the store is."""
+    store = files.root
     try:
-        manifest, raw = read_raw(store / MANIFEST, Manifest)
+        data = files.record(MANIFEST)
     except (FileNotFoundError, NotADirectoryError) as e:
-        if (store / "plan.json").exists():
+        if files.exists("plan.json"):
             raise FormatError(
                 f"{store}: the build has not finished (plan.json but no {MANIFEST}); run the same "
                 "`softlabels build` again to finish it"
             ) from e
         raise FormatError(f"{store}: not a store (no {MANIFEST}); is the path right?") from e
     where = store / MANIFEST
+    manifest, raw = parse_raw(data, Manifest, where=where)
     if manifest.content_digest != content_digest(raw["identity"], manifest.shards):
         raise IntegrityError(f"{where}: content_digest does not match identity and shards")
     grid = manifest.identity.targets.temperatures

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,17 +16,21 @@ from softlabels.domains import DOMAINS, domain_module
 from softlabels.errors import ConfigError, FormatError, IntegrityError, PairingError
 from softlabels.registry import Registry
 from softlabels.rows import Row
+from softlabels.store.cache import CacheOptions
 from softlabels.store.dictionaries import Dictionaries
 from softlabels.store.encoding import CONTAINERS, READABLE, decode_shard
+from softlabels.store.files import Address, Recorded, StoreFiles, files_of
 from softlabels.store.inputs import Inputs
-from softlabels.store.manifest import Identity, Manifest, ShardRecord, load_manifest
-from softlabels.store.records import check_file
+from softlabels.store.manifest import Identity, Manifest, ShardRecord, read_manifest
+from softlabels.store.part import Part, part_manifest, read_part
 from softlabels.store.shard import Shard, StoredRow
 from softlabels.views import Dropped, VocabView
 
 __all__ = ["Shard", "Store", "StoredRow", "check_known", "open_store"]
 
 CACHED_SHARDS = 2
+READ_AHEAD = 8
+"""Shards of a remote store that are fetched while it is read from front to back."""
 ESTIMATORS = ("topk", "topp", "sampled", "rs", "dense")
 """Kinds of kept set whose meaning this reader knows; not a registry, since meaning is not looked up."""
 
@@ -38,29 +42,33 @@ class Store:
     the last few stay in memory. Not shared between threads: each opens its own.
 
     With a view all rows and targets have its ids, and what it drops of the targets is counted. The manifest
-    and the digest stay those of the files.
+    and the digest stay those of the files. Of a part (`part.py`) they are the part's.
     """
 
     def __init__(
         self,
-        path: Path,
+        files: StoreFiles,
         manifest: Manifest,
         *,
+        part: Part | None = None,
         cached_shards: int = CACHED_SHARDS,
         view: VocabView | None = None,
         inputs: Inputs | None = None,
     ) -> None:
-        check_known(path, manifest.identity)
-        self.path = path
-        self.manifest = manifest
+        self.path: Path | Address = files.root
+        check_known(self.path, manifest.identity)
+        self.files = files
+        self.manifest = manifest if part is None else part_manifest(manifest, part)
         self.view = view
         self.inputs = None if manifest.identity.encoding.has_inputs else inputs
         self._dropped: dict[int, Dropped] = {}
-        self._starts = np.array([s.start_row for s in manifest.shards], np.int64)
+        self._starts = np.array([s.start_row for s in self.manifest.shards], np.int64)
         self._cache: OrderedDict[int, Shard] = OrderedDict()
         self._cached_shards = cached_shards
+        self._last = -1
+        """The shard that was read last through the cache."""
         self._dictionaries = Dictionaries(
-            path, manifest.identity.teacher.vocab_size, manifest.files
+            files, manifest.identity.teacher.vocab_size, manifest.files
         )
 
     def __len__(self) -> int:
@@ -73,6 +81,19 @@ class Store:
     def digest(self) -> str:
         """Names the content: equal for equal identity and shards."""
         return self.manifest.content_digest
+
+    @property
+    def folder(self) -> Path:
+        """Where it lies, for what works on its files.
+
+        Raises:
+            ConfigError: at an address.
+        """
+        if not isinstance(self.path, Path):
+            raise ConfigError(
+                f"{self.path}: this needs a folder; copy the store with `softlabels pull`"
+            )
+        return self.path
 
     @property
     def vocab_size(self) -> int:
@@ -100,7 +121,10 @@ class Store:
         if index in self._cache:
             self._cache.move_to_end(index)
             return self._cache[index]
+        if index == self._last + 1:
+            self.ahead(range(index, min(index + READ_AHEAD, len(self.manifest.shards))))
         shard = self.read_shard(index)
+        self._last = index
         self._cache[index] = shard
         while len(self._cache) > self._cached_shards:
             self._cache.popitem(last=False)
@@ -120,7 +144,7 @@ class Store:
         """
         record = self.manifest.shards[index]
         path = self.path / record.name
-        data = check_file(path, sha256=record.sha256, size=record.bytes)
+        data = self.files.checked(_recorded(record))
         shard = decode_shard(
             data,
             self.manifest.identity,
@@ -140,6 +164,10 @@ class Store:
         if not self.manifest.identity.encoding.has_inputs and not named:
             shard = self._joined(shard)
         return shard if self.view is None else self._seen(shard, index, self.view)
+
+    def ahead(self, shards: Sequence[int]) -> None:
+        """These shards, and no others, are read next; of a remote store they are fetched meanwhile."""
+        self.files.ahead([_recorded(self.manifest.shards[i]) for i in shards])
 
     def need_inputs(self) -> None:
         """Refuse a store whose inputs are elsewhere, and were not given.
@@ -176,7 +204,7 @@ class Store:
             IntegrityError: it is missing or altered.
         """
         record = self.manifest.files[name]
-        return check_file(self.path / name, sha256=record.sha256, size=record.bytes)
+        return self.files.checked(Recorded(name, record.sha256, record.bytes))
 
     def row(self, index: int) -> StoredRow:
         """One row with its targets."""
@@ -195,49 +223,54 @@ def open_store(
     cached_shards: int = CACHED_SHARDS,
     view: str | None = None,
     inputs: str | Path | None = None,
+    cache: CacheOptions | None = None,
 ) -> Store:
     """Open a finished store.
 
     Args:
-        url: its folder.
+        url: its folder, or its address (`s3://`, `gs://`, `https://`, `hf://`), which needs the extra `remote`.
         cached_shards: decoded shards to hold.
         view: `trim:N` or `map:FILE`, another vocabulary to read it in (`softlabels.views`).
         inputs: of a store without inputs, a store that holds them; rows are found by digest.
+        cache: where files of an address are kept, and how many bytes of them; default as the environment says.
 
-    The manifest is read and checked, and every shard must be present at its recorded size; contents are
-    checked as they are read (`softlabels verify` checks all at once).
+    The manifest is read and checked, and in a folder every shard must be present at its recorded size; contents are
+    checked as they are read (`softlabels verify` checks all at once). Of an address no more is fetched than is read.
 
     Raises:
         FormatError: not a store, unfinished, malformed or of a newer major version.
         IntegrityError: the manifest was altered, or a shard is missing or torn.
-        ConfigError: an address this version cannot open, or a view that does not fit the store.
+        RemoteError: the address does not answer, or not to us.
+        ConfigError: no such kind of address, or a view that does not fit the store.
     """
-    if "://" in str(url):
-        raise ConfigError(
-            f"{url}: only local folders can be opened by this version; copy the store first"
-        )
-    path = Path(url)
-    manifest = load_manifest(path)
-    for shard in manifest.shards:
-        _check_present(path, shard)
+    files = files_of(url, cache)
+    manifest = read_manifest(files)
+    part = read_part(files, manifest)
     if view is not None and manifest.identity.domain != "causal-lm":
         raise ConfigError(
-            f"--vocab {view}: another vocabulary is for causal LMs; {path} is of the domain {manifest.identity.domain}"
+            f"--vocab {view}: another vocabulary is for causal LMs; {files.root} is of the domain "
+            f"{manifest.identity.domain}"
         )
     seen = view and VocabView.parse(view, manifest.identity.teacher.vocab_size)
-    return Store(
-        path,
+    store = Store(
+        files,
         manifest,
+        part=part,
         cached_shards=cached_shards,
         view=seen or None,
-        inputs=None if inputs is None else _inputs(path, manifest, inputs),
+        inputs=None if inputs is None else _inputs(files.root, manifest, inputs, cache),
     )
+    for shard in store.manifest.shards:
+        files.check_present(_recorded(shard))
+    return store
 
 
-def _inputs(path: Path, manifest: Manifest, inputs: str | Path) -> Inputs:
+def _inputs(
+    path: Path | Address, manifest: Manifest, inputs: str | Path, cache: CacheOptions | None
+) -> Inputs:
     if manifest.identity.encoding.has_inputs:
         raise PairingError(f"{path}: holds its inputs itself; leave out --inputs {inputs}")
-    held = open_store(inputs)
+    held = open_store(inputs, cache=cache)
     ours, theirs = manifest.identity, held.manifest.identity
     if not theirs.encoding.has_inputs:
         raise PairingError(f"--inputs {inputs}: holds no inputs itself, only digests of them")
@@ -251,10 +284,14 @@ def _inputs(path: Path, manifest: Manifest, inputs: str | Path) -> Inputs:
             f"--inputs {inputs}: is of the domain {theirs.domain}, {path} of {ours.domain}"
         )
     check = partial(domain_module(ours.domain).check, identity=ours)
-    return Inputs(held.path, held.manifest, held.read_shard, check)
+    return Inputs(held.files, held.manifest, held.read_shard, check)
 
 
-def check_known(path: Path, identity: Identity) -> None:
+def _recorded(shard: ShardRecord) -> Recorded:
+    return Recorded(shard.name, shard.sha256, shard.bytes)
+
+
+def check_known(path: Path | Address, identity: Identity) -> None:
     """Refuse what this version would misread: a minor version may add, and older readers must notice.
 
     Raises:
@@ -278,20 +315,4 @@ def check_known(path: Path, identity: Identity) -> None:
         raise FormatError(
             f"{path}: label shift {identity.label_shift} is not known to this version (it knows {shift} in the domain "
             f"{identity.domain}); upgrade softlabels"
-        )
-
-
-def _check_present(store: Path, shard: ShardRecord) -> None:
-    path = store / shard.name
-    try:
-        size = path.stat().st_size
-    except (FileNotFoundError, NotADirectoryError) as e:
-        raise IntegrityError(
-            f"{path}: missing; copy it again from the store's source (sha256 {shard.sha256[:12]}…)"
-        ) from e
-    except OSError as e:
-        raise IntegrityError(f"{path}: cannot be read ({e.strerror})") from e
-    if size != shard.bytes:
-        raise IntegrityError(
-            f"{path}: {size} bytes, the manifest says {shard.bytes}: torn; copy it again from its source"
         )

@@ -19,12 +19,16 @@ from softlabels.errors import FormatError, IntegrityError, SoftLabelsError
 __all__ = [
     "FORMAT",
     "FORMAT_VERSION",
+    "RECORD_LIMIT",
     "Record",
     "canonical",
     "check_file",
+    "parse_raw",
+    "parse_record",
     "read_file",
     "read_raw",
     "read_record",
+    "read_record_file",
     "seal",
 ]
 
@@ -75,21 +79,42 @@ def read_record(path: Path, kind: type[R]) -> R:
 
 def read_raw(path: Path, kind: type[R]) -> tuple[R, dict[str, Any]]:
     """The record, and the JSON object that it was made from."""
+    return parse_raw(read_record_file(path), kind, where=path)
+
+
+def read_record_file(path: Path) -> bytes:
+    """The bytes of a record file, which may be anything yet.
+
+    Raises:
+        FormatError: larger than any record.
+        IntegrityError: not a regular file, or unreadable.
+        FileNotFoundError, NotADirectoryError: there is none.
+    """
     try:
         size = _size(path)
         if size > RECORD_LIMIT:
             raise FormatError(
                 f"{path}: {size} bytes; a record of more than {RECORD_LIMIT} bytes is refused unread"
             )
-        data = path.read_bytes()
-        if sum(data.count(c) for c in (b",", b"[", b"{")) > ENTRIES_LIMIT:
-            raise FormatError(
-                f"{path}: more than {ENTRIES_LIMIT} entries; such a record is refused unread"
-            )
+        return path.read_bytes()
     except (FileNotFoundError, NotADirectoryError, SoftLabelsError):
         raise
     except OSError as e:
         raise IntegrityError(f"{path}: cannot be read ({e.strerror}); {_REMEDY}") from e
+
+
+def parse_record(data: bytes, kind: type[R], *, where: object) -> R:
+    """As `read_record`, of bytes that were read already; messages name `where`."""
+    return parse_raw(data, kind, where=where)[0]
+
+
+def parse_raw(data: bytes, kind: type[R], *, where: object) -> tuple[R, dict[str, Any]]:
+    """The record, and the JSON object that it was made from; messages name `where`."""
+    path = where
+    if sum(data.count(c) for c in (b",", b"[", b"{")) > ENTRIES_LIMIT:
+        raise FormatError(
+            f"{path}: more than {ENTRIES_LIMIT} entries; such a record is refused unread"
+        )
     try:
         raw = msgspec.json.decode(data)
         _check_depth(path, raw)
@@ -116,7 +141,7 @@ def read_raw(path: Path, kind: type[R]) -> tuple[R, dict[str, Any]]:
 _REMEDY = "copy it again from its source, or build the store again"
 
 
-def _check_version(path: Path, version: Any) -> None:
+def _check_version(path: object, version: Any) -> None:
     match = re.fullmatch(r"(\d{1,6})\.(\d{1,6})", version) if isinstance(version, str) else None
     if match is None:
         raise FormatError(f"{path}: format version {version!r} is not MAJOR.MINOR")
@@ -128,7 +153,7 @@ def _check_version(path: Path, version: Any) -> None:
         )
 
 
-def _check_depth(path: Path, raw: Any) -> None:
+def _check_depth(path: object, raw: Any) -> None:
     level = [raw]
     for _ in range(DEPTH_LIMIT):
         level = [

@@ -49,6 +49,7 @@ from softlabels.store.manifest import (
     ShardRecord,
     load_manifest,
 )
+from softlabels.store.part import refuse_part
 from softlabels.store.plan import PLAN, read_plan
 from softlabels.store.reader import check_known
 from softlabels.store.records import check_file, read_file, read_record
@@ -117,6 +118,7 @@ def repair_store(
         IntegrityError: the plan is damaged, or records are of two builds; nothing was changed.
         StoreError: a file cannot be read or removed, for a reason that is not damage.
     """
+    refuse_part(path)
     plan = _plan(path)
     check_known(path / PLAN, plan.identity)
     manifest, manifest_problem = _attempt(lambda: load_manifest(path))

@@ -19,6 +19,7 @@ from typing import Any
 from softlabels.errors import ConfigError, IntegrityError, MissingExtraError
 from softlabels.store.commit import replace
 from softlabels.store.manifest import MANIFEST, SIGNATURE, load_manifest
+from softlabels.store.part import refuse_part
 from softlabels.store.records import read_file
 from softlabels.store.verify import verify_store
 
@@ -50,6 +51,7 @@ def sign_store(store: Path, key: Path, *, password: bytes | None = None) -> Path
         config.use_elliptic_key_signer(private_key=key, password=password)
     except Exception as e:  # OSError, ValueError, TypeError, AttributeError, UnsupportedAlgorithm …
         raise _bad_key(key, "private", e) from e
+    refuse_part(store)
     manifest = read_file(store / MANIFEST) if (store / MANIFEST).exists() else b""
     report = verify_store(store)
     if report.problems:

@@ -7,12 +7,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from softlabels.errors import IntegrityError, SoftLabelsError
+from softlabels.store.cache import CacheOptions
 from softlabels.store.commit import TEMPORARY
+from softlabels.store.files import Recorded, StoreFiles, files_of
 from softlabels.store.finish import MADE
-from softlabels.store.manifest import MANIFEST, SIGNATURE, Commit, Plan, load_manifest
+from softlabels.store.manifest import MANIFEST, SIGNATURE, Commit, Plan, read_manifest
+from softlabels.store.part import PART, read_part
 from softlabels.store.plan import PLAN, RowDigests
 from softlabels.store.reader import Store
-from softlabels.store.records import check_file, read_record
+from softlabels.store.records import parse_record
 
 __all__ = ["Report", "verify_store"]
 
@@ -28,83 +31,110 @@ class Report:
     positions: int
     problems: list[str] = field(default_factory=list)
     """Empty: the store is whole. Each names file, row where there is one, and the way out."""
+    listed: bool = True
+    """Whether files that belong to no store were looked for; a web server does not list its files."""
 
 
 def verify_store(
-    path: Path, *, deep: bool = True, progress: Callable[[int, int], None] | None = None
+    path: Path | str, *, deep: bool = True, progress: Callable[[int, int], None] | None = None
 ) -> Report:
     """Compare every file with its digest and, if `deep`, decode every shard and check every invariant.
+
+    Args:
+        path: folder of the store, or its address, of which every byte is then fetched anew, past the cache.
+        deep: decode, too.
+        progress: told after each shard how many are done, of how many.
 
     Raises:
         StoreError: the manifest itself cannot be read; nothing else can then be trusted.
     """
-    manifest = load_manifest(path)
-    store = Store(path, manifest, cached_shards=1)
+    source = files_of(path, CacheOptions(gib=0))
+    root = source.root
+    manifest = read_manifest(source)
+    part = read_part(source, manifest)
+    store = Store(source, manifest, part=part, cached_shards=1)
     problems: list[str] = []
     files = size = rows = positions = 0
     known = {MANIFEST, PLAN, SIGNATURE}
+    if part is not None:
+        known |= {PART, *(s.name for s in manifest.shards)}  # more of them may have been pulled
+        known |= {f"commits/{i:05d}.json" for i in range(len(manifest.shards))}
 
     for name, record in manifest.files.items():
         known.add(name)
         try:
-            check_file(path / name, sha256=record.sha256, size=record.bytes)
+            source.checked(Recorded(name, record.sha256, record.bytes))
             files, size = files + 1, size + record.bytes
         except SoftLabelsError as e:
             again = f"; `softlabels repair {path}` makes it again" if name in MADE else ""
             problems.append(f"{e}{again}")
-    plan = _plan(path, problems)
+    plan = _plan(source, problems)
 
     fingerprint = RowDigests()
-    for i, shard in enumerate(manifest.shards):
+    numbers = range(len(manifest.shards)) if part is None else part.shards
+    for i, (number, shard) in enumerate(zip(numbers, store.manifest.shards, strict=True)):
         known.add(shard.name)
-        commit = f"commits/{i:05d}.json"
+        commit = f"commits/{number:05d}.json"
         known.add(commit)
         try:
-            _check_commit(path / commit, plan, shard.sha256)
+            _check_commit(source, commit, plan, shard.sha256)
             if deep:
                 content = store.read_shard(i, named=True)
-                content.targets.validate(where=str(path / shard.name))
+                content.targets.validate(where=str(root / shard.name))
                 for row in content.rows:
                     fingerprint.add(row)
             else:
-                check_file(path / shard.name, sha256=shard.sha256, size=shard.bytes)
+                source.checked(Recorded(shard.name, shard.sha256, shard.bytes))
             files, size = files + 1, size + shard.bytes
             rows, positions = rows + shard.rows, positions + shard.positions
         except SoftLabelsError as e:
             problems.append(str(e))
         if progress is not None:
-            progress(i + 1, len(manifest.shards))
-    if deep and not problems and fingerprint.hexdigest() != manifest.identity.corpus.fingerprint:
-        problems.append(f"{path / MANIFEST}: the rows are not those of the corpus fingerprint")
-    problems += _strangers(path, known)
-    return Report(files=files + 1, bytes=size, rows=rows, positions=positions, problems=problems)
+            progress(i + 1, len(store.manifest.shards))
+    corpus = store.manifest.identity.corpus
+    if deep and not problems and fingerprint.hexdigest() != corpus.fingerprint:
+        problems.append(
+            f"{root / (PART if part else MANIFEST)}: the rows are not those of the corpus fingerprint"
+        )
+    names = source.names()
+    problems += _strangers(source, names or [], known)
+    return Report(
+        files=files + 1,
+        bytes=size,
+        rows=rows,
+        positions=positions,
+        problems=problems,
+        listed=names is not None,
+    )
 
 
-def _plan(path: Path, problems: list[str]) -> Plan | None:
+def _plan(source: StoreFiles, problems: list[str]) -> Plan | None:
+    where = source.root / PLAN
     try:
-        return read_record(path / PLAN, Plan)
+        return parse_record(source.record(PLAN), Plan, where=where)
     except FileNotFoundError:
-        problems.append(f"{path / PLAN}: missing; copy it again from the store's source")
+        problems.append(f"{where}: missing; copy it again from the store's source")
     except SoftLabelsError as e:
         problems.append(str(e))
     return None
 
 
-def _check_commit(path: Path, plan: Plan | None, sha256: str) -> None:
+def _check_commit(source: StoreFiles, name: str, plan: Plan | None, sha256: str) -> None:
+    where = source.root / name
     try:
-        commit = read_record(path, Commit)
+        commit = parse_record(source.record(name), Commit, where=where)
     except FileNotFoundError as e:
-        raise IntegrityError(f"{path}: missing; copy it again from the store's source") from e
+        raise IntegrityError(f"{where}: missing; copy it again from the store's source") from e
     if commit.sha256 != sha256 or (plan is not None and commit.plan_digest != plan.digest):
-        raise IntegrityError(f"{path}: is of another build than the manifest")
+        raise IntegrityError(f"{where}: is of another build than the manifest")
 
 
-def _strangers(path: Path, known: set[str]) -> list[str]:
-    """Files under the store that no record names."""
+def _strangers(source: StoreFiles, names: list[str], known: set[str]) -> list[str]:
+    """Files of the store that no record names."""
     found = []
-    for file in sorted(p for p in path.rglob("*") if p.is_file()):
-        name = file.relative_to(path).as_posix()
-        if file.name.startswith(TEMPORARY):
+    for name in names:
+        file = source.root / name
+        if name.rpartition("/")[2].startswith(TEMPORARY):
             found.append(
                 f"{file}: left by a builder that died; run the same build again, or delete it"
             )

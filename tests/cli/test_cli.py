@@ -92,19 +92,20 @@ def test_what_click_requires(run, command, missing):
     ("run", "command"),
     [
         (softlabels_, ["build", "--out"]),
-        (softlabels_, ["inspect"]),
-        (softlabels_, ["verify"]),
         (softlabels_, ["repair"]),
+        (softlabels_, ["push"]),
+        (softlabels_, ["pull", "s3://bucket/x"]),
         (softtrain, ["run", "--out"]),
         (softtrain, ["student", "hf:x", "--out"]),
-        (softtrain, ["eval", "run", "--store"]),
         (softtrain, ["eval"]),
     ],
 )
 def test_an_address_is_not_taken_for_a_folder(run, command, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     result = run(*command, "s3://bucket/x", exit_code=2)
-    assert "'s3://bucket/x': this version reads and writes local folders only" in result.stderr
+    assert (
+        "'s3://bucket/x': this is written to, or changed, in a local folder only" in result.stderr
+    )
     assert list(tmp_path.iterdir()) == []
 
 
@@ -380,7 +381,8 @@ def test_run_without_a_flag_it_needs(missing, tmp_path):
         (["--student", "gpt:x"], "trainers.students: nothing is called 'gpt'", 2),
         (["--student", "hf-config:/none.json"], "--student hf-config:/none.json: no such file", 2),
         (["--store", "/none"], "/none: not a store", 1),
-        (["--store", "s3://x"], "s3://x: only local folders", 2),
+        (["--store", "ftp://x"], "ftp://x: ftp:// is not known", 2),
+        (["--cache-gib", "-1"], "--cache-gib -1: expected a number of GiB", 2),
         (["--device", "abacus"], "--device 'abacus': not a device", 2),
     ],
 )

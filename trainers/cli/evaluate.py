@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 import msgspec
 
-from softlabels.terminal import Bar, LocalPath, emit, json_option
+from softlabels.terminal import Bar, LocalPath, StorePlace, emit, json_option
 from trainers.cli.evaluation_text import evaluation_text
 
 __all__ = ["eval_command"]
@@ -27,7 +27,7 @@ DETAIL = (
 
 @click.command("eval")
 @click.argument("run", type=LocalPath())
-@click.option("--store", required=True, type=LocalPath(), help="Store of held-out rows.")
+@click.option("--store", required=True, type=StorePlace(), help="Store of held-out rows.")
 @click.option(
     "--batch-size", type=click.IntRange(min=1), default=8, show_default=True, help="Rows at a time."
 )
@@ -51,7 +51,7 @@ DETAIL = (
 @json_option
 def eval_command(
     run: Path,
-    store: Path,
+    store: Path | str,
     batch_size: int,
     vocab: str | None,
     device: str,

@@ -1,0 +1,129 @@
+"""Which service an address names, and how obstore is told to reach it."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from softlabels.errors import ConfigError, MissingExtraError
+
+if TYPE_CHECKING:
+    from obstore.store import ObjectStore
+
+__all__ = ["check_address", "hub_place", "open_address", "writable"]
+
+SCHEMES = ("s3", "gs", "http", "https", "hf")
+ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
+"""Environment variables that name a service which speaks S3; obstore reads them, too."""
+HUB = re.compile(
+    r"hf://datasets/(?P<repository>[\w.-]+/[\w.-]+)(@(?P<revision>[\w.%-]+))?(/(?P<folder>[\w./-]+))?"
+)
+CONNECT = timedelta(seconds=5)
+SILENCE = timedelta(seconds=15)
+"""Without a byte for so long a request has failed."""
+WHOLE = timedelta(hours=1)
+"""Of one request; a slow one makes progress and is not given up."""
+
+
+def check_address(url: str) -> str:
+    """The address without a slash at its end.
+
+    Raises:
+        ConfigError: not an address of a store that we can reach.
+    """
+    parts = urlsplit(url)
+    if parts.scheme not in SCHEMES:
+        raise ConfigError(
+            f"{url}: {parts.scheme}:// is not known; expected a folder, or one of "
+            f"{', '.join(f'{s}://' for s in SCHEMES)}"
+        )
+    if parts.query or parts.fragment or "@" in parts.netloc:
+        raise ConfigError(
+            f"{parts.scheme}://{parts.hostname or ''}…: an address of a store holds no '?', '#' or password; "
+            "credentials come from the environment"
+        )
+    if parts.scheme == "hf":
+        hub_place(url)
+    elif not parts.netloc:
+        raise ConfigError(f"{url}: names no {'host' if 'http' in parts.scheme else 'bucket'}")
+    return url.rstrip("/")
+
+
+def writable(url: str) -> bool:
+    """Whether files can be written there one by one."""
+    return urlsplit(url).scheme in ("s3", "gs")
+
+
+def hub_place(url: str) -> tuple[str, str | None, str]:
+    """Repository, revision and folder (`""`: its root) of `hf://datasets/OWNER/NAME[@REVISION][/FOLDER]`.
+
+    Raises:
+        ConfigError: not of that form.
+    """
+    match = HUB.fullmatch(url.rstrip("/"))
+    if match is None:
+        raise ConfigError(f"{url}: expected hf://datasets/OWNER/NAME[@REVISION][/FOLDER]")
+    return match["repository"], match["revision"], match["folder"] or ""
+
+
+def open_address(url: str) -> ObjectStore:
+    """The obstore client of an address. Credentials are the environment's.
+
+    Raises:
+        MissingExtraError: obstore is not installed.
+        ConfigError: what the environment says is not valid.
+    """
+    try:
+        from obstore.store import from_url
+    except ImportError as e:
+        raise MissingExtraError("obstore", "remote", "a store at an address") from e
+    headers: dict[str, str] = {}
+    target = url
+    if url.startswith("hf://"):
+        target, headers = _hub(url)
+    options: Any = {
+        "allow_http": _plain_http(target, os.environ),
+        "connect_timeout": CONNECT,
+        "read_timeout": SILENCE,
+        "timeout": WHOLE,
+        "default_headers": headers,
+    }
+    retries: Any = {
+        "max_retries": 2,
+        "retry_timeout": timedelta(seconds=10),
+        "backoff": {
+            "init_backoff": timedelta(milliseconds=100),
+            "max_backoff": timedelta(seconds=1),
+        },
+    }
+    try:
+        return from_url(target, client_options=options, retry_config=retries)
+    except Exception as e:  # whatever obstore makes of a variable that it cannot use
+        raise ConfigError(f"{url}: {str(e).splitlines()[0]}") from e
+
+
+def _plain_http(target: str, environment: Mapping[str, str]) -> bool:
+    """Whether the service is reached without TLS, on the user's word."""
+    if target.startswith("s3://"):
+        set_ = next((environment[n] for n in ENDPOINTS if environment.get(n)), "")
+        return set_.startswith("http://")
+    return target.startswith("http://")
+
+
+def _hub(url: str) -> tuple[str, dict[str, str]]:
+    """The folder of a dataset repository over https, and what says who asks."""
+    try:
+        from huggingface_hub import get_token, hf_hub_url
+    except ImportError as e:
+        raise MissingExtraError("huggingface_hub", "remote", "a store on the Hub") from e
+    repository, revision, folder = hub_place(url)
+    name = f"{folder}/manifest.json" if folder else "manifest.json"
+    address = hf_hub_url(repository, name, repo_type="dataset", revision=revision)
+    token = get_token()
+    return address.removesuffix("/manifest.json"), (
+        {"Authorization": f"Bearer {token}"} if token else {}
+    )

@@ -1,0 +1,290 @@
+"""Requests to where a remote store lies, made again while that may help.
+
+The library is obstore. What fails for a reason that may pass (no connection, a silence, 429, 5xx) is tried again
+with growing pauses until nothing has come for `patience` seconds; a transfer goes on where it broke off. What will
+not pass (no permission, no such bucket) fails at once. Either ends in one sentence.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
+
+from softlabels.errors import IntegrityError, RemoteError
+from softlabels.store.addresses import check_address, open_address
+from softlabels.store.cache import Cancelled
+from softlabels.store.files import Address
+
+if TYPE_CHECKING:
+    from obstore.store import ObjectStore
+
+__all__ = ["Client"]
+
+PATIENCE = 180.0
+"""Seconds without a byte after which a store counts as out of reach."""
+FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0
+PIECE = 2**20
+"""Bytes handed on at a time."""
+PASSING = (408, 425, 429)
+"""Statuses of the 4xx that are worth another try."""
+
+T = TypeVar("T")
+
+_forked_from: int | None = None
+"""The process in which obstore's threads were started: a child that was forked later does not have them."""
+
+
+class Client:
+    """The files under one address. Shared between threads, not with forked children.
+
+    Args:
+        url: of the store.
+        patience: seconds without progress after which a request is given up.
+    """
+
+    def __init__(self, url: str, *, patience: float = PATIENCE) -> None:
+        self.root = Address(check_address(url))
+        self.patience = patience
+        self._made: ObjectStore | None = None
+
+    @property
+    def _store(self) -> ObjectStore:
+        global _forked_from
+        if _forked_from is None:
+            _forked_from = os.getpid()
+        if _forked_from != os.getpid():
+            raise RemoteError(
+                f"{self.root}: this process was forked from one that had read a remote store, and a fork loses the "
+                "threads that do so; let DataLoader start its workers with multiprocessing_context='spawn' or "
+                "'forkserver', or use num_workers=0"
+            )
+        if self._made is None:
+            self._made = open_address(str(self.root))
+        return self._made
+
+    # -- reading ----------------------------------------------------------------------------------
+
+    def fetch(
+        self, name: str, sink: BinaryIO, begun: int, size: int, stop: threading.Event
+    ) -> None:
+        """Append a file's bytes from `begun` on, until there are `size`.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            IntegrityError: it is of another size.
+            Cancelled: `stop` was set.
+            RemoteError: out of reach.
+        """
+        done = begun
+        patience = _Patience(self.root / name, self.patience, stop)
+        while done < size:
+            try:
+                for piece in self._pieces(name, done, stop):
+                    if done + len(piece) > size:
+                        raise self._other_size(name, f"more than {size}", size)
+                    sink.write(piece)
+                    done += len(piece)
+                    patience.progressed()
+                if done < size:
+                    raise self._other_size(name, done, size)
+            except RangesRefused:
+                sink.truncate(0)
+                sink.seek(0)
+                done = 0
+            except Exception as e:
+                patience.after(e)
+
+    def _pieces(self, name: str, begun: int, stop: threading.Event) -> Iterator[Any]:
+        import obstore
+        from obstore.exceptions import NotSupportedError
+
+        if stop.is_set():
+            raise Cancelled
+        options: Any = {"range": {"offset": begun}} if begun else None
+        try:
+            found = obstore.get(self._store, name, options=options)
+        except NotSupportedError as e:
+            if begun:
+                raise RangesRefused from e  # a plain web server: from the beginning, then
+            raise
+        for piece in found.stream(min_chunk_size=PIECE):
+            if stop.is_set():
+                raise Cancelled
+            yield piece
+
+    def _other_size(self, name: str, found: object, size: int) -> IntegrityError:
+        return IntegrityError(
+            f"{self.root / name}: {found} bytes, the record says {size}: torn or altered; copy it to there again from "
+            "its source"
+        )
+
+    def read(self, name: str, *, limit: int) -> bytes:
+        """A small file.
+
+        Raises:
+            FileNotFoundError: there is none.
+            IntegrityError: larger than `limit`.
+            RemoteError: out of reach.
+        """
+        import obstore
+
+        def get() -> bytes:
+            found = obstore.get(self._store, name)
+            if found.meta["size"] > limit:
+                raise IntegrityError(
+                    f"{self.root / name}: {found.meta['size']} bytes, expected at most {limit}; refused unread"
+                )
+            return bytes(found.bytes())
+
+        return self._patiently(name, get)
+
+    def size(self, name: str) -> int | None:
+        """Bytes of a file; None: there is none."""
+        import obstore
+
+        try:
+            return int(self._patiently(name, lambda: obstore.head(self._store, name))["size"])
+        except FileNotFoundError:
+            return None
+
+    def list(self) -> dict[str, int] | None:
+        """Name and bytes of every file; None: a web server, which does not tell."""
+        import obstore
+
+        if str(self.root).startswith(("http://", "https://", "hf://")):
+            return None
+
+        def collect() -> dict[str, int]:
+            return {m["path"]: int(m["size"]) for some in obstore.list(self._store) for m in some}
+
+        return self._patiently("", collect)
+
+    # -- writing ----------------------------------------------------------------------------------
+
+    def put_new(self, name: str, content: bytes | Path) -> bool:
+        """Create a file, whole or not at all; False: there is one already, and it is left as it is."""
+        import obstore
+        from obstore.exceptions import AlreadyExistsError
+
+        try:
+            self._patiently(
+                name,
+                lambda: obstore.put(self._store, name, content, mode="create", use_multipart=False),
+            )
+        except AlreadyExistsError:
+            return False
+        return True
+
+    def put_over(self, name: str, content: bytes, expected: Callable[[bytes], bool]) -> bool:
+        """Replace a file in one step, if it still is what is `expected`; False: it is not."""
+        import obstore
+        from obstore.exceptions import PreconditionError
+
+        def replace() -> bool:
+            found = obstore.get(self._store, name)
+            about: Any = found.meta
+            version: Any = {n: about[n] for n in ("e_tag", "version") if about[n] is not None}
+            if not expected(bytes(found.bytes())):
+                return False
+            obstore.put(self._store, name, content, mode=version, use_multipart=False)
+            return True
+
+        try:
+            return self._patiently(name, replace)
+        except PreconditionError:
+            return False
+
+    def put(self, name: str, content: bytes | Path) -> None:
+        """Write a file, whole or not at all, in place of what is there; a large one in parts, each tried again."""
+        import obstore
+
+        self._patiently(name, lambda: obstore.put(self._store, name, content))
+
+    def delete(self, name: str) -> None:
+        """Remove a file."""
+        import obstore
+
+        self._patiently(name, lambda: obstore.delete(self._store, name))
+
+    def _patiently(self, name: str, action: Callable[[], T]) -> T:
+        patience = _Patience(
+            self.root / name if name else self.root, self.patience, threading.Event()
+        )
+        while True:
+            try:
+                return action()
+            except Exception as e:
+                patience.after(e)
+
+
+class RangesRefused(Exception):
+    """The server sends whole files only."""
+
+
+class _Patience:
+    """Decides whether a request that failed is made again, and waits."""
+
+    def __init__(self, where: Address, seconds: float, stop: threading.Event) -> None:
+        self._where, self._seconds, self._stop = where, seconds, stop
+        self.progressed()
+
+    def progressed(self) -> None:
+        self._since = time.monotonic()
+        self._pause = FIRST_PAUSE
+
+    def after(self, error: Exception) -> None:
+        """Wait, or raise what cannot be mended by waiting."""
+        from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
+
+        if not isinstance(error, BaseError) or isinstance(
+            error, AlreadyExistsError | PreconditionError
+        ):
+            raise error
+        reason = _reason(error)
+        way_out = _way_out(error, reason)
+        if way_out is not None:
+            raise RemoteError(f"{self._where}: {reason}; {way_out}") from error
+        if time.monotonic() - self._since > self._seconds:
+            raise RemoteError(
+                f"{self._where}: nothing came for {self._seconds:g} seconds ({reason}); check the network and the "
+                "address, then run the same command again: what was finished is kept"
+            ) from error
+        if self._stop.wait(self._pause * random.uniform(0.5, 1.0)):
+            raise Cancelled from error
+        self._pause = min(2 * self._pause, LONGEST_PAUSE)
+
+
+def _reason(error: Exception) -> str:
+    """The first line of what obstore says: the others are its internals."""
+    lines = str(error).splitlines()
+    return re.sub(r" in [\d.]+\S?s\b", "", lines[0])[:300].rstrip(" :") if lines else repr(error)
+
+
+def _way_out(error: Exception, reason: str) -> str | None:
+    """What to do where another try cannot help; None: it may."""
+    from obstore.exceptions import (
+        InvalidPathError,
+        NotSupportedError,
+        PermissionDeniedError,
+        UnauthenticatedError,
+    )
+
+    if "169.254.169.254" in reason or "metadata.google" in reason:
+        return (
+            "there are no credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (or "
+            "GOOGLE_APPLICATION_CREDENTIALS), or AWS_SKIP_SIGNATURE=true for a public bucket"
+        )
+    if isinstance(error, PermissionDeniedError | UnauthenticatedError):
+        return "check the credentials in the environment (AWS_…, GOOGLE_…, HF_TOKEN) and their permissions"
+    if isinstance(error, InvalidPathError | NotSupportedError):
+        return "check the address"
+    status = re.search(r"status code: (4\d\d)", reason)
+    if status is not None and int(status[1]) not in PASSING:
+        return "the service refuses the request; check the address and its settings (AWS_REGION, AWS_ENDPOINT_URL)"
+    return None

@@ -1,0 +1,198 @@
+"""`push` to a dataset repository of the Hugging Face Hub, in commits small enough for it.
+
+The flow: list what is there, with its digests; commit the shards that are not, some at a time, then the files beside
+them; compare what is listed then with what was sent; commit the manifest last, on condition that the branch is where
+we left it. A push that was broken off goes on with the shards that are not listed. The library is huggingface_hub.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from softlabels.errors import (
+    ConfigError,
+    FormatError,
+    IntegrityError,
+    MissingExtraError,
+    RemoteError,
+    StoreError,
+)
+from softlabels.store.addresses import hub_place
+from softlabels.store.manifest import MANIFEST, SIGNATURE, Manifest, load_manifest
+from softlabels.store.push import Progress, shareable
+from softlabels.store.transfer import Transfer, check_grown
+
+__all__ = ["push_to_hub"]
+
+FILES_AT_ONCE = 50
+BYTES_AT_ONCE = 20 * 2**30
+"""Of one commit. The Hub recommends 50 to 100 files, and gives up on commits that take it more than a minute."""
+FOLDER_LIMIT = 10_000
+"""Files in one folder of a repository, at most."""
+
+
+def push_to_hub(
+    store: Path, url: str, *, api: Any = None, progress: Progress | None = None
+) -> Transfer:
+    """Copy a store to `hf://datasets/OWNER/NAME[@BRANCH][/FOLDER]`; the repository must be there.
+
+    Args:
+        store: its folder.
+        url: where it is to be; it may hold an earlier generation of the store.
+        api: an `HfApi`; None makes one, with the token of the environment or of `hf auth login`.
+        progress: told of shards.
+
+    Raises:
+        IntegrityError: the store is damaged, or another one is there.
+        ConfigError: no licence, no such repository, or more shards than a folder there holds.
+        RemoteError: the Hub refuses.
+    """
+    manifest, beside = shareable(store)
+    if len(manifest.shards) > FOLDER_LIMIT:
+        raise ConfigError(
+            f"{store}: {len(manifest.shards)} shards, a folder on the Hub holds at most {FOLDER_LIMIT} files; push to "
+            "an object store, or build with a larger --shard-rows"
+        )
+    with _explained(url):
+        repository = _Repository(store, url, api)
+        old = repository.manifest()
+        if old is not None:
+            check_grown(old, manifest, url)
+        names = [s.name for s in manifest.shards]
+        missing = [n for n in names if not repository.has(n)]
+        done = len(names) - len(missing)
+        for chunk in _chunks(store, missing):
+            repository.commit(chunk, f"Shards {done} to {done + len(chunk)} of {len(names)}")
+            done += len(chunk)
+            if progress is not None:
+                progress(done, len(names))
+        changed = [n for n in beside if n != SIGNATURE and not repository.has(n)]
+        for chunk in _chunks(store, changed):
+            repository.commit(chunk, "Files beside the shards")
+        last = [n for n in beside if n == SIGNATURE and not repository.has(n)]
+        if not repository.has(MANIFEST):
+            last.append(MANIFEST)
+        repository.refresh()
+        for name in [*names, *(n for n in beside if n != SIGNATURE)]:
+            if not repository.has(name):
+                raise IntegrityError(
+                    f"{url}/{name}: what is listed there is not what was sent; run the same command again"
+                )
+        if last:
+            repository.commit(last, "Manifest: the store is complete")
+    moved = [*missing, *changed, *last]
+    return Transfer(
+        shards=len(names),
+        shards_moved=len(missing),
+        files_moved=len(moved),
+        bytes_moved=sum((store / n).stat().st_size for n in moved),
+        rows=manifest.rows,
+    )
+
+
+def _chunks(store: Path, names: Sequence[str]) -> Iterator[list[str]]:
+    """Names cut so that each commit stays within the limits."""
+    chunk: list[str] = []
+    size = 0
+    for name in names:
+        own = (store / name).stat().st_size
+        if chunk and (len(chunk) == FILES_AT_ONCE or size + own > BYTES_AT_ONCE):
+            yield chunk
+            chunk, size = [], 0
+        chunk.append(name)
+        size += own
+    if chunk:
+        yield chunk
+
+
+class _Repository:
+    """One branch of a dataset repository, and what it holds."""
+
+    def __init__(self, store: Path, url: str, api: Any) -> None:
+        self._store = store
+        self._repository, self._revision, folder = hub_place(url)
+        self._prefix = f"{folder}/" if folder else ""
+        self._api = api if api is not None else _api()
+        self._where = {
+            "repo_id": self._repository,
+            "repo_type": "dataset",
+            "revision": self._revision,
+        }
+        self.refresh()
+
+    def refresh(self) -> None:
+        """List what is there now."""
+        self._head = self._api.repo_info(**self._where).sha
+        self._there: dict[str, tuple[str, ...]] = {}
+        for entry in self._api.list_repo_tree(recursive=True, **self._where):
+            if (lfs := getattr(entry, "lfs", None)) is not None:
+                self._there[entry.path] = ("sha256", lfs.sha256)
+            elif (blob := getattr(entry, "blob_id", None)) is not None:
+                self._there[entry.path] = ("git", blob)
+
+    def has(self, name: str) -> bool:
+        """Whether the very file is there, by the digest that the Hub lists."""
+        found = self._there.get(self._prefix + name)
+        if found is None:
+            return False
+        path = self._store / name
+        if found[0] == "sha256":
+            with path.open("rb") as file:
+                return hashlib.file_digest(file, "sha256").hexdigest() == found[1]
+        data = path.read_bytes()
+        blob = hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False)
+        return blob.hexdigest() == found[1]
+
+    def manifest(self) -> Manifest | None:
+        """The manifest that is there; None: there is none."""
+        if self._prefix + MANIFEST not in self._there:
+            return None
+        path = self._api.hf_hub_download(filename=self._prefix + MANIFEST, **self._where)
+        return load_manifest(Path(path).parent)
+
+    def commit(self, names: Sequence[str], message: str) -> None:
+        """Add files in one commit, on condition that nobody else has committed meanwhile."""
+        from huggingface_hub import CommitOperationAdd
+
+        operations = [
+            CommitOperationAdd(path_in_repo=self._prefix + n, path_or_fileobj=self._store / n)
+            for n in names
+        ]
+        made = self._api.create_commit(
+            operations=operations, commit_message=message, parent_commit=self._head, **self._where
+        )
+        self._head = made.oid
+
+
+def _api() -> Any:
+    try:
+        from huggingface_hub import HfApi
+    except ImportError as e:
+        raise MissingExtraError("huggingface_hub", "remote", "pushing to the Hub") from e
+    return HfApi()
+
+
+@contextmanager
+def _explained(url: str) -> Iterator[None]:
+    """Turn what the Hub refuses into a sentence."""
+    try:
+        yield
+    except (StoreError, ConfigError, FormatError):
+        raise
+    except Exception as e:
+        name = type(e).__name__
+        reason = (str(e).splitlines() or [name])[0][:300]
+        if name == "RepositoryNotFoundError":
+            raise ConfigError(
+                f"{url}: no such dataset repository, or no right to it ({reason}); make it first, with "
+                "`hf repo create`, and log in with a token that may write"
+            ) from e
+        if name == "HfHubHTTPError" or isinstance(e, OSError):
+            raise RemoteError(
+                f"{url}: the Hub refuses ({reason}); run the same command again: what was committed is kept"
+            ) from e
+        raise

