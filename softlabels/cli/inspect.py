@@ -105,6 +105,7 @@ def _show_row(
     t = temperature if temperature is not None else targets.temperatures[0]
     probs, tail = targets.probs(t), targets.tail(t)
     decode = _decoder(opened)
+    what = "next token" if opened.manifest.identity.label_shift else "label"
     n = targets.n
     if position is not None and not 0 <= position < n:
         raise ConfigError(f"--position {position}: row {index} has positions 0..{n - 1}")
@@ -137,9 +138,7 @@ def _show_row(
         best = "  ".join(f"{k['text']!r} {k['p']:.3f}" for k in kept)
         said = f"tail {tail[p]:.3f}  {best}" if targets.soft[p] else "hard label only"
         lines.append(f"{p:>5}  {decode(label)!r:<16} {said}")
-    header = (
-        f"row {index}: {len(row.input_ids)} tokens, {n} positions; T={t:g}\n{'':>5}  next token"
-    )
+    header = f"row {index}: {len(row.input_ids)} tokens, {n} positions; T={t:g}\n{'':>5}  {what}"
     emit(
         {"row": index, "temperature": t, "positions": records},
         "\n".join([header, *lines]),
@@ -148,7 +147,20 @@ def _show_row(
 
 
 def _decoder(opened: Any) -> Callable[[int], str]:
-    """Id to text with the store's own tokenizer; to `<id>` where that cannot be had."""
+    """Id to text: the name of a class, or with the store's own tokenizer; `<id>` where that cannot be had.
+
+    A label that is not known is `?`.
+    """
+    from softlabels.rows import UNLABELLED
+
+    decode = _named(opened)
+    return lambda i: "?" if i == UNLABELLED else decode(i)
+
+
+def _named(opened: Any) -> Callable[[int], str]:
+    classes = opened.manifest.identity.classes
+    if classes is not None:
+        return lambda i: str(classes[i])
     try:
         from tokenizers import Tokenizer
 

@@ -37,10 +37,10 @@ from trainers.encoders import catch_head_input
 
 NOVELS = Path(__file__).parents[2] / "data" / "austen"
 TOKENS, BATCH = 64, 16
-LR, STEPS = 2e-4, 240
+LR, STEPS = 2e-4, 160
 """Of the teacher."""
-ROWS, HELDOUT = 1600, 320
-STUDENT_LR, STUDENT_STEPS = 5e-4, 100
+ROWS, HELDOUT = 1000, 240
+STUDENT_LR, STUDENT_STEPS = 5e-4, 60
 KEEP = "0,2,4"
 RECIPES = {"store": 0.9, "hard": 0.0}
 """Alpha."""
