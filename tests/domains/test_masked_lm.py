@@ -469,3 +469,23 @@ def test_rows_differ_where_views_do(ground):
     rows = [r for r in found if (r.document, r.piece) == (40, 0)]
     assert len({r.fed_ids.tobytes() for r in rows}) == len(rows)
     assert replace(rows[0], view=1).digest() == rows[0].digest(), "the digest is of what is fed"
+
+
+@pytest.mark.parametrize("domain", ["masked-lm", "sequence-classification", "token-classification"])
+def test_a_row_that_the_teacher_cannot_read_is_refused(tmp_path, domain):
+    kinds = {
+        "masked-lm": models.save_masked_lm,
+        "sequence-classification": models.save_classifier,
+        "token-classification": models.save_tagger,
+    }
+    kinds[domain](tmp_path / "teacher")
+    words = models.WORDS * 4
+    record = {"words": words} if domain == "token-classification" else {"text": " ".join(words)}
+    (tmp_path / "long.jsonl").write_text(json.dumps(record) + "\n")
+    job = {"domain": domain, "seq_len": 70, "truncate": domain != "masked-lm"}
+    bare = {} if domain == "masked-lm" else {"mask_share": None, "k": 3}
+    with pytest.raises(
+        ConfigError, match="a row of 70 tokens is longer than the 64 that the teach"
+    ):
+        build(config(tmp_path, "long.jsonl", **job, **bare), tmp_path / "s")
+    assert not (tmp_path / "s").exists()
