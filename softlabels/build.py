@@ -23,16 +23,19 @@ from pathlib import Path
 
 from softlabels.config import BuildConfig
 from softlabels.corpora import open_corpora
+from softlabels.errors import PlanError
 from softlabels.estimators import make_estimator
-from softlabels.planning import check_folder, check_same_job, make_plan
+from softlabels.planning import check_same_job, make_plan
 from softlabels.progress import Reporter, Silent
 from softlabels.shards import ShardBuilder
 from softlabels.store.claims import clear_claims
 from softlabels.store.commit import sweep
 from softlabels.store.finish import finish
 from softlabels.store.manifest import MANIFEST, Manifest, Plan, load_manifest
-from softlabels.store.plan import load_plan
-from softlabels.teachers import MIB, Teacher, TeacherOptions, open_teacher
+from softlabels.store.plan import check_folder, load_plan
+from softlabels.teachers import MIB, Remarking, Teacher, TeacherOptions
+from softlabels.teachers.ensemble import open_teachers
+from softlabels.teachers.listing import check_listing
 
 __all__ = ["build", "teacher_options"]
 
@@ -66,8 +69,15 @@ def build(
     plan = load_plan(store)
     if plan is None and store.is_dir() and any(store.iterdir()):
         check_folder(store)
+    if plan is not None and plan.provenance is not None:
+        raise PlanError(
+            f"{store}: was begun by `softlabels {plan.provenance.operation}`; run that again, or choose another --out"
+        )
     if teacher is None:
-        teacher = open_teacher(config.teacher, teacher_options(config, plan, report))
+        teacher = open_teachers(
+            config.teacher, config.average, teacher_options(config, plan, report)
+        )
+    check_listing(config, teacher)
     estimator.check_vocab(teacher.record.vocab_size)
     if plan is None:
         plan = make_plan(config, store, estimator, corpora, teacher, report)
@@ -78,6 +88,9 @@ def build(
             clear_claims(store)  # of a builder that died when all was done
             return load_manifest(store)
     commits = ShardBuilder(config, store, plan, estimator, corpora, teacher, report).run()
+    if isinstance(teacher, Remarking):
+        for remark in teacher.remarks():
+            report.notice(remark)
     manifest = finish(store, plan, commits)
     clear_claims(store)
     return manifest

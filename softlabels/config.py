@@ -17,14 +17,17 @@ __all__ = ["BuildConfig"]
 class BuildConfig:
     """One build: teacher, corpus, what to keep, how to run."""
 
-    teacher: str
-    """`hf:PATH`."""
+    teacher: tuple[str, ...] | str
+    """`hf:PATH`, `onnx:FILE`, `py:MODULE.FUNCTION`, `vllm:PATH`, `openai:URL`; several, as `hf:PATH=WEIGHT`, are
+    averaged."""
     corpus: tuple[str, ...]
-    """`text:GLOB`, `jsonl:GLOB`; several are taken in order."""
+    """`text:GLOB`, `jsonl:GLOB`, `parquet:GLOB`, `dataset:PATH`, `ids:GLOB`; several are taken in order."""
     domain: str = "causal-lm"
     """What is taught: `causal-lm`, `masked-lm`, `sequence-classification` or `token-classification`."""
     truncate: bool = False
     """Cut texts that are longer than a row (and count them) rather than refuse them, where a text is one row."""
+    average: str = "probs"
+    """Of several teachers: their `probs`, or their `logits`."""
     estimator: str = "sampled"
     """What to keep of each distribution: `sampled`, `topk`, `topp`, `rs` or `dense`."""
     k: int = 12
@@ -85,6 +88,14 @@ class BuildConfig:
         from softlabels.positions import PositionRule
         from softlabels.store.encoding import CONTAINERS, PROFILES
 
+        if not isinstance(self.teacher, str) and len(self.teacher) == 1:
+            object.__setattr__(self, "teacher", self.teacher[0])
+        if not self.teacher:
+            raise ConfigError("--teacher: give at least one")
+        if self.average not in ("probs", "logits"):
+            raise ConfigError(f"--average {self.average!r}: expected probs or logits")
+        if self.average != "probs" and isinstance(self.teacher, str):
+            raise ConfigError(f"--average {self.average}: belongs to several --teacher")
         if not self.corpus:
             raise ConfigError("--corpus: give at least one")
         check_at_least(

@@ -26,12 +26,12 @@ from softlabels.progress import Reporter
 from softlabels.store.commit import committed, publish
 from softlabels.store.dictionaries import DICTIONARY, Dictionaries
 from softlabels.store.encoding import decode_shard, encode_shard
-from softlabels.store.manifest import Plan, PlannedShard, Statistics
+from softlabels.store.manifest import Identity, Plan, PlannedShard, Statistics
 from softlabels.store.records import read_file
 from softlabels.store.shard import Shard
 from softlabels.targets import SoftTargets
 
-__all__ = ["ShardDictionary", "first_shards", "given_dictionary"]
+__all__ = ["ShardDictionary", "first_shards", "given_dictionary", "trained"]
 
 POSITIONS = 200_000
 IDS = 2**25
@@ -107,27 +107,11 @@ class ShardDictionary:
         assert self.first, "a dictionary that was given is published with the plan"
         self._report.notice(f"training a dictionary on the first {self.first} shards")
         shards = [self._read(shard) for shard in plan.shards[: self.first]]
-        begin = [int(0.8 * len(s.rows)) for s in shards]
-        seen = _joined([_rows(s, 0, b) for s, b in zip(shards, begin, strict=True)])
-        test = _joined([_rows(s, b, len(s.rows)) for s, b in zip(shards, begin, strict=True)])
         left = identity.corpus.positions - sum(s.targets.n for s in shards)
-        best, chosen = self._bytes_each(test, None) * left, 0
-        for size in TABLES:
-            data = _train(seen, size).to_bytes()
-            book = Codebook.from_bytes(data, vocab_size=self._vocab_size, where="a dictionary")
-            total = self._bytes_each(test, book) * left + len(data)
-            if total < best:
-                best, chosen = total, size
-        book = _train(_joined(shards), chosen) if chosen else Codebook.empty()
-        if not chosen:
+        book = trained(shards, identity, left=left)
+        if not len(book.order):
             self._report.notice("a dictionary would not pay here; all shards are coded without")
         publish(self._store / DICTIONARY, book.to_bytes())
-
-    def _bytes_each(self, shard: Shard, book: Codebook | None) -> float:
-        """Bytes of a position, coded with a dictionary or without."""
-        nothing = Statistics(kept_ids=0, kept_mass=[], teacher_nll=None)
-        data = encode_shard(shard, self._plan.identity, nothing, dictionary=book)
-        return len(data) / max(shard.targets.n, 1)
 
     def _read(self, shard: PlannedShard) -> Shard:
         path = self._store / shard.name
@@ -143,6 +127,36 @@ class ShardDictionary:
             rows=shard.rows,
             positions=shard.positions,
         )
+
+
+def trained(shards: Sequence[Shard], identity: Identity, *, left: int) -> Codebook:
+    """A dictionary trained on some shards of a store, or the empty one, if none would pay.
+
+    Args:
+        shards: the first of the store; held all at once.
+        identity: of the store.
+        left: positions that would be coded with it.
+    """
+
+    def bytes_each(shard: Shard, book: Codebook | None) -> float:
+        nothing = Statistics(kept_ids=0, kept_mass=[], teacher_nll=None)
+        return len(encode_shard(shard, identity, nothing, dictionary=book)) / max(
+            shard.targets.n, 1
+        )
+
+    begin = [int(0.8 * len(s.rows)) for s in shards]
+    seen = _joined([_rows(s, 0, b) for s, b in zip(shards, begin, strict=True)])
+    test = _joined([_rows(s, b, len(s.rows)) for s, b in zip(shards, begin, strict=True)])
+    best, chosen = bytes_each(test, None) * left, 0
+    for size in TABLES:
+        data = _train(seen, size).to_bytes()
+        book = Codebook.from_bytes(
+            data, vocab_size=identity.teacher.vocab_size, where="a dictionary"
+        )
+        total = bytes_each(test, book) * left + len(data)
+        if total < best:
+            best, chosen = total, size
+    return _train(_joined(shards), chosen) if chosen else Codebook.empty()
 
 
 def _rows(shard: Shard, begin: int, end: int) -> Shard:

@@ -24,15 +24,17 @@ from softlabels.config import BuildConfig
 from softlabels.corpora import Corpus, open_corpora
 from softlabels.dictionary import given_dictionary
 from softlabels.estimators import make_estimator
-from softlabels.planning import check_folder, check_same_job, packed_rows, survey
+from softlabels.planning import check_same_job, packed_rows, survey
 from softlabels.progress import Reporter, Silent
 from softlabels.rows import Cursor, InputRow
 from softlabels.store.encoding import encode_shard
 from softlabels.store.manifest import Identity, PlannedShard
-from softlabels.store.plan import load_plan
+from softlabels.store.plan import check_folder, load_plan
 from softlabels.store.shard import Shard
 from softlabels.teach import teach
-from softlabels.teachers import Teacher, open_teacher
+from softlabels.teachers import Teacher
+from softlabels.teachers.ensemble import open_teachers
+from softlabels.teachers.listing import check_listing
 
 __all__ = ["Estimate", "dry_run"]
 
@@ -89,7 +91,10 @@ def dry_run(
     if plan is None and store.is_dir():
         check_folder(store)
     if teacher is None:
-        teacher = open_teacher(config.teacher, teacher_options(config, plan, report))
+        teacher = open_teachers(
+            config.teacher, config.average, teacher_options(config, plan, report)
+        )
+    check_listing(config, teacher)
     estimator.check_vocab(teacher.record.vocab_size)
     if plan is not None:
         check_same_job(plan, config, estimator, teacher, store)

@@ -8,11 +8,13 @@
     │   └── NonFiniteError               the model gave NaN or infinity
     ├── TargetError      (ValueError)    a target breaks an invariant of SoftTargets
     ├── PairingError     (ValueError)    a loss, temperature or student that does not fit the store
+    ├── FidelityError    (ValueError)    a store that is further from its teacher than was allowed
     ├── StoreError       (OSError)       a store that cannot be used
     │   ├── FormatError                  not a store, malformed, or made by a newer major version
     │   ├── IntegrityError               bytes missing, torn or altered
     │   └── PlanError                    the folder holds another job
     ├── RunError         (OSError)       a training run that cannot be used
+    ├── ExportError      (ValueError)    an exported student that does not answer as the student does
     └── MissingExtraError (ImportError)  an optional library is not installed
 
 Each message says what was found, what was expected, where, and the way out.
@@ -23,6 +25,8 @@ from __future__ import annotations
 __all__ = [
     "ConfigError",
     "CorpusError",
+    "ExportError",
+    "FidelityError",
     "FormatError",
     "IntegrityError",
     "MissingExtraError",
@@ -74,6 +78,10 @@ class PairingError(SoftLabelsError, ValueError):
     """The store does not support what the trainer was asked to do with it."""
 
 
+class FidelityError(SoftLabelsError, ValueError):
+    """A store's targets are further from its teacher's distributions than was allowed."""
+
+
 class StoreError(SoftLabelsError, OSError):
     """A store cannot be used."""
 
@@ -92,6 +100,10 @@ class PlanError(StoreError):
 
 class RunError(SoftLabelsError, OSError):
     """A training run's folder cannot be used."""
+
+
+class ExportError(SoftLabelsError, ValueError):
+    """An exported student does not give the student's answers."""
 
 
 class MissingExtraError(SoftLabelsError, ImportError):

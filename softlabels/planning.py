@@ -27,8 +27,6 @@ from softlabels.positions import PositionRule
 from softlabels.progress import Reporter
 from softlabels.registry import without_folder
 from softlabels.rows import BEGINNING, Cursor, InputRow
-from softlabels.store.claims import CLAIMS
-from softlabels.store.commit import TEMPORARY
 from softlabels.store.dictionaries import DICTIONARY
 from softlabels.store.manifest import (
     CorpusRecord,
@@ -40,11 +38,11 @@ from softlabels.store.manifest import (
     PlannedShard,
     TargetRecord,
 )
-from softlabels.store.plan import PLAN, RowDigests, plan_shards, publish_plan
+from softlabels.store.plan import RowDigests, plan_shards, publish_plan
 from softlabels.store.shard import inputs_digest
 from softlabels.teachers import Teacher, TextTeacher
 
-__all__ = ["PlannedRows", "check_folder", "check_same_job", "make_plan", "packed_rows", "survey"]
+__all__ = ["PlannedRows", "check_same_job", "make_plan", "packed_rows", "survey"]
 
 
 CLASSIFIED = {
@@ -52,24 +50,6 @@ CLASSIFIED = {
     "token-classification": classified_words,
 }
 """How rows are made where texts have classes."""
-
-
-def check_folder(store: Path) -> None:
-    """Refuse a folder that holds something else than a build that has not published its plan.
-
-    It died before, or it is another builder at work this moment.
-
-    Raises:
-        PlanError: names what was found.
-    """
-    ours = {"tokenizer", "data", "commits", "dictionaries", CLAIMS}
-    foreign = sorted(
-        p.name for p in store.iterdir() if p.name not in ours and not p.name.startswith(TEMPORARY)
-    )
-    if foreign and not (store / PLAN).exists():  # else another builder has just published it
-        raise PlanError(
-            f"{store}: is not empty and not a store (it holds {foreign[0]!r}); choose another --out"
-        )
 
 
 def make_plan(
@@ -108,14 +88,19 @@ def survey(
     corpora: Sequence[Corpus],
     teacher: Teacher,
     report: Reporter,
+    *,
+    digests: RowDigests | None = None,
 ) -> tuple[Identity, list[PlannedShard]]:
     """Pack the whole corpus once, fingerprint it, cut it into shards, whose names are still to be given.
+
+    Args:
+        digests: of rows that come before these, which the fingerprint then is over, too.
 
     Raises:
         CorpusError: it cannot be read, or holds nothing to teach.
     """
     counts = CorpusCounts()
-    digests = RowDigests()
+    digests = digests or RowDigests()
     tokens = 0
     report.stage("tokenise", config.limit_rows, "rows")
 

@@ -32,8 +32,15 @@ class Registry(Generic[T]):
     def __init__(self, group: str, builtin: Mapping[str, str]) -> None:
         self.group = group
         self._builtin = dict(builtin)
+        self._found: dict[str, str] | None = None
 
     def _targets(self) -> dict[str, str]:
+        """All components; what is installed is looked up once, for it takes longer than to open a store."""
+        if self._found is None:
+            self._found = self._look()
+        return self._found
+
+    def _look(self) -> dict[str, str]:
         others = {p.name: p.value for p in entry_points(group=self.group)}
         clash = sorted(n for n in others if n in self._builtin and others[n] != self._builtin[n])
         if clash:
@@ -46,6 +53,10 @@ class Registry(Generic[T]):
     def names(self) -> list[str]:
         """All known names, sorted."""
         return sorted(self._targets())
+
+    def __contains__(self, name: str) -> bool:
+        """Whether anything has that name; for the built-in ones nothing is looked up."""
+        return name in self._builtin or name in self._targets()
 
     def load(self, name: str) -> T:
         """Import and return one component.

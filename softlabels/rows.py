@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -26,6 +26,7 @@ __all__ = [
     "UNLABELLED",
     "Cursor",
     "InputRow",
+    "NamedRow",
     "PaddedRows",
     "Row",
     "pad_rows",
@@ -81,6 +82,9 @@ class InputRow(Protocol):
     def place(self, position: int) -> str:
         """Where a position lies, for messages: `token 17`."""
 
+    def renumbered(self, documents: int) -> InputRow:
+        """The same row of a corpus before which so many documents were put."""
+
     def digest(self) -> bytes:
         """16 bytes that name these inputs: the same on every machine, for ever (docs/format.md)."""
 
@@ -127,6 +131,10 @@ class Row:
             "labels": self.labels,
         }
 
+    def renumbered(self, documents: int) -> Row:
+        """The same row, so many documents further on."""
+        return replace(self, documents=self.documents + np.int64(documents))
+
     def place(self, position: int) -> str:
         """`token 17`: where a position lies."""
         return f"token {self.positions[position]}"
@@ -162,6 +170,32 @@ class Row:
             h.update(len(array).to_bytes(8, "little"))
             h.update(np.ascontiguousarray(array, dtype=dtype).tobytes())
         return h.digest()[:16]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class NamedRow(Row):
+    """A row whose inputs are elsewhere: only their digest, and how many positions it has, are known.
+
+    `label_mask` is `[N]`, all True; there are no tokens.
+    """
+
+    name: bytes
+    """16 bytes."""
+
+    @staticmethod
+    def of(name: bytes, positions: int) -> NamedRow:
+        """From a digest and N."""
+        return NamedRow(
+            name=name,
+            input_ids=np.zeros(0, np.int32),
+            segment_lengths=np.zeros(0, np.int32),
+            documents=np.zeros(0, np.int64),
+            label_mask=np.ones(positions, np.bool_),
+        )
+
+    def digest(self) -> bytes:
+        """Of the inputs that it stands for."""
+        return self.name
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 import torch
 
 from softlabels.errors import NonFiniteError
-from softlabels.estimators import Estimator
+from softlabels.estimators import Estimator, Selection
 from softlabels.positions import PositionRule, entropies
 from softlabels.rows import UNLABELLED, InputRow
 from softlabels.store.manifest import Identity, Statistics
 from softlabels.targets import SoftTargets, gaps_from_logp
 from softlabels.teachers import LayerTeacher, Teacher
+from softlabels.teachers.listing import ListingTeacher, selection_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -74,26 +75,18 @@ def teach(
     reference = 1.0
     first = start_row
     for batch in _batches(rows, batch_tokens):
-        labels = torch.from_numpy(np.concatenate([r.labels for r in batch]).astype(np.int64))
         each = estimator.uniforms
         drawn = [draw_uniforms(seed, first + i, r.n * each) for i, r in enumerate(batch)]
         uniforms = torch.from_numpy(np.concatenate(drawn)).view(-1, each) if each else None
         done = 0
         uncertain: list[np.ndarray[Any, np.dtype[np.float32]]] = []
-        for logits in teacher.logits(batch):
-            n = len(logits)
-            _check_finite(logits, batch, first, done, teacher)
-            own = labels[done : done + n].to(logits.device)
-            label_logits = logits.gather(1, own.clamp(min=0)[:, None])[:, 0]
-            u = None if uniforms is None else uniforms[done : done + n].to(logits.device)
-            if rule is not None and rule.name == "entropy":
-                uncertain.append(entropies(logits))  # before `select` overwrites them
-            selection = estimator.select(logits, u)
+        by_entropy = rule is not None and rule.name == "entropy"
+        for part in _said(teacher, estimator, batch, uniforms, first=first, entropy=by_entropy):
+            selection = part.selection
             reference = selection.reference
-            log_p = label_logits / reference - selection.log_norm
-            log_p = torch.where(own == UNLABELLED, 0.0, log_p)
-            nll -= float(log_p.sum(dtype=torch.float64))
-            unlabelled += int((own == UNLABELLED).sum())
+            nll, unlabelled = nll + part.nll, unlabelled + part.unlabelled
+            if part.entropy is not None:
+                uncertain.append(part.entropy)
             parts.append(
                 SoftTargets(
                     ids=selection.ids.to(torch.int32).cpu().numpy(),
@@ -104,6 +97,7 @@ def teach(
                     estimator=identity.targets.estimator,
                 )
             )
+            n = len(selection.ids)
             done += n
             advance(n)
         if identity.hidden is not None:
@@ -135,6 +129,49 @@ def teach(
         soft_positions=None if targets.soft.all() else int(targets.soft.sum()),
         labelled=targets.n - unlabelled if unlabelled else None,
     )
+
+
+class _Said(NamedTuple):
+    """What the teacher said at the positions of one chunk."""
+
+    selection: Selection
+    nll: float
+    """Sum of -log p of the labels that are known, nats; at T=1 if the selection's reference is 1."""
+    unlabelled: int
+    """How many are not known."""
+    entropy: np.ndarray[Any, np.dtype[np.float32]] | None
+    """`[n] float32`, if it was asked for."""
+
+
+def _said(
+    teacher: Teacher,
+    estimator: Estimator,
+    batch: Sequence[InputRow],
+    uniforms: Tensor | None,
+    *,
+    first: int,
+    entropy: bool,
+) -> Iterator[_Said]:
+    """Select from each chunk of a batch; `first` is the row number of its first row."""
+    if isinstance(teacher, ListingTeacher):
+        for listed in teacher.listed(batch, estimator.k):
+            yield _Said(selection_of(listed), -float(listed.label_logp.sum()), 0, None)
+        return
+    labels = torch.from_numpy(np.concatenate([r.labels for r in batch]).astype(np.int64))
+    done = 0
+    for logits in teacher.logits(batch):
+        n = len(logits)
+        _check_finite(logits, batch, first, done, teacher)
+        own = labels[done : done + n].to(logits.device)
+        label_logits = logits.gather(1, own.clamp(min=0)[:, None])[:, 0]
+        u = None if uniforms is None else uniforms[done : done + n].to(logits.device)
+        uncertain = entropies(logits) if entropy else None  # before `select` overwrites them
+        selection = estimator.select(logits, u)
+        log_p = label_logits / selection.reference - selection.log_norm
+        log_p = torch.where(own == UNLABELLED, 0.0, log_p)
+        nll = -float(log_p.sum(dtype=torch.float64))
+        yield _Said(selection, nll, int((own == UNLABELLED).sum()), uncertain)
+        done += n
 
 
 def _no_targets(identity: Identity) -> SoftTargets:

@@ -22,11 +22,13 @@ BUILTIN = {
     "NonFiniteError": RuntimeError,
     "TargetError": ValueError,
     "PairingError": ValueError,
+    "FidelityError": ValueError,
     "StoreError": OSError,
     "FormatError": OSError,
     "IntegrityError": OSError,
     "PlanError": OSError,
     "RunError": OSError,
+    "ExportError": ValueError,
     "MissingExtraError": ImportError,
 }
 """What code that does not know this project may catch."""

@@ -140,6 +140,9 @@ print(sorted({"torch", "numpy", "pyarrow", "transformers"} & set(sys.modules)))
         ("trainers", ["run"]),
         ("trainers", ["student"]),
         ("trainers", ["eval"]),
+        ("trainers", ["generate"]),
+        ("trainers", ["export"]),
+        ("trainers", ["latency"]),
     ],
     ids=str,
 )

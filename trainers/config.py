@@ -22,10 +22,14 @@ class RunConfig:
 
     store: tuple[str, ...] | str
     """Path of the store to train from; of several, repeatable, `PATH=WEIGHT`: the store's share of the rows."""
-    student: str
-    """`hf-config:FILE`, `layers-of:PATH?keep=…`, `hf:PATH`."""
+    student: str | None = None
+    """`hf-config:FILE`, `layers-of:PATH?keep=…`, `hf:PATH`; or --init."""
+    init: str | None = None
+    """Instead of --student: go on from the student of a finished run, with another store; recorded in run.json."""
     vocab: str | None = None
     """Read the store in another vocabulary, the student's: `trim:N`, or `map:FILE` (new id of each id, or -1)."""
+    inputs: str | None = None
+    """Of a store without inputs (`softlabels subset --drop-inputs`): the store that holds them; joined by digest."""
     loss: str = "forward_kl"
     """Soft loss: `forward_kl`, `reverse_kl`, `jsd`, `tvd`, `skewed_forward_kl` or `skewed_reverse_kl`."""
     temperature: float = 1.0
@@ -78,6 +82,9 @@ class RunConfig:
     """Keep an average of the weights, too; each step leaves this share of it (`0.999`: about the last 1000 steps)."""
     heldout: str | None = None
     """Store of held-out rows to evaluate on; the best student so far is kept in OUT/best."""
+    forgetting: tuple[str, ...] = ()
+    """Store whose rows the student should not unlearn (repeatable): evaluated before the first step and after the
+    last, reported and kept in OUT/forgetting.json."""
     eval_every: int = 200
     """Steps between evaluations on the held-out store; the last step always makes one."""
     patience: int | None = None
@@ -104,10 +111,21 @@ class RunConfig:
     def __post_init__(self) -> None:
         if not isinstance(self.store, str) and len(self.store) == 1:
             object.__setattr__(self, "store", self.store[0])
+        if (self.student is None) == (self.init is None):
+            raise ConfigError(
+                "--student is missing (or 'student' in the config file); or go on from a run's with --init RUN"
+                if self.student is None
+                else f"--init {self.init}: is the student; leave out --student {self.student}"
+            )
         if not isinstance(self.store, str) and self.vocab is not None:
             raise ConfigError(
                 f"--vocab {self.vocab}: goes with one --store, not with {len(self.store)}; what a view drops is "
                 "reported of one store only"
+            )
+        if not isinstance(self.store, str) and self.inputs is not None:
+            raise ConfigError(
+                f"--inputs {self.inputs}: goes with one --store, not with {len(self.store)}; put inputs and targets "
+                "together in one store each first, or train on one"
             )
         self.make_loss()
         check_at_least(
@@ -161,6 +179,11 @@ class RunConfig:
                 raise ConfigError(f"--{flag} {getattr(self, name)}: expected {expected}")
 
     @property
+    def student_spec(self) -> str:
+        """`name:argument` of the student."""
+        return self.student if self.student is not None else f"hf:{self.init}/student"
+
+    @property
     def warmup_steps(self) -> int:
         """Steps of warm-up, resolved."""
         return self.warmup if self.warmup is not None else max(1, self.steps // 20)
@@ -207,7 +230,7 @@ class RunConfig:
     @classmethod
     def from_sources(cls, toml: Path | None, flags: Mapping[str, Any]) -> RunConfig:
         """Flags over TOML over defaults; see `softlabels.settings`."""
-        return from_sources(cls, toml, flags, required=("store", "student"))
+        return from_sources(cls, toml, flags, required=("store",))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as TOML would hold them."""

@@ -4,28 +4,31 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from softlabels.errors import RunError, TokenizerError
-from softlabels.rows import UNLABELLED
 from softlabels.store.reader import Store, open_store
-from softlabels.targets import UNBIASED
-from trainers.losses import teacher_bins
-from trainers.stream import Batch, collate
-from trainers.students import Student, check_vocab, load_student
+from trainers.calibration import BINS, reliability
+from trainers.measure import Measured, measure
+from trainers.scores import macro_f1, row_sums, scores
+from trainers.students import Student, load_student
 from trainers.tasks import Task
-from trainers.topk_tail import Head, chunk_rows, head_logits, topk_tail
 from trainers.vocabulary import check_numbering
 
-__all__ = ["WEIGHTS", "Evaluation", "evaluate", "evaluate_run", "expected_calibration_error"]
+__all__ = [
+    "WEIGHTS",
+    "Evaluation",
+    "evaluate",
+    "evaluate_run",
+    "expected_calibration_error",
+    "open_run",
+    "summarise",
+]
 
-BINS = 15
 WEIGHTS = {
     "student": ("student", ""),
     "ema": ("student-ema", "--ema"),
@@ -35,7 +38,10 @@ WEIGHTS = {
 
 
 class Evaluation(NamedTuple):
-    """Means over the positions of a store, at T=1; `kl` and `agreement` over the soft ones."""
+    """Means over the labelled positions of a store, at T=1; what compares with the teacher, over the soft ones.
+
+    That is None for a sampled store, which does not determine it, and where no position has a soft target.
+    """
 
     positions: int
     soft_positions: int
@@ -45,29 +51,34 @@ class Evaluation(NamedTuple):
     perplexity: float
     accuracy: float
     """Share of positions whose most probable token came."""
+    macro_f1: float
+    """Mean F1 of the classes (tokens) that came or were the most probable."""
     ece: float
     """Expected calibration error of the most probable token, 15 bins of equal width (Guo et al. 2017)."""
     kl: float | None
-    """KL(teacher || student) over kept ids and tail, nats; None for a sampled store, which does not determine it,
-    and where no position has a soft target."""
+    """KL(teacher || student) over kept ids and tail, nats."""
     agreement: float | None
-    """Share of soft positions where student and teacher agree on the most probable token; None likewise."""
+    """Share of soft positions where student and teacher agree on the most probable token."""
+    top_k_agreement: float | None
+    """Share where the teacher's most probable token is among the student's 5."""
+    acceptance_low: float | None
+    """Speculative decoding: at least this share of the tokens that the student drafts is accepted, sum of min(p, q):
+    exact over the kept ids, nothing for the tail."""
+    acceptance_high: float | None
+    """And at most this: all that the two tails' masses allow."""
     teacher_nll: float | None
     """The teacher's own, where the store knows it; None in a view, whose conditional distribution is another."""
+    teacher_accuracy: float | None
+    teacher_ece: float | None
     dropped: dict[str, Any] | None = None
     """What the view dropped of the teacher's mass (`softlabels.views.Dropped`); None without one."""
 
 
 def expected_calibration_error(confidence: Tensor, correct: Tensor, bins: int = BINS) -> float:
     """Of `[N]` confidences in [0, 1] and `[N]` outcomes; bins of equal width, `(low, high]`."""
-    which = torch.ceil(confidence.double() * bins).long().sub_(1).clamp_(0, bins - 1)
-    n = torch.bincount(which, minlength=bins).double()
-    total = torch.bincount(which, weights=confidence.double(), minlength=bins)
-    right = torch.bincount(which, weights=correct.double(), minlength=bins)
-    return float((total - right).abs().sum() / n.sum())
+    return float(reliability(confidence.double().numpy(), correct.bool().numpy(), bins).ece)
 
 
-@torch.no_grad()
 def evaluate(
     student: Student,
     store: Store,
@@ -81,74 +92,39 @@ def evaluate(
     Raises:
         PairingError: the student's vocabulary is not the store's.
     """
-    check_vocab(student, store, where=str(store.path))
-    where = torch.device(device)
-    was_training = student.training
-    student.eval().to(where)
-    head = replace(student.head(), compute_dtype=None)
-    parts: list[dict[str, Tensor]] = []
-    for start in range(0, len(store), batch_size):
-        batch = collate(
-            [store.row(i) for i in range(start, min(start + batch_size, len(store)))]
-        ).to(where)
-        if batch.positions:
-            parts.append(_measure(student.hidden(batch), head, batch))
-        advance(len(batch.rows))
-    student.train(was_training)
-    if not parts:
-        raise RunError(f"{store.path}: holds no position to evaluate on")
-    of = {name: torch.cat([p[name] for p in parts]) for name in parts[0]}
-    n = len(of["nll"])
-    if n == 0:
+    measured = measure(student, store, device=device, batch_size=batch_size, advance=advance)
+    return summarise(measured, store)
+
+
+def summarise(m: Measured, store: Store) -> Evaluation:
+    """The headline figures of what was measured on a store.
+
+    Raises:
+        RunError: no position has a label.
+    """
+    if not m.labelled.any():
         raise RunError(f"{store.path}: none of its positions has a label to evaluate against")
-    knows = "kl" in of and len(of["kl"]) > 0
+    sums = {name: s.sum(axis=0) for name, s in row_sums(m, store.vocab_size).items()}
+    found = {name: float(value) for name, value in scores(sums).items()}
+    v = store.vocab_size
+    counts = [
+        np.bincount(x, minlength=v).astype(np.float64)
+        for x in (m.label[m.labelled], m.top[m.labelled])
+    ]
+    hits = np.bincount(m.label[m.correct], minlength=v).astype(np.float64)
     statistics = store.manifest.statistics
-    nll = float(of["nll"].double().mean())
+    of_teacher = ("kl", "agreement", "top_k_agreement", "acceptance_low", "acceptance_high")
     return Evaluation(
-        positions=len(of["soft"]),
-        soft_positions=int(of["soft"].sum()),
-        nll=nll,
-        perplexity=float(np.exp(nll)),
-        accuracy=float(of["correct"].double().mean()),
-        ece=expected_calibration_error(of["confidence"], of["correct"]),
-        kl=float(of["kl"].double().mean()) if knows else None,
-        agreement=float(of["agree"].double().mean()) if knows else None,
+        positions=m.n,
+        soft_positions=int(m.soft.sum()),
+        **{name: found[name] for name in ("nll", "perplexity", "accuracy", "ece")},
+        macro_f1=float(macro_f1(hits, *counts)),
+        **{name: found.get(name) for name in (*of_teacher, "teacher_accuracy", "teacher_ece")},  # type: ignore[arg-type]
         teacher_nll=None
         if statistics.teacher_nll is None or store.view is not None
-        else statistics.teacher_nll / n,
+        else statistics.teacher_nll / int(m.labelled.sum()),
         dropped=None if store.dropped is None else store.dropped.to_dict(),
     )
-
-
-def _measure(hidden: Tensor, head: Head, batch: Batch) -> dict[str, Tensor]:
-    hidden = batch.at_positions(hidden).float()
-    targets = batch.targets
-    ids = torch.from_numpy(targets.ids.astype(np.int64)).to(hidden.device)
-    kept = torch.from_numpy(targets.kept).to(hidden.device)
-    labelled = batch.labels != UNLABELLED
-    out = topk_tail(hidden, head, ids, kept, batch.labels.clamp(min=0))
-    rows = chunk_rows(head, hidden.dtype, None, hidden.device)
-    best = [head_logits(h, head).max(dim=1) for h in torch.split(hidden, rows)]
-    top = torch.cat([b.indices for b in best])
-    top_logit = torch.cat([b.values for b in best])
-    measured = {
-        "nll": (out.lse - out.label_logit)[labelled],
-        "correct": (top == batch.labels)[labelled],
-        "confidence": (top_logit - out.lse).exp().clamp(max=1.0)[labelled],
-        "soft": torch.from_numpy(targets.soft),
-    }
-    if targets.estimator not in UNBIASED:
-        places = np.flatnonzero(targets.soft)
-        soft = torch.from_numpy(places).to(hidden.device)
-        targets = targets[places]
-        log_p = teacher_bins(targets, 1.0, hidden.device)
-        log_q = torch.log_softmax(out.columns.index_select(0, soft), dim=1)
-        p = log_p.exp()
-        measured["kl"] = torch.where(p > 0, p * (log_p - log_q), 0.0).sum(dim=1)
-        first = targets.ids[np.arange(targets.n), targets.gaps.argmin(axis=1)] if targets.n else []
-        best_of_teacher = torch.as_tensor(first, dtype=torch.int64, device=hidden.device)
-        measured["agree"] = top.index_select(0, soft) == best_of_teacher
-    return measured
 
 
 def evaluate_run(
@@ -177,7 +153,16 @@ def evaluate_run(
         PairingError: the run numbered its ids otherwise.
         TokenizerError: the store was tokenised differently from what the student was trained on.
     """
+    student, opened = open_run(run, store, vocab=vocab, weights=weights)
+    return evaluate(student, opened, device=device, batch_size=batch_size, advance=advance)
+
+
+def open_run(
+    run: Path, store: Path | str, *, vocab: str | None, weights: str
+) -> tuple[Student, Store]:
+    """A finished run's student, and the store to evaluate it on; arguments and errors as of `evaluate_run`."""
     opened = open_store(store, view=vocab)
+    opened.need_inputs()
     try:
         facts = json.loads((run / "run.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as e:
@@ -198,5 +183,4 @@ def evaluate_run(
             f"{expected[:12]}…), so the same id means another token; build a store of that text with the run's teacher"
         )
     check_numbering(facts, opened, run)
-    student = load_student(run / folder, Task.of(opened))
-    return evaluate(student, opened, device=device, batch_size=batch_size, advance=advance)
+    return load_student(run / folder, Task.of(opened)), opened

@@ -16,23 +16,24 @@ from trainers.students import Student
 __all__ = ["HeldOut", "open_heldout"]
 
 
-def open_heldout(path: str, store: Store, *, view: str | None) -> Store:
-    """Open the held-out store of a run.
+def open_heldout(path: str, store: Store, *, view: str | None, flag: str = "--heldout") -> Store:
+    """Open the held-out store of a run, which `flag` named.
 
     Raises:
         RunError: it is the store that is trained on.
         TokenizerError: it was tokenised otherwise.
     """
     heldout = open_store(path, view=view)
+    heldout.need_inputs()
     if heldout.digest == store.digest:
         raise RunError(
-            f"--heldout {path}: is the very store that is trained on, so it cannot tell when to stop; build one of "
+            f"{flag} {path}: is the very store that is trained on, so it tells nothing of other text; build one of "
             "other text"
         )
     mine, theirs = (s.manifest.identity.tokenizer.sha256 for s in (heldout, store))
     if mine != theirs:
         raise TokenizerError(
-            f"--heldout {path}: its tokenizer (sha256 {mine[:12]}…) is not that of {store.path} (sha256 {theirs[:12]}…)"
+            f"{flag} {path}: its tokenizer (sha256 {mine[:12]}…) is not that of {store.path} (sha256 {theirs[:12]}…)"
             ", so the same id means another token; build it with the same teacher"
         )
     return heldout

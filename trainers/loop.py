@@ -19,6 +19,8 @@ from softlabels.errors import PairingError
 from softlabels.store.reader import Store
 from trainers.checkpoint import write_json
 from trainers.config import RunConfig
+from trainers.finished import provenance
+from trainers.forgetting import Forgetting, open_watched
 from trainers.heldout import open_heldout
 from trainers.kernels import apply_kernels
 from trainers.microbatches import split_batch
@@ -67,7 +69,7 @@ def _train(
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     config.micro_batches(ranks.world_size)
-    stores = open_stores(config.store, view=config.vocab)
+    stores = open_stores(config.store, view=config.vocab, inputs=config.inputs)
     store = stores[0][0]  # in what is asked of it below, all are alike
     loss = config.make_loss().on(store.manifest.identity.targets)
     for opened, _ in stores:
@@ -75,6 +77,7 @@ def _train(
     _check_hidden(config, stores)
     for notice in loss.notices(store.manifest.identity.targets):
         report.notice(notice)
+    watched = open_watched(config.forgetting, store, view=config.vocab)
     heldout = None
     if config.heldout is not None:
         heldout = open_heldout(config.heldout, store, view=config.vocab)
@@ -84,18 +87,21 @@ def _train(
     first_choice = ranks.from_first(lambda: choose(device, dtype))  # auto measures: one for all
     choice = first_choice if ranks.first else choose(device, first_choice.dtype_name)
     report.notice(f"student: {choice.reason}")
-    student = make_student(config.student, seed=config.seed, task=Task.of(store))
-    check_vocab(student, store, where=f"--student {config.student}")
+    origin = None if config.init is None else provenance(Path(config.init), store)
+    student = make_student(config.student_spec, seed=config.seed, task=Task.of(store))
+    flag = f"--student {config.student}" if config.init is None else f"--init {config.init}"
+    check_vocab(student, store, where=flag)
     if renumbers(store):
         report.notice(
             f"--vocab {config.vocab}: the ids are renumbered on your word; the student's tokenizer is neither compared "
             "with the store's nor saved beside it"
         )
     elif student.source is not None:
-        check_tokenizer(student.source, store, where=f"--student {config.student}")
+        check_tokenizer(student.source, store, where=flag)
     apply_kernels(config.kernels, student, choice.device)
     facts = {
         "config": config.to_dict(),
+        "domain": store.manifest.identity.domain,
         "store_digest": mixture_digest(stores),
         "view": view_facts(store),
         "tokenizer_sha256": store.manifest.identity.tokenizer.sha256,
@@ -104,10 +110,20 @@ def _train(
         "softlabels": softlabels.__version__,
         "torch": torch.__version__,
     }
+    if origin is not None:
+        facts["init"] = origin
     ranks.from_first(lambda: _begin(run, recorded, facts))
     if ranks.several:
         report.notice(_topology(config, ranks))
-    return Trainer(config, run, stores, student, loss, choice, ranks, heldout, report).train()
+    forgetting = Forgetting(run, watched, choice.device, batch_size=config.batch_size)
+    if watched:
+        report.notice(f"--forgetting: {len(watched)} stores are evaluated before the first step")
+        ranks.from_first(lambda: forgetting.before(student))
+    folder = Trainer(config, run, stores, student, loss, choice, ranks, heldout, report).train()
+    if watched:
+        for line in ranks.from_first(lambda: forgetting.after(folder)):
+            report.notice(line)
+    return folder
 
 
 def _check_labels(loss: LossSchedule, store: Store) -> None:

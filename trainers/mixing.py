@@ -248,14 +248,18 @@ def parse_stores(texts: str | Sequence[str]) -> list[tuple[str, Fraction]]:
 
 
 def open_stores(
-    texts: str | Sequence[str], *, view: str | None = None
+    texts: str | Sequence[str], *, view: str | None = None, inputs: str | None = None
 ) -> list[tuple[Store, Fraction]]:
     """The stores of `parse_stores`, open and found to go together, with their weights.
 
     Raises:
         ConfigError, StoreError, PairingError, TokenizerError: as `MixedStream`.
     """
-    found = [(open_store(path, view=view), weight) for path, weight in parse_stores(texts)]
+    found = [
+        (open_store(path, view=view, inputs=inputs), weight) for path, weight in parse_stores(texts)
+    ]
+    for store, _ in found:
+        store.need_inputs()
     check_alike([store for store, _ in found])
     return found
 

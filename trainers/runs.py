@@ -22,6 +22,8 @@ __all__ = ["check_same_run", "publish_student", "read_run"]
 FREE = frozenset(
     {
         "store",
+        "init",
+        "forgetting",
         "vocab",
         "log_every",
         "checkpoint_every",
@@ -73,6 +75,11 @@ def check_same_run(recorded: dict[str, Any], facts: dict[str, Any], run: Path) -
             f"{run}: was begun on store {recorded['store_digest'][:12]}…, this is {facts['store_digest'][:12]}…"
         )
     check_same_view(recorded, facts, run)
+    before, now = recorded.get("init"), facts.get("init")
+    if (before or {}).get("weights_sha256") != (now or {}).get("weights_sha256"):
+        raise RunError(
+            f"{run}: was begun from {_origin(before)}, this would be from {_origin(now)}; resume it as it was begun"
+        )
     if recorded["dtype"] != facts["dtype"]:
         raise RunError(
             f"{run}: was begun in {recorded['dtype']}, this would go on in {facts['dtype']}; "
@@ -85,6 +92,12 @@ def check_same_run(recorded: dict[str, Any], facts: dict[str, Any], run: Path) -
                 f"{run}: was begun with {name} = {before!r}, this has {value!r}; resume it as it "
                 "was begun, or choose another --out"
             )
+
+
+def _origin(init: dict[str, Any] | None) -> str:
+    if init is None:
+        return "a student of its own"
+    return f"the student of {init['run']} (sha256 {init['weights_sha256'][:12]}…)"
 
 
 def publish_student(

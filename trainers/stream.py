@@ -249,9 +249,11 @@ def opened(store: Store | Path | str, view: str | None) -> Store:
 
     Raises:
         ConfigError: a view besides an open store.
+        PairingError: its inputs are elsewhere, and were not given.
     """
     if not isinstance(store, Store):
-        return open_store(store, view=view)
+        store, view = open_store(store, view=view), None
+    store.need_inputs()
     if view is not None:
         raise ConfigError(f"view {view!r}: the store is open already; give it to open_store")
     return store

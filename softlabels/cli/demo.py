@@ -91,6 +91,9 @@ def demo_command(out: Path, as_json: bool) -> None:
         )
         result = _softtrain(["eval", run, "--store", heldout, "--json"], title=None, quiet=True)
         students.append(_Result(name, json.loads(result)))
+    report = out / "report.html"
+    arguments = ["report", *(out / f"student-{s.name}" for s in students), "--store", heldout]
+    _softtrain([*arguments, "--out", report, "--json"], title=None, quiet=True)
     seconds = time.perf_counter() - begin
     values = {
         "store": sizes["train"],
@@ -98,6 +101,7 @@ def demo_command(out: Path, as_json: bool) -> None:
         "students": {s.name: s.values for s in students},
         "seconds": seconds,
         "peak_rss_mib": _peak_rss_mib(),
+        "report": str(report),
     }
     emit(values, _table(values), as_json=as_json)
 
@@ -247,5 +251,8 @@ def _table(values: dict[str, Any]) -> str:
         f"learned from the teacher: {students['hard-labels']['nll'] - students['store']['nll']:+.3f} nats per token "
         "over hard labels",
         f"{values['seconds']:.0f} s in all, {values['peak_rss_mib'] / 1024:.1f} GiB at most in one process",
+        "",
+        "The report, a page for your browser:",
+        values["report"],
     ]
     return "\n".join(lines)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
 from softlabels.cli.build import summary
-from softlabels.errors import ConfigError, IntegrityError
+from softlabels.errors import ConfigError
 from softlabels.terminal import Bar, LocalPath, emit, json_option
 
 __all__ = ["inspect_command", "verify_command"]
@@ -53,6 +52,8 @@ def inspect_command(
 
 
 def _show_store(opened: Any, *, as_json: bool) -> None:
+    from softlabels.store.fidelity_table import fidelity_line
+
     manifest = opened.manifest
     identity, figures = manifest.identity, summary(manifest)
     teacher, targets, encoding = identity.teacher, identity.targets, identity.encoding
@@ -69,9 +70,10 @@ def _show_store(opened: Any, *, as_json: bool) -> None:
     hidden = ""
     if (states := identity.hidden) is not None:
         hidden = f"; hidden states of width {states.width} as {states.values}"
+    parameters = f"{teacher.parameters:,} parameters" if teacher.parameters else "size not known"
     lines = {
         "store": f"{opened.path} (format {manifest.version}, {encoding.profile} {encoding.container})",
-        "teacher": f"{teacher.name}, {teacher.parameters:,} parameters, {teacher.dtype} on {teacher.device}",
+        "teacher": f"{teacher.name}, {parameters}, {teacher.dtype} on {teacher.device}",
         "engine": teacher.engine,
         "corpus": f"{identity.corpus.documents:,} documents, {figures['tokens']:,} tokens in {figures['rows']:,} rows",
         "targets": f"{figures['positions']:,} positions{chosen}, {targets.estimator} k={targets.k}, T in {grid}, "
@@ -84,11 +86,25 @@ def _show_store(opened: Any, *, as_json: bool) -> None:
         f"{figures['bytes_per_position']:.1f} a position",
         "values": f"{encoding.values}, within {encoding.relative_error:.2g} of each value{hidden}",
         "licence": identity.licence,
+        "fidelity": "not measured"
+        if manifest.fidelity is None
+        else fidelity_line(manifest.fidelity),
         "digest": manifest.content_digest,
     }
+    if (made := manifest.provenance) is not None:
+        asked = "".join(f", {name} {value}" for name, value in made.parameters.items())
+        sources = ", ".join(f"{s.name} ({s.rows:,} rows)" for s in made.sources)
+        lines["made by"] = f"{made.operation} of {sources}{asked}"
     text = "\n".join(f"{name:>15}  {value}" for name, value in lines.items())
     emit(
-        {"store": str(opened.path), **figures, "identity": _plain(identity)}, text, as_json=as_json
+        {
+            "store": str(opened.path),
+            **figures,
+            "identity": _plain(identity),
+            "fidelity": None if manifest.fidelity is None else _plain(manifest.fidelity),
+        },
+        text,
+        as_json=as_json,
     )
 
 
@@ -103,12 +119,14 @@ def _show_row(
 ) -> None:
     import numpy as np
 
+    from softlabels.rows import UNLABELLED
+    from softlabels.token_text import TokenText
+
     stored = opened.row(index)
     targets, row = stored.targets, stored.row
     t = temperature if temperature is not None else targets.temperatures[0]
     probs, tail = targets.probs(t), targets.tail(t)
-    decode = _decoder(opened)
-    what = "next token" if opened.manifest.identity.label_shift else "label"
+    words = TokenText(opened)
     n = targets.n
     if position is not None and not 0 <= position < n:
         raise ConfigError(f"--position {position}: row {index} has positions 0..{n - 1}")
@@ -118,10 +136,11 @@ def _show_row(
     for p in chosen:
         order = np.argsort(-probs[p], kind="stable")[:shown]
         label = int(row.labels[p])
+        said_to_be = "?" if label == UNLABELLED else words.label(label)
         kept = [
             {
                 "id": int(targets.ids[p, s]),
-                "text": decode(int(targets.ids[p, s])),
+                "text": words.label(int(targets.ids[p, s])),
                 "p": float(probs[p, s]),
             }
             for s in order
@@ -130,18 +149,28 @@ def _show_row(
         records.append(
             {
                 "position": p,
-                "token": int(row.positions[p]),
+                **({"token": int(row.positions[p])} if hasattr(row, "positions") else {}),
                 "label": label,
-                "label_text": decode(label),
+                "label_text": said_to_be,
                 "soft": bool(targets.soft[p]),
                 "tail": float(tail[p]),
                 "kept": kept,
             }
         )
-        best = "  ".join(f"{k['text']!r} {k['p']:.3f}" for k in kept)
-        said = f"tail {tail[p]:.3f}  {best}" if targets.soft[p] else "hard label only"
-        lines.append(f"{p:>5}  {decode(label)!r:<16} {said}")
-    header = f"row {index}: {len(row.input_ids)} tokens, {n} positions; T={t:g}\n{'':>5}  {what}"
+        said = "hard label only"
+        if targets.soft[p]:
+            came = probs[p][targets.kept[p] & (targets.ids[p] == label)]
+            rank = f"p {came[0]:.3f}" if len(came) else "in tail"
+            said = f"{rank:<8} tail {tail[p]:.3f}  " + "  ".join(_choice(k, label) for k in kept)
+        lines.append(f"{p:>5}  {said_to_be!r:<16} {said}")
+    causal = opened.manifest.identity.label_shift == 1
+    header = f"row {index}: {row.size} tokens, {n} positions; T={t:g}"
+    if not causal and "input_ids" in row.inputs and words.known:
+        header += f"\n       {words.many(row.inputs['input_ids'].tolist())}"
+    header += (
+        f"\n{'':>5}  {'what came' if causal else 'label':<16} and its p; tail: of all ids not kept; the likeliest ids, "
+        f"[{'what came' if causal else 'label'}] marked"
+    )
     emit(
         {"row": index, "temperature": t, "positions": records},
         "\n".join([header, *lines]),
@@ -149,30 +178,10 @@ def _show_row(
     )
 
 
-def _decoder(opened: Any) -> Callable[[int], str]:
-    """Id to text: the name of a class, or with the store's own tokenizer; `<id>` where that cannot be had.
-
-    A label that is not known is `?`.
-    """
-    from softlabels.rows import UNLABELLED
-
-    decode = _named(opened)
-    return lambda i: "?" if i == UNLABELLED else decode(i)
-
-
-def _named(opened: Any) -> Callable[[int], str]:
-    classes = opened.manifest.identity.classes
-    if classes is not None:
-        return lambda i: str(classes[i])
-    try:
-        from tokenizers import Tokenizer
-
-        tokenizer = Tokenizer.from_str(opened.file("tokenizer/tokenizer.json").decode())
-    except IntegrityError:
-        raise
-    except Exception:  # not installed, no such file, or not a tokenizer it knows (a bare Exception)
-        return "<{}>".format
-    return lambda i: str(tokenizer.decode([i], skip_special_tokens=False))
+def _choice(kept: dict[str, Any], label: int) -> str:
+    """An id with its probability; in a terminal the one that came stands out."""
+    words = f"{kept['text']!r} {kept['p']:.3f}"
+    return click.style(f"[{words}]", bold=True, fg="green") if kept["id"] == label else words
 
 
 @click.command("verify")
@@ -182,16 +191,29 @@ def _named(opened: Any) -> Callable[[int], str]:
     default=True,
     help="Decode every shard and check every invariant, or compare sizes and digests only.",
 )
+@click.option(
+    "--key",
+    type=LocalPath(),
+    help="PEM file of the public key of whoever signed the store: check the signature first.",
+)
 @json_option
 @click.pass_context
-def verify_command(ctx: click.Context, store: Path, deep: bool, as_json: bool) -> None:
+def verify_command(
+    ctx: click.Context, store: Path, deep: bool, key: Path | None, as_json: bool
+) -> None:
     """Check every file of a store; exit with 1 if anything is missing, torn, altered or foreign.
 
     \b
-    Example:
+    Examples:
       softlabels verify store
+      softlabels verify store --key maker.pem
     """
     from softlabels.store.verify import verify_store
+
+    if key is not None:
+        from softlabels.store.signing import check_signature
+
+        check_signature(store, key)
 
     with Bar(quiet=as_json) as bar:
         bar.stage("verify", None, "shards")
@@ -199,11 +221,16 @@ def verify_command(ctx: click.Context, store: Path, deep: bool, as_json: bool) -
     for problem in report.problems:
         click.echo(f"error: {problem}", err=True)
     state = "whole" if not report.problems else f"{len(report.problems)} problems"
-    text = f"{store}: {state}; {report.files} files, {report.rows:,} rows, {report.positions:,} positions checked"
+    signed = "signed by the key, " if key is not None else ""
+    text = (
+        f"{store}: {signed}{state}; {report.files} files, {report.rows:,} rows, {report.positions:,} positions "
+        "checked"
+    )
     emit(
         {
             "store": str(store),
             "ok": not report.problems,
+            "signed": key is not None,
             "problems": report.problems,
             "files": report.files,
             "rows": report.rows,

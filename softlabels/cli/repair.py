@@ -42,7 +42,7 @@ def repair_command(ctx: click.Context, store: Path, dry_run: bool, as_json: bool
         click.echo(f"error: {problem}", err=True)
     if done.rebuild:
         click.echo(
-            f"error: {store}: {len(done.rebuild)} shards must be built; run the same `softlabels build` "
+            f"error: {store}: {len(done.rebuild)} shards must be built; run the same `softlabels {done.command}` "
             f"{'after `softlabels repair`' if dry_run else 'again'} to make exactly those",
             err=True,
         )

@@ -10,6 +10,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
+import numpy.typing as npt
+
 from softlabels.errors import CorpusError
 from softlabels.registry import Registry, split_spec
 
@@ -21,10 +24,10 @@ Message = dict[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Document:
-    """One text, or one conversation, before it is tokenised."""
+    """One text, or one conversation, before it is tokenised; or token ids."""
 
     where: str
-    """For messages: `FILE` or `FILE:LINE`."""
+    """For messages: `FILE`, `FILE:LINE`, or, where a file has rows, `FILE:ROW`, counted from 0."""
     text: str | None = None
     messages: tuple[Message, ...] | None = None
     label: str | int | None = None
@@ -32,9 +35,15 @@ class Document:
     words: tuple[str, ...] | None = None
     """Of token classification: the text in words, each with a label."""
     word_labels: tuple[str | int | None, ...] | None = None
+    ids: npt.NDArray[np.int32] | None = None
+    """`[L] int32`: tokens of the teacher's own, taken as they are."""
+    learn: npt.NDArray[np.bool_] | None = None
+    """`[L] bool`, with `ids`: which tokens are to be learnt."""
 
     def empty(self) -> bool:
         """Whether there is nothing to learn: only white space, or no message with content."""
+        if self.ids is not None:
+            return len(self.ids) == 0
         if self.messages is not None:
             return not any(str(m.get("content") or "").strip() for m in self.messages)
         if self.words is not None:
@@ -56,6 +65,9 @@ CORPORA: Registry[Any] = Registry(
     {
         "text": "softlabels.corpora.files:TextFiles",
         "jsonl": "softlabels.corpora.files:JsonLines",
+        "parquet": "softlabels.corpora.parquet:ParquetFiles",
+        "dataset": "softlabels.corpora.dataset:SavedDataset",
+        "ids": "softlabels.corpora.ids:IdFiles",
     },
 )
 

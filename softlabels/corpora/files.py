@@ -12,12 +12,17 @@ from typing import Any
 from softlabels.corpora import Document
 from softlabels.errors import CorpusError
 
-__all__ = ["JsonLines", "TextFiles"]
+__all__ = ["JsonLines", "TextFiles", "check_messages", "matches"]
 
 KINDS = ("text", "messages", "words")
 
 
-def _matches(pattern: str, kind: str) -> list[Path]:
+def matches(pattern: str, kind: str) -> list[Path]:
+    """The files that a pattern names, in order of path.
+
+    Raises:
+        CorpusError: there are none.
+    """
     paths = sorted(Path(p) for p in glob.glob(pattern, recursive=True) if Path(p).is_file())
     if not paths:
         raise CorpusError(
@@ -43,7 +48,7 @@ class TextFiles:
 
     def __init__(self, pattern: str) -> None:
         self.spec = f"text:{pattern}"
-        self.paths = _matches(pattern, "text")
+        self.paths = matches(pattern, "text")
 
     def documents(self) -> Iterator[Document]:
         """One document per file."""
@@ -67,7 +72,7 @@ class JsonLines:
 
     def __init__(self, pattern: str) -> None:
         self.spec = f"jsonl:{pattern}"
-        self.paths = _matches(pattern, "jsonl")
+        self.paths = matches(pattern, "jsonl")
 
     def documents(self) -> Iterator[Document]:
         """One document per line; blank lines are refused like any other line that is not an object."""
@@ -98,19 +103,25 @@ class JsonLines:
                     f'{where}: "text" is {type(record["text"]).__name__}, expected a string'
                 )
             return Document(
-                where=where, text=record["text"], label=_label(record.get("label"), where)
+                where=where, text=record["text"], label=check_label(record.get("label"), where)
             )
-        return Document(where=where, messages=self._messages(record["messages"], where))
+        return Document(where=where, messages=check_messages(record["messages"], where))
 
-    def _messages(self, messages: Any, where: str) -> tuple[dict[str, Any], ...]:
-        if not isinstance(messages, list):
-            raise CorpusError(f'{where}: "messages" is {type(messages).__name__}, expected a list')
-        for i, m in enumerate(messages):
-            if not isinstance(m, dict) or not isinstance(m.get("role"), str):
-                raise CorpusError(f'{where}: message {i} has no "role"')
-            if not isinstance(m.get("content"), str):
-                raise CorpusError(f'{where}: message {i} has no "content" string')
-        return tuple(messages)
+
+def check_messages(messages: Any, where: str) -> tuple[dict[str, Any], ...]:
+    """A conversation, as a file holds it.
+
+    Raises:
+        CorpusError: not a list of objects with a role and a content, both strings.
+    """
+    if not isinstance(messages, list):
+        raise CorpusError(f'{where}: "messages" is {type(messages).__name__}, expected a list')
+    for i, m in enumerate(messages):
+        if not isinstance(m, dict) or not isinstance(m.get("role"), str):
+            raise CorpusError(f'{where}: message {i} has no "role"')
+        if not isinstance(m.get("content"), str):
+            raise CorpusError(f'{where}: message {i} has no "content" string')
+    return tuple(messages)
 
 
 def _words(words: Any, labels: Any, where: str) -> Document:
@@ -126,11 +137,16 @@ def _words(words: Any, labels: Any, where: str) -> Document:
     return Document(
         where=where,
         words=tuple(words),
-        word_labels=tuple(_label(v, f"{where}: word {i}") for i, v in enumerate(labels)),
+        word_labels=tuple(check_label(v, f"{where}: word {i}") for i, v in enumerate(labels)),
     )
 
 
-def _label(value: Any, where: str) -> str | int | None:
+def check_label(value: Any, where: str) -> str | int | None:
+    """A label, as a file holds it; None if there is none.
+
+    Raises:
+        CorpusError: neither a string nor a whole number.
+    """
     if value is None or (isinstance(value, (str, int)) and not isinstance(value, bool)):
         return value
     raise CorpusError(f'{where}: "label" is {value!r}, expected the name or number of a class')

@@ -20,7 +20,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from softlabels.corpora import Corpus, Message, documents_of
+from softlabels.corpora import Corpus, Document, Message, documents_of
 from softlabels.errors import ConfigError, CorpusError
 from softlabels.rows import BEGINNING, Cursor, Row
 
@@ -91,17 +91,10 @@ def pack(
         if document is None:
             counts.skipped_empty += 1
             continue
-        tokens = (
-            tokenizer.encode_chat(document.messages, where=document.where)
-            if document.messages is not None
-            else tokenizer.encode(document.text or "")
-        )
+        tokens = _tokens(document, tokenizer)
         _check_ids(tokens.input_ids, vocab_size, document.where)
         if not tokens.learn[1:].any():
-            if document.messages is not None:
-                raise CorpusError(
-                    f"{document.where}: no assistant turn, so nothing is to be learnt; remove the line"
-                )
+            _check_can_learn(document)
             counts.skipped_short += 1
             continue
         offset = start.offset if number == start.document else 0
@@ -120,6 +113,24 @@ def pack(
         room -= length - offset
     if open_row:
         yield _close(open_row)
+
+
+def _tokens(document: Document, tokenizer: Tokenizer) -> Tokenized:
+    if document.ids is not None:
+        assert document.learn is not None
+        return Tokenized(input_ids=document.ids, learn=document.learn)
+    if document.messages is not None:
+        return tokenizer.encode_chat(document.messages, where=document.where)
+    return tokenizer.encode(document.text or "")
+
+
+def _check_can_learn(document: Document) -> None:
+    """Refuse a document that is masked as a whole; a text of one token is only short."""
+    masked = document.ids is not None and len(document.ids) > 1
+    if document.messages is None and not masked:
+        return
+    what = "loss_mask is 0 throughout" if masked else "no assistant turn"
+    raise CorpusError(f"{document.where}: {what}, so nothing is to be learnt; remove the line")
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -71,6 +71,10 @@ class TextRow:
             "label_mask": self.label_mask,
             "labels": self.labels,
         }
+
+    def renumbered(self, documents: int) -> TextRow:
+        """The same row, so many texts further on."""
+        return replace(self, document=self.document + documents)
 
     def place(self, position: int) -> str:
         """`token 17`."""

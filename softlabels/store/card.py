@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from softlabels.store.fidelity_table import fidelity_rows
+from softlabels.store.licences import hub_licence
 from softlabels.store.manifest import Manifest
 
 __all__ = ["card"]
@@ -12,12 +14,22 @@ CONFIGS = """configs:
   - split: train
     path: data/train-*.parquet
 """
+DATASETS = """
+The columns are plain Parquet (format.md of softlabels, section 4, says what each holds):
+
+```python
+import datasets
+
+rows = datasets.load_dataset("PATH", split="train")
+```
+"""
 
 
 def card(manifest: Manifest) -> str:
     """Markdown; its YAML head lets `datasets.load_dataset(STORE)` work where columns are Parquet's own."""
     identity = manifest.identity
     corpus, targets, teacher = identity.corpus, identity.targets, identity.teacher
+    cost = manifest.cost
     n = corpus.positions or 1
     soft = manifest.statistics.soft_of(corpus.positions)
     labelled = manifest.statistics.labelled_of(corpus.positions) or 1
@@ -35,9 +47,8 @@ def card(manifest: Manifest) -> str:
     perplexity = (
         f"{manifest.statistics.teacher_nll / labelled:.4f} nats per {'token' if identity.classes is None else 'label'}"
         if manifest.statistics.teacher_nll is not None
-        else "not known (the grid lacks T=1)"
+        else "not known"
     )
-    loadable = (identity.encoding.profile, identity.encoding.container) == ("open", "parquet")
     domain = identity.domain
     if identity.classes is not None:
         domain += f" of {len(identity.classes)} classes"
@@ -45,11 +56,13 @@ def card(manifest: Manifest) -> str:
         views = "1 view" if masking.views == 1 else f"{masking.views} views"
         domain += f", {masking.share:.0%} of each text hidden, in {views}, targets where `{masking.targets}`"
     taught = "" if domain == "causal-lm" else f"| domain | {domain} |\n"
+    parameters = f"{teacher.parameters:,} parameters" if teacher.parameters else "size not known"
+    loadable = identity.encoding.plain and identity.encoding.container == "parquet"
     return f"""---
 {CONFIGS if loadable else ""}tags:
 - softlabels
 - knowledge-distillation
----
+{_yaml_lines(hub_licence(identity.licence))}---
 
 # Soft targets of {teacher.name}
 
@@ -58,7 +71,7 @@ A softlabels store, format {manifest.version}, made by {manifest.created_by}.
 
 | | |
 |---|---|
-| teacher | {teacher.name}, {teacher.parameters:,} parameters, {teacher.dtype} on {teacher.device}, {teacher.engine} |
+| teacher | {teacher.name}, {parameters}, {teacher.dtype} on {teacher.device}, {teacher.engine} |
 | teacher weights | sha256 `{teacher.weights_sha256}` |
 | teacher's own loss here | {perplexity} |
 | tokenizer | {identity.tokenizer.vocab_size:,} ids, sha256 `{identity.tokenizer.sha256}` |
@@ -66,9 +79,9 @@ A softlabels store, format {manifest.version}, made by {manifest.created_by}.
 | targets | {corpus.positions:,} positions{hard_only}, `{targets.estimator}` with k={targets.k}, temperatures {grid} |
 | mass of the kept ids | {mass} |
 | size | {manifest.data_bytes:,} bytes in {len(manifest.shards)} shards, {manifest.data_bytes / n:.1f} per position |
-| cost | {manifest.cost.seconds:,.0f} s of the teacher |
+{_columns(manifest, n)}| cost | {cost.seconds:,.0f} s of the teacher, {cost.tokens_per_second:,.0f} tokens/s |
 | licence of the targets | {identity.licence} |
-
+{_fidelity(manifest)}
 ```python
 import softlabels
 
@@ -76,4 +89,39 @@ store = softlabels.open_store("PATH")
 row = store.row(0)
 row.targets.ids, row.targets.probs({targets.temperatures[0]:g})
 ```
+{DATASETS if loadable else ""}"""
+
+
+def _yaml_lines(lines: list[str]) -> str:
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _columns(manifest: Manifest, n: int) -> str:
+    """One row of the table, the largest column first; nothing where columns are not Parquet's own."""
+    if not manifest.column_bytes:
+        return ""
+    largest_first = sorted(manifest.column_bytes.items(), key=lambda item: (-item[1], item[0]))
+    each = ", ".join(f"`{name}` {size / n:.2f}" for name, size in largest_first)
+    return f"| bytes per position, by column | {each} |\n"
+
+
+def _fidelity(manifest: Manifest) -> str:
+    """What was measured, as a section; nothing if nobody has measured."""
+    fidelity = manifest.fidelity
+    if fidelity is None:
+        return ""
+    heads = " | ".join(f"T={at.temperature:g}" for at in fidelity.temperatures)
+    lines = "\n".join(
+        f"| {name} | {' | '.join(values)} |" for name, values in fidelity_rows(fidelity)
+    )
+    return f"""
+## Fidelity
+
+{fidelity.measured_by} ran the teacher again ({fidelity.engine}, {fidelity.dtype} on {fidelity.device}) on
+{fidelity.positions:,} positions in {fidelity.rows:,} rows (seed {fidelity.seed}).
+Means, with 95 % intervals by resampling rows.
+
+| | {heads} |
+|---|{"---|" * len(fidelity.temperatures)}
+{lines}
 """

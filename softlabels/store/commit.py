@@ -44,8 +44,11 @@ __all__ = [
     "leftovers",
     "need_dictionary",
     "publish",
+    "publish_link",
+    "record_shard",
     "recorded",
     "remove",
+    "replace",
     "sweep",
     "withdraw",
 ]
@@ -97,27 +100,65 @@ def publish(path: Path, data: bytes) -> bool:
         StoreError: the disk is full, read-only, …: says which, and that nothing is lost.
         IntegrityError: what was read back is not what was written.
     """
+    with _explained(path), _written(path, data) as temporary:
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            return False
+        _sync_folder(path.parent)
+    return True
+
+
+def replace(path: Path, data: bytes) -> None:
+    """Make `path` hold `data`, in one step and durable, whatever was there; of a link the link is replaced.
+
+    Only for what is not content: a manifest whose content stays, and the card that is made from it.
+
+    Raises:
+        StoreError: the disk is full, read-only, …: says which, and that nothing is lost.
+        IntegrityError: what was read back is not what was written.
+    """
+    with _explained(path), _written(path, data) as temporary:
+        temporary.replace(path)
+        _sync_folder(path.parent)
+
+
+@contextmanager
+def _written(path: Path, data: bytes) -> Iterator[Path]:
+    """A temporary file beside `path` that holds `data`, durable and read back; it is gone afterwards."""
     temporary = (
         path.parent / f"{TEMPORARY}{socket.gethostname()}-{os.getpid()}-{token_hex(4)}-{path.name}"
     )
-    with _explained(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with temporary.open("xb") as f:
-                f.write(data)
-                f.flush()
-                os.fsync(f.fileno())
-            if temporary.read_bytes() != data:
-                raise IntegrityError(
-                    f"{temporary}: what was read back differs from what was written; check the disk"
-                )
-            try:
-                os.link(temporary, path)
-            except FileExistsError:
-                return False
-            _sync_folder(path.parent)
-        finally:
-            temporary.unlink(missing_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with temporary.open("xb") as f:
+            f.write(data)
+            f.flush()
+            os.fsync(f.fileno())
+        if temporary.read_bytes() != data:
+            raise IntegrityError(
+                f"{temporary}: what was read back differs from what was written; check the disk"
+            )
+        yield temporary
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def publish_link(path: Path, source: Path) -> bool:
+    """Make `path` another name of a file that exists, unless it exists already.
+
+    Returns:
+        False if something is there already; it is left as it is.
+
+    Raises:
+        OSError: the file system cannot link the two.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(source.resolve(), path)  # of a link its target: the name must be of a regular file
+    except FileExistsError:
+        return False
+    _sync_folder(path.parent)
     return True
 
 
@@ -190,7 +231,7 @@ def commit_shard(
         adopted = adopt_shard(store, plan, shard)
         if adopted is not None:
             return adopted  # else something else lay there, and is removed
-    return _record(store, plan, shard, data, statistics, seconds)
+    return record_shard(store, plan, shard, _digest(data), len(data), statistics, seconds)
 
 
 def withdraw(store: Path, shard: PlannedShard) -> None:
@@ -241,7 +282,7 @@ def adopt_shard(store: Path, plan: Plan, shard: PlannedShard) -> Commit | None:
     except (IntegrityError, ValueError):
         remove(store, path)
         return None
-    return _record(store, plan, shard, data, statistics, 0.0)
+    return record_shard(store, plan, shard, _digest(data), len(data), statistics, 0.0)
 
 
 def need_dictionary(data: bytes, identity: Identity, find: FindDictionary, *, where: str) -> None:
@@ -277,19 +318,26 @@ def check_planned(
         rows=planned.rows,
         positions=planned.positions,
         dictionary=find,
+        numbering=planned.numbering,
     )
     if len(shard.rows) != planned.rows or inputs_digest(shard.rows) != planned.inputs_sha256:
         raise IntegrityError(f"{where}: its rows are not the ones that the plan lists")
 
 
-def _record(
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def record_shard(
     store: Path,
     plan: Plan,
     shard: PlannedShard,
-    data: bytes,
+    sha256: str,
+    size: int,
     statistics: Statistics,
     seconds: float,
 ) -> Commit:
+    """Publish the commit record of a shard that was published; returns the one in force."""
     record = seal(
         Commit(
             format=FORMAT,
@@ -297,8 +345,8 @@ def _record(
             plan_digest=plan.digest,
             index=shard.index,
             name=shard.name,
-            sha256=hashlib.sha256(data).hexdigest(),
-            bytes=len(data),
+            sha256=sha256,
+            bytes=size,
             rows=shard.rows,
             positions=shard.positions,
             statistics=statistics,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from importlib import import_module
 from typing import cast
 
@@ -13,26 +14,37 @@ import numpy.typing as npt
 from softlabels.codecs.codebook import Codebook
 from softlabels.errors import IntegrityError
 from softlabels.store import packed, plain
-from softlabels.store.columns import Container
-from softlabels.store.manifest import Identity, Statistics
+from softlabels.store.columns import Container, Expected
+from softlabels.store.manifest import (
+    LARGEST,
+    OPEN_PARTS,
+    OPEN_TARGETS,
+    Identity,
+    Numbering,
+    Statistics,
+)
 from softlabels.store.shard import Shard
 from softlabels.targets import SoftTargets
 
 __all__ = [
     "CONTAINERS",
     "PROFILES",
+    "READABLE",
     "FindDictionary",
     "check_round_trip",
     "container_of",
     "decode_shard",
     "dictionary_of",
     "encode_shard",
+    "input_digests",
     "read_statistics",
 ]
 
 STATISTICS = "softlabels.statistics"
 DICTIONARY = "softlabels.dictionary"
 PROFILES = ("open", "packed")
+"""What a build can make."""
+READABLE = (*PROFILES, OPEN_PARTS, OPEN_TARGETS)
 CONTAINERS: Mapping[str, str] = {
     "parquet": "softlabels.store.parquet",
     "zarr": "softlabels.store.zarr",
@@ -62,7 +74,7 @@ def encode_shard(
     """
     container = container_of(identity)
     facts = {STATISTICS: msgspec.json.encode(statistics).decode()}
-    if identity.encoding.profile == "open":
+    if identity.encoding.plain:
         return container.write_columns(plain.columns_of(shard, identity), facts)
     if dictionary is not None:
         assert dictionary.sha256 is not None, (
@@ -81,6 +93,8 @@ def decode_shard(
     rows: int | None = None,
     positions: int | None = None,
     dictionary: FindDictionary | None = None,
+    numbering: Numbering | None = None,
+    keep_logp: bool = False,
 ) -> Shard:
     """Decode a file's bytes, refusing whatever contradicts the identity or itself.
 
@@ -88,17 +102,60 @@ def decode_shard(
         rows: how many the manifest or the plan says there are; None: not known.
         positions: the same of positions. With both a file that declares more is refused before it is decoded.
         dictionary: finds the dictionary that the shard asks for, if any.
+        numbering: how the file counts rows and documents; None: as the store does.
+        keep_logp: keep what the columns hold besides what it means, for whoever writes them again.
 
     Raises:
         IntegrityError: bad checksum, missing column, lengths that do not add up, a row whose inputs are
             not those of its digest. Names `where` and the row.
         TargetError: an id out of range, NaN, an empty kept set.
     """
+    shard = _decode(
+        data,
+        identity,
+        start_row=start_row,
+        where=where,
+        rows=rows,
+        positions=positions,
+        dictionary=dictionary,
+        counts_from=start_row if numbering is None else numbering.row,
+        keep_logp=keep_logp,
+    )
+    if numbering is None or numbering.documents == 0 or not identity.encoding.has_inputs:
+        return shard
+    largest = max((int(row.documents.max()) for row in shard.rows), default=0)
+    if largest > LARGEST:  # and would wrap
+        raise IntegrityError(f"{where}: names document {largest}; there are at most {LARGEST}")
+    return replace(
+        shard,
+        rows=[row.renumbered(numbering.documents) for row in shard.rows],
+    )
+
+
+def _decode(
+    data: bytes,
+    identity: Identity,
+    *,
+    start_row: int,
+    where: str,
+    rows: int | None,
+    positions: int | None,
+    dictionary: FindDictionary | None,
+    counts_from: int,
+    keep_logp: bool,
+) -> Shard:
     container = container_of(identity)
-    if identity.encoding.profile == "open":
+    if identity.encoding.plain:
         expected = plain.expected_columns(identity, rows, positions)
         columns = container.read_columns(data, expected, records=rows, where=where)
-        return plain.shard_of(columns, identity, start_row=start_row, where=where)
+        return plain.shard_of(
+            columns,
+            identity,
+            start_row=start_row,
+            counts_from=counts_from,
+            where=where,
+            keep_logp=keep_logp,
+        )
     wanted = dictionary_of(data, identity, where=where)
     if wanted is not None and dictionary is None:
         raise IntegrityError(f"{where}: needs the dictionary {wanted[:12]}…, which is not there")
@@ -115,9 +172,33 @@ def decode_shard(
 
 def dictionary_of(data: bytes, identity: Identity, *, where: str) -> str | None:
     """sha256 of the dictionary that a shard was coded with; the profile `open` has none."""
-    if identity.encoding.profile == "open":
+    if identity.encoding.plain:
         return None
     return container_of(identity).read_facts(data, where=where).get(DICTIONARY)
+
+
+def input_digests(data: bytes, identity: Identity, *, rows: int, where: str) -> bytes:
+    """The rows' input digests, 16 bytes each, as the file gives them; nothing else is decoded.
+
+    Raises:
+        IntegrityError: there are not as many.
+    """
+    container = container_of(identity)
+    if identity.encoding.plain:
+        wanted = {
+            "input_digest": Expected(dtype=np.dtype(np.uint8), listed=False, width=16, most=rows)
+        }
+        found = container.read_columns(data, wanted, records=rows, where=where)
+        digests = found["input_digest"].values.tobytes()
+    else:
+        stream = container.read_streams(data, where=where).get("input_digest")
+        digests = b"" if stream is None else stream.data
+    if len(digests) != 16 * rows:
+        raise IntegrityError(
+            f"{where}: holds {len(digests)} bytes of input digests, expected 16 for each of {rows} rows; copy it again "
+            "from its source"
+        )
+    return digests
 
 
 def read_statistics(data: bytes, identity: Identity, *, where: str) -> Statistics:

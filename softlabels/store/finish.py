@@ -1,9 +1,10 @@
-"""Finishing a store: the card and, last, the manifest, from the plan and the commit records alone."""
+"""Finishing a store: the card and, last, the manifest, from the plan, the commit records and the shards' footers."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -11,11 +12,13 @@ import msgspec
 import softlabels
 from softlabels.store.card import card
 from softlabels.store.commit import publish
+from softlabels.store.croissant import CROISSANT, croissant
 from softlabels.store.dictionaries import DICTIONARY
 from softlabels.store.manifest import (
     MANIFEST,
     Commit,
     CostRecord,
+    Fidelity,
     FileRecord,
     Manifest,
     Plan,
@@ -24,26 +27,35 @@ from softlabels.store.manifest import (
     content_digest,
     load_manifest,
 )
+from softlabels.store.parquet import column_bytes
 from softlabels.store.records import FORMAT, FORMAT_VERSION, canonical, seal
 
-__all__ = ["CARD", "finish", "make_manifest", "with_card"]
+__all__ = ["CARD", "MADE", "finish", "make_manifest", "with_files"]
 
 CARD = "README.md"
+MADE: dict[str, Callable[[Manifest], str]] = {CARD: card, CROISSANT: croissant}
+"""Files that are made from the manifest alone. A store has the first; the other, if `softlabels card` was run."""
 
 
-def finish(store: Path, plan: Plan, commits: Sequence[Commit]) -> Manifest:
+def finish(
+    store: Path, plan: Plan, commits: Sequence[Commit], *, fidelity: Fidelity | None = None
+) -> Manifest:
     """Publish the card and the manifest of a store whose shards are all committed.
 
-    A card that is there already is kept, and recorded as it is.
+    A card that is there already is kept, and recorded as it is; so are `croissant.json`, and what was measured of
+    the same shards.
     """
-    manifest = make_manifest(store, plan, commits)
+    manifest = make_manifest(store, plan, commits, fidelity=fidelity)
     publish(store / CARD, card(manifest).encode())
-    manifest = with_card(manifest, (store / CARD).read_bytes())
+    made = {name: store / name for name in MADE if (store / name).exists()}
+    manifest = with_files(manifest, {name: path.read_bytes() for name, path in made.items()})
     publish(store / MANIFEST, canonical(manifest))
     return load_manifest(store)
 
 
-def make_manifest(store: Path, plan: Plan, commits: Sequence[Commit]) -> Manifest:
+def make_manifest(
+    store: Path, plan: Plan, commits: Sequence[Commit], *, fidelity: Fidelity | None = None
+) -> Manifest:
     """What the manifest of a plan's commits says; its card is still to be added."""
     shards = [
         ShardRecord(
@@ -53,6 +65,8 @@ def make_manifest(store: Path, plan: Plan, commits: Sequence[Commit]) -> Manifes
             start_row=p.start_row,
             rows=c.rows,
             positions=c.positions,
+            counts_from=p.counts_from,
+            documents_from=p.documents_from,
         )
         for p, c in zip(plan.shards, commits, strict=True)
     ]
@@ -84,7 +98,20 @@ def make_manifest(store: Path, plan: Plan, commits: Sequence[Commit]) -> Manifes
         ),
         content_digest=content_digest(plan.identity, shards),
         digest="0" * 64,
+        fidelity=fidelity,
+        column_bytes=_column_bytes(store, plan, shards),
+        provenance=plan.provenance,
     )
+
+
+def _column_bytes(store: Path, plan: Plan, shards: Sequence[ShardRecord]) -> dict[str, int] | None:
+    encoding = plan.identity.encoding
+    if (encoding.profile, encoding.container) != ("open", "parquet"):
+        return None
+    total: Counter[str] = Counter()
+    for shard in shards:
+        total.update(column_bytes(store / shard.name))
+    return dict(total)
 
 
 def _dictionary(store: Path) -> dict[str, FileRecord]:
@@ -97,8 +124,7 @@ def _file_record(data: bytes) -> FileRecord:
     return FileRecord(sha256=hashlib.sha256(data).hexdigest(), bytes=len(data))
 
 
-def with_card(manifest: Manifest, readme: bytes) -> Manifest:
-    """The manifest with its card's digest, sealed."""
-    return seal(
-        msgspec.structs.replace(manifest, files=manifest.files | {CARD: _file_record(readme)})
-    )
+def with_files(manifest: Manifest, files: Mapping[str, bytes]) -> Manifest:
+    """The manifest with the digests of files that were made from it, sealed."""
+    records = {name: _file_record(data) for name, data in files.items()}
+    return seal(msgspec.structs.replace(manifest, files=manifest.files | records))

@@ -3,29 +3,42 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
 
 from softlabels.errors import FormatError, IntegrityError
+from softlabels.store.certificate import Estimate, Fidelity, FidelityAt, LogProbError, SampleCheck
 from softlabels.store.records import Record, canonical, read_raw
 from softlabels.targets import LARGEST_GRID
 
 __all__ = [
     "MANIFEST",
+    "OPEN_PARTS",
+    "OPEN_TARGETS",
+    "SIGNATURE",
     "Commit",
     "CorpusRecord",
     "CostRecord",
     "EncodingRecord",
+    "Estimate",
+    "Fidelity",
+    "FidelityAt",
     "FileRecord",
     "HiddenRecord",
     "Identity",
+    "LogProbError",
     "Manifest",
     "MaskingRecord",
+    "Numbering",
     "Plan",
     "PlannedShard",
+    "Provenance",
+    "SampleCheck",
     "ShardRecord",
+    "SourceRecord",
     "Statistics",
     "TargetRecord",
     "TeacherRecord",
@@ -35,6 +48,8 @@ __all__ = [
 ]
 
 MANIFEST = "manifest.json"
+SIGNATURE = f"{MANIFEST}.sig"
+"""Of the manifest's bytes, if somebody has signed them."""
 LARGEST = 2**53
 """No count is larger: JSON readers that hold numbers as doubles read it exactly, and sums fit int64."""
 
@@ -47,6 +62,28 @@ Name = Annotated[
 ]
 Number = Annotated[float, msgspec.Meta(ge=0)]
 
+OPEN_PARTS = "open-parts"
+"""The profile `open` of a store that holds shards of several builds: a reader that does not know `counts_from`
+refuses it by this name."""
+OPEN_TARGETS = "open-targets"
+"""The profile `open` without the columns that hold inputs: only their digests are there."""
+
+
+@dataclass(frozen=True)
+class Numbering:
+    """What a shard's file counts from, which a store that shares the file with another may count otherwise."""
+
+    row: int
+    """Number that the file gives its first row."""
+    documents: int
+    """Added to its numbers of documents."""
+
+    @staticmethod
+    def of(shard: PlannedShard | ShardRecord) -> Numbering:
+        """From a shard's record."""
+        row = shard.start_row if shard.counts_from is None else shard.counts_from
+        return Numbering(row, shard.documents_from or 0)
+
 
 class TeacherRecord(Record, frozen=True, kw_only=True):
     """The model that gave the targets."""
@@ -56,7 +93,7 @@ class TeacherRecord(Record, frozen=True, kw_only=True):
     name: str
     revision: str | None
     weights_sha256: Sha256
-    """Over the weight files: name and content, in order of name."""
+    """Over the weight files: name and content, in order of name. Where there are none to see, see docs/teachers.md."""
     dtype: str
     device: str
     engine: str
@@ -64,6 +101,7 @@ class TeacherRecord(Record, frozen=True, kw_only=True):
     vocab_size: Positive
     """V: the width of its head."""
     parameters: Count
+    """0: not known."""
 
 
 class TokenizerRecord(Record, frozen=True, kw_only=True):
@@ -154,6 +192,16 @@ class EncodingRecord(Record, frozen=True, kw_only=True, omit_defaults=True):
     dictionary_sha256: Sha256 | None = None
     """Of the dictionary that was given."""
 
+    @property
+    def plain(self) -> bool:
+        """Whether shards are plain columns: `open`, and what goes by another name to older readers."""
+        return self.profile in ("open", OPEN_PARTS, OPEN_TARGETS)
+
+    @property
+    def has_inputs(self) -> bool:
+        """Whether rows hold their inputs, not only digests of them."""
+        return self.profile != OPEN_TARGETS
+
 
 class Identity(Record, frozen=True, kw_only=True, omit_defaults=True):
     """All that decides what a store holds; equal identities give equal stores."""
@@ -181,7 +229,26 @@ class FileRecord(Record, frozen=True, kw_only=True):
     bytes: Count
 
 
-class PlannedShard(Record, frozen=True, kw_only=True):
+class SourceRecord(Record, frozen=True, kw_only=True):
+    """A store that another was made from."""
+
+    name: str
+    """Of its folder."""
+    content_digest: Sha256
+    rows: Count
+
+
+class Provenance(Record, frozen=True, kw_only=True):
+    """How a store was made from other stores, without a teacher or with one for what is new."""
+
+    operation: str
+    """`merge`, `append`, `subset`, `view` or `convert`."""
+    parameters: dict[str, str]
+    """As the flags of that name say them."""
+    sources: list[SourceRecord]
+
+
+class PlannedShard(Record, frozen=True, kw_only=True, omit_defaults=True):
     """A shard to make: which rows, where in the corpus they begin, what they must be."""
 
     index: Count
@@ -195,9 +262,18 @@ class PlannedShard(Record, frozen=True, kw_only=True):
     """Token of that document at which it begins."""
     inputs_sha256: Sha256
     """Over its rows' input digests: a corpus that changed since the plan is found here."""
+    counts_from: Count | None = None
+    """See `ShardRecord`."""
+    documents_from: Count | None = None
+    """See `ShardRecord`."""
+
+    @property
+    def numbering(self) -> Numbering:
+        """How the file counts rows and documents."""
+        return Numbering.of(self)
 
 
-class Plan(Record, frozen=True, kw_only=True):
+class Plan(Record, frozen=True, kw_only=True, omit_defaults=True):
     """The immutable list of shards to make. Written first."""
 
     format: str
@@ -207,6 +283,8 @@ class Plan(Record, frozen=True, kw_only=True):
     files: dict[Name, FileRecord]
     shards: list[PlannedShard]
     digest: Sha256
+    provenance: Provenance | None = None
+    """Of a store that is made from other stores."""
 
 
 class Statistics(Record, frozen=True, kw_only=True, omit_defaults=True):
@@ -249,7 +327,7 @@ class Commit(Record, frozen=True, kw_only=True):
     digest: Sha256
 
 
-class ShardRecord(Record, frozen=True, kw_only=True):
+class ShardRecord(Record, frozen=True, kw_only=True, omit_defaults=True):
     """A shard of a finished store."""
 
     name: Name
@@ -258,6 +336,15 @@ class ShardRecord(Record, frozen=True, kw_only=True):
     start_row: Count
     rows: Positive
     positions: Count
+    counts_from: Count | None = None
+    """Of the profile `open-parts`: the number that the file itself gives its first row; absent: `start_row`."""
+    documents_from: Count | None = None
+    """To be added to the file's `documents`; absent: 0."""
+
+    @property
+    def numbering(self) -> Numbering:
+        """How the file counts rows and documents."""
+        return Numbering.of(self)
 
 
 class CostRecord(Record, frozen=True, kw_only=True):
@@ -267,7 +354,7 @@ class CostRecord(Record, frozen=True, kw_only=True):
     tokens_per_second: Number
 
 
-class Manifest(Record, frozen=True, kw_only=True):
+class Manifest(Record, frozen=True, kw_only=True, omit_defaults=True):
     """The record of a finished store. Written last: no manifest, not a store."""
 
     format: str
@@ -282,6 +369,12 @@ class Manifest(Record, frozen=True, kw_only=True):
     """Over identity and shards only. Two builds of one job on one engine agree in it, however long each
     took; the trainer's order of rows depends on it."""
     digest: Sha256
+    fidelity: Fidelity | None = None
+    """What `softlabels measure` found last; absent: nobody has measured."""
+    column_bytes: dict[str, Count] | None = None
+    """Bytes of each column in all shards, compressed; absent where columns are not Parquet's own."""
+    provenance: Provenance | None = None
+    """Of a store that was made from other stores."""
 
     @property
     def rows(self) -> int:
@@ -336,6 +429,12 @@ def load_manifest(store: Path) -> Manifest:
         if shard.start_row != start:
             raise FormatError(
                 f"{where}: shard {shard.name} begins at row {shard.start_row}, expected {start}"
+            )
+        profile = manifest.identity.encoding.profile
+        if shard.counts_from is not None and profile in ("open", "packed"):
+            raise FormatError(
+                f"{where}: shard {shard.name} counts its rows from {shard.counts_from}, which belongs to the profile "
+                f"{OPEN_PARTS!r}, not {profile!r}; copy the store again from its source"
             )
         start += shard.rows
     if start != manifest.identity.corpus.rows:

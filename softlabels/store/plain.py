@@ -17,7 +17,7 @@ from softlabels.codecs import PlainCodec, make_codec
 from softlabels.codecs.floating import stored_logp
 from softlabels.domains import domain_module
 from softlabels.errors import ConfigError, IntegrityError, TargetError
-from softlabels.rows import InputRow
+from softlabels.rows import InputRow, NamedRow
 from softlabels.store.columns import Column, Expected
 from softlabels.store.hidden import hidden_columns, hidden_expected, hidden_of_columns
 from softlabels.store.manifest import Identity
@@ -61,15 +61,16 @@ def columns_of(shard: Shard, identity: Identity) -> dict[str, Column]:
     domain = domain_module(identity.domain)
     width = domain.DIGEST_BYTES
     digests = np.frombuffer(b"".join(r.digest()[:width] for r in rows), np.uint8)
+    logp = stored_logp(t) if shard.logp is None else shard.logp
     columns = {
         "row": Column(
             values=np.arange(shard.start_row, shard.start_row + len(rows), dtype=np.int64)
         ),
         "input_digest": Column(values=digests.reshape(len(rows), width)),
-        **domain.columns(rows),
+        **(domain.columns(rows) if identity.encoding.has_inputs else {}),
         "kept": Column(values=counts, offsets=offsets),
         "ids": Column(values=t.ids[kept].astype(np.int32, copy=False), offsets=id_offsets),
-        "logp": Column(values=codec.encode(stored_logp(t)[kept]), offsets=id_offsets),
+        "logp": Column(values=codec.encode(logp[kept]), offsets=id_offsets),
     }
     for i, temperature in enumerate(t.temperatures):
         column = Column(values=codec.encode(t.log_odds[:, i]), offsets=offsets)
@@ -90,7 +91,7 @@ def expected_columns(
         "input_digest": Expected(
             dtype=np.dtype(np.uint8), listed=False, width=domain.DIGEST_BYTES, most=rows
         ),
-        **domain.expected(identity, rows),
+        **(domain.expected(identity, rows) if identity.encoding.has_inputs else {}),
         "kept": Expected(dtype=int32, most=positions),
         "ids": Expected(dtype=int32, most=entries),
         "logp": Expected(dtype=values, most=entries),
@@ -103,9 +104,20 @@ def expected_columns(
 
 
 def shard_of(
-    columns: dict[str, Column], identity: Identity, *, start_row: int, where: str
+    columns: dict[str, Column],
+    identity: Identity,
+    *,
+    start_row: int,
+    where: str,
+    counts_from: int | None = None,
+    keep_logp: bool = False,
 ) -> Shard:
     """The shard of some columns, which are of the expected types but may hold anything.
+
+    Args:
+        start_row: number in the store of the first row.
+        counts_from: its number in the file, if that is another.
+        keep_logp: whether the shard keeps what the column `logp` holds.
 
     Raises:
         IntegrityError: lengths that do not add up, a row whose inputs are not those of its digest.
@@ -113,7 +125,8 @@ def shard_of(
     """
     grid = tuple(identity.targets.temperatures)
     codec = _codec(identity)
-    found = _rows(columns, identity, start_row, where)
+    counts_from = start_row if counts_from is None else counts_from
+    found = _rows(columns, identity, start_row, counts_from, where)
     of_row = np.array([r.n for r in found], np.int64)
     n = int(of_row.sum())
     starts = np.concatenate([[0], np.cumsum(of_row)])
@@ -154,7 +167,7 @@ def shard_of(
         hidden=hidden_of_columns(columns, identity, starts, where=where),
     )
     targets.validate(where=where, unique=False)
-    return Shard(start_row=start_row, rows=found, targets=targets)
+    return Shard(start_row=start_row, rows=found, targets=targets, logp=logp if keep_logp else None)
 
 
 def _offsets(column: Column) -> npt.NDArray[np.int64]:
@@ -163,13 +176,17 @@ def _offsets(column: Column) -> npt.NDArray[np.int64]:
 
 
 def _rows(
-    columns: dict[str, Column], identity: Identity, start_row: int, where: str
+    columns: dict[str, Column], identity: Identity, start_row: int, counts_from: int, where: str
 ) -> Sequence[InputRow]:
     numbers = columns["row"].values
-    if not np.array_equal(numbers, np.arange(start_row, start_row + len(numbers))):
+    if not np.array_equal(numbers, np.arange(counts_from, counts_from + len(numbers))):
         raise IntegrityError(
-            f"{where}: its rows are not {start_row} to {start_row + len(numbers) - 1}"
+            f"{where}: its rows are not {counts_from} to {counts_from + len(numbers) - 1}"
         )
+    if not identity.encoding.has_inputs:
+        counts = np.diff(_offsets(columns["kept"]))
+        digests = columns["input_digest"].values
+        return [NamedRow.of(digests[r].tobytes(), int(n)) for r, n in enumerate(counts)]
     rows = domain_module(identity.domain).rows_of(columns, identity, where=where)
     check_inputs(rows, columns["input_digest"].values, identity, start_row=start_row, where=where)
     return rows

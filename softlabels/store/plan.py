@@ -11,7 +11,8 @@ import msgspec
 
 from softlabels.errors import FormatError, IntegrityError, PlanError
 from softlabels.rows import Cursor, InputRow
-from softlabels.store.commit import publish
+from softlabels.store.claims import CLAIMS
+from softlabels.store.commit import TEMPORARY, publish
 from softlabels.store.encoding import container_of
 from softlabels.store.manifest import FileRecord, Identity, Plan, PlannedShard
 from softlabels.store.records import (
@@ -25,7 +26,16 @@ from softlabels.store.records import (
 )
 from softlabels.store.shard import inputs_digest
 
-__all__ = ["PLAN", "RowDigests", "load_plan", "plan_shards", "publish_plan", "read_plan"]
+__all__ = [
+    "PLAN",
+    "RowDigests",
+    "check_folder",
+    "load_plan",
+    "plan_shards",
+    "publish_named",
+    "publish_plan",
+    "read_plan",
+]
 
 PLAN = "plan.json"
 
@@ -39,6 +49,10 @@ class RowDigests:
     def add(self, row: InputRow) -> None:
         """Take one more row."""
         self._hash.update(row.digest())
+
+    def add_digests(self, digests: bytes) -> None:
+        """Take rows by their input digests, 16 bytes each."""
+        self._hash.update(digests)
 
     def hexdigest(self) -> str:
         """The fingerprint so far."""
@@ -88,7 +102,8 @@ def publish_plan(
         msgspec.structs.replace(s, name=f"data/train-{s.index:05d}-of-{len(shards):05d}.{suffix}")
         for s in shards
     ]
-    plan = seal(
+    return publish_named(
+        store,
         Plan(
             format=FORMAT,
             version=FORMAT_VERSION,
@@ -100,13 +115,18 @@ def publish_plan(
             },
             shards=named,
             digest="0" * 64,
-        )
+        ),
+        files,
     )
-    content = canonical(plan)
+
+
+def publish_named(store: Path, plan: Plan, files: Mapping[str, bytes]) -> Plan:
+    """The same for a plan whose shards have their names; it is sealed here."""
+    content = canonical(seal(plan))
     if len(content) > RECORD_LIMIT:
         raise PlanError(
-            f"{store / PLAN}: {len(named)} shards make a plan of {len(content)} bytes, and readers refuse one of more "
-            f"than {RECORD_LIMIT}; raise --shard-rows (now {shard_rows})"
+            f"{store / PLAN}: {len(plan.shards)} shards make a plan of {len(content)} bytes, and readers refuse one of "
+            f"more than {RECORD_LIMIT}; raise --shard-rows (now {plan.shard_rows})"
         )
     for name, data in files.items():
         if not publish(store / name, data):
@@ -114,6 +134,24 @@ def publish_plan(
             check_beside(store / name, data)
     publish(store / PLAN, content)
     return read_record(store / PLAN, Plan)
+
+
+def check_folder(store: Path) -> None:
+    """Refuse a folder that holds something else than a build that has not published its plan.
+
+    It died before, or it is another builder at work this moment.
+
+    Raises:
+        PlanError: names what was found.
+    """
+    ours = {"tokenizer", "data", "commits", "dictionaries", CLAIMS}
+    foreign = sorted(
+        p.name for p in store.iterdir() if p.name not in ours and not p.name.startswith(TEMPORARY)
+    )
+    if foreign and not (store / PLAN).exists():  # else another builder has just published it
+        raise PlanError(
+            f"{store}: is not empty and not a store (it holds {foreign[0]!r}); choose another --out"
+        )
 
 
 def check_beside(path: Path, data: bytes) -> None:

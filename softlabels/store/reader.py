@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 
 from softlabels.codecs import CODECS
 from softlabels.domains import DOMAINS, domain_module
-from softlabels.errors import ConfigError, FormatError, IntegrityError
+from softlabels.errors import ConfigError, FormatError, IntegrityError, PairingError
+from softlabels.registry import Registry
 from softlabels.rows import Row
 from softlabels.store.dictionaries import Dictionaries
-from softlabels.store.encoding import CONTAINERS, PROFILES, decode_shard
+from softlabels.store.encoding import CONTAINERS, READABLE, decode_shard
+from softlabels.store.inputs import Inputs
 from softlabels.store.manifest import Identity, Manifest, ShardRecord, load_manifest
 from softlabels.store.records import check_file
 from softlabels.store.shard import Shard, StoredRow
@@ -44,11 +48,13 @@ class Store:
         *,
         cached_shards: int = CACHED_SHARDS,
         view: VocabView | None = None,
+        inputs: Inputs | None = None,
     ) -> None:
         check_known(path, manifest.identity)
         self.path = path
         self.manifest = manifest
         self.view = view
+        self.inputs = None if manifest.identity.encoding.has_inputs else inputs
         self._dropped: dict[int, Dropped] = {}
         self._starts = np.array([s.start_row for s in manifest.shards], np.int64)
         self._cache: OrderedDict[int, Shard] = OrderedDict()
@@ -100,12 +106,17 @@ class Store:
             self._cache.popitem(last=False)
         return shard
 
-    def read_shard(self, index: int) -> Shard:
+    def read_shard(self, index: int, *, keep_logp: bool = False, named: bool = False) -> Shard:
         """Decode shard `index` from its file, bypassing the cache, and see it through the view.
+
+        Args:
+            index: of the shard.
+            keep_logp: keep what plain columns hold, for whoever writes them again; not through a view.
+            named: be content with the digests of inputs that are elsewhere.
 
         Raises:
             IntegrityError, TargetError: name the file, the row and the way out.
-            PairingError: a row holds an id that the view drops.
+            PairingError: a row holds an id that the view drops; inputs that are elsewhere, and were not given.
         """
         record = self.manifest.shards[index]
         path = self.path / record.name
@@ -118,13 +129,34 @@ class Store:
             rows=record.rows,
             positions=record.positions,
             dictionary=self._dictionaries,
+            numbering=record.numbering,
+            keep_logp=keep_logp,
         )
         if len(shard.rows) != record.rows or shard.targets.n != record.positions:
             raise IntegrityError(
                 f"{path}: holds {len(shard.rows)} rows and {shard.targets.n} positions, the manifest says "
                 f"{record.rows} and {record.positions}"
             )
+        if not self.manifest.identity.encoding.has_inputs and not named:
+            shard = self._joined(shard)
         return shard if self.view is None else self._seen(shard, index, self.view)
+
+    def need_inputs(self) -> None:
+        """Refuse a store whose inputs are elsewhere, and were not given.
+
+        Raises:
+            PairingError: says how to give them.
+        """
+        if not self.manifest.identity.encoding.has_inputs and self.inputs is None:
+            raise PairingError(
+                f"{self.path}: holds targets and digests of their inputs, not the inputs; give a store that holds them "
+                "(softtrain run --inputs STORE, open_store(…, inputs=STORE))"
+            )
+
+    def _joined(self, shard: Shard) -> Shard:
+        self.need_inputs()
+        assert self.inputs is not None
+        return replace(shard, rows=self.inputs.rows(shard.rows, where=str(self.path)))
 
     def _seen(self, shard: Shard, index: int, view: VocabView) -> Shard:
         rows = [
@@ -158,7 +190,11 @@ class Store:
 
 
 def open_store(
-    url: str | Path, *, cached_shards: int = CACHED_SHARDS, view: str | None = None
+    url: str | Path,
+    *,
+    cached_shards: int = CACHED_SHARDS,
+    view: str | None = None,
+    inputs: str | Path | None = None,
 ) -> Store:
     """Open a finished store.
 
@@ -166,6 +202,7 @@ def open_store(
         url: its folder.
         cached_shards: decoded shards to hold.
         view: `trim:N` or `map:FILE`, another vocabulary to read it in (`softlabels.views`).
+        inputs: of a store without inputs, a store that holds them; rows are found by digest.
 
     The manifest is read and checked, and every shard must be present at its recorded size; contents are
     checked as they are read (`softlabels verify` checks all at once).
@@ -188,7 +225,33 @@ def open_store(
             f"--vocab {view}: another vocabulary is for causal LMs; {path} is of the domain {manifest.identity.domain}"
         )
     seen = view and VocabView.parse(view, manifest.identity.teacher.vocab_size)
-    return Store(path, manifest, cached_shards=cached_shards, view=seen or None)
+    return Store(
+        path,
+        manifest,
+        cached_shards=cached_shards,
+        view=seen or None,
+        inputs=None if inputs is None else _inputs(path, manifest, inputs),
+    )
+
+
+def _inputs(path: Path, manifest: Manifest, inputs: str | Path) -> Inputs:
+    if manifest.identity.encoding.has_inputs:
+        raise PairingError(f"{path}: holds its inputs itself; leave out --inputs {inputs}")
+    held = open_store(inputs)
+    ours, theirs = manifest.identity, held.manifest.identity
+    if not theirs.encoding.has_inputs:
+        raise PairingError(f"--inputs {inputs}: holds no inputs itself, only digests of them")
+    if ours.tokenizer.sha256 != theirs.tokenizer.sha256:
+        raise PairingError(
+            f"--inputs {inputs}: its tokenizer (sha256 {theirs.tokenizer.sha256[:12]}…) is not that of {path} (sha256 "
+            f"{ours.tokenizer.sha256[:12]}…), so its ids mean other tokens"
+        )
+    if ours.domain != theirs.domain:
+        raise PairingError(
+            f"--inputs {inputs}: is of the domain {theirs.domain}, {path} of {ours.domain}"
+        )
+    check = partial(domain_module(ours.domain).check, identity=ours)
+    return Inputs(held.path, held.manifest, held.read_shard, check)
 
 
 def check_known(path: Path, identity: Identity) -> None:
@@ -197,16 +260,18 @@ def check_known(path: Path, identity: Identity) -> None:
     Raises:
         FormatError: names what is not known.
     """
+    known: Collection[str] | Registry[Any]
     for what, value, known in (
-        ("domain", identity.domain, tuple(DOMAINS)),
+        ("domain", identity.domain, DOMAINS),
         ("estimator", identity.targets.estimator, ESTIMATORS),
-        ("profile", identity.encoding.profile, PROFILES),
-        ("container", identity.encoding.container, tuple(CONTAINERS)),
-        ("type of values", identity.encoding.values, tuple(CODECS.names())),
+        ("profile", identity.encoding.profile, READABLE),
+        ("container", identity.encoding.container, CONTAINERS),
+        ("type of values", identity.encoding.values, CODECS),
     ):
         if value not in known:
+            names = known.names() if isinstance(known, Registry) else list(known)
             raise FormatError(
-                f"{path}: {what} {value!r} is not known to this version (it knows {list(known)}); upgrade softlabels"
+                f"{path}: {what} {value!r} is not known to this version (it knows {names}); upgrade softlabels"
             )
     shift = domain_module(identity.domain).LABEL_SHIFT
     if identity.label_shift != shift:

@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import TypeVar
 
 from softlabels.errors import FormatError, IntegrityError, SoftLabelsError, StoreError
-from softlabels.store.card import card
 from softlabels.store.claims import claim_files, clear_claims
 from softlabels.store.commit import (
     TEMPORARY,
@@ -38,10 +37,12 @@ from softlabels.store.commit import (
 )
 from softlabels.store.dictionaries import DICTIONARY, Dictionaries
 from softlabels.store.encoding import read_statistics
-from softlabels.store.finish import CARD, finish, make_manifest
+from softlabels.store.finish import CARD, MADE, finish, make_manifest
 from softlabels.store.manifest import (
     MANIFEST,
+    SIGNATURE,
     Commit,
+    Fidelity,
     Manifest,
     Plan,
     PlannedShard,
@@ -81,6 +82,8 @@ class Repair:
     """Shards that the next build will make."""
     problems: list[str]
     """What a build does not mend either. Each names the file and the way out."""
+    command: str = "build"
+    """Which command of `softlabels` made the store, and makes its shards again."""
 
     @property
     def whole(self) -> bool:
@@ -142,15 +145,17 @@ def repair_store(
     if found.rebuild:
         why = "shards are missing, and are made again first"
         work.remove(path / MANIFEST, manifest_problem or why, action="withdraw")
-        work.remove(path / CARD, why, action="withdraw")
+        for name in MADE:
+            work.remove(path / name, why, action="withdraw")
     elif manifest is None or found.stale_manifest is not None:
         work.finish(plan, found, manifest_problem or "missing")
     else:
-        _mend_card(work, plan, found, manifest)
+        _mend_made(work, plan, found, manifest)
     return Repair(
         actions=work.actions,
         rebuild=[plan.shards[i].name for i in sorted(found.rebuild)],
         problems=problems,
+        command="build" if plan.provenance is None else plan.provenance.operation,
     )
 
 
@@ -284,7 +289,7 @@ def _beside(path: Path, plan: Plan, manifest: Manifest | None) -> list[str]:
     records = plan.files | ({} if manifest is None else manifest.files)
     problems = []
     for name, record in records.items():
-        if name == CARD:
+        if name in MADE:
             continue
         file, sha256, size = path / name, record.sha256, record.bytes
         _, problem = _attempt(lambda f=file, s=sha256, n=size: check_file(f, sha256=s, size=n))  # type: ignore[misc]
@@ -298,7 +303,8 @@ def _beside(path: Path, plan: Plan, manifest: Manifest | None) -> list[str]:
 
 
 def _strangers(path: Path, plan: Plan, manifest: Manifest | None) -> list[str]:
-    known = {PLAN, MANIFEST, CARD, *plan.files, *(manifest.files if manifest is not None else ())}
+    known = {PLAN, MANIFEST, SIGNATURE, CARD, *plan.files}
+    known |= set(MADE if manifest is None else manifest.files)
     known |= {claim.relative_to(path).as_posix() for claim in claim_files(path)}
     if plan.identity.encoding.dictionary_shards is not None:
         known.add(DICTIONARY)
@@ -355,37 +361,44 @@ class _Work:
         self.note("adopt", self.path / shard.name, "fits the plan, and had no good record")
         return None if self.dry_run else adopt_shard(self.path, plan, shard)
 
-    def publish_card(self, content: bytes, reason: str) -> None:
-        self.remove(self.path / CARD, reason, action="withdraw")
-        self.note("publish", self.path / CARD, reason)
+    def publish_made(self, name: str, content: bytes, reason: str) -> None:
+        self.remove(self.path / name, reason, action="withdraw")
+        self.note("publish", self.path / name, reason)
         if not self.dry_run:
-            publish(self.path / CARD, content)
+            publish(self.path / name, content)
 
-    def finish(self, plan: Plan, found: _Diagnosis, reason: str) -> None:
+    def finish(
+        self, plan: Plan, found: _Diagnosis, reason: str, fidelity: Fidelity | None = None
+    ) -> None:
         """Make card and manifest again; a card that says what it must is kept."""
         self.remove(self.path / MANIFEST, reason, action="withdraw")
         commits = [found.commits[i] for i in sorted(found.commits)]
         if len(commits) == len(plan.shards):  # else a dry run, in which records are still to come
-            right = card(make_manifest(self.path, plan, commits)).encode()
-            present, problem = _attempt(lambda: read_file(self.path / CARD))
-            if present != right:
-                self.publish_card(right, problem or "is not what the records say")
+            manifest = make_manifest(self.path, plan, commits, fidelity=fidelity)
+            for name, make in MADE.items():
+                present, problem = _attempt(lambda n=name: read_file(self.path / n))  # type: ignore[misc]
+                right = make(manifest).encode()
+                if present != right and (name == CARD or problem != "missing"):
+                    self.publish_made(name, right, problem or "is not what the records say")
         self.note("publish", self.path / MANIFEST, reason)
         if not self.dry_run:
-            finish(self.path, plan, commits)
+            finish(self.path, plan, commits, fidelity=fidelity)
 
 
-def _mend_card(work: _Work, plan: Plan, found: _Diagnosis, manifest: Manifest) -> None:
-    record = manifest.files.get(CARD)
-    if record is None:
-        return
-    _, problem = _attempt(
-        lambda: check_file(work.path / CARD, sha256=record.sha256, size=record.bytes)
-    )
-    if problem is None:
-        return
-    content = card(manifest).encode()
-    if hashlib.sha256(content).hexdigest() == record.sha256:
-        work.publish_card(content, problem)
-    else:  # another version made it: its manifest cannot be satisfied any more
-        work.finish(plan, found, f"names a {CARD} that this version cannot make")
+def _mend_made(work: _Work, plan: Plan, found: _Diagnosis, manifest: Manifest) -> None:
+    """Make the card, and whatever else is made from an intact manifest, again."""
+    for name, make in MADE.items():
+        record = manifest.files.get(name)
+        if record is None:
+            continue
+        file, sha256, size = work.path / name, record.sha256, record.bytes
+        _, problem = _attempt(lambda f=file, s=sha256, n=size: check_file(f, sha256=s, size=n))  # type: ignore[misc]
+        if problem is None:
+            continue
+        content = make(manifest).encode()
+        if hashlib.sha256(content).hexdigest() == record.sha256:
+            work.publish_made(name, content, problem)
+        else:  # another version made it: its manifest cannot be satisfied any more
+            why = f"names a {name} that this version cannot make"
+            work.finish(plan, found, why, manifest.fidelity)
+            return

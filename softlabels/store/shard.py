@@ -43,6 +43,9 @@ class Shard:
     rows: Sequence[InputRow]
     targets: SoftTargets
     """Of all positions of all rows, in order."""
+    logp: npt.NDArray[np.float32] | None = None
+    """`[N, K]`: what a file of plain columns held, of which `targets` are the meaning; written again in its place,
+    so that shards which are cut or joined lose nothing by a second rounding."""
 
     @cached_property
     def offsets(self) -> npt.NDArray[np.int64]:

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from softlabels.errors import IntegrityError, SoftLabelsError
 from softlabels.store.commit import TEMPORARY
-from softlabels.store.manifest import MANIFEST, Commit, Plan, load_manifest
+from softlabels.store.finish import MADE
+from softlabels.store.manifest import MANIFEST, SIGNATURE, Commit, Plan, load_manifest
 from softlabels.store.plan import PLAN, RowDigests
 from softlabels.store.reader import Store
 from softlabels.store.records import check_file, read_record
@@ -41,7 +42,7 @@ def verify_store(
     store = Store(path, manifest, cached_shards=1)
     problems: list[str] = []
     files = size = rows = positions = 0
-    known = {MANIFEST, PLAN}
+    known = {MANIFEST, PLAN, SIGNATURE}
 
     for name, record in manifest.files.items():
         known.add(name)
@@ -49,7 +50,8 @@ def verify_store(
             check_file(path / name, sha256=record.sha256, size=record.bytes)
             files, size = files + 1, size + record.bytes
         except SoftLabelsError as e:
-            problems.append(str(e))
+            again = f"; `softlabels repair {path}` makes it again" if name in MADE else ""
+            problems.append(f"{e}{again}")
     plan = _plan(path, problems)
 
     fingerprint = RowDigests()
@@ -60,7 +62,7 @@ def verify_store(
         try:
             _check_commit(path / commit, plan, shard.sha256)
             if deep:
-                content = store.read_shard(i)
+                content = store.read_shard(i, named=True)
                 content.targets.validate(where=str(path / shard.name))
                 for row in content.rows:
                     fingerprint.add(row)

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from softlabels.corpora.packing import Tokenizer
+from softlabels.errors import ConfigError
 from softlabels.registry import Registry, split_spec
 from softlabels.store.manifest import TeacherRecord, TokenizerRecord
 
@@ -21,11 +22,13 @@ if TYPE_CHECKING:
 __all__ = [
     "TEACHERS",
     "LayerTeacher",
+    "Remarking",
     "Teacher",
     "TeacherOptions",
     "TeacherTokenizer",
     "TextTeacher",
     "TextTokenizer",
+    "causal_only",
     "open_teacher",
 ]
 
@@ -108,9 +111,34 @@ class LayerTeacher(Protocol):
     """`[N, D] float32`: what it gave at the positions of the rows that `logits` was last asked for."""
 
 
+@runtime_checkable
+class Remarking(Protocol):
+    """A teacher that counts something while it teaches."""
+
+    def remarks(self) -> list[str]:
+        """Lines for people, about what this builder taught."""
+
+
 TEACHERS: Registry[Callable[[str, TeacherOptions], Teacher]] = Registry(
-    "softlabels.teachers", {"hf": "softlabels.teachers.hf:load_hf"}
+    "softlabels.teachers",
+    {
+        "hf": "softlabels.teachers.hf:load_hf",
+        "onnx": "softlabels.teachers.onnx:load_onnx",
+        "openai": "softlabels.teachers.openai:load_openai",
+        "py": "softlabels.teachers.py:load_callable",
+        "vllm": "softlabels.teachers.vllm:load_vllm",
+    },
 )
+
+
+def causal_only(options: TeacherOptions, spec: str) -> None:
+    """Refuse another domain than causal language models.
+
+    Raises:
+        ConfigError: names it.
+    """
+    if options.domain != "causal-lm":
+        raise ConfigError(f"--domain {options.domain}: {spec} serves causal-lm only; use hf:PATH")
 
 
 def open_teacher(spec: str, options: TeacherOptions) -> Teacher:

@@ -25,9 +25,9 @@ from softlabels.store.manifest import TeacherRecord
 from softlabels.teachers import MIB, TeacherOptions
 from softlabels.teachers.hf_encoder import HEADS, HFEncoderTeacher, load_hf_encoder
 from softlabels.teachers.hf_masked import HFMaskedTeacher
-from softlabels.teachers.tokenizer import HFTokenizer, repair_pre_tokenizer
+from softlabels.teachers.tokenizer import HFTokenizer, check_covers, repair_pre_tokenizer
 
-__all__ = ["HFTeacher", "load_hf"]
+__all__ = ["HFTeacher", "digest_files", "load_hf", "weight_files"]
 
 PROBE_IDS = 8
 
@@ -51,7 +51,7 @@ def load_hf(path: str, options: TeacherOptions) -> HFTeacher | HFEncoderTeacher 
             raise TeacherError(
                 f"hf:{path}: a GGUF file holds a causal LM; give the folder of a {options.domain} model"
             )
-        return load_hf_encoder(path, options, transformers, _digest(_weight_files(folder)))
+        return load_hf_encoder(path, options, transformers, digest_files(weight_files(folder)))
     choice = choose(options.device, options.dtype)
     options.notice(f"teacher: {choice.reason}")
     try:
@@ -68,13 +68,13 @@ def load_hf(path: str, options: TeacherOptions) -> HFTeacher | HFEncoderTeacher 
         repair_pre_tokenizer(
             tokenizer, _declared_pre_tokenizer(folder / gguf["gguf_file"]), options.notice
         )
-    weights = [folder / gguf["gguf_file"]] if gguf else _weight_files(folder)
+    weights = [folder / gguf["gguf_file"]] if gguf else weight_files(folder)
     return HFTeacher(
         model.to(choice.device, choice.dtype).eval(),  # type: ignore[arg-type, unused-ignore]
         HFTokenizer(tokenizer),
         spec=without_folder(f"hf:{path}"),
         name=folder.resolve().name if not gguf else gguf["gguf_file"].removesuffix(".gguf"),
-        weights_sha256=_digest(weights),
+        weights_sha256=digest_files(weights),
         engine=f"transformers {transformers.__version__}, torch {torch.__version__}",
         head_bytes=options.head_bytes or (256 if choice.device.type == "cuda" else 16) * MIB,
     )
@@ -121,11 +121,7 @@ class HFTeacher:
             vocab_size=int(self._weight.shape[0]),
             parameters=sum(p.numel() for p in model.parameters()),
         )
-        if tokenizer.vocab_size > self.record.vocab_size:
-            raise TeacherError(
-                f"{spec}: the tokenizer has {tokenizer.vocab_size} ids, the head only {self.record.vocab_size}; "
-                "they do not belong together"
-            )
+        check_covers(tokenizer, self.record)
         self._chunk = max(1, head_bytes // (4 * self.record.vocab_size))
         self._check_head(model)
 
@@ -226,14 +222,20 @@ def _declared_pre_tokenizer(path: Path) -> str | None:
     return None if field is None else str(field.contents())
 
 
-def _weight_files(folder: Path) -> list[Path]:
+def weight_files(folder: Path) -> list[Path]:
+    """The files that hold a folder's weights, in order of name.
+
+    Raises:
+        TeacherError: there are none.
+    """
     for pattern in ("*.safetensors", "*.bin"):
         if files := sorted(folder.glob(pattern)):
             return files
     raise TeacherError(f"hf:{folder}: holds no weights (*.safetensors)")
 
 
-def _digest(files: Sequence[Path]) -> str:
+def digest_files(files: Sequence[Path]) -> str:
+    """sha256 over names and contents."""
     total = hashlib.sha256()
     for path in files:
         with path.open("rb") as f:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -13,10 +14,10 @@ import numpy.typing as npt
 
 from softlabels.corpora import Message
 from softlabels.corpora.packing import Tokenized
-from softlabels.errors import CorpusError, TeacherError
-from softlabels.store.manifest import TokenizerRecord
+from softlabels.errors import CorpusError, MissingExtraError, TeacherError
+from softlabels.store.manifest import TeacherRecord, TokenizerRecord
 
-__all__ = ["HFTokenizer", "repair_pre_tokenizer"]
+__all__ = ["HFTokenizer", "check_covers", "load_tokenizer", "repair_pre_tokenizer"]
 
 VERIFIED_PRE_TOKENIZERS = frozenset({"gpt-2"})
 """GGUF pre-tokenizers that transformers rebuilds as declared."""
@@ -49,6 +50,42 @@ def repair_pre_tokenizer(
         f"warning: the GGUF declares pre-tokenizer {declared!r}, which may not be what was loaded; compare a few "
         "texts with the original tokenizer, or load the teacher from a folder with tokenizer.json"
     )
+
+
+def load_tokenizer(folder: Path, *, spec: str) -> HFTokenizer:
+    """The tokenizer of a local folder, for back-ends whose model does not bring one.
+
+    Raises:
+        TeacherError: there is none.
+        MissingExtraError: transformers is not installed.
+    """
+    if not (folder / "tokenizer.json").is_file():
+        raise TeacherError(
+            f"{spec}: {folder} holds no tokenizer.json; copy the model's tokenizer there, or name its folder with "
+            "?tokenizer=PATH where the back-end has it"
+        )
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a path is local: nothing may be fetched
+    try:
+        import transformers
+    except ImportError as e:
+        raise MissingExtraError("transformers", "hf", f"the tokenizer of --teacher {spec}") from e
+    try:
+        return HFTokenizer(transformers.AutoTokenizer.from_pretrained(folder))
+    except (OSError, ValueError, KeyError) as e:
+        raise TeacherError(f"{spec}: the tokenizer in {folder} cannot be loaded: {e}") from e
+
+
+def check_covers(tokenizer: HFTokenizer, record: TeacherRecord) -> None:
+    """Refuse a head that has not one logit for each id of the tokenizer.
+
+    Raises:
+        TeacherError: names both.
+    """
+    if tokenizer.vocab_size > record.vocab_size:
+        raise TeacherError(
+            f"{record.spec}: the tokenizer has {tokenizer.vocab_size} ids, the head only {record.vocab_size}; "
+            "they do not belong together"
+        )
 
 
 class HFTokenizer:

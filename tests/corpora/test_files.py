@@ -65,7 +65,9 @@ def test_a_pattern_without_files_is_refused(tmp_path, kind):
 
 
 def test_an_unknown_kind_is_refused_with_the_known_ones():
-    with pytest.raises(ConfigError, match=r"nothing is called 'csv'; known: .*jsonl, text"):
+    with pytest.raises(
+        ConfigError, match=r"nothing is called 'csv'; known: .*jsonl, parquet, text"
+    ):
         open_corpora(["csv:x"])
     assert {"jsonl", "text"} <= set(CORPORA.names())
 

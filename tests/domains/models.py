@@ -34,9 +34,9 @@ def save_tokenizer(folder: Path) -> None:
     transformers.BertTokenizer(vocab=vocab).save_pretrained(folder)
 
 
-def save_classifier(folder: Path, *, seed: int = 0) -> Path:
+def save_classifier(folder: Path, *, seed: int = 0, classes: tuple[str, ...] = CLASSES) -> Path:
     """A classifier of three classes whose random head has opinions."""
-    names = dict(enumerate(CLASSES))
+    names = dict(enumerate(classes))
     torch.manual_seed(seed)
     model = transformers.BertForSequenceClassification(
         config(id2label=names, label2id={n: i for i, n in names.items()})

@@ -251,3 +251,27 @@ def test_a_vocabulary_view_is_for_causal_lms(ground):
 def test_another_domain_is_another_job(ground, tmp_path):
     with pytest.raises(ConfigError, match="--domain 'poetry': expected one of"):
         config(ground, domain="poetry")
+
+
+# -- several teachers -----------------------------------------------------------------------------
+
+
+def test_an_ensemble_of_classifiers_is_the_mean_of_their_probabilities(ground, tmp_path):
+    models.save_classifier(tmp_path / "other" / "teacher", seed=1)
+    teachers = (f"hf:{ground / 'teacher'}=0.25", f"hf:{tmp_path / 'other' / 'teacher'}=0.75")
+    build(config(ground, teacher=teachers), tmp_path / "store")
+    a, b = (
+        torch.softmax(teacher_logits(folder, models.texts(40)), dim=1)
+        for folder in (ground, tmp_path / "other")
+    )
+    assert (a - b).abs().max() > 0.1
+    expected = 0.25 * a + 0.75 * b
+    for i, row in enumerate(open_store(tmp_path / "store")):
+        np.testing.assert_allclose(row.targets.dense(1.0)[0], expected[i].numpy(), atol=2e-6)
+
+
+def test_an_ensemble_of_other_classes_is_refused(ground, tmp_path):
+    models.save_classifier(tmp_path / "second", classes=("bad", "so-so", "good"))
+    teachers = (f"hf:{ground / 'teacher'}", f"hf:{tmp_path / 'second'}")
+    with pytest.raises(ConfigError, match="average teachers of the same classes"):
+        build(config(ground, teacher=teachers), tmp_path / "store")

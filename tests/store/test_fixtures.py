@@ -13,23 +13,23 @@ from softlabels.store.card import card
 from softlabels.store.manifest import load_manifest
 from softlabels.store.reader import open_store
 from softlabels.store.verify import verify_store
-from tests.fixtures.make import LABELLED, STORES, TEXT_STORES, contents
+from tests.fixtures.make import DERIVED, LABELLED, STORES, TEXT_STORES, contents, opened
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 ALL = STORES | TEXT_STORES
-names = pytest.mark.parametrize("name", list(ALL))
+names = pytest.mark.parametrize("name", [*ALL, *DERIVED])
 
 
 def test_every_fixture_is_listed_and_they_are_small():
-    assert {p.parent.name for p in FIXTURES.glob("*/manifest.json")} == set(ALL)
-    assert {p.stem for p in FIXTURES.glob("*.npz")} == set(ALL)
+    assert {p.parent.name for p in FIXTURES.glob("*/manifest.json")} == {*ALL, *DERIVED}
+    assert {p.stem for p in FIXTURES.glob("*.npz")} == {*ALL, *DERIVED}
     files = [p for p in FIXTURES.rglob("*") if p.is_file() and p.suffix not in (".py", ".pyc")]
     assert sum(p.stat().st_size for p in files) < 1_700_000
 
 
 @names
 def test_stored_bytes_decode_to_the_same_numbers_for_ever(name):
-    found = contents(open_store(FIXTURES / name))
+    found = contents(opened(name))
     with np.load(FIXTURES / f"{name}.npz") as expected:
         assert set(found) == set(expected.files)
         for what in expected.files:

@@ -7,6 +7,10 @@ import click
 import softlabels
 from softlabels.terminal import Commands
 from trainers.cli.evaluate import eval_command
+from trainers.cli.export import export_command
+from trainers.cli.generate import generate_command
+from trainers.cli.latency import latency_command
+from trainers.cli.report import report_command
 from trainers.cli.run import run_command, student_command
 
 __all__ = ["main"]
@@ -21,3 +25,7 @@ def main() -> None:
 main.add_command(run_command)
 main.add_command(student_command)
 main.add_command(eval_command)
+main.add_command(export_command)
+main.add_command(latency_command)
+main.add_command(generate_command)
+main.add_command(report_command)

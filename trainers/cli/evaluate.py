@@ -5,10 +5,24 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
+import msgspec
 
 from softlabels.terminal import Bar, LocalPath, emit, json_option
+from trainers.cli.evaluation_text import evaluation_text
 
 __all__ = ["eval_command"]
+
+DETAIL = (
+    "intervals",
+    "reliability",
+    "teacher_reliability",
+    "by_context",
+    "by_document",
+    "documents",
+    "by_class",
+    "blind_spots",
+)
+"""Of an assessment, what --json gives beside the scores."""
 
 
 @click.command("eval")
@@ -26,6 +40,14 @@ __all__ = ["eval_command"]
     show_default=True,
     help="The last weights, the averaged ones of a run with --ema, or the best of one with --heldout.",
 )
+@click.option(
+    "--bootstrap",
+    type=click.IntRange(min=0),
+    default=1000,
+    show_default=True,
+    help="Replicates, of whole rows, for the 95 % intervals; 0 leaves them out.",
+)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of them.")
 @json_option
 def eval_command(
     run: Path,
@@ -34,42 +56,47 @@ def eval_command(
     vocab: str | None,
     device: str,
     weights: str,
+    bootstrap: int,
+    seed: int,
     as_json: bool,
 ) -> None:
     """Evaluate a finished run's student on the rows of a held-out store.
 
-    The store gives labels and, if it is not a sampled one, the teacher to compare with.
+    The store gives labels and, if it is not a sampled one, the teacher to compare with. All that is found is kept in
+    RUN/evaluations, from where `softtrain report` takes it.
 
     \b
     Example:
       softtrain eval run --store heldout
     """
-    from trainers.evaluate import evaluate_run
+    from trainers.assess import assess_run
+    from trainers.evaluations import save_assessment
 
     with Bar(quiet=as_json) as bar:
         bar.stage("evaluate", None, "rows")
-        found = evaluate_run(
+        found, assessment = assess_run(
             run,
             store,
             device=device,
             batch_size=batch_size,
             vocab=vocab,
             weights=weights,
+            replicates=bootstrap,
+            seed=seed,
             advance=bar.advance,
         )
-    values = found._asdict()
-    text = "\n".join(
-        f"{name:>12}  {value if isinstance(value, int) else f'{value:.4f}'}"
-        for name, value in values.items()
-        if value is not None and name != "dropped"
-    )
-    if found.dropped is not None:
-        d = found.dropped
-        text += f"\n{'dropped':>12}  " + ", ".join(
-            f"{mean:.2g} at T={t:g} (at most {most:.2g})"
-            for t, mean, most in zip(d["temperatures"], d["mean"], d["largest"], strict=True)
-        )
-        text += f"; {d['emptied']} positions kept no id"
+    path = save_assessment(run, assessment)
+    record = msgspec.to_builtins(assessment)
+    detail = {name: record[name] for name in DETAIL}
     emit(
-        {"run": str(run), "weights": weights, "store": str(store), **values}, text, as_json=as_json
+        {
+            "run": str(run),
+            "weights": weights,
+            "store": str(store),
+            "saved": str(path),
+            **found._asdict(),
+            **detail,
+        },
+        evaluation_text(assessment, path),
+        as_json=as_json,
     )

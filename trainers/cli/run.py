@@ -54,9 +54,11 @@ def run_command(
     Examples:
       softtrain run --store store --student hf-config:student.json --steps 2000 --out run
       softtrain run --store store --student hf:student --temperature 2 --alpha 0.9 --out run
+      softtrain run --init run --store new=0.8 --store store=0.2 --forgetting heldout --out next
       torchrun --nproc-per-node 4 -m trainers run --store store --student hf:student --out run
     """
     config = RunConfig.from_sources(config_file, flags)
+    from trainers.forgetting import read_forgetting
     from trainers.loop import train
     from trainers.parallel import is_first
     from trainers.vocabulary import read_dropped
@@ -68,6 +70,8 @@ def run_command(
     result: dict[str, Any] = {"run": str(out), "student": str(folder)}
     if config.vocab is not None:
         result |= read_dropped(out)
+    if config.forgetting:
+        result["forgetting"] = read_forgetting(out)
     emit(result, f"student: {folder}", as_json=as_json)
 
 

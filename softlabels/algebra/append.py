@@ -1,0 +1,246 @@
+"""`append`: new documents by the same job, as a new generation of a store; the old one stays what it is.
+
+The new generation is a folder of its own, in which the old shards have a second name (the same one) and the
+new ones are built: their rows are numbered on, so their random draws are those of one build over both texts.
+The teacher sees only what is new; the old shards are read once, to be checked.
+
+The flow:
+ 1. check the old generation, tokenise and plan the new documents: one plan for old and new shards;
+ 2. give the old shards their names and records;
+ 3. build the new ones as `build` does, by any number of builders at once.
+
+Until the new manifest is there, the new folder is not a store, and the old generation the current one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import msgspec
+
+from softlabels.algebra.combine import (
+    combined_corpus,
+    combined_teacher,
+    document_count,
+    reused_pieces,
+)
+from softlabels.algebra.derive import begin, commit_pieces, make_plan
+from softlabels.algebra.sources import Scanned, files_of, open_source, provenance_of, scan
+from softlabels.build import teacher_options
+from softlabels.config import BuildConfig
+from softlabels.corpora import open_corpora
+from softlabels.errors import PairingError
+from softlabels.estimators import make_estimator
+from softlabels.planning import survey
+from softlabels.progress import Reporter, Silent
+from softlabels.shards import ShardBuilder
+from softlabels.store.claims import clear_claims
+from softlabels.store.dictionaries import FOLDER
+from softlabels.store.encoding import container_of
+from softlabels.store.finish import finish
+from softlabels.store.manifest import (
+    MANIFEST,
+    Identity,
+    Manifest,
+    PlannedShard,
+    TeacherRecord,
+    load_manifest,
+)
+from softlabels.store.plan import RowDigests, read_plan
+from softlabels.store.reader import Store
+from softlabels.teachers import Teacher, TeacherOptions
+from softlabels.teachers.ensemble import open_teachers
+
+__all__ = ["AppendConfig", "append"]
+
+GROWING = ("merge", "append")
+"""What may have made a store that grows: its shards are as the teacher gave them."""
+SAME = ("weights_sha256", "vocab_size", "dtype", "parameters")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AppendConfig:
+    """What an append is asked for; all else is as the store says."""
+
+    teacher: str
+    """The store's teacher: `hf:PATH`. Stores do not say where it lies."""
+    corpus: tuple[str, ...]
+    """The new documents: `text:GLOB`, `jsonl:GLOB`; several are taken in order."""
+    limit_rows: int | None = None
+    """Stop after this many new rows."""
+    skip_empty: bool = False
+    """Leave empty documents out (and count them) rather than refuse them."""
+    truncate: bool = False
+    """Cut texts that are longer than a row (and count them) rather than refuse them, where a text is one row."""
+    device: str = "auto"
+    """Where the teacher runs."""
+    batch_tokens: int = 2048
+    """Tokens in one forward pass of the teacher, padding included."""
+    head_mib: int | None = None
+    """MiB of logits that exist at a time; default 16 on a CPU, 256 on a GPU."""
+
+
+def append(
+    source: Path | str,
+    config: AppendConfig,
+    out: Path | str,
+    *,
+    reporter: Reporter | None = None,
+    teacher: Teacher | None = None,
+) -> Manifest:
+    """Make the next generation of a store, or finish one that was begun.
+
+    Args:
+        source: the present generation; it is only read.
+        config: the teacher and the new documents.
+        out: the new generation's folder; made if absent.
+        reporter: told of progress.
+        teacher: used instead of loading `config.teacher`.
+
+    Raises:
+        PairingError: another teacher or tokenizer, or a store that no build can go on with.
+        PlanError: `out` holds a different job.
+        CorpusError, TeacherError, StoreError, ConfigError: what, where and the way out.
+    """
+    report, out = reporter or Silent(), Path(out)
+    store = open_source(Path(source), out)
+    _check_growing(store)
+    job = _job(store, config)
+    estimator = make_estimator(job.estimator, job.estimator_parameters)
+    corpora = open_corpora(job.corpus)
+    report.stage("check", len(store.manifest.shards), "shards")
+    digests, scanned = RowDigests(), list[Scanned]()
+    for shard in scan(store, report):
+        digests.add_digests(shard.digests)
+        scanned.append(shard)
+    if teacher is None:
+        teacher = open_teachers(job.teacher, job.average, _options(store, job, report))
+    _check_teacher(store, teacher)
+    new, unnamed = survey(job, estimator, corpora, teacher, report, digests=digests)
+    old = reused_pieces(scanned, start_row=0, documents=0)
+    generation = _generation(store)
+    planned = [msgspec.structs.replace(p.planned, index=i) for i, p in enumerate(old)]
+    planned += _numbered_on(store, unnamed, generation, new)
+    files = files_of(store, "tokenizer", FOLDER)
+    plan = make_plan(
+        _grown(store.manifest.identity, new),
+        provenance_of("append", {"generation": str(generation)}, [store]),
+        planned,
+        files,
+        shard_rows=job.shard_rows,
+    )
+    plan = begin(out, plan, files, report)
+    if (out / MANIFEST).exists():
+        report.notice(f"{out} is complete already")
+        clear_claims(out)
+        return load_manifest(out)
+    commit_pieces(out, plan, old, report)
+    commits = ShardBuilder(job, out, plan, estimator, corpora, teacher, report).run()
+    manifest = finish(out, plan, commits)
+    clear_claims(out)
+    return manifest
+
+
+def _check_growing(store: Store) -> None:
+    made = store.manifest.provenance
+    if made is not None and made.operation not in GROWING:
+        raise PairingError(
+            f"{store.path}: was made by `softlabels {made.operation}`, so its targets are not as its teacher gave "
+            f"them; append to the store that it was made from, and repeat `{made.operation}`"
+        )
+
+
+def _job(store: Store, config: AppendConfig) -> BuildConfig:
+    """The build that made the store, over the new documents."""
+    identity = store.manifest.identity
+    targets, encoding = identity.targets, identity.encoding
+    try:
+        shard_rows = read_plan(store.path).shard_rows
+    except FileNotFoundError:  # a copy without it is a store, too
+        shard_rows = max(s.rows for s in store.manifest.shards)
+    return BuildConfig(
+        teacher=config.teacher,
+        corpus=config.corpus,
+        estimator=targets.estimator,
+        k=targets.k,
+        top_p=targets.top_p,
+        min_k=targets.min_k,
+        temperature=tuple(targets.temperatures),
+        domain=identity.domain,
+        seq_len=identity.corpus.seq_len,
+        shard_rows=shard_rows,
+        limit_rows=config.limit_rows,
+        profile="open" if encoding.plain else encoding.profile,
+        container=encoding.container,
+        values=encoding.values,
+        dictionary="none",  # the store's own is used, if it has one
+        positions=targets.positions,
+        seed=targets.seed,
+        skip_empty=config.skip_empty,
+        truncate=config.truncate,
+        licence=identity.licence,
+        device=config.device,
+        dtype="auto",
+        batch_tokens=config.batch_tokens,
+        head_mib=config.head_mib,
+    )
+
+
+def _options(store: Store, job: BuildConfig, report: Reporter) -> TeacherOptions:
+    options = teacher_options(job, None, report)
+    return replace(options, dtype=store.manifest.identity.teacher.dtype)
+
+
+def _check_teacher(store: Store, teacher: Teacher) -> None:
+    """Refuse another teacher than the store's.
+
+    Raises:
+        PairingError: names what differs.
+    """
+    identity = store.manifest.identity
+
+    def check(what: str, found: object, expected: object) -> None:
+        if found != expected:
+            raise PairingError(
+                f"--teacher {teacher.record.spec}: its {what} is {found!r}, that of {store.path} is {expected!r}; "
+                "append with the teacher that made the store"
+            )
+
+    for name in SAME:
+        check(name, getattr(teacher.record, name), getattr(identity.teacher, name))
+    check("tokenizer sha256", teacher.tokenizer.record.sha256, identity.tokenizer.sha256)
+
+
+def _generation(store: Store) -> int:
+    made = store.manifest.provenance
+    before = 0 if made is None or made.operation != "append" else int(made.parameters["generation"])
+    return before + 1
+
+
+def _numbered_on(
+    store: Store, new: list[PlannedShard], generation: int, identity: Identity
+) -> list[PlannedShard]:
+    """The new shards as they come after the store's own."""
+    n, rows = len(store.manifest.shards), len(store)
+    documents = document_count(store.manifest.identity.corpus)
+    suffix = container_of(identity).suffix
+    return [
+        msgspec.structs.replace(
+            shard,
+            index=n + i,
+            name=f"data/train-g{generation:03d}-{i:05d}-of-{len(new):05d}.{suffix}",
+            start_row=rows + shard.start_row,
+            documents_from=documents or None,
+        )
+        for i, shard in enumerate(new)
+    ]
+
+
+def _grown(old: Identity, new: Identity) -> Identity:
+    teachers: list[TeacherRecord] = [old.teacher, new.teacher]
+    return msgspec.structs.replace(
+        old,
+        teacher=combined_teacher(teachers),
+        corpus=combined_corpus([old.corpus, new.corpus], new.corpus.fingerprint),
+    )

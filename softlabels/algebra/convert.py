@@ -1,0 +1,97 @@
+"""`convert`: the same rows and targets in another profile, container or type of values."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+
+from softlabels.algebra.recode import recoded
+from softlabels.algebra.rewrite import rewrite, survey
+from softlabels.algebra.sources import files_of, open_source
+from softlabels.dictionary import IDS, POSITIONS, given_dictionary, trained
+from softlabels.errors import ConfigError
+from softlabels.progress import Reporter, Silent
+from softlabels.store.dictionaries import DICTIONARY
+from softlabels.store.manifest import Identity, Manifest
+from softlabels.store.reader import Store
+from softlabels.store.shard import Shard
+
+__all__ = ["convert"]
+
+
+def convert(
+    source: Path | str,
+    out: Path | str,
+    *,
+    profile: str | None = None,
+    container: str | None = None,
+    values: str | None = None,
+    dictionary: str = "auto",
+    reporter: Reporter | None = None,
+) -> Manifest:
+    """Write a store in another encoding.
+
+    Args:
+        source: the store.
+        out: the new store's folder; made if absent.
+        profile: `open` or `packed`; None: as it is.
+        container: `parquet` or `zarr`; None: as it is.
+        values: codec of the stored numbers; None: as it is.
+        dictionary: of packed shards: `auto` trains one on the first 200,000 positions, where it pays; `none`; or
+            the path of one, or of a store that has one.
+        reporter: told of progress.
+
+    Raises:
+        ConfigError: an unknown name, or nothing to change.
+        TargetError: a value that the new codec cannot hold.
+        PlanError: `out` holds something else.
+        StoreError: the source is damaged; the disk is full, …
+    """
+    report, out = reporter or Silent(), Path(out)
+    store = open_source(Path(source), out)
+    old = store.manifest.identity
+    encoding = recoded(old, profile=profile, container=container, values=values)
+    parts = ("profile", "container", "values")
+    if all(getattr(encoding, p) == getattr(old.encoding, p) for p in parts):
+        raise ConfigError(
+            f"convert: {store.path} is {encoding.profile}, {encoding.container}, {encoding.values} already; say what "
+            "to change: --profile, --container or --values"
+        )
+    shard_rows = max(s.rows for s in store.manifest.shards)
+    found = survey(store, report, None, shard_rows=shard_rows)
+    identity = msgspec.structs.replace(old, encoding=encoding)
+    files = files_of(store, "tokenizer")
+    parameters = {p: getattr(encoding, p) for p in parts}
+    if encoding.profile == "packed":
+        book = _dictionary(store, identity, dictionary, report)
+        if book is not None:
+            files[DICTIONARY] = book
+            changed = msgspec.structs.replace(encoding, dictionary_shards=0)
+            identity = msgspec.structs.replace(identity, encoding=changed)
+        parameters["dictionary"] = dictionary if dictionary in ("auto", "none") else "given"
+    elif dictionary not in ("auto", "none"):
+        raise ConfigError(f"--dictionary {dictionary}: belongs to --profile packed")
+    return rewrite(
+        found, out, identity, "convert", parameters, report, shard_rows=shard_rows, files=files
+    )
+
+
+def _dictionary(store: Store, identity: Identity, asked: str, report: Reporter) -> bytes | None:
+    """The file of the dictionary that all shards are coded with; None: without."""
+    if asked == "none":
+        return None
+    if asked != "auto":
+        return given_dictionary(asked, identity.teacher.vocab_size)
+    report.notice("training a dictionary on the first shards")
+    shards: list[Shard] = []
+    for i in range(len(store.manifest.shards)):
+        shards.append(store.read_shard(i))
+        seen = sum(s.targets.n for s in shards)
+        if seen >= min(POSITIONS, max(IDS // identity.targets.k, 1)):
+            break
+    book = trained(shards, identity, left=identity.corpus.positions)
+    if not len(book.order):
+        report.notice("a dictionary would not pay here; all shards are coded without")
+        return None
+    return book.to_bytes()

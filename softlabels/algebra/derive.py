@@ -1,0 +1,235 @@
+"""Publishing a store that is made from others, by the protocol of a build.
+
+The flow:
+ 1. sweep what a dead run left; publish the plan, or refuse a folder that holds another job;
+ 2. for each shard without a record: give a source's file a second name, or make, encode, check and publish
+    a new one; then the record;
+ 3. publish the card and, last, the manifest.
+
+One shard is in memory at a time. Whatever ends a run, the same run finishes the job.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from softlabels.codecs.codebook import Codebook
+from softlabels.errors import FormatError, IntegrityError, PlanError
+from softlabels.progress import Reporter
+from softlabels.rows import UNLABELLED
+from softlabels.store.commit import (
+    adopt_shard,
+    commit_shard,
+    committed,
+    publish,
+    publish_link,
+    record_shard,
+    remove,
+    sweep,
+    withdraw,
+)
+from softlabels.store.dictionaries import Dictionaries
+from softlabels.store.encoding import check_round_trip, container_of, encode_shard
+from softlabels.store.finish import finish
+from softlabels.store.manifest import (
+    MANIFEST,
+    Commit,
+    FileRecord,
+    Identity,
+    Manifest,
+    Plan,
+    PlannedShard,
+    Provenance,
+    Statistics,
+    load_manifest,
+)
+from softlabels.store.plan import PLAN, check_folder, load_plan, publish_named
+from softlabels.store.records import FORMAT, FORMAT_VERSION, check_file
+from softlabels.store.shard import Shard
+
+__all__ = ["Made", "Piece", "Reused", "begin", "commit_pieces", "derive", "make_plan", "named"]
+
+UNLINKABLE = {errno.EXDEV, errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS}
+"""Another file system, one without hard links, or one that has no room for another name: the file is copied."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reused:
+    """A shard of a source that stays as it is."""
+
+    file: Path
+    sha256: str
+    bytes: int
+    statistics: Statistics
+    seconds: float
+    """What it cost; see `Commit`."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Made:
+    """A shard that was made from those of the sources."""
+
+    content: Shard
+    teacher_nll: float | None
+    """Of `Statistics`; None: not known of these rows."""
+    seconds: float
+    dictionary: Codebook | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Piece:
+    """A shard of the new store, and where it comes from."""
+
+    planned: PlannedShard
+    source: Reused | Callable[[], Made]
+
+
+def named(pieces: Sequence[Piece], identity: Identity) -> list[PlannedShard]:
+    """The planned shards of pieces, numbered and named one after the other."""
+    suffix, n = container_of(identity).suffix, len(pieces)
+    return [
+        msgspec.structs.replace(p.planned, index=i, name=f"data/train-{i:05d}-of-{n:05d}.{suffix}")
+        for i, p in enumerate(pieces)
+    ]
+
+
+def make_plan(
+    identity: Identity,
+    provenance: Provenance,
+    shards: list[PlannedShard],
+    files: Mapping[str, bytes],
+    *,
+    shard_rows: int,
+) -> Plan:
+    """The plan of a store that is made from others; not sealed yet."""
+    return Plan(
+        format=FORMAT,
+        version=FORMAT_VERSION,
+        identity=identity,
+        shard_rows=shard_rows,
+        files={
+            name: FileRecord(sha256=hashlib.sha256(data).hexdigest(), bytes=len(data))
+            for name, data in files.items()
+        },
+        shards=shards,
+        digest="0" * 64,
+        provenance=provenance,
+    )
+
+
+def derive(
+    out: Path, plan: Plan, files: Mapping[str, bytes], pieces: Sequence[Piece], report: Reporter
+) -> Manifest:
+    """Make a store from pieces, or finish one that was begun.
+
+    Raises:
+        PlanError: `out` holds another job.
+        StoreError: the disk is full, a source is damaged, …: what, where and the way out.
+    """
+    plan = begin(out, plan, files, report)
+    if (out / MANIFEST).exists():
+        report.notice(f"{out} is complete already")
+        return load_manifest(out)
+    return finish(out, plan, commit_pieces(out, plan, pieces, report))
+
+
+def begin(out: Path, plan: Plan, files: Mapping[str, bytes], report: Reporter) -> Plan:
+    """Publish a plan, or find the same one; returns the one in force.
+
+    Raises:
+        PlanError: `out` holds another job.
+    """
+    if out.exists():
+        for path in sweep(out) if out.is_dir() else ():
+            report.notice(f"removed {path.name}, left by a run that died")
+    found = load_plan(out)
+    if found is None:
+        if out.is_dir() and any(out.iterdir()):
+            check_folder(out)
+        found = publish_named(out, plan, files)
+    for name in ("provenance", "identity", "shards", "files", "shard_rows"):
+        if getattr(found, name) != getattr(plan, name):
+            raise PlanError(
+                f"{out}: its {PLAN} is of another job (its {name} differs); repeat the command that began it with the "
+                "same sources, or choose another --out"
+            )
+    return found
+
+
+def commit_pieces(out: Path, plan: Plan, pieces: Sequence[Piece], report: Reporter) -> list[Commit]:
+    """Publish and record what is not there yet; returns the records of the pieces, in order."""
+    find = Dictionaries(out, plan.identity.teacher.vocab_size)
+    report.stage("write", sum(p.planned.rows for p in pieces), "rows")
+    commits = []
+    for shard, piece in zip(plan.shards, pieces, strict=False):
+        try:
+            found = committed(out, plan, shard)
+        except (IntegrityError, FormatError) as e:
+            report.notice(f"making shard {shard.index} again: {e}")
+            withdraw(out, shard)
+            found = None
+        if found is None and isinstance(piece.source, Reused):
+            found = _reuse(out, plan, shard, piece.source)
+        elif found is None and not isinstance(piece.source, Reused):
+            found = adopt_shard(out, plan, shard) or _make(out, plan, shard, piece.source(), find)
+        assert found is not None
+        commits.append(found)
+        report.advance(shard.rows)
+    return commits
+
+
+def _reuse(out: Path, plan: Plan, shard: PlannedShard, source: Reused) -> Commit:
+    path = out / shard.name
+    while not _published(path, source):
+        try:
+            check_file(path, sha256=source.sha256, size=source.bytes)
+        except IntegrityError:
+            remove(out, path)  # whatever lay there
+            continue
+        break
+    return record_shard(
+        out, plan, shard, source.sha256, source.bytes, source.statistics, source.seconds
+    )
+
+
+def _published(path: Path, source: Reused) -> bool:
+    try:
+        return publish_link(path, source.file)
+    except OSError as e:
+        if e.errno not in UNLINKABLE:
+            return publish(path, _data(source))  # and meets the same error, which it explains
+    return publish(path, _data(source))
+
+
+def _data(source: Reused) -> bytes:
+    return check_file(source.file, sha256=source.sha256, size=source.bytes)
+
+
+def _make(out: Path, plan: Plan, shard: PlannedShard, made: Made, find: Dictionaries) -> Commit:
+    statistics = statistics_of(made.content, made.teacher_nll)
+    data = encode_shard(made.content, plan.identity, statistics, dictionary=made.dictionary)
+    check_round_trip(made.content, data, plan.identity, find, where=str(out / shard.name))
+    return commit_shard(out, plan, shard, data, statistics, made.seconds)
+
+
+def statistics_of(shard: Shard, teacher_nll: float | None) -> Statistics:
+    """What a shard says of its targets."""
+    targets = shard.targets
+    labelled = sum(int((row.labels != UNLABELLED).sum()) for row in shard.rows)
+    soft = int(targets.soft.sum())
+    return Statistics(
+        kept_ids=int(targets.kept.sum()),
+        kept_mass=[
+            float((1.0 - targets.tail(t).astype(np.float64)).sum()) for t in targets.temperatures
+        ],
+        teacher_nll=teacher_nll,
+        soft_positions=None if soft == targets.n else soft,
+        labelled=None if labelled == targets.n else labelled,
+    )

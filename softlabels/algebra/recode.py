@@ -1,0 +1,58 @@
+"""How a new store's numbers are held, and what bound its manifest may state after they were rounded twice."""
+
+from __future__ import annotations
+
+import msgspec
+
+from softlabels.codecs import CODECS, make_codec
+from softlabels.errors import ConfigError
+from softlabels.store.encoding import CONTAINERS, PROFILES
+from softlabels.store.manifest import EncodingRecord, Identity
+
+__all__ = ["recoded", "rounded_again"]
+
+
+def recoded(
+    identity: Identity, *, profile: str | None, container: str | None, values: str | None
+) -> EncodingRecord:
+    """The encoding that is asked for; what is not named stays, where it can.
+
+    Raises:
+        ConfigError: an unknown name, or values that the profile cannot hold.
+    """
+    old = identity.encoding
+    profile = profile or ("open" if old.plain else old.profile)
+    container = container or old.container
+    values = values or old.values
+    for flag, name, known in (
+        ("--profile", profile, PROFILES),
+        ("--container", container, tuple(CONTAINERS)),
+        ("--values", values, tuple(CODECS.names())),
+    ):
+        if name not in known:
+            raise ConfigError(f"{flag} {name!r}: expected one of {', '.join(known)}")
+    if profile == "open" and not make_codec(values).plain:
+        raise ConfigError(
+            f"--values {values}: the profile 'open' holds float16 or float32; say which"
+        )
+    new = EncodingRecord(
+        profile=profile,
+        container=container,
+        values=values,
+        relative_error=old.relative_error,
+        absolute_error=old.absolute_error,
+    )
+    if values == old.values and (old.plain, profile) == (True, "open"):
+        return new  # columns are written as they were read
+    return rounded_again(new, identity.targets.estimator)
+
+
+def rounded_again(encoding: EncodingRecord, estimator: str) -> EncodingRecord:
+    """The same, with the bound of values that were held within its own and are coded once more."""
+    codec = make_codec(encoding.values)
+    r, a = codec.relative_error, codec.absolute_error(estimator)
+    return msgspec.structs.replace(
+        encoding,
+        relative_error=encoding.relative_error + r + encoding.relative_error * r,
+        absolute_error=encoding.absolute_error * (1 + r) + a,
+    )

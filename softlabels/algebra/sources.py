@@ -1,0 +1,125 @@
+"""The stores that another is made from: opened, checked to the byte, and described."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from softlabels.domains import domain_module
+from softlabels.errors import FormatError, IntegrityError, PlanError
+from softlabels.progress import Reporter
+from softlabels.store.encoding import input_digests, read_statistics
+from softlabels.store.manifest import Provenance, ShardRecord, SourceRecord, Statistics
+from softlabels.store.reader import Store, open_store
+from softlabels.store.records import FORMAT_VERSION, check_file
+
+DIGEST_BYTES = 16
+"""Of a row's input digest. A domain whose files hold fewer has its rows decoded."""
+
+__all__ = ["DIGEST_BYTES", "Scanned", "files_of", "open_source", "provenance_of", "scan"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scanned:
+    """A shard of a source whose bytes are those of its record."""
+
+    store: Store
+    record: ShardRecord
+    digests: bytes
+    """Its rows' input digests, 16 bytes each."""
+    statistics: Statistics
+    seconds: float
+    """Its share of what the source cost, by positions."""
+
+    @property
+    def file(self) -> Path:
+        """Where it lies."""
+        return self.store.path / self.record.name
+
+    @property
+    def inputs_sha256(self) -> str:
+        """What a plan says of its rows."""
+        return hashlib.sha256(self.digests).hexdigest()
+
+
+def open_source(path: Path, out: Path) -> Store:
+    """A store to make another from.
+
+    Raises:
+        FormatError: it is not one, or of a later version, whose additions would be lost.
+        PlanError: it is the folder that is to be written.
+    """
+    store = open_store(path, cached_shards=1)
+    ours, theirs = (int(v.split(".")[1]) for v in (FORMAT_VERSION, store.manifest.version))
+    if theirs > ours:
+        raise FormatError(
+            f"{path}: format version {store.manifest.version}, this softlabels writes {FORMAT_VERSION}, and what the "
+            "later version added would be lost; upgrade softlabels"
+        )
+    if out.resolve() == path.resolve():
+        raise PlanError(
+            f"{out}: is the source itself, which is never changed; choose another --out"
+        )
+    return store
+
+
+def scan(store: Store, report: Reporter) -> Iterator[Scanned]:
+    """Every shard of a source, one in memory at a time; nothing but its digests is decoded.
+
+    Raises:
+        IntegrityError: a shard is damaged, or the rows are not those of the manifest's fingerprint.
+    """
+    manifest = store.manifest
+    identity, fingerprint = manifest.identity, hashlib.sha256()
+    whole = domain_module(identity.domain).DIGEST_BYTES == DIGEST_BYTES
+    for i, record in enumerate(manifest.shards):
+        file = store.path / record.name
+        data = check_file(file, sha256=record.sha256, size=record.bytes)
+        digests = (
+            input_digests(data, identity, rows=record.rows, where=str(file))
+            if whole
+            else b"".join(r.digest() for r in store.read_shard(i).rows)
+        )
+        fingerprint.update(digests)
+        yield Scanned(
+            store=store,
+            record=record,
+            digests=digests,
+            statistics=read_statistics(data, identity, where=str(file)),
+            seconds=share_of_cost(store, record.positions),
+        )
+        report.advance(1)
+    if fingerprint.hexdigest() != identity.corpus.fingerprint:
+        raise IntegrityError(
+            f"{store.path}: the rows are not those of the manifest's corpus fingerprint; copy the store again from its "
+            "source"
+        )
+
+
+def share_of_cost(store: Store, positions: int) -> float:
+    """Seconds of the teacher that some of a store's positions cost."""
+    manifest = store.manifest
+    return manifest.cost.seconds * positions / manifest.identity.corpus.positions
+
+
+def files_of(store: Store, *folders: str) -> dict[str, bytes]:
+    """A source's files beside the shards that lie in these folders, checked."""
+    return {
+        name: store.file(name) for name in store.manifest.files if name.split("/")[0] in folders
+    }
+
+
+def provenance_of(
+    operation: str, parameters: dict[str, str], stores: Sequence[Store]
+) -> Provenance:
+    """What a manifest says of how its store was made."""
+    return Provenance(
+        operation=operation,
+        parameters=parameters,
+        sources=[
+            SourceRecord(name=s.path.resolve().name, content_digest=s.digest, rows=len(s))
+            for s in stores
+        ],
+    )

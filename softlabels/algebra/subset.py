@@ -1,0 +1,224 @@
+"""`subset`: some rows of a store, fewer ids of each position, fewer temperatures."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from softlabels.algebra.narrow import fewer_ids, fewer_temperatures, without_targets
+from softlabels.algebra.predicate import Choice, sample, where
+from softlabels.algebra.recode import rounded_again
+from softlabels.algebra.rewrite import rewrite, survey
+from softlabels.algebra.sources import DIGEST_BYTES, open_source
+from softlabels.codecs import make_codec
+from softlabels.domains import domain_module
+from softlabels.errors import ConfigError, PairingError
+from softlabels.progress import Reporter, Silent
+from softlabels.settings import check_at_least
+from softlabels.store.manifest import OPEN_TARGETS, EncodingRecord, Identity, Manifest, TargetRecord
+from softlabels.store.reader import Store
+from softlabels.store.shard import Shard
+
+__all__ = ["SubsetConfig", "subset"]
+
+NARROWED = ("topk", "topp")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SubsetConfig:
+    """What stays of a store."""
+
+    where: str | None = None
+    """Rows for which this SQL expression is true, e.g. `mean_entropy > 2.5 AND positions >= 64`."""
+    first: int | None = None
+    """The first so many rows, of those for which --where holds."""
+    sample: float | None = None
+    """Each row, of those for which --where holds, with this probability."""
+    seed: int = 0
+    """Of --sample."""
+    k: int | None = None
+    """The likeliest so many ids of each position; the mass of the others goes to the tail."""
+    temperature: tuple[float, ...] = ()
+    """Temperatures that stay in the grid."""
+    drop_inputs: bool = False
+    """Targets without their inputs, of which only digests stay: for whoever holds the text."""
+    inputs_only: bool = False
+    """Inputs without their targets."""
+
+    def __post_init__(self) -> None:
+        check_at_least(self, first=1, k=1, seed=0)
+        if self.first is not None and self.sample is not None:
+            raise ConfigError("--first and --sample exclude each other; take one after the other")
+        if self.seed >= 2**63:
+            raise ConfigError(f"--seed {self.seed}: expected less than 2**63")
+        if self.seed and self.sample is None:
+            raise ConfigError("--seed belongs to --sample")
+        if not self.parameters:
+            raise ConfigError(
+                "subset: say what stays: --where, --first, --sample, --k, --temperature, --drop-inputs or --inputs-only"
+            )
+        if self.inputs_only and (self.drop_inputs or self.k is not None or self.temperature):
+            raise ConfigError(
+                "--inputs-only leaves no targets; it excludes --drop-inputs, --k and --temperature"
+            )
+
+    @property
+    def parameters(self) -> dict[str, str]:
+        """What was asked for, as text."""
+        asked = {
+            "where": self.where,
+            "first": self.first,
+            "sample": self.sample,
+            "seed": None if self.sample is None else self.seed,
+            "k": self.k,
+            "temperature": " ".join(f"{t:g}" for t in sorted(self.temperature)) or None,
+            "drop_inputs": "true" if self.drop_inputs else None,
+            "inputs_only": "true" if self.inputs_only else None,
+        }
+        return {name: str(value) for name, value in asked.items() if value is not None}
+
+
+def subset(
+    source: Path | str, config: SubsetConfig, out: Path | str, *, reporter: Reporter | None = None
+) -> Manifest:
+    """Write a part of a store as a store of its own.
+
+    Args:
+        source: the store.
+        config: what stays.
+        out: the new store's folder; made if absent.
+        reporter: told of progress.
+
+    Raises:
+        ConfigError: nothing stays; a condition that is none; a temperature or k that the store has not.
+        PairingError: the targets are a sample, whose ids cannot be cut.
+        PlanError: `out` holds something else.
+        StoreError: the source is damaged; the disk is full, …
+    """
+    report, out = reporter or Silent(), Path(out)
+    store = open_source(Path(source), out)
+    identity = _identity(store, config)
+    choose = _choice(config)
+    shard_rows = max(s.rows for s in store.manifest.shards)
+    found = survey(store, report, choose, shard_rows=shard_rows, most=config.first)
+    narrow = config.k is not None or config.temperature or config.inputs_only
+    grid = identity.targets.temperatures
+
+    def change(shard: Shard) -> Shard:
+        if config.inputs_only:
+            return without_targets(shard)
+        shard = shard if config.k is None else fewer_ids(shard, config.k)
+        return fewer_temperatures(shard, grid) if config.temperature else shard
+
+    return rewrite(
+        found,
+        out,
+        identity,
+        "subset",
+        config.parameters,
+        report,
+        shard_rows=shard_rows,
+        change=change if narrow else None,
+    )
+
+
+def _choice(config: SubsetConfig) -> Choice | None:
+    """Which rows of a shard stay; None: all."""
+    if config.where is None and config.sample is None and config.first is None:
+        return None
+    parts: list[Choice] = []
+    if config.where is not None:
+        parts.append(where(config.where))
+    if config.sample is not None:
+        parts.append(sample(config.sample, config.seed))
+
+    def choose(shard: Shard) -> npt.NDArray[np.bool_]:
+        chosen = np.ones(len(shard.rows), np.bool_)
+        for part in parts:
+            chosen &= part(shard)
+        return chosen
+
+    return choose
+
+
+def _identity(store: Store, config: SubsetConfig) -> Identity:
+    """The new store's, but for its corpus.
+
+    Raises:
+        ConfigError, PairingError: the store has not what is asked for.
+    """
+    identity = store.manifest.identity
+    targets = identity.targets
+    if config.k is not None:
+        _check_k(store, config.k)
+        targets = msgspec.structs.replace(targets, k=config.k)
+    if config.temperature:
+        targets = msgspec.structs.replace(targets, temperatures=_grid(store, config.temperature))
+    if config.inputs_only:
+        targets = msgspec.structs.replace(targets, positions="none")
+    encoding = _encoding(identity)
+    if config.drop_inputs:
+        if domain_module(identity.domain).DIGEST_BYTES != DIGEST_BYTES:
+            raise ConfigError(
+                f"--drop-inputs: {store.path} is of the domain {identity.domain}, whose rows do not hold their "
+                "whole digest"
+            )
+        if not encoding.plain:
+            raise ConfigError(
+                f"--drop-inputs: {store.path} is {encoding.profile}, and its targets are coded with their inputs; make "
+                "it plain first: softlabels convert … --profile open --values float16"
+            )
+        encoding = msgspec.structs.replace(encoding, profile=OPEN_TARGETS)
+    return msgspec.structs.replace(identity, targets=targets, encoding=encoding)
+
+
+def _encoding(identity: Identity) -> EncodingRecord:
+    """Columns and whole steps are written as they were read; floats in packed shards are rounded once more."""
+    old = identity.encoding
+    encoding = msgspec.structs.replace(
+        old,
+        profile="open" if old.plain else old.profile,
+        dictionary_shards=None if old.dictionary_shards is None else 0,
+        dictionary_sha256=None,
+    )
+    if old.plain or not make_codec(old.values).plain:
+        return encoding
+    return rounded_again(encoding, identity.targets.estimator)
+
+
+def _check_k(store: Store, k: int) -> None:
+    targets: TargetRecord = store.manifest.identity.targets
+    if targets.estimator not in NARROWED:
+        why = (
+            "keeps all ids, and is not a top-k of them"
+            if targets.estimator == "dense"
+            else "is a random sample: its weights are right on average over all its ids, and those of some of them, "
+            "chosen for their size, are not"
+        )
+        raise PairingError(
+            f"--k {k}: {store.path} is `{targets.estimator}`, which {why}; build a store with --k {k}"
+        )
+    if k >= targets.k:
+        raise ConfigError(f"--k {k}: {store.path} keeps up to {targets.k} ids; expected fewer")
+    if targets.min_k is not None and k < targets.min_k:
+        raise ConfigError(
+            f"--k {k}: {store.path} promises at least {targets.min_k} ids of each position (min_k)"
+        )
+
+
+def _grid(store: Store, temperatures: tuple[float, ...]) -> list[float]:
+    targets = store.manifest.identity.targets
+    grid = sorted(set(temperatures))
+    for t in grid:
+        if t not in targets.temperatures:
+            known = ", ".join(f"{x:g}" for x in targets.temperatures)
+            raise ConfigError(f"--temperature {t:g}: not in the grid of {store.path} ({known})")
+    if targets.estimator in (*NARROWED, "dense") and 1.0 not in grid:
+        raise ConfigError(
+            f"--temperature: 1 is missing; `{targets.estimator}` holds log-probabilities at T=1, so 1 stays in the grid"
+        )
+    return grid

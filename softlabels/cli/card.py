@@ -1,0 +1,46 @@
+"""`softlabels card`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from softlabels.terminal import LocalPath, emit, json_option
+
+__all__ = ["card_command"]
+
+
+@click.command("card")
+@click.argument("store", type=LocalPath())
+@click.option("--check-licence", is_flag=True, help="Exit with 2 if the licence is not SPDX.")
+@json_option
+def card_command(store: Path, check_licence: bool, as_json: bool) -> None:
+    """Renew what people and search engines read first: README.md, and croissant.json beside it.
+
+    Both are made from the manifest. The content of the store and its digest stay as they are.
+
+    \b
+    Example:
+      softlabels card store --check-licence
+    """
+    from softlabels.store.amend import amend
+    from softlabels.store.finish import MADE
+    from softlabels.store.licences import require_spdx
+    from softlabels.store.manifest import SIGNATURE, load_manifest
+
+    manifest = load_manifest(store)
+    licence = require_spdx(manifest) if check_licence else manifest.identity.licence
+    before = manifest.digest
+    amended = amend(store, manifest, make=list(MADE))
+    stale = (store / SIGNATURE).exists() and amended.digest != before
+    if stale:
+        click.echo(f"{store}: its signature must be renewed: `softlabels sign`", err=True)
+    text = f"{store}: {' and '.join(MADE)} are made from the manifest; licence {licence}"
+    value = {
+        "store": str(store),
+        "files": list(MADE),
+        "licence": licence,
+        "signature_stale": stale,
+    }
+    emit(value, text, as_json=as_json)

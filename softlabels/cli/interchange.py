@@ -1,0 +1,72 @@
+"""`softlabels import` and `softlabels export`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from softlabels.terminal import Bar, LocalPath, emit, json_option
+
+__all__ = ["export_command", "import_command"]
+
+
+@click.command("import")
+@click.argument("kind", type=click.Choice(["axolotl", "distillkit", "arrays"]))
+@click.argument("path", type=LocalPath())
+@click.option("--out", required=True, type=LocalPath(), help="Folder of the store.")
+@click.option(
+    "--teacher",
+    required=True,
+    help="hf:PATH, the teacher that the log-probabilities are of: its digests go into the manifest.",
+)
+@click.option("--profile", default="open", show_default=True, help="open or packed.")
+@click.option("--container", default="parquet", show_default=True, help="parquet or zarr.")
+@click.option("--values", help="Codec of the stored numbers; as in `softlabels build`.")
+@click.option("--shard-rows", type=int, default=256, show_default=True, help="Rows in a shard.")
+@click.option("--licence", default="unknown", help="Of the targets, an SPDX expression.")
+@json_option
+def import_command(kind: str, path: Path, out: Path, as_json: bool, **flags: Any) -> None:
+    """Make a store of another tool's log-probabilities, or finish one that was interrupted.
+
+    The store has the temperature 1 only: elsewhere the mass of the ids that were not kept is unknown. Whether the
+    numbers are the teacher's, and where they should be, is what `softlabels measure` finds out.
+
+    \b
+    Examples:
+      softlabels import axolotl rows.parquet --teacher hf:models/teacher --out store
+      softlabels import distillkit capture --teacher hf:models/teacher --out store
+    """
+    from softlabels.cli.build import summary
+    from softlabels.interchange.importing import ImportConfig, import_store
+
+    with Bar(quiet=as_json) as bar:
+        done = import_store(kind, path, out, ImportConfig(**flags), reporter=bar)
+    values = summary(done.manifest)
+    text = (
+        f"{out}: {values['rows']:,} rows, {values['positions']:,} positions, {values['bytes_per_position']:.1f} bytes "
+        f"each; {done.without_tail:,} without a tail"
+    )
+    emit({"store": str(out), "without_tail": done.without_tail, **values}, text, as_json=as_json)
+
+
+@click.command("export")
+@click.argument("store", type=LocalPath())
+@click.argument("kind", type=click.Choice(["axolotl", "topk"]))
+@click.option("--out", required=True, type=LocalPath(), help="Parquet file to write.")
+@json_option
+def export_command(store: Path, kind: str, out: Path, as_json: bool) -> None:
+    """Write a store's targets at T = 1 for another tool: axolotl's prepared rows, or a record for each position.
+
+    \b
+    Examples:
+      softlabels export store axolotl --out rows.parquet
+      softlabels export store topk --out positions.parquet
+    """
+    from softlabels.interchange.exporting import export_store
+
+    with Bar(quiet=as_json) as bar:
+        records = export_store(store, kind, out, reporter=bar)
+    value = {"store": str(store), "out": str(out), "records": records}
+    emit(value, f"{out}: {records:,} records", as_json=as_json)

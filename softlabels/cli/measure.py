@@ -1,0 +1,81 @@
+"""`softlabels measure`."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import click
+
+from softlabels.errors import ConfigError
+from softlabels.terminal import Bar, LocalPath, emit, json_option
+
+__all__ = ["measure_command"]
+
+
+@click.command("measure")
+@click.argument("store", type=LocalPath())
+@click.option("--teacher", required=True, help="hf:PATH, the teacher that made the store.")
+@click.option(
+    "--positions",
+    type=int,
+    default=4096,
+    show_default=True,
+    help="Positions with a soft target to compare, about: whole rows are taken.",
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the choice of rows.")
+@click.option(
+    "--max-kl",
+    type=float,
+    help="Exit with 1 if KL(teacher‖stored) may be above this, in nats, at any temperature: the upper end of its "
+    "95 % interval. Of a sampled store: the excess of cross-entropy.",
+)
+@click.option("--device", default="auto", help="Where the teacher runs (default: auto).")
+@click.option(
+    "--dtype",
+    default="auto",
+    help="In what the teacher's body computes (default: in what it did for the store).",
+)
+@click.option("--head-mib", type=int, help="MiB of logits that exist at a time.")
+@click.option(
+    "--no-write", is_flag=True, help="Leave the store as it is: no record in manifest and card."
+)
+@json_option
+def measure_command(
+    store: Path, max_kl: float | None, no_write: bool, as_json: bool, **flags: Any
+) -> None:
+    """Run the teacher again on a sample of rows, and say how far the stored targets are from what it says.
+
+    The record goes into the store's manifest and card; the content and its digest stay as they are.
+
+    \b
+    Examples:
+      softlabels measure store --teacher hf:models/teacher
+      softlabels measure store --teacher hf:models/teacher --max-kl 0.5 --no-write
+    """
+    if max_kl is not None and not 0 <= max_kl < math.inf:
+        raise ConfigError(f"--max-kl {max_kl:g}: expected a number of 0 or more")
+    import msgspec
+
+    from softlabels.measure import MeasureConfig, check_gate, measure
+    from softlabels.store.fidelity_table import fidelity_rows
+
+    config = MeasureConfig(**flags)
+    with Bar(quiet=as_json) as bar:
+        fidelity = measure(store, config, write=not no_write, reporter=bar)
+    grid = [f"T={at.temperature:g}" for at in fidelity.temperatures]
+    lines = [f"{name:>40}  {'   '.join(values)}" for name, values in fidelity_rows(fidelity)]
+    kept = "nothing was written" if no_write else "recorded in its manifest and card"
+    lines.append(
+        f"{store}: {fidelity.positions:,} positions in {fidelity.rows:,} rows; {kept}; in brackets: 95 % intervals"
+    )
+    text = "\n".join([f"{'':>40}  {'   '.join(grid)}", *lines])
+    value = {
+        "store": str(store),
+        "written": not no_write,
+        "fidelity": msgspec.to_builtins(fidelity),
+    }
+    emit(value, text, as_json=as_json)
+    if max_kl is not None:
+        check_gate(fidelity, max_kl, where=str(store))

@@ -1,0 +1,49 @@
+"""`softlabels report`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from softlabels.terminal import LocalPath, emit, json_option
+
+__all__ = ["report_command"]
+
+
+@click.command("report")
+@click.argument("store", type=LocalPath())
+@click.option(
+    "--out",
+    default="store.html",
+    show_default=True,
+    type=LocalPath(),
+    help="The page to write.",
+)
+@click.option(
+    "--rows",
+    type=click.IntRange(min=1),
+    default=2000,
+    show_default=True,
+    help="Rows to look at, about: whole shards, spread evenly.",
+)
+@json_option
+def report_command(store: Path, out: Path, rows: int, as_json: bool) -> None:
+    """Draw one page about a store: what is kept, where the teacher hesitates, what it costs.
+
+    The page needs no network and no other file.
+
+    \b
+    Example:
+      softlabels report store --out store.html
+    """
+    from softlabels.report.page import write_page
+    from softlabels.report.store_facts import gather
+    from softlabels.report.store_page import render
+    from softlabels.store.reader import open_store
+
+    opened = open_store(store)
+    found = gather(opened, rows=rows)
+    write_page(out, render(opened, found))
+    values = {"report": str(out), "rows": found.rows, "positions": found.positions}
+    emit(values, f"report: {out}", as_json=as_json)

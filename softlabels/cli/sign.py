@@ -1,0 +1,38 @@
+"""`softlabels sign`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from softlabels.terminal import LocalPath, emit, json_option
+
+__all__ = ["sign_command"]
+
+
+@click.command("sign")
+@click.argument("store", type=LocalPath())
+@click.option("--key", required=True, type=LocalPath(), help="PEM file of your private ECDSA key.")
+@click.option("--ask-password", is_flag=True, help="The key is encrypted: ask for its password.")
+@json_option
+def sign_command(store: Path, key: Path, ask_password: bool, as_json: bool) -> None:
+    """Check every byte of a store and sign its manifest, so that others can tell that it is yours.
+
+    They check it with `softlabels verify STORE --key PUBLIC.pem`. Sign again after `measure` or `card`.
+
+    \b
+    Example:
+      softlabels sign store --key key.pem
+    """
+    from softlabels.store.signing import sign_store
+
+    password = None
+    if ask_password:
+        password = click.prompt("password of the key", hide_input=True, err=True).encode()
+    signature = sign_store(store, key, password=password)
+    emit(
+        {"store": str(store), "signature": str(signature)},
+        f"{store}: whole, and signed: {signature}",
+        as_json=as_json,
+    )

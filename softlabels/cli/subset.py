@@ -1,0 +1,143 @@
+"""`softlabels subset`, `view`, `convert` and `diff`: a part of a store, or the same in another form."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from softlabels.cli.merge import show
+from softlabels.terminal import Bar, LocalPath, emit, json_option
+
+__all__ = ["convert_command", "diff_command", "subset_command", "view_command"]
+
+out_option = click.option("--out", required=True, type=LocalPath(), help="Folder of the new store.")
+
+
+@click.command("subset")
+@click.argument("store", type=LocalPath())
+@out_option
+@click.option(
+    "--where",
+    help="Rows for which this SQL expression is true, over the columns row, tokens, positions, soft_positions, "
+    "segments, document, kept_ids, mean_entropy, mean_tail, mean_top and digest.",
+)
+@click.option("--first", type=int, help="The first so many of those rows.")
+@click.option("--sample", type=float, help="Each of those rows with this probability.")
+@click.option("--seed", type=int, default=0, help="Of --sample (default: 0).")
+@click.option("--k", type=int, help="The likeliest so many ids; the others' mass goes to the tail.")
+@click.option(
+    "--temperature", multiple=True, type=float, help="A temperature that stays in the grid."
+)
+@click.option(
+    "--drop-inputs", is_flag=True, help="Targets and digests of their inputs, not the inputs."
+)
+@click.option("--inputs-only", is_flag=True, help="Inputs without targets.")
+@json_option
+def subset_command(store: Path, out: Path, as_json: bool, **flags: Any) -> None:
+    """Write some rows of a store, or fewer ids or temperatures, as a store of its own.
+
+    --k and --temperature are exact: the ids that stay keep their probabilities, and the tail at every
+    temperature of the grid is that of a build with that k. A sample can be cut in rows only.
+
+    \b
+    Examples:
+      softlabels subset store --first 1000 --out start
+      softlabels subset store --sample 0.1 --seed 1 --out tenth
+      softlabels subset store --where 'mean_entropy > 2 AND positions >= 64' --out hard
+      softlabels subset store --k 8 --temperature 1 --out small
+      softlabels subset store --drop-inputs --out targets
+    """
+    from softlabels.algebra.subset import SubsetConfig, subset
+
+    with Bar(quiet=as_json) as bar:
+        manifest = subset(store, SubsetConfig(**flags), out, reporter=bar)
+    show(out, manifest, as_json=as_json)
+
+
+@click.command("view")
+@click.argument("store", type=LocalPath())
+@out_option
+@click.option("--vocab", required=True, help="trim:N or map:FILE, as in softtrain run --vocab.")
+@json_option
+def view_command(store: Path, out: Path, vocab: str, as_json: bool) -> None:
+    """Write a store in another vocabulary: the teacher on condition that an id of it comes.
+
+    \b
+    Example:
+      softlabels view store --vocab trim:49152 --out trimmed
+    """
+    from softlabels.algebra.view import view
+
+    with Bar(quiet=as_json) as bar:
+        manifest, dropped = view(store, vocab, out, reporter=bar)
+    if as_json:
+        emit({"store": str(out), "dropped": dropped.to_dict()}, "", as_json=True)
+    else:
+        show(out, manifest, as_json=False)
+        click.echo(str(dropped))
+
+
+@click.command("convert")
+@click.argument("store", type=LocalPath())
+@out_option
+@click.option("--profile", help="open or packed (default: as it is).")
+@click.option("--container", help="parquet or zarr (default: as it is).")
+@click.option("--values", help="Codec of the stored numbers (default: as it is).")
+@click.option(
+    "--dictionary",
+    default="auto",
+    help="Of packed shards: auto (where it pays), none, or the path of one, or of a store that has one.",
+)
+@json_option
+def convert_command(store: Path, out: Path, as_json: bool, **flags: Any) -> None:
+    """Write a store in another profile, container or type of values.
+
+    What is rounded again has both errors, and the new manifest says so.
+
+    \b
+    Example:
+      softlabels convert store --profile packed --values nat16 --out small
+    """
+    from softlabels.algebra.convert import convert
+
+    with Bar(quiet=as_json) as bar:
+        manifest = convert(store, out, **flags, reporter=bar)
+    show(out, manifest, as_json=as_json)
+
+
+@click.command("diff")
+@click.argument("a", type=LocalPath())
+@click.argument("b", type=LocalPath())
+@json_option
+def diff_command(a: Path, b: Path, as_json: bool) -> None:
+    """Say which rows two stores have in common, and how far apart their targets are there.
+
+    \b
+    Example:
+      softlabels diff store other
+    """
+    from softlabels.algebra.diff import diff
+
+    with Bar(quiet=as_json) as bar:
+        found = diff(a, b, reporter=bar).to_dict()
+    lines = [
+        f"rows        {found['rows_a']:,} and {found['rows_b']:,}, {found['rows_common']:,} in common",
+        f"positions   {found['positions']:,} with a soft target in both",
+    ]
+    if found["top1_agreement"] is not None:
+        lines.append(f"likeliest   the same at {found['top1_agreement']:.2%}")
+    if found["kl"] is not None:
+        lines += [
+            f"T={t:<8g}  KL(A || B) {'infinite' if kl is None else f'{kl:.6f} nats'}, "
+            f"log-probabilities at most {largest:.4f} apart"
+            for t, kl, largest in zip(
+                found["temperatures"], found["kl"], found["largest_logp_difference"], strict=True
+            )
+        ]
+    elif found["positions"]:
+        lines.append(
+            "divergence  not known: one of them is a random sample, which is no distribution"
+        )
+    emit({"a": str(a), "b": str(b), **found}, "\n".join(lines), as_json=as_json)

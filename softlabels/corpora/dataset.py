@@ -1,0 +1,70 @@
+"""`dataset:PATH`: a Hugging Face dataset as `save_to_disk` left it; its column `text` or `messages`, or `PATH#COLUMN`.
+
+Of a dataset with several splits, give the folder of one: `dataset:PATH/train`. The Arrow files are mapped, not
+loaded, in the order that the dataset's own state names; the `datasets` library is not needed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+
+from softlabels.corpora import Document
+from softlabels.corpora.parquet import DEFAULT, column_of, documents_in, split_column, with_label
+from softlabels.errors import CorpusError
+
+__all__ = ["SavedDataset"]
+
+STATE, SPLITS = "state.json", "dataset_dict.json"
+
+
+class SavedDataset:
+    """Every row is one document."""
+
+    def __init__(self, argument: str) -> None:
+        self.spec = f"dataset:{argument}"
+        path, self._column = split_column(argument)
+        self.folder = Path(path)
+        if (self.folder / SPLITS).is_file():
+            splits = sorted(p.parent.name for p in self.folder.glob(f"*/{STATE}"))
+            raise CorpusError(
+                f"--corpus dataset:{path}: has splits {', '.join(splits)}; choose one, e.g. dataset:{path}/{splits[0]}"
+                if splits
+                else f"--corpus dataset:{path}: has no split"
+            )
+        if not (self.folder / STATE).is_file():
+            raise CorpusError(
+                f"--corpus dataset:{path}: no {STATE} there; expected a folder that Dataset.save_to_disk made"
+            )
+
+    def documents(self) -> Iterator[Document]:
+        """One document per row."""
+        for file in self._files():
+            try:
+                with pa.memory_map(str(file)) as source:
+                    reader = pa.ipc.open_stream(source)
+                    column = column_of(reader.schema, self._column, DEFAULT, str(file))
+                    columns = with_label(reader.schema, column)
+                    yield from documents_in((b.select(columns) for b in reader), str(file))
+            except (OSError, pa.ArrowException) as e:
+                raise CorpusError(f"{file}: cannot be read as an Arrow stream ({e})") from e
+
+    def _files(self) -> list[Path]:
+        where = self.folder / STATE
+        try:
+            state = json.loads(where.read_text(encoding="utf-8"))
+            names = [str(f["filename"]) for f in state["_data_files"]]
+        except (OSError, ValueError, KeyError, TypeError) as e:
+            raise CorpusError(f"{where}: does not name the dataset's files ({e})") from e
+        if state.get("_indices_files"):
+            raise CorpusError(
+                f"{where}: rows are a choice among those of its files; flatten it (Dataset.flatten_indices) and save "
+                "again"
+            )
+        for name in names:
+            if Path(name).name != name:
+                raise CorpusError(f"{where}: names {name!r}, which does not lie in the folder")
+        return [self.folder / name for name in names]

@@ -1,0 +1,58 @@
+"""Other tools' files of teacher log-probabilities: reading them into a store, and writing them from one.
+
+What all of them lack is the tail at any temperature but 1, so an imported store has the grid {1}. At T = 1 the tail is
+what true log-probabilities leave of 1. To add a kind to import: a file here, with a function like those below.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Protocol, cast
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["EXPORTS", "IMPORTS", "ForeignRow", "Reader", "reader_of"]
+
+IMPORTS: Mapping[str, str] = {
+    "axolotl": "softlabels.interchange.axolotl",
+    "distillkit": "softlabels.interchange.distillkit",
+    "arrays": "softlabels.interchange.arrays",
+}
+"""Name and module."""
+EXPORTS = ("axolotl", "topk")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ForeignRow:
+    """One sequence as another tool kept it."""
+
+    where: str
+    """File and row, for messages."""
+    input_ids: npt.NDArray[np.int32]
+    """`[S]`."""
+    label_mask: npt.NDArray[np.bool_]
+    """`[S]`: position t has a target, and predicts token t + 1."""
+    ids: npt.NDArray[np.int64]
+    """`[N, K]`: of the true entries of `label_mask`."""
+    logp: npt.NDArray[np.float32]
+    """`[N, K]`: natural log-probabilities at T = 1."""
+
+
+class Reader(Protocol):
+    """What the module of a kind to import has."""
+
+    def read(self, path: Path) -> Iterator[ForeignRow]:
+        """All rows, in the same order each time.
+
+        Raises:
+            CorpusError: begins with file and row.
+        """
+
+
+def reader_of(kind: str) -> Reader:
+    """The module of a kind."""
+    return cast(Reader, import_module(IMPORTS[kind]))

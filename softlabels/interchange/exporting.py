@@ -1,0 +1,107 @@
+"""Writing a store's targets for other tools: one Parquet file, whole or not at all.
+
+`axolotl`: its prepared rows (`axolotl.py`). `topk`: one record for each position. Both are of T = 1. A sampled store is
+refused: its weights are no log-probabilities, and what reads them would take an absent id for an unlikely one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from softlabels.errors import ConfigError, PairingError
+from softlabels.interchange import EXPORTS, axolotl
+from softlabels.progress import Reporter, Silent
+from softlabels.rows import Row
+from softlabels.store.commit import TEMPORARY
+from softlabels.store.reader import Store, open_store
+from softlabels.store.shard import StoredRow
+from softlabels.targets import UNBIASED
+
+__all__ = ["export_store"]
+
+BATCH = 64
+TOPK = pa.schema(
+    {
+        "row": pa.int64(),
+        "token": pa.int32(),
+        "label": pa.int32(),
+        "ids": pa.list_(pa.int32()),
+        "logp": pa.list_(pa.float32()),
+        "tail": pa.float32(),
+    }
+)
+
+
+def export_store(
+    path: Path | str, kind: str, out: Path, *, reporter: Reporter | None = None
+) -> int:
+    """Write one Parquet file; returns its number of records.
+
+    Raises:
+        ConfigError: an unknown kind, or `out` exists.
+        PairingError: the store has nothing that the kind could hold.
+        StoreError: the store is damaged.
+    """
+    if kind not in EXPORTS:
+        raise ConfigError(f"{kind!r}: expected one of {', '.join(EXPORTS)}")
+    if out.exists():
+        raise ConfigError(f"--out {out}: exists already; choose another name, or remove it")
+    if not out.parent.is_dir():
+        raise ConfigError(f"--out {out}: its folder does not exist; make it first")
+    report = reporter or Silent()
+    store = open_store(path)
+    _check(store, kind)
+    make = axolotl.rows_of if kind == "axolotl" else _positions_of
+    schema = axolotl.SCHEMA if kind == "axolotl" else TOPK
+    report.stage("export", len(store), "rows")
+    temporary = out.with_name(f"{TEMPORARY}{out.name}")
+    records = 0
+    try:
+        with pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
+            batch: list[dict[str, Any]] = []
+            for stored in store:
+                batch += make(stored)
+                report.advance(1)
+                if len(batch) >= BATCH or stored.index == len(store) - 1:
+                    writer.write_table(pa.Table.from_pylist(batch, schema=schema))
+                    records, batch = records + len(batch), []
+        temporary.replace(out)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return records
+
+
+def _check(store: Store, kind: str) -> None:
+    identity = store.manifest.identity
+    if identity.domain != "causal-lm":
+        raise PairingError(
+            f"{store.path}: is of the domain {identity.domain!r}; {kind} holds next-token distributions (causal-lm)"
+        )
+    if identity.targets.estimator in UNBIASED:
+        raise PairingError(
+            f"{store.path}: holds random samples ({identity.targets.estimator!r}), whose weights are no "
+            f"log-probabilities; {kind} needs a store of topk, topp or dense"
+        )
+    if 1.0 not in identity.targets.temperatures:
+        raise PairingError(f"{store.path}: its grid lacks T = 1, at which {kind} holds its numbers")
+
+
+def _positions_of(stored: StoredRow) -> Iterator[dict[str, Any]]:
+    row, targets = stored.row, stored.targets
+    assert isinstance(row, Row)
+    logp, tail, kept = targets.logp, targets.tail(1.0), targets.kept
+    for i in range(targets.n):
+        if kept[i].any():  # else hard label only
+            yield {
+                "row": stored.index,
+                "token": int(row.positions[i]),
+                "label": int(row.labels[i]),
+                "ids": targets.ids[i][kept[i]].tolist(),
+                "logp": logp[i][kept[i]].tolist(),
+                "tail": float(tail[i]),
+            }

@@ -1,0 +1,321 @@
+"""Making a store of another tool's log-probabilities.
+
+The flow:
+ 1. the teacher is loaded for what it is (weights, tokenizer, V), not run;
+ 2. a first pass over the rows counts and fingerprints them, and the plan is published;
+ 3. a second pass makes the shards, each committed like a build's; what is committed already is left as it is;
+ 4. card and manifest.
+
+What the file does not say cannot be checked here: that it is of this teacher, and that its positions are where the
+kind says. `softlabels measure` does check it: the teacher then runs on some rows.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from softlabels.codecs import make_codec
+from softlabels.config import BuildConfig
+from softlabels.errors import ConfigError, CorpusError, PlanError
+from softlabels.interchange import IMPORTS, ForeignRow, reader_of
+from softlabels.progress import Reporter, Silent
+from softlabels.rows import BEGINNING, LABEL_SHIFT, Cursor, Row
+from softlabels.store.commit import commit_shard, committed, sweep
+from softlabels.store.encoding import encode_shard
+from softlabels.store.finish import finish
+from softlabels.store.manifest import (
+    MANIFEST,
+    Commit,
+    CorpusRecord,
+    EncodingRecord,
+    Identity,
+    Manifest,
+    Plan,
+    PlannedShard,
+    Statistics,
+    TargetRecord,
+    load_manifest,
+)
+from softlabels.store.plan import RowDigests, check_folder, load_plan, plan_shards, publish_plan
+from softlabels.store.shard import Shard
+from softlabels.targets import SoftTargets, gaps_from_logp
+from softlabels.teachers import Teacher, TeacherOptions, open_teacher
+
+__all__ = ["ImportConfig", "Imported", "import_store"]
+
+NO_TAIL = 1e-6
+"""A position that leaves less of 1 has no tail that could be told from rounding."""
+ABOVE_ONE = 0.02
+"""Rounded log-probabilities may sum to this much more than 1; more is no distribution."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportConfig:
+    """How an imported store is written."""
+
+    teacher: str
+    """`hf:PATH`, the teacher that the log-probabilities are of: its digests go into the manifest."""
+    profile: str = "open"
+    """`open` or `packed`."""
+    container: str = "parquet"
+    """`parquet` or `zarr`."""
+    values: str | None = None
+    """Codec of the stored numbers; see `softlabels build`."""
+    shard_rows: int = 256
+    """Rows in a shard."""
+    licence: str = "unknown"
+    """Of the stored targets, an SPDX expression."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Imported:
+    """A finished import."""
+
+    manifest: Manifest
+    without_tail: int
+    """Positions whose ids sum to 1: they are stored with an empty tail."""
+
+
+def import_store(
+    kind: str,
+    path: Path,
+    out: Path,
+    config: ImportConfig,
+    *,
+    reporter: Reporter | None = None,
+    teacher: Teacher | None = None,
+) -> Imported:
+    """Make a store, or finish one that was begun.
+
+    Args:
+        kind: a key of `IMPORTS`.
+        path: the other tool's file or folder.
+        out: the store's folder; made if absent.
+        config: how to write it.
+        reporter: told of progress.
+        teacher: used instead of loading `config.teacher`.
+
+    Raises:
+        ConfigError: an unknown kind, or an impossible configuration.
+        CorpusError: the files are not what the kind says; names file and row.
+        PlanError: `out` holds a different job.
+    """
+    if kind not in IMPORTS:
+        raise ConfigError(f"{kind!r}: expected one of {', '.join(IMPORTS)}")
+    report = reporter or Silent()
+    build = BuildConfig(
+        corpus=(f"{kind}:{path}",),
+        estimator="topk",
+        dictionary="none",
+        **asdict(config),
+    )  # the bounds of a build hold here, too
+    if out.exists():
+        sweep(out)
+    plan = load_plan(out)
+    if plan is None and out.is_dir() and any(out.iterdir()):
+        check_folder(out)
+    if teacher is None:
+        options = TeacherOptions(device="cpu", notice=report.notice)
+        teacher = open_teacher(config.teacher, options)
+    reader, vocab_size = reader_of(kind), teacher.record.vocab_size
+    report.stage("read", None, "rows")
+    survey = _Survey(vocab_size, report)
+    shards = list(plan_shards(survey.watch(reader.read(path)), config.shard_rows))
+    identity = _identity(kind, path, build, teacher, survey, shards)
+    if plan is None:
+        files = {f"tokenizer/{n}": data for n, data in teacher.tokenizer.files().items()}
+        plan = publish_plan(out, identity, shards, files, shard_rows=config.shard_rows)
+    if plan.identity != identity or plan.shard_rows != config.shard_rows:
+        raise PlanError(
+            f"{out}: was planned for another job than this import; run it as planned, or choose another --out"
+        )
+    if survey.without_tail:
+        report.notice(
+            f"{survey.without_tail:,} of {survey.positions:,} positions have no tail: their ids sum to 1 within "
+            f"{NO_TAIL:g}"
+        )
+    if not (out / MANIFEST).exists():
+        commits = _make_shards(out, plan, reader.read(path), report)
+        finish(out, plan, commits)
+    return Imported(manifest=load_manifest(out), without_tail=survey.without_tail)
+
+
+class _Survey:
+    """The first pass: counts, the fingerprint, and whether the numbers can be what they should be."""
+
+    def __init__(self, vocab_size: int, report: Reporter) -> None:
+        self.vocab_size, self._report = vocab_size, report
+        self.digests = RowDigests()
+        self.rows = self.tokens = self.positions = self.longest = self.without_tail = 0
+        self.k: int | None = None
+
+    def watch(self, rows: Iterator[ForeignRow]) -> Iterator[tuple[Cursor, Row]]:
+        """Rows for the plan."""
+        for number, foreign in enumerate(rows):
+            row, mass = _row(foreign, number), _mass(foreign, self.vocab_size)
+            if mass is not None:
+                k = foreign.ids.shape[1]
+                if self.k not in (None, k):
+                    raise CorpusError(
+                        f"{foreign.where}: keeps {k} ids at a position, earlier rows {self.k}; a store of `topk` has "
+                        "one number: import them as separate stores"
+                    )
+                self.k = k
+                self.without_tail += int((1 - mass < NO_TAIL).sum()) if k < self.vocab_size else 0
+            self.digests.add(row)
+            self.rows += 1
+            self.tokens += row.size
+            self.positions += row.n
+            self.longest = max(self.longest, row.size)
+            self._report.advance(1)
+            yield BEGINNING._replace(document=number), row
+        if self.k is None:
+            raise CorpusError("the files hold no position with a target; nothing can be imported")
+        if self.without_tail > self.positions / 2:
+            raise CorpusError(
+                f"{self.without_tail} of {self.positions} positions sum to 1 over {self.k} ids of "
+                f"{self.vocab_size}: they were renormalised, and the mass of all other ids is lost. Import the "
+                "log-probabilities as the teacher gave them"
+            )
+
+
+def _row(foreign: ForeignRow, number: int) -> Row:
+    if not len(foreign.input_ids):
+        raise CorpusError(f"{foreign.where}: has no token; remove it")
+    return Row(
+        input_ids=foreign.input_ids,
+        segment_lengths=np.array([len(foreign.input_ids)], np.int32),
+        documents=np.array([number], np.int64),
+        label_mask=foreign.label_mask,
+    )
+
+
+def _mass(
+    foreign: ForeignRow, vocab_size: int
+) -> np.ndarray[tuple[int], np.dtype[np.float64]] | None:
+    """`[N]`: what the kept ids of each position sum to; None if there is no position.
+
+    Raises:
+        CorpusError: not log-probabilities at T = 1 of ids of this vocabulary.
+    """
+    ids, logp, where = foreign.ids, foreign.logp, foreign.where
+    for name, values in (("input_ids", foreign.input_ids), ("a target", ids)):
+        if values.size and (values.min() < 0 or values.max() >= vocab_size):
+            raise CorpusError(
+                f"{where}: {name} holds id {values.max() if values.min() >= 0 else values.min()}, the teacher's "
+                f"vocabulary is 0..{vocab_size - 1}: another teacher or tokenizer?"
+            )
+    if not len(ids):
+        return None
+    if not np.isfinite(logp).all():
+        at, slot = np.argwhere(~np.isfinite(logp))[0]
+        raise CorpusError(
+            f"{where}: position {at} has a log-probability of {logp[at, slot]} for id {ids[at, slot]}; expected a "
+            "finite one for each kept id"
+        )
+    ordered = np.sort(ids, axis=1)
+    if (twice := (ordered[:, 1:] == ordered[:, :-1]).any(1)).any():
+        raise CorpusError(f"{where}: position {int(twice.argmax())} keeps an id twice")
+    mass = np.exp(logp.astype(np.float64)).sum(1)
+    if (mass > 1 + ABOVE_ONE).any():
+        at = int(mass.argmax())
+        raise CorpusError(
+            f"{where}: the probabilities of position {at} sum to {mass[at]:.4g}; expected natural log-probabilities at "
+            "T = 1, not logits, and not of another temperature"
+        )
+    return np.asarray(mass)
+
+
+def _identity(
+    kind: str,
+    path: Path,
+    build: BuildConfig,
+    teacher: Teacher,
+    survey: _Survey,
+    shards: list[PlannedShard],
+) -> Identity:
+    codec = make_codec(build.stored_values)
+    assert survey.k is not None, "checked at the end of the first pass"
+    assert shards
+    return Identity(
+        domain="causal-lm",
+        label_shift=LABEL_SHIFT,
+        teacher=msgspec.structs.replace(teacher.record, engine=f"imported from {kind}"),
+        tokenizer=teacher.tokenizer.record,
+        corpus=CorpusRecord(
+            specs=[f"{kind}:{path.name}"],
+            fingerprint=survey.digests.hexdigest(),
+            seq_len=survey.longest,
+            documents=survey.rows,
+            rows=survey.rows,
+            tokens=survey.tokens,
+            positions=survey.positions,
+            skipped_empty=0,
+            skipped_short=0,
+            limit_rows=None,
+        ),
+        targets=TargetRecord(estimator="topk", k=survey.k, temperatures=[1.0], seed=0),
+        encoding=EncodingRecord(
+            profile=build.profile,
+            container=build.container,
+            values=build.stored_values,
+            relative_error=codec.relative_error,
+            absolute_error=codec.absolute_error("topk"),
+        ),
+        licence=build.licence,
+    )
+
+
+def _make_shards(
+    out: Path, plan: Plan, rows: Iterator[ForeignRow], report: Reporter
+) -> list[Commit]:
+    commits = []
+    report.stage("write", plan.identity.corpus.positions, "positions")
+    for planned in plan.shards:
+        started = time.monotonic()
+        chunk = list(islice(rows, planned.rows))
+        commit = committed(out, plan, planned)
+        if commit is None:
+            shard = Shard(
+                start_row=planned.start_row,
+                rows=[_row(f, planned.start_row + i) for i, f in enumerate(chunk)],
+                targets=SoftTargets.concatenate([_targets(f, plan.identity) for f in chunk]),
+            )
+            shard.targets.validate(where=f"shard {planned.index} of {out}")
+            statistics = Statistics(
+                kept_ids=int(shard.targets.kept.sum()),
+                kept_mass=[float((1 - shard.targets.tail(1.0).astype(np.float64)).sum())],
+                teacher_nll=None,  # of labels that were not kept it is not known
+            )
+            data = encode_shard(shard, plan.identity, statistics)
+            commit = commit_shard(out, plan, planned, data, statistics, time.monotonic() - started)
+        commits.append(commit)
+        report.advance(planned.positions)
+    return commits
+
+
+def _targets(foreign: ForeignRow, identity: Identity) -> SoftTargets:
+    """The tail is what true log-probabilities leave of 1."""
+    vocab_size, n = identity.teacher.vocab_size, len(foreign.ids)
+    mass = _mass(foreign, vocab_size)
+    odds = np.full((n, 1), -np.inf)
+    if mass is not None and foreign.ids.shape[1] < vocab_size:
+        outside = 1 - mass
+        some = outside >= NO_TAIL
+        odds[some, 0] = np.log(outside[some]) - np.log(mass[some])
+    k = identity.targets.k
+    return SoftTargets(
+        ids=foreign.ids.astype(np.int32).reshape(n, k) if n else np.zeros((0, k), np.int32),
+        gaps=gaps_from_logp(foreign.logp.reshape(n, k) if n else np.zeros((0, k), np.float32)),
+        log_odds=odds.astype(np.float32),
+        temperatures=(1.0,),
+        vocab_size=vocab_size,
+        estimator="topk",
+    )

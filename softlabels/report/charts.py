@@ -1,0 +1,284 @@
+"""Small charts as inline SVG. Colours are the page's, by class, so they follow light and dark.
+
+Every chart is 400 units wide: on a phone it is shown at about its own size, so its 12-unit text stays readable.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from softlabels.report.html import Child, Markup, element
+
+__all__ = ["Dot", "Series", "bars", "dots", "lines", "scatter", "shares", "style_of"]
+
+WIDTH = 400
+STYLES = 6
+
+
+class Series(NamedTuple):
+    """A line."""
+
+    name: str
+    style: str
+    points: Sequence[tuple[float, float]]
+
+
+class Dot(NamedTuple):
+    """A value with its interval."""
+
+    name: str
+    style: str
+    value: float
+    low: float | None
+    high: float | None
+
+
+def style_of(index: int) -> str:
+    """The style of run number `index`: the first has the accent colour."""
+    return f"s{index % STYLES}"
+
+
+def _svg(height: float, label: str, *children: Child) -> Markup:
+    return element(
+        "svg", *children, viewBox=f"0 0 {WIDTH} {height:g}", role="img", aria_label=label
+    )
+
+
+def _text(
+    x: float, y: float, words: str, *, anchor: str = "start", class_: str | None = None
+) -> Markup:
+    return element("text", words, x=x, y=y, text_anchor=anchor, class_=class_)
+
+
+def _line(x1: float, y1: float, x2: float, y2: float, class_: str) -> Markup:
+    return element("line", x1=x1, y1=y1, x2=x2, y2=y2, class_=class_)
+
+
+def _ticks(low: float, high: float, about: int) -> list[float]:
+    """Round numbers from `low` to `high`."""
+    raw = (high - low) / about
+    power = 10.0 ** math.floor(math.log10(raw))
+    step = next(s * power for s in (1, 2, 2.5, 5, 10) if s * power >= raw * 0.999)
+    first = math.ceil(low / step - 1e-9)
+    return [i * step for i in range(first, math.floor(high / step + 1e-9) + 1)]
+
+
+def _bounds(values: Sequence[float], pad: float = 0.06) -> tuple[float, float]:
+    low, high = min(values), max(values)
+    room = (high - low) * pad or abs(high) * 0.05 or 1.0
+    return low - room, high + room
+
+
+def _number(x: float) -> str:
+    return f"{x:,.0f}" if abs(x) >= 1000 else f"{x:.4g}"
+
+
+def dots(items: Sequence[Dot], *, form: str, label: str) -> Markup:
+    """Values on one scale, each on a line of its own with its interval; lower or higher is left to the caption."""
+    every = [x for d in items for x in (d.value, d.low, d.high) if x is not None]
+    low, high = _bounds(every, 0.08)
+    row, left, right = 46, 6, WIDTH - 6
+
+    def at(x: float) -> float:
+        return left + (x - low) / (high - low) * (right - left)
+
+    parts: list[Child] = []
+    bottom = row * len(items) + 8
+    for tick in _ticks(low, high, 5):
+        parts += [
+            _line(at(tick), 8, at(tick), bottom, "grid"),
+            _text(at(tick), bottom + 16, _number(tick), anchor="middle"),
+        ]
+    for i, d in enumerate(items):
+        y = row * i + 34
+        parts += [
+            _text(left, y - 14, d.name, class_="name"),
+            _text(right, y - 14, form.format(d.value), anchor="end", class_="value"),
+            _line(left, y, right, y, "grid"),
+        ]
+        if d.low is not None and d.high is not None:
+            width = max(at(d.high) - at(d.low), 1)
+            parts.append(
+                element(
+                    "rect",
+                    x=at(d.low),
+                    y=y - 5,
+                    width=width,
+                    height=10,
+                    rx=5,
+                    class_=f"band {d.style}",
+                )
+            )
+        parts.append(element("circle", cx=at(d.value), cy=y, r=6, class_=f"dot {d.style}"))
+    return _svg(bottom + 22, label, *parts)
+
+
+def lines(
+    series: Sequence[Series],
+    *,
+    x_name: str,
+    y_name: str,
+    label: str,
+    y_form: str | None = None,
+    log_x: bool = False,
+    y_range: tuple[float, float] | None = None,
+) -> Markup:
+    """Lines over a common x; a series of one point is a dot."""
+    drawn = [s for s in series if s.points]
+    xs = [x for s in drawn for x, _ in s.points]
+    low, high = y_range or _bounds([y for s in drawn for _, y in s.points])
+    first, last = min(xs), max(xs)
+    if first == last:
+        first, last = first - 0.5, last + 0.5
+    left, right, top, bottom = 44, WIDTH - 10, 22, 210
+
+    def scale(x: float) -> float:
+        return math.log(x) if log_x else x
+
+    def at(x: float, y: float) -> tuple[float, float]:
+        across = (scale(x) - scale(first)) / (scale(last) - scale(first))
+        return left + across * (right - left), bottom - (y - low) / (high - low) * (bottom - top)
+
+    parts: list[Child] = [_text(0, 10, y_name)]
+    for tick in _ticks(low, high, 4):
+        y = at(first, tick)[1]
+        words = _number(tick) if y_form is None else y_form.format(tick)
+        parts += [_line(left, y, right, y, "grid"), _text(left - 6, y + 4, words, anchor="end")]
+    ticks = sorted(set(xs)) if log_x else _ticks(first, last, 5)
+    shown = ticks[:: max(1, math.ceil(len(ticks) / 8))]
+    for tick in shown:
+        x = at(tick, low)[0]
+        parts.append(_text(x, bottom + 16, _number(tick), anchor="middle"))
+    parts.append(_text(right, bottom + 33, x_name, anchor="end"))
+    parts.append(_line(left, bottom, right, bottom, "axis"))
+    for s in reversed(drawn):
+        points = [at(x, y) for x, y in s.points]
+        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
+        parts.append(
+            element("polyline", element("title", s.name), points=path, class_=f"line {s.style}")
+        )
+        if len(points) <= 12:
+            parts += [
+                element("circle", cx=x, cy=y, r=3.5, class_=f"dot {s.style}") for x, y in points
+            ]
+    return _svg(bottom + 38, label, *parts)
+
+
+def scatter(
+    points: Sequence[tuple[float, float, int]],
+    *,
+    style: str,
+    x_name: str,
+    y_name: str,
+    label: str,
+    behind: Sequence[tuple[float, float, int]] = (),
+) -> Markup:
+    """(x, y, weight) in the unit square, with its diagonal; areas are the weights. `behind` is drawn hollow."""
+    left, right, top, bottom = 44, 290, 22, 268
+
+    def at(x: float, y: float) -> tuple[float, float]:
+        return left + x * (right - left), bottom - y * (bottom - top)
+
+    parts: list[Child] = [_text(0, 10, y_name)]
+    for tick in (0, 0.25, 0.5, 0.75, 1):
+        x, y = at(tick, tick)
+        parts += [
+            _line(left, y, right, y, "grid"),
+            _line(x, top, x, bottom, "grid"),
+            _text(left - 6, y + 4, f"{tick:.0%}", anchor="end"),
+            _text(x, bottom + 16, f"{tick:.0%}", anchor="middle"),
+        ]
+    parts += [
+        _line(*at(0, 0), *at(1, 1), "diagonal"),
+        _text(right, bottom + 33, x_name, anchor="end"),
+    ]
+    for group, class_ in ((behind, "t"), (points, style)):
+        total = sum(n for _, _, n in group) or 1
+        for x, y, n in group:
+            cx, cy = at(x, y)
+            size = 2.5 + 14 * math.sqrt(n / total)
+            words = f"{n:,} at confidence {x:.1%}, right {y:.1%}"
+            parts.append(
+                element(
+                    "circle",
+                    element("title", words),
+                    cx=cx,
+                    cy=cy,
+                    r=size,
+                    class_=f"{'hollow' if class_ == 't' else 'dot'} {class_}",
+                )
+            )
+    return _svg(bottom + 38, label, *parts)
+
+
+def shares(rows: Sequence[tuple[str, str, Sequence[tuple[str, float]]]], *, label: str) -> Markup:
+    """Bars of 100 %: (name, what is said at its right, [(style, share)])."""
+    row = 58
+    parts: list[Child] = []
+    for i, (name, said, segments) in enumerate(rows):
+        y = row * i
+        parts += [
+            _text(0, y + 14, name, class_="name"),
+            _text(WIDTH, y + 14, said, anchor="end"),
+        ]
+        x = 0.0
+        for style, share in segments:
+            width = share * WIDTH
+            if width <= 0:
+                continue
+            gap = min(1.5, width / 4)
+            parts.append(
+                element(
+                    "rect",
+                    element("title", f"{share:.1%}"),
+                    x=x,
+                    y=y + 22,
+                    width=width - gap,
+                    height=26,
+                    rx=3,
+                    class_=f"bar {style}",
+                )
+            )
+            if width >= 40:
+                parts.append(
+                    _text(x + 8, y + 39, f"{share:.0%}", class_="value" if style == "g3" else "on")
+                )
+            x += width
+    return _svg(row * len(rows), label, *parts)
+
+
+def bars(
+    items: Sequence[tuple[str, float, str]], *, style: str, label: str, x_name: str | None = None
+) -> Markup:
+    """Columns: (name below, height, what its tooltip says)."""
+    left, right, top, bottom = 44, WIDTH - 6, 12, 180
+    most = max((height for _, height, _ in items), default=0) or 1
+    width = (right - left) / max(len(items), 1)
+    parts: list[Child] = []
+    for tick in _ticks(0, most, 4):
+        y = bottom - tick / most * (bottom - top)
+        words = f"{tick:.0%}" if most <= 1 else _number(tick)
+        parts += [_line(left, y, right, y, "grid"), _text(left - 6, y + 4, words, anchor="end")]
+    every = max(1, math.ceil(len(items) / 9))
+    for i, (name, height, said) in enumerate(items):
+        x, tall = left + i * width, height / most * (bottom - top)
+        parts.append(
+            element(
+                "rect",
+                element("title", said),
+                x=x + width * 0.08,
+                y=bottom - tall,
+                width=width * 0.84,
+                height=tall,
+                rx=min(2.0, width * 0.2),
+                class_=f"bar {style}",
+            )
+        )
+        if i % every == 0:
+            parts.append(_text(x + width / 2, bottom + 16, name, anchor="middle"))
+    parts.append(_line(left, bottom, right, bottom, "axis"))
+    if x_name is not None:
+        parts.append(_text(right, bottom + 33, x_name, anchor="end"))
+    return _svg(bottom + (38 if x_name else 22), label, *parts)

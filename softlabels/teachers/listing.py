@@ -1,0 +1,178 @@
+"""Teachers that list the log-probabilities of the k most probable ids, and nothing else: servers.
+
+What such a list does not determine is refused before anything is taught: another temperature than 1 (the tail's mass
+there
+is unknown), an unbiased sample or a nucleus (they need the whole distribution), positions by entropy. The estimator is
+`topk`, the grid {1}.
+
+Of a whole vocabulary the tail is a log-sum-exp over the other ids. Here it is 1 minus the sum of the listed
+probabilities, in float64; how small it can be told is decided by the rounding of the list, so it is never taken as less
+than `FLOOR`. Positions where that floor was needed are counted, and reported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from softlabels.config import BuildConfig
+from softlabels.errors import ConfigError, TeacherError
+from softlabels.estimators import Selection
+from softlabels.teachers import Teacher
+from softlabels.teachers.segments import Segment
+
+__all__ = [
+    "FLOOR",
+    "Listed",
+    "ListingTeacher",
+    "check_listing",
+    "floor_remark",
+    "listed_of",
+    "no_logits",
+    "selection_of",
+]
+
+FLOOR = 1e-6
+"""Least mass of the tail: float32 log-probabilities, and the log-sum-exp behind them, are no more exact than that."""
+EXCESS = 1e-3
+"""By which listed probabilities may sum to more than 1; more is not rounding."""
+
+
+class Listed(NamedTuple):
+    """What a list says at n positions, at T=1."""
+
+    ids: npt.NDArray[np.int64]
+    """`[n, k]`, the most probable first."""
+    logp: npt.NDArray[np.float64]
+    """`[n, k]`, nats."""
+    label_logp: npt.NDArray[np.float64]
+    """`[n]`, nats: of the token that came."""
+
+    def raised(self) -> int:
+        """Positions whose tail is taken as `FLOOR`."""
+        return int((1.0 - np.exp(self.logp).sum(axis=1) < FLOOR).sum())
+
+
+@runtime_checkable
+class ListingTeacher(Teacher, Protocol):
+    """A teacher without logits; its `logits` raises what `no_logits` makes."""
+
+    def check_k(self, k: int) -> None:
+        """Raise `ConfigError` if it does not list k ids at each position; makes it ready to."""
+
+    def listed(self, rows: Sequence[Any], k: int) -> Iterator[Listed]:
+        """The positions of all rows, in order."""
+
+
+def no_logits(spec: str) -> TeacherError:
+    """For whoever asks such a teacher for logits."""
+    return TeacherError(
+        f"{spec}: lists the log-probabilities of the most probable ids, and has no logits to give; this needs a "
+        "teacher "
+        "that runs here, such as hf:PATH"
+    )
+
+
+def check_listing(config: BuildConfig, teacher: Teacher) -> None:
+    """Refuse a build that asks for what a list does not determine.
+
+    Raises:
+        ConfigError: names the flag.
+    """
+    if not isinstance(teacher, ListingTeacher):
+        return
+    spec = teacher.record.spec
+    why = f"{spec} lists the log-probabilities of the most probable ids at T=1 only"
+    if config.estimator != "topk":
+        raise ConfigError(f"--estimator {config.estimator}: {why}; use --estimator topk")
+    if tuple(config.temperature) != (1.0,):
+        grid = ", ".join(f"{t:g}" for t in config.temperature)
+        raise ConfigError(f"--temperature {grid}: {why}, so the tail at another is unknown; use 1")
+    if config.positions is not None and config.positions.startswith("entropy"):
+        raise ConfigError(f"--positions {config.positions}: {why}; use random:SHARE")
+    teacher.check_k(config.k)
+
+
+def listed_of(
+    entries: Sequence[Mapping[int, float] | None],
+    segment: Segment,
+    k: int,
+    *,
+    vocab_size: int,
+    spec: str,
+) -> Listed:
+    """Of one segment, from what a server says of each token given those before it.
+
+    Args:
+        entries: one for each token: log-probabilities by id, of at least the k most probable and of the token itself;
+            that of the first token is not looked at.
+        segment: what was asked.
+        k: ids wanted.
+        vocab_size: V.
+        spec: of the teacher, for messages.
+
+    Raises:
+        TeacherError: a list that is too short, lacks the token that came, or holds no log-probabilities.
+    """
+    if len(entries) != len(segment.input_ids):
+        raise TeacherError(
+            f"{spec}: gave log-probabilities for {len(entries)} tokens, was asked for {len(segment.input_ids)}"
+        )
+    n = len(segment.positions)
+    out = Listed(np.zeros((n, k), np.int64), np.zeros((n, k)), np.zeros(n))
+    for i, (position, label) in enumerate(zip(segment.positions, segment.labels, strict=True)):
+        entry = entries[position + 1]
+        where = f"{spec}: token {position + 1} of {len(entries)}"
+        if entry is None or len(entry) < k:
+            raise TeacherError(f"{where}: lists {len(entry or ())} ids, expected at least {k}")
+        if int(label) not in entry:
+            raise TeacherError(f"{where}: the list lacks the token that came, {label}")
+        best = sorted(entry.items(), key=lambda item: (-item[1], item[0]))[:k]
+        ids, logp = zip(*best, strict=True)
+        out.ids[i], out.logp[i], out.label_logp[i] = ids, logp, entry[int(label)]
+    if not (np.isfinite(out.logp).all() and np.isfinite(out.label_logp).all()):
+        raise TeacherError(
+            f"{spec}: lists a log-probability that is not finite; nothing was stored"
+        )
+    if n and (out.ids.min() < 0 or out.ids.max() >= vocab_size):
+        raise TeacherError(
+            f"{spec}: lists id {int(out.ids.max())}, beyond the vocabulary of {vocab_size} ids; give the width of "
+            "its head "
+            "with ?vocab=N"
+        )
+    total = np.exp(out.logp).sum(axis=1)
+    if n and total.max() > 1 + EXCESS:
+        raise TeacherError(
+            f"{spec}: listed probabilities sum to {total.max():.4g}; they are not those at T=1 (logits, or a server "
+            "that "
+            "changes probabilities before it lists them)"
+        )
+    return out
+
+
+def floor_remark(spec: str, raised: int, positions: int) -> list[str]:
+    """A line for people about the positions whose tail was taken as `FLOOR`; none, if there are none."""
+    if not raised:
+        return []
+    return [
+        f"{spec}: at {raised:,} of {positions:,} positions the listed ids left less than {FLOOR:g} of the mass, which "
+        f"rounding hides; the tail was stored as {FLOOR:g}"
+    ]
+
+
+def selection_of(listed: Listed) -> Selection:
+    """As an estimator would have selected; `log_norm` is 0: these are log-probabilities already."""
+    kept = np.exp(listed.logp).sum(axis=1)
+    tail = np.maximum(1.0 - kept, FLOOR)
+    odds = np.log(tail) - np.log(kept)
+    return Selection(
+        torch.from_numpy(listed.ids),
+        torch.from_numpy(listed.logp.astype(np.float32)),
+        torch.from_numpy(odds.astype(np.float32)[:, None]),
+        torch.zeros(len(listed.ids)),
+        1.0,
+    )

@@ -1,0 +1,175 @@
+"""`vllm:PATH`: a causal LM in a local folder, run by vLLM on this machine's GPU.
+
+vLLM gives log-probabilities of the prompt, at T=1 whatever the sampling temperature, of the k most probable ids and of
+the token that came: the limits of `teachers/listing.py`. They are taken before penalties and other processing
+(`raw_logprobs`). vLLM makes log-probabilities `[tokens, V] float32` of a whole scheduling step at once, memory that its
+own profile does not count: lower `gpu_memory_utilization` (`?gpu_memory=0.8`) if it runs out.
+
+The engine starts when k is known. Prefix caching is off: of a cached prefix vLLM gives no log-probabilities.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qsl
+
+import numpy as np
+from torch import Tensor
+
+from softlabels.errors import ConfigError, MissingExtraError, TeacherError
+from softlabels.registry import without_folder
+from softlabels.rows import Row
+from softlabels.store.manifest import TeacherRecord
+from softlabels.teachers import TeacherOptions, causal_only
+from softlabels.teachers.hf import digest_files, weight_files
+from softlabels.teachers.listing import Listed, floor_remark, listed_of, no_logits
+from softlabels.teachers.segments import Segment, segments_of
+from softlabels.teachers.tokenizer import HFTokenizer, check_covers, load_tokenizer
+
+__all__ = ["VllmTeacher", "entries_of", "load_vllm"]
+
+
+def load_vllm(argument: str, options: TeacherOptions) -> VllmTeacher:
+    """Look at the folder; the engine starts with `check_k`.
+
+    Raises:
+        TeacherError: no such folder, no weights, or no tokenizer.
+        ConfigError: a malformed argument.
+        MissingExtraError: vLLM is not installed.
+    """
+    path, _, query = argument.partition("?")
+    extra = dict(parse_qsl(query, keep_blank_values=True))
+    try:
+        memory = float(extra.get("gpu_memory", "0.9"))
+    except ValueError:
+        memory = 0.0
+    if set(extra) - {"gpu_memory"} or not 0 < memory <= 1:
+        raise ConfigError(
+            f"--teacher vllm:{argument}: expected vllm:PATH or vllm:PATH?gpu_memory=SHARE"
+        )
+    spec = without_folder(f"vllm:{path}")
+    causal_only(options, spec)
+    folder = Path(path)
+    if not folder.is_dir():
+        raise TeacherError(f"vllm:{path}: no such folder; give the path of a model folder")
+    try:
+        import vllm
+    except ImportError as e:
+        raise MissingExtraError("vllm", "vllm", "--teacher vllm:PATH") from e
+    if options.device not in ("auto", "cuda"):
+        raise ConfigError(f"--device {options.device}: vLLM runs on cuda here")
+
+    def start(k: int) -> Any:
+        return vllm.LLM(
+            model=str(folder),
+            tokenizer=str(folder),
+            dtype=options.dtype,
+            max_logprobs=k,
+            logprobs_mode="raw_logprobs",
+            enable_prefix_caching=False,
+            gpu_memory_utilization=memory,
+        )
+
+    def ask(k: int) -> Any:
+        return vllm.SamplingParams(prompt_logprobs=k, max_tokens=1, detokenize=False)
+
+    import transformers
+
+    config = transformers.AutoConfig.from_pretrained(folder)
+    record = TeacherRecord(
+        spec=spec,
+        name=folder.resolve().name,
+        revision=None,
+        weights_sha256=digest_files(weight_files(folder)),
+        dtype=_dtype(options.dtype, config),
+        device="cuda",
+        engine=f"vllm {vllm.__version__}",
+        vocab_size=int(config.get_text_config().vocab_size),
+        parameters=0,
+    )
+    return VllmTeacher(start, ask, load_tokenizer(folder, spec=spec), record)
+
+
+class VllmTeacher:
+    """vLLM's offline engine.
+
+    Args:
+        start: an engine that lists up to k ids.
+        ask: its sampling parameters for k ids.
+        tokenizer: of the model.
+        record: of the model.
+    """
+
+    def __init__(self, start: Any, ask: Any, tokenizer: HFTokenizer, record: TeacherRecord) -> None:
+        self._start, self._ask = start, ask
+        self._engine: Any = None
+        self.tokenizer, self.record = tokenizer, record
+        check_covers(tokenizer, record)
+        self._raised = self._positions = 0
+
+    def logits(self, rows: Sequence[Row]) -> Iterator[Tensor]:
+        """Refused: vLLM has none to give."""
+        raise no_logits(self.record.spec)
+
+    def check_k(self, k: int) -> None:
+        """Start the engine, ready to list k ids."""
+        self._engine = self._start(k)
+
+    def listed(self, rows: Sequence[Any], k: int) -> Iterator[Listed]:
+        """The positions of all rows, in order; vLLM makes its own batches of them."""
+        assert self._engine is not None, "check_k comes first"
+        segments = segments_of(rows)
+        if not segments:
+            return
+        prompts = [{"prompt_token_ids": s.input_ids.tolist()} for s in segments]
+        answers = self._engine.generate(prompts, self._ask(k), use_tqdm=False)
+        for segment, answer in zip(segments, answers, strict=True):
+            listed = self._of(answer, segment, k)
+            self._raised += listed.raised()
+            self._positions += len(listed.ids)
+            yield listed
+
+    def _of(self, answer: Any, segment: Segment, k: int) -> Listed:
+        spec = self.record.spec
+        if list(answer.prompt_token_ids) != segment.input_ids.tolist():
+            raise TeacherError(f"{spec}: answered for other ids than it was asked for")
+        if answer.prompt_logprobs is None:
+            raise TeacherError(
+                f"{spec}: gave no log-probabilities of the prompt; is it vLLM 0.11 or newer?"
+            )
+        entries = entries_of(answer.prompt_logprobs)
+        return listed_of(entries, segment, k, vocab_size=self.record.vocab_size, spec=spec)
+
+    def remarks(self) -> list[str]:
+        """What to tell at the end of a build."""
+        return floor_remark(self.record.spec, self._raised, self._positions)
+
+
+def entries_of(prompt_logprobs: Any) -> list[Mapping[int, float] | None]:
+    """Log-probabilities by id at each token, of either of vLLM's two shapes.
+
+    A list with one dictionary for each token (None for the first), id to an object with `.logprob`; or one flat object
+    whose `token_ids` and `logprobs` are cut by `start_indices` and `end_indices`, in which the token that came is
+    listed first and may be listed again.
+    """
+    if not hasattr(prompt_logprobs, "start_indices"):
+        return [
+            None if at is None else {int(i): float(e.logprob) for i, e in at.items()}
+            for at in prompt_logprobs
+        ]
+    flat = prompt_logprobs
+    ids, values = np.asarray(flat.token_ids), np.asarray(flat.logprobs, np.float64)
+    return [
+        dict(zip(ids[a:b].tolist(), values[a:b].tolist(), strict=True)) if b > a else None
+        for a, b in zip(flat.start_indices, flat.end_indices, strict=True)
+    ]
+
+
+def _dtype(wanted: str, config: Any) -> str:
+    """What vLLM's `auto` takes: float32 weights run in bfloat16, others as they are."""
+    if wanted != "auto":
+        return wanted
+    own = str(getattr(config, "dtype", None) or "float32").removeprefix("torch.")
+    return "bfloat16" if own == "float32" else own

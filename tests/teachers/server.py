@@ -1,0 +1,120 @@
+"""A completions server on loopback whose log-probabilities a real (tiny or not) teacher computes."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import numpy as np
+
+from softlabels.rows import Row
+from softlabels.teachers import Teacher
+from tests.teachers.tiny import log_probs
+
+
+class Completions:
+    """What the server does; tests change it between requests."""
+
+    def __init__(self, teacher: Teacher, style: str) -> None:
+        self.teacher = teacher
+        self.style = style
+        """`prompt_logprobs`, `token_id`, `text` or `none`."""
+        self.models = ["tiny"]
+        self.largest = 20
+        self.failures: list[int] = []
+        """Statuses to answer with before anything else; 0: close the connection."""
+        self.bodies: list[dict[str, Any]] = []
+        self.keys: list[str | None] = []
+        self.change = lambda logp: logp
+        self._one = threading.Lock()
+
+    def answer(self, body: dict[str, Any]) -> tuple[int, Any]:
+        ids = body["prompt"]
+        k = body.get("prompt_logprobs") or body.get("logprobs")
+        if k > self.largest:
+            message = f"Requested prompt logprobs of {k}, which is greater than max allowed: {self.largest}"
+            return 400, {"error": {"message": message, "type": "BadRequestError"}}
+        if self.style == "token_id" and "prompt_logprobs" in body:
+            return 400, {"error": "unknown field prompt_logprobs"}
+        row = Row(
+            input_ids=np.array(ids, np.int32),
+            segment_lengths=np.array([len(ids)], np.int32),
+            documents=np.zeros(1, np.int64),
+            label_mask=np.arange(len(ids)) < len(ids) - 1,
+        )
+        with self._one:
+            logp = self.change(log_probs(self.teacher.logits([row])).astype(np.float32))
+        tops: list[dict[int, float] | None] = [None]
+        for t in range(len(ids) - 1):
+            best = np.argsort(-logp[t], kind="stable")[:k].tolist()
+            tops.append({i: float(logp[t, i]) for i in [ids[t + 1], *best]})
+        if self.style == "prompt_logprobs":
+            said = [
+                None if at is None else {str(i): {"logprob": p, "rank": 1} for i, p in at.items()}
+                for at in tops
+            ]
+            return 200, {"choices": [{"text": "", "prompt_logprobs": said}]}
+        if self.style == "none":
+            return 200, {"choices": [{"text": "x"}]}
+        name = (lambda i: f"token_id:{i}") if self.style == "token_id" else (lambda i: f"<{i}>")
+        listed = [
+            None if at is None else {name(i): p for i, p in list(at.items())[1:]} for at in tops
+        ]
+        new = {name(3): -0.5}
+        logprobs = {
+            "tokens": [*map(name, ids), name(3)],
+            "token_logprobs": [
+                None,
+                *(at[i] for at, i in zip(tops[1:], ids[1:], strict=True)),
+                -0.5,
+            ],
+            "top_logprobs": [*listed, new],
+        }
+        return 200, {"choices": [{"text": "", "logprobs": logprobs}]}
+
+
+@contextmanager
+def serve(teacher: Teacher, style: str = "prompt_logprobs") -> Iterator[tuple[Completions, str]]:
+    """Yields the server's behaviour and its base URL."""
+    completions = Completions(teacher, style)
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self._send(200, {"data": [{"id": m} for m in completions.models]})
+
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            completions.bodies.append(body)
+            completions.keys.append(self.headers["Authorization"])
+            if completions.failures:
+                status = completions.failures.pop(0)
+                if status:
+                    self._send(status, {"error": {"message": "busy"}})
+                return
+            self._send(*completions.answer(body))
+
+        def _send(self, status: int, value: Any) -> None:
+            data = json.dumps(value).encode()
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(data)))
+            if status == 302:
+                self.send_header("Location", "/elsewhere")
+            self.end_headers()
+            self.wfile.write(data)
+
+        def log_message(self, *args: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    try:
+        yield completions, f"http://127.0.0.1:{server.server_address[1]}/v1"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()

@@ -1,0 +1,213 @@
+"""The report of a store: figures against its dense teacher, hostile text, and a real browser."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+
+from softlabels.cli import main
+from softlabels.report.html import Markup, element, text
+from softlabels.report.store_facts import gather
+from softlabels.report.store_page import render
+from softlabels.store.reader import open_store
+from tests.fakes import BYTES, EOS, ByteTokenizer, TinyTeacher, build_tiny, write_corpus
+from tests.pages import HOSTILE, browser, check_page, look_at
+
+
+class SpeakingTokenizer(ByteTokenizer):
+    """Byte ids with a tokenizer.json that the library reads; one byte reads as a script, others as they are."""
+
+    def files(self) -> Mapping[str, bytes]:
+        from tokenizers import Tokenizer, models
+
+        names = {i: chr(i) if 32 <= i < 127 else f"<{i:02x}>" for i in range(BYTES)}
+        vocab = {name: i for i, name in names.items()} | {"<end>": EOS}
+        del vocab["e"]
+        vocab[HOSTILE] = ord("e")
+        return {
+            "tokenizer.json": Tokenizer(models.WordLevel(vocab, unk_token="<end>"))
+            .to_str()
+            .encode()
+        }
+
+
+def teacher(**changes: str) -> TinyTeacher:
+    made = TinyTeacher()
+    made.tokenizer = SpeakingTokenizer()
+    made.record = msgspec.structs.replace(made.record, **changes)
+    return made
+
+
+@pytest.fixture(scope="module")
+def stores(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pages")
+    corpus = write_corpus(folder / "corpus")
+    common = {"limit_rows": 20, "shard_rows": 4}
+    build_tiny(folder / "topk", corpus, teacher=teacher(), k=5, temperature=(1.0, 2.0), **common)
+    build_tiny(folder / "sampled", corpus, estimator="sampled", k=5, **common)
+    build_tiny(
+        folder / "zarr", corpus, teacher=teacher(), container="zarr", profile="packed", **common
+    )
+    build_tiny(folder / "plain-zarr", corpus, container="zarr", **common)
+    build_tiny(folder / "some", corpus, positions="entropy:0.3", **common)
+    build_tiny(folder / "warm", corpus, estimator="sampled", temperature=(2.0,), **common)
+    return folder
+
+
+def report(store: Path, out: Path, *flags: str) -> str:
+    result = CliRunner().invoke(main, ["report", str(store), "--out", str(out), *flags])
+    assert result.exit_code == 0, result.output
+    assert result.stdout.startswith(("report: ", "{"))
+    return check_page(out.read_text(encoding="utf-8"))
+
+
+def test_figures_equal_those_of_the_dense_teacher(stores):
+    store = open_store(stores / "topk")
+    found = gather(store, rows=100)
+    p = torch.cat([torch.softmax(TinyTeacher().dense(r.row).double(), 1) for r in store])
+    top = p.sort(dim=1, descending=True).values.numpy()
+    assert found.rows == 20
+    assert found.positions == len(p)
+    for k, mass in found.mass_at.items():
+        assert mass == pytest.approx(top[:, :k].sum(1).mean(), abs=1e-3)
+    assert list(found.mass_at) == [1, 2, 4, 5]
+    np.testing.assert_allclose(found.tail, 1 - top[:, :5].sum(1), atol=2e-3)
+    bins = np.concatenate([top[:, :5], 1 - top[:, :5].sum(1, keepdims=True)], axis=1)
+    np.testing.assert_allclose(found.entropy, -(bins * np.log(bins)).sum(1), atol=5e-3)
+    full = -(top * np.log(np.maximum(top, 1e-300))).sum(1)
+    assert (found.entropy <= full + 5e-3).all()
+
+
+@pytest.mark.parametrize("name", ["topk", "sampled", "zarr", "plain-zarr", "some", "warm"])
+def test_bytes_by_column_are_all_bytes_of_the_shards(stores, name):
+    store = open_store(stores / name)
+    found = gather(store, rows=100)
+    assert sum(found.column_bytes.values()) == store.manifest.data_bytes
+    assert len(found.column_bytes) > 4
+    assert all(size >= 0 for size in found.column_bytes.values())
+    largest = max(found.column_bytes, key=lambda c: found.column_bytes[c])
+    assert largest in ("ids", "logp", "values", "input_digest", "(the file's own)")
+    assert len(found.entropy) == store.manifest.statistics.soft_of(found.positions)
+
+
+@pytest.mark.parametrize("name", ["topk", "sampled", "zarr", "plain-zarr", "some", "warm"])
+def test_the_page_of_each_kind_of_store(stores, name, tmp_path):
+    said = report(stores / name, tmp_path / "x.html")
+    store = open_store(stores / name)
+    manifest = store.manifest
+    for words in (
+        manifest.content_digest,
+        manifest.identity.teacher.weights_sha256,
+        f"{manifest.identity.corpus.positions:,} predictions of tiny",
+        "What is kept",
+        "Where the teacher hesitates",
+        "What it costs",
+        "Everything below is over the whole store.",
+    ):
+        assert words in said
+    assert ("What lies outside" in said) == (name not in ("sampled", "warm"))
+    assert ("one position alone they say little" in said) == (name in ("sampled", "warm"))
+    assert ("T=2" in said) == (name == "warm")
+
+
+def test_the_most_uncertain_positions_come_first_one_of_a_row(stores):
+    store = open_store(stores / "topk")
+    found = gather(store, rows=100)
+    entropies = [u.entropy for u in found.uncertain]
+    assert entropies == sorted(entropies, reverse=True)
+    assert entropies[0] == pytest.approx(found.entropy.max())
+    assert len({u.row for u in found.uncertain}) == len(found.uncertain) == 12
+    for u in found.uncertain:
+        stored = store.row(u.row)
+        n = stored.row.positions.tolist().index(u.position)
+        token = stored.targets[n : n + 1]
+        assert u.choices[0].p == pytest.approx(float(token.probs(1.0).max()))
+        label = int(stored.row.labels[n])
+        assert u.label == (
+            HOSTILE if label == ord("e") else "<end>" if label == EOS else chr(label)
+        )
+
+
+def test_a_part_of_the_shards_is_said_to_be_one(stores, tmp_path):
+    found = gather(open_store(stores / "topk"), rows=7)
+    assert (found.rows, found.shards) == (8, 2)
+    said = report(stores / "topk", tmp_path / "x.html", "--rows", "7")
+    assert "over 8 of 20 rows, in 2 whole shards" in said
+
+
+def test_hard_label_only_positions_have_no_colour(stores):
+    found = gather(open_store(stores / "some"), rows=100)
+    for _, tokens in found.texts:
+        some = [t.entropy is not None for t in tokens]
+        assert 0.1 < np.mean(some) < 0.6
+        assert all(bool(t.choices) == s for t, s in zip(tokens, some, strict=True))
+
+
+def test_nothing_from_a_store_becomes_markup(tmp_path):
+    corpus = write_corpus(tmp_path / "corpus")
+    bad = teacher(name=HOSTILE, engine=HOSTILE, dtype=HOSTILE, device=HOSTILE)
+    build_tiny(tmp_path / "store", corpus, teacher=bad, limit_rows=4, licence=HOSTILE)
+    said = report(tmp_path / "store", tmp_path / "x.html")
+    assert said.count("<script>alert('x')</script>") > 20
+    page = (tmp_path / "x.html").read_text(encoding="utf-8")
+    assert "<script" not in page.lower()
+    assert "<img" not in page.lower()
+    with browser() as chromium:
+        seen: list[str] = []
+        tab = chromium.new_page()
+        tab.on("dialog", lambda d: seen.append(d.message))
+        tab.on("console", lambda m: seen.append(m.text))
+        tab.on("request", lambda r: seen.append(r.url))
+        tab.goto((tmp_path / "x.html").as_uri())
+        assert seen == [(tmp_path / "x.html").as_uri()]
+
+
+def test_a_browser_finds_nothing_to_complain_about(stores, tmp_path):
+    report(stores / "topk", tmp_path / "topk.html")
+    with browser() as chromium:
+        screens = look_at(tmp_path / "topk.html", chromium)
+    assert all("predictions of tiny" in s for s in screens)
+
+
+def test_json_and_errors(stores, tmp_path):
+    out = tmp_path / "deep" / "x.html"
+    result = CliRunner().invoke(main, ["report", str(stores / "topk"), "--out", str(out), "--json"])
+    assert json.loads(result.stdout)["report"] == str(out)
+    assert out.is_file()
+    assert [p.name for p in out.parent.iterdir()] == ["x.html"]
+    missing = CliRunner().invoke(main, ["report", str(tmp_path), "--out", str(tmp_path / "y.html")])
+    assert missing.exit_code == 1
+    assert "not a store" in missing.stderr
+    assert not (tmp_path / "y.html").exists()
+
+
+def test_a_page_is_the_same_each_time(stores):
+    store = open_store(stores / "topk")
+    found = gather(store, rows=100)
+    assert render(store, found) == render(store, dataclasses.replace(found))
+    assert render(store, gather(store, rows=100)) == render(store, found)
+
+
+# -- escaping --------------------------------------------------------------------------------------
+
+
+def test_text_is_escaped_wherever_it_stands():
+    made = element("p", "<b>", Markup("<i></i>"), ["&", None], title='"<', data_x=1.5, hidden=True)
+    assert made == '<p title="&quot;&lt;" data-x="1.5" hidden>&lt;b&gt;<i></i>&amp;</p>'
+    assert text("a\x00b\x1b\x7f\ud800\ufffe\n\t") == "a\u2400b\u241b\u2421\ufffd\ufffd\n\t"
+    assert isinstance(text("x"), Markup)
+
+
+def test_names_of_elements_and_attributes_are_ours_alone():
+    with pytest.raises(AssertionError):
+        element("p onclick=x")
+    with pytest.raises(AssertionError):
+        element("p", **{"x y": "z"})

@@ -1,0 +1,81 @@
+"""`softtrain report`."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+import click
+
+from softlabels.terminal import Bar, LocalPath, emit, json_option
+
+__all__ = ["report_command"]
+
+
+@click.command("report")
+@click.argument("runs", nargs=-1, required=True, type=LocalPath())
+@click.option(
+    "--out",
+    default="report.html",
+    show_default=True,
+    type=LocalPath(),
+    help="The page to write.",
+)
+@click.option(
+    "--store",
+    type=LocalPath(),
+    help="Store of held-out rows; runs not evaluated on it yet are, now. Default: the one they were evaluated on.",
+)
+@click.option(
+    "--weights",
+    type=click.Choice(["student", "ema", "best"]),
+    default="student",
+    show_default=True,
+    help="Which weights of the runs, as of softtrain eval.",
+)
+@json_option
+def report_command(
+    runs: tuple[Path, ...], out: Path, store: Path | None, weights: str, as_json: bool
+) -> None:
+    """Draw one page about finished runs, side by side.
+
+    The page needs no network and no other file. Its numbers are those of softtrain eval.
+
+    \b
+    Examples:
+      softtrain report run --store heldout --out report.html
+      softtrain report soft hard --out report.html
+    """
+    from softlabels.report.page import write_page
+    from trainers.report import gather
+    from trainers.report_page import render
+
+    digest = None
+    if store is not None:
+        from softlabels.store.reader import open_store
+
+        digest = open_store(store).digest
+        with Bar(quiet=as_json) as bar:
+            _evaluate_missing(runs, store, digest, weights, bar)
+    reported = gather(runs, digest=digest, weights=weights)
+    words = ["softtrain", "report", *map(str, runs), "--out", str(out)]
+    words += [] if store is None else ["--store", str(store)]
+    words += [] if weights == "student" else ["--weights", weights]
+    write_page(out, render(reported, command=shlex.join(words)))
+    emit({"report": str(out), "runs": [str(r) for r in runs]}, f"report: {out}", as_json=as_json)
+
+
+def _evaluate_missing(
+    runs: tuple[Path, ...], store: Path, digest: str, weights: str, bar: Bar
+) -> None:
+    from trainers.report import is_evaluated
+
+    for run in runs:
+        if is_evaluated(run, digest, weights):
+            continue
+        from trainers.assess import assess_run
+        from trainers.evaluations import save_assessment
+
+        bar.stage(f"evaluate {run}", None, "rows")
+        _, assessment = assess_run(run, store, weights=weights, advance=bar.advance)
+        save_assessment(run, assessment)

@@ -1,0 +1,259 @@
+"""What `softtrain eval` leaves in a run, RUN/evaluations/*.json, and reading it again; no model library is needed.
+
+A report is drawn from these files. They may come from anywhere: they are checked when they are read, and nothing in
+them is more than text and numbers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from softlabels.errors import RunError
+
+__all__ = [
+    "FOLDER",
+    "Assessment",
+    "Bin",
+    "BlindSpots",
+    "Cells",
+    "Group",
+    "Interval",
+    "Place",
+    "Scores",
+    "StoreFacts",
+    "find_assessments",
+    "save_assessment",
+    "weights_digest",
+]
+
+FOLDER = "evaluations"
+FORMAT = "softlabels-evaluation"
+VERSION = 1
+LARGEST_BYTES = 2**28
+
+
+class _Record(msgspec.Struct, frozen=True, kw_only=True):
+    pass
+
+
+class Interval(_Record, frozen=True, kw_only=True):
+    """A score with its bootstrap interval."""
+
+    value: float | None
+    low: float | None = None
+    """None: too few rows to say."""
+    high: float | None = None
+
+
+class Bin(_Record, frozen=True, kw_only=True):
+    """A bin of confidence, `(low, high]`."""
+
+    low: float
+    high: float
+    count: int
+    confidence: float | None
+    """Mean of the bin; None where it is empty."""
+    accuracy: float | None
+
+
+class Cells(_Record, frozen=True, kw_only=True):
+    """Positions by whether teacher and student were right."""
+
+    both_right: int
+    student_only: int
+    """The student was right, the teacher wrong."""
+    teacher_only: int
+    """The teacher was right, the student wrong."""
+    copied: int
+    """Both wrong, with the same answer."""
+    both_wrong: int
+    """Both wrong, with different answers."""
+
+    @property
+    def n(self) -> int:
+        """All positions."""
+        return (
+            self.both_right + self.student_only + self.teacher_only + self.copied + self.both_wrong
+        )
+
+    @property
+    def teacher_wrong(self) -> int:
+        """Those where the teacher was wrong."""
+        return self.student_only + self.copied + self.both_wrong
+
+
+class Group(_Record, frozen=True, kw_only=True):
+    """Scores of some of the positions."""
+
+    name: str
+    positions: int
+    nll: float | None
+    """None: none of them has a label."""
+    accuracy: float | None
+    kl: float | None
+    agreement: float | None
+    acceptance_low: float | None
+    acceptance_high: float | None
+    teacher_accuracy: float | None
+    f1: float | None = None
+    """Of a class."""
+    cells: Cells | None = None
+
+
+class Place(_Record, frozen=True, kw_only=True):
+    """One position to look at."""
+
+    row: int
+    position: int
+    """Token of the row."""
+    context: str
+    """The text before it."""
+    label: str
+    """What came."""
+    teacher: str
+    teacher_confidence: float
+    student: str
+    confidence: float
+    times: int
+    """How many positions have this label and these answers; the one shown is where the student is surest."""
+
+
+class BlindSpots(_Record, frozen=True, kw_only=True):
+    """Where teacher and truth disagree, and what the student does there."""
+
+    cells: Cells
+    by_confidence: list[Group]
+    """Bins of the teacher's confidence."""
+    inherited: list[Place]
+    """Both wrong with one answer; where the student is surest first."""
+    lost: list[Place]
+    """The teacher was right and the student wrong; where it is surest first."""
+    worst_rows: list[Group]
+    """Rows by KL from the teacher, largest first."""
+
+
+class StoreFacts(_Record, frozen=True, kw_only=True):
+    """The store that was evaluated on."""
+
+    path: str
+    digest: str
+    rows: int
+    positions: int
+    estimator: str
+    k: int
+    teacher: str
+    teacher_parameters: int
+    domain: str
+    corpus: list[str]
+    vocab: str | None
+
+
+class Scores(_Record, frozen=True, kw_only=True):
+    """What `trainers.evaluate.Evaluation` says, by the same names."""
+
+    positions: int
+    soft_positions: int
+    nll: float
+    perplexity: float | None
+    accuracy: float
+    macro_f1: float
+    ece: float
+    kl: float | None
+    agreement: float | None
+    top_k_agreement: float | None
+    acceptance_low: float | None
+    acceptance_high: float | None
+    teacher_nll: float | None
+    teacher_accuracy: float | None
+    teacher_ece: float | None
+    dropped: dict[str, Any] | None
+
+
+class Assessment(_Record, frozen=True, kw_only=True):
+    """All that one evaluation of a student found."""
+
+    format: str
+    version: int
+    softlabels: str
+    command: str
+    weights: str
+    """`student`, `ema` or `best`."""
+    weights_sha256: str
+    """Of the model file that was evaluated."""
+    parameters: int
+    student_bytes: int
+    store: StoreFacts
+    scores: Scores
+    intervals: dict[str, Interval]
+    level: float
+    replicates: int
+    seed: int
+    reliability: list[Bin]
+    teacher_reliability: list[Bin]
+    by_context: list[Group]
+    by_document: list[Group]
+    """The worst by nll; `documents` says of how many."""
+    documents: int
+    by_class: list[Group]
+    """Empty unless the vocabulary is small."""
+    blind_spots: BlindSpots | None
+    row_positions: list[int]
+    """Positions of each row, in order."""
+    row_nll: list[float]
+    """Sum over each row, so that runs can be compared row by row."""
+
+
+def weights_digest(folder: Path) -> str:
+    """sha256 over the model files of a student, in order of name.
+
+    Raises:
+        RunError: there is none.
+    """
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise RunError(f"{folder}: holds no *.safetensors; has the run finished?")
+    digest = hashlib.sha256()
+    for path in files:
+        with path.open("rb") as f:
+            digest.update(hashlib.file_digest(f, "sha256").digest())
+    return digest.hexdigest()
+
+
+def save_assessment(run: Path, assessment: Assessment) -> Path:
+    """Write it into the run, whole or not at all; another of the same weights and store is replaced."""
+    folder = run / FOLDER
+    folder.mkdir(exist_ok=True)
+    path = folder / f"{assessment.weights}-{assessment.store.digest[:12]}.json"
+    temporary = path.with_name(f".tmp-{path.name}")
+    temporary.write_bytes(msgspec.json.format(msgspec.json.encode(assessment), indent=1))
+    temporary.replace(path)
+    return path
+
+
+def find_assessments(run: Path) -> list[Assessment]:
+    """Every evaluation that a run holds, by file name.
+
+    Raises:
+        RunError: names the file that is not one.
+    """
+    found = []
+    for path in sorted((run / FOLDER).glob("*.json")):
+        try:
+            if path.stat().st_size > LARGEST_BYTES:
+                raise RunError(f"{path}: more than {LARGEST_BYTES:,} bytes; not an evaluation")
+            assessment = msgspec.json.decode(path.read_bytes(), type=Assessment)
+        except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as e:
+            raise RunError(
+                f"{path}: not an evaluation that this version can read ({e}); delete it and run `softtrain eval` again"
+            ) from e
+        if (assessment.format, assessment.version) != (FORMAT, VERSION):
+            raise RunError(
+                f"{path}: is {assessment.format!r} version {assessment.version}, expected {FORMAT!r} {VERSION}; "
+                "run `softtrain eval` again"
+            )
+        found.append(assessment)
+    return found

@@ -1,0 +1,27 @@
+"""What a student can be exported as: one file for each format, one for each domain.
+
+A format is an object with the members of `Format` (`formats.py`) and a line in `FORMATS`; a domain, of `Domain`
+(`domains.py`) and a line in `DOMAINS`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from softlabels.registry import Registry
+
+if TYPE_CHECKING:
+    from trainers.exports.formats import Format
+
+__all__ = ["FORMATS"]
+
+FORMATS: Registry[Format] = Registry(
+    "trainers.exports",
+    {
+        "safetensors": "trainers.exports.weights:FORMAT",
+        "torch-export": "trainers.exports.program:FORMAT",
+        "onnx": "trainers.exports.onnx_float:FORMAT",
+        "onnx-int8": "trainers.exports.onnx_int8:DYNAMIC",
+        "onnx-int8-static": "trainers.exports.onnx_int8:STATIC",
+    },
+)

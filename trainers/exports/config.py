@@ -1,0 +1,53 @@
+"""What an export is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from softlabels.errors import ConfigError
+from softlabels.settings import check_at_least, from_sources
+from trainers.exports import FORMATS
+
+__all__ = ["ExportConfig"]
+
+STUDENTS = ("student", "ema", "best")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportConfig:
+    """One export."""
+
+    format: str
+    """`safetensors`, `onnx`, `onnx-int8`, `onnx-int8-static` or `torch-export`."""
+    heldout: str | None = None
+    """Store of held-out rows to check it on; default: the run's own."""
+    weights: str = "student"
+    """Of the run: the last weights (`student`), the averaged ones (`ema`), or the best on held-out rows (`best`)."""
+    store: tuple[str, ...] = ()
+    """Where the stores that the run was trained on lie now, as in `softtrain run`; default: where they lay then."""
+    vocab: str | None = None
+    """Read the held-out store in the run's own vocabulary: `trim:N` or `map:FILE`."""
+    rows: int = 128
+    """Held-out rows to check on, evenly spread."""
+    calibration_rows: int = 32
+    """Training rows to measure activations on, evenly spread; for `onnx-int8-static`."""
+    tolerance: float | None = None
+    """Largest difference of a log-probability in nats (default: 0.001) or, of int8, of the score (default: 0.01)."""
+
+    def __post_init__(self) -> None:
+        check_at_least(self, rows=1, calibration_rows=1)
+        if self.tolerance is not None and not 0 <= self.tolerance < float("inf"):
+            raise ConfigError(f"--tolerance {self.tolerance}: expected a number, 0 or more")
+        if self.format not in FORMATS.names():
+            raise ConfigError(
+                f"--format {self.format}: expected one of {', '.join(FORMATS.names())}"
+            )
+        if self.weights not in STUDENTS:
+            raise ConfigError(f"--weights {self.weights}: expected one of {', '.join(STUDENTS)}")
+
+    @classmethod
+    def from_flags(cls, flags: Mapping[str, Any]) -> ExportConfig:
+        """From the command line."""
+        return from_sources(cls, None, flags, required=("format",))

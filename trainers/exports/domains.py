@@ -1,0 +1,107 @@
+"""What an export must know of a kind of student: its inputs, its output, and how to score it on rows of a store.
+
+A new domain is one class with these members and one line in `DOMAINS`. B examples of at most S tokens (or whatever the
+inputs' axes are), N places whose output counts, V classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from softlabels.errors import ConfigError
+from softlabels.registry import Registry
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from softlabels.store.reader import Store
+
+__all__ = ["DOMAINS", "Arrays", "Domain", "Example", "Laid", "domain_of", "spread"]
+
+Arrays = Mapping[str, npt.NDArray[Any]]
+"""A model's inputs by name, with a batch axis in front."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Example:
+    """One input of a real row, alone: no batch axis, no padding."""
+
+    inputs: Arrays
+    labels: npt.NDArray[np.int64]
+    """`[M]`: the truth, where it is known."""
+    labelled: npt.NDArray[np.int64]
+    """`[M]`: which of the example's N outputs each label belongs to."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Laid:
+    """B examples side by side."""
+
+    inputs: Arrays
+    places: npt.NDArray[np.int64]
+    """`[N]`: where the examples' outputs lie in the model's output seen as `[-1, V]`, example by example."""
+
+
+class Domain(Protocol):
+    """How one kind of student is exported."""
+
+    inputs: tuple[str, ...]
+    """Names of the model's inputs, in order. The one output is `logits`."""
+    axes: Mapping[str, Mapping[int, str]]
+    """Of each input: which axes may have any length, and what they are called."""
+    usage: str
+    """What a caller must know of the inputs, for the model card."""
+    auto_class: str
+    """The class of transformers that loads such a model."""
+    unit: str
+    """What a throughput counts, e.g. `tokens`."""
+
+    def module(self, model: Any) -> nn.Module:
+        """What is exported: the model (of transformers) as a module from the inputs to float32 `logits`."""
+
+    def examples(self, store: Store, rows: Sequence[int]) -> list[Example]:
+        """Real inputs: what rows of a store hold."""
+
+    def lay(self, examples: Sequence[Example], *, left: bool = False) -> Laid:
+        """Pad to one rectangle, on the right or, where the domain has it, on the left."""
+
+    def shortest(self, example: Example) -> Example:
+        """The smallest input that the model must take, cut from an example."""
+
+    def reference(self, model: Any, example: Example) -> Tensor:
+        """`[N, V]` logits of an example, alone and unpadded, from the model as transformers runs it."""
+
+    def preparation(self, files: Collection[str]) -> str:
+        """Python that makes `inputs` from something real, given the names of the export's files; PATH is the folder."""
+
+    def size(self, example: Example) -> int:
+        """How many `unit` an example has."""
+
+
+DOMAINS: Registry[Domain] = Registry(
+    "trainers.exports.domains", {"causal-lm": "trainers.exports.causal_lm:CAUSAL_LM"}
+)
+
+
+def domain_of(name: str) -> Domain:
+    """The domain of a store (`manifest.identity.domain`).
+
+    Raises:
+        ConfigError: its students cannot be exported.
+    """
+    if name not in DOMAINS.names():
+        raise ConfigError(
+            f"students of domain {name!r} cannot be exported; those of {', '.join(DOMAINS.names())} can"
+        )
+    return DOMAINS.load(name)
+
+
+def spread(rows: int, wanted: int) -> list[int]:
+    """`wanted` row numbers evenly over all `rows`, or all of them."""
+    n = min(rows, wanted)
+    return [i * rows // n for i in range(n)]

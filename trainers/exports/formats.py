@@ -1,0 +1,68 @@
+"""What a format of exports is, and what it is given."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from trainers.exports.domains import Arrays, Domain, Example
+
+__all__ = ["Format", "Job", "Runner", "Written"]
+
+Runner = Callable[["Arrays"], npt.NDArray[np.float32]]
+"""From a batch's inputs to its logits."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What a format is to write."""
+
+    model: Any
+    """The student's transformers model, float32, in evaluation mode."""
+    folder: Path
+    """Where the run keeps it."""
+    domain: Domain
+    samples: Sequence[Example]
+    """Real examples to trace with, at least two."""
+    calibration: Sequence[Example]
+    """Those to measure ranges on; none for a format that does not calibrate."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Written:
+    """What was written."""
+
+    model: str
+    """The file to open, or `.`: the folder."""
+    opset: int | None = None
+    details: dict[str, Any] = field(default_factory=dict)
+    libraries: Sequence[str] = ()
+    """Whose versions matter."""
+
+
+class Format(Protocol):
+    """One way to ship a student."""
+
+    name: str
+    rule: str
+    """How it is checked: `log-probability` or `score` (`check.py`)."""
+    tolerance: float
+    """By default: nats, or a share of the student's score."""
+    calibrates: bool
+    needs: str
+    """What a user must install."""
+
+    def write(self, job: Job, folder: Path) -> Written:
+        """Write the model's files into a folder that holds configuration and tokenizer already."""
+
+    def load(self, folder: Path, *, domain: Domain | None, threads: int | None) -> Runner:
+        """Open what `write` wrote, as a user would."""
+
+    def snippet(self, domain: Domain) -> str:
+        """Python from `inputs`, a dict of arrays, to `logits`, with imports; PATH is the folder."""

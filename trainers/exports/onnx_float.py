@@ -1,0 +1,145 @@
+"""`onnx`: the model in float32 for ONNX Runtime, any batch and length."""
+
+from __future__ import annotations
+
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from softlabels.errors import MissingExtraError
+from trainers.exports.formats import Job, Runner, Written
+
+if TYPE_CHECKING:
+    from trainers.exports.domains import Arrays, Domain
+
+__all__ = ["FILE", "FORMAT", "OPSET", "OnnxFloat", "export_onnx", "ort_runner", "require"]
+
+FILE = "model.onnx"
+OPSET = 20
+EXTERNAL = 1_500_000_000
+"""Bytes of parameters from which on weights lie in a file beside the graph: a protobuf holds 2 GiB at most."""
+
+
+def require(name: str) -> Any:
+    """Import `onnx`, `onnxruntime` or `onnxscript`.
+
+    Raises:
+        MissingExtraError: it is not installed.
+    """
+    from importlib import import_module
+
+    try:
+        return import_module(name)
+    except ImportError as e:
+        raise MissingExtraError(name.split(".")[0], "onnx", "an ONNX export") from e
+
+
+@contextmanager
+def quiet_exporter() -> Iterator[None]:
+    """Keep back what PyTorch's exporter says about itself and about libraries that a student does not use."""
+    log = logging.getLogger("torch.onnx")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        log.setLevel(level)
+
+
+def export_onnx(job: Job, path: Path) -> None:
+    """Write the float32 model to a file."""
+    for name in ("onnx", "onnxscript", "onnxruntime"):  # now, and not after minutes of work
+        require(name)
+    import torch
+
+    from trainers.exports.program import trace
+
+    size = sum(p.numel() * p.element_size() for p in job.model.parameters())
+    with quiet_exporter():
+        program = torch.onnx.export(
+            trace(job),
+            (),
+            input_names=list(job.domain.inputs),
+            output_names=["logits"],
+            opset_version=OPSET,
+            dynamo=True,
+            external_data=size > EXTERNAL,
+            verbose=False,
+        )
+        assert program is not None
+        _name_axes(program.model, job.domain)
+        program.save(path, external_data=size > EXTERNAL)
+
+
+def _name_axes(model: Any, domain: Domain) -> None:
+    """Give the free axes the domain's names; the tracer's are numbers."""
+    names = {}
+    for value in model.graph.inputs:
+        for axis, name in domain.axes[value.name].items():
+            names[str(value.shape[axis])] = name
+    for value in [*model.graph.inputs, *model.graph.outputs]:
+        for axis, size in enumerate(value.shape):
+            if str(size) in names:
+                value.shape[axis] = names[str(size)]
+
+
+def ort_runner(path: Path, threads: int | None) -> Runner:
+    """A model in ONNX Runtime on the CPU. Needs no PyTorch.
+
+    Args:
+        path: of the file.
+        threads: None: as many as ONNX Runtime likes.
+    """
+    ort = require("onnxruntime")
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+    def run(inputs: Arrays) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+        return np.asarray(session.run(["logits"], dict(inputs))[0])
+
+    return run
+
+
+class OnnxFloat:
+    """As it is, in float32."""
+
+    name = "onnx"
+    rule = "log-probability"
+    tolerance = 1e-3
+    needs = "onnxruntime"
+    calibrates = False
+
+    def write(self, job: Job, folder: Path) -> Written:
+        """Trace and translate."""
+        export_onnx(job, folder / FILE)
+        return Written(
+            model=FILE,
+            opset=OPSET,
+            libraries=("torch", "transformers", "onnx", "onnxscript", "onnxruntime"),
+        )
+
+    def load(self, folder: Path, *, domain: Domain | None, threads: int | None) -> Runner:
+        """In ONNX Runtime."""
+        return ort_runner(folder / FILE, threads)
+
+    def snippet(self, domain: Domain) -> str:
+        """ONNX Runtime alone."""
+        return (
+            "import onnxruntime\n"
+            f'session = onnxruntime.InferenceSession("PATH/{FILE}")\n'
+            'logits = session.run(["logits"], inputs)[0]\n'
+        )
+
+
+FORMAT = OnnxFloat()

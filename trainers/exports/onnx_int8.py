@@ -1,0 +1,145 @@
+"""`onnx-int8` and `onnx-int8-static`: weights and activations of the matrix products in 8 bits.
+
+    onnx-int8         an activation's range is taken from the batch as it comes
+    onnx-int8-static  from rows of the training store, once
+
+What keeps the student's answers, measured in docs/benchmarks.md: a scale for each output column; seven bits of weights,
+because products of eight can overflow in 16-bit sums on processors without VNNI, where answers would then differ;
+products of two activations stay in float32, because attention's probabilities in steps of 1/255 cost 40 times as much
+as all else; embedding tables in 8 bits too, and one table for input and head where the student has one (`tables.py`).
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from softlabels.errors import ConfigError
+from trainers.exports.formats import Job, Runner, Written
+from trainers.exports.onnx_float import EXTERNAL, FILE, OPSET, export_onnx, ort_runner, require
+from trainers.exports.products import fold_transposes, products, split_gemms
+from trainers.exports.tables import quantise_tables
+
+if TYPE_CHECKING:
+    from trainers.exports.domains import Arrays, Domain, Example
+
+__all__ = ["DYNAMIC", "STATIC", "OnnxInt8"]
+
+PRODUCTS = {False: ("MatMul",), True: ("MatMul", "Gemm", "Conv")}
+"""Operators whose weights are quantised: dynamic, static. (Dynamic convolutions are slower than float ones.)"""
+
+
+class OnnxInt8:
+    """The float model, quantised by ONNX Runtime.
+
+    Args:
+        calibrates: measure ranges of activations on rows beforehand.
+    """
+
+    rule = "score"
+    tolerance = 0.01
+    needs = "onnxruntime"
+
+    def __init__(self, *, calibrates: bool) -> None:
+        self.calibrates = calibrates
+        self.name = "onnx-int8-static" if calibrates else "onnx-int8"
+
+    def write(self, job: Job, folder: Path) -> Written:
+        """Export in float32 into a folder that goes again, then quantise."""
+        onnx, quantization = require("onnx"), require("onnxruntime.quantization")
+        size = sum(p.numel() * p.element_size() for p in job.model.parameters())
+        if size > EXTERNAL:
+            raise ConfigError(
+                f"--format {self.name}: the student has {size:,} bytes of float32 weights, at most {EXTERNAL:,} can be "
+                "quantised here; export it with --format onnx"
+            )
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".tmp-onnx-") as scratch:
+            plain, quantised = Path(scratch) / "plain.onnx", Path(scratch) / "int8.onnx"
+            export_onnx(job, plain)
+            model = onnx.load(plain)
+            split_gemms(model)
+            fold_transposes(model)
+            nodes = products(model, PRODUCTS[self.calibrates])
+            quantization.quant_utils.add_pre_process_metadata(model)  # what it would do is done
+            onnx.save(model, plain)
+            options: dict[str, Any] = {
+                "op_types_to_quantize": list(PRODUCTS[self.calibrates]),
+                "nodes_to_quantize": nodes,
+                "per_channel": True,
+                "reduce_range": True,
+                "weight_type": quantization.QuantType.QInt8,
+            }
+            with _quiet():
+                if self.calibrates:
+                    quantization.quantize_static(
+                        plain,
+                        quantised,
+                        _Reader(job.domain, job.calibration),
+                        quant_format=quantization.QuantFormat.QDQ,
+                        activation_type=quantization.QuantType.QUInt8,
+                        extra_options={
+                            "OpTypesToExcludeOutputQuantization": options["op_types_to_quantize"]
+                        },
+                        **options,
+                    )
+                else:
+                    quantization.quantize_dynamic(plain, quantised, **options)
+            model = onnx.load(quantised)
+            tables = quantise_tables(model, onnx.load(plain))
+            onnx.checker.check_model(model)
+            onnx.save(model, folder / FILE)
+        return Written(
+            model=FILE,
+            opset=OPSET,
+            details={
+                "products": len(nodes),
+                "weights": "int8 in 7 bits, a scale for each output",
+                "activations": "uint8, ranges measured beforehand"
+                if self.calibrates
+                else "uint8, ranges of each batch",
+                "tables": tables,
+                "calibration_examples": len(job.calibration),
+            },
+            libraries=("torch", "transformers", "onnx", "onnxscript", "onnxruntime"),
+        )
+
+    def load(self, folder: Path, *, domain: Domain | None, threads: int | None) -> Runner:
+        """In ONNX Runtime."""
+        return ort_runner(folder / FILE, threads)
+
+    def snippet(self, domain: Domain) -> str:
+        """As of the float model."""
+        from trainers.exports.onnx_float import FORMAT
+
+        return FORMAT.snippet(domain)
+
+
+class _Reader:
+    """Calibration rows as ONNX Runtime asks for them: one example at a time, unpadded."""
+
+    def __init__(self, domain: Domain, examples: Sequence[Example]) -> None:
+        self._left = iter([domain.lay([e]).inputs for e in examples])
+
+    def get_next(self) -> Arrays | None:
+        return next(self._left, None)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+DYNAMIC = OnnxInt8(calibrates=False)
+STATIC = OnnxInt8(calibrates=True)

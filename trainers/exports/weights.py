@@ -1,0 +1,73 @@
+"""`safetensors`: a folder that `from_pretrained` loads."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from trainers.exports.formats import Job, Runner, Written
+
+if TYPE_CHECKING:
+    from trainers.exports.domains import Arrays, Domain
+
+__all__ = ["FORMAT", "Safetensors", "torch_runner", "weight_files"]
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files of a saved model that hold weights, or say which file holds which."""
+    return sorted(
+        p for p in folder.iterdir() if p.name.endswith((".safetensors", ".safetensors.index.json"))
+    )
+
+
+def torch_runner(folder: Path, domain: Domain, threads: int | None) -> Runner:
+    """The model of a folder in PyTorch, float32."""
+    import torch
+
+    from trainers.students import load_student
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    module = domain.module(load_student(folder).model.eval())
+
+    def run(inputs: Arrays) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+        with torch.inference_mode():
+            out = module(*(torch.from_numpy(inputs[name]) for name in domain.inputs))
+        return np.asarray(out.numpy())
+
+    return run
+
+
+class Safetensors:
+    """The run's own files, copied."""
+
+    name = "safetensors"
+    rule = "log-probability"
+    tolerance = 1e-3
+    needs = "torch transformers"
+    calibrates = False
+
+    def write(self, job: Job, folder: Path) -> Written:
+        """Copy."""
+        for path in weight_files(job.folder):
+            shutil.copyfile(path, folder / path.name)
+        return Written(model=".", libraries=("torch", "transformers"))
+
+    def load(self, folder: Path, *, domain: Domain | None, threads: int | None) -> Runner:
+        """By `from_pretrained`."""
+        assert domain is not None
+        return torch_runner(folder, domain, threads)
+
+    def snippet(self, domain: Domain) -> str:
+        """The usual lines."""
+        return (
+            "import torch, transformers\n"
+            f'model = transformers.{domain.auto_class}.from_pretrained("PATH").eval()\n'
+            "logits = model(**{k: torch.from_numpy(v) for k, v in inputs.items()}).logits.detach().numpy()\n"
+        )
+
+
+FORMAT = Safetensors()

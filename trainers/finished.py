@@ -1,0 +1,149 @@
+"""A finished run, read for what comes after training: its record, one of its students, and stores that go with it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from softlabels.errors import ConfigError, RunError, SoftLabelsError, TokenizerError
+from softlabels.store.reader import Store, open_store
+from trainers.evaluate import WEIGHTS
+from trainers.mixing import mixture_digest, open_stores
+from trainers.vocabulary import check_numbering
+
+__all__ = ["FinishedRun", "open_finished", "provenance"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinishedRun:
+    """One of the students of a run that has finished."""
+
+    run: Path
+    facts: dict[str, Any]
+    """What `run.json` says."""
+    weights: str
+    """A key of `trainers.evaluate.WEIGHTS`."""
+    folder: Path
+    """Where that student lies."""
+
+    @property
+    def domain(self) -> str:
+        """What it was trained for."""
+        return str(self.facts.get("domain", "causal-lm"))
+
+    def digest(self) -> str:
+        """sha256 over the student's weights, as stored."""
+        total = hashlib.sha256()
+        for path in sorted(self.folder.glob("*.safetensors")):
+            with path.open("rb") as f:
+                content = hashlib.file_digest(f, "sha256").hexdigest()
+            total.update(f"{path.name}\0{content}\n".encode())
+        return total.hexdigest()
+
+    def training_stores(self, given: tuple[str, ...] = ()) -> list[Store]:
+        """The stores that it was trained on.
+
+        Args:
+            given: where they lie now, as in `softtrain run --store`; nothing: where they lay then.
+
+        Raises:
+            ConfigError: not there, or not those.
+        """
+        config = self.facts["config"]
+        recorded = config["store"]
+        texts = given or ((recorded,) if isinstance(recorded, str) else tuple(recorded))
+        try:
+            stores = open_stores(texts, view=config.get("vocab"))
+        except SoftLabelsError as e:
+            if given:
+                raise
+            raise ConfigError(
+                f"{self.run}: the store it was trained on cannot be opened ({e}); say where it lies now with --store"
+            ) from e
+        if mixture_digest(stores) != self.facts["store_digest"]:
+            raise ConfigError(
+                f"--store {' '.join(map(str, texts))}: not what {self.run} was trained on (digest "
+                f"{mixture_digest(stores)[:12]}…, expected {self.facts['store_digest'][:12]}…)"
+            )
+        return [store for store, _ in stores]
+
+    def open_heldout(self, path: Path | str, *, vocab: str | None = None) -> Store:
+        """Open a store of rows that the run was not trained on, tokenised as its own.
+
+        Args:
+            path: of the store.
+            vocab: view to read it in, as in `RunConfig`.
+
+        Raises:
+            RunError: it is the training store.
+            TokenizerError: it was tokenised otherwise.
+            PairingError: the run numbered its ids otherwise.
+        """
+        opened = open_store(path, view=vocab)
+        if opened.digest == self.facts["store_digest"]:
+            raise RunError(
+                f"{opened.path}: is the very store that {self.run} was trained on; give one of held-out rows"
+            )
+        found, expected = opened.manifest.identity.tokenizer.sha256, self.facts["tokenizer_sha256"]
+        if found != expected:
+            raise TokenizerError(
+                f"{opened.path}: its tokenizer (sha256 {found[:12]}…) is not the one that {self.run} was trained with "
+                f"(sha256 {expected[:12]}…), so the same id means another token; build a store of that text with the "
+                "run's teacher"
+            )
+        check_numbering(self.facts, opened, self.run)
+        return opened
+
+
+def open_finished(run: Path, weights: str = "student") -> FinishedRun:
+    """Find a student of a finished run.
+
+    Raises:
+        RunError: not a run, not finished, or it has no such weights.
+    """
+    try:
+        facts = json.loads((run / "run.json").read_text(encoding="utf-8"))
+        missing = {"config", "store_digest", "tokenizer_sha256"} - facts.keys()
+        if missing:
+            raise ValueError(f"run.json says nothing of {', '.join(sorted(missing))}")
+    except (OSError, ValueError, AttributeError) as e:
+        raise RunError(
+            f"{run}: not a run ({e}); give a folder that `softtrain run --out` made"
+        ) from e
+    if not (run / "student" / "config.json").is_file():
+        raise RunError(f"{run}: the run has not finished; `softtrain run --resume` goes on with it")
+    name, flag = WEIGHTS[weights]
+    if not (run / name / "config.json").is_file():
+        raise RunError(
+            f"{run}: has no {name}, for it was made without {flag}; use --weights student"
+        )
+    return FinishedRun(run=run, facts=facts, weights=weights, folder=run / name)
+
+
+def provenance(run: Path, store: Store) -> dict[str, Any]:
+    """What a run that goes on from another's student records of it.
+
+    Raises:
+        RunError: not a finished run.
+        TokenizerError: it was trained on another tokenizer's ids than the store's.
+        PairingError: it numbered the ids otherwise.
+    """
+    finished = open_finished(run)
+    found, expected = finished.facts["tokenizer_sha256"], store.manifest.identity.tokenizer.sha256
+    if found != expected:
+        raise TokenizerError(
+            f"--init {run}: was trained on ids of another tokenizer (sha256 {found[:12]}…) than that of {store.path} "
+            "(sha256 "
+            f"{expected[:12]}…), so the same id means another token; build a store with the same teacher's tokenizer"
+        )
+    check_numbering(finished.facts, store, run)
+    return {
+        "run": run.resolve().name,
+        "weights_sha256": finished.digest(),
+        "store_digest": finished.facts["store_digest"],
+        "steps": finished.facts["config"]["steps"],
+        "init": finished.facts.get("init"),
+    }

@@ -1,0 +1,235 @@
+"""A student and the teacher at every position of a store: what each metric, group and table is made from.
+
+Shapes: N positions, K kept ids, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from softlabels.errors import RunError
+from softlabels.rows import UNLABELLED, Row
+from softlabels.store.reader import Store
+from softlabels.store.shard import StoredRow
+from softlabels.targets import UNBIASED, SoftTargets
+from trainers.batch import Batch, collate
+from trainers.position_weights import teacher_bins
+from trainers.students import Student, check_vocab
+from trainers.topk_tail import Head, chunk_rows, head_logits, topk_tail
+
+__all__ = ["Measured", "acceptance", "measure"]
+
+Float64 = npt.NDArray[np.float64]
+Int64 = npt.NDArray[np.int64]
+Bool = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Measured:
+    """N positions at T=1. What is said of the teacher counts where `known` only."""
+
+    row: Int64
+    """`[N]`: row of the store."""
+    token: Int64
+    """`[N]`: of a causal LM, the token of the row which predicts the next; else the position's number in its row."""
+    document: Int64
+    """`[N]`: document of the corpus."""
+    context: Int64
+    """`[N]`: of a causal LM, how many tokens of the document the model saw, this one included; else the row's size."""
+    label: Int64
+    """`[N]`: what is true; `UNLABELLED` where that is not known."""
+    nll: Float64
+    """`[N]`: the student's -log p of it, nats; 0 without a label."""
+    top: Int64
+    """`[N]`: the student's first choice."""
+    confidence: Float64
+    """`[N]`: its probability."""
+    soft: Bool
+    """`[N]`: False where the position has no soft target."""
+    known: Bool
+    """`[N]`: where the store determines what follows: a soft target that is not a sample."""
+    kl: Float64
+    """`[N]`: KL(teacher || student) over kept ids and tail, nats."""
+    teacher_top: Int64
+    """`[N]`: the teacher's first choice."""
+    teacher_confidence: Float64
+    """`[N]`: its probability."""
+    rank: Int64
+    """`[N]`: how many ids the student puts before the teacher's first choice."""
+    accept_low: Float64
+    """`[N]`: least that sum of min(p, q) over all ids can be; see `acceptance`."""
+    accept_high: Float64
+    """`[N]`: most that it can be."""
+
+    @property
+    def n(self) -> int:
+        """N."""
+        return len(self.label)
+
+    @property
+    def labelled(self) -> Bool:
+        """`[N]`: whether what is true is known."""
+        return np.asarray(self.label != UNLABELLED)
+
+    @property
+    def judged(self) -> Bool:
+        """`[N]`: whether both teacher and truth are known."""
+        return np.asarray(self.known & self.labelled)
+
+    @property
+    def correct(self) -> Bool:
+        """`[N]`: the student's first choice came."""
+        return np.asarray(self.top == self.label)
+
+    @property
+    def teacher_correct(self) -> Bool:
+        """`[N]`: the teacher's first choice came."""
+        return np.asarray(self.teacher_top == self.label)
+
+    @property
+    def agree(self) -> Bool:
+        """`[N]`: student and teacher have the same first choice."""
+        return np.asarray(self.top == self.teacher_top)
+
+
+@torch.no_grad()
+def measure(
+    student: Student,
+    store: Store,
+    *,
+    device: str = "cpu",
+    batch_size: int = 8,
+    advance: Callable[[int], None] = lambda _: None,
+) -> Measured:
+    """Measure in float32 at every position of a store.
+
+    Raises:
+        PairingError: the student's vocabulary is not the store's.
+        RunError: the store holds no position.
+    """
+    check_vocab(student, store, where=str(store.path))
+    where = torch.device(device)
+    was_training = student.training
+    student.eval().to(where)
+    head = replace(student.head(), compute_dtype=None)
+    parts: list[dict[str, npt.NDArray[np.generic]]] = []
+    for start in range(0, len(store), batch_size):
+        rows = [store.row(i) for i in range(start, min(start + batch_size, len(store)))]
+        batch = collate(rows).to(where)
+        if batch.positions:
+            found = _measure(student.hidden(batch), head, batch)
+            parts.append({name: t.cpu().numpy() for name, t in found.items()} | _places(rows))
+        advance(len(batch.rows))
+    student.train(was_training)
+    if not parts:
+        raise RunError(f"{store.path}: holds no position to evaluate on")
+    kinds = {f.name: str(f.type) for f in fields(Measured)}
+    dtypes = {"Float64": np.float64, "Int64": np.int64, "Bool": np.bool_}
+    return Measured(
+        **{
+            name: np.concatenate([p[name] for p in parts]).astype(dtypes[kind])
+            for name, kind in kinds.items()
+        }
+    )
+
+
+def acceptance(log_p: Tensor, log_q: Tensor, outside: Tensor) -> tuple[Tensor, Tensor]:
+    """Bounds on sum over all ids of min(p, q): the chance that a token the student drafts is accepted.
+
+    Exact over the kept ids. Of the tail only the two masses P and Q are known: its ids add min(P, Q) at most, and
+    nothing at least, for the two may lie on different ids. With one id outside it is min(P, Q), with none 0.
+
+    Args:
+        log_p: `[N, K+1]` of the teacher over kept ids and tail; `-inf` in slots not kept.
+        log_q: `[N, K+1]` of the student.
+        outside: `[N]`: how many ids are not kept.
+
+    Returns:
+        `[N]` least, `[N]` most.
+    """
+    least = torch.minimum(log_p, log_q).exp()
+    kept, tail = least[:, :-1].sum(dim=1), least[:, -1]
+    high = kept + torch.where(outside > 0, tail, 0.0)
+    return kept + torch.where(outside == 1, tail, 0.0), high
+
+
+def _places(rows: Sequence[StoredRow]) -> dict[str, npt.NDArray[np.generic]]:
+    """Where the N positions of some rows lie."""
+    token, document, context = [], [], []
+    for stored in rows:
+        row, n = stored.row, stored.row.n
+        if isinstance(row, Row):
+            token.append(row.positions)
+            document.append(np.repeat(row.documents, row.segment_lengths)[row.positions])
+            context.append(row.position_ids[row.positions].astype(np.int64) + 1)
+        else:
+            token.append(np.arange(n))
+            document.append(np.full(n, row.documents[0]))
+            context.append(np.full(n, row.size))
+    index = np.repeat([r.index for r in rows], [r.row.n for r in rows])
+    named = {"token": token, "document": document, "context": context}
+    return {"row": index} | {name: np.concatenate(parts) for name, parts in named.items()}
+
+
+def _measure(hidden: Tensor, head: Head, batch: Batch) -> dict[str, Tensor]:
+    hidden = batch.at_positions(hidden).float()
+    device, targets = hidden.device, batch.targets
+    known = targets.soft if targets.estimator not in UNBIASED else np.zeros(targets.n, np.bool_)
+    first, confidence = _first_choices(targets, known)
+    ids = torch.from_numpy(targets.ids.astype(np.int64)).to(device)
+    kept = torch.from_numpy(targets.kept).to(device)
+    out = topk_tail(hidden, head, ids, kept, batch.labels.clamp(min=0))
+    top, top_logit, rank = _choices(hidden, head, torch.from_numpy(first).to(device))
+    measured = {
+        "label": batch.labels,
+        "nll": torch.where(batch.labels != UNLABELLED, out.lse - out.label_logit, 0.0),
+        "top": top,
+        "confidence": (top_logit - out.lse).exp().clamp(max=1.0),
+        "soft": torch.from_numpy(targets.soft),
+        "known": torch.from_numpy(known),
+        "teacher_top": torch.from_numpy(first),
+        "teacher_confidence": torch.from_numpy(confidence),
+        "rank": rank,
+    }
+    places = np.flatnonzero(known)
+    of_teacher = torch.zeros(3, targets.n, device=device)
+    if len(places):
+        at = torch.from_numpy(places).to(device)
+        log_p = teacher_bins(targets[places], 1.0, device)
+        log_q = torch.log_softmax(out.columns.index_select(0, at), dim=1)
+        p = log_p.exp()
+        outside = targets.vocab_size - kept.index_select(0, at).sum(dim=1)
+        of_teacher[0, at] = torch.where(p > 0, p * (log_p - log_q), 0.0).sum(dim=1)
+        of_teacher[1, at], of_teacher[2, at] = acceptance(log_p, log_q, outside)
+    names = ("kl", "accept_low", "accept_high")
+    return measured | dict(zip(names, of_teacher, strict=True))
+
+
+def _first_choices(targets: SoftTargets, known: Bool) -> tuple[Int64, Float64]:
+    """The teacher's most probable kept id and its probability at T=1; 0 where not known."""
+    first, confidence = np.zeros(targets.n, np.int64), np.zeros(targets.n)
+    if known.any():
+        slot = targets.gaps.argmin(axis=1)
+        at = np.arange(targets.n)
+        first = np.where(known, targets.ids[at, slot].astype(np.int64), 0)
+        confidence = np.where(known, targets.probs(1.0)[at, slot].astype(np.float64), 0.0)
+    return first, confidence
+
+
+def _choices(hidden: Tensor, head: Head, teacher: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """`[N]` each: the student's first choice, its logit, how many ids it puts before the teacher's `[N]`."""
+    rows = chunk_rows(head, hidden.dtype, None, hidden.device)
+    parts: list[tuple[Tensor, Tensor, Tensor]] = []
+    for h, t in zip(torch.split(hidden, rows), torch.split(teacher, rows), strict=True):
+        z = head_logits(h, head)
+        best = z.max(dim=1)
+        before = (z > z.gather(1, t[:, None])).sum(dim=1)
+        parts.append((best.indices, best.values, before))
+    top, logit, rank = (torch.cat(p) for p in zip(*parts, strict=True))
+    return top, logit, rank

@@ -1,0 +1,237 @@
+"""What a report of runs is drawn from: their records, learning curves and evaluations on one held-out store."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from softlabels.errors import RunError, SoftLabelsError
+from softlabels.store.manifest import Manifest, load_manifest
+from trainers.evaluations import Assessment, Interval, find_assessments, weights_digest
+from trainers.resampling import bootstrap
+from trainers.run_command import run_command_of
+
+__all__ = [
+    "Difference",
+    "ReportedRun",
+    "difference",
+    "fidelity_of",
+    "gather",
+    "is_evaluated",
+    "is_hard_only",
+]
+
+WEIGHTS = {"student": "student", "ema": "student-ema", "best": "best"}
+
+
+class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """Of `run.json`, what a report shows."""
+
+    config: dict[str, Any]
+    parameters: int
+    store_digest: str
+    dtype: str
+    softlabels: str
+    torch: str
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ReportedRun:
+    """A run, and its evaluation."""
+
+    name: str
+    path: Path
+    record: RunRecord
+    curves: dict[str, list[tuple[float, float]]]
+    """By metric: (step, value) of the steps that were logged."""
+    found: Assessment
+    command: str
+    """That repeats the run."""
+    training_stores: list[tuple[str, Manifest | None]]
+    """Paths as the run has them, with what is there now."""
+
+    def score(self, name: str) -> Interval | None:
+        """A score with its interval, where the evaluation has it."""
+        value = getattr(self.found.scores, name)
+        return None if value is None else self.found.intervals.get(name) or Interval(value=value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """How much lower one run's nll is than another's, on the same rows."""
+
+    value: float
+    """Nats; above 0: the first is better."""
+    low: float | None
+    high: float | None
+
+    @property
+    def clear(self) -> bool:
+        """Whether the interval is on one side of 0."""
+        return self.low is not None and self.high is not None and self.low * self.high > 0
+
+
+def gather(runs: Sequence[Path], *, digest: str | None, weights: str) -> list[ReportedRun]:
+    """Read runs and their evaluations on one store.
+
+    Args:
+        runs: their folders.
+        digest: of the store; None where all were evaluated on one and the same.
+        weights: which of a run's weights: `student`, `ema` or `best`.
+
+    Raises:
+        RunError: not a run; not evaluated, or evaluated before it changed; no store, or several, in common.
+    """
+    evaluated = {run: _assessments(run, weights) for run in runs}
+    common = set.intersection(*({a.store.digest for a in found} for found in evaluated.values()))
+    if digest is not None:
+        common &= {digest}
+    if not common:
+        raise RunError(
+            f"{', '.join(map(str, runs))}: not evaluated on {'it' if digest else 'one store'}; give --store HELDOUT, "
+            "or run `softtrain eval RUN --store HELDOUT` for each"
+        )
+    if len(common) > 1:
+        paths = sorted({a.store.path for found in evaluated.values() for a in found})
+        raise RunError(
+            f"{', '.join(map(str, runs))}: evaluated on several stores ({', '.join(paths)}); choose with --store"
+        )
+    (chosen,) = common
+    names = _names(runs)
+    return [
+        _reported(run, name, next(a for a in evaluated[run] if a.store.digest == chosen))
+        for run, name in zip(runs, names, strict=True)
+    ]
+
+
+def is_evaluated(run: Path, digest: str, weights: str) -> bool:
+    """Whether a run holds an evaluation, on the store of that digest, of the weights it has now.
+
+    Raises:
+        RunError: not a run, or without such weights.
+    """
+    return any(a.store.digest == digest for a in _fresh(run, weights)[1])
+
+
+def _assessments(run: Path, weights: str) -> list[Assessment]:
+    every, fresh, digest = _fresh(run, weights)
+    if every and not fresh:
+        raise RunError(
+            f"{run}: its evaluation is of other weights than {run / WEIGHTS[weights]} holds now (sha256 {digest[:12]}…)"
+            "; run `softtrain eval` again"
+        )
+    return fresh
+
+
+def _fresh(run: Path, weights: str) -> tuple[list[Assessment], list[Assessment], str]:
+    """All evaluations of these weights, those of what they are now, and their digest."""
+    folder = run / WEIGHTS[weights]
+    if not (run / "run.json").is_file():
+        raise RunError(f"{run}: not a run; give a folder that `softtrain run --out` made")
+    digest = weights_digest(folder)
+    every = [a for a in find_assessments(run) if a.weights == weights]
+    fresh = [a for a in every if a.weights_sha256 == digest]
+    return every, fresh, digest
+
+
+def _names(runs: Sequence[Path]) -> list[str]:
+    """The folders' names, or whole paths where these would be the same."""
+    names = [run.resolve().name for run in runs]
+    return names if len(set(names)) == len(names) else [str(run) for run in runs]
+
+
+def _reported(run: Path, name: str, found: Assessment) -> ReportedRun:
+    path = run / "run.json"
+    try:
+        record = msgspec.json.decode(path.read_bytes(), type=RunRecord)
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as e:
+        raise RunError(f"{path}: not the record of a run ({e})") from e
+    stores = record.config.get("store", [])
+    specs = [stores] if isinstance(stores, str) else [str(s) for s in stores]
+    return ReportedRun(
+        name=name,
+        path=run,
+        record=record,
+        curves=_curves(run / "metrics.jsonl"),
+        found=found,
+        command=run_command_of(record.config, run),
+        training_stores=[(s, _manifest(s)) for s in specs],
+    )
+
+
+def _manifest(spec: str) -> Manifest | None:
+    """Of a training store, if it is still where the run found it; `PATH=WEIGHT` names PATH."""
+    for path in (spec, spec.rpartition("=")[0]):
+        try:
+            return load_manifest(Path(path)) if path else None
+        except (SoftLabelsError, ValueError):  # no store there; or nothing that could be a path
+            continue
+    return None
+
+
+def _curves(path: Path) -> dict[str, list[tuple[float, float]]]:
+    """Of metrics.jsonl, up to a line that was being written when the run was killed."""
+    curves: dict[str, list[tuple[float, float]]] = {}
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        return {}
+    except (OSError, UnicodeDecodeError) as e:
+        raise RunError(f"{path}: cannot be read ({e})") from e
+    for number, line in enumerate(lines, 1):
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError) as e:
+            if number == len(lines):
+                break
+            raise RunError(f"{path}:{number}: not a line of metrics ({e})") from e
+        step = record.get("step") if isinstance(record, dict) else None
+        if not isinstance(step, int):
+            raise RunError(
+                f"{path}:{number}: has no step; expected a line that `softtrain run` wrote"
+            )
+        for key, value in record.items():
+            if key != "step" and isinstance(value, int | float) and math.isfinite(value):
+                curves.setdefault(str(key), []).append((float(step), float(value)))
+    return curves
+
+
+def is_hard_only(run: ReportedRun) -> bool:
+    """Whether the run learnt from labels alone."""
+    config = run.record.config
+    return config.get("alpha") == 0 and config.get("alpha_schedule") is None
+
+
+def difference(better: ReportedRun, other: ReportedRun) -> Difference:
+    """`other`'s nll less `better`'s, with an interval by drawing the rows for both together."""
+    a, b = better.found, other.found
+    value = b.scores.nll - a.scores.nll
+    if a.row_positions != b.row_positions or not a.row_nll:
+        return Difference(value=value, low=None, high=None)
+    sums = {
+        "n": np.array(a.row_positions, np.float64),
+        "a": np.array(a.row_nll, np.float64),
+        "b": np.array(b.row_nll, np.float64),
+    }
+    found = bootstrap(
+        sums,
+        lambda s: {"difference": (s["b"] - s["a"]) / s["n"]},
+        replicates=a.replicates,
+        seed=a.seed,
+        level=a.level,
+    )
+    low, high = found.get("difference", (None, None))
+    return Difference(value=value, low=low, high=high)
+
+
+def fidelity_of(manifest: Manifest | None) -> dict[str, Any] | None:
+    """The certificate of a store, as plain values, where it has one."""
+    record = getattr(manifest, "fidelity", None)
+    return None if record is None else msgspec.to_builtins(record)
