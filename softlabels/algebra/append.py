@@ -155,6 +155,7 @@ def _job(store: Store, config: AppendConfig) -> BuildConfig:
     """The build that made the store, over the new documents."""
     identity = store.manifest.identity
     targets, encoding = identity.targets, identity.encoding
+    masking, hidden = identity.masking, identity.hidden
     try:
         shard_rows = read_plan(store.path).shard_rows
     except FileNotFoundError:  # a copy without it is a store, too
@@ -177,6 +178,10 @@ def _job(store: Store, config: AppendConfig) -> BuildConfig:
         dictionary="none",  # the store's own is used, if it has one
         positions=targets.positions,
         seed=targets.seed,
+        mask_share=None if masking is None else masking.share,
+        mask_targets=None if masking is None else masking.targets,
+        views=1 if masking is None else masking.views,
+        hidden=None if hidden is None else hidden.values,
         skip_empty=config.skip_empty,
         truncate=config.truncate,
         licence=identity.licence,
