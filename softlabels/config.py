@@ -64,6 +64,8 @@ class BuildConfig:
     """Of `masked-lm`: the share of a text's tokens that are hidden; default 0.15."""
     mask_targets: str | None = None
     """Of `masked-lm`: where targets are: `masked`, at the hidden tokens (default); `attended`, at all of them."""
+    hidden: str | None = None
+    """Of `masked-lm`: keep what the teacher's last layer gives at each position, too, as `int8` or `float16`."""
     views: int = 1
     """Of `masked-lm`: masked views of each text."""
     skip_empty: bool = False
@@ -134,8 +136,17 @@ class BuildConfig:
             )
 
     def _check_masking(self) -> None:
+        from softlabels.codecs.hidden import HIDDEN_CODECS
         from softlabels.domains.masking import TARGETS
 
+        if self.hidden is not None and self.domain != "masked-lm":
+            raise ConfigError(
+                f"--hidden {self.hidden}: belongs to --domain masked-lm, not to {self.domain}"
+            )
+        if self.hidden not in (None, *HIDDEN_CODECS):
+            raise ConfigError(
+                f"--hidden {self.hidden!r}: expected one of {', '.join(HIDDEN_CODECS)}"
+            )
         given = self.mask_share is not None or self.mask_targets is not None or self.views > 1
         if given and self.domain != "masked-lm":
             raise ConfigError(

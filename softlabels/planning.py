@@ -11,6 +11,7 @@ from typing import Any, cast
 import msgspec
 
 from softlabels.codecs import make_codec
+from softlabels.codecs.hidden import HIDDEN_CODECS
 from softlabels.config import BuildConfig
 from softlabels.corpora import Corpus
 from softlabels.corpora.packing import CorpusCounts, pack
@@ -20,7 +21,7 @@ from softlabels.corpora.words import classified_words
 from softlabels.dictionary import first_shards, given_dictionary
 from softlabels.domains import domain_module
 from softlabels.domains.masking import MASKED
-from softlabels.errors import CorpusError, PlanError
+from softlabels.errors import CorpusError, PlanError, TeacherError
 from softlabels.estimators import Estimator
 from softlabels.positions import PositionRule
 from softlabels.progress import Reporter
@@ -30,6 +31,7 @@ from softlabels.store.dictionaries import DICTIONARY
 from softlabels.store.manifest import (
     CorpusRecord,
     EncodingRecord,
+    HiddenRecord,
     Identity,
     MaskingRecord,
     Plan,
@@ -146,6 +148,7 @@ def survey(
         licence=config.licence,
         classes=_classes(teacher),
         masking=_masking(config),
+        hidden=_hidden(config, teacher),
     )
     for what, n in (
         ("empty", counts.skipped_empty),
@@ -248,6 +251,18 @@ def _masking(config: BuildConfig) -> MaskingRecord | None:
     )
 
 
+def _hidden(config: BuildConfig, teacher: Teacher) -> HiddenRecord | None:
+    if config.hidden is None:
+        return None
+    width = getattr(teacher, "hidden_size", None)
+    if width is None:
+        raise TeacherError(
+            f"{teacher.record.spec}: gives no hidden states; leave --hidden out, or use hf:PATH"
+        )
+    codec = HIDDEN_CODECS[config.hidden]
+    return HiddenRecord(values=config.hidden, width=width, error=codec.error)
+
+
 def _target_record(config: BuildConfig, estimator: Estimator) -> TargetRecord:
     return TargetRecord(
         estimator=config.estimator,
@@ -300,6 +315,7 @@ def check_same_job(
             "licence": config.licence,
             "domain": config.domain,
             "classes": _classes(teacher),
+            "hidden": _hidden(config, teacher),
         },
     }
     planned: dict[str, Any] = {
@@ -317,6 +333,7 @@ def check_same_job(
             "licence": identity.licence,
             "domain": identity.domain,
             "classes": identity.classes,
+            "hidden": identity.hidden,
         },
     }
     if config.dictionary == "none" and identity.encoding.dictionary_shards is not None:

@@ -70,6 +70,8 @@ class SoftTargets:
     """V."""
     estimator: str
     """What the kept set is: `topk`, `sampled`, …"""
+    hidden: Float32 | None = None
+    """`[N, D] float32`: what the teacher's last layer gave, where a store keeps it."""
 
     def __post_init__(self) -> None:
         shape = self.ids.shape
@@ -82,6 +84,10 @@ class SoftTargets:
             raise TargetError(
                 f"targets: log_odds is {self.log_odds.shape}, expected "
                 f"({shape[0]}, {len(self.temperatures)}) for the grid {list(self.temperatures)}"
+            )
+        if self.hidden is not None and (self.hidden.ndim != 2 or len(self.hidden) != shape[0]):
+            raise TargetError(
+                f"targets: hidden is {self.hidden.shape}, expected [N, D] with N = {shape[0]}"
             )
 
     # -- checking ---------------------------------------------------------------------------------
@@ -251,6 +257,7 @@ class SoftTargets:
             temperatures=self.temperatures,
             vocab_size=self.vocab_size,
             estimator=self.estimator,
+            hidden=None if self.hidden is None else self.hidden[index],
         )
 
     @staticmethod
@@ -258,10 +265,19 @@ class SoftTargets:
         """Stack positions; a shorter kept set is padded by repeating its first id, marked not kept.
 
         Raises:
-            TargetError: the parts differ in grid, vocabulary or estimator.
+            TargetError: the parts differ in grid, vocabulary, estimator or width of hidden states.
         """
         first = parts[0]
-        facts = {(p.temperatures, p.vocab_size, p.estimator) for p in parts}
+        states = [p.hidden for p in parts if p.hidden is not None]
+        facts = {
+            (
+                p.temperatures,
+                p.vocab_size,
+                p.estimator,
+                0 if p.hidden is None else p.hidden.shape[1],
+            )
+            for p in parts
+        }
         if len(facts) != 1:
             raise TargetError(
                 f"targets of different stores cannot be stacked: {sorted(map(str, facts))}"
@@ -283,4 +299,5 @@ class SoftTargets:
             temperatures=first.temperatures,
             vocab_size=first.vocab_size,
             estimator=first.estimator,
+            hidden=np.concatenate(states) if states else None,
         )

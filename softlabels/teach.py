@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from softlabels.positions import PositionRule, entropies
 from softlabels.rows import UNLABELLED, InputRow
 from softlabels.store.manifest import Identity, Statistics
 from softlabels.targets import SoftTargets, gaps_from_logp
-from softlabels.teachers import Teacher
+from softlabels.teachers import LayerTeacher, Teacher
 from softlabels.teachers.listing import ListingTeacher, selection_of
 
 if TYPE_CHECKING:
@@ -69,6 +70,7 @@ def teach(
     rule = None if asked is None else PositionRule.parse(asked)
     soft: list[np.ndarray[Any, np.dtype[np.bool_]]] = []
     parts: list[SoftTargets] = []
+    states: list[np.ndarray[Any, np.dtype[np.float32]]] = []
     nll, unlabelled = 0.0, 0
     reference = 1.0
     first = start_row
@@ -98,6 +100,8 @@ def teach(
             n = len(selection.ids)
             done += n
             advance(n)
+        if identity.hidden is not None:
+            states.append(cast(LayerTeacher, teacher).last_layer.cpu().numpy())
         expected = sum(r.n for r in batch)
         assert done == expected, f"the teacher gave {done} positions for {expected}"
         if rule is not None:
@@ -110,6 +114,8 @@ def teach(
                 soft.append(rule.choose(n, seed=seed, row=first + i, entropy=uncertainty))
         first += len(batch)
     targets = SoftTargets.concatenate(parts) if parts else _no_targets(identity)
+    if states:
+        targets = replace(targets, hidden=np.concatenate(states))
     if rule is not None:
         targets = targets.hard_label_only(~np.concatenate(soft))
     kept_mass = [
@@ -177,6 +183,9 @@ def _no_targets(identity: Identity) -> SoftTargets:
         temperatures=tuple(identity.targets.temperatures),
         vocab_size=identity.teacher.vocab_size,
         estimator=identity.targets.estimator,
+        hidden=None
+        if identity.hidden is None
+        else np.zeros((0, identity.hidden.width), np.float32),
     )
 
 

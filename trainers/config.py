@@ -48,6 +48,9 @@ class RunConfig:
     """Of the hard loss: the share of the label that is spread evenly over the vocabulary."""
     z_loss: float = 0.0
     """Of the hard loss: times the square of the logits' log-sum-exp; 1e-4 keeps logits from drifting."""
+    cosine: float = 0.0
+    """Weight of 1 - the cosine between the last hidden states of student and teacher, of a store that keeps them (built
+    with `--hidden`); student and teacher must be equally wide."""
     beta: float = 0.5
     """Of `jsd`: the teacher's share of the mixture."""
     skew: float = 0.1
@@ -231,6 +234,7 @@ class RunConfig:
             weight=self.weight,
             label_smoothing=self.label_smoothing,
             z_loss=self.z_loss,
+            cosine=self.cosine,
             chunk_bytes=None if self.chunk_mib is None else self.chunk_mib * 2**20,
         )
         return LossSchedule.parse(loss, self.steps, self.alpha_schedule, self.temperature_schedule)

@@ -89,6 +89,17 @@ class EncoderStudent(Student):
             )
         return caught[0]
 
+    def hidden_and_layer(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        """`hidden`, and `[N, D]`: what the last layer gave at the positions."""
+        layers: list[Tensor] = []
+
+        def keep(_: nn.Module, __: Any, out: Any) -> None:
+            layers.append(out[0])
+
+        with self.model.base_model.register_forward_hook(keep):
+            hidden = self.hidden(batch)
+        return hidden, batch.at_positions(layers[-1])
+
     def inputs(self, batch: Batch) -> dict[str, Tensor]:
         """`input_ids` and `attention_mask`, both `[B, S]`."""
         assert batch.lengths is not None, "a store of texts has their lengths"

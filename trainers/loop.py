@@ -7,6 +7,7 @@ processes share each batch; on how many, and whether always on as many, changes 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,7 @@ def _train(
     loss = config.make_loss().on(store.manifest.identity.targets)
     for opened, _ in stores:
         _check_labels(loss, opened)
+    _check_hidden(config, stores)
     for notice in loss.notices(store.manifest.identity.targets):
         report.notice(notice)
     watched = open_watched(config.forgetting, store, view=config.vocab, cache=config.cache_options)
@@ -136,6 +138,20 @@ def _check_labels(loss: LossSchedule, store: Store) -> None:
         raise PairingError(
             f"{store.path}: none of its rows has a label, and --alpha below 1 learns from labels, too; use --alpha 1"
         )
+
+
+def _check_hidden(config: RunConfig, stores: Sequence[tuple[Store, object]]) -> None:
+    """Refuse a cosine loss without hidden states to compare with.
+
+    Raises:
+        PairingError: a store has none.
+    """
+    for store, _ in stores:
+        if config.cosine > 0 and store.manifest.identity.hidden is None:
+            raise PairingError(
+                f"{store.path}: holds no hidden states for --cosine {config.cosine:g}; build it with --hidden int8, or "
+                "leave --cosine out"
+            )
 
 
 def _begin(run: Path, recorded: dict[str, Any] | None, facts: dict[str, Any]) -> None:

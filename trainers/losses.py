@@ -80,7 +80,8 @@ class LossOutput(NamedTuple):
     """A loss and what it was made of. Sums are over N positions, or M that have a soft target."""
 
     loss: Tensor
-    """Scalar to differentiate: `alpha T² soft_weighted / soft_divisor + (1 - alpha) hard_part / positions`."""
+    """Scalar to differentiate: `alpha T² soft_weighted / soft_divisor + (1 - alpha) hard_part / positions`, and
+    the cosine loss."""
     soft: float
     """Sum over M of the divergence at T (without T² and weights); 0 if alpha is 0."""
     hard: float
@@ -95,6 +96,8 @@ class LossOutput(NamedTuple):
     """Sum over M of weight times divergence; `soft` without weights."""
     hard_part: float
     """Sum over N of smoothed cross-entropy and z-loss; `hard` without either."""
+    cosine: float
+    """Sum over all positions of 1 - cosine of the hidden states; 0 if they are not compared."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,6 +118,9 @@ class DistillLoss:
     """Of positions in the soft loss: a name in `WEIGHTS`."""
     label_smoothing: float = 0.0
     """e, 0 to below 1: the label counts 1 - e, and e is spread evenly over all V ids. Of the hard part."""
+    cosine: float = 0.0
+    """Times 1 - the cosine between the last hidden states of student and teacher, a mean over all positions; beside
+    alpha, which does not weigh it (the third loss of DistilBERT, Sanh et al. 2019)."""
     z_loss: float = 0.0
     """Times the square of the log-sum-exp of the logits, at T=1. Of the hard part."""
     chunk_bytes: int | None = None
@@ -142,8 +148,11 @@ class DistillLoss:
             raise ConfigError(
                 f"--label-smoothing {self.label_smoothing}: expected a share from 0 to below 1"
             )
-        if not 0.0 <= self.z_loss < float("inf"):
-            raise ConfigError(f"--z-loss {self.z_loss}: expected a finite number, at least 0")
+        for name in ("z_loss", "cosine"):
+            if not 0.0 <= getattr(self, name) < float("inf"):
+                raise ConfigError(
+                    f"--{name.replace('_', '-')} {getattr(self, name)}: expected a finite number, at least 0"
+                )
 
     def check(self, targets: TargetRecord) -> None:
         """Refuse a store that cannot serve this loss; nothing is asked of it if alpha is 0."""
@@ -173,6 +182,8 @@ class DistillLoss:
         *,
         positions: int | None = None,
         soft_positions: float | None = None,
+        layer: Tensor | None = None,
+        all_positions: int | None = None,
     ) -> LossOutput:
         """Loss of one micro-batch.
 
@@ -184,6 +195,8 @@ class DistillLoss:
                 those of the batch.
             soft_positions: what to divide the soft loss by: the sum of `soft_divisor` over the step. Default:
                 that of this batch, or `positions` where that is given, all are soft and labelled and weights are even.
+            layer: `[N, D]`: what the student's last layer gave at the positions, for the cosine loss.
+            all_positions: what to divide the cosine loss by: all positions of the step. Default: those of the batch.
 
         Raises:
             PairingError: the targets cannot serve this loss.
@@ -229,7 +242,13 @@ class DistillLoss:
             chunk_bytes=self.chunk_bytes,
             with_mean=self.label_smoothing > 0,
         )
-        return LossOutput(loss, *chunk.sums.tolist())
+        cosine = 0.0
+        if self.cosine > 0:
+            apart = cosine_distance(layer, batch.targets).sum()
+            cosine = float(apart.detach())
+            loss = loss + self.cosine * apart / max(all_positions or n, 1)
+        sums = [*chunk.sums.tolist(), cosine]
+        return LossOutput(loss, *sums)
 
     def _weights(self, batch: Batch, places: Int64) -> npt.NDArray[np.float64]:
         labels = batch.labels.cpu().numpy()[places]
@@ -249,6 +268,23 @@ class DistillLoss:
                 "kept ids; build the store from full logits, or use --loss forward_kl (which they bias)"
             )
         targets.grid_index(self.temperature)
+
+
+def cosine_distance(layer: Tensor | None, targets: SoftTargets) -> Tensor:
+    """`[N]`: 1 - cosine between the student's hidden states `[N, D]` and the stored ones.
+
+    Raises:
+        PairingError: either is not there, or their widths differ.
+    """
+    stored = targets.hidden
+    if layer is None or stored is None or layer.shape[1] != stored.shape[1]:
+        raise PairingError(
+            f"--cosine: the student's last layer is {'not known' if layer is None else f'{layer.shape[1]} wide'}, the "
+            f"store's hidden states are {'not there' if stored is None else f'{stored.shape[1]} wide'}; they can be "
+            "compared only if both are of one width"
+        )
+    theirs = torch.from_numpy(stored).to(layer.device, accumulator(layer))
+    return 1.0 - torch.cosine_similarity(layer.to(theirs.dtype), theirs, dim=1)
 
 
 def _lacks_tail(targets: SoftTargets, temperature: float) -> bool:

@@ -217,6 +217,10 @@ def check_alike(stores: Sequence[Store]) -> None:
             ("temperatures", list(b.targets.temperatures), list(a.targets.temperatures)),
             ("domain", b.domain, a.domain),
             ("list of classes", b.classes, a.classes),
+            (
+                "width of hidden states",
+                *(None if h is None else h.width for h in (b.hidden, a.hidden)),
+            ),
             ("label shift", b.label_shift, a.label_shift),
         ):
             if mine != other:

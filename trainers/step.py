@@ -54,12 +54,21 @@ class Computation(nn.Module):
         self._mixed = choice.dtype != torch.float32
 
     def forward(
-        self, loss: DistillLoss, micro: Batch, labelled: int, soft_divisor: float
+        self,
+        loss: DistillLoss,
+        micro: Batch,
+        labelled: int,
+        soft_divisor: float,
+        positions: int,
     ) -> LossOutput:
-        """Loss of one micro-batch, divided by the labelled positions of the whole step."""
+        """Loss of one micro-batch, divided by the labelled, soft and all positions of the whole step."""
         moved = micro.to(self._device)
         with torch.autocast(self._device.type, dtype=self._dtype, enabled=self._mixed):
-            hidden = self.student.hidden(moved)
+            hidden, layer = (
+                self.student.hidden_and_layer(moved)
+                if loss.cosine > 0
+                else (self.student.hidden(moved), None)
+            )
         if micro.positions == 0:  # a gradient of zero, for the other ranks wait for one
             nothing = hidden[:, :0].sum() + self.student.head().weight[:0].sum()
             return LossOutput(nothing, **dict.fromkeys(SUMS, 0.0))
@@ -69,6 +78,8 @@ class Computation(nn.Module):
             moved,
             positions=labelled,
             soft_positions=soft_divisor,
+            layer=layer,
+            all_positions=positions,
         )
 
 
@@ -148,7 +159,7 @@ class Gradients:
                 torch.manual_seed(self._dropout_seed(step, ranks.rank * self._parts + i))
                 self._tree.before(i)
                 with self._spread.micro_batch(last=last):
-                    out = self._spread.module(loss, micro, labelled, divisor)
+                    out = self._spread.module(loss, micro, labelled, divisor, positions)
                     (out.loss * self._spread.scale).backward()
                 self._tree.after(last=last)
                 values += [out.loss.item(), *(getattr(out, name) for name in SUMS)]
@@ -157,10 +168,16 @@ class Gradients:
         loss_value, *sums = (_sum(v for t in told for v in t[i:-1:each]) for i in range(each))
         if not math.isfinite(loss_value):
             self._refuse(batch, step, loss_value, [_sum(t[:-1:each]) for t in told])
-        over = {"hard": labelled, "hard_part": labelled, "soft_weighted": divisor}
+        over = {
+            "hard": labelled,
+            "hard_part": labelled,
+            "soft_weighted": divisor,
+            "cosine": positions,
+        }
         means = {
             name: value / (over.get(name, soft_positions) or 1)
             for name, value in zip(SUMS, sums, strict=True)
+            if name != "cosine" or loss.cosine > 0
         }
         return StepOutput(loss_value, means, positions, any(t[-1] for t in told))
 

@@ -99,6 +99,10 @@ class Student(nn.Module):
         hidden: Tensor = out.last_hidden_state
         return hidden
 
+    def hidden_and_layer(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        """`hidden`, and `[N, D]` of the last layer at the positions, where the student can show it."""
+        return self.hidden(batch), None
+
     def layers(self) -> list[nn.Module]:
         """The repeated layers of the body: its longest list of modules."""
         lists = [list(m) for m in self.model.base_model.modules() if isinstance(m, nn.ModuleList)]

@@ -156,6 +156,7 @@ def _job(store: Store, config: AppendConfig) -> BuildConfig:
     """The build that made the store, over the new documents."""
     identity = store.manifest.identity
     targets, encoding = identity.targets, identity.encoding
+    masking, hidden = identity.masking, identity.hidden
     try:
         shard_rows = read_plan(store.folder).shard_rows
     except FileNotFoundError:  # a copy without it is a store, too
@@ -178,11 +179,12 @@ def _job(store: Store, config: AppendConfig) -> BuildConfig:
         dictionary="none",  # the store's own is used, if it has one
         positions=targets.positions,
         seed=targets.seed,
+        mask_share=None if masking is None else masking.share,
+        mask_targets=None if masking is None else masking.targets,
+        views=1 if masking is None else masking.views,
+        hidden=None if hidden is None else hidden.values,
         skip_empty=config.skip_empty,
         truncate=config.truncate,
-        mask_share=None if identity.masking is None else identity.masking.share,
-        mask_targets=None if identity.masking is None else identity.masking.targets,
-        views=1 if identity.masking is None else identity.masking.views,
         licence=identity.licence,
         device=config.device,
         dtype="auto",

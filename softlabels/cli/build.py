@@ -111,7 +111,9 @@ def summary(manifest: Any) -> dict[str, Any]:
         "k": identity.targets.k,
         "temperatures": identity.targets.temperatures,
         "kept_mass": [m / max(soft, 1) for m in statistics.kept_mass],
-        "teacher_nll": None if statistics.teacher_nll is None else statistics.teacher_nll / n,
+        "teacher_nll": None
+        if statistics.teacher_nll is None
+        else statistics.teacher_nll / (statistics.labelled_of(n) or 1),
         "digest": manifest.content_digest,
         "seconds": manifest.cost.seconds,
     }

@@ -72,6 +72,9 @@ def _show_store(opened: Any, *, as_json: bool) -> None:
         if targets.positions is None
         else f" ({figures['soft_positions']:,} soft, {targets.positions}; the others hard label only)"
     )
+    hidden = ""
+    if (states := identity.hidden) is not None:
+        hidden = f"; hidden states of width {states.width} as {states.values}"
     parameters = f"{teacher.parameters:,} parameters" if teacher.parameters else "size not known"
     lines = {
         "store": f"{opened.path} (format {manifest.version}, {encoding.profile} {encoding.container})",
@@ -86,7 +89,7 @@ def _show_store(opened: Any, *, as_json: bool) -> None:
         else f"{figures['teacher_nll']:.4f} nats",
         "size": f"{figures['data_bytes']:,} bytes in {figures['shards']} shards, "
         f"{figures['bytes_per_position']:.1f} a position",
-        "values": f"{encoding.values}, within {encoding.relative_error:.2g} of each value",
+        "values": f"{encoding.values}, within {encoding.relative_error:.2g} of each value{hidden}",
         "licence": identity.licence,
         "fidelity": "not measured"
         if manifest.fidelity is None

@@ -65,9 +65,7 @@ def make_row(
     view: int,
 ) -> MaskedRow:
     """The row of a piece `[S]` in one of its views."""
-    fed, hidden = mask_tokens(
-        input_ids, masking, tokenizer, document=document, piece=piece, view=view
-    )
+    fed, hidden = mask_tokens(input_ids, masking, tokenizer, view=view)
     known = np.zeros(len(input_ids), np.bool_)
     known[hidden] = True
     everywhere = masking.targets == ATTENDED

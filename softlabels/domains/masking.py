@@ -1,12 +1,14 @@
 """Which tokens of a text are hidden, and what is fed in their place.
 
-Both are a function of the seed, the text's number, the piece and the view alone, made of whole numbers (docs/format.md,
-section 12). So a store holds no masks, and yet builder and trainer feed the same tokens. BERT's rule (Devlin et al.
+Both are a function of the seed, the tokens and the view alone, made of whole numbers (docs/format.md, section 12). So a
+store holds no masks, and yet builder and trainer feed the same tokens, whatever number a text has in a store that was
+made of others. BERT's rule (Devlin et al.
 2019, §3.1): of those that are hidden eight in ten become the mask, one another token, one stays.
 """
 
 from __future__ import annotations
 
+import hashlib
 from math import floor
 
 import numpy as np
@@ -56,8 +58,6 @@ def mask_tokens(
     masking: MaskingRecord,
     tokenizer: TokenizerRecord,
     *,
-    document: int,
-    piece: int,
     view: int,
 ) -> tuple[Int32, Int64]:
     """What is fed in place of tokens `[S]`, and which `[M]` are hidden, ascending.
@@ -66,9 +66,10 @@ def mask_tokens(
     """
     candidates = np.flatnonzero(~unmaskable(input_ids, tokenizer))
     count = min(len(candidates), max(1, floor(masking.share * len(candidates) + 0.5)))
+    text = hashlib.sha256(np.ascontiguousarray(input_ids, "<i4").tobytes()).digest()[:8]
     philox = np.random.Philox(
-        key=np.array([masking.seed, document], np.uint64),
-        counter=np.array([0, piece, view, STREAM], np.uint64),
+        key=np.array([masking.seed, int.from_bytes(text, "little")], np.uint64),
+        counter=np.array([0, 0, view, STREAM], np.uint64),
     )
     raw = philox.random_raw(2 * len(input_ids)).reshape(-1, 2)
     order = np.argsort(raw[candidates, 0], kind="stable")

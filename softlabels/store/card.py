@@ -32,6 +32,7 @@ def card(manifest: Manifest) -> str:
     cost = manifest.cost
     n = corpus.positions or 1
     soft = manifest.statistics.soft_of(corpus.positions)
+    labelled = manifest.statistics.labelled_of(corpus.positions) or 1
     hard_only = (
         f", of which {soft:,} have a soft target (`{targets.positions}`) and the others are hard-label only"
         if targets.positions is not None
@@ -44,10 +45,17 @@ def card(manifest: Manifest) -> str:
         for m, t in zip(manifest.statistics.kept_mass, targets.temperatures, strict=True)
     )
     perplexity = (
-        f"{manifest.statistics.teacher_nll / n:.4f} nats per token"
+        f"{manifest.statistics.teacher_nll / labelled:.4f} nats per {'token' if identity.classes is None else 'label'}"
         if manifest.statistics.teacher_nll is not None
         else "not known"
     )
+    domain = identity.domain
+    if identity.classes is not None:
+        domain += f" of {len(identity.classes)} classes"
+    if (masking := identity.masking) is not None:
+        views = "1 view" if masking.views == 1 else f"{masking.views} views"
+        domain += f", {masking.share:.0%} of each text hidden, in {views}, targets where `{masking.targets}`"
+    taught = "" if domain == "causal-lm" else f"| domain | {domain} |\n"
     parameters = f"{teacher.parameters:,} parameters" if teacher.parameters else "size not known"
     loadable = identity.encoding.plain and identity.encoding.container == "parquet"
     return f"""---
@@ -67,7 +75,7 @@ A softlabels store, format {manifest.version}, made by {manifest.created_by}.
 | teacher weights | sha256 `{teacher.weights_sha256}` |
 | teacher's own loss here | {perplexity} |
 | tokenizer | {identity.tokenizer.vocab_size:,} ids, sha256 `{identity.tokenizer.sha256}` |
-| corpus | {specs}: {corpus.documents:,} documents, {corpus.tokens:,} tokens in {corpus.rows:,} rows |
+{taught}| corpus | {specs}: {corpus.documents:,} documents, {corpus.tokens:,} tokens in {corpus.rows:,} rows |
 | targets | {corpus.positions:,} positions{hard_only}, `{targets.estimator}` with k={targets.k}, temperatures {grid} |
 | mass of the kept ids | {mass} |
 | size | {manifest.data_bytes:,} bytes in {len(manifest.shards)} shards, {manifest.data_bytes / n:.1f} per position |

@@ -28,6 +28,7 @@ __all__ = [
     "Fidelity",
     "FidelityAt",
     "FileRecord",
+    "HiddenRecord",
     "Identity",
     "LogProbError",
     "Manifest",
@@ -166,6 +167,17 @@ class MaskingRecord(Record, frozen=True, kw_only=True):
     seed: Seed
 
 
+class HiddenRecord(Record, frozen=True, kw_only=True):
+    """Hidden states of the teacher, beside its distributions."""
+
+    values: str
+    """How they are held: `int8` or `float16`."""
+    width: Annotated[int, msgspec.Meta(ge=1, le=2**20)]
+    """D."""
+    error: Number
+    """A number is held within this share of the largest absolute value of its position, or 2^-25 if that is more."""
+
+
 class EncodingRecord(Record, frozen=True, kw_only=True, omit_defaults=True):
     """How it is held in files."""
 
@@ -208,6 +220,8 @@ class Identity(Record, frozen=True, kw_only=True, omit_defaults=True):
     """Of classification: what each id of a target means."""
     masking: MaskingRecord | None = None
     """Of `masked-lm`: which tokens were hidden from the teacher."""
+    hidden: HiddenRecord | None = None
+    """Of `masked-lm`: what the teacher's last layer gave at each position; absent: not kept."""
 
 
 class FileRecord(Record, frozen=True, kw_only=True):

@@ -24,6 +24,7 @@ from softlabels.codecs.codebook import ENTRY_LIMIT, Codebook
 from softlabels.codecs.streams import Stream, pack
 from softlabels.codecs.training import count, order_of
 from softlabels.errors import IntegrityError
+from softlabels.store.hidden import hidden_of_streams, hidden_streams
 from softlabels.store.manifest import Identity
 from softlabels.store.packed_rows import (
     check_size,
@@ -71,7 +72,7 @@ def streams_of(shard: Shard, identity: Identity, dictionary: Codebook | None) ->
         TargetError: a value that the codec cannot hold, or too many ids for a reader.
     """
     rows, t = shard.rows, shard.targets
-    check_size(t.n, t.k, sum(r.size for r in rows))
+    check_size(t.n, t.k + hidden_ids(identity), sum(r.size for r in rows))
     codec = make_codec(identity.encoding.values)
     kept = t.kept
     streams: dict[str, Stream] = {}
@@ -120,7 +121,12 @@ def streams_of(shard: Shard, identity: Identity, dictionary: Codebook | None) ->
             band_values, band_codes = value_steps[begin:end].ravel(), code_steps[begin:end].ravel()
         streams[f"values.{begin}"] = pack(band_values)
         streams[f"ids.{begin}"] = pack(band_codes)
-    return streams
+    return streams | hidden_streams(t, identity)
+
+
+def hidden_ids(identity: Identity) -> int:
+    """Ids that would take the memory of a position's hidden state."""
+    return 0 if identity.hidden is None else -(-identity.hidden.width // 2)
 
 
 def _uniforms(shard: Shard, identity: Identity) -> npt.NDArray[np.float64]:
@@ -175,7 +181,7 @@ def shard_of(
             f"{where}: a position keeps {k} ids, the manifest says at most {identity.targets.k}"
         )
     check_hard(counts, identity, where)
-    check_size(n, k, total, f"{where}: ")
+    check_size(n, k + hidden_ids(identity), total, f"{where}: ")
     codec = make_codec(identity.encoding.values)
     grid = tuple(identity.targets.temperatures)
     odds = np.stack([codec.odds(numbers(log_odds_column(t), n)) for t in grid], axis=1)
@@ -187,6 +193,7 @@ def shard_of(
         temperatures=grid,
         vocab_size=v,
         estimator=identity.targets.estimator,
+        hidden=hidden_of_streams(streams, identity, n, where=where),
     )
     targets.validate(where=where, unique=False)
     return Shard(start_row=start_row, rows=found, targets=targets)

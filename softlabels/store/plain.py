@@ -19,6 +19,7 @@ from softlabels.domains import domain_module
 from softlabels.errors import ConfigError, IntegrityError, TargetError
 from softlabels.rows import InputRow, NamedRow
 from softlabels.store.columns import Column, Expected
+from softlabels.store.hidden import hidden_columns, hidden_expected, hidden_of_columns
 from softlabels.store.manifest import Identity
 from softlabels.store.shard import Shard
 from softlabels.targets import SoftTargets, gaps_from_logp
@@ -74,7 +75,7 @@ def columns_of(shard: Shard, identity: Identity) -> dict[str, Column]:
     for i, temperature in enumerate(t.temperatures):
         column = Column(values=codec.encode(t.log_odds[:, i]), offsets=offsets)
         columns[log_odds_column(temperature)] = column
-    return columns
+    return columns | hidden_columns(t, identity, offsets)
 
 
 def expected_columns(
@@ -85,7 +86,7 @@ def expected_columns(
     domain = domain_module(identity.domain)
     entries = None if positions is None else positions * identity.targets.k
     int32, int64 = np.dtype(np.int32), np.dtype(np.int64)
-    return {
+    base = {
         "row": Expected(dtype=int64, listed=False, most=rows),
         "input_digest": Expected(
             dtype=np.dtype(np.uint8), listed=False, width=domain.DIGEST_BYTES, most=rows
@@ -94,10 +95,12 @@ def expected_columns(
         "kept": Expected(dtype=int32, most=positions),
         "ids": Expected(dtype=int32, most=entries),
         "logp": Expected(dtype=values, most=entries),
-    } | {
+    }
+    odds = {
         log_odds_column(t): Expected(dtype=values, most=positions)
         for t in identity.targets.temperatures
     }
+    return base | odds | hidden_expected(identity, positions)
 
 
 def shard_of(
@@ -161,6 +164,7 @@ def shard_of(
         temperatures=grid,
         vocab_size=identity.teacher.vocab_size,
         estimator=identity.targets.estimator,
+        hidden=hidden_of_columns(columns, identity, starts, where=where),
     )
     targets.validate(where=where, unique=False)
     return Shard(start_row=start_row, rows=found, targets=targets, logp=logp if keep_logp else None)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "TEACHERS",
+    "LayerTeacher",
     "Remarking",
     "Teacher",
     "TeacherOptions",
@@ -99,6 +100,15 @@ class TextTeacher(Protocol):
     tokenizer: TextTokenizer
     classes: Sequence[str]
     """What each class is called, in order of its number; a masked LM has none."""
+
+
+class LayerTeacher(Protocol):
+    """A teacher that shows its last layer, too."""
+
+    hidden_size: int
+    """D."""
+    last_layer: Tensor
+    """`[N, D] float32`: what it gave at the positions of the rows that `logits` was last asked for."""
 
 
 @runtime_checkable

@@ -61,6 +61,7 @@ def load_hf_encoder(
             f"{type(model).__name__} would guess at random; fine-tune it first, and give the folder of that model"
         )
     model = model.to(choice.device).eval()
+    longest = getattr(model.config, "max_position_embeddings", None)
     facts: dict[str, Any] = {
         "spec": without_folder(f"hf:{path}"),
         "name": Path(path).resolve().name,
@@ -69,9 +70,11 @@ def load_hf_encoder(
     }
     if options.domain == "masked-lm":
         budget = options.head_bytes or (256 if choice.device.type == "cuda" else 16) * MIB
-        return HFMaskedTeacher(model, EncoderTokenizer(tokenizer), head_bytes=budget, **facts)
+        return HFMaskedTeacher(
+            model, EncoderTokenizer(tokenizer, longest=longest), head_bytes=budget, **facts
+        )
     _check_classifier(model, path)
-    return HFEncoderTeacher(model, EncoderTokenizer(tokenizer), **facts)
+    return HFEncoderTeacher(model, EncoderTokenizer(tokenizer, longest=longest), **facts)
 
 
 def _check_classifier(model: Any, path: str) -> None:
@@ -88,15 +91,20 @@ def _check_classifier(model: Any, path: str) -> None:
 
 
 class EncoderTokenizer:
-    """Wraps a fast tokenizer; a text comes with the marks at its ends."""
+    """Wraps a fast tokenizer; a text comes with the marks at its ends.
 
-    def __init__(self, tokenizer: Any) -> None:
+    Args:
+        tokenizer: of transformers.
+        longest: tokens that the model can read at a time, if that is limited.
+    """
+
+    def __init__(self, tokenizer: Any, *, longest: int | None = None) -> None:
         if not getattr(tokenizer, "is_fast", False):
             raise TeacherError(
                 "the teacher's tokenizer has no fast version, whose serialised form names it; convert it to "
                 "tokenizer.json"
             )
-        self._tokenizer = tokenizer
+        self._tokenizer, self._longest = tokenizer, longest
         self.vocab_size = len(tokenizer)
         tokenizer.model_max_length = int(
             1e30
@@ -124,6 +132,7 @@ class EncoderTokenizer:
             ids = self._tokenizer(text, add_special_tokens=True, truncation=True, max_length=most)[
                 "input_ids"
             ]
+        self._check_length(len(ids))
         return np.array(ids, np.int32), len(whole)
 
     def encode_pieces(self, text: str, *, most: int) -> list[npt.NDArray[np.int32]]:
@@ -136,6 +145,7 @@ class EncoderTokenizer:
             max_length=most,
             return_overflowing_tokens=True,
         )["input_ids"]
+        self._check_length(max(map(len, pieces)))
         return [np.array(ids, np.int32) for ids in pieces]
 
     def encode_words(
@@ -148,8 +158,16 @@ class EncoderTokenizer:
         length, kept = len(whole["input_ids"]), whole
         if length > most:
             kept = self._tokenizer(list(words), truncation=True, max_length=most, **settings)
+        self._check_length(len(kept["input_ids"]))
         of_word = [-1 if w is None else w for w in kept.word_ids()]
         return np.array(kept["input_ids"], np.int32), np.array(of_word, np.int32), length
+
+    def _check_length(self, length: int) -> None:
+        if self._longest is not None and length > self._longest:
+            raise ConfigError(
+                f"a row of {length} tokens is longer than the {self._longest} that the teacher can read; lower "
+                f"--seq-len to {self._longest}"
+            )
 
     def _check_room(self, most: int) -> None:
         marks = self._tokenizer.num_special_tokens_to_add(pair=False)

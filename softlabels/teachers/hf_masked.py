@@ -66,6 +66,8 @@ class HFMaskedTeacher:
                 f"{spec}: the tokenizer has {tokenizer.vocab_size} ids, the head only {self.record.vocab_size}; "
                 "they do not belong together"
             )
+        self.hidden_size = int(model.config.hidden_size)
+        self.last_layer = torch.empty(0, self.hidden_size)
         self._chunk = max(1, head_bytes // (4 * self.record.vocab_size))
         self._check_head()
 
@@ -75,7 +77,7 @@ class HFMaskedTeacher:
         ids = torch.arange(PROBE_IDS, device=self.device)[None] + 1
         mask = torch.ones_like(ids)
         expected = self._model(input_ids=ids, attention_mask=mask).logits[0].float()
-        found = self._logits(self._hidden(ids, mask)[0])
+        found = self._logits(self._hidden(ids, mask)[0][0])
         worst = (found - expected).abs().max().item()
         step = 1e-4 if self._model.dtype == torch.float32 else 2.0**-6
         if not worst <= step * max(1.0, expected.abs().max().item()):
@@ -84,21 +86,26 @@ class HFMaskedTeacher:
                 f"chunks differ from the model's own by {worst:g}"
             )
 
-    def _hidden(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """`[B, S, D]`: what the head is given."""
+    def _hidden(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """`[B, S, D]` twice: what the head is given, and what the last layer gave."""
         caught: list[Tensor] = []
+        layers: list[Tensor] = []
 
         def catch(_: nn.Module, args: tuple[Tensor]) -> tuple[Tensor]:
             caught.append(args[0])
             return (args[0][:, :0],)
 
-        with self._head.register_forward_pre_hook(catch):
+        def keep(_: nn.Module, __: Any, out: Any) -> None:
+            layers.append(out[0])
+
+        body = self._model.base_model
+        with self._head.register_forward_pre_hook(catch), body.register_forward_hook(keep):
             self._model(input_ids=ids, attention_mask=mask)
         if len(caught) != 1:
             raise TeacherError(
                 f"{self.record.spec}: {type(self._model).__name__} calls its head {len(caught)} times, expected once"
             )
-        return caught[0]
+        return caught[0], layers[-1]
 
     def _logits(self, hidden: Tensor) -> Tensor:
         return nn.functional.linear(hidden.float(), self._weight, self._bias)
@@ -112,6 +119,8 @@ class HFMaskedTeacher:
         lengths = torch.from_numpy(padded.lengths).to(self.device)
         mask = torch.arange(ids.shape[1], device=self.device) < lengths[:, None]
         flat = torch.from_numpy(padded.flat_positions).to(self.device)
-        hidden = self._hidden(ids, mask.long()).flatten(0, 1).index_select(0, flat)
+        states = self._hidden(ids, mask.long())
+        hidden, layer = (s.flatten(0, 1).index_select(0, flat) for s in states)
+        self.last_layer = layer.float()
         for chunk in torch.split(hidden, self._chunk):
             yield self._logits(chunk)

@@ -37,10 +37,10 @@ from trainers.encoders import catch_head_input
 
 NOVELS = Path(__file__).parents[2] / "data" / "austen"
 TOKENS, BATCH = 64, 16
-LR, STEPS = 2e-4, 240
+LR, STEPS = 3e-4, 100
 """Of the teacher."""
-ROWS, HELDOUT = 1600, 320
-STUDENT_LR, STUDENT_STEPS = 5e-4, 100
+ROWS, HELDOUT = 640, 160
+STUDENT_LR, STUDENT_STEPS = 5e-4, 40
 KEEP = "0,2,4"
 RECIPES = {"store": 0.9, "hard": 0.0}
 """Alpha."""
@@ -84,9 +84,9 @@ def teacher(args: argparse.Namespace) -> None:
         optimiser.zero_grad()
         decay.step()
         recent.append(loss.item())
-        if step % 40 == 39:
+        if step % 20 == 19:
             seconds = time.perf_counter() - start
-            mean = statistics.mean(recent[-40:])
+            mean = statistics.mean(recent[-20:])
             print(f"teacher: step {step + 1}, loss {mean:.3f}, {seconds:.0f} s", file=sys.stderr)
     model.save_pretrained(args.out / "teacher")
     tokenizer.save_pretrained(args.out / "teacher")

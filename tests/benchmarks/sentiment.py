@@ -47,7 +47,7 @@ LR, BATCH, EPOCHS = 5e-5, 32, 3
 """Of the teacher."""
 WIDTH, KEEP = 240, (0, 2, 4)
 """Of the student: dimensions of its embeddings, layers of the teacher."""
-STUDENT_LR, STUDENT_BATCH, STUDENT_STEPS = 1.5e-4, 32, 400
+STUDENT_LR, STUDENT_BATCH, STUDENT_STEPS = 2e-4, 32, 300
 RECIPES = {"store": ("store", 0.9, 2.0), "hard": ("store-labelled", 0.0, 1.0)}
 """Store, alpha, temperature."""
 

@@ -59,6 +59,9 @@ class TinyTextTeacher:
         g = torch.Generator().manual_seed(0)
         self.tables = [torch.randn(260, width, generator=g) * w for w in (2.0, 1.0, 1.0)]
         self.tokenizer = ByteTextTokenizer()
+        self.hidden_size = 8
+        self.layer = torch.randn(260, self.hidden_size, generator=g)
+        self.last_layer = torch.empty(0)
         self.record = TeacherRecord(
             spec="fake:tiny-text",
             name="tiny-text",
@@ -72,6 +75,8 @@ class TinyTextTeacher:
         )
 
     def logits(self, rows: Sequence[Any]) -> Iterator[torch.Tensor]:
+        fed = [torch.from_numpy(r.fed_ids[r.label_mask]).long() for r in rows]
+        self.last_layer = self.layer[torch.cat(fed)]
         for row in rows:
             assert isinstance(row, TextRow)
             fed = torch.from_numpy(row.fed_ids).long()

@@ -17,7 +17,7 @@ CLASSES = ("negative", "neutral", "positive")
 def config(layers: int = 2, **settings: Any) -> transformers.BertConfig:
     return transformers.BertConfig(
         vocab_size=len(MARKS) + len(WORDS),
-        hidden_size=16,
+        hidden_size=settings.pop("hidden_size", 16),
         num_hidden_layers=layers,
         num_attention_heads=2,
         intermediate_size=32,

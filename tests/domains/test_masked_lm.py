@@ -25,6 +25,7 @@ from softlabels.errors import (
     CorpusError,
     FormatError,
     IntegrityError,
+    PairingError,
     PlanError,
     TeacherError,
 )
@@ -102,9 +103,9 @@ MASKING = MaskingRecord(share=0.15, targets="masked", views=4, seed=7)
 TOKENIZER = TokenizerRecord(
     sha256="0" * 64, vocab_size=1000, special_ids={"cls": 1, "sep": 2, "mask": 3, "pad": 0}
 )
-RAW = 13131251966846032882
-HIDDEN = [5, 7, 16]
-FED = [3, 3, 3]
+RAW = 7961818465665161550
+HIDDEN = [5, 10, 13]
+FED = [787, 3, 112]
 
 
 def philox(counter: tuple[int, ...], key: tuple[int, int]) -> tuple[int, ...]:
@@ -120,8 +121,10 @@ def philox(counter: tuple[int, ...], key: tuple[int, int]) -> tuple[int, ...]:
 def test_the_draw_is_the_one_of_the_format():
     """These numbers are in no other file: a changed draw would make every store of masked texts unreadable."""
     ids = np.array([1, *range(100, 118), 2], np.int32)
-    fed, hidden = mask_tokens(ids, MASKING, TOKENIZER, document=5, piece=2, view=1)
-    raw = [n for block in range(1, 11) for n in philox((block, 2, 1, 1), (7, 5))]
+    fed, hidden = mask_tokens(ids, MASKING, TOKENIZER, view=1)
+    text = b"".join(int(i).to_bytes(4, "little") for i in ids)
+    key = (7, int.from_bytes(hashlib.sha256(text).digest()[:8], "little"))
+    raw = [n for block in range(1, 11) for n in philox((block, 0, 1, 1), key)]
     assert raw[0] == RAW
     by_hand = sorted(sorted(range(1, 19), key=lambda i: raw[2 * i])[:3])
     assert hidden.tolist() == by_hand == HIDDEN
@@ -139,7 +142,7 @@ def test_the_draw_is_the_one_of_the_format():
 def test_how_many_are_hidden(share, expected):
     ids = np.array([1, *range(100, 200), 2], np.int32)
     masking = msgspec.structs.replace(MASKING, share=share)
-    _, hidden = mask_tokens(ids, masking, TOKENIZER, document=0, piece=0, view=0)
+    _, hidden = mask_tokens(ids, masking, TOKENIZER, view=0)
     assert len(hidden) == expected
     assert hidden.min() >= 1
     assert hidden.max() <= 100
@@ -148,7 +151,7 @@ def test_how_many_are_hidden(share, expected):
 def test_eight_in_ten_become_the_mask_one_another_token_one_stays():
     ids = np.full(200_000, 500, np.int32)
     masking = msgspec.structs.replace(MASKING, share=0.5)
-    fed, hidden = mask_tokens(ids, masking, TOKENIZER, document=0, piece=0, view=0)
+    fed, hidden = mask_tokens(ids, masking, TOKENIZER, view=0)
     fed = fed[hidden]
     assert len(hidden) == 100_000
     assert abs((fed == 3).mean() - 0.8) < 0.005
@@ -157,15 +160,13 @@ def test_eight_in_ten_become_the_mask_one_another_token_one_stays():
     assert abs(np.bincount(other, minlength=1000) - 10).max() < 20, "evenly over the vocabulary"
 
 
-@pytest.mark.parametrize("changed", ["seed", "document", "piece", "view"])
-def test_each_number_changes_the_mask(changed):
+@pytest.mark.parametrize("changed", ["seed", "text", "view"])
+def test_each_changes_the_mask(changed):
     ids = np.arange(100, 400, dtype=np.int32)
-    numbers = {"document": 1, "piece": 1, "view": 1}
-    _, first = mask_tokens(ids, MASKING, TOKENIZER, **numbers)
+    _, first = mask_tokens(ids, MASKING, TOKENIZER, view=1)
     masking = msgspec.structs.replace(MASKING, seed=8) if changed == "seed" else MASKING
-    if changed != "seed":
-        numbers[changed] = 2
-    _, second = mask_tokens(ids, masking, TOKENIZER, **numbers)
+    other = ids + 1 if changed == "text" else ids
+    _, second = mask_tokens(other, masking, TOKENIZER, view=2 if changed == "view" else 1)
     assert len(set(first) & set(second)) < 25, "of 45"
 
 
@@ -469,3 +470,56 @@ def test_rows_differ_where_views_do(ground):
     rows = [r for r in found if (r.document, r.piece) == (40, 0)]
     assert len({r.fed_ids.tobytes() for r in rows}) == len(rows)
     assert replace(rows[0], view=1).digest() == rows[0].digest(), "the digest is of what is fed"
+
+
+@pytest.mark.parametrize("domain", ["masked-lm", "sequence-classification", "token-classification"])
+def test_a_row_that_the_teacher_cannot_read_is_refused(tmp_path, domain):
+    kinds = {
+        "masked-lm": models.save_masked_lm,
+        "sequence-classification": models.save_classifier,
+        "token-classification": models.save_tagger,
+    }
+    kinds[domain](tmp_path / "teacher")
+    words = models.WORDS * 4
+    record = {"words": words} if domain == "token-classification" else {"text": " ".join(words)}
+    (tmp_path / "long.jsonl").write_text(json.dumps(record) + "\n")
+    job = {"domain": domain, "seq_len": 70, "truncate": domain != "masked-lm"}
+    bare = {} if domain == "masked-lm" else {"mask_share": None, "k": 3}
+    with pytest.raises(
+        ConfigError, match="a row of 70 tokens is longer than the 64 that the teach"
+    ):
+        build(config(tmp_path, "long.jsonl", **job, **bare), tmp_path / "s")
+    assert not (tmp_path / "s").exists()
+
+
+def test_masks_stay_what_they_were_in_a_store_made_of_stores(ground, tmp_path):
+    from softlabels.algebra.merge import merge
+
+    build(config(ground, "other.jsonl"), tmp_path / "a")
+    build(config(ground), tmp_path / "b")
+    merge([tmp_path / "a", tmp_path / "b"], tmp_path / "ab")
+    merged, b = list(open_store(tmp_path / "ab")), list(open_store(tmp_path / "b"))
+    assert verify_store(tmp_path / "ab").problems == []
+    assert merged[-1].row.document == b[-1].row.document + 20
+    for mine, theirs in zip(merged[-len(b) :], b, strict=True):
+        assert mine.row.digest() == theirs.row.digest()
+    build(config(ground, "other.jsonl", mask_share=0.2), tmp_path / "c")
+    with pytest.raises(PairingError, match="masking"):
+        merge([tmp_path / "a", tmp_path / "c"], tmp_path / "ac")
+
+
+def test_a_store_grows_by_more_masked_texts(ground, tmp_path):
+    from softlabels.algebra.append import AppendConfig, append
+
+    settings = {"views": 2, "mask_targets": "attended", "hidden": "int8"}
+    build(config(ground, "other.jsonl", **settings), tmp_path / "s")
+    job = config(ground, **settings)
+    append(tmp_path / "s", AppendConfig(teacher=job.teacher, corpus=job.corpus), tmp_path / "t")
+    build(job, tmp_path / "alone")
+    grown, alone = open_store(tmp_path / "t"), open_store(tmp_path / "alone")
+    assert verify_store(tmp_path / "t").problems == []
+    assert len(grown) == 40 + len(alone)
+    for i in range(len(alone)):
+        mine, theirs = grown.row(40 + i), alone.row(i)
+        assert mine.row.digest() == theirs.row.digest()
+        np.testing.assert_array_equal(mine.targets.hidden, theirs.targets.hidden)

@@ -6,7 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
+from softlabels.cli import main
+from softlabels.store.card import card
+from softlabels.store.manifest import load_manifest
 from softlabels.store.reader import open_store
 from softlabels.store.verify import verify_store
 from tests.fixtures.make import DERIVED, LABELLED, STORES, TEXT_STORES, contents, opened
@@ -90,3 +94,23 @@ def test_what_the_texts_hold():
         assert ((fed != 258) & (fed != labels)).any(), "some are another token"
     everywhere = [r.row for r in open_store(FIXTURES / "masked-lm-attended-v1.2")]
     assert all(r.label_mask.all() and (r.labels == -1).any() for r in everywhere)
+
+
+def test_they_are_shown_by_their_own_words():
+    """Classes by name, what is not known as such."""
+    command = ["inspect", str(FIXTURES / "token-classification-packed-v1.2"), "--row", "0"]
+    found = CliRunner().invoke(main, command)
+    assert found.exit_code == 0, found.output
+    assert [line.split()[:2] for line in found.output.splitlines()[2:]] == [
+        ["0", "'neither'"],
+        ["1", "'?'"],
+        ["2", "'good'"],
+    ]
+    masked = card(load_manifest(FIXTURES / "masked-lm-open-v1.2"))
+    assert (
+        "| domain | masked-lm, 25% of each text hidden, in 2 views, targets where `masked` |"
+        in masked
+    )
+    words = card(load_manifest(FIXTURES / "token-classification-open-v1.2"))
+    assert "| domain | token-classification of 3 classes |" in words
+    assert "nats per label" in words
