@@ -35,30 +35,46 @@ Float64 = npt.NDArray[np.float64]
 BINS = 15
 """Of the calibration error."""
 RESAMPLES = 2000
+MANY_ROWS = 2000
+"""Up to so many are drawn again."""
+NORMAL_95 = 1.959964
 ROUNDING = 1e-5
 """Nats: what float32 logits and log-sum-exps leave open, whatever the encoding promises."""
 
 
 class Resampling:
-    """Bootstrap over rows: positions of one row are not independent, rows nearly are."""
+    """95 % intervals from rows: positions of one row are not independent, rows nearly are.
+
+    Rows are drawn again with replacement; where there are very many, the normal approximation is as good and
+    needs no draws.
+    """
 
     def __init__(self, positions: Float64, seed: int) -> None:
         """`positions [R]`: how many were measured in each row."""
-        rng = np.random.Generator(np.random.Philox(key=np.array([seed, len(positions)], np.uint64)))
-        r = len(positions)
-        self._times = rng.multinomial(r, np.full(r, 1 / r), size=RESAMPLES).astype(np.float64)
         self._n = positions
-        self._seen = self._times @ positions
+        r = len(positions)
+        self._times: Float64 | None = None
+        if r <= MANY_ROWS:
+            key = np.array([seed, r], np.uint64)
+            rng = np.random.Generator(np.random.Philox(key=key))
+            times = rng.multinomial(r, np.full(r, 1 / r), size=RESAMPLES).astype(np.float64)
+            self._times = times[times @ positions > 0]
 
     def estimate(self, sums: Float64) -> Estimate:
         """Mean over positions and its interval, from each row's sum `[R]`."""
         mean = float(sums.sum() / self._n.sum())
         if not np.isfinite(mean):
             return Estimate(mean=None)
-        if len(sums) < 2:
+        r = len(sums)
+        if r < 2:
             return Estimate(mean=_rounded(mean))
-        some = self._seen > 0
-        low, high = np.quantile((self._times[some] @ sums) / self._seen[some], (0.025, 0.975))
+        if self._times is None:
+            spread = np.square(sums - mean * self._n).sum() * r / (r - 1)
+            half = NORMAL_95 * float(np.sqrt(spread)) / float(self._n.sum())
+            low, high = mean - half, mean + half
+        else:
+            means = (self._times @ sums) / (self._times @ self._n)
+            low, high = np.quantile(means, (0.025, 0.975))
         return Estimate(mean=_rounded(mean), low=_rounded(low), high=_rounded(high))
 
 

@@ -153,6 +153,22 @@ def test_the_interval_covers_the_mean_of_all_rows(built):
     assert hits >= 12
 
 
+def test_many_rows_give_the_interval_of_a_normal_distribution(monkeypatch):
+    """Rows of 1 to 9 positions, whose figures have a part in common: both ways agree."""
+    from softlabels import fidelity
+
+    rng = np.random.default_rng(0)
+    n = rng.integers(1, 10, 1500).astype(np.float64)
+    sums = n * (3 + rng.normal(0, 1, 1500)) + rng.normal(0, 1, 1500)
+    drawn = fidelity.Resampling(n, 0).estimate(sums)
+    monkeypatch.setattr(fidelity, "MANY_ROWS", 1000)
+    normal = fidelity.Resampling(n, 0).estimate(sums)
+    assert normal.mean == drawn.mean
+    assert normal.low == pytest.approx(drawn.low, abs=0.006)
+    assert normal.high == pytest.approx(drawn.high, abs=0.006)
+    assert 0.05 < normal.high - normal.low < 0.2
+
+
 @pytest.mark.parametrize(
     "changes",
     [

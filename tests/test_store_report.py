@@ -151,15 +151,23 @@ def test_hard_label_only_positions_have_no_colour(stores):
         assert all(bool(t.choices) == s for t, s in zip(tokens, some, strict=True))
 
 
-def test_nothing_from_a_store_becomes_markup(tmp_path):
+def hostile_page(tmp_path: Path) -> str:
     corpus = write_corpus(tmp_path / "corpus")
     bad = teacher(name=HOSTILE, engine=HOSTILE, dtype=HOSTILE, device=HOSTILE)
     build_tiny(tmp_path / "store", corpus, teacher=bad, limit_rows=4, licence=HOSTILE)
-    said = report(tmp_path / "store", tmp_path / "x.html")
+    return report(tmp_path / "store", tmp_path / "x.html")
+
+
+def test_nothing_from_a_store_becomes_markup(tmp_path):
+    said = hostile_page(tmp_path)
     assert said.count("<script>alert('x')</script>") > 20
     page = (tmp_path / "x.html").read_text(encoding="utf-8")
     assert "<script" not in page.lower()
     assert "<img" not in page.lower()
+
+
+def test_a_browser_runs_nothing_of_a_hostile_store(tmp_path):
+    hostile_page(tmp_path)
     with browser() as chromium:
         seen: list[str] = []
         tab = chromium.new_page()

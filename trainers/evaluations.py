@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
@@ -36,6 +36,14 @@ VERSION = 1
 LARGEST_BYTES = 2**28
 
 
+Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
+Share = Annotated[float, msgspec.Meta(ge=0, le=1.001)]
+"""Sums in float32 may exceed 1 by their rounding."""
+Number = Annotated[float, msgspec.Meta(ge=-1e100, le=1e100)]
+"""Far beyond any score, and far enough from where arithmetic overflows."""
+Confidence = Annotated[float, msgspec.Meta(gt=0, lt=1)]
+
+
 class _Record(msgspec.Struct, frozen=True, kw_only=True):
     pass
 
@@ -43,34 +51,34 @@ class _Record(msgspec.Struct, frozen=True, kw_only=True):
 class Interval(_Record, frozen=True, kw_only=True):
     """A score with its bootstrap interval."""
 
-    value: float | None
-    low: float | None = None
+    value: Number | None
+    low: Number | None = None
     """None: too few rows to say."""
-    high: float | None = None
+    high: Number | None = None
 
 
 class Bin(_Record, frozen=True, kw_only=True):
     """A bin of confidence, `(low, high]`."""
 
-    low: float
-    high: float
-    count: int
-    confidence: float | None
+    low: Number
+    high: Number
+    count: Count
+    confidence: Share | None
     """Mean of the bin; None where it is empty."""
-    accuracy: float | None
+    accuracy: Share | None
 
 
 class Cells(_Record, frozen=True, kw_only=True):
     """Positions by whether teacher and student were right."""
 
-    both_right: int
-    student_only: int
+    both_right: Count
+    student_only: Count
     """The student was right, the teacher wrong."""
-    teacher_only: int
+    teacher_only: Count
     """The teacher was right, the student wrong."""
-    copied: int
+    copied: Count
     """Both wrong, with the same answer."""
-    both_wrong: int
+    both_wrong: Count
     """Both wrong, with different answers."""
 
     @property
@@ -90,16 +98,16 @@ class Group(_Record, frozen=True, kw_only=True):
     """Scores of some of the positions."""
 
     name: str
-    positions: int
-    nll: float | None
+    positions: Count
+    nll: Number | None
     """None: none of them has a label."""
-    accuracy: float | None
-    kl: float | None
-    agreement: float | None
-    acceptance_low: float | None
-    acceptance_high: float | None
-    teacher_accuracy: float | None
-    f1: float | None = None
+    accuracy: Share | None
+    kl: Number | None
+    agreement: Share | None
+    acceptance_low: Share | None
+    acceptance_high: Share | None
+    teacher_accuracy: Share | None
+    f1: Share | None = None
     """Of a class."""
     cells: Cells | None = None
 
@@ -107,18 +115,18 @@ class Group(_Record, frozen=True, kw_only=True):
 class Place(_Record, frozen=True, kw_only=True):
     """One position to look at."""
 
-    row: int
-    position: int
+    row: Count
+    position: Count
     """Token of the row."""
     context: str
     """The text before it."""
     label: str
     """What came."""
     teacher: str
-    teacher_confidence: float
+    teacher_confidence: Share
     student: str
-    confidence: float
-    times: int
+    confidence: Share
+    times: Count
     """How many positions have this label and these answers; the one shown is where the student is surest."""
 
 
@@ -141,12 +149,12 @@ class StoreFacts(_Record, frozen=True, kw_only=True):
 
     path: str
     digest: str
-    rows: int
-    positions: int
+    rows: Count
+    positions: Count
     estimator: str
-    k: int
+    k: Count
     teacher: str
-    teacher_parameters: int
+    teacher_parameters: Count
     domain: str
     corpus: list[str]
     vocab: str | None
@@ -155,21 +163,21 @@ class StoreFacts(_Record, frozen=True, kw_only=True):
 class Scores(_Record, frozen=True, kw_only=True):
     """What `trainers.evaluate.Evaluation` says, by the same names."""
 
-    positions: int
-    soft_positions: int
-    nll: float
-    perplexity: float | None
-    accuracy: float
-    macro_f1: float
-    ece: float
-    kl: float | None
-    agreement: float | None
-    top_k_agreement: float | None
-    acceptance_low: float | None
-    acceptance_high: float | None
-    teacher_nll: float | None
-    teacher_accuracy: float | None
-    teacher_ece: float | None
+    positions: Count
+    soft_positions: Count
+    nll: Number
+    perplexity: Number | None
+    accuracy: Share
+    macro_f1: Share
+    ece: Share
+    kl: Number | None
+    agreement: Share | None
+    top_k_agreement: Share | None
+    acceptance_low: Share | None
+    acceptance_high: Share | None
+    teacher_nll: Number | None
+    teacher_accuracy: Share | None
+    teacher_ece: Share | None
     dropped: dict[str, Any] | None
 
 
@@ -177,33 +185,33 @@ class Assessment(_Record, frozen=True, kw_only=True):
     """All that one evaluation of a student found."""
 
     format: str
-    version: int
+    version: Count
     softlabels: str
     command: str
     weights: str
     """`student`, `ema` or `best`."""
     weights_sha256: str
     """Of the model file that was evaluated."""
-    parameters: int
-    student_bytes: int
+    parameters: Count
+    student_bytes: Count
     store: StoreFacts
     scores: Scores
     intervals: dict[str, Interval]
-    level: float
-    replicates: int
-    seed: int
+    level: Confidence
+    replicates: Count
+    seed: Count
     reliability: list[Bin]
     teacher_reliability: list[Bin]
     by_context: list[Group]
     by_document: list[Group]
     """The worst by nll; `documents` says of how many."""
-    documents: int
+    documents: Count
     by_class: list[Group]
     """Empty unless the vocabulary is small."""
     blind_spots: BlindSpots | None
-    row_positions: list[int]
+    row_positions: list[Count]
     """Positions of each row, in order."""
-    row_nll: list[float]
+    row_nll: list[Number]
     """Sum over each row, so that runs can be compared row by row."""
 
 

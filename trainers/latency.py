@@ -68,6 +68,8 @@ class Figures:
     """Likewise, CPU seconds of the process."""
     throughput: float
     """Tokens (or whatever the domain counts) per wall second in larger batches, at the median."""
+    cpu_throughput: float
+    """Likewise, per CPU second of the process: what a busy machine blurs less."""
     calls: int
     """At batch 1."""
     loading: float
@@ -288,6 +290,7 @@ def _figures(subject: Subject, rounds: Sequence[dict[str, Any]], tokens: float) 
         p95=float(p95),
         cpu_p50=float(np.median(np.concatenate([r["cpu"] for r in rounds]))),
         throughput=tokens / float(batches),
+        cpu_throughput=tokens / float(np.median(np.concatenate([r["batch_cpu"] for r in rounds]))),
         calls=len(wall),
         loading=float(np.median([r["loading"] for r in rounds])),
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +27,10 @@ __all__ = [
     "is_hard_only",
 ]
 
+REPLICATES = 1000
+"""Of a difference between two runs, at most: how many an evaluation had is what a file says."""
+LARGEST = 1e100
+"""Of what a file says was logged."""
 WEIGHTS = {"student": "student", "ema": "student-ema", "best": "best"}
 
 
@@ -193,12 +196,13 @@ def _curves(path: Path) -> dict[str, list[tuple[float, float]]]:
                 break
             raise RunError(f"{path}:{number}: not a line of metrics ({e})") from e
         step = record.get("step") if isinstance(record, dict) else None
-        if not isinstance(step, int):
+        if not isinstance(step, int) or not 0 <= step <= 2**53:
             raise RunError(
                 f"{path}:{number}: has no step; expected a line that `softtrain run` wrote"
             )
         for key, value in record.items():
-            if key != "step" and isinstance(value, int | float) and math.isfinite(value):
+            # comparing refuses NaN and infinities, and does not overflow
+            if key != "step" and isinstance(value, int | float) and -LARGEST < value < LARGEST:
                 curves.setdefault(str(key), []).append((float(step), float(value)))
     return curves
 
@@ -213,7 +217,8 @@ def difference(better: ReportedRun, other: ReportedRun) -> Difference:
     """`other`'s nll less `better`'s, with an interval by drawing the rows for both together."""
     a, b = better.found, other.found
     value = b.scores.nll - a.scores.nll
-    if a.row_positions != b.row_positions or not a.row_nll:
+    rows = len(a.row_positions)
+    if a.row_positions != b.row_positions or not rows == len(a.row_nll) == len(b.row_nll):
         return Difference(value=value, low=None, high=None)
     sums = {
         "n": np.array(a.row_positions, np.float64),
@@ -223,7 +228,7 @@ def difference(better: ReportedRun, other: ReportedRun) -> Difference:
     found = bootstrap(
         sums,
         lambda s: {"difference": (s["b"] - s["a"]) / s["n"]},
-        replicates=a.replicates,
+        replicates=min(a.replicates, REPLICATES),
         seed=a.seed,
         level=a.level,
     )

@@ -13,6 +13,7 @@ from softlabels.report.page import Cell, charts, facts, figure, note, page, sect
 from trainers import report_sections as parts
 from trainers.evaluations import Interval
 from trainers.report import ReportedRun, difference, is_hard_only
+from trainers.report_speed import Speed, speed
 
 __all__ = ["render"]
 
@@ -41,12 +42,13 @@ SCORES = (
 )
 
 
-def render(runs: Sequence[ReportedRun], *, command: str) -> str:
+def render(runs: Sequence[ReportedRun], *, command: str, latency: Speed | None = None) -> str:
     """The page.
 
     Args:
         runs: in the order in which they are to be shown; the best of those that had soft targets is put first.
         command: that made the report, to repeat it.
+        latency: figures of `softtrain latency`, if there are any.
     """
     ordered = sorted(runs, key=lambda r: (is_hard_only(r), r.found.scores.nll))
     headline, comparison = _headline(ordered)
@@ -59,6 +61,7 @@ def render(runs: Sequence[ReportedRun], *, command: str) -> str:
         parts.curves(ordered),
         parts.fidelity(ordered),
         parts.sizes(ordered),
+        None if latency is None else speed(latency),
         parts.repeat(ordered, command),
     ]
     return page(
@@ -155,11 +158,13 @@ def _meaning(runs: Sequence[ReportedRun]) -> str:
         d = difference(soft[0], hard[0])
         if not d.clear:
             return ""
-        return f"In other words: it held each {what} {_times(d.value)} as likely, in the geometric mean."
+        return (
+            f"With them, the student held each {what} {_times(d.value)} as likely (geometric mean)."
+        )
     teacher = runs[0].found.scores.teacher_nll
     if teacher is None:
         return ""
-    return f"In other words: the teacher held each {what} {_times(runs[0].found.scores.nll - teacher)} as likely."
+    return f"The teacher held each {what} {_times(runs[0].found.scores.nll - teacher)} as likely (geometric mean)."
 
 
 def _times(nats: float) -> str:

@@ -118,6 +118,7 @@ def append(
         teacher = open_teachers(job.teacher, job.average, _options(store, job, report))
     _check_teacher(store, teacher)
     new, unnamed = survey(job, estimator, corpora, teacher, report, digests=digests)
+    _check_job(store, new)
     old = reused_pieces(scanned, start_row=0, documents=0)
     generation = _generation(store)
     planned = [msgspec.structs.replace(p.planned, index=i) for i, p in enumerate(old)]
@@ -179,6 +180,9 @@ def _job(store: Store, config: AppendConfig) -> BuildConfig:
         seed=targets.seed,
         skip_empty=config.skip_empty,
         truncate=config.truncate,
+        mask_share=None if identity.masking is None else identity.masking.share,
+        mask_targets=None if identity.masking is None else identity.masking.targets,
+        views=1 if identity.masking is None else identity.masking.views,
         licence=identity.licence,
         device=config.device,
         dtype="auto",
@@ -212,6 +216,21 @@ def _check_teacher(store: Store, teacher: Teacher) -> None:
     check("tokenizer sha256", teacher.tokenizer.record.sha256, identity.tokenizer.sha256)
 
 
+def _check_job(store: Store, new: Identity) -> None:
+    """Refuse to go on with a store that this version's build would make otherwise.
+
+    Raises:
+        PairingError: names what differs.
+    """
+    old = store.manifest.identity
+    for name in ("domain", "label_shift", "targets", "classes", "masking"):
+        if getattr(old, name) != getattr(new, name):
+            raise PairingError(
+                f"{store.path}: was made with {name} = {getattr(old, name)!r}, a build like it now has "
+                f"{getattr(new, name)!r}; append with the version and the teacher that made it"
+            )
+
+
 def _generation(store: Store) -> int:
     made = store.manifest.provenance
     before = 0 if made is None or made.operation != "append" else int(made.parameters["generation"])
@@ -223,7 +242,7 @@ def _numbered_on(
 ) -> list[PlannedShard]:
     """The new shards as they come after the store's own."""
     n, rows = len(store.manifest.shards), len(store)
-    documents = document_count(store.manifest.identity.corpus)
+    documents = document_count(store.manifest.identity)
     suffix = container_of(identity).suffix
     return [
         msgspec.structs.replace(

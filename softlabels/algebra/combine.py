@@ -55,7 +55,7 @@ def check_same(
         for name in names or sorted(mine.keys() | theirs.keys()):
             _compare(f"{part} {name}", mine.get(name), theirs.get(name), where, of)
     _compare("profile", _profile(first), _profile(other), where, of)
-    for name in ("domain", "label_shift", "classes"):
+    for name in ("domain", "label_shift", "classes", "masking"):
         _compare(name, getattr(first, name), getattr(other, name), where, of)
     if licence is None and first.licence != other.licence:
         raise PairingError(
@@ -92,8 +92,14 @@ def combined_teacher(records: Sequence[TeacherRecord]) -> TeacherRecord:
     )
 
 
-def document_count(corpus: CorpusRecord) -> int:
-    """How many numbers of documents a corpus takes up."""
+def document_count(identity: Identity) -> int:
+    """By how much the documents of what comes next are numbered on.
+
+    Not at all where masks are drawn, since a document's number decides its masks.
+    """
+    if identity.masking is not None:
+        return 0
+    corpus = identity.corpus
     return corpus.documents + corpus.skipped_empty + corpus.skipped_short
 
 

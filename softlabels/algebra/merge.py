@@ -77,7 +77,7 @@ def merge(
             scanned.append(shard)
         pieces += reused_pieces(scanned, start_row=rows, documents=documents)
         rows += len(store)
-        documents += document_count(identity.corpus)
+        documents += document_count(identity)
     if twice := rows - len(np.unique(np.frombuffer(digests, np.dtype("S16")))):
         report.notice(f"{twice} of {rows} rows have the same inputs as another one; all are kept")
     files = files_of(stores[0], "tokenizer") | dictionaries_of(stores)

@@ -247,7 +247,7 @@ def _identity(
     return Identity(
         domain="causal-lm",
         label_shift=LABEL_SHIFT,
-        teacher=msgspec.structs.replace(teacher.record, engine=f"imported from {kind}"),
+        teacher=msgspec.structs.replace(teacher.record, engine=f"{kind} files, imported"),
         tokenizer=teacher.tokenizer.record,
         corpus=CorpusRecord(
             specs=[f"{kind}:{path.name}"],

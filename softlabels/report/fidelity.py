@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from softlabels.report.html import Markup
-from softlabels.report.page import note, table
+from softlabels.report.page import Cell, note, table
 
 __all__ = ["fidelity_table"]
 
@@ -21,6 +21,10 @@ WORDS = {
     "kl": "KL(teacher ‖ stored), nats",
     "kl_tail_bucket": "with the tail as one bin, nats",
     "kl_without_tail": "if a loss ignores the tail, nats",
+    "gradient_angle_without_tail": "angle of the gradient, if it does",
+    "log_prob_error.values": "log-probabilities compared",
+    "log_prob_error.largest": "largest error, nats",
+    "log_prob_error.within": "share within the stated bound",
 }
 
 
@@ -32,7 +36,7 @@ def fidelity_table(record: Mapping[str, Any]) -> Markup:
     rows = [
         [
             WORDS.get(name, name.replace("_", " ").replace(".", ": ")),
-            *(c.get(name, "") for c in columns),
+            *(c.get(name, Cell.number("")) for c in columns),
         ]
         for name in names
     ]
@@ -41,12 +45,12 @@ def fidelity_table(record: Mapping[str, Any]) -> Markup:
         for key, value in record.items()
         if isinstance(value, str | int | float)
     )
-    head = ["against the dense teacher", *(f"T={c.get('temperature', '?')}" for c in columns)]
+    head = ["against the dense teacher", *(f"T={_number(t.get('temperature', '?'))}" for t in grid)]
     return Markup(table(head, rows) + note(facts))
 
 
-def _flat(record: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    found: list[tuple[str, str]] = []
+def _flat(record: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Cell]]:
+    found: list[tuple[str, Cell]] = []
     for key, value in record.items():
         name = f"{prefix}{key}"
         if isinstance(value, Mapping) and "mean" in value:
@@ -54,14 +58,16 @@ def _flat(record: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
         elif isinstance(value, Mapping):
             found += _flat(value, f"{name}.")
         else:
-            found.append((name, _number(value)))
+            found.append((name, Cell.number(_number(value))))
     return found
 
 
-def _estimate(value: Mapping[str, Any]) -> str:
+def _estimate(value: Mapping[str, Any]) -> Cell:
     mean, low, high = (value.get(k) for k in ("mean", "low", "high"))
     said = "infinite" if mean is None else _number(mean)
-    return said if low is None or high is None else f"{said} ({_number(low)} to {_number(high)})"
+    return Cell.number(
+        said, None if low is None or high is None else f"{_number(low)} to {_number(high)}"
+    )
 
 
 def _number(value: object) -> str:

@@ -13,7 +13,7 @@ from softlabels.algebra.subset import SubsetConfig, subset
 from softlabels.algebra.view import view
 from softlabels.build import build
 from softlabels.config import BuildConfig
-from softlabels.errors import ConfigError
+from softlabels.errors import ConfigError, PairingError
 from softlabels.store.reader import open_store
 from softlabels.store.verify import verify_store
 from tests.domains import models
@@ -80,3 +80,48 @@ def test_classified_texts(ground, tmp_path):
         assert verify_store(tmp_path / name).problems == []
     with pytest.raises(ConfigError, match="is for causal LMs"):
         view(ground / "a", "trim:2", tmp_path / "v")
+
+
+def test_masked_texts_keep_their_masks(tmp_path):
+    """Masks are drawn from a document's number, so numbers stay what they were in each part."""
+    models.save_masked_lm(tmp_path / "teacher")
+    models.write_corpus(tmp_path / "a.jsonl", 12, labelled=False)
+    models.write_corpus(tmp_path / "b.jsonl", 5, seed=1, labelled=False)
+    changes = {
+        "domain": "masked-lm",
+        "mask_share": 0.3,
+        "views": 2,
+        "k": 3,
+        "temperature": (1.0, 2.0),
+    }
+    for name in "ab":
+        build(masked(tmp_path, name, **changes), tmp_path / name)
+    stores = [open_store(tmp_path / n) for n in "ab"]
+    merge([tmp_path / "a", tmp_path / "b"], tmp_path / "m")
+    all_same(list(open_store(tmp_path / "m")), [*stores[0], *stores[1]])
+    convert(tmp_path / "m", tmp_path / "p", profile="packed", values="float32")
+    all_same(list(open_store(tmp_path / "p")), list(open_store(tmp_path / "m")))
+    asked = AppendConfig(
+        teacher=f"hf:{tmp_path / 'teacher'}", corpus=(f"jsonl:{tmp_path}/b.jsonl",)
+    )
+    append(tmp_path / "a", asked, tmp_path / "g1")
+    all_same(list(open_store(tmp_path / "g1")), [*stores[0], *stores[1]])
+    subset(tmp_path / "g1", SubsetConfig(where="row > 3"), tmp_path / "s")
+    for name in ("m", "p", "g1", "s"):
+        assert verify_store(tmp_path / name).problems == []
+    build(masked(tmp_path, "b", **(changes | {"mask_share": 0.5})), tmp_path / "c")
+    with pytest.raises(PairingError, match="masking is"):
+        merge([tmp_path / "a", tmp_path / "c"], tmp_path / "x")
+
+
+def masked(folder, name, **changes):
+    return BuildConfig(
+        teacher=f"hf:{folder / 'teacher'}",
+        corpus=(f"jsonl:{folder / name}.jsonl",),
+        estimator="topk",
+        seq_len=16,
+        shard_rows=8,
+        values="float32",
+        dtype="float32",
+        **changes,
+    )

@@ -121,8 +121,8 @@ def continual(args: argparse.Namespace) -> None:
                     else {"init": str(before)}
                 )
                 learn(args, run, stores, alpha, seed=seed, steps=STEPS, **start)
-                for old in names:
-                    accuracy(run, args.out / f"{old}-heldout")
+                for one in names if i == len(names) - 1 else [name]:
+                    accuracy(run, args.out / f"{one}-heldout")
                 before = run
             print(f"continual: {arm}, seed {seed}", file=sys.stderr)
 

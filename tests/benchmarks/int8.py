@@ -66,6 +66,7 @@ def main() -> None:
             ("static, 8 bits", True, weighted, False),
             ("static, 7 bits (`onnx-int8-static`)", True, weighted, True),
             ("static, 7 bits, attention's products too", True, every, True),
+            ("static, 8 bits, attention's products too", True, every, False),
         ):
             common = {
                 "nodes_to_quantize": nodes,

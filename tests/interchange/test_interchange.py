@@ -102,7 +102,7 @@ def test_axolotl_there_and_back(built, axolotl, tmp_path):
     same(built, tmp_path / "back")
     assert verify_store(tmp_path / "back").problems == []
     assert done.manifest.identity.targets.temperatures == [1.0]
-    assert done.manifest.identity.teacher.engine == "imported from axolotl"
+    assert done.manifest.identity.teacher.engine == "axolotl files, imported"
     assert done.without_tail < done.manifest.identity.corpus.positions / 20
     lines = tmp_path / "rows.jsonl"
     with lines.open("w") as f:

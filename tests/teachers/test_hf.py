@@ -13,6 +13,7 @@ from softlabels.config import BuildConfig
 from softlabels.corpora import open_corpora
 from softlabels.corpora.packing import pack
 from softlabels.errors import ConfigError, TeacherError
+from softlabels.estimators.topk import TopK
 from softlabels.rows import Row
 from softlabels.store.reader import open_store
 from softlabels.teachers import TeacherOptions, open_teacher
@@ -121,6 +122,51 @@ class TestRealTeacher:
                 assert bool((error <= slack).all())
                 found = torch.from_numpy(t.tail(temperature)).double()
                 assert bool(((found / tail).log().abs() <= bound * odds + 1e-4).all())
+
+    def test_measuring_finds_what_is_wrong_with_a_store(self, teacher, tmp_path, monkeypatch):
+        """The same rows four times: as they should be, too few ids, no tail, targets off by one position."""
+        from softlabels.errors import FidelityError
+        from softlabels.measure import MeasureConfig, check_gate, measure
+
+        class Shifted:
+            record, tokenizer = teacher.record, teacher.tokenizer
+
+            def logits(self, rows):
+                for row in rows:
+                    yield torch.cat([c.clone() for c in teacher.logits([row])]).roll(1, 0)
+
+        def figures(name, k, by):
+            config = BuildConfig(
+                teacher="hf:smollm2",
+                corpus=(f"text:{AUSTEN}/heldout/*.txt",),
+                estimator="topk",
+                k=k,
+                seq_len=48,
+                limit_rows=3,
+                dtype="float32",
+            )
+            build(config, tmp_path / name, teacher=by)
+            return measure(tmp_path / name, MeasureConfig(teacher="hf:smollm2"), teacher=teacher)
+
+        good = figures("good", 256, teacher)
+        (at,) = good.temperatures
+        check_gate(good, 0.6, where="good")
+        assert at.log_prob_error.within == 1.0
+        assert at.top1_agreement.mean == 1.0
+        assert at.kl_tail_bucket.mean < 1e-4
+        with pytest.raises(FidelityError, match=r"KL\(teacher‖stored\) is [1-9]"):
+            check_gate(figures("few", 4, teacher), 0.6, where="few")
+        with pytest.raises(FidelityError, match=r"KL\(teacher‖stored\) is [1-9]"):
+            check_gate(figures("shifted", 256, Shifted()), 0.6, where="shifted")
+        select = TopK.select
+
+        def no_tail(self, logits, uniforms=None):
+            found = select(self, logits, uniforms)
+            return found._replace(log_odds=torch.full_like(found.log_odds, -torch.inf))
+
+        monkeypatch.setattr(TopK, "select", no_tail)
+        with pytest.raises(FidelityError, match="is infinite"):
+            check_gate(figures("no tail", 4, teacher), 0.6, where="no tail")
 
     def test_documents_in_one_row_do_not_see_each_other(self, teacher, tmp_path):
         for i, text in enumerate(

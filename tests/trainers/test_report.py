@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -117,6 +118,35 @@ def test_the_page_says_what_was_measured(runs, ground, tmp_path):
     assert f"wrong at {c.teacher_wrong / c.n:.1%}" in text
 
 
+def test_figures_of_speed_are_shown_and_hostile_ones_are_text(runs, tmp_path):
+    figure = {
+        "name": HOSTILE,
+        "engine": "onnxruntime",
+        "format": "onnx-int8",
+        "model_bytes": 7_100_000,
+        "p50": 0.0123,
+    }
+    figure |= {"peak_bytes": 90e6, "p95": 0.0456, "throughput": 5432.1, "calls": 60}
+    path = tmp_path / "latency.json"
+    path.write_text(json.dumps({"threads": 1, "batch_size": 8, "figures": [figure]}))
+    report(*runs, "--latency", path, "--out", tmp_path / "x.html")
+    text = check_page((tmp_path / "x.html").read_text(encoding="utf-8"))
+    for said in (
+        "What it costs to run",
+        "onnx-int8",
+        "7.1 MB",
+        "90 MB",
+        "12.3",
+        "45.6",
+        "5,432",
+        f"--latency {path}",
+    ):
+        assert said in text
+    path.write_text('{"threads": 1}')
+    said = report(*runs, "--latency", path, "--out", tmp_path / "y.html", exit_code=2)
+    assert "not what `softtrain latency --json` prints" in said
+
+
 def test_one_run_alone_and_json(runs, tmp_path):
     out = tmp_path / "new" / "one.html"
     found = json.loads(report(runs[0], "--out", out, "--json"))
@@ -160,6 +190,7 @@ def test_an_evaluation_of_other_weights_is_refused(runs):
         ("run.json", '{"config": {}}', "not the record of a run"),
         ("metrics.jsonl", 'x\n{"step": 2}\n', "metrics.jsonl:1: not a line of metrics"),
         ("metrics.jsonl", '{"loss": 2}\n', "metrics.jsonl:1: has no step"),
+        ("metrics.jsonl", '{"step": 1' + "0" * 400 + "}\n", "metrics.jsonl:1: has no step"),
     ],
 )
 def test_damaged_records_of_a_run_are_named(runs, name, content, said):
@@ -176,8 +207,8 @@ def test_a_line_that_was_being_written_is_left_out(runs):
     assert [step for step, _ in before["hard"]][:3] == [1, 4, 8]
 
 
-def test_nothing_from_a_file_becomes_markup(runs, tmp_path):
-    """Every string of the evaluation and of the records is hostile."""
+def hostile_page(runs: list[Path], out: Path) -> None:
+    """A report in which every string of an evaluation and of a run's records is hostile."""
     hostile = runs[0].with_name("<img src=x onerror=alert(1)>")
     runs[0].rename(hostile)
     (path,) = (hostile / "evaluations").iterdir()
@@ -198,11 +229,20 @@ def test_nothing_from_a_file_becomes_markup(runs, tmp_path):
     record["config"]["alpha"] = HOSTILE
     record["store_digest"] = record["dtype"] = HOSTILE
     (hostile / "run.json").write_text(json.dumps(record))
-    out = tmp_path / "page.html"
     report(hostile, runs[1], "--out", out)
+
+
+def test_nothing_from_a_file_becomes_markup(runs, tmp_path):
+    out = tmp_path / "page.html"
+    hostile_page(runs, out)
     text = check_page(out.read_text(encoding="utf-8"))
     assert "<script>alert('x')</script>" in text
     assert "<img src=x onerror=alert(1)>" in text
+
+
+def test_a_browser_runs_nothing_of_a_hostile_file(runs, tmp_path):
+    out = tmp_path / "page.html"
+    hostile_page(runs, out)
     with browser() as chromium:
         context = chromium.new_context()
         page = context.new_page()
@@ -213,6 +253,49 @@ def test_nothing_from_a_file_becomes_markup(runs, tmp_path):
         page.on("request", lambda r: asked.append(r.url))
         page.goto(out.as_uri())
         assert (said, asked) == ([], [out.as_uri()])
+
+
+@pytest.mark.parametrize("number", ["1e308", "-1e308", "1" + "0" * 400, "NaN", "1e999", "-1"])
+def test_hostile_numbers_are_refused_or_left_out(runs, tmp_path, number):
+    """In each place of the evaluation in turn, and in the metrics."""
+    with (runs[0] / "metrics.jsonl").open("a") as f:
+        f.write(f'{{"step": 50, "hard": {number}, "soft": {number}}}\n')
+    (path,) = (runs[0] / "evaluations").iterdir()
+    before = path.read_text()
+    report(*runs, "--out", tmp_path / "x.html")
+    for name in (
+        "nll",
+        "perplexity",
+        "ece",
+        "low",
+        "confidence",
+        "copied",
+        "level",
+        "replicates",
+        "parameters",
+    ):
+        changed, times = re.subn(rf'"{name}": [-\d.e]+', f'"{name}": {number}', before)
+        assert times > 0, name
+        path.write_text(changed)
+        result = CliRunner().invoke(
+            main, ["report", *map(str, runs), "--out", str(tmp_path / "x.html")]
+        )
+        assert result.exit_code in (0, 1), name
+        assert result.exception is None or isinstance(result.exception, SystemExit), (
+            name,
+            result.exception,
+        )
+        if result.exit_code == 0:
+            check_page((tmp_path / "x.html").read_text(encoding="utf-8"))
+
+
+def test_rows_that_do_not_fit_together_give_no_interval(runs):
+    soft, hard = gather(runs, digest=None, weights="student")
+    short = msgspec.structs.replace(hard.found, row_nll=hard.found.row_nll[:-1])
+    object.__setattr__(hard, "found", short)
+    d = difference(soft, hard)
+    assert (d.low, d.high, d.clear) == (None, None, False)
+    assert "the rows are too few, or not the same" in check_page(render([soft, hard], command=""))
 
 
 def test_a_certificate_is_shown_where_the_store_has_one(runs):
@@ -244,7 +327,7 @@ def test_a_certificate_is_shown_where_the_store_has_one(runs):
     object.__setattr__(soft, "training_stores", [(spec, Certified())])
     text = check_page(render([soft, hard], command="softtrain report"))
     assert "How faithful the store is" in text
-    assert "0.125 (0.1 to 0.15)" in text
+    assert "0.1250.1 to 0.15" in text  # the interval is a line of its own in the cell
     assert "T=1" in text
 
 

@@ -33,9 +33,17 @@ __all__ = ["report_command"]
     show_default=True,
     help="Which weights of the runs, as of softtrain eval.",
 )
+@click.option(
+    "--latency", type=LocalPath(), help="What softtrain latency --json printed, to be shown, too."
+)
 @json_option
 def report_command(
-    runs: tuple[Path, ...], out: Path, store: Path | None, weights: str, as_json: bool
+    runs: tuple[Path, ...],
+    out: Path,
+    store: Path | None,
+    weights: str,
+    latency: Path | None,
+    as_json: bool,
 ) -> None:
     """Draw one page about finished runs, side by side.
 
@@ -49,7 +57,9 @@ def report_command(
     from softlabels.report.page import write_page
     from trainers.report import gather
     from trainers.report_page import render
+    from trainers.report_speed import read_speed
 
+    figures = None if latency is None else read_speed(latency)
     digest = None
     if store is not None:
         from softlabels.store.reader import open_store
@@ -61,7 +71,8 @@ def report_command(
     words = ["softtrain", "report", *map(str, runs), "--out", str(out)]
     words += [] if store is None else ["--store", str(store)]
     words += [] if weights == "student" else ["--weights", weights]
-    write_page(out, render(reported, command=shlex.join(words)))
+    words += [] if latency is None else ["--latency", str(latency)]
+    write_page(out, render(reported, command=shlex.join(words), latency=figures))
     emit({"report": str(out), "runs": [str(r) for r in runs]}, f"report: {out}", as_json=as_json)
 
 

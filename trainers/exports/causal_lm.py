@@ -17,7 +17,7 @@ from trainers.exports.domains import Example, Laid
 
 if TYPE_CHECKING:
     from softlabels.rows import Row
-from softlabels.store.reader import Store
+    from softlabels.store.reader import Store
 
 __all__ = ["CAUSAL_LM", "CausalLM"]
 
@@ -63,7 +63,7 @@ class CausalLM:
         """The documents of those rows."""
         found = []
         for r in rows:
-            row = cast(Row, store.row(r).row)
+            row = cast("Row", store.row(r).row)
             start = 0
             for n in row.segment_lengths.tolist():
                 ids = row.input_ids[start : start + n].astype(np.int64)
