@@ -20,9 +20,16 @@ class BuildConfig:
     teacher: str
     """`hf:PATH`."""
     corpus: tuple[str, ...]
-    """`text:GLOB`, `jsonl:GLOB`; several are taken in order."""
+    """`text:GLOB`, `jsonl:GLOB`; of images `images:FOLDER`, `image-parquet:GLOB`, `arrays:FILE`, `idx:PREFIX`; several
+    are taken in order."""
     domain: str = "causal-lm"
-    """What is taught: `causal-lm` or `sequence-classification`."""
+    """What is taught: `causal-lm`, `sequence-classification` or `image-classification`."""
+    augment: str | None = None
+    """Of images: how views differ from their image, e.g. `crop:4,flip,colour:0.2,mixup:0.2`; see docs/vision.md."""
+    views: int = 1
+    """Of images: how many views of each are taught."""
+    image_size: int | None = None
+    """Of images: pixels of a side as the teacher is shown them; default its own."""
     truncate: bool = False
     """Cut texts that are longer than a row (and count them) rather than refuse them, where a text is one row."""
     estimator: str = "sampled"
@@ -87,6 +94,8 @@ class BuildConfig:
             limit_rows=1,
             head_mib=1,
             seed=0,
+            views=1,
+            image_size=1,
         )
         for flag, name, known in (
             ("--domain", self.domain, tuple(DOMAINS)),
@@ -107,11 +116,34 @@ class BuildConfig:
             raise ConfigError(f"--dictionary {self.dictionary}: belongs to --profile packed")
         if self.positions is not None:
             PositionRule.parse(self.positions)
+        self._check_images()
         if self.seed >= 2**63:
             raise ConfigError(f"--seed {self.seed}: expected less than 2**63")
         if self.profile == "open" and not make_codec(self.stored_values).plain:
             raise ConfigError(
                 f"--values {self.values}: the profile 'open' holds float16 or float32; use --profile packed"
+            )
+
+    @property
+    def of_images(self) -> bool:
+        """Whether rows are views of images."""
+        return self.domain == "image-classification"
+
+    @property
+    def row_tokens(self) -> int:
+        """Tokens in a row, at most; an image counts as one."""
+        return 1 if self.of_images else self.seq_len
+
+    def _check_images(self) -> None:
+        from softlabels.images.recipe import Recipe
+
+        if not self.of_images and (self.augment or self.views > 1 or self.image_size is not None):
+            raise ConfigError(
+                "--augment, --views and --image-size belong to --domain image-classification"
+            )
+        if not Recipe.parse(self.augment or "").random and self.views > 1:
+            raise ConfigError(
+                f"--views {self.views}: all views of an image are the same without an --augment that draws something"
             )
 
     @classmethod

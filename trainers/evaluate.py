@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +19,7 @@ from softlabels.targets import UNBIASED
 from trainers.losses import teacher_bins
 from trainers.stream import Batch, collate
 from trainers.students import Student, check_vocab, load_student
-from trainers.tasks import Task
+from trainers.tasks import Task, check_pixels
 from trainers.topk_tail import Head, chunk_rows, head_logits, topk_tail
 from trainers.vocabulary import check_numbering
 
@@ -158,6 +158,7 @@ def evaluate_run(
     device: str = "cpu",
     batch_size: int = 8,
     vocab: str | None = None,
+    images: Sequence[str] = (),
     weights: str = "student",
     advance: Callable[[int], None] = lambda _: None,
 ) -> Evaluation:
@@ -169,6 +170,7 @@ def evaluate_run(
         device: where to compute.
         batch_size: rows at a time.
         vocab: view to read the store in.
+        images: of a store of images, where they lie.
         weights: a key of `WEIGHTS`: the last, the averaged ones (`--ema`), or the best on the run's held-out store.
         advance: told of rows done.
 
@@ -177,7 +179,8 @@ def evaluate_run(
         PairingError: the run numbered its ids otherwise.
         TokenizerError: the store was tokenised differently from what the student was trained on.
     """
-    opened = open_store(store, view=vocab)
+    opened = open_store(store, view=vocab, images=images)
+    check_pixels(opened)
     try:
         facts = json.loads((run / "run.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as e:

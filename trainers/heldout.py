@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +12,20 @@ from softlabels.errors import RunError, TokenizerError
 from softlabels.store.reader import Store, open_store
 from trainers.evaluate import Evaluation, evaluate
 from trainers.students import Student
+from trainers.tasks import check_pixels
 
 __all__ = ["HeldOut", "open_heldout"]
 
 
-def open_heldout(path: str, store: Store, *, view: str | None) -> Store:
+def open_heldout(path: str, store: Store, *, view: str | None, images: Sequence[str] = ()) -> Store:
     """Open the held-out store of a run.
 
     Raises:
         RunError: it is the store that is trained on.
         TokenizerError: it was tokenised otherwise.
     """
-    heldout = open_store(path, view=view)
+    heldout = open_store(path, view=view, images=images)
+    check_pixels(heldout, "--heldout-images")
     if heldout.digest == store.digest:
         raise RunError(
             f"--heldout {path}: is the very store that is trained on, so it cannot tell when to stop; build one of "

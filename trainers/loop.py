@@ -66,7 +66,7 @@ def _train(
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     config.micro_batches(ranks.world_size)
-    stores = open_stores(config.store, view=config.vocab)
+    stores = open_stores(config.store, view=config.vocab, images=config.images)
     store = stores[0][0]  # in what is asked of it below, all are alike
     loss = config.make_loss().on(store.manifest.identity.targets)
     for opened, _ in stores:
@@ -75,7 +75,9 @@ def _train(
         report.notice(notice)
     heldout = None
     if config.heldout is not None:
-        heldout = open_heldout(config.heldout, store, view=config.vocab)
+        heldout = open_heldout(
+            config.heldout, store, view=config.vocab, images=config.heldout_images
+        )
     recorded = ranks.from_first(lambda: read_run(run, resume=resume))
     dtype = recorded["dtype"] if recorded and config.dtype == "auto" else config.dtype
     device = ranks.device(config.device)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -11,11 +12,14 @@ import numpy as np
 
 from softlabels.codecs import CODECS
 from softlabels.domains import DOMAINS, domain_module
+from softlabels.domains.image_classification import ImageRow
 from softlabels.errors import ConfigError, FormatError, IntegrityError
+from softlabels.images.views import ImageViews
 from softlabels.rows import Row
 from softlabels.store.dictionaries import Dictionaries
 from softlabels.store.encoding import CONTAINERS, PROFILES, decode_shard
 from softlabels.store.manifest import Identity, Manifest, ShardRecord, load_manifest
+from softlabels.store.pictures import open_views
 from softlabels.store.records import check_file
 from softlabels.store.shard import Shard, StoredRow
 from softlabels.views import Dropped, VocabView
@@ -33,6 +37,7 @@ class Store:
     Shards are decoded when first touched, after their size and sha256 are found equal to the manifest's;
     the last few stay in memory. Not shared between threads: each opens its own.
 
+    With images the rows of a store of images have their pixels, each checked when it is made.
     With a view all rows and targets have its ids, and what it drops of the targets is counted. The manifest
     and the digest stay those of the files.
     """
@@ -44,11 +49,13 @@ class Store:
         *,
         cached_shards: int = CACHED_SHARDS,
         view: VocabView | None = None,
+        images: ImageViews | None = None,
     ) -> None:
         check_known(path, manifest.identity)
         self.path = path
         self.manifest = manifest
         self.view = view
+        self.images = images
         self._dropped: dict[int, Dropped] = {}
         self._starts = np.array([s.start_row for s in manifest.shards], np.int64)
         self._cache: OrderedDict[int, Shard] = OrderedDict()
@@ -124,6 +131,10 @@ class Store:
                 f"{path}: holds {len(shard.rows)} rows and {shard.targets.n} positions, the manifest says "
                 f"{record.rows} and {record.positions}"
             )
+        if self.images is not None:
+            images = self.images
+            rows = [cast(ImageRow, row).bound(images) for row in shard.rows]
+            return replace(shard, rows=rows)
         return shard if self.view is None else self._seen(shard, index, self.view)
 
     def _seen(self, shard: Shard, index: int, view: VocabView) -> Shard:
@@ -158,7 +169,11 @@ class Store:
 
 
 def open_store(
-    url: str | Path, *, cached_shards: int = CACHED_SHARDS, view: str | None = None
+    url: str | Path,
+    *,
+    cached_shards: int = CACHED_SHARDS,
+    view: str | None = None,
+    images: str | Sequence[str] = (),
 ) -> Store:
     """Open a finished store.
 
@@ -166,6 +181,8 @@ def open_store(
         url: its folder.
         cached_shards: decoded shards to hold.
         view: `trim:N` or `map:FILE`, another vocabulary to read it in (`softlabels.views`).
+        images: of a store of images, where they lie: `arrays:FILE.npz` and so on (`softlabels.images.sources`).
+            Without, all can be read but their pixels.
 
     The manifest is read and checked, and every shard must be present at its recorded size; contents are
     checked as they are read (`softlabels verify` checks all at once).
@@ -173,7 +190,8 @@ def open_store(
     Raises:
         FormatError: not a store, unfinished, malformed or of a newer major version.
         IntegrityError: the manifest was altered, or a shard is missing or torn.
-        ConfigError: an address this version cannot open, or a view that does not fit the store.
+        ConfigError: an address this version cannot open, a view or images that do not fit the store.
+        CorpusError: the images are not those that the store was made from, or come out otherwise here.
     """
     if "://" in str(url):
         raise ConfigError(
@@ -188,7 +206,8 @@ def open_store(
             f"--vocab {view}: another vocabulary is for causal LMs; {path} is of the domain {manifest.identity.domain}"
         )
     seen = view and VocabView.parse(view, manifest.identity.teacher.vocab_size)
-    return Store(path, manifest, cached_shards=cached_shards, view=seen or None)
+    views = open_views(manifest.identity, images, where=path) if images else None
+    return Store(path, manifest, cached_shards=cached_shards, view=seen or None, images=views)
 
 
 def check_known(path: Path, identity: Identity) -> None:

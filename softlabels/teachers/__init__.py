@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "TEACHERS",
+    "ImageTeacher",
     "Teacher",
     "TeacherOptions",
     "TeacherTokenizer",
@@ -90,8 +91,25 @@ class TextTeacher(Protocol):
     """What each class is called, in order of its number."""
 
 
+class ImageTeacher(Protocol):
+    """A teacher of images."""
+
+    classes: Sequence[str]
+    """What each class is called, in order of its number."""
+    image_size: int
+    """S: pixels of a side that it is made for."""
+    mean: Sequence[float]
+    std: Sequence[float]
+    """Of each channel, on the scale of 0 to 255: it is fed `(x - mean) / std`."""
+
+
 TEACHERS: Registry[Callable[[str, TeacherOptions], Teacher]] = Registry(
-    "softlabels.teachers", {"hf": "softlabels.teachers.hf:load_hf"}
+    "softlabels.teachers",
+    {
+        "hf": "softlabels.teachers.hf:load_hf",
+        "timm": "softlabels.teachers.timm:load_timm",
+        "torchvision": "softlabels.teachers.torchvision:load_torchvision",
+    },
 )
 
 

@@ -24,14 +24,17 @@ from softlabels.rows import Row, pad_rows
 from softlabels.store.manifest import TeacherRecord
 from softlabels.teachers import MIB, TeacherOptions
 from softlabels.teachers.hf_encoder import HEADS, HFEncoderTeacher, load_hf_encoder
+from softlabels.teachers.hf_vision import load_hf_vision
 from softlabels.teachers.tokenizer import HFTokenizer, repair_pre_tokenizer
+from softlabels.teachers.vision import VisionTeacher
 
 __all__ = ["HFTeacher", "load_hf"]
 
 PROBE_IDS = 8
+IMAGES = "image-classification"
 
 
-def load_hf(path: str, options: TeacherOptions) -> HFTeacher | HFEncoderTeacher:
+def load_hf(path: str, options: TeacherOptions) -> HFTeacher | HFEncoderTeacher | VisionTeacher:
     """Load the model and tokenizer of a folder, or of one `.gguf` file; in other domains, see `hf_encoder.py`.
 
     Raises:
@@ -45,11 +48,13 @@ def load_hf(path: str, options: TeacherOptions) -> HFTeacher | HFEncoderTeacher:
     except ImportError as e:
         raise MissingExtraError("transformers", "hf", "--teacher hf:PATH") from e
     transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    if options.domain in HEADS:
+    if options.domain in HEADS or options.domain == IMAGES:
         if gguf:
             raise TeacherError(
                 f"hf:{path}: a GGUF file holds a causal LM; give the folder of a {options.domain} model"
             )
+        if options.domain == IMAGES:
+            return load_hf_vision(path, options, transformers, _digest(_weight_files(folder)))
         return load_hf_encoder(path, options, transformers, _digest(_weight_files(folder)))
     choice = choose(options.device, options.dtype)
     options.notice(f"teacher: {choice.reason}")
