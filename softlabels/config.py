@@ -137,7 +137,8 @@ class BuildConfig:
     def _check_images(self) -> None:
         from softlabels.images.recipe import Recipe
 
-        if not self.of_images and (self.augment or self.views > 1 or self.image_size is not None):
+        given = self.augment is not None or self.image_size is not None or self.views > 1
+        if given and not self.of_images:
             raise ConfigError(
                 "--augment, --views and --image-size belong to --domain image-classification"
             )

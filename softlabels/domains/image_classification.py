@@ -73,6 +73,16 @@ class ImageRow:
         return np.array([self.document], np.int64)
 
     @property
+    def input_ids(self) -> Int32:
+        """`[1] int32`: a 0 in the place of tokens."""
+        return np.zeros(1, np.int32)
+
+    @property
+    def positions(self) -> Int64:
+        """`[1]`: 0."""
+        return np.zeros(1, np.int64)
+
+    @property
     def n(self) -> int:
         """1."""
         return 1

