@@ -14,7 +14,7 @@ import torch
 
 import softlabels
 from softlabels.devices import choose
-from softlabels.errors import PairingError
+from softlabels.errors import ConfigError, PairingError
 from softlabels.store.reader import Store
 from trainers.checkpoint import write_json
 from trainers.config import RunConfig
@@ -26,7 +26,7 @@ from trainers.parallel import Ranks, joined
 from trainers.reporting import RunReporter, Silent
 from trainers.runs import check_same_run, read_run
 from trainers.schedules import LossSchedule
-from trainers.students import check_tokenizer, check_vocab, make_student
+from trainers.students import Student, check_tokenizer, check_vocab, make_student
 from trainers.tasks import Task
 from trainers.trainer import Trainer, learning_rate
 from trainers.vocabulary import renumbers, view_facts
@@ -86,6 +86,7 @@ def _train(
     report.notice(f"student: {choice.reason}")
     student = make_student(config.student, seed=config.seed, task=Task.of(store))
     check_vocab(student, store, where=f"--student {config.student}")
+    _check_statistics(config, student, ranks, report)
     if renumbers(store):
         report.notice(
             f"--vocab {config.vocab}: the ids are renumbered on your word; the student's tokenizer is neither compared "
@@ -119,6 +120,28 @@ def _check_labels(loss: LossSchedule, store: Store) -> None:
     if min(loss.alpha.start, loss.alpha.end) < 1 and store.manifest.statistics.labelled == 0:
         raise PairingError(
             f"{store.path}: none of its rows has a label, and --alpha below 1 learns from labels, too; use --alpha 1"
+        )
+
+
+def _check_statistics(
+    config: RunConfig, student: Student, ranks: Ranks, report: RunReporter
+) -> None:
+    """Refuse to promise what batch normalisation cannot keep.
+
+    Raises:
+        ConfigError: exact sums were asked for, and what a student computes of an image depends on its micro-batch.
+    """
+    if not any(isinstance(m, torch.nn.modules.batchnorm._BatchNorm) for m in student.modules()):
+        return
+    if config.exact_ranks:
+        raise ConfigError(
+            f"--exact-ranks: --student {config.student} has batch normalisation, whose statistics are of the "
+            "micro-batch that a process has; use a student without it, such as cnn:16x3"
+        )
+    if ranks.several or config.accumulate > 1:
+        report.notice(
+            "the student has batch normalisation: its statistics are of each micro-batch alone, the saved ones of the "
+            "first process"
         )
 
 

@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from torch.utils.data import DataLoader
 
 from softlabels.build import build
 from softlabels.config import BuildConfig
+from softlabels.dry_run import dry_run
 from softlabels.errors import ConfigError, CorpusError, PairingError, PlanError, TeacherError
 from softlabels.rows import UNLABELLED
 from softlabels.store.reader import open_store
@@ -21,8 +23,10 @@ from softlabels.store.verify import verify_store
 from tests.domains import pictures
 from trainers.batch import collate
 from trainers.config import RunConfig
+from trainers.dataset import SoftTargetDataset
 from trainers.evaluate import evaluate, evaluate_run
 from trainers.loop import train
+from trainers.stream import SoftTargetStream
 from trainers.students import load_student, make_student
 from trainers.tasks import Task
 
@@ -279,6 +283,37 @@ def test_batch_statistics_survive_a_checkpoint_and_are_averaged(ground, tmp_path
         for f in ("student", "student-ema")
     )
     assert not torch.equal(last, averaged)
+
+
+def test_exact_sums_are_not_promised_of_batch_statistics(ground, tmp_path, normed):
+    run = run_config(ground, accumulate=2, exact_ranks=True)
+    with pytest.raises(ConfigError, match="has batch normalisation"):
+        train(run, tmp_path / "run")
+
+
+def test_micro_batches_change_nothing_in_a_student_without_batch_statistics(ground, tmp_path):
+    for parts in (1, 4):
+        train(run_config(ground, steps=3, accumulate=parts), tmp_path / str(parts))
+    a, b = (
+        evaluate_run(tmp_path / n, ground / "store", images=(pictures.IMAGES,)) for n in ("1", "4")
+    )
+    assert a.kl == pytest.approx(b.kl, rel=1e-3)
+
+
+def test_workers_of_a_data_loader_make_the_same_batches(ground):
+    options = {"batch_size": 16, "seed": 3, "images": (pictures.IMAGES,)}
+    stream = iter(SoftTargetStream(ground / "store", **options))
+    dataset = SoftTargetDataset(ground / "store", **options)
+    loader = DataLoader(dataset, batch_size=None, num_workers=2)
+    for mine, theirs, _ in zip(stream, loader, range(5), strict=False):
+        assert mine.rows == theirs.rows
+        assert torch.equal(mine.pixels, theirs.pixels)
+    stream.close()
+
+
+def test_a_dry_run_counts_views(ground, tmp_path):
+    found = dry_run(config(ground), tmp_path / "s")
+    assert (found.documents, found.rows, found.positions) == (120, 240, 240)
 
 
 def test_a_build_goes_on_only_with_the_same_views(ground, tmp_path):
