@@ -22,10 +22,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from softlabels.config import BuildConfig
-from softlabels.corpora import open_corpora
 from softlabels.errors import PlanError
 from softlabels.estimators import make_estimator
-from softlabels.planning import check_same_job, make_plan
+from softlabels.planning import check_same_job, make_plan, open_inputs
 from softlabels.progress import Reporter, Silent
 from softlabels.shards import ShardBuilder
 from softlabels.store.claims import clear_claims
@@ -62,7 +61,7 @@ def build(
     report = reporter or Silent()
     store = Path(out)
     estimator = make_estimator(config.estimator, config.estimator_parameters)
-    corpora = open_corpora(config.corpus)
+    corpora = open_inputs(config)
     if store.exists():
         for path in sweep(store):
             report.notice(f"removed {path.name}, left by a builder that died")

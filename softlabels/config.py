@@ -13,6 +13,10 @@ from softlabels.settings import check_at_least, from_sources
 __all__ = ["BuildConfig"]
 
 
+VIEWED = ("masked-lm", "image-classification")
+"""Domains in which a text or an image may be taught in several views."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class BuildConfig:
     """One build: teacher, corpus, what to keep, how to run."""
@@ -21,9 +25,15 @@ class BuildConfig:
     """`hf:PATH`, `onnx:FILE`, `py:MODULE.FUNCTION`, `vllm:PATH`, `openai:URL`; several, as `hf:PATH=WEIGHT`, are
     averaged."""
     corpus: tuple[str, ...]
-    """`text:GLOB`, `jsonl:GLOB`, `parquet:GLOB`, `dataset:PATH`, `ids:GLOB`; several are taken in order."""
+    """`text:GLOB`, `jsonl:GLOB`, `parquet:GLOB`, `dataset:PATH`, `ids:GLOB`; of images `images:FOLDER`,
+    `image-parquet:GLOB`, `arrays:FILE`, `idx:PREFIX`; several are taken in order."""
     domain: str = "causal-lm"
-    """What is taught: `causal-lm`, `masked-lm`, `sequence-classification` or `token-classification`."""
+    """What is taught: `causal-lm`, `masked-lm`, `sequence-classification`, `token-classification` or
+    `image-classification`."""
+    augment: str | None = None
+    """Of images: how views differ from their image, e.g. `crop:4,flip,colour:0.2,mixup:0.2`; see docs/vision.md."""
+    image_size: int | None = None
+    """Of images: pixels of a side as the teacher is shown them; default its own."""
     truncate: bool = False
     """Cut texts that are longer than a row (and count them) rather than refuse them, where a text is one row."""
     average: str = "probs"
@@ -67,7 +77,7 @@ class BuildConfig:
     hidden: str | None = None
     """Of `masked-lm`: keep what the teacher's last layer gives at each position, too, as `int8` or `float16`."""
     views: int = 1
-    """Of `masked-lm`: masked views of each text."""
+    """Of `masked-lm`: masked views of each text; of images: augmented views of each."""
     skip_empty: bool = False
     """Leave empty documents out (and count them) rather than refuse them."""
     licence: str = "unknown"
@@ -107,6 +117,7 @@ class BuildConfig:
             head_mib=1,
             views=1,
             seed=0,
+            image_size=1,
         )
         for flag, name, known in (
             ("--domain", self.domain, tuple(DOMAINS)),
@@ -128,6 +139,7 @@ class BuildConfig:
         if self.positions is not None:
             PositionRule.parse(self.positions)
         self._check_masking()
+        self._check_images()
         if self.seed >= 2**63:
             raise ConfigError(f"--seed {self.seed}: expected less than 2**63")
         if self.profile == "open" and not make_codec(self.stored_values).plain:
@@ -147,10 +159,14 @@ class BuildConfig:
             raise ConfigError(
                 f"--hidden {self.hidden!r}: expected one of {', '.join(HIDDEN_CODECS)}"
             )
-        given = self.mask_share is not None or self.mask_targets is not None or self.views > 1
+        given = self.mask_share is not None or self.mask_targets is not None
         if given and self.domain != "masked-lm":
             raise ConfigError(
-                f"--mask-share, --mask-targets and --views belong to --domain masked-lm, not to {self.domain}"
+                f"--mask-share and --mask-targets belong to --domain masked-lm, not to {self.domain}"
+            )
+        if self.views > 1 and self.domain not in VIEWED:
+            raise ConfigError(
+                f"--views {self.views}: belongs to --domain {' or '.join(VIEWED)}, not to {self.domain}"
             )
         if self.mask_share is not None and not 0 < self.mask_share <= 1:
             raise ConfigError(
@@ -162,6 +178,27 @@ class BuildConfig:
             )
         if self.views >= 2**31:
             raise ConfigError(f"--views {self.views}: expected less than 2**31")
+
+    @property
+    def of_images(self) -> bool:
+        """Whether rows are views of images."""
+        return self.domain == "image-classification"
+
+    @property
+    def row_tokens(self) -> int:
+        """Tokens in a row, at most; an image counts as one."""
+        return 1 if self.of_images else self.seq_len
+
+    def _check_images(self) -> None:
+        from softlabels.images.recipe import Recipe
+
+        given = self.augment is not None or self.image_size is not None
+        if given and not self.of_images:
+            raise ConfigError("--augment and --image-size belong to --domain image-classification")
+        if self.of_images and self.views > 1 and not Recipe.parse(self.augment or "").random:
+            raise ConfigError(
+                f"--views {self.views}: all views of an image are the same without an --augment that draws something"
+            )
 
     @classmethod
     def from_sources(cls, toml: Path | None, flags: Mapping[str, Any]) -> BuildConfig:

@@ -21,10 +21,10 @@ from pathlib import Path
 from softlabels.build import teacher_options
 from softlabels.codecs.codebook import Codebook
 from softlabels.config import BuildConfig
-from softlabels.corpora import Corpus, open_corpora
+from softlabels.corpora import Corpus
 from softlabels.dictionary import given_dictionary
 from softlabels.estimators import make_estimator
-from softlabels.planning import check_same_job, packed_rows, survey
+from softlabels.planning import check_same_job, open_inputs, packed_rows, survey
 from softlabels.progress import Reporter, Silent
 from softlabels.rows import Cursor, InputRow
 from softlabels.store.encoding import encode_shard
@@ -86,7 +86,7 @@ def dry_run(
     report = reporter or Silent()
     store = Path(out)
     estimator = make_estimator(config.estimator, config.estimator_parameters)
-    corpora = open_corpora(config.corpus)
+    corpora = open_inputs(config)
     plan = load_plan(store)
     if plan is None and store.is_dir():
         check_folder(store)

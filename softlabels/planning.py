@@ -13,8 +13,9 @@ import msgspec
 from softlabels.codecs import make_codec
 from softlabels.codecs.hidden import HIDDEN_CODECS
 from softlabels.config import BuildConfig
-from softlabels.corpora import Corpus
+from softlabels.corpora import Corpus, open_corpora
 from softlabels.corpora.packing import CorpusCounts, pack
+from softlabels.corpora.pictures import image_record, image_rows, image_settings
 from softlabels.corpora.pieces import masked_texts
 from softlabels.corpora.texts import classified_texts
 from softlabels.corpora.words import classified_words
@@ -23,6 +24,7 @@ from softlabels.domains import domain_module
 from softlabels.domains.masking import MASKED
 from softlabels.errors import CorpusError, PlanError, TeacherError
 from softlabels.estimators import Estimator
+from softlabels.images.sources import ImageSource, open_images
 from softlabels.positions import PositionRule
 from softlabels.progress import Reporter
 from softlabels.registry import without_folder
@@ -40,9 +42,28 @@ from softlabels.store.manifest import (
 )
 from softlabels.store.plan import RowDigests, plan_shards, publish_plan
 from softlabels.store.shard import inputs_digest
-from softlabels.teachers import Teacher, TextTeacher
+from softlabels.teachers import ImageTeacher, Teacher, TextTeacher
 
-__all__ = ["PlannedRows", "check_same_job", "make_plan", "packed_rows", "survey"]
+__all__ = [
+    "PlannedRows",
+    "check_same_job",
+    "make_plan",
+    "open_inputs",
+    "packed_rows",
+    "survey",
+]
+
+
+def open_inputs(config: BuildConfig) -> Sequence[Corpus]:
+    """What rows are made from: corpora, or, of images, their one source.
+
+    Raises:
+        ConfigError: an unknown kind.
+        CorpusError: nothing matches.
+    """
+    if config.of_images:
+        return [cast(Corpus, open_images(config.corpus, flag="--corpus"))]
+    return open_corpora(config.corpus)
 
 
 CLASSIFIED = {
@@ -125,7 +146,7 @@ def survey(
         corpus=CorpusRecord(
             specs=[without_folder(spec) for spec in config.corpus],
             fingerprint=digests.hexdigest(),
-            seq_len=config.seq_len,
+            seq_len=config.row_tokens,
             documents=counts.documents,
             rows=sum(s.rows for s in shards),
             tokens=tokens,
@@ -149,6 +170,9 @@ def survey(
         classes=_classes(teacher),
         masking=_masking(config),
         hidden=_hidden(config, teacher),
+        images=None
+        if not config.of_images
+        else image_record(config, *_images(corpora, teacher), sum(s.rows for s in shards)),
     )
     for what, n in (
         ("empty", counts.skipped_empty),
@@ -190,6 +214,8 @@ def packed_rows(
             skip_empty=config.skip_empty,
             counts=counts,
         )
+    if config.of_images:
+        return image_rows(config, *_images(corpora, teacher), start=start, counts=counts)
     return pack(
         corpora,
         teacher.tokenizer,
@@ -232,6 +258,25 @@ class PlannedRows:
             )
         self._next = shard.start_row + shard.rows
         return rows
+
+
+def _images(corpora: Sequence[Corpus], teacher: Teacher) -> tuple[ImageSource, ImageTeacher]:
+    """What `open_inputs` gave of images, and a teacher of them."""
+    return cast(ImageSource, corpora[0]), _of_images(teacher)
+
+
+def _of_images(teacher: Teacher) -> ImageTeacher:
+    """A teacher of images.
+
+    Raises:
+        TeacherError: it is none.
+    """
+    if not hasattr(teacher, "image_size"):
+        raise TeacherError(
+            f"{teacher.record.spec}: does not look at images; for --domain image-classification use hf:PATH, "
+            "timm:NAME?weights=FILE or torchvision:NAME?weights=FILE"
+        )
+    return cast(ImageTeacher, teacher)
 
 
 def _classes(teacher: Teacher) -> list[str] | None:
@@ -305,7 +350,8 @@ def check_same_job(
         "tokenizer": plain(teacher.tokenizer.record),
         "targets": plain(_target_record(config, estimator)),
         "masking": {} if (masking := _masking(config)) is None else plain(masking),
-        "corpus": {"seq_len": config.seq_len, "limit_rows": config.limit_rows},
+        "corpus": {"seq_len": config.row_tokens, "limit_rows": config.limit_rows},
+        "images": {} if not config.of_images else image_settings(config, _of_images(teacher)),
         "store": {
             "values": config.stored_values,
             "profile": config.profile,
@@ -324,6 +370,9 @@ def check_same_job(
         "targets": plain(identity.targets),
         "masking": {} if identity.masking is None else plain(identity.masking),
         "corpus": {"seq_len": corpus.seq_len, "limit_rows": corpus.limit_rows},
+        "images": {}
+        if identity.images is None
+        else plain(identity.images, "images", "software", "replay"),
         "store": {
             "values": identity.encoding.values,
             "profile": identity.encoding.profile,

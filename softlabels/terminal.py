@@ -202,7 +202,8 @@ def config_options(cls: type) -> Callable[[F], F]:
             flag = "--" + field.name.replace("_", "-")
             text = helps[field.name].rstrip(".")
             default = field.default
-            if default is not dataclasses.MISSING and default is not None and default is not False:
+            given = default is not None and default is not False and default != ()
+            if default is not dataclasses.MISSING and given:
                 shown = (
                     ", ".join(f"{d:g}" for d in default) if isinstance(default, tuple) else default
                 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,7 @@ def assess_run(
     batch_size: int = 8,
     vocab: str | None = None,
     weights: str = "student",
+    images: Sequence[str] = (),
     replicates: int = 1000,
     seed: int = 0,
     advance: Callable[[int], None] = lambda _: None,
@@ -58,14 +59,14 @@ def assess_run(
     """Evaluate a finished run's student in full.
 
     Args:
-        run, store, device, batch_size, vocab, weights, advance: as of `evaluate_run`.
+        run, store, device, batch_size, vocab, weights, images, advance: as of `evaluate_run`.
         replicates: of the bootstrap over rows; 0 leaves intervals out.
         seed: of its draws.
 
     Raises:
         RunError, PairingError, TokenizerError: as `evaluate_run`.
     """
-    student, opened = open_run(run, store, vocab=vocab, weights=weights)
+    student, opened = open_run(run, store, vocab=vocab, weights=weights, images=images)
     m = measure(student, opened, device=device, batch_size=batch_size, advance=advance)
     found = summarise(m, opened)
     sums = row_sums(m, opened.vocab_size)

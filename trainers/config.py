@@ -25,9 +25,14 @@ class RunConfig:
     """Path or address (`s3://…`) of the store to train from; of several, repeatable, `PATH=WEIGHT`: its share of the
     rows."""
     student: str | None = None
-    """`hf-config:FILE`, `layers-of:PATH?keep=…`, `hf:PATH`; or --init."""
+    """`hf-config:FILE`, `layers-of:PATH?keep=…`, `hf:PATH`; of images also `cnn:WIDTHxDEPTH`, `timm:NAME`,
+    `torchvision:NAME`; or --init."""
     init: str | None = None
     """Instead of --student: go on from the student of a finished run, with another store; recorded in run.json."""
+    images: tuple[str, ...] = ()
+    """Of a store of images: where they lie, as it was built from them, e.g. `arrays:FILE.npz`."""
+    heldout_images: tuple[str, ...] = ()
+    """Likewise, of the images of the held-out store."""
     vocab: str | None = None
     """Read the store in another vocabulary, the student's: `trim:N`, or `map:FILE` (new id of each id, or -1)."""
     inputs: str | None = None
@@ -164,6 +169,8 @@ class RunConfig:
             raise ConfigError(
                 f"--patience {self.patience}: nothing is evaluated to be patient about; give --heldout STORE, too"
             )
+        if self.heldout_images and self.heldout is None:
+            raise ConfigError("--heldout-images: there is no held-out store; give --heldout, too")
         if self.ema is not None and not 0 < self.ema < 1:
             raise ConfigError(f"--ema {self.ema}: expected a share between 0 and 1, such as 0.999")
         if self.dtype not in ("auto", "float32", "bfloat16"):

@@ -24,14 +24,14 @@ class Ema:
     def __init__(self, student: Student, decay: float) -> None:
         self.decay = decay
         self._student = student
-        self.weights = {n: p.detach().clone() for n, p in student.named_parameters()}
-        """By the parameter's name, in its dtype."""
+        self.weights = {n: p.detach().clone() for n, p in _averaged(student)}
+        """By name, in the dtype of each."""
 
     @torch.no_grad()
     def update(self, step: int) -> None:
         """Take in the weights after step number `step`, from 1."""
         decay = min(self.decay, step / (step + 9))
-        for name, parameter in self._student.named_parameters():
+        for name, parameter in _averaged(self._student):
             local(self.weights[name]).lerp_(local(parameter.detach()), 1 - decay)
 
     @torch.no_grad()
@@ -51,9 +51,20 @@ class Ema:
             self._swap()
 
     def _swap(self) -> None:
-        for name, parameter in self._student.named_parameters():
+        for name, parameter in _averaged(self._student):
             average = self.weights[name]
             if is_dealt_out(parameter) and is_dealt_out(average):
                 swap(parameter, average)
             else:
                 parameter.data, self.weights[name] = average, parameter.data
+
+
+def _averaged(student: Student) -> list[tuple[str, Tensor]]:
+    """Parameters, and what else of the state is learnt: the statistics of batch normalisation."""
+    state = student.state_dict(keep_vars=True)
+    learnt = [
+        (name, buffer)
+        for name, buffer in student.named_buffers()
+        if name in state and buffer.is_floating_point()
+    ]
+    return [*student.named_parameters(), *learnt]

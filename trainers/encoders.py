@@ -82,12 +82,16 @@ class EncoderStudent(Student):
     def hidden(self, batch: Batch) -> Tensor:
         """What the head is given: `[N, D]` of a class for a whole text, `[B, S, D]` of one for each token."""
         with catch_head_input(self._head) as caught:
-            self.model(**self.inputs(batch))
+            self.forward_model(batch)
         if len(caught) != 1:
             raise ConfigError(
                 f"{type(self.model).__name__}: its forward calls its head {len(caught)} times, expected once"
             )
         return caught[0]
+
+    def forward_model(self, batch: Batch) -> None:
+        """Run the whole model."""
+        self.model(**self.inputs(batch))
 
     def hidden_and_layer(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
         """`hidden`, and `[N, D]`: what the last layer gave at the positions."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +16,7 @@ from trainers.calibration import BINS, reliability
 from trainers.measure import Measured, measure
 from trainers.scores import macro_f1, row_sums, scores
 from trainers.students import Student, load_student
-from trainers.tasks import Task
+from trainers.tasks import Task, check_pixels
 from trainers.vocabulary import check_numbering
 
 __all__ = [
@@ -134,6 +134,7 @@ def evaluate_run(
     device: str = "cpu",
     batch_size: int = 8,
     vocab: str | None = None,
+    images: Sequence[str] = (),
     weights: str = "student",
     advance: Callable[[int], None] = lambda _: None,
 ) -> Evaluation:
@@ -145,6 +146,7 @@ def evaluate_run(
         device: where to compute.
         batch_size: rows at a time.
         vocab: view to read the store in.
+        images: of a store of images, where they lie.
         weights: a key of `WEIGHTS`: the last, the averaged ones (`--ema`), or the best on the run's held-out store.
         advance: told of rows done.
 
@@ -153,16 +155,22 @@ def evaluate_run(
         PairingError: the run numbered its ids otherwise.
         TokenizerError: the store was tokenised differently from what the student was trained on.
     """
-    student, opened = open_run(run, store, vocab=vocab, weights=weights)
+    student, opened = open_run(run, store, vocab=vocab, weights=weights, images=images)
     return evaluate(student, opened, device=device, batch_size=batch_size, advance=advance)
 
 
 def open_run(
-    run: Path, store: Path | str, *, vocab: str | None, weights: str
+    run: Path,
+    store: Path | str,
+    *,
+    vocab: str | None,
+    weights: str,
+    images: Sequence[str] = (),
 ) -> tuple[Student, Store]:
     """A finished run's student, and the store to evaluate it on; arguments and errors as of `evaluate_run`."""
-    opened = open_store(store, view=vocab)
+    opened = open_store(store, view=vocab, images=images)
     opened.need_inputs()
+    check_pixels(opened)
     try:
         facts = json.loads((run / "run.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as e:

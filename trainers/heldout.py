@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from softlabels.store.cache import CacheOptions
 from softlabels.store.reader import Store, open_store
 from trainers.evaluate import Evaluation, evaluate
 from trainers.students import Student
+from trainers.tasks import check_pixels
 
 __all__ = ["HeldOut", "open_heldout"]
 
@@ -23,6 +24,7 @@ def open_heldout(
     *,
     view: str | None,
     flag: str = "--heldout",
+    images: Sequence[str] = (),
     cache: CacheOptions | None = None,
 ) -> Store:
     """Open the held-out store of a run, which `flag` named.
@@ -31,8 +33,9 @@ def open_heldout(
         RunError: it is the store that is trained on.
         TokenizerError: it was tokenised otherwise.
     """
-    heldout = open_store(path, view=view, cache=cache)
+    heldout = open_store(path, view=view, images=images, cache=cache)
     heldout.need_inputs()
+    check_pixels(heldout, "--heldout-images")
     if heldout.digest == store.digest:
         raise RunError(
             f"{flag} {path}: is the very store that is trained on, so it tells nothing of other text; build one of "

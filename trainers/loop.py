@@ -15,7 +15,7 @@ import torch
 
 import softlabels
 from softlabels.devices import choose
-from softlabels.errors import PairingError
+from softlabels.errors import ConfigError, PairingError
 from softlabels.store.reader import Store
 from trainers.checkpoint import write_json
 from trainers.config import RunConfig
@@ -29,7 +29,7 @@ from trainers.parallel import Ranks, joined
 from trainers.reporting import RunReporter, Silent
 from trainers.runs import check_same_run, read_run
 from trainers.schedules import LossSchedule
-from trainers.students import check_tokenizer, check_vocab, make_student
+from trainers.students import Student, check_tokenizer, check_vocab, make_student
 from trainers.tasks import Task
 from trainers.trainer import Trainer, learning_rate
 from trainers.vocabulary import renumbers, view_facts
@@ -70,7 +70,11 @@ def _train(
         torch.set_num_threads(config.threads)
     config.micro_batches(ranks.world_size)
     stores = open_stores(
-        config.store, view=config.vocab, inputs=config.inputs, cache=config.cache_options
+        config.store,
+        view=config.vocab,
+        inputs=config.inputs,
+        images=config.images,
+        cache=config.cache_options,
     )
     store = stores[0][0]  # in what is asked of it below, all are alike
     loss = config.make_loss().on(store.manifest.identity.targets)
@@ -82,7 +86,13 @@ def _train(
     watched = open_watched(config.forgetting, store, view=config.vocab, cache=config.cache_options)
     heldout = None
     if config.heldout is not None:
-        heldout = open_heldout(config.heldout, store, view=config.vocab, cache=config.cache_options)
+        heldout = open_heldout(
+            config.heldout,
+            store,
+            view=config.vocab,
+            images=config.heldout_images,
+            cache=config.cache_options,
+        )
     recorded = ranks.from_first(lambda: read_run(run, resume=resume))
     dtype = recorded["dtype"] if recorded and config.dtype == "auto" else config.dtype
     device = ranks.device(config.device)
@@ -93,6 +103,7 @@ def _train(
     student = make_student(config.student_spec, seed=config.seed, task=Task.of(store))
     flag = f"--student {config.student}" if config.init is None else f"--init {config.init}"
     check_vocab(student, store, where=flag)
+    _check_statistics(config, student, ranks, report)
     if renumbers(store):
         report.notice(
             f"--vocab {config.vocab}: the ids are renumbered on your word; the student's tokenizer is neither compared "
@@ -152,6 +163,28 @@ def _check_hidden(config: RunConfig, stores: Sequence[tuple[Store, object]]) -> 
                 f"{store.path}: holds no hidden states for --cosine {config.cosine:g}; build it with --hidden int8, or "
                 "leave --cosine out"
             )
+
+
+def _check_statistics(
+    config: RunConfig, student: Student, ranks: Ranks, report: RunReporter
+) -> None:
+    """Refuse to promise what batch normalisation cannot keep.
+
+    Raises:
+        ConfigError: exact sums were asked for, and what a student computes of an image depends on its micro-batch.
+    """
+    if not any(isinstance(m, torch.nn.modules.batchnorm._BatchNorm) for m in student.modules()):
+        return
+    if config.exact_ranks:
+        raise ConfigError(
+            f"--exact-ranks: --student {config.student} has batch normalisation, whose statistics are of the "
+            "micro-batch that a process has; use a student without it, such as cnn:16x3"
+        )
+    if ranks.several or config.accumulate > 1:
+        report.notice(
+            "the student has batch normalisation: its statistics are of each micro-batch alone, the saved ones of the "
+            "first process"
+        )
 
 
 def _begin(run: Path, recorded: dict[str, Any] | None, facts: dict[str, Any]) -> None:

@@ -26,10 +26,12 @@ import numpy.typing as npt
 
 from softlabels.errors import ConfigError, PairingError, TokenizerError
 from softlabels.store.cache import CacheOptions
+from softlabels.store.manifest import Identity
 from softlabels.store.reader import Store, open_store
 from trainers.batch import Batch, collate
 from trainers.blocks import BlockReader
 from trainers.stream import BatchStream, SoftTargetStream, check_slices, opened, order_of
+from trainers.tasks import check_pixels
 
 __all__ = [
     "MixedStream",
@@ -105,7 +107,7 @@ class MixedStream(BatchStream):
     Args:
         stores: (path or open store, weight) of each. They must agree in tokenizer, vocabulary, estimator and grid.
         batch_size: rows in a global batch, of all stores together.
-        seed, shuffle, block_shards, prefetch, view, rank, world_size: as of `SoftTargetStream`; up to
+        seed, shuffle, block_shards, prefetch, view, images, rank, world_size: as of `SoftTargetStream`; up to
             `2 * block_shards` shards are held decoded of each store.
 
     Raises:
@@ -124,6 +126,7 @@ class MixedStream(BatchStream):
         block_shards: int = 8,
         prefetch: int = 2,
         view: str | None = None,
+        images: Sequence[str] = (),
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
@@ -131,7 +134,7 @@ class MixedStream(BatchStream):
         if not stores:
             raise ConfigError("a mixture of no stores: give at least one")
         self.pattern = Pattern([w for _, w in stores])
-        self.stores = [opened(s, view) for s, _ in stores]
+        self.stores = [opened(s, view, images) for s, _ in stores]
         check_alike(self.stores)
         orders = [
             order_of(s, seed, block_shards=block_shards, shuffle=shuffle) for s in self.stores
@@ -222,12 +225,19 @@ def check_alike(stores: Sequence[Store]) -> None:
                 *(None if h is None else h.width for h in (b.hidden, a.hidden)),
             ),
             ("label shift", b.label_shift, a.label_shift),
+            ("way to feed images", _feed(b), _feed(a)),
         ):
             if mine != other:
                 raise PairingError(
                     f"{store.path}: its {what} is {mine!r}, that of {first.path} is {other!r}; a batch holds rows of "
                     "both: mix stores that agree in it"
                 )
+
+
+def _feed(identity: Identity) -> tuple[int, list[float], list[float]] | None:
+    """Size and scale of the images that a model is fed."""
+    images = identity.images
+    return None if images is None else (images.size, images.mean, images.std)
 
 
 def parse_stores(texts: str | Sequence[str]) -> list[tuple[str, Fraction]]:
@@ -257,19 +267,21 @@ def open_stores(
     *,
     view: str | None = None,
     inputs: str | None = None,
+    images: Sequence[str] = (),
     cache: CacheOptions | None = None,
 ) -> list[tuple[Store, Fraction]]:
-    """The stores of `parse_stores`, open and found to go together, with their weights.
+    """The stores of `parse_stores`, open and found to go together, with their weights; all of the same `images`.
 
     Raises:
         ConfigError, StoreError, PairingError, TokenizerError: as `MixedStream`.
     """
     found = [
-        (open_store(path, view=view, inputs=inputs, cache=cache), weight)
+        (open_store(path, view=view, inputs=inputs, images=images, cache=cache), weight)
         for path, weight in parse_stores(texts)
     ]
     for store, _ in found:
         store.need_inputs()
+        check_pixels(store)
     check_alike([store for store, _ in found])
     return found
 

@@ -29,6 +29,8 @@ FREE = frozenset(
         "checkpoint_every",
         "keep_last",
         "heldout",
+        "images",
+        "heldout_images",
         "eval_every",
         "patience",
         "parallel",

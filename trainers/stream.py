@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -178,6 +178,7 @@ class SoftTargetStream(BatchStream):
         prefetch: batches made ahead on a thread of their own, while another decodes the next block's shards;
             0 makes and decodes them when asked.
         view: another vocabulary to read it in, as in `open_store`; an open store has its own already.
+        images: where the images of a store of images lie; likewise.
         rank: of this process, from 0. It makes the rank's contiguous slice of each batch.
         world_size: number of ranks; must divide the batch size.
 
@@ -196,11 +197,12 @@ class SoftTargetStream(BatchStream):
         block_shards: int = 8,
         prefetch: int = 2,
         view: str | None = None,
+        images: Sequence[str] = (),
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
         check_slices(batch_size, rank, world_size)  # before anything is opened
-        self.store = opened(store, view)
+        self.store = opened(store, view, images)
         self._order = order_of(self.store, seed, block_shards=block_shards, shuffle=shuffle)
         super().__init__(
             batch_size=batch_size,
@@ -252,16 +254,18 @@ def check_slices(batch_size: int, rank: int, world_size: int) -> None:
         )
 
 
-def opened(store: Store | Path | str, view: str | None) -> Store:
+def opened(store: Store | Path | str, view: str | None, images: Sequence[str] = ()) -> Store:
     """An open store, or the store of a path.
 
     Raises:
-        ConfigError: a view besides an open store.
+        ConfigError: a view or images besides an open store.
         PairingError: its inputs are elsewhere, and were not given.
     """
     if not isinstance(store, Store):
-        store, view = open_store(store, view=view), None
+        store, view, images = open_store(store, view=view, images=images), None, ()
     store.need_inputs()
+    if images:
+        raise ConfigError("images=…: the store is open already; give them to open_store")
     if view is not None:
         raise ConfigError(f"view {view!r}: the store is open already; give it to open_store")
     return store

@@ -3,6 +3,7 @@
     hf-config:FILE             from scratch, weights drawn from the run's seed
     layers-of:PATH?keep=0,2,4  some layers of a model, with its embeddings, final norm and head
     hf:PATH                    a student saved earlier, or any model in a folder
+    cnn:, timm:, torchvision:  of images, see `pictures.py`
 
 A store's domain decides what kind of model that is: a causal LM, or an encoder with a head over the store's classes
 (`encoders.py`). An encoder that comes without a head gets one drawn from the seed.
@@ -53,6 +54,9 @@ STUDENTS: Registry[MakeStudent] = Registry(
         "hf-config": "trainers.students:from_config",
         "layers-of": "trainers.students:from_layers",
         "hf": "trainers.students:from_folder",
+        "cnn": "trainers.pictures:from_cnn",
+        "timm": "trainers.pictures:from_timm",
+        "torchvision": "trainers.pictures:from_torchvision",
     },
 )
 
@@ -75,7 +79,7 @@ class Student(nn.Module):
         self.model = model
         self.source = source
         """Folder its weights came from; None if they were drawn."""
-        config = model.config
+        config = getattr(model, "config", None)  # of transformers
         scale = float(getattr(config, "logit_scale", None) or 1.0)
         self._scale = scale / float(getattr(config, "logits_scaling", None) or 1.0)
         self._softcap = getattr(config, "final_logit_softcapping", None)
@@ -183,6 +187,10 @@ def _student(model: Any, task: Task, spec: str, *, source: Path | None = None) -
         head = token_head(model, where=where)
     else:
         head = class_head(model, len(task.classes), where=where)
+    if task.domain == "image-classification":
+        from trainers.pictures import HFImageStudent
+
+        return HFImageStudent(model, head, source=source)
     return EncoderStudent(model, head, source=source)
 
 
@@ -206,7 +214,11 @@ def from_config(argument: str, *, seed: int, task: Task = CAUSAL) -> Student:
 
 def from_folder(argument: str, *, seed: int, task: Task = CAUSAL) -> Student:
     """`hf:PATH`: a model in a folder, as float32; of classification, with a head drawn from the seed if it has none."""
+    from trainers.pictures import load_saved, saved_spec
+
     spec = f"hf:{argument}"
+    if (saved := saved_spec(Path(argument))) is not None:
+        return load_saved(Path(argument), saved, task)
     loader = _loader(task, spec, "--student hf:PATH")
     if not (Path(argument) / "config.json").is_file():
         raise ConfigError(f"--student hf:{argument}: no config.json there; give a model's folder")

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from softlabels.errors import ConfigError
 from softlabels.store.reader import Store
 
-__all__ = ["CAUSAL", "LOADERS", "Task"]
+__all__ = ["CAUSAL", "LOADERS", "Task", "check_pixels"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,5 +40,20 @@ LOADERS = {
     "masked-lm": "AutoModelForMaskedLM",
     "sequence-classification": "AutoModelForSequenceClassification",
     "token-classification": "AutoModelForTokenClassification",
+    "image-classification": "AutoModelForImageClassification",
 }
 """Domain, and the class of transformers that loads its models."""
+
+
+def check_pixels(store: Store, flag: str = "--images") -> None:
+    """Refuse a store of images whose images nobody named.
+
+    Raises:
+        ConfigError: names the flag.
+    """
+    if store.manifest.identity.images is not None and store.images is None:
+        specs = " ".join(f"{flag} {s}" for s in store.manifest.identity.corpus.specs)
+        raise ConfigError(
+            f"{flag} is missing: {store.path} holds no pixels, it was made from images that must be at hand: {specs}, "
+            "with their folder"
+        )

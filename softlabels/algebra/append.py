@@ -20,6 +20,7 @@ from pathlib import Path
 import msgspec
 
 from softlabels.algebra.combine import (
+    check_renumbers,
     combined_corpus,
     combined_teacher,
     document_count,
@@ -144,6 +145,7 @@ def append(
 
 
 def _check_growing(store: Store) -> None:
+    check_renumbers(store.manifest.identity, where=store.folder)
     made = store.manifest.provenance
     if made is not None and made.operation not in GROWING:
         raise PairingError(

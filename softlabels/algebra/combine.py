@@ -23,6 +23,7 @@ from softlabels.store.manifest import (
 from softlabels.store.reader import Store
 
 __all__ = [
+    "check_renumbers",
     "check_same",
     "combined_corpus",
     "combined_encoding",
@@ -43,8 +44,9 @@ def check_same(
     """Refuse a store that is not of the same job but for its corpus.
 
     Raises:
-        PairingError: names what differs.
+        PairingError: names what differs, or its documents cannot be numbered on.
     """
+    check_renumbers(first, where=of)
     for part, names in (
         ("teacher", TEACHER),
         ("tokenizer", ("sha256",)),
@@ -61,6 +63,19 @@ def check_same(
         raise PairingError(
             f"{where}: its licence is {other.licence!r}, that of {of} is {first.licence!r}; say with --licence what "
             "holds for both together"
+        )
+
+
+def check_renumbers(identity: Identity, *, where: Path) -> None:
+    """Refuse to put anything before or after a store whose documents cannot be numbered on.
+
+    Raises:
+        PairingError: its rows are views of images, which are drawn by the image's number.
+    """
+    if identity.images is not None:
+        raise PairingError(
+            f"{where}: holds views of images, which are drawn by the number of the image, so it cannot grow; build one "
+            "store of all images (--corpus repeatable), or mix stores in training (--store A=0.5 --store B=0.5)"
         )
 
 

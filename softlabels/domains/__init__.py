@@ -14,13 +14,14 @@ from softlabels.rows import InputRow
 from softlabels.store.columns import Column, Expected
 from softlabels.store.manifest import Identity
 
-__all__ = ["DOMAINS", "Domain", "domain_module"]
+__all__ = ["DOMAINS", "Domain", "domain_module", "packed_digest_bytes"]
 
 DOMAINS: Mapping[str, str] = {
     "causal-lm": "softlabels.domains.causal_lm",
     "masked-lm": "softlabels.domains.masked_lm",
     "sequence-classification": "softlabels.domains.sequence_classification",
     "token-classification": "softlabels.domains.token_classification",
+    "image-classification": "softlabels.domains.image_classification",
 }
 """Name and module."""
 
@@ -31,7 +32,7 @@ class Domain(Protocol):
     LABEL_SHIFT: int
     """How many tokens after its position a label lies."""
     DIGEST_BYTES: int
-    """Of a row's input digest that a file holds."""
+    """Of a row's input digest that a file holds. With `PACKED_DIGEST_BYTES`, another number of the profile `packed`."""
 
     def columns(self, rows: Sequence[Any]) -> dict[str, Column]:
         """What is stored of rows, besides their numbers and digests."""
@@ -59,3 +60,8 @@ class Domain(Protocol):
 def domain_module(name: str) -> Domain:
     """The module of a domain, by its name in a store's identity."""
     return cast(Domain, import_module(DOMAINS[name]))
+
+
+def packed_digest_bytes(domain: Domain) -> int:
+    """How much of a row's digest the profile `packed` holds."""
+    return int(getattr(domain, "PACKED_DIGEST_BYTES", domain.DIGEST_BYTES))

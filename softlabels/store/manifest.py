@@ -30,6 +30,7 @@ __all__ = [
     "FileRecord",
     "HiddenRecord",
     "Identity",
+    "ImageRecord",
     "LogProbError",
     "Manifest",
     "MaskingRecord",
@@ -37,6 +38,7 @@ __all__ = [
     "Plan",
     "PlannedShard",
     "Provenance",
+    "ReplaySample",
     "SampleCheck",
     "ShardRecord",
     "SourceRecord",
@@ -205,6 +207,34 @@ class EncodingRecord(Record, frozen=True, kw_only=True, omit_defaults=True):
         return self.profile != OPEN_TARGETS
 
 
+class ReplaySample(Record, frozen=True, kw_only=True):
+    """A view whose pixels whoever trains can compare with the builder's."""
+
+    document: Count
+    view: Count
+    sha256: Sha256
+    """Of its pixels (docs/format.md, section 12)."""
+
+
+class ImageRecord(Record, frozen=True, kw_only=True):
+    """How the views of images are made."""
+
+    images: Positive
+    """How many there are to be partners in a mixture."""
+    views: Positive
+    """Of each image."""
+    size: Positive
+    """Pixels of a side."""
+    augment: str
+    """How views differ from their image, e.g. `crop:4,flip`."""
+    mean: list[float]
+    std: list[Annotated[float, msgspec.Meta(gt=0)]]
+    """Of each channel, on the scale of 0 to 255: a model is fed `(x - mean) / std`."""
+    software: dict[str, str]
+    """Libraries and their versions that made them; informative."""
+    replay: list[ReplaySample]
+
+
 class Identity(Record, frozen=True, kw_only=True, omit_defaults=True):
     """All that decides what a store holds; equal identities give equal stores."""
 
@@ -222,6 +252,8 @@ class Identity(Record, frozen=True, kw_only=True, omit_defaults=True):
     """Of `masked-lm`: which tokens were hidden from the teacher."""
     hidden: HiddenRecord | None = None
     """Of `masked-lm`: what the teacher's last layer gave at each position; absent: not kept."""
+    images: ImageRecord | None = None
+    """Of `image-classification`."""
 
 
 class FileRecord(Record, frozen=True, kw_only=True):

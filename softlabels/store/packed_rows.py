@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from softlabels.codecs.codebook import Codebook, read_numbers
 from softlabels.codecs.streams import Stream, pack, pack_series, unpack
-from softlabels.domains import domain_module
+from softlabels.domains import domain_module, packed_digest_bytes
 from softlabels.errors import IntegrityError, TargetError
 from softlabels.rows import InputRow, Row
 from softlabels.store.columns import DECODED_LIMIT, Column, Expected
@@ -48,7 +48,8 @@ def contexts(rows: Sequence[InputRow]) -> npt.NDArray[np.int32]:
 def row_streams(rows: Sequence[InputRow], identity: Identity, book: Codebook) -> dict[str, Stream]:
     """The streams of some rows."""
     domain = domain_module(identity.domain)
-    digests = b"".join(r.digest()[: domain.DIGEST_BYTES] for r in rows)
+    width = packed_digest_bytes(domain)
+    digests = b"".join(r.digest()[:width] for r in rows)
     streams = {"input_digest": Stream(entries=len(rows), data=digests)}
     if identity.domain == CODED:
         return streams | _causal_streams(cast(Sequence[Row], rows), book)
@@ -103,7 +104,7 @@ def rows_of_streams(
             inputs are not those of its digest.
     """
     domain = domain_module(identity.domain)
-    digests, width = stream_of(streams, "input_digest", where), domain.DIGEST_BYTES
+    digests, width = stream_of(streams, "input_digest", where), packed_digest_bytes(domain)
     r = digests.entries
     if r == 0 or len(digests.data) != width * r:
         raise IntegrityError(f"{where}: stream 'input_digest' is torn")
@@ -122,7 +123,7 @@ def rows_of_streams(
         found = domain.rows_of(columns, identity, where=where)
     check_inputs(
         found,
-        np.frombuffer(digests.data, np.uint8).reshape(r, width),
+        np.frombuffer(bytearray(digests.data), np.uint8).reshape(r, width),
         identity,
         start_row=start_row,
         where=where,

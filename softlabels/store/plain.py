@@ -200,7 +200,7 @@ def check_inputs(
     start_row: int,
     where: str,
 ) -> None:
-    """Refuse rows that contradict themselves or their digests `[R, DIGEST_BYTES] uint8`.
+    """Refuse rows that contradict themselves or their digests `[R, W] uint8`, of which a file may hold a part only.
 
     Raises:
         IntegrityError: names the row.
@@ -208,7 +208,7 @@ def check_inputs(
     domain = domain_module(identity.domain)
     for r, row in enumerate(rows):
         domain.check(row, identity, where=f"{where}: row {start_row + r}")
-        if row.digest()[: domain.DIGEST_BYTES] != digests[r].tobytes():
+        if row.digest()[: digests.shape[1]] != digests[r].tobytes():
             raise IntegrityError(
                 f"{where}: row {start_row + r} does not hold the inputs that its digest names"
             )

@@ -13,7 +13,9 @@ import numpy as np
 
 from softlabels.codecs import CODECS
 from softlabels.domains import DOMAINS, domain_module
+from softlabels.domains.image_classification import ImageRow
 from softlabels.errors import ConfigError, FormatError, IntegrityError, PairingError
+from softlabels.images.views import ImageViews
 from softlabels.registry import Registry
 from softlabels.rows import Row
 from softlabels.store.cache import CacheOptions
@@ -23,6 +25,7 @@ from softlabels.store.files import Address, Recorded, StoreFiles, files_of
 from softlabels.store.inputs import Inputs
 from softlabels.store.manifest import Identity, Manifest, ShardRecord, read_manifest
 from softlabels.store.part import Part, part_manifest, read_part
+from softlabels.store.pictures import open_views
 from softlabels.store.shard import Shard, StoredRow
 from softlabels.views import Dropped, VocabView
 
@@ -41,6 +44,7 @@ class Store:
     Shards are decoded when first touched, after their size and sha256 are found equal to the manifest's;
     the last few stay in memory. Not shared between threads: each opens its own.
 
+    With images the rows of a store of images have their pixels, each checked when it is made.
     With a view all rows and targets have its ids, and what it drops of the targets is counted. The manifest
     and the digest stay those of the files. Of a part (`part.py`) they are the part's.
     """
@@ -54,6 +58,7 @@ class Store:
         cached_shards: int = CACHED_SHARDS,
         view: VocabView | None = None,
         inputs: Inputs | None = None,
+        images: ImageViews | None = None,
     ) -> None:
         self.path: Path | Address = files.root
         check_known(self.path, manifest.identity)
@@ -61,6 +66,7 @@ class Store:
         self.manifest = manifest if part is None else part_manifest(manifest, part)
         self.view = view
         self.inputs = None if manifest.identity.encoding.has_inputs else inputs
+        self.images = images
         self._dropped: dict[int, Dropped] = {}
         self._starts = np.array([s.start_row for s in self.manifest.shards], np.int64)
         self._cache: OrderedDict[int, Shard] = OrderedDict()
@@ -163,6 +169,10 @@ class Store:
             )
         if not self.manifest.identity.encoding.has_inputs and not named:
             shard = self._joined(shard)
+        if self.images is not None:
+            images = self.images
+            rows = [cast(ImageRow, row).bound(images) for row in shard.rows]
+            return replace(shard, rows=rows)
         return shard if self.view is None else self._seen(shard, index, self.view)
 
     def ahead(self, shards: Sequence[int]) -> None:
@@ -224,6 +234,7 @@ def open_store(
     view: str | None = None,
     inputs: str | Path | None = None,
     cache: CacheOptions | None = None,
+    images: str | Sequence[str] = (),
 ) -> Store:
     """Open a finished store.
 
@@ -233,6 +244,8 @@ def open_store(
         view: `trim:N` or `map:FILE`, another vocabulary to read it in (`softlabels.views`).
         inputs: of a store without inputs, a store that holds them; rows are found by digest.
         cache: where files of an address are kept, and how many bytes of them; default as the environment says.
+        images: of a store of images, where they lie: `arrays:FILE.npz` and so on (`softlabels.images.sources`).
+            Without, all can be read but their pixels.
 
     The manifest is read and checked, and in a folder every shard must be present at its recorded size; contents are
     checked as they are read (`softlabels verify` checks all at once). Of an address no more is fetched than is read.
@@ -241,7 +254,8 @@ def open_store(
         FormatError: not a store, unfinished, malformed or of a newer major version.
         IntegrityError: the manifest was altered, or a shard is missing or torn.
         RemoteError: the address does not answer, or not to us.
-        ConfigError: no such kind of address, or a view that does not fit the store.
+        ConfigError: no such kind of address, or a view or images that do not fit the store.
+        CorpusError: the images are not those that the store was made from, or come out otherwise here.
     """
     files = files_of(url, cache)
     manifest = read_manifest(files)
@@ -252,6 +266,7 @@ def open_store(
             f"{manifest.identity.domain}"
         )
     seen = view and VocabView.parse(view, manifest.identity.teacher.vocab_size)
+    views = open_views(manifest.identity, images, where=files.root) if images else None
     store = Store(
         files,
         manifest,
@@ -259,6 +274,7 @@ def open_store(
         cached_shards=cached_shards,
         view=seen or None,
         inputs=None if inputs is None else _inputs(files.root, manifest, inputs, cache),
+        images=views,
     )
     for shard in store.manifest.shards:
         files.check_present(_recorded(shard))

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "TEACHERS",
+    "ImageTeacher",
     "LayerTeacher",
     "Remarking",
     "Teacher",
@@ -119,6 +120,18 @@ class Remarking(Protocol):
         """Lines for people, about what this builder taught."""
 
 
+class ImageTeacher(Protocol):
+    """A teacher of images."""
+
+    classes: Sequence[str]
+    """What each class is called, in order of its number."""
+    image_size: int
+    """S: pixels of a side that it is made for."""
+    mean: Sequence[float]
+    std: Sequence[float]
+    """Of each channel, on the scale of 0 to 255: it is fed `(x - mean) / std`."""
+
+
 TEACHERS: Registry[Callable[[str, TeacherOptions], Teacher]] = Registry(
     "softlabels.teachers",
     {
@@ -126,6 +139,8 @@ TEACHERS: Registry[Callable[[str, TeacherOptions], Teacher]] = Registry(
         "onnx": "softlabels.teachers.onnx:load_onnx",
         "openai": "softlabels.teachers.openai:load_openai",
         "py": "softlabels.teachers.py:load_callable",
+        "timm": "softlabels.teachers.timm:load_timm",
+        "torchvision": "softlabels.teachers.torchvision:load_torchvision",
         "vllm": "softlabels.teachers.vllm:load_vllm",
     },
 )

@@ -25,14 +25,19 @@ from softlabels.store.manifest import TeacherRecord
 from softlabels.teachers import MIB, TeacherOptions
 from softlabels.teachers.hf_encoder import HEADS, HFEncoderTeacher, load_hf_encoder
 from softlabels.teachers.hf_masked import HFMaskedTeacher
+from softlabels.teachers.hf_vision import load_hf_vision
 from softlabels.teachers.tokenizer import HFTokenizer, check_covers, repair_pre_tokenizer
+from softlabels.teachers.vision import VisionTeacher
 
 __all__ = ["HFTeacher", "digest_files", "load_hf", "weight_files"]
 
 PROBE_IDS = 8
+IMAGES = "image-classification"
 
 
-def load_hf(path: str, options: TeacherOptions) -> HFTeacher | HFEncoderTeacher | HFMaskedTeacher:
+def load_hf(
+    path: str, options: TeacherOptions
+) -> HFTeacher | HFEncoderTeacher | HFMaskedTeacher | VisionTeacher:
     """Load the model and tokenizer of a folder, or of one `.gguf` file; in other domains, see `hf_encoder.py`.
 
     Raises:
@@ -46,12 +51,15 @@ def load_hf(path: str, options: TeacherOptions) -> HFTeacher | HFEncoderTeacher 
     except ImportError as e:
         raise MissingExtraError("transformers", "hf", "--teacher hf:PATH") from e
     transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    if options.domain in HEADS:
+    if options.domain in HEADS or options.domain == IMAGES:
         if gguf:
             raise TeacherError(
                 f"hf:{path}: a GGUF file holds a causal LM; give the folder of a {options.domain} model"
             )
-        return load_hf_encoder(path, options, transformers, digest_files(weight_files(folder)))
+        weights_sha256 = digest_files(weight_files(folder))
+        if options.domain == IMAGES:
+            return load_hf_vision(path, options, transformers, weights_sha256)
+        return load_hf_encoder(path, options, transformers, weights_sha256)
     choice = choose(options.device, options.dtype)
     options.notice(f"teacher: {choice.reason}")
     try:

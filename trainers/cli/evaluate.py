@@ -32,6 +32,11 @@ DETAIL = (
     "--batch-size", type=click.IntRange(min=1), default=8, show_default=True, help="Rows at a time."
 )
 @click.option("--vocab", help="Read the store in another vocabulary: trim:N or map:FILE.")
+@click.option(
+    "--images",
+    multiple=True,
+    help="Of a store of images: where they lie, as it was built from them, e.g. arrays:FILE.npz.",
+)
 @click.option("--device", default="cpu", show_default=True, help="Where to compute.")
 @click.option(
     "--weights",
@@ -54,6 +59,7 @@ def eval_command(
     store: Path | str,
     batch_size: int,
     vocab: str | None,
+    images: tuple[str, ...],
     device: str,
     weights: str,
     bootstrap: int,
@@ -80,6 +86,7 @@ def eval_command(
             device=device,
             batch_size=batch_size,
             vocab=vocab,
+            images=images,
             weights=weights,
             replicates=bootstrap,
             seed=seed,

@@ -1,0 +1,204 @@
+"""`image-classification`: one class for a view of an image; rows are `ImageRow` with one position.
+
+A row names its view and holds a check of its pixels, not the pixels: they are made again from the image
+(`softlabels.images`), once the row knows where the images lie (`ImageRow.bound`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from softlabels.domains.columns import scalar
+from softlabels.errors import IntegrityError, PairingError
+from softlabels.images.pixels import Pixels
+from softlabels.images.views import ImageViews
+from softlabels.rows import UNLABELLED, Int32, Int64, PaddedRows
+from softlabels.store.columns import Column, Expected
+from softlabels.store.manifest import Identity
+
+__all__ = [
+    "DIGEST_BYTES",
+    "LABEL_SHIFT",
+    "NAME",
+    "PACKED_DIGEST_BYTES",
+    "ImageRow",
+    "check",
+    "columns",
+    "expected",
+    "rows_of",
+]
+
+NAME = "image-classification"
+LABEL_SHIFT = 0
+DIGEST_BYTES = 16
+PACKED_DIGEST_BYTES = 0
+"""It would name what the row holds, as the shard's digest does; the check names what it does not hold: pixels."""
+NUMBERS: dict[str, np.dtype[Any]] = {
+    "document": np.dtype(np.int64),
+    "view": np.dtype(np.int32),
+    "label": np.dtype(np.int32),
+    "check": np.dtype(np.int32),
+}
+CHECKS = 2**16
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ImageRow:
+    """A view of an image."""
+
+    document: int
+    """Which image, from 0."""
+    view: int
+    """Which of its views, from 0."""
+    label: int
+    """Its class; `UNLABELLED` where it is not known, or where two classes are mixed in it."""
+    check: int
+    """The first two bytes of the digest of its pixels."""
+    views: ImageViews | None = None
+    """What makes its pixels; None where nobody said where the images lie."""
+
+    def bound(self, views: ImageViews) -> ImageRow:
+        """The row, with its pixels to be had."""
+        return replace(self, views=views)
+
+    def renumbered(self, documents: int) -> ImageRow:
+        """Refused: an image's number decides how its views are drawn.
+
+        Raises:
+            IntegrityError: always.
+        """
+        raise IntegrityError(
+            f"a shard of images is numbered on by {documents} (documents_from), but an image's number decides its views"
+        )
+
+    @property
+    def documents(self) -> Int64:
+        """`[1]`."""
+        return np.array([self.document], np.int64)
+
+    @property
+    def input_ids(self) -> Int32:
+        """`[1] int32`: a 0 in the place of tokens."""
+        return np.zeros(1, np.int32)
+
+    @property
+    def positions(self) -> Int64:
+        """`[1]`: 0."""
+        return np.zeros(1, np.int64)
+
+    @property
+    def n(self) -> int:
+        """1."""
+        return 1
+
+    @property
+    def size(self) -> int:
+        """1."""
+        return 1
+
+    @property
+    def labels(self) -> Int32:
+        """`[1] int32`."""
+        return np.array([self.label], np.int32)
+
+    @property
+    def context(self) -> Int32:
+        """`[1] int32`: the label, or 0."""
+        return np.array([max(self.label, 0)], np.int32)
+
+    @property
+    def inputs(self) -> dict[str, npt.NDArray[Any]]:
+        """`document`, `view`, `labels`, each `[1]`, and, if it is bound, `pixels [3, S, S] float32`."""
+        numbers: dict[str, npt.NDArray[Any]] = {
+            "document": self.documents,
+            "view": np.array([self.view], np.int32),
+            "labels": self.labels,
+        }
+        if self.views is not None:
+            numbers["pixels"] = self.views.feed([self.pixels()])[0]
+        return numbers
+
+    def pixels(self) -> Pixels:
+        """`[S, S, 3] uint8`, the very ones that the teacher saw.
+
+        Raises:
+            PairingError: it does not know where the images lie.
+            CorpusError: the images there, or what is made of them, are others.
+        """
+        if self.views is None:
+            raise PairingError(
+                f"image {self.document}, view {self.view}: a store of images holds no pixels; say where they lie: "
+                "--images arrays:FILE.npz or the like, in Python open_store(…, images=…)"
+            )
+        return self.views.checked(self.document, self.view, self.check)
+
+    def place(self, position: int) -> str:
+        """`view 1`."""
+        return f"view {self.view}"
+
+    def digest(self) -> bytes:
+        """16 bytes that name these inputs (docs/format.md)."""
+        h = hashlib.sha256(b"softlabels image-classification row 1\n")
+        for number in (self.document, self.view, self.label, self.check):
+            h.update(number.to_bytes(8, "little", signed=True))
+        return h.digest()[:16]
+
+    @staticmethod
+    def pad(rows: Sequence[ImageRow]) -> PaddedRows:
+        """Pixels side by side; `input_ids` are one 0 for each image."""
+        b = len(rows)
+        pixels = [r.pixels() for r in rows]
+        views = rows[0].views
+        assert views is not None, "pixels() refuses rows without"
+        return PaddedRows(
+            input_ids=np.zeros((b, 1), np.int64),
+            position_ids=None,
+            flat_positions=np.arange(b, dtype=np.int64),
+            labels=np.array([r.label for r in rows], np.int64),
+            counts=np.ones(b, np.int64),
+            pixels=views.feed(pixels),
+        )
+
+
+def columns(rows: Sequence[ImageRow]) -> dict[str, Column]:
+    """A number a row of each of `NUMBERS`."""
+    return {n: scalar([getattr(r, n) for r in rows], dtype) for n, dtype in NUMBERS.items()}
+
+
+def expected(identity: Identity, rows: int | None) -> dict[str, Expected]:
+    """The types of these columns."""
+    return {n: Expected(dtype=dtype, listed=False, most=rows) for n, dtype in NUMBERS.items()}
+
+
+def rows_of(columns: Mapping[str, Column], identity: Identity, *, where: str) -> list[ImageRow]:
+    """The rows of these columns."""
+    parts = (columns[name].values.tolist() for name in NUMBERS)
+    return [
+        ImageRow(document=document, view=view, label=label, check=check)
+        for document, view, label, check in zip(*parts, strict=True)
+    ]
+
+
+def check(row: ImageRow, identity: Identity, *, where: str) -> None:
+    """Images and views that there are, a class of the teacher.
+
+    Raises:
+        IntegrityError: names `where` and the contradiction.
+    """
+    record = identity.images
+    if record is None:
+        raise IntegrityError(f"{where}: the manifest says nothing of the images (no `images`)")
+    for what, value, least, end in (
+        ("image", row.document, 0, record.images),
+        ("view", row.view, 0, record.views),
+        ("label", row.label, UNLABELLED, identity.teacher.vocab_size),
+        ("check", row.check, 0, CHECKS),
+    ):
+        if not least <= value < end:
+            raise IntegrityError(f"{where} has {what} {value}, outside {least}..{end - 1}")

@@ -1,0 +1,205 @@
+"""What all teachers of images share: pixels of views in, logits over classes out."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qsl
+
+import torch
+from torch import Tensor
+
+from softlabels.devices import choose
+from softlabels.domains.image_classification import NAME, ImageRow
+from softlabels.errors import ConfigError, TeacherError
+from softlabels.registry import without_folder
+from softlabels.store.manifest import TeacherRecord, TokenizerRecord
+from softlabels.store.records import canonical
+from softlabels.teachers import TeacherOptions
+
+__all__ = [
+    "ClassList",
+    "Model",
+    "VisionTeacher",
+    "check_domain",
+    "class_names",
+    "load_weights",
+    "named_weights",
+]
+
+IMAGES = 32
+"""Views in one forward pass, at most."""
+
+
+class ClassList:
+    """What gives the ids of a classifier's targets their meaning, in the place of a tokenizer."""
+
+    def __init__(self, classes: Sequence[str]) -> None:
+        self.vocab_size = len(classes)
+        self.record = TokenizerRecord(
+            sha256=hashlib.sha256(canonical(list(classes))).hexdigest(),
+            vocab_size=len(classes),
+            special_ids={},
+        )
+
+    def files(self) -> Mapping[str, bytes]:
+        """None: the manifest has the classes."""
+        return {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """A classifier of images, and how its images are made."""
+
+    module: Any
+    forward: Callable[[Tensor], Tensor]
+    """`[B, 3, S, S]` to logits `[B, C]`."""
+    classes: Sequence[str]
+    image_size: int
+    mean: Sequence[float]
+    std: Sequence[float]
+    """Of each channel, on the scale of 0 to 255."""
+
+
+class VisionTeacher:
+    """A classifier of images.
+
+    Args:
+        model: what to run.
+        spec: as the user named it.
+        weights_sha256: of its weights.
+        engine: what runs it.
+        options: how.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        *,
+        spec: str,
+        weights_sha256: str,
+        engine: str,
+        options: TeacherOptions,
+    ) -> None:
+        choice = choose(options.device, options.dtype)
+        options.notice(f"teacher: {choice.reason}")
+        self._module = model.module.to(choice.device, choice.dtype).eval()
+        self._forward, self.device, self._dtype = model.forward, choice.device, choice.dtype
+        self.classes = tuple(model.classes)
+        self.image_size = model.image_size
+        self.mean, self.std = tuple(model.mean), tuple(model.std)
+        self.tokenizer = ClassList(self.classes)
+        if len(self.classes) < 2:
+            raise TeacherError(
+                f"{spec}: its head has one output, which gives no distribution over classes; soft targets are for "
+                "classifiers"
+            )
+        self.record = TeacherRecord(
+            spec=spec,
+            name=without_folder(spec).partition(":")[2],
+            revision=None,
+            weights_sha256=weights_sha256,
+            dtype=choice.dtype_name,
+            device=choice.device.type,
+            engine=engine,
+            vocab_size=len(self.classes),
+            parameters=sum(p.numel() for p in self._module.parameters()),
+        )
+
+    @torch.no_grad()
+    def logits(self, rows: Sequence[ImageRow]) -> Iterator[Tensor]:
+        """Chunks `[n, C] float32`: a position for each row."""
+        for start in range(0, len(rows), IMAGES):
+            padded = ImageRow.pad(rows[start : start + IMAGES])
+            assert padded.pixels is not None
+            pixels = torch.from_numpy(padded.pixels).to(self.device, self._dtype)
+            try:
+                logits = self._forward(pixels)
+            except (RuntimeError, ValueError, AssertionError) as e:  # whatever a model has to say
+                raise TeacherError(
+                    f"{self.record.spec}: fails on images {list(pixels.shape)} ({type(e).__name__}: {e}); is "
+                    f"--image-size one that it takes? Its own is {self.image_size}"
+                ) from e
+            if logits.shape != (len(pixels), len(self.classes)):
+                raise TeacherError(
+                    f"{self.record.spec}: gave logits {list(logits.shape)} for {len(pixels)} images, expected one for "
+                    f"each of {len(self.classes)} classes"
+                )
+            yield logits.float()
+
+
+def check_domain(spec: str, options: TeacherOptions) -> None:
+    """Refuse what a classifier of images does not serve.
+
+    Raises:
+        ConfigError: another domain.
+    """
+    if options.domain != NAME:
+        raise ConfigError(
+            f"--teacher {spec}: is a classifier of images; give --domain {NAME}, too, not {options.domain}"
+        )
+
+
+def named_weights(argument: str, kind: str) -> tuple[str, Path, Path | None]:
+    """`NAME?weights=FILE&classes=FILE` in its parts.
+
+    Raises:
+        ConfigError: it is written otherwise.
+    """
+    name, _, query = argument.partition("?")
+    found = dict(parse_qsl(query, keep_blank_values=True))
+    if not name or "weights" not in found or set(found) - {"weights", "classes"}:
+        raise ConfigError(
+            f"--teacher {kind}:{argument}: expected {kind}:NAME?weights=FILE or {kind}:NAME?weights=FILE&classes=FILE; "
+            "nothing is downloaded"
+        )
+    classes = found.get("classes")
+    return name, Path(found["weights"]), Path(classes) if classes else None
+
+
+def load_weights(path: Path, spec: str) -> tuple[dict[str, Tensor], str]:
+    """The tensors of a `.safetensors` file or of one that `torch.save` made, and the file's sha256.
+
+    Raises:
+        TeacherError: there is none, or it holds other things than tensors.
+    """
+    from safetensors.torch import load_file
+
+    try:
+        with path.open("rb") as f:
+            digest = hashlib.file_digest(f, "sha256").hexdigest()
+        if path.suffix == ".safetensors":
+            return load_file(path), digest
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as e:  # torch's unpickler raises what it finds
+        raise TeacherError(f"{spec}: {path} cannot be read as weights: {e}") from e
+    for key in ("state_dict", "model"):
+        found = found.get(key, found) if isinstance(found, dict) else found
+    if not isinstance(found, dict) or not all(isinstance(t, Tensor) for t in found.values()):
+        raise TeacherError(
+            f"{spec}: {path} holds no weights by name; save the model's state_dict() there"
+        )
+    return {name.removeprefix("module."): tensor for name, tensor in found.items()}, digest
+
+
+def class_names(path: Path | None, count: int, known: Sequence[str] | None, spec: str) -> list[str]:
+    """What the classes are called: the lines of a file, else as the model's library knows, else their numbers.
+
+    Raises:
+        TeacherError: the file names another number of classes, or one twice.
+    """
+    if path is None:
+        return list(known) if known and len(known) == count else [str(i) for i in range(count)]
+    try:
+        names = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as e:
+        raise TeacherError(f"{spec}: the classes of {path} cannot be read ({e})") from e
+    if len(names) != count or len(set(names)) != count or not all(names):
+        raise TeacherError(
+            f"{spec}: {path} has {len(names)} lines, {len(set(names))} of them different; expected a name for each of "
+            f"{count} classes"
+        )
+    return names

@@ -1,0 +1,40 @@
+"""The commands of docs/vision.md do what they say."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+import numpy as np
+from click.testing import CliRunner
+
+from softlabels.cli import main as softlabels_main
+from tests.domains import pictures
+from trainers.cli import main as softtrain_main
+
+PAGE = Path(__file__).parents[2] / "docs" / "vision.md"
+MAIN = {"softlabels": softlabels_main, "softtrain": softtrain_main}
+
+
+def test_the_commands_of_the_page_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    pictures.save_vit(Path("vit"))
+    with np.load(pictures.SAMPLE) as file:
+        for name, part in (("train", slice(80)), ("test", slice(80, 120))):
+            np.savez(f"{name}.npz", images=file["images"][part], labels=file["labels"][part])
+    (block,) = re.findall(r"^```sh\n(.*?)^```", PAGE.read_text(), re.DOTALL | re.MULTILINE)
+    commands = block.replace("\\\n", "").replace("--steps 2000", "--steps 2").splitlines()
+    assert len(commands) == 4
+    for command in commands:
+        program, *arguments = shlex.split(command)
+        result = CliRunner().invoke(MAIN[program], [*arguments, "--json"])
+        assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert found["positions"] == 40
+    assert found["kl"] > 0
+    assert Path("run/best/model.safetensors").exists()
+    refused = CliRunner().invoke(softtrain_main, ["eval", "run", "--store", "heldout"])
+    assert refused.exit_code == 2
+    assert "--images is missing" in refused.output

@@ -1,0 +1,185 @@
+"""Students that look at images.
+
+    hf-config:FILE, hf:PATH      of transformers (`students.py`)
+    cnn:WIDTHxDEPTH              a small network of our own (`cnn.py`)
+    timm:NAME, torchvision:NAME  of these libraries, weights drawn from the seed; nothing is downloaded
+
+What is not of transformers is saved as `config.json`, which names how it was made, and `model.safetensors`; `hf:PATH`
+loads it, too.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from softlabels.domains.image_classification import NAME
+from softlabels.errors import ConfigError, MissingExtraError
+from trainers.batch import Batch
+from trainers.cnn import make_cnn
+from trainers.encoders import EncoderStudent, class_head
+from trainers.tasks import CAUSAL, Task
+
+__all__ = [
+    "HFImageStudent",
+    "ImageStudent",
+    "from_cnn",
+    "from_timm",
+    "from_torchvision",
+    "load_saved",
+    "saved_spec",
+]
+
+KEY = "softlabels_student"
+"""Of a config.json: the spec that makes the model."""
+
+
+class HFImageStudent(EncoderStudent):
+    """A classifier of images of transformers."""
+
+    def inputs(self, batch: Batch) -> dict[str, Tensor]:
+        """`pixel_values [B, 3, S, S]`."""
+        assert batch.pixels is not None, "a store of images has pixels"
+        return {"pixel_values": batch.pixels}
+
+
+class ImageStudent(EncoderStudent):
+    """Any module from pixels to logits that ends in a linear head."""
+
+    def __init__(
+        self, model: nn.Module, head: nn.Linear, *, spec: str, task: Task, source: Path | None
+    ) -> None:
+        super().__init__(model, head, source=source)
+        self._spec, self._task = spec, task
+
+    def forward_model(self, batch: Batch) -> None:
+        """`[B, 3, S, S]`."""
+        assert batch.pixels is not None, "a store of images has pixels"
+        self.model(batch.pixels)
+
+    def save(self, folder: Path, weights: dict[str, Tensor] | None = None) -> None:
+        """Write `config.json` and `model.safetensors`."""
+        config = {KEY: self._spec, "classes": list(self._task.classes)}
+        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        state = self.model.state_dict() if weights is None else weights
+        save_file(
+            {n: t.detach().cpu().contiguous() for n, t in state.items()},
+            folder / "model.safetensors",
+        )
+
+
+def _make(
+    spec: str, task: Task, make: Callable[[], nn.Module], *, source: Path | None = None
+) -> ImageStudent:
+    if task.domain != NAME:
+        raise ConfigError(
+            f"--student {spec}: looks at images, which do not serve a store of the domain {task.domain}"
+        )
+    model = make()
+    head = class_head(model, len(task.classes), where=f"--student {spec}")
+    return ImageStudent(model, head, spec=spec, task=task, source=source)
+
+
+def from_cnn(argument: str, *, seed: int, task: Task = CAUSAL) -> ImageStudent:
+    """`cnn:WIDTHxDEPTH`."""
+    classes = len(task.classes)
+    return _make(f"cnn:{argument}", task, lambda: make_cnn(argument, seed=seed, classes=classes))
+
+
+def from_timm(argument: str, *, seed: int, task: Task = CAUSAL) -> ImageStudent:
+    """`timm:NAME`."""
+    spec = f"timm:{argument}"
+
+    def make() -> nn.Module:
+        try:
+            import timm
+        except ImportError as e:
+            raise MissingExtraError("timm", "timm", "--student timm:NAME") from e
+        return _drawn(
+            spec,
+            seed,
+            lambda: timm.create_model(argument, pretrained=False, num_classes=len(task.classes)),
+        )
+
+    return _make(spec, task, make)
+
+
+def from_torchvision(argument: str, *, seed: int, task: Task = CAUSAL) -> ImageStudent:
+    """`torchvision:NAME`."""
+    spec = f"torchvision:{argument}"
+
+    def make() -> nn.Module:
+        try:
+            import torchvision
+        except ImportError as e:
+            raise MissingExtraError("torchvision", "timm", "--student torchvision:NAME") from e
+        models, classes = torchvision.models, len(task.classes)
+        return _drawn(
+            spec, seed, lambda: models.get_model(argument, weights=None, num_classes=classes)
+        )
+
+    return _make(spec, task, make)
+
+
+def _drawn(spec: str, seed: int, make: Callable[[], Any]) -> nn.Module:
+    """A library's model, its weights from the seed.
+
+    Raises:
+        ConfigError: the library knows none of that name.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        try:
+            model: nn.Module = make()
+        except (RuntimeError, ValueError, TypeError) as e:
+            raise ConfigError(f"--student {spec}: cannot be made ({e})") from e
+        return model
+
+
+MAKERS = {"cnn": from_cnn, "timm": from_timm, "torchvision": from_torchvision}
+"""Of students that `load_saved` makes again."""
+
+
+def saved_spec(folder: Path) -> str | None:
+    """The spec of an `ImageStudent` that was saved in a folder; None if there is none."""
+    try:
+        spec = json.loads((folder / "config.json").read_text(encoding="utf-8")).get(KEY)
+    except (OSError, ValueError, AttributeError):
+        return None
+    return spec if isinstance(spec, str) else None
+
+
+def load_saved(folder: Path, spec: str, task: Task) -> ImageStudent:
+    """An `ImageStudent` that was saved.
+
+    Raises:
+        ConfigError: its classes are others, or its files are damaged.
+    """
+    name, _, argument = spec.partition(":")
+    if name not in MAKERS:
+        raise ConfigError(
+            f"--student hf:{folder}: config.json names {spec!r}, which this version cannot make; upgrade softlabels"
+        )
+    student = MAKERS[name](argument, seed=0, task=task)
+    try:
+        classes = json.loads((folder / "config.json").read_text(encoding="utf-8"))["classes"]
+        state = load_file(folder / "model.safetensors")
+        if classes != list(task.classes):
+            raise ConfigError(
+                f"--student hf:{folder}: its classes are not the store's ({len(classes)} and {len(task.classes)}, or "
+                "of other names); use a student of these"
+            )
+        student.model.load_state_dict(state)
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as e:
+        if isinstance(e, ConfigError):
+            raise
+        raise ConfigError(f"--student hf:{folder}: cannot be loaded ({e})") from e
+    student.source = folder
+    return student
