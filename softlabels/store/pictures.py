@@ -15,7 +15,7 @@ __all__ = ["check_replay", "open_views"]
 
 
 def open_views(
-    identity: Identity, specs: str | Sequence[str], *, where: object | Address
+    identity: Identity, specs: str | Sequence[str], *, where: Path | Address
 ) -> ImageViews:
     """The views of a store, some of them made again and compared.
 
@@ -60,7 +60,7 @@ def open_views(
     return views
 
 
-def check_replay(views: ImageViews, record: ImageRecord, *, where: object) -> None:
+def check_replay(views: ImageViews, record: ImageRecord, *, where: Path | Address) -> None:
     """Make the sampled views again, and compare their whole digests.
 
     Raises:
