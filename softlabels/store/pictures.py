@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from softlabels.errors import ConfigError, CorpusError, FormatError
 from softlabels.images.recipe import Recipe

@@ -331,7 +331,8 @@ def test_a_build_goes_on_only_with_the_same_views(ground, tmp_path):
         ({"augment": "mixup:0.7,cutmix:0.7"}, "at most 1 together"),
         ({"augment": "crop:x"}, "'x' is not a number"),
         ({"augment": "", "views": 2}, "--views 2: all views of an image are the same"),
-        ({"domain": "causal-lm"}, "belong to --domain image-classification"),
+        ({"domain": "causal-lm"}, "belongs to --domain masked-lm or image-classification"),
+        ({"domain": "causal-lm", "views": 1}, "belong to --domain image-classification"),
     ],
 )
 def test_bad_recipes(ground, settings, message):
