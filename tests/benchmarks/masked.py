@@ -124,7 +124,7 @@ def train(args: argparse.Namespace) -> None:
             found = tool("trainers", "eval", run, "--store", args.out / "store-heldout")
             found["seconds"] = time.perf_counter() - start
             (run / "evaluation.json").write_text(json.dumps(found), encoding="utf-8")
-            print(f"{recipe}, seed {seed}: {found}", file=sys.stderr)
+            print(f"{recipe}, seed {seed}: NLL {found['nll']:.4f}", file=sys.stderr)
 
 
 def report(args: argparse.Namespace) -> None:
