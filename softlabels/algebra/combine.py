@@ -108,12 +108,7 @@ def combined_teacher(records: Sequence[TeacherRecord]) -> TeacherRecord:
 
 
 def document_count(identity: Identity) -> int:
-    """By how much the documents of what comes next are numbered on.
-
-    Not at all where masks are drawn, since a document's number decides its masks.
-    """
-    if identity.masking is not None:
-        return 0
+    """By how much the documents of what comes next are numbered on."""
     corpus = identity.corpus
     return corpus.documents + corpus.skipped_empty + corpus.skipped_short
 
