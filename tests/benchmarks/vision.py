@@ -56,7 +56,9 @@ def train_teacher(data: Path, out: Path, *, epochs: int, batch: int = 32, lr: fl
     import transformers
 
     source = open_images(f"idx:{data / 'train'}", flag="--data")
-    views = ImageViews(source, Recipe.parse(AUGMENT), seed=0, size=28, mean=[MEAN] * 3, std=[STD] * 3)
+    views = ImageViews(
+        source, Recipe.parse(AUGMENT), seed=0, size=28, mean=[MEAN] * 3, std=[STD] * 3
+    )
     labels = np.array([source.label(i) for i in range(len(source))])
     torch.manual_seed(0)
     names = dict(enumerate(CLASSES))
