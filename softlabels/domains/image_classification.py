@@ -45,7 +45,7 @@ NUMBERS: dict[str, np.dtype[Any]] = {
     "label": np.dtype(np.int32),
     "check": np.dtype(np.int32),
 }
-CHECKS = 2**16
+CHECKS = 2**8
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -59,7 +59,7 @@ class ImageRow:
     label: int
     """Its class; `UNLABELLED` where it is not known, or where two classes are mixed in it."""
     check: int
-    """The first two bytes of the digest of its pixels."""
+    """The first byte of the digest of its pixels."""
     views: ImageViews | None = None
     """What makes its pixels; None where nobody said where the images lie."""
 
