@@ -180,7 +180,7 @@ def test_classifiers_are_averaged_if_their_classes_are_the_same(tmp_path):
     settings["id2label"]["0"] = "bad"
     settings["label2id"] = {n: int(i) for i, n in settings["id2label"].items()}
     (tmp_path / "c1" / "config.json").write_text(json.dumps(settings))
-    with pytest.raises(ConfigError, match="its classes are not those of the first"):
+    with pytest.raises(ConfigError, match="average teachers of the same classes"):
         build(type(config)(**(config.to_dict() | {"teacher": specs})), tmp_path / "s4")
 
 
