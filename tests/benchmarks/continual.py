@@ -206,6 +206,11 @@ def report(args: argparse.Namespace) -> None:
             lost.append(statistics.mean(learnt[n] - at_end[n] for n in names[:-1]))
         columns = [*(final[n] for n in names), means, lost]
         print(f"| {arm} | {' | '.join(sentiment.spread(c, 100, 1) for c in columns)} |")
+    if (args.out / "ensemble").exists():
+        report_ensemble(args)
+
+
+def report_ensemble(args: argparse.Namespace) -> None:
     print()
     print("| | accuracy | NLL |")
     print("|---|---|---|")
