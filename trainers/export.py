@@ -35,6 +35,7 @@ from trainers.exports.record import (
 from trainers.exports.weights import weight_files
 from trainers.finished import FinishedRun, open_finished
 from trainers.students import load_student
+from trainers.tasks import Task
 
 __all__ = ["ExportReporter", "Unreported", "export"]
 
@@ -88,7 +89,7 @@ def export(
     heldout = _heldout(finished, config)
     training = finished.training_stores(config.store)
     domain = domain_of(heldout.manifest.identity.domain)
-    model = load_student(finished.folder).model.eval()
+    model = load_student(finished.folder, Task.saved(domain.name, finished.folder)).model.eval()
     rows = spread(len(heldout), config.rows)
     examples = domain.examples(heldout, rows)
     job = Job(

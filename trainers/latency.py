@@ -198,8 +198,9 @@ def _converted(
     spec: str, folder: Path, engine: str, domain: Domain, examples: Sequence[Example], work: Path
 ) -> Subject:
     from trainers.students import load_student
+    from trainers.tasks import Task
 
-    model = load_student(folder).model.eval()
+    model = load_student(folder, Task.saved(domain.name, folder)).model.eval()
     parameters = sum(p.numel() for p in model.parameters())
     if engine == "torch":
         size = sum(p.stat().st_size for p in weight_files(folder))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from softlabels.errors import ConfigError
@@ -25,6 +27,13 @@ class Task:
         identity = store.manifest.identity
         return Task(domain=identity.domain, classes=tuple(identity.classes or ()))
 
+    @staticmethod
+    def saved(domain: str, folder: Path) -> Task:
+        """Of a student in a folder, whose configuration names its classes."""
+        names = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("id2label", {})
+        classes = () if domain in TOKENS else tuple(names[str(i)] for i in range(len(names)))
+        return Task(domain=domain, classes=classes)
+
     @property
     def settings(self) -> dict[str, Any]:
         """What a model's configuration says of it."""
@@ -34,6 +43,8 @@ class Task:
         return {"id2label": names, "label2id": {name: i for i, name in names.items()}}
 
 
+TOKENS = ("causal-lm", "masked-lm")
+"""Domains whose targets are over tokens; transformers gives their models two classes all the same."""
 CAUSAL = Task()
 LOADERS = {
     "causal-lm": "AutoModelForCausalLM",

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from softlabels.algebra.append import AppendConfig, append
 from softlabels.algebra.convert import convert
@@ -38,6 +39,15 @@ def folder(tmp_path_factory):
         build_tiny(made / name, corpus, shard_rows=4, k=9)
     varied_corpus(made / "new", documents=3, seed=9)
     return made
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """A forked child must not wait for threads that it does not have."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 OPERATIONS = {  # without polars, whose threads do not outlive a fork
@@ -84,7 +94,7 @@ def test_dying_at_every_file_leaves_no_store_and_a_rerun_finishes(folder, tmp_pa
         out = tmp_path / f"at{link}"
         child = FORK.Process(target=_die_at, args=(link, operation, folder, out))
         child.start()
-        child.join()
+        child.join(120)
         if child.exitcode == 0:
             continue
         assert child.exitcode == 9

@@ -41,6 +41,7 @@ class _Masked(nn.Module):
 class CausalLM:
     """Each document of a row is an example of its own, as the exported model sees texts."""
 
+    name = "causal-lm"
     inputs = ("input_ids", "attention_mask")
     axes: Mapping[str, Mapping[int, str]] = {
         "input_ids": {0: "batch", 1: "length"},

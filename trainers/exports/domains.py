@@ -50,6 +50,8 @@ class Laid:
 class Domain(Protocol):
     """How one kind of student is exported."""
 
+    name: str
+    """As a store's identity spells it."""
     inputs: tuple[str, ...]
     """Names of the model's inputs, in order. The one output is `logits`."""
     axes: Mapping[str, Mapping[int, str]]
@@ -84,7 +86,11 @@ class Domain(Protocol):
 
 
 DOMAINS: Registry[Domain] = Registry(
-    "trainers.exports.domains", {"causal-lm": "trainers.exports.causal_lm:CAUSAL_LM"}
+    "trainers.exports.domains",
+    {
+        "causal-lm": "trainers.exports.causal_lm:CAUSAL_LM",
+        "sequence-classification": "trainers.exports.sequence_classification:SEQUENCE_CLASSIFICATION",
+    },
 )
 
 

@@ -28,10 +28,11 @@ def torch_runner(folder: Path, domain: Domain, threads: int | None) -> Runner:
     import torch
 
     from trainers.students import load_student
+    from trainers.tasks import Task
 
     if threads is not None:
         torch.set_num_threads(threads)
-    module = domain.module(load_student(folder).model.eval())
+    module = domain.module(load_student(folder, Task.saved(domain.name, folder)).model.eval())
 
     def run(inputs: Arrays) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
         with torch.inference_mode():
