@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -123,17 +124,18 @@ def sample(
     done = torch.zeros(n, dtype=torch.bool, device=where)
     columns: list[Tensor] = []
     cache = None
+    kept = _cache_name(model)
     step_ids, step_positions = ids, positions
     for t in range(sampling.max_new_tokens):
         out = model(
             input_ids=step_ids,
             attention_mask=mask,
             position_ids=step_positions,
-            past_key_values=cache,
             use_cache=True,
             logits_to_keep=1,
+            **{kept: cache},
         )
-        cache = out.past_key_values
+        cache = getattr(out, kept)
         chosen = pick(
             out.logits[:, -1].float(),
             uniforms[:, t],
@@ -151,3 +153,8 @@ def sample(
         at = np.flatnonzero(np.isin(new[i], sorted(ends)))
         stop = int(at[0]) + 1 if len(at) else new.shape[1]
         yield Sampled(first + i, prompt, new[i, :stop].astype(np.int64), bool(len(at)))
+
+
+def _cache_name(model: Any) -> str:
+    """What a model calls keys and values of earlier tokens: transformers renamed them in 5.24."""
+    return "cache" if "cache" in signature(model.forward).parameters else "past_key_values"
