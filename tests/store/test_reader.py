@@ -243,7 +243,7 @@ def test_a_manifest_of_another_grid_is_refused_when_read(store):
         ("encoding__profile", "squeezed"),
         ("encoding__container", "tar"),
         ("encoding__values", "float8"),
-        ("domain", "image-classification"),
+        ("domain", "speech-recognition"),
         ("label_shift", 0),
         ("targets__estimator", "typical"),
     ],
