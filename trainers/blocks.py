@@ -45,6 +45,7 @@ class BlockReader:
         """
         self._pool = pool
         self._fetching = None
+        self.store.go_on()
         self._decoded = {
             index: future
             for index, future in self._decoded.items()
@@ -52,9 +53,8 @@ class BlockReader:
         }
 
     def give_up(self) -> None:
-        """Nothing more is read for now: what still comes from a network is not waited for."""
-        self._fetching = None
-        self.store.ahead([])
+        """Until `decode_on`, wait for no network: what other threads read from one fails."""
+        self.store.give_up()
 
     def rows(self, position: int, count: int) -> list[StoredRow]:
         """`count` rows from a place of the order on, whose targets are views of their shards.

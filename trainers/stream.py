@@ -68,7 +68,7 @@ class BatchStream(ABC):
 
     @abstractmethod
     def _give_up(self) -> None:
-        """Do not wait for a network any longer."""
+        """Until `_decode_on`, do not wait for a network."""
 
     # -- state ------------------------------------------------------------------------------------
 

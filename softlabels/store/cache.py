@@ -110,7 +110,10 @@ class FileCache:
                 held = self._open(sha256, size)
                 if held is not None:
                     return held
-                part = self._begin(sha256, size)
+                with self._alone():
+                    if self._path(sha256).exists():  # finished meanwhile
+                        continue
+                    part = self._begin(sha256, size)
                 if part is None:
                     return None
                 try:
@@ -155,11 +158,11 @@ class FileCache:
         return None
 
     def _begin(self, sha256: str, size: int) -> BinaryIO | None:
+        """A new part, or the one begun earlier; None: there is no room for it. The cache is locked."""
         path = self.folder / f"{sha256}.{size}.part"
-        with self._alone():
-            if not path.exists() and not self._make_room(size):
-                return None
-            return path.open("a+b")
+        if not path.exists() and not self._make_room(size):
+            return None
+        return path.open("a+b")
 
     def _complete(
         self,

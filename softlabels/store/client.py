@@ -124,12 +124,13 @@ class Client:
             "its source"
         )
 
-    def read(self, name: str, *, limit: int) -> bytes:
+    def read(self, name: str, *, limit: int, stop: threading.Event | None = None) -> bytes:
         """A small file.
 
         Raises:
             FileNotFoundError: there is none.
             IntegrityError: larger than `limit`.
+            Cancelled: `stop` was set.
             RemoteError: out of reach.
         """
         import obstore
@@ -142,7 +143,7 @@ class Client:
                 )
             return bytes(found.bytes())
 
-        return self._patiently(name, get)
+        return self._patiently(name, get, stop)
 
     def size(self, name: str) -> int | None:
         """Bytes of a file; None: there is none."""
@@ -212,10 +213,11 @@ class Client:
 
         self._patiently(name, lambda: obstore.delete(self._store, name))
 
-    def _patiently(self, name: str, action: Callable[[], T]) -> T:
-        patience = _Patience(
-            self.root / name if name else self.root, self.patience, threading.Event()
-        )
+    def _patiently(
+        self, name: str, action: Callable[[], T], stop: threading.Event | None = None
+    ) -> T:
+        where = self.root / name if name else self.root
+        patience = _Patience(where, self.patience, stop or threading.Event())
         while True:
             try:
                 return action()

@@ -68,10 +68,13 @@ class StoreFiles(Protocol):
         """
 
     def ahead(self, wanted: Sequence[Recorded]) -> None:
-        """These, and no others, are read next: fetch them meanwhile, if that takes time.
+        """These, and no others, are read next: fetch them meanwhile, if that takes time."""
 
-        None at all: reads that other threads have begun are not needed, either.
-        """
+    def give_up(self) -> None:
+        """Wait for nothing: reads that need a network fail, those of now and, until `go_on`, those to come."""
+
+    def go_on(self) -> None:
+        """Wait again, after `give_up`."""
 
     def names(self) -> list[str] | None:
         """The names of all files, sorted; None: they cannot be listed there."""
@@ -113,6 +116,12 @@ class LocalFiles:
 
     def ahead(self, wanted: Sequence[Recorded]) -> None:
         """Nothing: they are here."""
+
+    def give_up(self) -> None:
+        """Nothing: no read waits."""
+
+    def go_on(self) -> None:
+        """Nothing: no read waits."""
 
     def names(self) -> list[str] | None:
         """The names of all files, sorted."""

@@ -179,6 +179,17 @@ class Store:
         """These shards, and no others, are read next; of a remote store they are fetched meanwhile."""
         self.files.ahead([_recorded(self.manifest.shards[i]) for i in shards])
 
+    def give_up(self) -> None:
+        """Of a remote store: reads fail where they would wait for the network, until `go_on`.
+
+        From another thread, to end reads that nobody needs any longer: they raise RemoteError.
+        """
+        self.files.give_up()
+
+    def go_on(self) -> None:
+        """Wait for the network again, after `give_up`."""
+        self.files.go_on()
+
     def need_inputs(self) -> None:
         """Refuse a store whose inputs are elsewhere, and were not given.
 

@@ -39,9 +39,11 @@ class RemoteFiles:
         self.cache = FileCache(*(cache or CacheOptions()).resolved())
         self._lock = threading.Lock()
         self._coming: dict[str, _Coming] = {}
+        self._awaited: set[_Coming] = set()
+        """Those that a read has taken and waits for."""
         self._fetchers: _Fetchers | None = None
         self._stop = threading.Event()
-        """Ends the reads that wait for the network now."""
+        """Set: no read waits for the network."""
 
     @property
     def root(self) -> Address:
@@ -92,15 +94,20 @@ class RemoteFiles:
         """The bytes of the copy in the cache; None: there is no room for one."""
         with self._lock:
             coming, stop = self._coming.pop(file.sha256, None), self._stop
+            taken = set() if coming is None else {coming}
+            self._awaited |= taken
         try:
             held = None if coming is None else coming.file.result()
         except (Cancelled, CancelledError):
             coming = None
+        finally:
+            with self._lock:
+                self._awaited -= taken
         try:
             if coming is None:
                 held = _hold(self.client, self.cache, file, stop)
         except Cancelled as e:
-            raise RemoteError(f"{self.root / file.name}: reading was given up meanwhile") from e
+            raise self._given_up(file) from e
         if held is None:
             return None
         with held:
@@ -108,20 +115,36 @@ class RemoteFiles:
 
     def _straight(self, file: Recorded) -> bytes:
         try:
-            return self.client.read(file.name, limit=file.bytes)
+            return self.client.read(file.name, limit=file.bytes, stop=self._stop)
         except FileNotFoundError as e:
             raise _missing(self.client, file) from e
+        except Cancelled as e:
+            raise self._given_up(file) from e
+
+    def _given_up(self, file: Recorded) -> RemoteError:
+        return RemoteError(f"{self.root / file.name}: reading was given up meanwhile")
+
+    def give_up(self) -> None:
+        """Wait for nothing: reads that need the network fail, those of now and, until `go_on`, those to come."""
+        with self._lock:
+            self._stop.set()
+            for awaited in self._awaited:
+                awaited.stop()
+            while self._coming:
+                self._coming.popitem()[1].give_up()
+
+    def go_on(self) -> None:
+        """Wait again, after `give_up`."""
+        with self._lock:
+            if self._stop.is_set():
+                self._stop = threading.Event()
 
     def ahead(self, wanted: Sequence[Recorded]) -> None:
-        """Fetch these on threads, at most `FETCHERS` at a time and in this order; give up all others.
-
-        If there are none, reads that wait now are given up, too.
-        """
+        """Fetch these on threads, at most `FETCHERS` at a time and in this order; give up all others."""
         digests = {f.sha256 for f in wanted}
         with self._lock:
-            if not wanted:
-                self._stop.set()
-                self._stop = threading.Event()
+            if self._stop.is_set():
+                return
             for digest in self._coming.keys() - digests:
                 self._coming.pop(digest).give_up()
             for file in wanted:
@@ -160,9 +183,14 @@ class _Coming:
     def __init__(self, file: Future[BinaryIO | None], stop: threading.Event) -> None:
         self.file, self._stop = file, stop
 
-    def give_up(self) -> None:
+    def stop(self) -> None:
+        """Do not wait for it; whoever reads it closes it."""
         self._stop.set()
         self.file.cancel()
+
+    def give_up(self) -> None:
+        """Nobody reads it."""
+        self.stop()
         self.file.add_done_callback(_close)
 
 

@@ -112,13 +112,15 @@ def test_dying_at_every_file_leaves_no_store_and_a_rerun_finishes(folder, tmp_pa
 def test_kill_minus_9_at_random_moments(folder, tmp_path):
     command = [sys.executable, "-m", "softlabels", "convert", str(folder / "a")]
     command += ["--profile", "packed", "--values", "nat16", "--out", str(tmp_path / "out")]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    start = time.perf_counter()
+    subprocess.run([*command[:-1], str(tmp_path / "timed")], cwd=ROOT, env=environment, check=True)
+    whole = time.perf_counter() - start
     rng = random.Random(0)
     killed = 0
     for _ in range(8):
-        child = subprocess.Popen(
-            command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, stderr=subprocess.PIPE
-        )
-        time.sleep(0.5 + rng.random() * 0.7)
+        child = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE)
+        time.sleep(whole * rng.uniform(0.4, 1.0))
         child.kill()
         child.communicate()
         killed += child.returncode == -9

@@ -54,6 +54,23 @@ def test_a_file_is_fetched_once(tmp_path):
     assert log == [0]
 
 
+def test_a_file_that_another_finishes_after_one_has_looked_for_it_is_not_fetched_again(
+    tmp_path, monkeypatch
+):
+    cache, log = FileCache(tmp_path, 10_000), []
+    looked = cache._open
+
+    def look(sha256: str, size: int) -> BinaryIO | None:
+        found = looked(sha256, size)
+        if not log:
+            use(FileCache(tmp_path, 10_000), 1, log)
+        return found
+
+    monkeypatch.setattr(cache, "_open", look)
+    use(cache, 1, log)
+    assert log == [0]
+
+
 def test_the_least_recently_used_goes_first_and_the_limit_holds(tmp_path):
     cache = FileCache(tmp_path, 3000)
     for i in (1, 2, 3):

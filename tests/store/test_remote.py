@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from functools import partial
 from pathlib import Path
 from typing import ClassVar
@@ -167,12 +168,33 @@ def test_a_place_that_comes_back_is_waited_for(built, url, proxy):
     assert same_rows(store, open_store(built))
 
 
-def test_giving_up_ends_reads_that_wait(url, proxy):
+def test_giving_up_ends_reads_that_wait(built, url, proxy):
     store = open_store(url)
     proxy.cut()
-    threading.Timer(0.5, lambda: store.ahead([])).start()
+    threading.Timer(0.5, store.give_up).start()
     with pytest.raises(RemoteError, match="given up"):
         store.read_shard(0)
+    start = time.perf_counter()
+    store.ahead([0, 1])
+    for shard in (0, 1):  # those that begin later do not wait, either
+        with pytest.raises(RemoteError, match="given up"):
+            store.read_shard(shard)
+    assert time.perf_counter() - start < 5
+    proxy.mend()
+    store.go_on()
+    assert same_rows(store, open_store(built))
+
+
+@pytest.mark.parametrize("gib", [0, 1])
+def test_giving_up_ends_a_read_of_what_was_asked_for_ahead(url, proxy, gib):
+    store = open_store(url, cache=CacheOptions(gib=gib))
+    proxy.cut()
+    store.ahead([0, 1])
+    threading.Timer(0.5, store.give_up).start()
+    start = time.perf_counter()
+    with pytest.raises(RemoteError, match="given up"):
+        store.read_shard(0)
+    assert time.perf_counter() - start < 10
 
 
 def test_a_process_ends_though_the_network_is_away(url, proxy, tmp_path):

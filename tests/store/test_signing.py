@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import random
@@ -178,6 +179,23 @@ def test_tampering_is_found(signed, keys, what):
     assert "Traceback" not in result.output
 
 
+def says_the_same(one: bytes, other: bytes) -> bool:
+    """Whether both decode to the same: of the last character before a base64's padding some bits mean nothing."""
+    try:
+        return decoded(json.loads(one)) == decoded(json.loads(other))
+    except ValueError:
+        return False
+
+
+def decoded(value):
+    if isinstance(value, dict):
+        return {
+            k: base64.b64decode(v) if k in ("payload", "sig") else decoded(v)
+            for k, v in value.items()
+        }
+    return [decoded(v) for v in value] if isinstance(value, list) else value
+
+
 def test_every_byte_of_the_signature_counts(signed, keys):
     path = signed / "manifest.json.sig"
     whole = path.read_bytes()
@@ -185,6 +203,8 @@ def test_every_byte_of_the_signature_counts(signed, keys):
     for i in range(len(whole)):
         data = bytearray(whole)
         data[i] ^= 1 << rng.randrange(8)
+        if says_the_same(data, whole):
+            continue
         path.write_bytes(data)
         with pytest.raises(IntegrityError, match="is no signature of this"):
             check_signature(signed, keys[1])
