@@ -188,7 +188,9 @@ def test_spawned_workers_share_the_cache(ground, url, proxy):
     found = [next(batches).rows for _ in range(20)]
     assert found == rows_of(SoftTargetStream(ground / "store", **options), 20)
     del batches, loader
-    assert len(set(proxy.gets("/data/"))) == len(proxy.gets("/data/"))
+    gets = proxy.gets("/data/")
+    # What one worker gives up, for it is past it, the other may be the first to need.
+    assert len(gets) < 1.2 * len(set(gets))
 
 
 # -- two people -------------------------------------------------------------------------------------
