@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from softlabels.store import manifest, part, records
+from softlabels.store import identity, manifest, part, records
 from softlabels.terminal import field_help
 
 PATH = Path(__file__).with_name("manifest.schema.json")
@@ -25,7 +25,8 @@ def schema() -> dict[str, Any]:
     """JSON Schema of manifest.json; `#/$defs/Plan`, `Commit` and `Part` are those of the other records."""
     references, definitions = msgspec.json.schema_components(ROOTS)
     for name, definition in definitions.items():
-        for key, text in field_help(getattr(manifest, name, None) or getattr(part, name)).items():
+        struct = next(getattr(m, name) for m in (identity, manifest, part) if hasattr(m, name))
+        for key, text in field_help(struct).items():
             definition["properties"][key].setdefault("description", text)
     major = records.FORMAT_VERSION.split(".")[0]
     for root in ROOTS:

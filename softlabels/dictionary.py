@@ -26,7 +26,8 @@ from softlabels.progress import Reporter
 from softlabels.store.commit import committed, publish
 from softlabels.store.dictionaries import DICTIONARY, Dictionaries
 from softlabels.store.encoding import decode_shard, encode_shard
-from softlabels.store.manifest import Identity, Plan, PlannedShard, Statistics
+from softlabels.store.identity import Identity
+from softlabels.store.manifest import Plan, PlannedShard, Statistics
 from softlabels.store.records import read_file
 from softlabels.store.shard import Shard
 from softlabels.targets import SoftTargets

@@ -28,7 +28,8 @@ from softlabels.planning import check_same_job, open_inputs, packed_rows, survey
 from softlabels.progress import Reporter, Silent
 from softlabels.rows import Cursor, InputRow
 from softlabels.store.encoding import encode_shard
-from softlabels.store.manifest import Identity, PlannedShard
+from softlabels.store.identity import Identity
+from softlabels.store.manifest import PlannedShard
 from softlabels.store.plan import check_folder, load_plan
 from softlabels.store.shard import Shard
 from softlabels.teach import teach

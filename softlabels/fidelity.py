@@ -25,7 +25,7 @@ from torch.nn.functional import logsigmoid
 
 from softlabels.rows import UNLABELLED
 from softlabels.store.certificate import Estimate, FidelityAt, LogProbError, SampleCheck
-from softlabels.store.manifest import EncodingRecord
+from softlabels.store.identity import EncodingRecord
 from softlabels.targets import UNBIASED, SoftTargets
 
 __all__ = ["Comparison", "Resampling"]

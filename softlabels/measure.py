@@ -37,7 +37,8 @@ from softlabels.progress import Reporter, Silent
 from softlabels.settings import check_at_least
 from softlabels.store.amend import amend
 from softlabels.store.certificate import Fidelity
-from softlabels.store.manifest import SIGNATURE, Identity
+from softlabels.store.identity import Identity
+from softlabels.store.manifest import SIGNATURE
 from softlabels.store.reader import Store, StoredRow, open_store
 from softlabels.targets import SoftTargets
 from softlabels.teachers import MIB, Teacher, TeacherOptions, open_teacher

@@ -30,16 +30,15 @@ from softlabels.progress import Reporter
 from softlabels.registry import without_folder
 from softlabels.rows import BEGINNING, Cursor, InputRow
 from softlabels.store.dictionaries import DICTIONARY
-from softlabels.store.manifest import (
+from softlabels.store.identity import (
     CorpusRecord,
     EncodingRecord,
     HiddenRecord,
     Identity,
     MaskingRecord,
-    Plan,
-    PlannedShard,
     TargetRecord,
 )
+from softlabels.store.manifest import Plan, PlannedShard
 from softlabels.store.plan import RowDigests, plan_shards, publish_plan
 from softlabels.store.shard import inputs_digest
 from softlabels.teachers import ImageTeacher, Teacher, TextTeacher

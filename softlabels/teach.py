@@ -13,7 +13,8 @@ from softlabels.errors import NonFiniteError
 from softlabels.estimators import Estimator, Selection
 from softlabels.positions import PositionRule, entropies
 from softlabels.rows import UNLABELLED, InputRow
-from softlabels.store.manifest import Identity, Statistics
+from softlabels.store.identity import Identity
+from softlabels.store.manifest import Statistics
 from softlabels.targets import SoftTargets, gaps_from_logp
 from softlabels.teachers import LayerTeacher, Teacher
 from softlabels.teachers.listing import ListingTeacher, selection_of

@@ -14,7 +14,8 @@ from softlabels.build import build
 from softlabels.config import BuildConfig
 from softlabels.corpora.packing import Tokenized
 from softlabels.rows import Row
-from softlabels.store.manifest import Manifest, TeacherRecord, TokenizerRecord
+from softlabels.store.identity import TeacherRecord, TokenizerRecord
+from softlabels.store.manifest import Manifest
 
 BYTES = 256
 EOS = 256

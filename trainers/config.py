@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from softlabels.errors import ConfigError
 from softlabels.settings import check_at_least, from_sources
-from softlabels.store.cache import CacheOptions
+from softlabels.store.remote.cache import CacheOptions
 
 if TYPE_CHECKING:
     from trainers.schedules import LossSchedule

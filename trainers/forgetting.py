@@ -14,8 +14,8 @@ from typing import Any
 import torch
 
 from softlabels.errors import ConfigError, RunError
-from softlabels.store.cache import CacheOptions
 from softlabels.store.reader import Store
+from softlabels.store.remote.cache import CacheOptions
 from trainers.checkpoint import write_json
 from trainers.evaluate import Evaluation, evaluate
 from trainers.heldout import open_heldout

@@ -32,7 +32,7 @@ from torch import Tensor
 
 from softlabels.errors import ConfigError, PairingError
 from softlabels.rows import UNLABELLED
-from softlabels.store.manifest import TargetRecord
+from softlabels.store.identity import TargetRecord
 from softlabels.targets import UNBIASED, SoftTargets
 from trainers.divergences import DIVERGENCES, Shape
 from trainers.head_chunks import accumulator

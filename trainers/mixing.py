@@ -25,9 +25,9 @@ import numpy as np
 import numpy.typing as npt
 
 from softlabels.errors import ConfigError, PairingError, TokenizerError
-from softlabels.store.cache import CacheOptions
-from softlabels.store.manifest import Identity
+from softlabels.store.identity import Identity
 from softlabels.store.reader import Store, open_store
+from softlabels.store.remote.cache import CacheOptions
 from trainers.batch import Batch, collate
 from trainers.blocks import BlockReader
 from trainers.stream import BatchStream, SoftTargetStream, check_slices, opened, order_of

@@ -12,7 +12,7 @@ import math
 from dataclasses import dataclass, replace
 
 from softlabels.errors import ConfigError, PairingError
-from softlabels.store.manifest import TargetRecord
+from softlabels.store.identity import TargetRecord
 from trainers.losses import DistillLoss
 
 __all__ = ["LossSchedule", "Schedule"]

@@ -40,14 +40,8 @@ from softlabels.store.claims import clear_claims
 from softlabels.store.dictionaries import FOLDER
 from softlabels.store.encoding import container_of
 from softlabels.store.finish import finish
-from softlabels.store.manifest import (
-    MANIFEST,
-    Identity,
-    Manifest,
-    PlannedShard,
-    TeacherRecord,
-    load_manifest,
-)
+from softlabels.store.identity import Identity, TeacherRecord
+from softlabels.store.manifest import MANIFEST, Manifest, PlannedShard, load_manifest
 from softlabels.store.plan import RowDigests, read_plan
 from softlabels.store.reader import Store
 from softlabels.teachers import Teacher, TeacherOptions

@@ -12,14 +12,14 @@ from softlabels.algebra.derive import Piece, Reused
 from softlabels.algebra.sources import Scanned, files_of
 from softlabels.errors import PairingError
 from softlabels.store.dictionaries import FOLDER
-from softlabels.store.manifest import (
+from softlabels.store.identity import (
     OPEN_PARTS,
     CorpusRecord,
     EncodingRecord,
     Identity,
-    PlannedShard,
     TeacherRecord,
 )
+from softlabels.store.manifest import PlannedShard
 from softlabels.store.reader import Store
 
 __all__ = [

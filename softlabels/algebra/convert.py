@@ -13,7 +13,8 @@ from softlabels.dictionary import IDS, POSITIONS, given_dictionary, trained
 from softlabels.errors import ConfigError
 from softlabels.progress import Reporter, Silent
 from softlabels.store.dictionaries import DICTIONARY
-from softlabels.store.manifest import Identity, Manifest
+from softlabels.store.identity import Identity
+from softlabels.store.manifest import Manifest
 from softlabels.store.reader import Store
 from softlabels.store.shard import Shard
 

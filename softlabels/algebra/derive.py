@@ -38,11 +38,11 @@ from softlabels.store.commit import (
 from softlabels.store.dictionaries import Dictionaries
 from softlabels.store.encoding import check_round_trip, container_of, encode_shard
 from softlabels.store.finish import finish
+from softlabels.store.identity import Identity
 from softlabels.store.manifest import (
     MANIFEST,
     Commit,
     FileRecord,
-    Identity,
     Manifest,
     Plan,
     PlannedShard,

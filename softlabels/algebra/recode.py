@@ -7,7 +7,7 @@ import msgspec
 from softlabels.codecs import CODECS, make_codec
 from softlabels.errors import ConfigError
 from softlabels.store.encoding import CONTAINERS, PROFILES
-from softlabels.store.manifest import EncodingRecord, Identity
+from softlabels.store.identity import EncodingRecord, Identity
 
 __all__ = ["recoded", "rounded_again"]
 

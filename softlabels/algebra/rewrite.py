@@ -29,7 +29,8 @@ from softlabels.progress import Reporter
 from softlabels.rows import InputRow
 from softlabels.store.dictionaries import FOLDER
 from softlabels.store.encoding import read_statistics
-from softlabels.store.manifest import OPEN_PARTS, Identity, Manifest, PlannedShard
+from softlabels.store.identity import OPEN_PARTS, Identity
+from softlabels.store.manifest import Manifest, PlannedShard
 from softlabels.store.reader import Store
 from softlabels.store.records import read_file
 from softlabels.store.shard import Shard, inputs_digest

@@ -19,7 +19,8 @@ from softlabels.domains import domain_module
 from softlabels.errors import ConfigError, PairingError
 from softlabels.progress import Reporter, Silent
 from softlabels.settings import check_at_least
-from softlabels.store.manifest import OPEN_TARGETS, EncodingRecord, Identity, Manifest, TargetRecord
+from softlabels.store.identity import OPEN_TARGETS, EncodingRecord, Identity, TargetRecord
+from softlabels.store.manifest import Manifest
 from softlabels.store.reader import Store
 from softlabels.store.shard import Shard
 

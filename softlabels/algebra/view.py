@@ -13,7 +13,8 @@ from softlabels.algebra.rewrite import rewrite, survey
 from softlabels.algebra.sources import files_of, open_source
 from softlabels.errors import ConfigError
 from softlabels.progress import Reporter, Silent
-from softlabels.store.manifest import EncodingRecord, Identity, Manifest, TokenizerRecord
+from softlabels.store.identity import EncodingRecord, Identity, TokenizerRecord
+from softlabels.store.manifest import Manifest
 from softlabels.store.reader import Store
 from softlabels.store.records import canonical
 from softlabels.views import Dropped, VocabView

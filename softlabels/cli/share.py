@@ -32,8 +32,8 @@ def push_command(store: Path, url: str, alone: bool, as_json: bool) -> None:
       softlabels push store s3://bucket/store
       softlabels push store hf://datasets/owner/name
     """
-    from softlabels.store.hub import push_to_hub
-    from softlabels.store.push import push
+    from softlabels.store.remote.hub import push_to_hub
+    from softlabels.store.remote.push import push
 
     with Bar(quiet=as_json) as bar:
         bar.stage("push", None, "shards")
@@ -67,7 +67,7 @@ def pull_command(
       softlabels pull s3://bucket/store store
       softlabels pull hf://datasets/owner/name store --share 0.1
     """
-    from softlabels.store.pull import pull
+    from softlabels.store.remote.pull import pull
 
     with Bar(quiet=as_json) as bar:
         bar.stage("pull", None, "shards")

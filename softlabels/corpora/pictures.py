@@ -13,7 +13,7 @@ from softlabels.images.recipe import Recipe
 from softlabels.images.sources import ImageSource
 from softlabels.images.views import ImageViews, check_of, digest_of, software
 from softlabels.rows import BEGINNING, UNLABELLED, Cursor
-from softlabels.store.manifest import ImageRecord, ReplaySample
+from softlabels.store.identity import ImageRecord, ReplaySample
 from softlabels.teachers import ImageTeacher
 
 __all__ = ["image_record", "image_rows", "image_settings", "make_views"]

@@ -15,7 +15,7 @@ from softlabels.domains import masked_lm
 from softlabels.domains.masking import unmaskable
 from softlabels.errors import CorpusError
 from softlabels.rows import BEGINNING, Cursor
-from softlabels.store.manifest import MaskingRecord
+from softlabels.store.identity import MaskingRecord
 from softlabels.teachers import TextTokenizer
 
 __all__ = ["masked_texts"]

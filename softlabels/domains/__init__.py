@@ -12,7 +12,7 @@ from typing import Any, Protocol, cast
 
 from softlabels.rows import InputRow
 from softlabels.store.columns import Column, Expected
-from softlabels.store.manifest import Identity
+from softlabels.store.identity import Identity
 
 __all__ = ["DOMAINS", "Domain", "domain_module", "packed_digest_bytes"]
 

@@ -11,7 +11,7 @@ from softlabels.domains.columns import listed, lists_of
 from softlabels.errors import IntegrityError
 from softlabels.rows import LABEL_SHIFT, Row
 from softlabels.store.columns import Column, Expected
-from softlabels.store.manifest import Identity
+from softlabels.store.identity import Identity
 
 __all__ = ["DIGEST_BYTES", "LABEL_SHIFT", "check", "columns", "expected", "rows_of"]
 

@@ -20,7 +20,7 @@ from softlabels.images.pixels import Pixels
 from softlabels.images.views import ImageViews
 from softlabels.rows import UNLABELLED, Int32, Int64, PaddedRows
 from softlabels.store.columns import Column, Expected
-from softlabels.store.manifest import Identity
+from softlabels.store.identity import Identity
 
 __all__ = [
     "DIGEST_BYTES",

@@ -18,7 +18,7 @@ from softlabels.domains.text import TextRow, check_text
 from softlabels.errors import IntegrityError
 from softlabels.rows import UNLABELLED, Int32
 from softlabels.store.columns import Column, Expected
-from softlabels.store.manifest import Identity, MaskingRecord, TokenizerRecord
+from softlabels.store.identity import Identity, MaskingRecord, TokenizerRecord
 
 __all__ = [
     "DIGEST_BYTES",

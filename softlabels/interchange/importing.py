@@ -30,17 +30,14 @@ from softlabels.rows import BEGINNING, LABEL_SHIFT, Cursor, Row
 from softlabels.store.commit import commit_shard, committed, sweep
 from softlabels.store.encoding import encode_shard
 from softlabels.store.finish import finish
+from softlabels.store.identity import CorpusRecord, EncodingRecord, Identity, TargetRecord
 from softlabels.store.manifest import (
     MANIFEST,
     Commit,
-    CorpusRecord,
-    EncodingRecord,
-    Identity,
     Manifest,
     Plan,
     PlannedShard,
     Statistics,
-    TargetRecord,
     load_manifest,
 )
 from softlabels.store.plan import RowDigests, check_folder, load_plan, plan_shards, publish_plan

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from softlabels.rows import LABEL_SHIFT, Row
 from softlabels.store.encoding import container_of
-from softlabels.store.manifest import Identity
+from softlabels.store.identity import Identity
 from softlabels.store.reader import Store, StoredRow
 from softlabels.targets import SoftTargets
 from softlabels.token_text import TokenText

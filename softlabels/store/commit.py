@@ -23,7 +23,8 @@ from secrets import token_hex
 from softlabels.errors import IntegrityError, StoreError
 from softlabels.store.dictionaries import Dictionaries
 from softlabels.store.encoding import FindDictionary, decode_shard, dictionary_of, read_statistics
-from softlabels.store.manifest import Commit, Identity, Plan, PlannedShard, Statistics
+from softlabels.store.identity import Identity
+from softlabels.store.manifest import Commit, Plan, PlannedShard, Statistics
 from softlabels.store.records import (
     FORMAT,
     FORMAT_VERSION,

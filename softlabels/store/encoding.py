@@ -15,14 +15,8 @@ from softlabels.codecs.codebook import Codebook
 from softlabels.errors import IntegrityError
 from softlabels.store import packed, plain
 from softlabels.store.columns import Container, Expected
-from softlabels.store.manifest import (
-    LARGEST,
-    OPEN_PARTS,
-    OPEN_TARGETS,
-    Identity,
-    Numbering,
-    Statistics,
-)
+from softlabels.store.identity import LARGEST, OPEN_PARTS, OPEN_TARGETS, Identity
+from softlabels.store.manifest import Numbering, Statistics
 from softlabels.store.shard import Shard
 from softlabels.targets import SoftTargets
 

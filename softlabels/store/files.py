@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from softlabels.errors import IntegrityError
-from softlabels.store.cache import CacheOptions
 from softlabels.store.records import check_file, read_record_file
+from softlabels.store.remote.cache import CacheOptions
 
 __all__ = ["Address", "LocalFiles", "Recorded", "StoreFiles", "files_of"]
 
@@ -139,6 +139,6 @@ def files_of(url: str | Path, cache: CacheOptions | None = None) -> StoreFiles:
     """
     if "://" not in str(url):
         return LocalFiles(Path(url))
-    from softlabels.store.remote import RemoteFiles  # obstore, which folders can do without
+    from softlabels.store.remote.files import RemoteFiles  # obstore, which folders can do without
 
     return RemoteFiles(str(url), cache)

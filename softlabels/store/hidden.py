@@ -11,7 +11,7 @@ from softlabels.codecs.hidden import HIDDEN_CODECS, HiddenCodec
 from softlabels.codecs.streams import Stream
 from softlabels.errors import FormatError, IntegrityError, TargetError
 from softlabels.store.columns import Column, Expected
-from softlabels.store.manifest import HiddenRecord, Identity
+from softlabels.store.identity import HiddenRecord, Identity
 from softlabels.targets import SoftTargets
 
 __all__ = [

@@ -25,7 +25,7 @@ from softlabels.codecs.streams import Stream, pack
 from softlabels.codecs.training import count, order_of
 from softlabels.errors import IntegrityError
 from softlabels.store.hidden import hidden_of_streams, hidden_streams
-from softlabels.store.manifest import Identity
+from softlabels.store.identity import Identity
 from softlabels.store.packed_rows import (
     check_size,
     coded_tokens,

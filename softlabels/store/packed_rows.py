@@ -19,7 +19,7 @@ from softlabels.domains import domain_module, packed_digest_bytes
 from softlabels.errors import IntegrityError, TargetError
 from softlabels.rows import InputRow, Row
 from softlabels.store.columns import DECODED_LIMIT, Column, Expected
-from softlabels.store.manifest import Identity
+from softlabels.store.identity import Identity
 from softlabels.store.plain import check_inputs
 
 __all__ = ["check_size", "coded_tokens", "contexts", "exactly", "row_streams", "rows_of_streams"]

@@ -15,13 +15,8 @@ import msgspec
 
 from softlabels.errors import FormatError, IntegrityError
 from softlabels.store.files import StoreFiles
-from softlabels.store.manifest import (
-    CorpusRecord,
-    Count,
-    Manifest,
-    Sha256,
-    Statistics,
-)
+from softlabels.store.identity import CorpusRecord, Count, Sha256
+from softlabels.store.manifest import Manifest, Statistics
 from softlabels.store.records import Record, canonical, parse_record
 
 __all__ = ["PART", "Part", "part_manifest", "read_part", "refuse_part"]

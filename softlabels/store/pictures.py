@@ -10,7 +10,7 @@ from softlabels.images.recipe import Recipe
 from softlabels.images.sources import open_images
 from softlabels.images.views import ImageViews, digest_of
 from softlabels.store.files import Address
-from softlabels.store.manifest import Identity, ImageRecord
+from softlabels.store.identity import Identity, ImageRecord
 
 __all__ = ["check_replay", "open_views"]
 

@@ -20,7 +20,7 @@ from softlabels.errors import ConfigError, IntegrityError, TargetError
 from softlabels.rows import InputRow, NamedRow
 from softlabels.store.columns import Column, Expected
 from softlabels.store.hidden import hidden_columns, hidden_expected, hidden_of_columns
-from softlabels.store.manifest import Identity
+from softlabels.store.identity import Identity
 from softlabels.store.shard import Shard
 from softlabels.targets import SoftTargets, gaps_from_logp
 

@@ -14,7 +14,8 @@ from softlabels.rows import Cursor, InputRow
 from softlabels.store.claims import CLAIMS
 from softlabels.store.commit import TEMPORARY, publish
 from softlabels.store.encoding import container_of
-from softlabels.store.manifest import FileRecord, Identity, Plan, PlannedShard
+from softlabels.store.identity import Identity
+from softlabels.store.manifest import FileRecord, Plan, PlannedShard
 from softlabels.store.records import (
     FORMAT,
     FORMAT_VERSION,

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from softlabels.errors import IntegrityError, SoftLabelsError
-from softlabels.store.cache import CacheOptions
 from softlabels.store.commit import TEMPORARY
 from softlabels.store.files import Recorded, StoreFiles, files_of
 from softlabels.store.finish import MADE
@@ -16,6 +15,7 @@ from softlabels.store.part import PART, read_part
 from softlabels.store.plan import PLAN, RowDigests
 from softlabels.store.reader import Store
 from softlabels.store.records import parse_record
+from softlabels.store.remote.cache import CacheOptions
 
 __all__ = ["Report", "verify_store"]
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 from softlabels.corpora.packing import Tokenizer
 from softlabels.errors import ConfigError
 from softlabels.registry import Registry, split_spec
-from softlabels.store.manifest import TeacherRecord, TokenizerRecord
+from softlabels.store.identity import TeacherRecord, TokenizerRecord
 
 if TYPE_CHECKING:
     import numpy as np

@@ -21,7 +21,7 @@ from softlabels.devices import choose
 from softlabels.errors import MissingExtraError, TeacherError
 from softlabels.registry import without_folder
 from softlabels.rows import Row, pad_rows
-from softlabels.store.manifest import TeacherRecord
+from softlabels.store.identity import TeacherRecord
 from softlabels.teachers import MIB, TeacherOptions
 from softlabels.teachers.hf_encoder import HEADS, HFEncoderTeacher, load_hf_encoder
 from softlabels.teachers.hf_masked import HFMaskedTeacher

@@ -17,7 +17,7 @@ from softlabels.devices import choose
 from softlabels.domains.text import TextRow
 from softlabels.errors import ConfigError, TeacherError
 from softlabels.registry import without_folder
-from softlabels.store.manifest import TeacherRecord, TokenizerRecord
+from softlabels.store.identity import TeacherRecord, TokenizerRecord
 from softlabels.teachers import MIB, TeacherOptions
 from softlabels.teachers.hf_masked import HFMaskedTeacher
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from softlabels.domains.text import TextRow
 from softlabels.errors import TeacherError
-from softlabels.store.manifest import TeacherRecord
+from softlabels.store.identity import TeacherRecord
 
 if TYPE_CHECKING:
     from softlabels.teachers.hf_encoder import EncoderTokenizer

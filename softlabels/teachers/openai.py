@@ -27,7 +27,7 @@ from torch import Tensor
 
 from softlabels.errors import ConfigError, TeacherError
 from softlabels.rows import Row
-from softlabels.store.manifest import TeacherRecord
+from softlabels.store.identity import TeacherRecord
 from softlabels.teachers import TeacherOptions, causal_only
 from softlabels.teachers.listing import Listed, floor_remark, listed_of, no_logits
 from softlabels.teachers.segments import Segment, segments_of

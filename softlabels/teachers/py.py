@@ -32,7 +32,7 @@ from torch import Tensor
 
 from softlabels.errors import ConfigError, TeacherError
 from softlabels.rows import Row
-from softlabels.store.manifest import TeacherRecord
+from softlabels.store.identity import TeacherRecord
 from softlabels.teachers import MIB, TeacherOptions, causal_only
 from softlabels.teachers.segments import Rectangle, dense_chunks, probe_width
 from softlabels.teachers.tokenizer import HFTokenizer, check_covers, load_tokenizer

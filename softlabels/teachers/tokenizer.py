@@ -15,7 +15,7 @@ import numpy.typing as npt
 from softlabels.corpora import Message
 from softlabels.corpora.packing import Tokenized
 from softlabels.errors import CorpusError, MissingExtraError, TeacherError
-from softlabels.store.manifest import TeacherRecord, TokenizerRecord
+from softlabels.store.identity import TeacherRecord, TokenizerRecord
 
 __all__ = ["HFTokenizer", "check_covers", "load_tokenizer", "repair_pre_tokenizer"]
 

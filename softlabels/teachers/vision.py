@@ -16,7 +16,7 @@ from softlabels.devices import choose
 from softlabels.domains.image_classification import NAME, ImageRow
 from softlabels.errors import ConfigError, TeacherError
 from softlabels.registry import without_folder
-from softlabels.store.manifest import TeacherRecord, TokenizerRecord
+from softlabels.store.identity import TeacherRecord, TokenizerRecord
 from softlabels.store.records import canonical
 from softlabels.teachers import TeacherOptions
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from softlabels.errors import ConfigError, MissingExtraError, TeacherError
 from softlabels.registry import without_folder
 from softlabels.rows import Row
-from softlabels.store.manifest import TeacherRecord
+from softlabels.store.identity import TeacherRecord
 from softlabels.teachers import TeacherOptions, causal_only
 from softlabels.teachers.hf import digest_files, weight_files
 from softlabels.teachers.listing import Listed, floor_remark, listed_of, no_logits

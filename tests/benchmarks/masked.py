@@ -31,7 +31,7 @@ from torch import nn
 from softlabels.corpora import open_corpora
 from softlabels.corpora.pieces import masked_texts
 from softlabels.rows import UNLABELLED
-from softlabels.store.manifest import MaskingRecord
+from softlabels.store.identity import MaskingRecord
 from softlabels.teachers.hf_encoder import EncoderTokenizer
 from trainers.encoders import catch_head_input
 

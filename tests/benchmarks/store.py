@@ -35,7 +35,8 @@ from softlabels.codecs.training import train
 from softlabels.config import BuildConfig
 from softlabels.estimators import make_estimator
 from softlabels.store.encoding import decode_shard, encode_shard
-from softlabels.store.manifest import Identity, Statistics
+from softlabels.store.identity import Identity
+from softlabels.store.manifest import Statistics
 from softlabels.store.reader import open_store
 from softlabels.store.shard import Shard
 from softlabels.targets import SoftTargets

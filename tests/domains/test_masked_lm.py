@@ -31,7 +31,7 @@ from softlabels.errors import (
 )
 from softlabels.rows import UNLABELLED
 from softlabels.store.columns import Column
-from softlabels.store.manifest import MaskingRecord, TokenizerRecord
+from softlabels.store.identity import MaskingRecord, TokenizerRecord
 from softlabels.store.reader import open_store
 from softlabels.store.verify import verify_store
 from tests.domains import models

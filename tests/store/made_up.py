@@ -11,15 +11,15 @@ import numpy as np
 
 from softlabels.codecs import make_codec
 from softlabels.rows import Row
-from softlabels.store.manifest import (
+from softlabels.store.identity import (
     CorpusRecord,
     EncodingRecord,
     Identity,
-    Statistics,
     TargetRecord,
     TeacherRecord,
     TokenizerRecord,
 )
+from softlabels.store.manifest import Statistics
 from softlabels.store.records import canonical
 from softlabels.targets import SoftTargets
 

@@ -13,7 +13,7 @@ from typing import BinaryIO
 import pytest
 
 from softlabels.errors import ConfigError, IntegrityError, StoreError
-from softlabels.store.cache import CacheOptions, Cancelled, FileCache
+from softlabels.store.remote.cache import CacheOptions, Cancelled, FileCache
 
 RUNNING = threading.Event()
 

@@ -10,9 +10,9 @@ from types import SimpleNamespace
 import pytest
 
 from softlabels.errors import ConfigError, IntegrityError, RemoteError
-from softlabels.store import hub
-from softlabels.store.hub import push_to_hub
 from softlabels.store.manifest import MANIFEST, load_manifest
+from softlabels.store.remote import hub
+from softlabels.store.remote.hub import push_to_hub
 from tests.fakes import build_tiny, write_corpus
 from tests.store.made_up import files_of
 

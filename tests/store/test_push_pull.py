@@ -17,13 +17,13 @@ from click.testing import CliRunner
 
 from softlabels.cli import main
 from softlabels.errors import ConfigError, FormatError, IntegrityError, RemoteError, StoreError
-from softlabels.store import pull as pulling
-from softlabels.store.client import Client
 from softlabels.store.manifest import MANIFEST, load_manifest
 from softlabels.store.part import PART
-from softlabels.store.pull import pull
-from softlabels.store.push import probe, push
 from softlabels.store.reader import open_store
+from softlabels.store.remote import pull as pulling
+from softlabels.store.remote.client import Client
+from softlabels.store.remote.pull import pull
+from softlabels.store.remote.push import probe, push
 from softlabels.store.repair import repair_store
 from softlabels.store.verify import verify_store
 from tests.fakes import build_tiny, write_corpus
@@ -353,7 +353,7 @@ def test_a_broken_pull_shows_no_store_and_goes_on(made, url, proxy, tmp_path, mo
         return real(self, name, sink, begun, size, stop)
 
     monkeypatch.setattr(Client, "fetch", breaks)
-    monkeypatch.setattr("softlabels.store.transfer.AT_ONCE", 1)
+    monkeypatch.setattr("softlabels.store.remote.transfer.AT_ONCE", 1)
     with pytest.raises(RemoteError, match="network is gone"):
         pull(url, tmp_path / "b")
     with pytest.raises(FormatError, match="not a store"):

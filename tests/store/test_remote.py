@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 
 from softlabels.errors import ConfigError, FormatError, IntegrityError, RemoteError
-from softlabels.store.cache import CacheOptions
-from softlabels.store.client import Client
 from softlabels.store.reader import open_store
-from softlabels.store.remote import RemoteFiles
+from softlabels.store.remote.cache import CacheOptions
+from softlabels.store.remote.client import Client
+from softlabels.store.remote.files import RemoteFiles
 from softlabels.store.verify import verify_store
 from tests.store.s3 import Proxy, delete, environment, put, s3_server, upload
 

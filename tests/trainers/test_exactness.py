@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from softlabels.errors import ConfigError, PairingError
-from softlabels.store.manifest import TargetRecord
+from softlabels.store.identity import TargetRecord
 from softlabels.targets import SoftTargets
 from trainers.divergences import DIVERGENCES
 from trainers.losses import DistillLoss

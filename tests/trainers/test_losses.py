@@ -8,7 +8,7 @@ import torch
 
 from softlabels.errors import ConfigError, PairingError
 from softlabels.estimators import make_estimator
-from softlabels.store.manifest import TargetRecord
+from softlabels.store.identity import TargetRecord
 from softlabels.targets import SoftTargets, gaps_from_logp
 from trainers.divergences import DIVERGENCES, Shape
 from trainers.losses import DistillLoss, check_pairing

@@ -17,12 +17,12 @@ import pytest
 from safetensors.numpy import load_file
 
 from softlabels.errors import RemoteError
-from softlabels.store.cache import CacheOptions
-from softlabels.store.client import Client
 from softlabels.store.manifest import MANIFEST, load_manifest
 from softlabels.store.part import PART
 from softlabels.store.plan import RowDigests
 from softlabels.store.reader import open_store
+from softlabels.store.remote.cache import CacheOptions
+from softlabels.store.remote.client import Client
 from softlabels.store.verify import verify_store
 from tests.fakes import build_tiny, write_corpus
 from tests.store.made_up import reseal

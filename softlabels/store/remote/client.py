@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 from softlabels.errors import IntegrityError, RemoteError
-from softlabels.store.addresses import check_address, open_address
-from softlabels.store.cache import Cancelled
 from softlabels.store.files import Address
+from softlabels.store.remote.addresses import check_address, open_address
+from softlabels.store.remote.cache import Cancelled
 
 if TYPE_CHECKING:
     from obstore.store import ObjectStore

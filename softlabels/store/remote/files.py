@@ -12,10 +12,10 @@ from queue import SimpleQueue
 from typing import BinaryIO
 
 from softlabels.errors import FormatError, IntegrityError, RemoteError
-from softlabels.store.cache import CacheOptions, Cancelled, FileCache
-from softlabels.store.client import Client
 from softlabels.store.files import Address, Recorded
 from softlabels.store.records import FILE_LIMIT, RECORD_LIMIT
+from softlabels.store.remote.cache import CacheOptions, Cancelled, FileCache
+from softlabels.store.remote.client import Client
 
 __all__ = ["RemoteFiles"]
 

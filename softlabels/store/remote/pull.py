@@ -24,8 +24,6 @@ from typing import BinaryIO
 import msgspec
 
 from softlabels.errors import ConfigError, IntegrityError, StoreError
-from softlabels.store.cache import CacheOptions
-from softlabels.store.client import Client
 from softlabels.store.files import LocalFiles, Recorded
 from softlabels.store.finish import statistics_of
 from softlabels.store.manifest import (
@@ -39,7 +37,6 @@ from softlabels.store.manifest import (
 )
 from softlabels.store.part import PART, Part
 from softlabels.store.plan import PLAN, RowDigests
-from softlabels.store.push import Progress
 from softlabels.store.reader import Store, check_known
 from softlabels.store.records import (
     FORMAT,
@@ -49,8 +46,11 @@ from softlabels.store.records import (
     parse_record,
     seal,
 )
-from softlabels.store.remote import RemoteFiles
-from softlabels.store.transfer import (
+from softlabels.store.remote.cache import CacheOptions
+from softlabels.store.remote.client import Client
+from softlabels.store.remote.files import RemoteFiles
+from softlabels.store.remote.push import Progress
+from softlabels.store.remote.transfer import (
     Transfer,
     check_commit,
     check_grown,

@@ -21,10 +21,10 @@ from softlabels.errors import (
     RemoteError,
     StoreError,
 )
-from softlabels.store.addresses import hub_place
 from softlabels.store.manifest import MANIFEST, SIGNATURE, Manifest, load_manifest
-from softlabels.store.push import Progress, shareable
-from softlabels.store.transfer import Transfer, check_grown
+from softlabels.store.remote.addresses import hub_place
+from softlabels.store.remote.push import Progress, shareable
+from softlabels.store.remote.transfer import Transfer, check_grown
 
 __all__ = ["push_to_hub"]
 

@@ -20,15 +20,15 @@ from secrets import token_hex
 from typing import BinaryIO, cast
 
 from softlabels.errors import ConfigError, FormatError, IntegrityError, RemoteError, StoreError
-from softlabels.store.addresses import writable
-from softlabels.store.client import Client
 from softlabels.store.files import LocalFiles
 from softlabels.store.licences import require_spdx
 from softlabels.store.manifest import MANIFEST, SIGNATURE, Manifest, load_manifest, read_manifest
 from softlabels.store.part import refuse_part
 from softlabels.store.plan import PLAN
-from softlabels.store.remote import RemoteFiles
-from softlabels.store.transfer import (
+from softlabels.store.remote.addresses import writable
+from softlabels.store.remote.client import Client
+from softlabels.store.remote.files import RemoteFiles
+from softlabels.store.remote.transfer import (
     Transfer,
     check_grown,
     claimed_digest,

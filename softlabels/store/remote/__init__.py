@@ -1,0 +1,1 @@
+"""Stores at addresses: a client, a cache, reading, and sending them to and fro."""
