@@ -15,28 +15,24 @@ Costs one pass over the store: every shard is hashed and decoded, one at a time 
 
 from __future__ import annotations
 
-import errno
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
-from softlabels.errors import FormatError, IntegrityError, SoftLabelsError, StoreError
+from softlabels.errors import FormatError, IntegrityError, StoreError
 from softlabels.store.claims import claim_files, clear_claims
 from softlabels.store.commit import (
     TEMPORARY,
     adopt_shard,
-    check_planned,
     commit_path,
     leftovers,
-    need_dictionary,
     publish,
     remove,
     withdraw,
 )
-from softlabels.store.dictionaries import DICTIONARY, Dictionaries
-from softlabels.store.encoding import read_statistics
+from softlabels.store.diagnosis import Diagnosis, attempt, diagnose
+from softlabels.store.dictionaries import DICTIONARY
 from softlabels.store.finish import CARD, MADE, finish, make_manifest
 from softlabels.store.manifest import (
     MANIFEST,
@@ -52,15 +48,9 @@ from softlabels.store.manifest import (
 from softlabels.store.part import refuse_part
 from softlabels.store.plan import PLAN, read_plan
 from softlabels.store.reader import check_known
-from softlabels.store.records import check_file, read_file, read_record
+from softlabels.store.records import check_file, read_file
 
 __all__ = ["Action", "Repair", "repair_store"]
-
-T = TypeVar("T")
-
-DAMAGE = {errno.EIO, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP}
-"""A file that fails to be read with one of these is damaged or missing; with any other (no permission,
-too many open files) it may well be intact, and nothing is done."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,17 +82,6 @@ class Repair:
         return not self.rebuild and not self.problems
 
 
-@dataclass(kw_only=True)
-class _Diagnosis:
-    """Of all shards."""
-
-    commits: dict[int, Commit] = field(default_factory=dict)
-    adopt: dict[int, str] = field(default_factory=dict)
-    rebuild: dict[int, str] = field(default_factory=dict)
-    stale_manifest: str | None = None
-    """Why the manifest, though intact, is not this store's."""
-
-
 def repair_store(
     path: Path, *, dry_run: bool = False, progress: Callable[[int, int], None] | None = None
 ) -> Repair:
@@ -121,12 +100,12 @@ def repair_store(
     refuse_part(path)
     plan = _plan(path)
     check_known(path / PLAN, plan.identity)
-    manifest, manifest_problem = _attempt(lambda: load_manifest(path))
+    manifest, manifest_problem = attempt(lambda: load_manifest(path))
     if manifest is not None and not _same_shape(plan, manifest):
         raise IntegrityError(
             f"{path}: {PLAN} and {MANIFEST} are of two builds; put the right one back (nothing was changed)"
         )
-    found = _diagnose(path, plan, manifest, progress)
+    found = diagnose(path, plan, manifest, progress)
     problems = _beside(path, plan, manifest) + _strangers(path, plan, manifest)
     work = _Work(path, dry_run)
     for left in leftovers(path):
@@ -164,24 +143,6 @@ def repair_store(
 # -- looking --------------------------------------------------------------------------------------
 
 
-def _attempt(check: Callable[[], T]) -> tuple[T | None, str | None]:
-    """The result, or why there is none; raises if the reason is not damage."""
-    try:
-        return check(), None
-    except (FileNotFoundError, NotADirectoryError):
-        return None, "missing"
-    except SoftLabelsError as e:
-        cause = e.__cause__
-        if isinstance(cause, OSError) and not isinstance(cause, SoftLabelsError):
-            if cause.errno in (errno.ENOENT, errno.ENOTDIR):
-                return None, "missing"
-            if cause.errno not in DAMAGE:
-                raise StoreError(
-                    f"{e} (this is not damage, so nothing was changed: make it readable first)"
-                ) from e
-        return None, str(e)
-
-
 def _plan(path: Path) -> Plan:
     try:
         return read_plan(path)
@@ -193,7 +154,7 @@ def _plan(path: Path) -> Plan:
         problem = f"{path / PLAN}: missing"
     except StoreError as e:
         problem = str(e)
-    manifest, _ = _attempt(lambda: load_manifest(path))
+    manifest, _ = attempt(lambda: load_manifest(path))
     if manifest is not None:
         raise IntegrityError(
             f"{problem}. The plan cannot be made from the other files; nothing was changed. The store can still be "
@@ -217,75 +178,6 @@ def _same_shape(plan: Plan, manifest: Manifest) -> bool:
     )
 
 
-def _diagnose(
-    path: Path,
-    plan: Plan,
-    manifest: Manifest | None,
-    progress: Callable[[int, int], None] | None,
-) -> _Diagnosis:
-    found = _Diagnosis()
-    find = Dictionaries(path, plan.identity.teacher.vocab_size)
-    for i, shard in enumerate(plan.shards):
-        listed = None if manifest is None else manifest.shards[i].sha256
-        _look_at(path, plan, shard, listed, find, found)
-        if progress is not None:
-            progress(i + 1, len(plan.shards))
-    return found
-
-
-def _look_at(
-    path: Path,
-    plan: Plan,
-    shard: PlannedShard,
-    listed: str | None,
-    find: Dictionaries,
-    found: _Diagnosis,
-) -> None:
-    """Decide about one shard; `listed` is its sha256 in an intact manifest."""
-    i, file, record = shard.index, path / shard.name, commit_path(path, shard)
-    data, missing = _attempt(lambda: read_file(file))
-    sha256 = None if data is None else hashlib.sha256(data).hexdigest()
-    commit, no_commit = _attempt(lambda: read_record(record, Commit))
-    ours = commit is not None and (
-        (commit.plan_digest, commit.name, commit.index) == (plan.digest, shard.name, i)
-    )
-    recorded = {listed} if listed is not None else set()
-    if ours and commit is not None:
-        recorded.add(commit.sha256)
-    if data is None:
-        unfit = missing
-    elif recorded and sha256 not in recorded:  # not decoded: it may be anything
-        unfit = f"{file}: sha256 is {sha256}, its records say otherwise: torn or altered"
-    else:
-        need_dictionary(data, plan.identity, find, where=str(file))
-        _, unfit = _attempt(lambda: _fits(data, plan, shard, find, file))
-    if commit is not None and not ours:
-        if unfit is not None and commit.sha256 == sha256 and commit.name == shard.name:
-            raise IntegrityError(
-                f"{file}: it and {record} are intact, but of another build than {PLAN}; put the right plan back, or "
-                "move both files away (nothing was changed)"
-            )
-        no_commit = f"{record}: belongs to another plan or shard"
-    if ours and commit is not None and commit.sha256 == sha256 and unfit is None:
-        found.commits[i] = commit
-        if listed not in (None, sha256):
-            found.stale_manifest = f"lists another {shard.name} than its record and its bytes are"
-    elif unfit is not None:
-        found.rebuild[i] = unfit
-    else:
-        found.adopt[i] = no_commit or f"{record}: its sha256 is not the shard's"
-
-
-def _fits(data: bytes, plan: Plan, shard: PlannedShard, find: Dictionaries, file: Path) -> None:
-    try:
-        check_planned(data, plan.identity, shard, find, where=str(file))
-        read_statistics(data, plan.identity, where=str(file))
-    except ValueError as e:
-        if isinstance(e, SoftLabelsError):
-            raise
-        raise IntegrityError(f"{file}: cannot be decoded ({e})") from e
-
-
 def _beside(path: Path, plan: Plan, manifest: Manifest | None) -> list[str]:
     """Damaged files beside the shards: they are the teacher's, and neither repair nor build makes them again."""
     records = plan.files | ({} if manifest is None else manifest.files)
@@ -294,7 +186,7 @@ def _beside(path: Path, plan: Plan, manifest: Manifest | None) -> list[str]:
         if name in MADE:
             continue
         file, sha256, size = path / name, record.sha256, record.bytes
-        _, problem = _attempt(lambda f=file, s=sha256, n=size: check_file(f, sha256=s, size=n))  # type: ignore[misc]
+        _, problem = attempt(lambda f=file, s=sha256, n=size: check_file(f, sha256=s, size=n))  # type: ignore[misc]
         if problem is not None:
             problem = f"{file}: missing" if problem == "missing" else problem
             problems.append(
@@ -370,7 +262,7 @@ class _Work:
             publish(self.path / name, content)
 
     def finish(
-        self, plan: Plan, found: _Diagnosis, reason: str, fidelity: Fidelity | None = None
+        self, plan: Plan, found: Diagnosis, reason: str, fidelity: Fidelity | None = None
     ) -> None:
         """Make card and manifest again; a card that says what it must is kept."""
         self.remove(self.path / MANIFEST, reason, action="withdraw")
@@ -378,7 +270,7 @@ class _Work:
         if len(commits) == len(plan.shards):  # else a dry run, in which records are still to come
             manifest = make_manifest(self.path, plan, commits, fidelity=fidelity)
             for name, make in MADE.items():
-                present, problem = _attempt(lambda n=name: read_file(self.path / n))  # type: ignore[misc]
+                present, problem = attempt(lambda n=name: read_file(self.path / n))  # type: ignore[misc]
                 right = make(manifest).encode()
                 if present != right and (name == CARD or problem != "missing"):
                     self.publish_made(name, right, problem or "is not what the records say")
@@ -387,14 +279,14 @@ class _Work:
             finish(self.path, plan, commits, fidelity=fidelity)
 
 
-def _mend_made(work: _Work, plan: Plan, found: _Diagnosis, manifest: Manifest) -> None:
+def _mend_made(work: _Work, plan: Plan, found: Diagnosis, manifest: Manifest) -> None:
     """Make the card, and whatever else is made from an intact manifest, again."""
     for name, make in MADE.items():
         record = manifest.files.get(name)
         if record is None:
             continue
         file, sha256, size = work.path / name, record.sha256, record.bytes
-        _, problem = _attempt(lambda f=file, s=sha256, n=size: check_file(f, sha256=s, size=n))  # type: ignore[misc]
+        _, problem = attempt(lambda f=file, s=sha256, n=size: check_file(f, sha256=s, size=n))  # type: ignore[misc]
         if problem is None:
             continue
         content = make(manifest).encode()

@@ -246,11 +246,8 @@ class _Receiver:
 
     def _bring_commit(self, index: int, plan: Plan) -> None:
         name, sha256 = commit_name(index), self._manifest.shards[index].sha256
-        try:
-            check_commit((self._folder / name).read_bytes(), plan, sha256, self._folder / name)
+        if self._has_commit(name, plan, sha256):
             return
-        except (OSError, StoreError):
-            pass  # not there, or of an earlier generation
         where = self._origin.root / name
         try:
             data = self._client.read(name, limit=RECORD_LIMIT)
@@ -258,6 +255,14 @@ class _Receiver:
             raise IntegrityError(f"{where}: missing; the store there is damaged") from e
         check_commit(data, plan, sha256, where)
         self._write(name, data)
+
+    def _has_commit(self, name: str, plan: Plan, sha256: str) -> bool:
+        """Whether it is here, and of this generation."""
+        try:
+            check_commit((self._folder / name).read_bytes(), plan, sha256, self._folder / name)
+        except (OSError, StoreError):
+            return False
+        return True
 
     def _bring_signature(self) -> None:
         try:
