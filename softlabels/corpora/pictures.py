@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from softlabels.config import BuildConfig
+from softlabels.corpora.labelled import label_id
 from softlabels.corpora.packing import CorpusCounts
-from softlabels.corpora.texts import label_id
 from softlabels.domains.image_classification import ImageRow
 from softlabels.images.recipe import Recipe
 from softlabels.images.sources import ImageSource

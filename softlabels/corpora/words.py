@@ -6,75 +6,39 @@ A text that is longer than a row is refused, or, with `--truncate`, cut to the r
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
-from softlabels.corpora import Corpus, Document, documents_of
-from softlabels.corpora.packing import CorpusCounts
-from softlabels.corpora.texts import label_id
+from softlabels.corpora import Corpus, Document
+from softlabels.corpora.labelled import Cut, label_id, one_row_each
 from softlabels.domains import token_classification
 from softlabels.domains.text import TextRow
 from softlabels.errors import CorpusError
-from softlabels.rows import BEGINNING, Cursor
+from softlabels.rows import Cursor
 from softlabels.teachers import TextTeacher
 
 __all__ = ["classified_words"]
 
 
 def classified_words(
-    corpora: Sequence[Corpus],
-    teacher: TextTeacher,
-    *,
-    seq_len: int,
-    truncate: bool = False,
-    start: Cursor = BEGINNING,
-    skip_empty: bool = False,
-    counts: CorpusCounts | None = None,
+    corpora: Sequence[Corpus], teacher: TextTeacher, **how: Any
 ) -> Iterator[tuple[Cursor, TextRow]]:
-    """Rows of `token-classification`, from `start` on.
-
-    Args:
-        seq_len: S, at most.
-        truncate: cut longer texts.
-        start: a cursor that an earlier pass yielded.
-        counts: filled in as rows are yielded.
+    """Rows of `token-classification`; `how` as for `one_row_each`.
 
     Raises:
         CorpusError: no words, too many, one that the tokenizer leaves out, a label that the teacher does not know.
     """
-    counts = counts if counts is not None else CorpusCounts()
-    for number, document in documents_of(corpora, skip_empty=skip_empty):
-        if number < start.document:
-            continue
-        if document is None:
-            counts.skipped_empty += 1
-            continue
-        row = _row(document, number, teacher, seq_len, truncate=truncate, counts=counts)
-        counts.documents += 1
-        yield Cursor(number, 0), row
+    return one_row_each(corpora, lambda d, number, cut: _row(d, number, teacher, cut), **how)
 
 
-def _row(
-    document: Document,
-    number: int,
-    teacher: TextTeacher,
-    seq_len: int,
-    *,
-    truncate: bool,
-    counts: CorpusCounts,
-) -> TextRow:
+def _row(document: Document, number: int, teacher: TextTeacher, cut: Cut) -> TextRow:
     if document.words is None:
         raise CorpusError(
             f'{document.where}: expected "words"; texts and conversations are of other domains'
         )
-    ids, words, whole = teacher.tokenizer.encode_words(document.words, most=seq_len)
-    if whole > len(ids):
-        if not truncate:
-            raise CorpusError(
-                f"{document.where}: {whole} tokens do not fit in a row of {seq_len}; raise --seq-len, or pass "
-                "--truncate to cut such texts (they are counted in the manifest)"
-            )
-        counts.truncated += 1
+    ids, words, whole = teacher.tokenizer.encode_words(document.words, most=cut.seq_len)
+    cut.check(document, whole)
     begins = (words >= 0) & (np.diff(words, prepend=-1) != 0)
     found = words[begins]
     last = len(document.words) if whole == len(ids) else int(words.max(initial=-1)) + 1

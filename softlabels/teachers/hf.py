@@ -21,10 +21,10 @@ from softlabels.devices import choose
 from softlabels.errors import MissingExtraError, TeacherError
 from softlabels.registry import without_folder
 from softlabels.rows import Row, pad_rows
-from softlabels.store.identity import TeacherRecord
 from softlabels.teachers import MIB, TeacherOptions
 from softlabels.teachers.hf_encoder import HEADS, HFEncoderTeacher, load_hf_encoder
 from softlabels.teachers.hf_masked import HFMaskedTeacher
+from softlabels.teachers.hf_source import HFSource
 from softlabels.teachers.hf_vision import load_hf_vision
 from softlabels.teachers.tokenizer import HFTokenizer, check_covers, repair_pre_tokenizer
 from softlabels.teachers.vision import VisionTeacher
@@ -77,13 +77,16 @@ def load_hf(
             tokenizer, _declared_pre_tokenizer(folder / gguf["gguf_file"]), options.notice
         )
     weights = [folder / gguf["gguf_file"]] if gguf else weight_files(folder)
-    return HFTeacher(
-        model.to(choice.device, choice.dtype).eval(),  # type: ignore[arg-type, unused-ignore]
-        HFTokenizer(tokenizer),
+    source = HFSource(
         spec=without_folder(f"hf:{path}"),
         name=folder.resolve().name if not gguf else gguf["gguf_file"].removesuffix(".gguf"),
         weights_sha256=digest_files(weights),
         engine=f"transformers {transformers.__version__}, torch {torch.__version__}",
+    )
+    return HFTeacher(
+        model.to(choice.device, choice.dtype).eval(),  # type: ignore[arg-type, unused-ignore]
+        HFTokenizer(tokenizer),
+        source,
         head_bytes=options.head_bytes or (256 if choice.device.type == "cuda" else 16) * MIB,
     )
 
@@ -95,18 +98,15 @@ class HFTeacher:
         self,
         model: Any,
         tokenizer: HFTokenizer,
+        source: HFSource,
         *,
-        spec: str,
-        name: str,
-        weights_sha256: str,
-        engine: str,
         head_bytes: int,
     ) -> None:
         self._body = model.base_model
         self._head = model.get_output_embeddings()
         if self._head is None or self._body is model:
             raise TeacherError(
-                f"{spec}: {type(model).__name__} has no separate head over the vocabulary"
+                f"{source.spec}: {type(model).__name__} has no separate head over the vocabulary"
             )
         self._transform = _logit_transform(model.config)
         self._weight = self._head.weight.detach().float()
@@ -118,18 +118,8 @@ class HFTeacher:
         exact = self._head.weight.dtype == torch.bfloat16 and self.device.type == "cpu"
         self._exact_in = "medium" if exact else None
         self.tokenizer = tokenizer
-        self.record = TeacherRecord(
-            spec=spec,
-            name=name,
-            revision=getattr(model.config, "_commit_hash", None),
-            weights_sha256=weights_sha256,
-            dtype=str(model.dtype).removeprefix("torch."),
-            device=self.device.type,
-            engine=engine,
-            vocab_size=int(self._weight.shape[0]),
-            parameters=sum(p.numel() for p in model.parameters()),
-        )
-        check_covers(tokenizer, self.record)
+        self.record = source.record(model, vocab_size=int(self._weight.shape[0]))
+        check_covers(tokenizer.vocab_size, self.record)
         self._chunk = max(1, head_bytes // (4 * self.record.vocab_size))
         self._check_head(model)
 

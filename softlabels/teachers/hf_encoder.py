@@ -17,9 +17,10 @@ from softlabels.devices import choose
 from softlabels.domains.text import TextRow
 from softlabels.errors import ConfigError, TeacherError
 from softlabels.registry import without_folder
-from softlabels.store.identity import TeacherRecord, TokenizerRecord
+from softlabels.store.identity import TokenizerRecord
 from softlabels.teachers import MIB, TeacherOptions
 from softlabels.teachers.hf_masked import HFMaskedTeacher
+from softlabels.teachers.hf_source import HFSource, pad_texts
 
 __all__ = ["EncoderTokenizer", "HFEncoderTeacher", "load_hf_encoder"]
 
@@ -62,19 +63,19 @@ def load_hf_encoder(
         )
     model = model.to(choice.device).eval()
     longest = getattr(model.config, "max_position_embeddings", None)
-    facts: dict[str, Any] = {
-        "spec": without_folder(f"hf:{path}"),
-        "name": Path(path).resolve().name,
-        "weights_sha256": weights_sha256,
-        "engine": f"transformers {transformers.__version__}, torch {torch.__version__}",
-    }
+    source = HFSource(
+        spec=without_folder(f"hf:{path}"),
+        name=Path(path).resolve().name,
+        weights_sha256=weights_sha256,
+        engine=f"transformers {transformers.__version__}, torch {torch.__version__}",
+    )
     if options.domain == "masked-lm":
         budget = options.head_bytes or (256 if choice.device.type == "cuda" else 16) * MIB
         return HFMaskedTeacher(
-            model, EncoderTokenizer(tokenizer, longest=longest), head_bytes=budget, **facts
+            model, EncoderTokenizer(tokenizer, longest=longest), source, head_bytes=budget
         )
     _check_classifier(model, path)
-    return HFEncoderTeacher(model, EncoderTokenizer(tokenizer, longest=longest), **facts)
+    return HFEncoderTeacher(model, EncoderTokenizer(tokenizer, longest=longest), source)
 
 
 def _check_classifier(model: Any, path: str) -> None:
@@ -185,42 +186,24 @@ class HFEncoderTeacher:
         self,
         model: Any,
         tokenizer: EncoderTokenizer,
-        *,
-        spec: str,
-        name: str,
-        weights_sha256: str,
-        engine: str,
+        source: HFSource,
     ) -> None:
         self._model, self.tokenizer = model, tokenizer
         self.device = next(model.parameters()).device
         config = model.config
         self.classes = tuple(str(config.id2label[i]) for i in range(config.num_labels))
-        self.record = TeacherRecord(
-            spec=spec,
-            name=name,
-            revision=getattr(config, "_commit_hash", None),
-            weights_sha256=weights_sha256,
-            dtype=str(model.dtype).removeprefix("torch."),
-            device=self.device.type,
-            engine=engine,
-            vocab_size=config.num_labels,
-            parameters=sum(p.numel() for p in model.parameters()),
-        )
+        self.record = source.record(model, vocab_size=config.num_labels)
         if tokenizer.vocab_size > config.vocab_size:
             raise TeacherError(
-                f"{spec}: the tokenizer has {tokenizer.vocab_size} ids, the model only {config.vocab_size}; they do "
-                "not belong together"
+                f"{source.spec}: the tokenizer has {tokenizer.vocab_size} ids, the model only {config.vocab_size}; "
+                "they do not belong together"
             )
 
     @torch.no_grad()
     def logits(self, rows: Sequence[TextRow]) -> Iterator[Tensor]:
         """One chunk `[N, C] float32`: of the texts, or of the words in them."""
-        padded = TextRow.pad(rows)
-        assert padded.lengths is not None
-        ids = torch.from_numpy(padded.input_ids).to(self.device)
-        lengths = torch.from_numpy(padded.lengths).to(self.device)
-        mask = torch.arange(ids.shape[1], device=self.device) < lengths[:, None]
-        logits = self._model(input_ids=ids, attention_mask=mask.long()).logits
+        padded, ids, mask = pad_texts(rows, self.device)
+        logits = self._model(input_ids=ids, attention_mask=mask).logits
         if logits.dim() == 3:
             flat = torch.from_numpy(padded.flat_positions).to(self.device)
             logits = logits.flatten(0, 1).index_select(0, flat)

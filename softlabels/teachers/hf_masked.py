@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from softlabels.domains.text import TextRow
 from softlabels.errors import TeacherError
-from softlabels.store.identity import TeacherRecord
+from softlabels.teachers.hf_source import HFSource, pad_texts
+from softlabels.teachers.tokenizer import check_covers
 
 if TYPE_CHECKING:
     from softlabels.teachers.hf_encoder import EncoderTokenizer
@@ -31,41 +32,27 @@ class HFMaskedTeacher:
         self,
         model: Any,
         tokenizer: EncoderTokenizer,
+        source: HFSource,
         *,
-        spec: str,
-        name: str,
-        weights_sha256: str,
-        engine: str,
         head_bytes: int,
     ) -> None:
         self._model, self.tokenizer = model, tokenizer
         head = model.get_output_embeddings()
         if not isinstance(head, nn.Linear):
             raise TeacherError(
-                f"{spec}: {type(model).__name__} has no linear layer over the vocabulary as its output embeddings"
+                f"{source.spec}: {type(model).__name__} has no linear layer over the vocabulary as its output "
+                "embeddings"
             )
         if "mask" not in tokenizer.record.special_ids:
-            raise TeacherError(f"{spec}: its tokenizer has no mask token, so nothing can be hidden")
+            raise TeacherError(
+                f"{source.spec}: its tokenizer has no mask token, so nothing can be hidden"
+            )
         self._head = head
         self._weight = head.weight.detach().float()
         self._bias = None if head.bias is None else head.bias.detach().float()
         self.device = self._weight.device
-        self.record = TeacherRecord(
-            spec=spec,
-            name=name,
-            revision=getattr(model.config, "_commit_hash", None),
-            weights_sha256=weights_sha256,
-            dtype=str(model.dtype).removeprefix("torch."),
-            device=self.device.type,
-            engine=engine,
-            vocab_size=int(self._weight.shape[0]),
-            parameters=sum(p.numel() for p in model.parameters()),
-        )
-        if tokenizer.vocab_size > self.record.vocab_size:
-            raise TeacherError(
-                f"{spec}: the tokenizer has {tokenizer.vocab_size} ids, the head only {self.record.vocab_size}; "
-                "they do not belong together"
-            )
+        self.record = source.record(model, vocab_size=int(self._weight.shape[0]))
+        check_covers(tokenizer.vocab_size, self.record)
         self.hidden_size = int(model.config.hidden_size)
         self.last_layer = torch.empty(0, self.hidden_size)
         self._chunk = max(1, head_bytes // (4 * self.record.vocab_size))
@@ -113,13 +100,9 @@ class HFMaskedTeacher:
     @torch.no_grad()
     def logits(self, rows: Sequence[TextRow]) -> Iterator[Tensor]:
         """Chunks `[n, V] float32` of the positions of all rows, in order."""
-        padded = TextRow.pad(rows)
-        assert padded.lengths is not None
-        ids = torch.from_numpy(padded.input_ids).to(self.device)
-        lengths = torch.from_numpy(padded.lengths).to(self.device)
-        mask = torch.arange(ids.shape[1], device=self.device) < lengths[:, None]
+        padded, ids, mask = pad_texts(rows, self.device)
         flat = torch.from_numpy(padded.flat_positions).to(self.device)
-        states = self._hidden(ids, mask.long())
+        states = self._hidden(ids, mask)
         hidden, layer = (s.flatten(0, 1).index_select(0, flat) for s in states)
         self.last_layer = layer.float()
         for chunk in torch.split(hidden, self._chunk):

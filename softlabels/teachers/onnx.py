@@ -112,7 +112,7 @@ class OnnxTeacher:
             vocab_size=int(probe_width(self._forward, spec).shape[2]),
             parameters=weights.parameters,
         )
-        check_covers(tokenizer, self.record)
+        check_covers(tokenizer.vocab_size, self.record)
 
     def _forward(self, rectangle: Rectangle) -> Tensor:
         b, s = rectangle.input_ids.shape

@@ -107,7 +107,7 @@ class CallableTeacher:
             vocab_size=int(probe.shape[2]),
             parameters=int(getattr(function, "parameters", 0)),
         )
-        check_covers(tokenizer, self.record)
+        check_covers(tokenizer.vocab_size, self.record)
 
     def _forward(self, rectangle: Rectangle) -> Tensor:
         ids, mask = (torch.from_numpy(a) for a in rectangle[:2])

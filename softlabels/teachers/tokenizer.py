@@ -75,15 +75,15 @@ def load_tokenizer(folder: Path, *, spec: str) -> HFTokenizer:
         raise TeacherError(f"{spec}: the tokenizer in {folder} cannot be loaded: {e}") from e
 
 
-def check_covers(tokenizer: HFTokenizer, record: TeacherRecord) -> None:
-    """Refuse a head that has not one logit for each id of the tokenizer.
+def check_covers(ids: int, record: TeacherRecord) -> None:
+    """Refuse a head that has not one logit for each of the tokenizer's ids.
 
     Raises:
         TeacherError: names both.
     """
-    if tokenizer.vocab_size > record.vocab_size:
+    if ids > record.vocab_size:
         raise TeacherError(
-            f"{record.spec}: the tokenizer has {tokenizer.vocab_size} ids, the head only {record.vocab_size}; "
+            f"{record.spec}: the tokenizer has {ids} ids, the head only {record.vocab_size}; "
             "they do not belong together"
         )
 

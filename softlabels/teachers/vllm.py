@@ -106,7 +106,7 @@ class VllmTeacher:
         self._start, self._ask = start, ask
         self._engine: Any = None
         self.tokenizer, self.record = tokenizer, record
-        check_covers(tokenizer, record)
+        check_covers(tokenizer.vocab_size, record)
         self._raised = self._positions = 0
 
     def logits(self, rows: Sequence[Row]) -> Iterator[Tensor]:
