@@ -75,7 +75,7 @@ def render(runs: Sequence[ReportedRun], *, command: str, latency: Speed | None =
 
 
 def _per(run: ReportedRun) -> str:
-    return "nats per token" if run.found.store.domain == "causal-lm" else "nats per answer"
+    return "nats per token" if run.found.store.domain.endswith("-lm") else "nats per answer"
 
 
 def _trained_on(runs: Sequence[ReportedRun]) -> bool:

@@ -73,9 +73,7 @@ class Difference:
             "positions_soft_only_b": self.only_soft[1],
             "top1_agreement": self.top1 / n if self.positions else None,
             "temperatures": self.temperatures,
-            "kl": [x / n if math.isfinite(x) else None for x in self.kl]
-            if self.positions and self.kl
-            else None,
+            "kl": [_mean(x, n) for x in self.kl] if self.positions and self.kl else None,
             "largest_logp_difference": self.largest if self.positions else None,
             "same_content": self.same_content,
         }
@@ -161,6 +159,11 @@ def _compare(found: Difference, a: SoftTargets, b: SoftTargets) -> None:
         q = b.log_probs(temperature)[n, j].astype(np.float64)
         found.kl[g] += _kl(p, q, _elsewhere(a, n, i, temperature), _elsewhere(b, n, j, temperature))
         found.largest[g] = max(found.largest[g], float(np.abs(p - q).max(initial=0.0)))
+
+
+def _mean(total: float, count: int) -> float | None:
+    """Of a sum that is not below 0 but for rounding; JSON has no infinity."""
+    return max(0.0, total) / count if math.isfinite(total) else None
 
 
 def _keys(t: SoftTargets) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:

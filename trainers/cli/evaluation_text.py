@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 __all__ = ["evaluation_text"]
 
 SCORES = (
-    ("nll", "nll, nats per token", "{:.4f}"),
+    ("nll", "nll, nats per {}", "{:.4f}"),
     ("perplexity", "perplexity", "{:.1f}"),
     ("accuracy", "accuracy", "{:.2%}"),
     ("macro_f1", "macro-F1", "{:.4f}"),
@@ -40,6 +40,7 @@ def evaluation_text(a: Assessment, saved: Path) -> str:
     table = Table(
         title=f"{a.scores.positions:,} positions in {a.store.rows:,} rows{some}", box=None
     )
+    one = "token" if a.store.domain.endswith("-lm") else "label"
     table.add_column("")
     table.add_column("score", justify="right")
     table.add_column(f"{a.level:.0%} interval", justify="right")
@@ -48,7 +49,7 @@ def evaluation_text(a: Assessment, saved: Path) -> str:
         if value is not None:
             x = a.intervals.get(name)
             both = "" if x is None else f"{form.format(x.low)} to {form.format(x.high)}"
-            table.add_row(label, form.format(value), both)
+            table.add_row(label.format(one), form.format(value), both)
     console = Console(width=100, record=True, file=io.StringIO())
     console.print(table)
     if a.blind_spots is not None:
