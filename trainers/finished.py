@@ -10,7 +10,7 @@ from typing import Any
 
 from softlabels.errors import ConfigError, RunError, SoftLabelsError, TokenizerError
 from softlabels.store.reader import Store, open_store
-from trainers.evaluate import WEIGHTS
+from trainers.evaluation.evaluate import WEIGHTS
 from trainers.mixing import mixture_digest, open_stores
 from trainers.vocabulary import check_numbering
 
@@ -25,7 +25,7 @@ class FinishedRun:
     facts: dict[str, Any]
     """What `run.json` says."""
     weights: str
-    """A key of `trainers.evaluate.WEIGHTS`."""
+    """A key of `trainers.evaluation.evaluate.WEIGHTS`."""
     folder: Path
     """Where that student lies."""
 

@@ -19,9 +19,9 @@ from softlabels.errors import ConfigError, PairingError
 from softlabels.store.reader import Store
 from trainers.checkpoint import write_json
 from trainers.config import RunConfig
+from trainers.evaluation.forgetting import Forgetting, open_watched
+from trainers.evaluation.heldout import open_heldout
 from trainers.finished import provenance
-from trainers.forgetting import Forgetting, open_watched
-from trainers.heldout import open_heldout
 from trainers.kernels import apply_kernels
 from trainers.microbatches import split_batch
 from trainers.mixing import mixture_digest, open_stores

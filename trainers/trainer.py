@@ -28,8 +28,8 @@ from trainers.checkpoint import (
 )
 from trainers.config import RunConfig
 from trainers.ema import Ema
-from trainers.evaluate import Evaluation
-from trainers.heldout import HeldOut
+from trainers.evaluation.evaluate import Evaluation
+from trainers.evaluation.heldout import HeldOut
 from trainers.metrics import Metrics
 from trainers.mixing import Weight, make_stream
 from trainers.parallel import Ranks

@@ -1,4 +1,4 @@
-"""Where the files of a store are read from: a folder of this machine, or an address (`remote.py`)."""
+"""Where the files of a store are read from: a folder of this machine, or an address (`remote/`)."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ from typing import NamedTuple, Protocol
 
 from softlabels.errors import IntegrityError
 from softlabels.store.records import check_file, read_record_file
-from softlabels.store.remote.cache import CacheOptions
 
-__all__ = ["Address", "LocalFiles", "Recorded", "StoreFiles", "files_of"]
+__all__ = ["Address", "LocalFiles", "Recorded", "StoreFiles"]
 
 
 @dataclass(frozen=True)
@@ -128,17 +127,3 @@ class LocalFiles:
         return sorted(
             p.relative_to(self.root).as_posix() for p in self.root.rglob("*") if p.is_file()
         )
-
-
-def files_of(url: str | Path, cache: CacheOptions | None = None) -> StoreFiles:
-    """The files of the store in a folder, or at an address.
-
-    Raises:
-        ConfigError: no such kind of address.
-        MissingExtraError: the libraries for it are not installed.
-    """
-    if "://" not in str(url):
-        return LocalFiles(Path(url))
-    from softlabels.store.remote.files import RemoteFiles  # obstore, which folders can do without
-
-    return RemoteFiles(str(url), cache)

@@ -20,13 +20,14 @@ from softlabels.registry import Registry
 from softlabels.rows import Row
 from softlabels.store.dictionaries import Dictionaries
 from softlabels.store.encoding import CONTAINERS, READABLE, decode_shard
-from softlabels.store.files import Address, Recorded, StoreFiles, files_of
+from softlabels.store.files import Address, Recorded, StoreFiles
 from softlabels.store.identity import Identity
 from softlabels.store.inputs import Inputs
 from softlabels.store.manifest import Manifest, ShardRecord, read_manifest
 from softlabels.store.part import Part, part_manifest, read_part
 from softlabels.store.pictures import open_views
 from softlabels.store.remote.cache import CacheOptions
+from softlabels.store.remote.files import files_of
 from softlabels.store.shard import Shard, StoredRow
 from softlabels.views import Dropped, VocabView
 

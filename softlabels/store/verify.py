@@ -8,7 +8,7 @@ from pathlib import Path
 
 from softlabels.errors import IntegrityError, SoftLabelsError
 from softlabels.store.commit import TEMPORARY
-from softlabels.store.files import Recorded, StoreFiles, files_of
+from softlabels.store.files import Recorded, StoreFiles
 from softlabels.store.finish import MADE
 from softlabels.store.manifest import MANIFEST, SIGNATURE, Commit, Plan, read_manifest
 from softlabels.store.part import PART, read_part
@@ -16,6 +16,7 @@ from softlabels.store.plan import PLAN, RowDigests
 from softlabels.store.reader import Store
 from softlabels.store.records import parse_record
 from softlabels.store.remote.cache import CacheOptions
+from softlabels.store.remote.files import files_of
 
 __all__ = ["Report", "verify_store"]
 

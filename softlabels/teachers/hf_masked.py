@@ -7,18 +7,16 @@ the positions are picked, and the head computes them in float32, as many at a ti
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from softlabels.domains.text import TextRow
 from softlabels.errors import TeacherError
+from softlabels.teachers.encoder_tokenizer import EncoderTokenizer
 from softlabels.teachers.hf_source import HFSource, pad_texts
 from softlabels.teachers.tokenizer import check_covers
-
-if TYPE_CHECKING:
-    from softlabels.teachers.hf_encoder import EncoderTokenizer
 
 __all__ = ["HFMaskedTeacher"]
 

@@ -33,7 +33,7 @@ from softlabels.corpora.pieces import masked_texts
 from softlabels.rows import UNLABELLED
 from softlabels.store.identity import MaskingRecord
 from softlabels.teachers.hf_encoder import EncoderTokenizer
-from trainers.encoders import catch_head_input
+from trainers.students.encoders import catch_head_input
 
 NOVELS = Path(__file__).parents[2] / "data" / "austen"
 TOKENS, BATCH = 64, 16

@@ -128,7 +128,7 @@ def train_teacher(data: Path, out: Path, *, epochs: int, batch: int = 32, lr: fl
 def students(data: Path, out: Path, *, steps: int, student: str, seeds: int) -> None:
     """The stores, then students of equal steps: on hard labels alone, and from the store."""
     from trainers.config import RunConfig
-    from trainers.evaluate import evaluate_run
+    from trainers.evaluation.evaluate import evaluate_run
     from trainers.loop import train
 
     train_images, test_images = f"idx:{data / 'train'}", f"idx:{data / 't10k'}"

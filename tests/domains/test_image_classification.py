@@ -24,7 +24,7 @@ from tests.domains import pictures
 from trainers.batch import collate
 from trainers.config import RunConfig
 from trainers.dataset import SoftTargetDataset
-from trainers.evaluate import evaluate, evaluate_run
+from trainers.evaluation.evaluate import evaluate, evaluate_run
 from trainers.loop import train
 from trainers.stream import SoftTargetStream
 from trainers.students import load_student, make_student
@@ -247,14 +247,14 @@ class Normed(torch.nn.Module):
 @pytest.fixture
 def normed(monkeypatch):
     """A kind of student like those of timm and torchvision, without these."""
-    from trainers import pictures as trainers_pictures
+    from trainers.students import images as trainers_pictures
 
     def from_normed(argument, *, seed, task):
         return trainers_pictures._make(
             f"cnn:{argument}", task, lambda: trainers_pictures._drawn("cnn", seed, Normed)
         )
 
-    monkeypatch.setattr("trainers.pictures.from_cnn", from_normed)
+    monkeypatch.setattr("trainers.students.images.from_cnn", from_normed)
     monkeypatch.setitem(trainers_pictures.MAKERS, "cnn", from_normed)
 
 

@@ -18,7 +18,7 @@ from softlabels.errors import ConfigError, MissingExtraError, TeacherError
 from softlabels.store.reader import open_store
 from tests.domains import pictures
 from trainers.config import RunConfig
-from trainers.evaluate import evaluate_run
+from trainers.evaluation.evaluate import evaluate_run
 from trainers.loop import train
 from trainers.students import make_student
 from trainers.tasks import Task

@@ -15,7 +15,7 @@ from softlabels.config import BuildConfig
 from softlabels.rows import UNLABELLED
 from softlabels.store.reader import open_store
 from softlabels.store.verify import verify_store
-from trainers.evaluate import evaluate
+from trainers.evaluation.evaluate import evaluate
 from trainers.students import make_student
 from trainers.tasks import Task
 

@@ -15,12 +15,12 @@ from softlabels.config import BuildConfig
 from softlabels.store.reader import open_store
 from tests.domains import models
 from tests.pages import check_page
-from trainers.assess import assess_run
 from trainers.cli import main as softtrain_main
 from trainers.config import RunConfig
-from trainers.evaluate import open_run
+from trainers.evaluation.assess import assess_run
+from trainers.evaluation.evaluate import open_run
+from trainers.evaluation.measure import measure
 from trainers.loop import train
-from trainers.measure import measure
 
 
 @pytest.fixture(scope="module")

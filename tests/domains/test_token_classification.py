@@ -19,7 +19,7 @@ from softlabels.store.verify import verify_store
 from tests.domains import models
 from trainers.batch import collate
 from trainers.config import RunConfig
-from trainers.evaluate import evaluate, evaluate_run
+from trainers.evaluation.evaluate import evaluate, evaluate_run
 from trainers.loop import train
 from trainers.losses import DistillLoss
 from trainers.students import make_student

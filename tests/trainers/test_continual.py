@@ -15,8 +15,8 @@ from tests.fakes import TinyTeacher, build_tiny, write_corpus
 from tests.trainers.test_loop import LLAMA
 from trainers.cli import main
 from trainers.config import RunConfig
-from trainers.evaluate import evaluate_run
-from trainers.forgetting import read_forgetting
+from trainers.evaluation.evaluate import evaluate_run
+from trainers.evaluation.forgetting import read_forgetting
 from trainers.loop import train
 
 

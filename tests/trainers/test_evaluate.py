@@ -16,17 +16,22 @@ from click.testing import CliRunner
 from softlabels.errors import RunError
 from softlabels.store.reader import Store, open_store
 from tests.fakes import TinyTeacher, build_tiny, write_corpus
-from trainers import blind_spots, groups
-from trainers.assess import assess_run
-from trainers.calibration import BINS, reliability
 from trainers.cli import main
 from trainers.config import RunConfig
-from trainers.evaluate import evaluate, evaluate_run, expected_calibration_error, summarise
-from trainers.evaluations import find_assessments, save_assessment
+from trainers.evaluation import blind_spots, groups
+from trainers.evaluation.assess import assess_run
+from trainers.evaluation.calibration import BINS, reliability
+from trainers.evaluation.evaluate import (
+    evaluate,
+    evaluate_run,
+    expected_calibration_error,
+    summarise,
+)
+from trainers.evaluation.evaluations import find_assessments, save_assessment
+from trainers.evaluation.measure import Measured, measure
+from trainers.evaluation.resampling import bootstrap, row_weights
+from trainers.evaluation.scores import FEW_CLASSES, TOP_K, row_sums, scores
 from trainers.loop import train
-from trainers.measure import Measured, measure
-from trainers.resampling import bootstrap, row_weights
-from trainers.scores import FEW_CLASSES, TOP_K, row_sums, scores
 from trainers.stream import collate
 from trainers.students import Student, make_student
 

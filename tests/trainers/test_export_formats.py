@@ -24,7 +24,7 @@ from tests.trainers.exporting import (
     make_run,
     make_stores,
 )
-from trainers.evaluate import evaluate_run
+from trainers.evaluation.evaluate import evaluate_run
 from trainers.export import export
 from trainers.exports import FORMATS, onnx_float, onnx_int8
 from trainers.exports.config import ExportConfig

@@ -15,7 +15,7 @@ from tests.trainers.test_loop import LLAMA
 from trainers.cli import main
 from trainers.config import RunConfig
 from trainers.ema import Ema
-from trainers.evaluate import evaluate_run
+from trainers.evaluation.evaluate import evaluate_run
 from trainers.loop import train
 from trainers.students import make_student
 

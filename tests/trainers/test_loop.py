@@ -20,7 +20,7 @@ from softlabels.errors import ConfigError, PairingError, RunError, TokenizerErro
 from softlabels.store.reader import open_store
 from tests.fakes import TinyTeacher, build_tiny, write_corpus
 from trainers.config import RunConfig
-from trainers.evaluate import evaluate_run, expected_calibration_error
+from trainers.evaluation.evaluate import evaluate_run, expected_calibration_error
 from trainers.loop import learning_rate, train
 from trainers.stream import SoftTargetStream, collate
 from trainers.students import make_student

@@ -15,13 +15,13 @@ from softlabels.errors import RunError
 from softlabels.store.reader import open_store
 from tests.fakes import build_tiny, write_corpus
 from tests.pages import HOSTILE, browser, check_page, look_at
-from trainers.assess import assess_run
 from trainers.cli import main
 from trainers.config import RunConfig
-from trainers.evaluations import find_assessments, save_assessment
+from trainers.evaluation.assess import assess_run
+from trainers.evaluation.evaluations import find_assessments, save_assessment
 from trainers.loop import train
-from trainers.report import difference, gather
-from trainers.report_page import render
+from trainers.report.page import render
+from trainers.report.runs import difference, gather
 from trainers.run_command import run_command_of
 
 LLAMA = {

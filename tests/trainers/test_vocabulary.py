@@ -17,7 +17,7 @@ from softlabels.store.reader import open_store
 from tests.fakes import TinyTeacher, build_tiny, write_corpus
 from tests.trainers.test_loop import LLAMA
 from trainers.config import RunConfig
-from trainers.evaluate import evaluate_run
+from trainers.evaluation.evaluate import evaluate_run
 from trainers.loop import train
 from trainers.losses import DistillLoss
 from trainers.stream import SoftTargetStream, collate

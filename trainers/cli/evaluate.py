@@ -75,8 +75,8 @@ def eval_command(
     Example:
       softtrain eval run --store heldout
     """
-    from trainers.assess import assess_run
-    from trainers.evaluations import save_assessment
+    from trainers.evaluation.assess import assess_run
+    from trainers.evaluation.evaluations import save_assessment
 
     with Bar(quiet=as_json) as bar:
         bar.stage("evaluate", None, "rows")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from trainers.evaluations import Assessment, Cells, Group
+    from trainers.evaluation.evaluations import Assessment, Cells, Group
 
 __all__ = ["evaluation_text"]
 

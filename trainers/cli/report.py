@@ -55,9 +55,9 @@ def report_command(
       softtrain report soft hard --out report.html
     """
     from softlabels.report.page import write_page
-    from trainers.report import gather
-    from trainers.report_page import render
-    from trainers.report_speed import read_speed
+    from trainers.report.page import render
+    from trainers.report.runs import gather
+    from trainers.report.speed import read_speed
 
     figures = None if latency is None else read_speed(latency)
     digest = None
@@ -79,13 +79,13 @@ def report_command(
 def _evaluate_missing(
     runs: tuple[Path, ...], store: Path, digest: str, weights: str, bar: Bar
 ) -> None:
-    from trainers.report import is_evaluated
+    from trainers.report.runs import is_evaluated
 
     for run in runs:
         if is_evaluated(run, digest, weights):
             continue
-        from trainers.assess import assess_run
-        from trainers.evaluations import save_assessment
+        from trainers.evaluation.assess import assess_run
+        from trainers.evaluation.evaluations import save_assessment
 
         bar.stage(f"evaluate {run}", None, "rows")
         _, assessment = assess_run(run, store, weights=weights, advance=bar.advance)

@@ -58,7 +58,7 @@ def run_command(
       torchrun --nproc-per-node 4 -m trainers run --store store --student hf:student --out run
     """
     config = RunConfig.from_sources(config_file, flags)
-    from trainers.forgetting import read_forgetting
+    from trainers.evaluation.forgetting import read_forgetting
     from trainers.loop import train
     from trainers.parallel import is_first
     from trainers.vocabulary import read_dropped

@@ -8,16 +8,17 @@ import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, Future
 from functools import partial
+from pathlib import Path
 from queue import SimpleQueue
 from typing import BinaryIO
 
 from softlabels.errors import FormatError, IntegrityError, RemoteError
-from softlabels.store.files import Address, Recorded
+from softlabels.store.files import Address, LocalFiles, Recorded, StoreFiles
 from softlabels.store.records import FILE_LIMIT, RECORD_LIMIT
 from softlabels.store.remote.cache import CacheOptions, Cancelled, FileCache
 from softlabels.store.remote.client import Client
 
-__all__ = ["RemoteFiles"]
+__all__ = ["RemoteFiles", "files_of"]
 
 FETCHERS = 8
 """Files that come at the same time: what hides the latency of each."""
@@ -256,3 +257,15 @@ def _give_up_all(coming: dict[str, _Coming], fetchers: _Fetchers) -> None:
     while coming:
         coming.popitem()[1].give_up()
     fetchers.end()
+
+
+def files_of(url: str | Path, cache: CacheOptions | None = None) -> StoreFiles:
+    """The files of the store in a folder, or at an address.
+
+    Raises:
+        ConfigError: no such kind of address.
+        MissingExtraError: the libraries for it are not installed.
+    """
+    if "://" not in str(url):
+        return LocalFiles(Path(url))
+    return RemoteFiles(str(url), cache)

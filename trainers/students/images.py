@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from softlabels.domains.image_classification import NAME
 from softlabels.errors import ConfigError, MissingExtraError
 from trainers.batch import Batch
-from trainers.cnn import make_cnn
-from trainers.encoders import EncoderStudent, class_head
+from trainers.students.cnn import make_cnn
+from trainers.students.encoders import EncoderStudent, class_head
 from trainers.tasks import CAUSAL, Task
 
 __all__ = [

@@ -11,9 +11,9 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from trainers.blind_spots import count_cells
-from trainers.evaluations import Group
-from trainers.measure import Measured
+from trainers.evaluation.blind_spots import count_cells
+from trainers.evaluation.evaluations import Group
+from trainers.evaluation.measure import Measured
 
 __all__ = ["LISTED", "by_class", "by_context", "by_document", "by_row", "group"]
 

@@ -11,9 +11,9 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from trainers.calibration import bin_of
-from trainers.evaluations import Cells
-from trainers.measure import Measured
+from trainers.evaluation.calibration import bin_of
+from trainers.evaluation.evaluations import Cells
+from trainers.evaluation.measure import Measured
 
 __all__ = ["CONFIDENCE_BINS", "confidence_bins", "count_cells", "inherited", "lost"]
 

@@ -13,8 +13,8 @@ import numpy as np
 
 from softlabels.errors import RunError, SoftLabelsError
 from softlabels.store.manifest import Manifest, load_manifest
-from trainers.evaluations import Assessment, Interval, find_assessments, weights_digest
-from trainers.resampling import bootstrap
+from trainers.evaluation.evaluations import Assessment, Interval, find_assessments, weights_digest
+from trainers.evaluation.resampling import bootstrap
 from trainers.run_command import run_command_of
 
 __all__ = [

@@ -10,10 +10,10 @@ import softlabels
 from softlabels.report.charts import Dot, dots, style_of
 from softlabels.report.html import Child, Markup
 from softlabels.report.page import Cell, charts, facts, figure, note, page, section, table
-from trainers import report_sections as parts
-from trainers.evaluations import Interval
-from trainers.report import ReportedRun, difference, is_hard_only
-from trainers.report_speed import Speed, speed
+from trainers.evaluation.evaluations import Interval
+from trainers.report import sections as parts
+from trainers.report.runs import ReportedRun, difference, is_hard_only
+from trainers.report.speed import Speed, speed
 
 __all__ = ["render"]
 

@@ -161,7 +161,7 @@ class StoreFacts(_Record, frozen=True, kw_only=True):
 
 
 class Scores(_Record, frozen=True, kw_only=True):
-    """What `trainers.evaluate.Evaluation` says, by the same names."""
+    """What `trainers.evaluation.evaluate.Evaluation` says, by the same names."""
 
     positions: Count
     soft_positions: Count

@@ -17,8 +17,8 @@ from softlabels.errors import ConfigError, RunError
 from softlabels.store.reader import Store
 from softlabels.store.remote.cache import CacheOptions
 from trainers.checkpoint import write_json
-from trainers.evaluate import Evaluation, evaluate
-from trainers.heldout import open_heldout
+from trainers.evaluation.evaluate import Evaluation, evaluate
+from trainers.evaluation.heldout import open_heldout
 from trainers.students import Student, load_student
 from trainers.tasks import Task
 

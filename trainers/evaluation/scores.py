@@ -11,8 +11,8 @@ from collections.abc import Mapping
 import numpy as np
 import numpy.typing as npt
 
-from trainers.calibration import BINS, Bins, bin_of
-from trainers.measure import Measured
+from trainers.evaluation.calibration import BINS, Bins, bin_of
+from trainers.evaluation.measure import Measured
 
 __all__ = ["FEW_CLASSES", "TOP_K", "macro_f1", "row_sums", "scores"]
 

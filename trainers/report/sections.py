@@ -19,8 +19,8 @@ from softlabels.report.page import (
     section,
     table,
 )
-from trainers.evaluations import Bin, Cells, Group, Place
-from trainers.report import ReportedRun, fidelity_of, is_hard_only
+from trainers.evaluation.evaluations import Bin, Cells, Group, Place
+from trainers.report.runs import ReportedRun, fidelity_of, is_hard_only
 
 __all__ = ["blind_spots", "calibration", "curves", "fidelity", "hard_places", "repeat", "sizes"]
 

@@ -13,10 +13,10 @@ import softlabels
 from softlabels.rows import Row
 from softlabels.store.reader import Store
 from softlabels.token_text import TokenText
-from trainers import blind_spots, groups
-from trainers.calibration import BINS, Bins, reliability
-from trainers.evaluate import WEIGHTS, Evaluation, open_run, summarise
-from trainers.evaluations import (
+from trainers.evaluation import blind_spots, groups
+from trainers.evaluation.calibration import BINS, Bins, reliability
+from trainers.evaluation.evaluate import WEIGHTS, Evaluation, open_run, summarise
+from trainers.evaluation.evaluations import (
     FORMAT,
     VERSION,
     Assessment,
@@ -28,9 +28,9 @@ from trainers.evaluations import (
     StoreFacts,
     weights_digest,
 )
-from trainers.measure import Measured, measure
-from trainers.resampling import bootstrap
-from trainers.scores import FEW_CLASSES, row_sums, scores
+from trainers.evaluation.measure import Measured, measure
+from trainers.evaluation.resampling import bootstrap
+from trainers.evaluation.scores import FEW_CLASSES, row_sums, scores
 
 __all__ = ["assess_run"]
 

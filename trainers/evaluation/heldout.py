@@ -11,7 +11,7 @@ import torch
 from softlabels.errors import RunError, TokenizerError
 from softlabels.store.reader import Store, open_store
 from softlabels.store.remote.cache import CacheOptions
-from trainers.evaluate import Evaluation, evaluate
+from trainers.evaluation.evaluate import Evaluation, evaluate
 from trainers.students import Student
 from trainers.tasks import check_pixels
 

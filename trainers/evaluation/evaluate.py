@@ -12,9 +12,9 @@ from torch import Tensor
 
 from softlabels.errors import RunError, TokenizerError
 from softlabels.store.reader import Store, open_store
-from trainers.calibration import BINS, reliability
-from trainers.measure import Measured, measure
-from trainers.scores import macro_f1, row_sums, scores
+from trainers.evaluation.calibration import BINS, reliability
+from trainers.evaluation.measure import Measured, measure
+from trainers.evaluation.scores import macro_f1, row_sums, scores
 from trainers.students import Student, load_student
 from trainers.tasks import Task, check_pixels
 from trainers.vocabulary import check_numbering

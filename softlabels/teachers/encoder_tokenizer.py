@@ -1,0 +1,107 @@
+"""The tokenizer of an encoder: texts, pieces of texts and words to ids, with the marks at their ends."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from softlabels.errors import ConfigError, TeacherError
+from softlabels.store.identity import TokenizerRecord
+
+__all__ = ["EncoderTokenizer"]
+
+SPECIAL = ("cls", "sep", "pad", "mask", "unk", "bos", "eos")
+
+
+class EncoderTokenizer:
+    """Wraps a fast tokenizer; a text comes with the marks at its ends.
+
+    Args:
+        tokenizer: of transformers.
+        longest: tokens that the model can read at a time, if that is limited.
+    """
+
+    def __init__(self, tokenizer: Any, *, longest: int | None = None) -> None:
+        if not getattr(tokenizer, "is_fast", False):
+            raise TeacherError(
+                "the teacher's tokenizer has no fast version, whose serialised form names it; convert it to "
+                "tokenizer.json"
+            )
+        self._tokenizer, self._longest = tokenizer, longest
+        self.vocab_size = len(tokenizer)
+        tokenizer.model_max_length = int(
+            1e30
+        )  # it would only warn of lengths that are handled here
+        special = {name: getattr(tokenizer, f"{name}_token_id") for name in SPECIAL}
+        serialised = tokenizer.backend_tokenizer.to_str() + "\n"
+        self.record = TokenizerRecord(
+            sha256=hashlib.sha256(serialised.encode()).hexdigest(),
+            vocab_size=self.vocab_size,
+            special_ids={n: int(i) for n, i in special.items() if i is not None},
+        )
+
+    def files(self) -> Mapping[str, bytes]:
+        """`tokenizer.json` and what else `save_pretrained` writes."""
+        with tempfile.TemporaryDirectory() as folder:
+            self._tokenizer.save_pretrained(folder)
+            paths = [p for p in Path(folder).iterdir() if p.is_file()]
+            return {p.name: p.read_bytes() for p in sorted(paths)}
+
+    def encode_text(self, text: str, *, most: int) -> tuple[npt.NDArray[np.int32], int]:
+        """At most so many tokens `[S] int32` with the marks at their ends, and how many the whole text has."""
+        whole = self._tokenizer(text, add_special_tokens=True)["input_ids"]
+        ids = whole
+        if len(whole) > most:
+            ids = self._tokenizer(text, add_special_tokens=True, truncation=True, max_length=most)[
+                "input_ids"
+            ]
+        self._check_length(len(ids))
+        return np.array(ids, np.int32), len(whole)
+
+    def encode_pieces(self, text: str, *, most: int) -> list[npt.NDArray[np.int32]]:
+        """The whole text in pieces of at most so many tokens `[S] int32`, each with the marks at its ends."""
+        self._check_room(most)
+        pieces = self._tokenizer(
+            text,
+            add_special_tokens=True,
+            truncation=True,
+            max_length=most,
+            return_overflowing_tokens=True,
+        )["input_ids"]
+        self._check_length(max(map(len, pieces)))
+        return [np.array(ids, np.int32) for ids in pieces]
+
+    def encode_words(
+        self, words: Sequence[str], *, most: int
+    ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32], int]:
+        """At most so many tokens `[S] int32`, the word of each `[S] int32` (-1: a mark), and how many there are."""
+        self._check_room(most)
+        settings: dict[str, Any] = {"is_split_into_words": True, "add_special_tokens": True}
+        whole = self._tokenizer(list(words), **settings)
+        length, kept = len(whole["input_ids"]), whole
+        if length > most:
+            kept = self._tokenizer(list(words), truncation=True, max_length=most, **settings)
+        self._check_length(len(kept["input_ids"]))
+        of_word = [-1 if w is None else w for w in kept.word_ids()]
+        return np.array(kept["input_ids"], np.int32), np.array(of_word, np.int32), length
+
+    def _check_length(self, length: int) -> None:
+        if self._longest is not None and length > self._longest:
+            raise ConfigError(
+                f"a row of {length} tokens is longer than the {self._longest} that the teacher can read; lower "
+                f"--seq-len to {self._longest}"
+            )
+
+    def _check_room(self, most: int) -> None:
+        marks = self._tokenizer.num_special_tokens_to_add(pair=False)
+        if most <= marks:
+            raise ConfigError(
+                f"--seq-len {most}: the tokenizer's {marks} marks leave no room for a token; expected at least "
+                f"{marks + 1}"
+            )

@@ -1,0 +1,181 @@
+"""Students: made from a configuration, from a teacher's layers, or loaded.
+
+    hf-config:FILE             from scratch, weights drawn from the run's seed
+    layers-of:PATH?keep=0,2,4  some layers of a model, with its embeddings, final norm and head
+    hf:PATH                    a student saved earlier, or any model in a folder
+    cnn:, timm:, torchvision:  of images, see `images.py`
+
+A store's domain decides what kind of model that is: a causal LM, or an encoder with a head over the store's classes
+(`encoders.py`). An encoder that comes without a head gets one drawn from the seed.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from softlabels.errors import PairingError, TokenizerError
+from softlabels.registry import Registry, split_spec
+from softlabels.store.reader import Store
+from trainers.stream import Batch
+from trainers.tasks import CAUSAL, Task
+from trainers.topk_tail import Head
+
+__all__ = [
+    "STUDENTS",
+    "Student",
+    "check_tokenizer",
+    "check_vocab",
+    "load_student",
+    "make_student",
+]
+
+
+class MakeStudent(Protocol):
+    """What an entry of `STUDENTS` is."""
+
+    def __call__(self, argument: str, *, seed: int, task: Task) -> Student:
+        """Make the student for a task; random weights are a function of `seed`."""
+
+
+STUDENTS: Registry[MakeStudent] = Registry(
+    "trainers.students",
+    {
+        "hf-config": "trainers.students.hf:from_config",
+        "layers-of": "trainers.students.hf:from_layers",
+        "hf": "trainers.students.hf:from_folder",
+        "cnn": "trainers.students.images:from_cnn",
+        "timm": "trainers.students.images:from_timm",
+        "torchvision": "trainers.students.images:from_torchvision",
+    },
+)
+
+
+def make_student(spec: str, *, seed: int, task: Task = CAUSAL) -> Student:
+    """Make or load `name:argument`, for a task.
+
+    Raises:
+        ConfigError: unknown kind, no such file, layers that are not there.
+    """
+    name, argument = split_spec(spec, flag="--student")
+    return STUDENTS.load(name)(argument, seed=seed, task=task)
+
+
+class Student(nn.Module):
+    """A causal LM whose body and head are called apart."""
+
+    def __init__(self, model: Any, *, source: Path | None = None) -> None:
+        super().__init__()
+        self.model = model
+        self.source = source
+        """Folder its weights came from; None if they were drawn."""
+        config = getattr(model, "config", None)  # of transformers
+        scale = float(getattr(config, "logit_scale", None) or 1.0)
+        self._scale = scale / float(getattr(config, "logits_scaling", None) or 1.0)
+        self._softcap = getattr(config, "final_logit_softcapping", None)
+        self.head_dtype: torch.dtype | None = None
+        """In what the head's products run; None: as its weight is."""
+
+    @property
+    def vocab_size(self) -> int:
+        """V: the width of the head."""
+        return int(self.model.get_output_embeddings().weight.shape[0])
+
+    @property
+    def parameter_count(self) -> int:
+        """Parameters, tied ones once."""
+        return sum(p.numel() for p in self.parameters())
+
+    def hidden(self, batch: Batch) -> Tensor:
+        """Last hidden states `[B, S, D]`."""
+        extra = {} if batch.position_ids is None else {"position_ids": batch.position_ids}
+        out = self.model.base_model(input_ids=batch.input_ids, use_cache=False, **extra)
+        hidden: Tensor = out.last_hidden_state
+        return hidden
+
+    def hidden_and_layer(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        """`hidden`, and `[N, D]` of the last layer at the positions, where the student can show it."""
+        return self.hidden(batch), None
+
+    def layers(self) -> list[nn.Module]:
+        """The repeated layers of the body: its longest list of modules."""
+        lists = [list(m) for m in self.model.base_model.modules() if isinstance(m, nn.ModuleList)]
+        return max(lists, key=len, default=[])
+
+    def head(self) -> Head:
+        """The head as it is now."""
+        layer = self.model.get_output_embeddings()
+        return Head(
+            weight=layer.weight,
+            bias=getattr(layer, "bias", None),
+            softcap=self._softcap,
+            scale=self._scale,
+            compute_dtype=self.head_dtype,
+        )
+
+    def save(self, folder: Path, weights: dict[str, Tensor] | None = None) -> None:
+        """Write `config.json` and `model.safetensors`; `from_pretrained` reads them.
+
+        Args:
+            folder: where to.
+            weights: by the model's own names, where they are not the student's present ones.
+        """
+        self.model.save_pretrained(folder, state_dict=weights)
+
+
+def check_vocab(student: Student, store: Store, *, where: str) -> None:
+    """Refuse a student whose head is not the store's vocabulary, or its view's.
+
+    Raises:
+        PairingError: the widths differ.
+    """
+    v, mine = store.vocab_size, student.vocab_size
+    if mine != v and store.manifest.identity.classes is not None:
+        raise PairingError(
+            f"{where}: the student has {mine} classes, the store {v}; use a student of these"
+        )
+    if mine != v:
+        whose = "the store's" if store.view is None else f"that of --vocab {store.view.spec}"
+        trim = f", or read the store with --vocab trim:{mine}" if mine < v else ""
+        raise PairingError(
+            f"{where}: the student's vocabulary has {mine} ids, {whose} {v}; set vocab_size to {v} "
+            f"in the student's config{trim}"
+        )
+
+
+def load_student(folder: Path, task: Task = CAUSAL) -> Student:
+    """A student that a run saved."""
+    return STUDENTS.load("hf")(str(folder), seed=0, task=task)
+
+
+def check_tokenizer(folder: Path, store: Store, *, where: str) -> None:
+    """Refuse pretrained weights whose folder holds another tokenizer than the store was made with.
+
+    A folder without tokenizer.json (GGUF) cannot be compared; `check_vocab` is then all there is.
+
+    Raises:
+        TokenizerError: vocabulary or merges differ.
+    """
+    path, name = folder / "tokenizer.json", "tokenizer/tokenizer.json"
+    if not path.is_file() or name not in store.manifest.files:
+        return
+    mine = _tokenizer_model(path.read_bytes(), str(path))
+    theirs = _tokenizer_model(store.file(name), str(store.path / name))
+    if mine != theirs:
+        raise TokenizerError(
+            f"{where}: {path} is not the tokenizer that {store.path} was made with, so the same "
+            "id means another token; use a student of the teacher's own family, or hf-config:FILE"
+        )
+
+
+def _tokenizer_model(data: bytes, where: str) -> tuple[Any, ...]:
+    try:
+        model = json.loads(data)["model"]
+        merges = [m if isinstance(m, str) else " ".join(m) for m in model.get("merges", [])]
+        return (model.get("type"), model["vocab"], merges)
+    except (ValueError, KeyError, TypeError) as e:
+        raise TokenizerError(f"{where}: not a tokenizer.json ({e})") from e

@@ -1,0 +1,167 @@
+"""Students of transformers: `hf-config:FILE`, `layers-of:PATH?keep=0,2,4` and `hf:PATH`.
+
+`layers-of` reads the model at PATH once; what `softtrain student` writes (and what a run's checkpoints
+hold) no longer needs it. DistilBERT's rule (Sanh et al. 2019, §3) is to keep every other layer.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qsl
+
+import torch
+from torch import Tensor
+
+from softlabels.errors import ConfigError, MissingExtraError
+from trainers.students import Student
+from trainers.students.encoders import EncoderStudent, class_head, token_head
+from trainers.students.images import HFImageStudent, load_saved, saved_spec
+from trainers.tasks import CAUSAL, LOADERS, Task
+
+__all__ = ["from_config", "from_folder", "from_layers"]
+
+
+def _transformers(purpose: str) -> Any:
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a path is local: nothing may be fetched
+    try:
+        import transformers
+    except ImportError as e:
+        raise MissingExtraError("transformers", "hf", purpose) from e
+    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    return transformers
+
+
+def _loader(task: Task, spec: str, purpose: str) -> Any:
+    """The class of transformers that loads models for a task.
+
+    Raises:
+        ConfigError: transformers has none.
+    """
+    transformers = _transformers(purpose)
+    if task.domain not in LOADERS:
+        raise ConfigError(
+            f"--student {spec}: is a model of transformers, which do not serve a store of the domain {task.domain}"
+        )
+    return getattr(transformers, LOADERS[task.domain])
+
+
+def _student(model: Any, task: Task, spec: str, *, source: Path | None = None) -> Student:
+    if task.domain == "causal-lm":
+        return Student(model, source=source)
+    where = f"--student {spec}"
+    if task.domain == "masked-lm":
+        head = token_head(model, where=where)
+    else:
+        head = class_head(model, len(task.classes), where=where)
+    if task.domain == "image-classification":
+        return HFImageStudent(model, head, source=source)
+    return EncoderStudent(model, head, source=source)
+
+
+def from_config(argument: str, *, seed: int, task: Task = CAUSAL) -> Student:
+    """`hf-config:FILE`: a transformers `config.json`, weights from the seed."""
+    spec = f"hf-config:{argument}"
+    loader = _loader(task, spec, "--student hf-config:FILE")
+    transformers = _transformers("--student hf-config:FILE")
+    path = Path(argument)
+    if not path.is_file():
+        raise ConfigError(f"--student hf-config:{argument}: no such file")
+    try:
+        config = transformers.AutoConfig.from_pretrained(path, **task.settings)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = loader.from_config(config)
+    except (OSError, ValueError, KeyError) as e:
+        raise ConfigError(f"--student hf-config:{argument}: transformers cannot use it: {e}") from e
+    return _student(model, task, spec)
+
+
+def from_folder(argument: str, *, seed: int, task: Task = CAUSAL) -> Student:
+    """`hf:PATH`: a model in a folder, as float32; of classification, with a head drawn from the seed if it has none."""
+    spec = f"hf:{argument}"
+    if (saved := saved_spec(Path(argument))) is not None:
+        return load_saved(Path(argument), saved, task)
+    loader = _loader(task, spec, "--student hf:PATH")
+    if not (Path(argument) / "config.json").is_file():
+        raise ConfigError(f"--student hf:{argument}: no config.json there; give a model's folder")
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = loader.from_pretrained(argument, dtype=torch.float32, **task.settings)
+    except (OSError, ValueError, KeyError, RuntimeError) as e:
+        raise ConfigError(f"--student hf:{argument}: transformers cannot load it: {e}") from e
+    return _student(model, task, spec, source=Path(argument))
+
+
+def from_layers(argument: str, *, seed: int, task: Task = CAUSAL) -> Student:
+    """`layers-of:PATH?keep=0,2,4`: those layers, in that order, and everything around them."""
+    path, query = _split_query(argument)
+    spec = f"layers-of:{argument}"
+    loader = _loader(task, spec, "--student layers-of:PATH")
+    gguf = (
+        sorted(p.name for p in Path(path).glob("*.gguf"))
+        if not (Path(path) / "config.json").is_file()
+        else []
+    )
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            source = loader.from_pretrained(
+                path,
+                dtype=torch.float32,
+                **task.settings,
+                **({"gguf_file": gguf[0]} if gguf else {}),
+            )
+    except (OSError, ValueError, KeyError, RuntimeError) as e:
+        raise ConfigError(f"--student layers-of:{path}: transformers cannot load it: {e}") from e
+    total = int(source.config.num_hidden_layers)
+    keep = _parse_keep(query, total, argument)
+    settings = {k: v for k, v in source.config.to_dict().items() if k != "quantization_config"}
+    settings["num_hidden_layers"] = len(keep)
+    for name, value in settings.items():  # e.g. layer_types: one entry for each layer
+        if isinstance(value, list) and len(value) == total and name.startswith("layer"):
+            settings[name] = [value[i] for i in keep]
+    model = type(source)(source.config.__class__(**settings))
+    model.load_state_dict(_kept_layers(source.state_dict(), keep))
+    model.tie_weights()
+    return _student(model, task, spec, source=Path(path))
+
+
+def _kept_layers(state: dict[str, Tensor], keep: list[int]) -> dict[str, Tensor]:
+    """Renumber the kept layers; drop the others."""
+    numbered = re.compile(r"^(.*?\.(?:layers?|h|blocks)\.)(\d+)(\..*)$")
+    place = {layer: i for i, layer in enumerate(keep)}
+    out = {}
+    for name, tensor in state.items():
+        match = numbered.match(name)
+        if match is None:
+            out[name] = tensor
+        elif int(match[2]) in place:
+            out[f"{match[1]}{place[int(match[2])]}{match[3]}"] = tensor
+    return out
+
+
+def _split_query(argument: str) -> tuple[str, dict[str, str]]:
+    path, _, query = argument.partition("?")
+    values = dict(parse_qsl(query, keep_blank_values=True))
+    unknown = sorted(set(values) - {"keep"})
+    if unknown or "keep" not in values:
+        raise ConfigError(f"--student layers-of:{argument}: expected layers-of:PATH?keep=0,2,4")
+    return path, values
+
+
+def _parse_keep(query: dict[str, str], total: int, argument: str) -> list[int]:
+    words = query["keep"].split(",")
+    if not all(w.strip().isdigit() for w in words):
+        raise ConfigError(
+            f"--student layers-of:{argument}: keep={query['keep']!r} is not a list of layer numbers"
+        )
+    keep = [int(w) for w in words]
+    if len(set(keep)) != len(keep) or max(keep) >= total:
+        raise ConfigError(
+            f"--student layers-of:{argument}: keep={query['keep']} must name different layers of 0..{total - 1}"
+        )
+    return keep
