@@ -1,0 +1,369 @@
+"""A run's student inside the real lm-evaluation-harness, on tasks and data in a folder."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from softlabels.build import build
+from softlabels.config import BuildConfig
+from softlabels.errors import ConfigError, PairingError, RunError
+from softlabels.teachers import TeacherOptions, open_teacher
+from tests.domains import models
+from tests.domains.test_sequence_classification import config as classifier_config
+from tests.teachers.tiny import VOCAB, write_model, write_texts
+from trainers.config import RunConfig
+from trainers.loop import train
+from trainers.students import load_student
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_a_missing_library_names_the_extra():
+    code = """
+import sys
+sys.modules["lm_eval"] = None
+from softlabels.errors import MissingExtraError
+try:
+    import trainers.integrations.lm_eval
+except MissingExtraError as e:
+    print(e)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        check=True,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
+    assert "softlabels[evaluate]" in done.stdout
+
+
+lm_eval = pytest.importorskip("lm_eval", reason="needs the extra `evaluate`")
+tokenizers = pytest.importorskip("tokenizers")
+
+from lm_eval.api.instance import Instance  # noqa: E402
+from lm_eval.tasks import TaskManager  # noqa: E402
+
+from trainers.integrations.lm_eval import SoftTrainLM  # noqa: E402
+
+STUDENT = {
+    "model_type": "llama",
+    "architectures": ["LlamaForCausalLM"],
+    "vocab_size": VOCAB,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "initializer_range": 0.4,
+    "bos_token_id": None,
+    "eos_token_id": 0,
+}
+QUESTIONS = [
+    ("It is a truth", ["universally acknowledged", "in possession of a wife"], 0),
+    ("a single man", ["must be in want of a wife", "however", "a good fortune"], 2),
+    ("the surrounding", ["families", "minds 42"], 1),
+]
+TEXTS = ["It is a truth.", "A single man in possession. " * 8]
+CHOICE = """
+task: tiny_choice
+output_type: multiple_choice
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {folder}/questions.jsonl}}, cache_dir: {folder}/cache}}
+test_split: test
+doc_to_text: "{{{{question}}}}"
+doc_to_choice: "{{{{choices}}}}"
+doc_to_target: "{{{{answer}}}}"
+metric_list: [{{metric: acc}}]
+"""
+ROLLING = """
+task: tiny_rolling
+output_type: loglikelihood_rolling
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {folder}/texts.jsonl}}, cache_dir: {folder}/cache}}
+test_split: test
+doc_to_text: ""
+doc_to_target: "{{{{text}}}}"
+metric_list: [{{metric: byte_perplexity}}]
+"""
+GENERATE = """
+task: tiny_generate
+output_type: generate_until
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {folder}/questions.jsonl}}, cache_dir: {folder}/cache}}
+test_split: test
+doc_to_text: "{{{{question}}}}"
+doc_to_target: "{{{{choices[answer]}}}}"
+generation_kwargs: {{until: ["\\n"], max_gen_toks: 6, do_sample: false}}
+metric_list: [{{metric: exact_match}}]
+"""
+
+
+def jsonl(path: Path, records: list[dict]) -> None:
+    path.write_text("".join(json.dumps(r) + "\n" for r in records))
+
+
+@pytest.fixture(scope="module")
+def ground(tmp_path_factory):
+    """A run with and one without held-out rows, a classifier's run, tasks and their data."""
+    folder = tmp_path_factory.mktemp("lm-eval")
+    write_model(folder / "teacher")
+    teacher = open_teacher(f"hf:{folder}/teacher", TeacherOptions(dtype="float32"))
+    (folder / "other.txt").write_text("9 8 7 6 5 4 3 2 1 0 " * 9)  # the more is learnt, the worse
+    corpora = {"store": write_texts(folder / "corpus"), "heldout": f"text:{folder}/other.txt"}
+    for name, texts in corpora.items():
+        config = BuildConfig(
+            teacher="hf:x", corpus=(texts,), estimator="topk", k=8, seq_len=48, dtype="float32"
+        )
+        build(config, folder / name, teacher=teacher)
+    (folder / "student.json").write_text(json.dumps(STUDENT))
+    lm = {"store": str(folder / "store"), "student": f"hf-config:{folder / 'student.json'}"}
+    lm |= {"steps": 6, "batch_size": 2, "lr": 3e-2, "dtype": "float32", "threads": 1}
+    train(RunConfig(**lm), folder / "plain")
+    train(RunConfig(**lm | {"heldout": str(folder / "heldout"), "eval_every": 2}), folder / "run")
+    tasks = folder / "tasks"
+    tasks.mkdir()
+    for name, text in (("choice", CHOICE), ("rolling", ROLLING), ("generate", GENERATE)):
+        (tasks / f"{name}.yaml").write_text(text.format(folder=folder))
+    jsonl(
+        folder / "questions.jsonl",
+        [{"question": q, "choices": c, "answer": a} for q, c, a in QUESTIONS],
+    )
+    jsonl(folder / "texts.jsonl", [{"text": t} for t in TEXTS])
+    return folder
+
+
+def evaluated(ground: Path, task: str, **arguments):
+    return lm_eval.simple_evaluate(
+        "softtrain",
+        {"run": str(ground / "run"), "device": "cpu", **arguments},
+        tasks=[task],
+        task_manager=TaskManager(include_path=str(ground / "tasks"), include_defaults=False),
+        batch_size=2,
+        bootstrap_iters=0,
+    )
+
+
+def log_probs(folder: Path, ids: list[int]) -> torch.Tensor:
+    """`[S-1]` float64: -log p of what comes next, by the student's own body and head."""
+    model = load_student(folder).model.double().eval()
+    with torch.no_grad():
+        logits = model(input_ids=torch.tensor([ids])).logits[0, :-1]
+    return torch.log_softmax(logits, dim=1).gather(1, torch.tensor(ids[1:])[:, None])[:, 0]
+
+
+def words_of(folder: Path):
+    return tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+
+
+@pytest.mark.parametrize("weights", [None, "student"])
+def test_log_likelihoods_are_the_students_own(ground, weights):
+    found = evaluated(ground, "tiny_choice", **({"weights": weights} if weights else {}))
+    folder = ground / "run" / (weights or "best")
+    words, right = words_of(folder), 0
+    samples = sorted(found["samples"]["tiny_choice"], key=lambda s: s["doc_id"])
+    assert len(samples) == len(QUESTIONS)
+    for sample, (question, choices, answer) in zip(samples, QUESTIONS, strict=True):
+        expected = []
+        for choice in choices:
+            before = words.encode(question).ids
+            whole = words.encode(f"{question} {choice}").ids
+            assert whole[: len(before)] == before
+            expected.append(float(log_probs(folder, whole)[len(before) - 1 :].sum()))
+        assert [float(r[0][0]) for r in sample["resps"]] == pytest.approx(expected, abs=1e-4)
+        assert max(expected) - min(expected) > 0.1
+        right += max(range(len(choices)), key=expected.__getitem__) == answer
+    assert found["results"]["tiny_choice"]["acc,none"] == pytest.approx(right / len(QUESTIONS))
+
+
+def test_perplexity_in_windows_of_the_students_context(ground):
+    """The second text is longer than what the student sees at once."""
+    found = evaluated(ground, "tiny_rolling")
+    folder = ground / "run" / "best"
+    words, total = words_of(folder), 0.0
+    samples = sorted(found["samples"]["tiny_rolling"], key=lambda s: s["doc_id"])
+    most = STUDENT["max_position_embeddings"]
+    for sample, text in zip(samples, TEXTS, strict=True):
+        ids = [0, *words.encode(text).ids]  # the tokenizer has an end mark only: it comes first
+        expected = float(log_probs(folder, ids[: most + 1]).sum())
+        if (rest := len(ids) - most - 1) > 0:
+            expected += float(log_probs(folder, ids[-most - 1 :])[-rest:].sum())
+        assert float(sample["resps"][0][0]) == pytest.approx(expected, abs=1e-4)
+        total += expected
+    assert len(ids) > most + 1
+    size = sum(len(t.encode()) for t in TEXTS)
+    assert found["results"]["tiny_rolling"]["byte_perplexity,none"] == pytest.approx(
+        math.exp(-total / size)
+    )
+
+
+def test_generation_is_greedy_and_stops(ground):
+    found = evaluated(ground, "tiny_generate")
+    folder = ground / "run" / "best"
+    words, model = words_of(folder), load_student(folder).model.eval()
+    for sample in found["samples"]["tiny_generate"]:
+        ids = words.encode(sample["doc"]["question"]).ids
+        new: list[int] = []
+        while len(new) < 6 and 0 not in new:
+            with torch.no_grad():
+                new.append(int(model(input_ids=torch.tensor([ids + new])).logits[0, -1].argmax()))
+        assert sample["resps"][0][0] == words.decode(new).split("\n")[0]
+
+
+def test_results_say_which_weights_they_are_of(ground):
+    for run, weights, folder in (("run", None, "best"), ("plain", None, "student")):
+        lm = SoftTrainLM(ground / run, weights, device="cpu")
+        info = lm.get_model_info()
+        assert info["softtrain_weights"] == folder
+        assert info["softtrain_run"] == str(ground / run)
+        facts = json.loads((ground / run / "run.json").read_text())
+        assert info["softtrain_store"] == facts["store_digest"]
+        assert lm.model.name_or_path == str((ground / run / folder).resolve())
+    last = SoftTrainLM(ground / "run", "student", device="cpu").get_model_info()
+    best = SoftTrainLM(ground / "run", device="cpu").get_model_info()
+    assert last["model_sha"] != best["model_sha"]
+    assert len(best["model_sha"]) == 64
+
+
+def test_arguments_of_the_harness_reach_its_class(ground):
+    lm = SoftTrainLM(ground / "run", device="cpu", batch_size=3, max_length=16)
+    assert (lm.batch_size, lm.max_length) == (3, 16)
+    request = Instance("loglikelihood", {}, ("It is a truth " * 20, "a"), 0)
+    cut = words_of(ground / "run" / "best").encode("It is a truth " * 20 + "a").ids[-17:]
+    expected = float(log_probs(ground / "run" / "best", cut)[-1])
+    ((found, _),) = lm.loglikelihood([request], disable_tqdm=True)
+    assert found == pytest.approx(expected, abs=1e-4)
+
+
+# -- mistakes -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"run": None}, "run=RUN is missing"),
+        ({"pretrained": "gpt2"}, "pretrained=gpt2: is the run's to say"),
+        ({"weights": "last"}, "weights=last: expected student, ema, best"),
+    ],
+)
+def test_impossible_arguments_are_refused(ground, arguments, words):
+    with pytest.raises(ConfigError, match=words):
+        SoftTrainLM(**({"run": ground / "run"} | arguments))
+
+
+def test_runs_that_do_not_fit_are_refused(ground, tmp_path):
+    with pytest.raises(RunError, match="not a run"):
+        SoftTrainLM(tmp_path)
+    with pytest.raises(RunError, match="without --ema"):
+        SoftTrainLM(ground / "run", "ema")
+    (tmp_path / "begun").mkdir()
+    (tmp_path / "begun" / "run.json").write_bytes((ground / "run" / "run.json").read_bytes())
+    with pytest.raises(RunError, match="the run has not finished"):
+        SoftTrainLM(tmp_path / "begun")
+
+
+def test_a_classifier_is_refused(tmp_path):
+    models.save_classifier(tmp_path / "teacher")
+    models.write_corpus(tmp_path / "train.jsonl", 8)
+    models.config(layers=1).to_json_file(tmp_path / "student.json")
+    build(classifier_config(tmp_path), tmp_path / "store")
+    student = f"hf-config:{tmp_path / 'student.json'}"
+    train(RunConfig(store=str(tmp_path / "store"), student=student, steps=1), tmp_path / "run")
+    with pytest.raises(ConfigError, match="of the domain sequence-classification; the harness"):
+        SoftTrainLM(tmp_path / "run")
+
+
+def copied(ground: Path, to: Path, change) -> Path:
+    """The run without held-out rows, with another tokenizer.json."""
+    shutil.copytree(ground / "plain", to)
+    path = to / "student" / "tokenizer.json"
+    record = json.loads(path.read_text())
+    change(record)
+    path.write_text(json.dumps(record))
+    return to
+
+
+def test_tokenizers_that_do_not_fit_are_refused(ground, tmp_path):
+    def end_mark(record):
+        record["post_processor"] = {
+            "type": "TemplateProcessing",
+            "single": [
+                {"Sequence": {"id": "A", "type_id": 0}},
+                {"SpecialToken": {"id": "<|endoftext|>", "type_id": 0}},
+            ],
+            "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+            "special_tokens": {
+                "<|endoftext|>": {"id": "<|endoftext|>", "ids": [0], "tokens": ["<|endoftext|>"]}
+            },
+        }  # fmt: skip
+
+    run = copied(ground, tmp_path / "ends", end_mark)
+    with pytest.raises(ConfigError, match="an end mark after every text"):
+        SoftTrainLM(run, device="cpu")
+    lm = SoftTrainLM(run, device="cpu", add_bos_token=False)
+    assert lm.tok_encode("a truth") == words_of(ground / "run" / "best").encode("a truth").ids
+
+    def more_ids(record):
+        mark = record["added_tokens"][0]
+        record["added_tokens"] += [mark | {"id": 400 + i, "content": f"<{i}>"} for i in range(40)]
+
+    with pytest.raises(PairingError, match=f"its tokenizer has 440 ids, the student {VOCAB}"):
+        SoftTrainLM(copied(ground, tmp_path / "more", more_ids), device="cpu")
+    run = copied(ground, tmp_path / "none", lambda _: None)
+    (run / "student" / "tokenizer.json").unlink()
+    with pytest.raises(RunError, match=r"holds no tokenizer\.json"):
+        SoftTrainLM(run, device="cpu")
+    run = copied(ground, tmp_path / "marks", lambda _: None)
+    path = run / "student" / "tokenizer_config.json"
+    settings = json.loads(path.read_text())
+    del settings["eos_token"]
+    path.write_text(json.dumps(settings))
+    with pytest.raises(ConfigError, match="give prefix_token_id=ID"):
+        SoftTrainLM(run, device="cpu")
+
+
+# -- the command ----------------------------------------------------------------------------------
+
+
+def command(*arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "trainers.integrations.lm_eval", "run", "--model", "softtrain"]
+        + [str(a) for a in arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"HF_HUB_OFFLINE": "1"},
+    )
+
+
+def test_the_harnesss_own_command_line(ground, tmp_path):
+    done = command(
+        "--model_args", f"run={ground / 'run'}", "--tasks", "tiny_choice",
+        "--include_path", ground / "tasks", "--device", "cpu", "--output_path", tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "tiny_choice" in done.stdout
+    (path,) = tmp_path.rglob("results_*.json")
+    found = json.loads(path.read_text())
+    assert found["config"]["softtrain_weights"] == "best"
+    here = evaluated(ground, "tiny_choice")["results"]["tiny_choice"]["acc,none"]
+    assert found["results"]["tiny_choice"]["acc,none"] == here
+
+
+def test_a_mistake_ends_in_a_sentence(ground, tmp_path):
+    done = command("--model_args", f"run={tmp_path}", "--tasks", "tiny_choice",
+                   "--include_path", ground / "tasks")  # fmt: skip
+    assert done.returncode == 1
+    assert f"error: {tmp_path}: not a run" in done.stderr
+    assert "Traceback" not in done.stderr
