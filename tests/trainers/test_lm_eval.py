@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -334,36 +336,68 @@ def test_tokenizers_that_do_not_fit_are_refused(ground, tmp_path):
 
 # -- the command ----------------------------------------------------------------------------------
 
+PAGE = (ROOT / "docs" / "reports.md").read_text(encoding="utf-8")
+SECTION = PAGE.partition("## In lm-evaluation-harness\n")[2].partition("\n## ")[0]
 
-def command(*arguments: object) -> subprocess.CompletedProcess[str]:
+
+def command(line: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """A line of the documentation, run in a folder."""
+    words = shlex.split(line)
+    assert words[0] == "python"
     return subprocess.run(
-        [sys.executable, "-m", "trainers.integrations.lm_eval", "run", "--model", "softtrain"]
-        + [str(a) for a in arguments],
-        cwd=ROOT,
+        [sys.executable, *words[1:], "--device", "cpu"],
+        cwd=folder,
         capture_output=True,
         text=True,
         check=False,
-        env=os.environ | {"HF_HUB_OFFLINE": "1"},
+        env=os.environ
+        | {
+            "PYTHONPATH": str(ROOT),
+            "HF_HUB_OFFLINE": "1",
+            "HF_DATASETS_CACHE": str(folder / "cache"),
+        },
     )
 
 
-def test_the_harnesss_own_command_line(ground, tmp_path):
-    done = command(
-        "--model_args", f"run={ground / 'run'}", "--tasks", "tiny_choice",
-        "--include_path", ground / "tasks", "--device", "cpu", "--output_path", tmp_path,
-    )  # fmt: skip
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", SECTION, re.DOTALL | re.MULTILINE)
+
+
+def test_the_documented_command_and_task(ground, tmp_path):
+    """The harness's own command line, as printed."""
+    (tmp_path / "run").symlink_to(ground / "run")
+    (tmp_path / "questions.jsonl").symlink_to(ground / "questions.jsonl")
+    (tmp_path / "tasks").mkdir()
+    (task,), (line,) = blocks("yaml"), blocks("sh")
+    (tmp_path / "tasks" / "questions.yaml").write_text(task)
+    done = command(line, tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "tiny_choice" in done.stdout
-    (path,) = tmp_path.rglob("results_*.json")
+    (path,) = (tmp_path / "results").rglob("results_*.json")
     found = json.loads(path.read_text())
     assert found["config"]["softtrain_weights"] == "best"
     here = evaluated(ground, "tiny_choice")["results"]["tiny_choice"]["acc,none"]
-    assert found["results"]["tiny_choice"]["acc,none"] == here
+    assert found["results"]["questions"]["acc,none"] == here
 
 
-def test_a_mistake_ends_in_a_sentence(ground, tmp_path):
-    done = command("--model_args", f"run={tmp_path}", "--tasks", "tiny_choice",
-                   "--include_path", ground / "tasks")  # fmt: skip
+def test_the_documented_python(ground, monkeypatch):
+    """As printed, on a task of ours."""
+    (snippet,) = blocks("python")
+    assert snippet.count('tasks=["hellaswag"]') == 1
+    monkeypatch.chdir(ground)
+    tasks = TaskManager(include_path=str(ground / "tasks"), include_defaults=False)
+    names = {"here": tasks}
+    snippet = snippet.replace('["hellaswag"]', '["tiny_choice"], task_manager=here')
+    exec(compile(snippet, "reports.md", "exec"), names)
+    assert names["found"]["config"]["softtrain_weights"] == "best"
+
+
+def test_a_mistake_ends_in_a_sentence(tmp_path):
+    (line,) = blocks("sh")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "tasks").mkdir()
+    (task,) = blocks("yaml")
+    (tmp_path / "tasks" / "questions.yaml").write_text(task)
+    done = command(line, tmp_path)
     assert done.returncode == 1
-    assert f"error: {tmp_path}: not a run" in done.stderr
+    assert "error: run: not a run" in done.stderr
     assert "Traceback" not in done.stderr
