@@ -104,7 +104,7 @@ def classifier(tmp_path_factory):
     for record in records[::7]:
         del record["label"]
     (folder / "other.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
-    models.config(layers=1, initializer_range=0.05).to_json_file(folder / "student.json")
+    models.config(layers=1).to_json_file(folder / "student.json")
     for name, corpus in (("store", "train.jsonl"), ("heldout", "other.jsonl")):
         build(test_sequence_classification.config(folder, corpus), folder / name)
     return run_on(folder)
@@ -117,7 +117,7 @@ def tagger(tmp_path_factory):
     lines = test_token_classification.records()
     test_token_classification.write(folder / "train.jsonl", lines)
     test_token_classification.write(folder / "other.jsonl", lines[::-1][:21])
-    models.config(layers=1, initializer_range=0.05).to_json_file(folder / "student.json")
+    models.config(layers=1).to_json_file(folder / "student.json")
     for name, corpus in (("store", "train.jsonl"), ("heldout", "other.jsonl")):
         build(test_token_classification.config(folder, corpus), folder / name)
     return run_on(folder)
@@ -153,6 +153,7 @@ def test_a_classifiers_answers_are_what_transformers_says(classifier):
     assert found.unlabelled == (~at).sum() == 5
     assert found.classes == models.CLASSES
     np.testing.assert_array_equal(found.predictions, logits[at].argmax(axis=1))
+    assert len(set(found.predictions.tolist())) > 1, "a constant answer proves nothing"
     np.testing.assert_array_equal(found.references, labels[at])
     np.testing.assert_array_equal(found.rows, rows[at])
     np.testing.assert_allclose(found.probabilities, softmax(logits[at]), atol=1e-6)
@@ -191,20 +192,32 @@ def test_evaluators_take_the_students_folder(classifier, load):
     assert found["accuracy"] == pytest.approx(same)
 
 
-def test_of_two_classes_the_second_has_the_score(tmp_path, load):
+@pytest.fixture(scope="module")
+def two_classes(tmp_path_factory):
+    tmp_path = tmp_path_factory.mktemp("evaluate-two")
     models.save_classifier(tmp_path / "teacher", classes=("no", "yes"))
     lines = [{"text": t, "label": i % 2} for i, t in enumerate(models.texts(24))]
     (tmp_path / "train.jsonl").write_text("".join(json.dumps(r) + "\n" for r in lines))
     models.config(layers=1).to_json_file(tmp_path / "student.json")
     build(test_sequence_classification.config(tmp_path, k=2), tmp_path / "store")
-    found = answers(run_on(tmp_path, steps=2) / "run", tmp_path / "store", scores=True)
-    p = softmax(logits_of(tmp_path, "store", "AutoModelForSequenceClassification")[0])
+    return run_on(tmp_path, steps=2)
+
+
+def test_of_two_classes_the_second_has_the_score(two_classes):
+    found = answers(two_classes / "run", two_classes / "store", scores=True)
+    p = softmax(logits_of(two_classes, "store", "AutoModelForSequenceClassification")[0])
+    assert p[:, 1].std() > 0.01
     np.testing.assert_allclose(found.scores()["prediction_scores"], p[:, 1], atol=1e-6)
-    expected = sklearn.metrics.roc_auc_score(found.references, p[:, 1])
+    assert found.scores()["references"] == found.ids()["references"] == [i % 2 for i in range(24)]
+
+
+def test_metrics_take_the_score_of_two_classes(two_classes, load):
+    found = answers(two_classes / "run", two_classes / "store", scores=True)
+    expected = sklearn.metrics.roc_auc_score(found.references, found.probabilities[:, 1])
     assert load("auc_of_two").compute(**found.scores())["auc"] == pytest.approx(expected)
 
 
-def test_metrics_take_a_taggers_answers_row_by_row(tagger, load):
+def test_a_taggers_answers_row_by_row(tagger):
     found = answers(tagger / "run", tagger / "heldout")
     logits, labels, rows = logits_of(tagger, "heldout", "AutoModelForTokenClassification")
     at = labels != UNLABELLED
@@ -216,20 +229,25 @@ def test_metrics_take_a_taggers_answers_row_by_row(tagger, load):
     for name, ids in (("predictions", top), ("references", labels)):
         assert tags[name] == [[models.CLASSES[ids[n]] for n in places] for places in by_row]
     assert found.unlabelled == (~at).sum() > 0
+    assert len(set(found.predictions.tolist())) > 1, "a constant answer proves nothing"
+
+
+def test_metrics_take_a_taggers_answers(tagger, load):
+    found = answers(tagger / "run", tagger / "heldout")
     ours = evaluate_run(tagger / "run", tagger / "heldout")
-    counted = load("tags").compute(**tags)
-    assert counted["rows"] == len(by_row)
-    assert counted["same"] == pytest.approx(ours.accuracy * at.sum())
+    counted = load("tags").compute(**found.tags())
+    assert counted["rows"] == len(np.unique(found.rows))
+    assert counted["same"] == pytest.approx(ours.accuracy * len(found.rows))
 
 
-def test_an_lms_answers_are_tokens(tmp_path, load):
+def test_an_lms_answers_are_tokens(tmp_path):
     build_tiny(tmp_path / "store", write_corpus(tmp_path / "corpus"))
     build_tiny(tmp_path / "heldout", write_corpus(tmp_path / "other", documents=1))
     (tmp_path / "student.json").write_text(json.dumps(LLAMA))
     run = run_on(tmp_path, steps=4) / "run"
     found = answers(run, tmp_path / "heldout")
     ours = evaluate_run(run, tmp_path / "heldout")
-    assert load("accuracy").compute(**found.ids())["accuracy"] == pytest.approx(ours.accuracy)
+    assert (found.predictions == found.references).mean() == pytest.approx(ours.accuracy)
     assert (len(found.references), found.unlabelled) == (ours.positions, 0)
     with pytest.raises(ConfigError, match="tags: the store's ids are tokens"):
         found.tags()

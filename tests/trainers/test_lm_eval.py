@@ -19,6 +19,7 @@ from softlabels.build import build
 from softlabels.config import BuildConfig
 from softlabels.errors import ConfigError, PairingError, RunError
 from softlabels.teachers import TeacherOptions, open_teacher
+from softlabels.teachers.tokenizer import HFTokenizer
 from tests.domains import models
 from tests.domains.test_sequence_classification import config as classifier_config
 from tests.teachers.tiny import VOCAB, write_model, write_texts
@@ -49,6 +50,7 @@ except MissingExtraError as e:
     assert "softlabels[evaluate]" in done.stdout
 
 
+transformers = pytest.importorskip("transformers")
 lm_eval = pytest.importorskip("lm_eval", reason="needs the extra `evaluate`")
 tokenizers = pytest.importorskip("tokenizers")
 
@@ -237,6 +239,29 @@ def test_results_say_which_weights_they_are_of(ground):
     assert len(best["model_sha"]) == 64
 
 
+@pytest.mark.parametrize("marked", [False, True])
+def test_text_becomes_the_tokens_that_the_build_made_of_it(ground, tmp_path, marked):
+    """Also where the tokenizer puts a start mark before every text."""
+    run = copied(
+        ground, tmp_path / "run", with_mark("<|im_start|>", 1, first=True) if marked else None
+    )
+    path = run / "student" / "tokenizer_config.json"
+    settings = json.loads(path.read_text()) | ({"bos_token": "<|im_start|>"} if marked else {})
+    path.write_text(json.dumps(settings))
+    built = HFTokenizer(transformers.AutoTokenizer.from_pretrained(run / "student"))
+    lm = SoftTrainLM(run, device="cpu")
+    for text in ("It is a truth", " a wife 42"):
+        *ids, end = built.encode(text).input_ids.tolist()
+        assert end == 0
+        assert lm.tok_encode(text) == lm.tok_batch_encode([text])[0][0].tolist() == ids
+        assert (ids[0] == 1) is marked
+    request = Instance("loglikelihood_rolling", {}, ("It is a truth",), 0)
+    (whole,) = lm.loglikelihood_rolling([request], disable_tqdm=True)
+    ids = [1 if marked else 0, *words_of(ground / "run" / "best").encode("It is a truth").ids]
+    assert whole == pytest.approx(float(log_probs(run / "student", ids).sum()), abs=1e-4)
+    assert len(lm.tok_encode("It is a truth")) == len(ids) - (not marked)
+
+
 def test_arguments_of_the_harness_reach_its_class(ground):
     lm = SoftTrainLM(ground / "run", device="cpu", batch_size=3, max_length=16)
     assert (lm.batch_size, lm.max_length) == (3, 16)
@@ -285,31 +310,37 @@ def test_a_classifier_is_refused(tmp_path):
         SoftTrainLM(tmp_path / "run")
 
 
-def copied(ground: Path, to: Path, change) -> Path:
+def copied(ground: Path, to: Path, change=None) -> Path:
     """The run without held-out rows, with another tokenizer.json."""
     shutil.copytree(ground / "plain", to)
     path = to / "student" / "tokenizer.json"
     record = json.loads(path.read_text())
-    change(record)
+    if change is not None:
+        change(record)
     path.write_text(json.dumps(record))
     return to
 
 
-def test_tokenizers_that_do_not_fit_are_refused(ground, tmp_path):
-    def end_mark(record):
+def with_mark(mark: str, number: int, *, first: bool):
+    """Makes a tokenizer put a mark before or after every text."""
+    text, special = (
+        {"Sequence": {"id": "A", "type_id": 0}},
+        {"SpecialToken": {"id": mark, "type_id": 0}},
+    )
+
+    def change(record):
         record["post_processor"] = {
             "type": "TemplateProcessing",
-            "single": [
-                {"Sequence": {"id": "A", "type_id": 0}},
-                {"SpecialToken": {"id": "<|endoftext|>", "type_id": 0}},
-            ],
-            "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
-            "special_tokens": {
-                "<|endoftext|>": {"id": "<|endoftext|>", "ids": [0], "tokens": ["<|endoftext|>"]}
-            },
-        }  # fmt: skip
+            "single": [special, text] if first else [text, special],
+            "pair": [text, {"Sequence": {"id": "B", "type_id": 1}}],
+            "special_tokens": {mark: {"id": mark, "ids": [number], "tokens": [mark]}},
+        }
 
-    run = copied(ground, tmp_path / "ends", end_mark)
+    return change
+
+
+def test_tokenizers_that_do_not_fit_are_refused(ground, tmp_path):
+    run = copied(ground, tmp_path / "ends", with_mark("<|endoftext|>", 0, first=False))
     with pytest.raises(ConfigError, match="an end mark after every text"):
         SoftTrainLM(run, device="cpu")
     lm = SoftTrainLM(run, device="cpu", add_bos_token=False)
@@ -321,11 +352,11 @@ def test_tokenizers_that_do_not_fit_are_refused(ground, tmp_path):
 
     with pytest.raises(PairingError, match=f"its tokenizer has 440 ids, the student {VOCAB}"):
         SoftTrainLM(copied(ground, tmp_path / "more", more_ids), device="cpu")
-    run = copied(ground, tmp_path / "none", lambda _: None)
+    run = copied(ground, tmp_path / "none")
     (run / "student" / "tokenizer.json").unlink()
     with pytest.raises(RunError, match=r"holds no tokenizer\.json"):
         SoftTrainLM(run, device="cpu")
-    run = copied(ground, tmp_path / "marks", lambda _: None)
+    run = copied(ground, tmp_path / "marks")
     path = run / "student" / "tokenizer_config.json"
     settings = json.loads(path.read_text())
     del settings["eos_token"]

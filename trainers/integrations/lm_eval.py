@@ -46,6 +46,8 @@ class SoftTrainLM(HFLM):
         PairingError: the tokenizer has ids that the student lacks.
     """
 
+    add_bos_token: bool | None
+
     def __init__(
         self,
         run: Path | str | None = None,
@@ -97,6 +99,14 @@ class SoftTrainLM(HFLM):
                 "--model_args: the run's tokenizer puts an end mark after every text, also after the context that is "
                 "to be continued; give add_bos_token=False, which leaves out its marks"
             )
+
+    def loglikelihood_rolling(self, *args: Any, **kwargs: Any) -> Any:
+        """HFLM puts a mark before each text: the tokenizer's own would come twice, and be scored as text."""
+        asked, self.add_bos_token = self.add_bos_token, False
+        try:
+            return super().loglikelihood_rolling(*args, **kwargs)
+        finally:
+            self.add_bos_token = asked
 
     def get_model_info(self) -> dict[str, Any]:
         """What the harness keeps with its results, and which weights these were."""
