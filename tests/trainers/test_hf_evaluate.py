@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -269,3 +271,31 @@ def test_mistakes_are_refused(classifier, tmp_path):
     build(made, tmp_path / "bare")
     with pytest.raises(RunError, match="none of its positions has a label"):
         answers(classifier / "run", tmp_path / "bare")
+
+
+@pytest.mark.parametrize("how", ["import", "run"])
+def test_a_missing_harness_names_the_extra(how):
+    """Imported, it raises; as a command, it ends in a sentence."""
+    code = """
+import runpy, sys
+sys.modules["lm_eval"] = None
+from softlabels.errors import MissingExtraError
+if sys.argv[1] == "run":
+    runpy.run_module("trainers.integrations.lm_eval", run_name="__main__")
+try:
+    import trainers.integrations.lm_eval
+except MissingExtraError as e:
+    sys.exit(str(e))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, how],
+        check=False,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
+    )
+    assert (
+        "needs lm-eval, which is not installed: pip install 'softlabels[evaluate]'" in done.stderr
+    )
+    assert "Traceback" not in done.stderr
+    assert done.returncode == {"import": 1, "run": 2}[how]

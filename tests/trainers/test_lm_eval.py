@@ -29,27 +29,6 @@ from trainers.students import load_student
 
 ROOT = Path(__file__).parents[2]
 
-
-def test_a_missing_library_names_the_extra():
-    code = """
-import sys
-sys.modules["lm_eval"] = None
-from softlabels.errors import MissingExtraError
-try:
-    import trainers.integrations.lm_eval
-except MissingExtraError as e:
-    print(e)
-"""
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        check=True,
-        capture_output=True,
-        text=True,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-    )
-    assert "softlabels[evaluate]" in done.stdout
-
-
 transformers = pytest.importorskip("transformers")
 lm_eval = pytest.importorskip("lm_eval", reason="needs the extra `evaluate`")
 tokenizers = pytest.importorskip("tokenizers")

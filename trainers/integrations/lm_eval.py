@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
@@ -19,13 +19,23 @@ from trainers.evaluate import WEIGHTS
 from trainers.finished import open_finished
 from trainers.prompts import Words
 
+__all__ = ["SoftTrainLM"]
+
+
+def _stop(error: SoftLabelsError) -> NoReturn:
+    sys.stderr.write(f"error: {error}\n")
+    sys.exit(error.exit_code)
+
+
 try:
     from lm_eval.api.registry import register_model
     from lm_eval.models.huggingface import HFLM
 except ImportError as e:
-    raise MissingExtraError("lm-eval", "evaluate", "trainers.integrations.lm_eval") from e
+    missing = MissingExtraError("lm-eval", "evaluate", "trainers.integrations.lm_eval")
+    if __name__ == "__main__":
+        _stop(missing)
+    raise missing from e
 
-__all__ = ["SoftTrainLM"]
 OURS = ("pretrained", "tokenizer", "revision", "subfolder", "gguf_file")
 """Arguments of HFLM that the run decides."""
 
@@ -126,8 +136,7 @@ def main() -> None:
     try:
         cli_evaluate()
     except SoftLabelsError as e:
-        sys.stderr.write(f"error: {e}\n")
-        sys.exit(e.exit_code)
+        _stop(e)
 
 
 if __name__ == "__main__":
