@@ -1,9 +1,11 @@
-"""The same stream and loss inside other people's training loops.
+"""The same stream and loss inside other people's training loops, and students in their evaluations.
 
 transformers.py    `class DistillTrainer(DistillMixin, Trainer)`, for `transformers.Trainer`
 lightning.py       `DistillModule` and `DistillData`, for `lightning.Trainer`
+lm_eval.py         `SoftTrainLM`, a model of lm-evaluation-harness
+evaluate.py        `answers`, for the metrics of Hugging Face `evaluate`; imports nothing of it
 
-Each imports its library; this package alone does not.
+Each but the last imports its library; this package alone does not.
 """
 
 from __future__ import annotations
