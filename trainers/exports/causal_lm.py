@@ -50,7 +50,6 @@ class CausalLM(Texts):
         "padding they mean nothing."
     )
     unit = "tokens"
-    auto_class = "AutoModelForCausalLM"
     sample = "It is a truth"
 
     def module(self, model: Any) -> nn.Module:

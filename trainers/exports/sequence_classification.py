@@ -43,7 +43,6 @@ class SequenceClassification(Texts):
         "one for each class of `id2label` in `config.json`."
     )
     unit = "texts"
-    auto_class = "AutoModelForSequenceClassification"
     sample = "not a bad film"
 
     def module(self, model: Any) -> nn.Module:

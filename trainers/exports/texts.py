@@ -1,13 +1,19 @@
-"""What all students of texts share as exports: their inputs, how these are padded, and how a tokenizer makes them."""
+"""What all students of texts share as exports: they are of transformers, and their inputs are made and padded alike."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from trainers.exports.domains import Arrays, Example
+from trainers.exports.origin import Origin, of_transformers
+
+if TYPE_CHECKING:
+    from softlabels.store.reader import Store
 
 __all__ = ["Texts", "text_example"]
 
@@ -31,8 +37,13 @@ class Texts:
         "input_ids": {0: "batch", 1: "length"},
         "attention_mask": {0: "batch", 1: "length"},
     }
+    name: str
     sample: str
     """A text for the model card."""
+
+    def origin(self, folder: Path) -> Origin:
+        """All are of transformers."""
+        return of_transformers(self.name)
 
     def side_by_side(
         self, examples: Sequence[Example], *, left: bool
@@ -52,9 +63,13 @@ class Texts:
         none = np.empty(0, np.int64)
         return text_example(example.inputs["input_ids"][:1], none, none)
 
-    def preparation(self, files: Collection[str]) -> str:
+    def describe(self, store: Store, folder: Path) -> dict[str, Any]:
+        """Nothing: configuration and tokenizer say it."""
+        return {}
+
+    def preparation(self, folder: Path, details: Mapping[str, Any]) -> str:
         """With the tokenizer where there is one."""
-        if "tokenizer.json" in files:
+        if (folder / "tokenizer.json").is_file():
             ids = (
                 "import numpy as np, tokenizers\n"
                 'tokenizer = tokenizers.Tokenizer.from_file("PATH/tokenizer.json")\n'
