@@ -14,6 +14,7 @@ from msgspec.structs import replace
 
 import softlabels
 from softlabels.errors import ConfigError, PairingError
+from softlabels.store.manifest import Identity
 from softlabels.store.reader import Store
 from trainers.checkpoint import publish_folder
 from trainers.exports import FORMATS
@@ -200,12 +201,16 @@ def _source(finished: FinishedRun, training: Sequence[Store]) -> SourceRecord:
         store_digest=finished.facts["store_digest"],
         tokenizer_sha256=finished.facts["tokenizer_sha256"],
         teachers={i.teacher.name: i.teacher.weights_sha256 for i in identities},
-        corpora=_each_once(
-            f"{', '.join(i.corpus.specs)} ({i.corpus.documents:,} documents, {i.corpus.tokens:,} tokens)"
-            for i in identities
-        ),
+        corpora=_each_once(f"{', '.join(i.corpus.specs)} ({_amount(i)})" for i in identities),
         licences=_each_once(i.licence for i in identities),
     )
+
+
+def _amount(identity: Identity) -> str:
+    corpus = identity.corpus
+    if identity.images is None:
+        return f"{corpus.documents:,} documents, {corpus.tokens:,} tokens"
+    return f"{corpus.documents:,} images, {corpus.rows:,} views"
 
 
 def _each_once(names: Iterable[str]) -> list[str]:

@@ -68,12 +68,16 @@ class FinishedRun:
                 pixels=pixels,
             )
         except SoftLabelsError as e:
-            if given or images:
+            ways = [] if given else ["where it lies now with --store"]
+            ways += (
+                ["where its images lie now with --images"]
+                if pixels and config.get("images")
+                else []
+            )
+            if images or not ways:
                 raise
-            and_images = " and its images with --images" if pixels and config.get("images") else ""
             raise ConfigError(
-                f"{self.run}: the store it was trained on cannot be opened ({e}); say where it lies now with --store"
-                f"{and_images}"
+                f"{self.run}: the store it was trained on cannot be opened ({e}); say {', and '.join(ways)}"
             ) from e
         if mixture_digest(stores) != self.facts["store_digest"]:
             raise ConfigError(

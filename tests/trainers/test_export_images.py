@@ -286,8 +286,9 @@ def test_convolutions_are_int8(exported):
                 assert makers[node.input[0]].op_type == "DequantizeLinear"
                 users = {n.op_type for n in model.graph.node if node.output[0] in n.input}
                 assert users == {"QuantizeLinear"}
-    assert read_export(exported("cnn", "onnx-int8")).details["kernels"] == 6
+    assert read_export(exported("cnn", "onnx-int8")).details["convolutions_in_float32"] == 6
     assert read_export(exported("cnn", "onnx-int8-static")).details["products"] == 7
+    assert "convolutions_in_float32" not in read_export(exported("cnn", "onnx-int8-static")).details
 
 
 @pytest.mark.parametrize("kind", ["onnx", "onnx-int8", "onnx-int8-static"])
@@ -310,6 +311,7 @@ def test_the_batch_is_free_and_the_file_says_nothing_of_this_machine(exported, k
     }
     assert record.parameters == sum(p.numel() for p in small_cnn.SmallCnn(16, 3, 10).parameters())
     assert "transformers" not in record.versions
+    assert record.source.corpora == ["arrays:train.npz (80 images, 640 views)"]
 
 
 def test_kernels_keep_their_channels_and_one_of_zeros():
@@ -428,8 +430,10 @@ def test_training_images_that_moved_are_needed_to_calibrate_only(ground, tmp_pat
     (run / "run.json").write_text(json.dumps(facts))
     export(run, tmp_path / "out", config_of(ground))
     static = {"format": "onnx-int8-static", "rows": 320}
-    with pytest.raises(ConfigError, match=r"gone\.npz.*and its images with --images"):
-        export(run, tmp_path / "static", config_of(ground, **static))
+    for store, ways in ((), "with --store, and where its"), (("store",), "; say where its"):
+        given = {"store": tuple(str(ground / name) for name in store)}
+        with pytest.raises(ConfigError, match=rf"gone\.npz.*{ways} images lie now with --images"):
+            export(run, tmp_path / "static", config_of(ground, **static, **given))
     images = (f"arrays:{ground / 'train.npz'}",)
     record = export(run, tmp_path / "static", config_of(ground, images=images, **static))
     assert record.details["calibration_examples"] == 32

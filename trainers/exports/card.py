@@ -67,7 +67,7 @@ Exported as `{record.kind}`. It was trained on a teacher's soft targets and inhe
 {config.get("alpha")}, T={config.get("temperature")}, weights `{source.weights}` |
 {details}| made with | {versions} |
 
-The licence of these weights is its maker's to state; that of the targets and of the text limits the choice.
+The licence of these weights is its maker's to state; that of the targets and of the corpus limits the choice.
 
 ## Checked
 

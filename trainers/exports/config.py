@@ -24,7 +24,8 @@ class ExportConfig:
     heldout: str | None = None
     """Store of held-out rows to check it on; default: the run's own."""
     heldout_images: tuple[str, ...] = ()
-    """Of a held-out store of images: where they lie, e.g. `arrays:FILE.npz`; default: the run's."""
+    """Of a held-out store of images: where they lie, e.g. `arrays:FILE.npz`; default of the run's own: where they lay
+    then."""
     weights: str = "student"
     """Of the run: the last weights (`student`), the averaged ones (`ema`), or the best on held-out rows (`best`)."""
     store: tuple[str, ...] = ()

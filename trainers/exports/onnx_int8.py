@@ -114,9 +114,9 @@ class OnnxInt8:
                 if self.calibrates
                 else "uint8, ranges of each batch",
                 "tables": tables,
-                "kernels": kernels,
                 "calibration_examples": len(job.calibration),
-            },
+            }
+            | ({"convolutions_in_float32": kernels} if kernels else {}),
             libraries=("torch", *job.origin.libraries, "onnx", "onnxscript", "onnxruntime"),
         )
 
