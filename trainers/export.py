@@ -13,7 +13,8 @@ from typing import Protocol
 from msgspec.structs import replace
 
 import softlabels
-from softlabels.errors import ConfigError
+from softlabels.errors import ConfigError, PairingError
+from softlabels.store.manifest import Identity
 from softlabels.store.reader import Store
 from trainers.checkpoint import publish_folder
 from trainers.exports import FORMATS
@@ -34,6 +35,7 @@ from trainers.exports.record import (
 )
 from trainers.exports.weights import weight_files
 from trainers.finished import FinishedRun, open_finished
+from trainers.mixing import feed_of
 from trainers.students import load_student
 from trainers.tasks import Task
 
@@ -77,7 +79,8 @@ def export(
     Raises:
         ConfigError: `out` is there already; the training store is not where it was.
         RunError: not a finished run, or without those weights.
-        TokenizerError, PairingError: the held-out store is not of the run's tokenizer or vocabulary.
+        TokenizerError, PairingError: the held-out store is not of the run's tokenizer or vocabulary, or its images
+            are made otherwise.
         ExportError: the export does not give the student's answers.
         MissingExtraError: a library is missing.
     """
@@ -87,7 +90,8 @@ def export(
     form = FORMATS.load(config.format)
     finished = open_finished(run, config.weights)
     heldout = _heldout(finished, config)
-    training = finished.training_stores(config.store)
+    training = finished.training_stores(config.store, images=config.images, pixels=form.calibrates)
+    _check_feed(heldout, training[0])
     domain = domain_of(heldout.manifest.identity.domain)
     model = load_student(finished.folder, Task.saved(domain.name, finished.folder)).model.eval()
     rows = spread(len(heldout), config.rows)
@@ -96,6 +100,7 @@ def export(
         model=model,
         folder=finished.folder,
         domain=domain,
+        origin=domain.origin(finished.folder),
         samples=sorted(examples, key=domain.size)[-2:] * 2,
         calibration=domain.examples(training[0], spread(len(training[0]), config.calibration_rows))
         if form.calibrates
@@ -108,6 +113,7 @@ def export(
     try:
         report.stage(f"write {form.name}", 1, "model")
         _copy_all_but_weights(finished.folder, temporary)
+        described = domain.describe(heldout, temporary)
         written = form.write(job, temporary)
         report.advance(1)
         report.stage("check", len(examples), "examples")
@@ -124,14 +130,14 @@ def export(
             model=written.model,
             opset=written.opset,
             inputs=_axes(job),
-            details=written.details,
+            details=written.details | described,
             versions=_versions(written),
             source=_source(finished, training),
             check=_check(found, form, tolerance, heldout, len(rows), len(examples)),
             files=describe_files(temporary),
             digest="",
         )
-        text = card(record, finished.facts["config"], form, domain)
+        text = card(record, finished.facts["config"], form, domain, temporary)
         (temporary / "README.md").write_text(text, encoding="utf-8")
         write_export(temporary, replace(record, files=describe_files(temporary)))
         record = read_export(temporary)
@@ -147,7 +153,19 @@ def _heldout(finished: FinishedRun, config: ExportConfig) -> Store:
         raise ConfigError(
             f"--heldout is missing, and {finished.run} has none of its own: give a store of rows to check the export on"
         )
-    return finished.open_heldout(path, vocab=config.vocab)
+    images = config.heldout_images
+    if not images and config.heldout is None:
+        images = tuple(finished.facts["config"].get("heldout_images") or ())
+    return finished.open_heldout(path, vocab=config.vocab, images=images)
+
+
+def _check_feed(heldout: Store, training: Store) -> None:
+    found, expected = (feed_of(s.manifest.identity) for s in (heldout, training))
+    if found != expected:
+        raise PairingError(
+            f"{heldout.path}: its images are fed at size, mean and deviation {found}, the run's at {expected}; build "
+            "it with the run's teacher and --image-size"
+        )
 
 
 def _copy_all_but_weights(source: Path, to: Path) -> None:
@@ -183,12 +201,16 @@ def _source(finished: FinishedRun, training: Sequence[Store]) -> SourceRecord:
         store_digest=finished.facts["store_digest"],
         tokenizer_sha256=finished.facts["tokenizer_sha256"],
         teachers={i.teacher.name: i.teacher.weights_sha256 for i in identities},
-        corpora=_each_once(
-            f"{', '.join(i.corpus.specs)} ({i.corpus.documents:,} documents, {i.corpus.tokens:,} tokens)"
-            for i in identities
-        ),
+        corpora=_each_once(f"{', '.join(i.corpus.specs)} ({_amount(i)})" for i in identities),
         licences=_each_once(i.licence for i in identities),
     )
+
+
+def _amount(identity: Identity) -> str:
+    corpus = identity.corpus
+    if identity.images is None:
+        return f"{corpus.documents:,} documents, {corpus.tokens:,} tokens"
+    return f"{corpus.documents:,} images, {corpus.rows:,} views"
 
 
 def _each_once(names: Iterable[str]) -> list[str]:

@@ -12,6 +12,7 @@ from softlabels.errors import ConfigError, RunError, SoftLabelsError, TokenizerE
 from softlabels.store.reader import Store, open_store
 from trainers.evaluation.evaluate import WEIGHTS
 from trainers.mixing import mixture_digest, open_stores
+from trainers.tasks import check_pixels
 from trainers.vocabulary import check_numbering
 
 __all__ = ["FinishedRun", "open_finished", "provenance"]
@@ -43,11 +44,15 @@ class FinishedRun:
             total.update(f"{path.name}\0{content}\n".encode())
         return total.hexdigest()
 
-    def training_stores(self, given: tuple[str, ...] = ()) -> list[Store]:
+    def training_stores(
+        self, given: tuple[str, ...] = (), *, images: tuple[str, ...] = (), pixels: bool = True
+    ) -> list[Store]:
         """The stores that it was trained on.
 
         Args:
             given: where they lie now, as in `softtrain run --store`; nothing: where they lay then.
+            images: of stores of images, where these lie now; nothing: where they lay then.
+            pixels: False if their images are not needed; they are opened all the same where `images` names them.
 
         Raises:
             ConfigError: not there, or not those.
@@ -56,12 +61,23 @@ class FinishedRun:
         recorded = config["store"]
         texts = given or ((recorded,) if isinstance(recorded, str) else tuple(recorded))
         try:
-            stores = open_stores(texts, view=config.get("vocab"))
+            stores = open_stores(
+                texts,
+                view=config.get("vocab"),
+                images=images or (tuple(config.get("images") or ()) if pixels else ()),
+                pixels=pixels,
+            )
         except SoftLabelsError as e:
-            if given:
+            ways = [] if given else ["where it lies now with --store"]
+            ways += (
+                ["where its images lie now with --images"]
+                if pixels and config.get("images")
+                else []
+            )
+            if images or not ways:
                 raise
             raise ConfigError(
-                f"{self.run}: the store it was trained on cannot be opened ({e}); say where it lies now with --store"
+                f"{self.run}: the store it was trained on cannot be opened ({e}); say {', and '.join(ways)}"
             ) from e
         if mixture_digest(stores) != self.facts["store_digest"]:
             raise ConfigError(
@@ -70,19 +86,24 @@ class FinishedRun:
             )
         return [store for store, _ in stores]
 
-    def open_heldout(self, path: Path | str, *, vocab: str | None = None) -> Store:
+    def open_heldout(
+        self, path: Path | str, *, vocab: str | None = None, images: tuple[str, ...] = ()
+    ) -> Store:
         """Open a store of rows that the run was not trained on, tokenised as its own.
 
         Args:
             path: of the store.
             vocab: view to read it in, as in `RunConfig`.
+            images: of a store of images, where they lie.
 
         Raises:
+            ConfigError: it is a store of images, and nobody says where they lie.
             RunError: it is the training store.
             TokenizerError: it was tokenised otherwise.
             PairingError: the run numbered its ids otherwise.
         """
-        opened = open_store(path, view=vocab)
+        opened = open_store(path, view=vocab, images=images)
+        check_pixels(opened, "--heldout-images")
         if opened.digest == self.facts["store_digest"]:
             raise RunError(
                 f"{opened.path}: is the very store that {self.run} was trained on; give one of held-out rows"

@@ -26,6 +26,7 @@ from trainers.exports.formats import Job
 from trainers.exports.record import RECORD, read_export
 from trainers.exports.weights import weight_files
 from trainers.finished import open_finished
+from trainers.tasks import Task, check_pixels
 
 __all__ = ["ENGINES", "Figures", "Subject", "measure"]
 
@@ -67,9 +68,11 @@ class Figures:
     cpu_p50: float
     """Likewise, CPU seconds of the process."""
     throughput: float
-    """Tokens (or whatever the domain counts) per wall second in larger batches, at the median."""
+    """`unit` per wall second in larger batches, at the median."""
     cpu_throughput: float
     """Likewise, per CPU second of the process: what a busy machine blurs less."""
+    unit: str
+    """What the domain counts, e.g. `tokens`."""
     calls: int
     """At batch 1."""
     loading: float
@@ -88,6 +91,7 @@ def measure(
     rounds: int = 3,
     threads: int = 1,
     vocab: str | None = None,
+    images: Sequence[str] = (),
     advance: Callable[[int], None] = lambda _: None,
     total: Callable[[int], None] = lambda _: None,
 ) -> list[Figures]:
@@ -105,6 +109,7 @@ def measure(
         rounds: how often all of them are measured, in turn.
         threads: of the engine.
         vocab: view to read the store in.
+        images: of a store of images, where they lie.
         advance: told of processes done.
         total: told how many there will be.
 
@@ -126,7 +131,8 @@ def measure(
     unknown = sorted(set(engines) - set(ENGINES))
     if unknown or not engines:
         raise ConfigError(f"--engine {' '.join(unknown)}: expected {' or '.join(ENGINES)}")
-    opened = open_store(store, view=vocab)
+    opened = open_store(store, view=vocab, images=images)
+    check_pixels(opened)
     name = opened.manifest.identity.domain
     domain = domain_of(name)
     examples = domain.examples(opened, spread(len(opened), max(SINGLE, MANY * batch_size)))
@@ -159,7 +165,8 @@ def measure(
             for i in range(_many(examples, batch_size))
         ]
         return [
-            _figures(s, own, float(np.mean(sizes))) for s, own in zip(found, results, strict=True)
+            _figures(s, own, float(np.mean(sizes)), domain.unit)
+            for s, own in zip(found, results, strict=True)
         ]
 
 
@@ -198,7 +205,6 @@ def _converted(
     spec: str, folder: Path, engine: str, domain: Domain, examples: Sequence[Example], work: Path
 ) -> Subject:
     from trainers.students import load_student
-    from trainers.tasks import Task
 
     model = load_student(folder, Task.saved(domain.name, folder)).model.eval()
     parameters = sum(p.numel() for p in model.parameters())
@@ -215,7 +221,15 @@ def _converted(
     target = Path(tempfile.mkdtemp(dir=work))
     samples = sorted(examples, key=domain.size)[-2:]
     FORMATS.load("onnx").write(
-        Job(model=model, folder=folder, domain=domain, samples=samples, calibration=()), target
+        Job(
+            model=model,
+            folder=folder,
+            domain=domain,
+            origin=domain.origin(folder),
+            samples=samples,
+            calibration=(),
+        ),
+        target,
     )
     size = sum(p.stat().st_size for p in target.iterdir())
     return Subject(
@@ -274,7 +288,9 @@ def _in_a_process(subject: Subject, spec: dict[str, Any], work: Path) -> dict[st
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
-def _figures(subject: Subject, rounds: Sequence[dict[str, Any]], tokens: float) -> Figures:
+def _figures(
+    subject: Subject, rounds: Sequence[dict[str, Any]], amount: float, unit: str
+) -> Figures:
     wall = np.concatenate([r["wall"] for r in rounds])
     p50, p95 = np.percentile(wall, [50, 95])
     batches = np.median(np.concatenate([r["batch_wall"] for r in rounds]))
@@ -290,8 +306,9 @@ def _figures(subject: Subject, rounds: Sequence[dict[str, Any]], tokens: float) 
         p50=float(p50),
         p95=float(p95),
         cpu_p50=float(np.median(np.concatenate([r["cpu"] for r in rounds]))),
-        throughput=tokens / float(batches),
-        cpu_throughput=tokens / float(np.median(np.concatenate([r["batch_cpu"] for r in rounds]))),
+        throughput=amount / float(batches),
+        cpu_throughput=amount / float(np.median(np.concatenate([r["batch_cpu"] for r in rounds]))),
+        unit=unit,
         calls=len(wall),
         loading=float(np.median([r["loading"] for r in rounds])),
     )

@@ -225,7 +225,7 @@ def check_alike(stores: Sequence[Store]) -> None:
                 *(None if h is None else h.width for h in (b.hidden, a.hidden)),
             ),
             ("label shift", b.label_shift, a.label_shift),
-            ("way to feed images", _feed(b), _feed(a)),
+            ("way to feed images", feed_of(b), feed_of(a)),
         ):
             if mine != other:
                 raise PairingError(
@@ -234,7 +234,7 @@ def check_alike(stores: Sequence[Store]) -> None:
                 )
 
 
-def _feed(identity: Identity) -> tuple[int, list[float], list[float]] | None:
+def feed_of(identity: Identity) -> tuple[int, list[float], list[float]] | None:
     """Size and scale of the images that a model is fed."""
     images = identity.images
     return None if images is None else (images.size, images.mean, images.std)
@@ -268,9 +268,12 @@ def open_stores(
     view: str | None = None,
     inputs: str | None = None,
     images: Sequence[str] = (),
+    pixels: bool = True,
     cache: CacheOptions | None = None,
 ) -> list[tuple[Store, Fraction]]:
     """The stores of `parse_stores`, open and found to go together, with their weights; all of the same `images`.
+
+    With `pixels` False, stores of images need no images.
 
     Raises:
         ConfigError, StoreError, PairingError, TokenizerError: as `MixedStream`.
@@ -281,7 +284,8 @@ def open_stores(
     ]
     for store, _ in found:
         store.need_inputs()
-        check_pixels(store)
+        if pixels:
+            check_pixels(store)
     check_alike([store for store, _ in found])
     return found
 

@@ -29,9 +29,11 @@ class Task:
 
     @staticmethod
     def saved(domain: str, folder: Path) -> Task:
-        """Of a student in a folder, whose configuration names its classes."""
-        names = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("id2label", {})
-        classes = () if domain in TOKENS else tuple(names[str(i)] for i in range(len(names)))
+        """Of a student in a folder, whose configuration names its classes: `classes`, or as transformers does."""
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        names = config.get("id2label", {})
+        listed = config.get("classes") or [names[str(i)] for i in range(len(names))]
+        classes = () if domain in TOKENS else tuple(listed)
         return Task(domain=domain, classes=classes)
 
     @property

@@ -26,14 +26,17 @@ def test_the_commands_of_the_page_run(tmp_path, monkeypatch):
             np.savez(f"{name}.npz", images=file["images"][part], labels=file["labels"][part])
     (block,) = re.findall(r"^```sh\n(.*?)^```", PAGE.read_text(), re.DOTALL | re.MULTILINE)
     commands = block.replace("\\\n", "").replace("--steps 2000", "--steps 2").splitlines()
-    assert len(commands) == 4
+    assert len(commands) == 5
+    results = []
     for command in commands:
         program, *arguments = shlex.split(command)
         result = CliRunner().invoke(MAIN[program], [*arguments, "--json"])
         assert result.exit_code == 0, result.output
-    found = json.loads(result.stdout)
+        results.append(json.loads(result.stdout))
+    found, export = results[-2:]
     assert found["positions"] == 40
     assert found["kl"] > 0
+    assert export["check"]["labels"] == 40
     assert Path("run/best/model.safetensors").exists()
     refused = CliRunner().invoke(softtrain_main, ["eval", "run", "--store", "heldout"])
     assert refused.exit_code == 2

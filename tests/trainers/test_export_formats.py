@@ -186,9 +186,9 @@ def test_the_lines_on_the_card_run(exported, tmp_path, kind, tokenizer):
         (folder / "tokenizer.json").write_text(json.dumps(TOKENIZER))
     else:
         record = read_export(folder)
-        for name in [n for n in record.files if n.startswith("tokenizer")]:
-            del record.files[name]
-        text = card(record, {}, FORMATS.load(kind), LM)
+        for path in folder.glob("tokenizer*"):
+            path.unlink()
+        text = card(record, {}, FORMATS.load(kind), LM, folder)
     (snippet,) = re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
     names: dict = {"__name__": "card"}
     exec(compile(snippet.replace("PATH", str(folder)), "README.md", "exec"), names)

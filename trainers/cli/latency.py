@@ -39,6 +39,11 @@ __all__ = ["latency_command"]
 )
 @click.option("--threads", type=int, default=1, show_default=True, help="Of the engine.")
 @click.option("--vocab", help="Read the store in another vocabulary: trim:N or map:FILE.")
+@click.option(
+    "--images",
+    multiple=True,
+    help="Of a store of images: where they lie, as it was built from them, e.g. arrays:FILE.npz.",
+)
 @json_option
 def latency_command(
     subjects: tuple[str, ...],
@@ -51,6 +56,7 @@ def latency_command(
     rounds: int,
     threads: int,
     vocab: str | None,
+    images: tuple[str, ...],
     as_json: bool,
 ) -> None:
     """Measure what students, exports and a teacher cost to run on this CPU, side by side.
@@ -76,6 +82,7 @@ def latency_command(
             rounds=rounds,
             threads=threads,
             vocab=vocab,
+            images=images,
             advance=bar.advance,
             total=lambda n: bar.stage("measure", n, "processes"),
         )
@@ -103,7 +110,7 @@ def _table(values: dict[str, Any]) -> str:
         "peak MiB",
         "p50 ms",
         "p95 ms",
-        "tokens/s",
+        f"{values['figures'][0]['unit']}/s",
     ):
         table.add_column(column, justify="left" if column in ("model", "engine") else "right")
     for f in values["figures"]:

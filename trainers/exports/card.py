@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from trainers.exports.domains import Domain
@@ -11,8 +12,13 @@ from trainers.exports.record import ExportRecord
 
 __all__ = ["card"]
 
+PREPARED_WITH = {"tokenizers": "tokenizers", "PIL": "pillow"}
+"""What the lines that prepare inputs name, and the package that it is in."""
 
-def card(record: ExportRecord, config: Mapping[str, Any], form: Format, domain: Domain) -> str:
+
+def card(
+    record: ExportRecord, config: Mapping[str, Any], form: Format, domain: Domain, folder: Path
+) -> str:
     """Markdown.
 
     Args:
@@ -20,6 +26,7 @@ def card(record: ExportRecord, config: Mapping[str, Any], form: Format, domain: 
         config: the run's.
         form: of the export.
         domain: of the student.
+        folder: of the export.
     """
     source, check = record.source, record.check
     model = f"{record.model_bytes:,} bytes"
@@ -34,7 +41,11 @@ def card(record: ExportRecord, config: Mapping[str, Any], form: Format, domain: 
         if check.rule == "log-probability"
         else f"at most {check.tolerance:.3g} of the student's score lost"
     )
-    code = f"{domain.preparation(record.files)}{form.snippet(domain)}"
+    origin = domain.origin(folder)
+    code = f"{domain.preparation(folder, record.details)}{form.snippet(origin)}"
+    needs = form.needs(origin) + "".join(
+        f" {package}" for word, package in PREPARED_WITH.items() if word in code
+    )
     return f"""---
 tags:
 - softlabels
@@ -56,7 +67,7 @@ Exported as `{record.kind}`. It was trained on a teacher's soft targets and inhe
 {config.get("alpha")}, T={config.get("temperature")}, weights `{source.weights}` |
 {details}| made with | {versions} |
 
-The licence of these weights is its maker's to state; that of the targets and of the text limits the choice.
+The licence of these weights is its maker's to state; that of the targets and of the corpus limits the choice.
 
 ## Checked
 
@@ -73,7 +84,7 @@ On {check.rows:,} held-out rows ({check.labels:,} labels), beside the student in
 
 {domain.usage}
 
-Needs `pip install {form.needs}{" tokenizers" if "tokenizers" in code else ""}`.
+Needs `pip install {needs}`.
 
 ```python
 {code.strip()}

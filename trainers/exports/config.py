@@ -23,10 +23,15 @@ class ExportConfig:
     """`safetensors`, `onnx`, `onnx-int8`, `onnx-int8-static` or `torch-export`."""
     heldout: str | None = None
     """Store of held-out rows to check it on; default: the run's own."""
+    heldout_images: tuple[str, ...] = ()
+    """Of a held-out store of images: where they lie, e.g. `arrays:FILE.npz`; default of the run's own: where they lay
+    then."""
     weights: str = "student"
     """Of the run: the last weights (`student`), the averaged ones (`ema`), or the best on held-out rows (`best`)."""
     store: tuple[str, ...] = ()
     """Where the stores that the run was trained on lie now, as in `softtrain run`; default: where they lay then."""
+    images: tuple[str, ...] = ()
+    """Of training stores of images: where these lie now; for `onnx-int8-static`; default: where they lay then."""
     vocab: str | None = None
     """Read the held-out store in the run's own vocabulary: `trim:N` or `map:FILE`."""
     rows: int = 128

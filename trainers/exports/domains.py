@@ -6,8 +6,9 @@ inputs' axes are), N places whose output counts, V classes.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from softlabels.store.reader import Store
+    from trainers.exports.origin import Origin
 
 __all__ = ["DOMAINS", "Arrays", "Domain", "Example", "Laid", "domain_of", "spread"]
 
@@ -58,13 +60,14 @@ class Domain(Protocol):
     """Of each input: which axes may have any length, and what they are called."""
     usage: str
     """What a caller must know of the inputs, for the model card."""
-    auto_class: str
-    """The class of transformers that loads such a model."""
     unit: str
     """What a throughput counts, e.g. `tokens`."""
 
+    def origin(self, folder: Path) -> Origin:
+        """What the model in a folder is made with."""
+
     def module(self, model: Any) -> nn.Module:
-        """What is exported: the model (of transformers) as a module from the inputs to float32 `logits`."""
+        """What is exported: the model as a module from the inputs to float32 `logits`."""
 
     def examples(self, store: Store, rows: Sequence[int]) -> list[Example]:
         """Real inputs: what rows of a store hold."""
@@ -76,10 +79,18 @@ class Domain(Protocol):
         """The smallest input that the model must take, cut from an example."""
 
     def reference(self, model: Any, example: Example) -> Tensor:
-        """`[N, V]` logits of an example, alone and unpadded, from the model as transformers runs it."""
+        """`[N, V]` logits of an example, alone and unpadded, from the model itself."""
 
-    def preparation(self, files: Collection[str]) -> str:
-        """Python that makes `inputs` from something real, given the names of the export's files; PATH is the folder."""
+    def describe(self, store: Store, folder: Path) -> dict[str, Any]:
+        """What the record says of how inputs are made, for what rows of a store hold; also as files of the export."""
+
+    def preparation(self, folder: Path, details: Mapping[str, Any]) -> str:
+        """Python that makes `inputs` from something real; PATH is the folder.
+
+        Args:
+            folder: of the export.
+            details: of its record, with what `describe` said.
+        """
 
     def size(self, example: Example) -> int:
         """How many `unit` an example has."""
@@ -90,6 +101,7 @@ DOMAINS: Registry[Domain] = Registry(
     {
         "causal-lm": "trainers.exports.causal_lm:CAUSAL_LM",
         "sequence-classification": "trainers.exports.sequence_classification:SEQUENCE_CLASSIFICATION",
+        "image-classification": "trainers.exports.image_classification:IMAGE_CLASSIFICATION",
     },
 )
 

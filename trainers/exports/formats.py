@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 if TYPE_CHECKING:
     from trainers.exports.domains import Arrays, Domain, Example
+    from trainers.exports.origin import Origin
 
 __all__ = ["Format", "Job", "Runner", "Written"]
 
@@ -24,10 +25,12 @@ class Job:
     """What a format is to write."""
 
     model: Any
-    """The student's transformers model, float32, in evaluation mode."""
+    """The student's model, float32, in evaluation mode."""
     folder: Path
     """Where the run keeps it."""
     domain: Domain
+    origin: Origin
+    """Of the model."""
     samples: Sequence[Example]
     """Real examples to trace with, at least two."""
     calibration: Sequence[Example]
@@ -55,8 +58,6 @@ class Format(Protocol):
     tolerance: float
     """By default: nats, or a share of the student's score."""
     calibrates: bool
-    needs: str
-    """What a user must install."""
 
     def write(self, job: Job, folder: Path) -> Written:
         """Write the model's files into a folder that holds configuration and tokenizer already."""
@@ -64,5 +65,8 @@ class Format(Protocol):
     def load(self, folder: Path, *, domain: Domain | None, threads: int | None) -> Runner:
         """Open what `write` wrote, as a user would."""
 
-    def snippet(self, domain: Domain) -> str:
+    def needs(self, origin: Origin) -> str:
+        """What a user must install."""
+
+    def snippet(self, origin: Origin) -> str:
         """Python from `inputs`, a dict of arrays, to `logits`, with imports; PATH is the folder."""

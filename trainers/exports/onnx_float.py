@@ -17,6 +17,7 @@ from trainers.exports.formats import Job, Runner, Written
 
 if TYPE_CHECKING:
     from trainers.exports.domains import Arrays, Domain
+    from trainers.exports.origin import Origin
 
 __all__ = ["FILE", "FORMAT", "OPSET", "OnnxFloat", "export_onnx", "ort_runner", "require"]
 
@@ -59,6 +60,7 @@ def export_onnx(job: Job, path: Path) -> None:
     for name in ("onnx", "onnxscript", "onnxruntime"):  # now, and not after minutes of work
         require(name)
     import torch
+    from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
     from trainers.exports.program import trace
 
@@ -76,6 +78,8 @@ def export_onnx(job: Job, path: Path) -> None:
         )
         assert program is not None
         _name_axes(program.model, job.domain)
+        # The tracer's notes name paths of this machine, and are larger than a small model.
+        ClearMetadataAndDocStringPass()(program.model)
         program.save(path, external_data=size > EXTERNAL)
 
 
@@ -117,7 +121,6 @@ class OnnxFloat:
     name = "onnx"
     rule = "log-probability"
     tolerance = 1e-3
-    needs = "onnxruntime"
     calibrates = False
 
     def write(self, job: Job, folder: Path) -> Written:
@@ -126,14 +129,18 @@ class OnnxFloat:
         return Written(
             model=FILE,
             opset=OPSET,
-            libraries=("torch", "transformers", "onnx", "onnxscript", "onnxruntime"),
+            libraries=("torch", *job.origin.libraries, "onnx", "onnxscript", "onnxruntime"),
         )
 
     def load(self, folder: Path, *, domain: Domain | None, threads: int | None) -> Runner:
         """In ONNX Runtime."""
         return ort_runner(folder / FILE, threads)
 
-    def snippet(self, domain: Domain) -> str:
+    def needs(self, origin: Origin) -> str:
+        """ONNX Runtime alone."""
+        return "onnxruntime"
+
+    def snippet(self, origin: Origin) -> str:
         """ONNX Runtime alone."""
         return (
             "import onnxruntime\n"

@@ -7,6 +7,7 @@ What keeps the student's answers, measured in docs/benchmarks.md: a scale for ea
 because products of eight can overflow in 16-bit sums on processors without VNNI, where answers would then differ;
 products of two activations stay in float32, because attention's probabilities in steps of 1/255 cost 40 times as much
 as all else; embedding tables in 8 bits too, and one table for input and head where the student has one (`tables.py`).
+Kernels of convolutions are in 8 bits; `onnx-int8` computes with them in float32 (`convolutions.py`).
 """
 
 from __future__ import annotations
@@ -20,18 +21,30 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from softlabels.errors import ConfigError
+from trainers.exports.convolutions import quantise_kernels
 from trainers.exports.formats import Job, Runner, Written
-from trainers.exports.onnx_float import EXTERNAL, FILE, OPSET, export_onnx, ort_runner, require
+from trainers.exports.onnx_float import (
+    EXTERNAL,
+    FILE,
+    FORMAT,
+    OPSET,
+    export_onnx,
+    ort_runner,
+    require,
+)
 from trainers.exports.products import fold_transposes, products, split_gemms
 from trainers.exports.tables import quantise_tables
 
 if TYPE_CHECKING:
     from trainers.exports.domains import Arrays, Domain, Example
+    from trainers.exports.origin import Origin
 
 __all__ = ["DYNAMIC", "STATIC", "OnnxInt8"]
 
 PRODUCTS = {False: ("MatMul",), True: ("MatMul", "Gemm", "Conv")}
 """Operators whose weights are quantised: dynamic, static. (Dynamic convolutions are slower than float ones.)"""
+FLOAT_OUTPUTS = ("MatMul", "Gemm")
+"""Of a static convolution the output is quantised, too: ONNX Runtime has no other in whole numbers."""
 
 
 class OnnxInt8:
@@ -43,7 +56,6 @@ class OnnxInt8:
 
     rule = "score"
     tolerance = 0.01
-    needs = "onnxruntime"
 
     def __init__(self, *, calibrates: bool) -> None:
         self.calibrates = calibrates
@@ -82,15 +94,14 @@ class OnnxInt8:
                         _Reader(job.domain, job.calibration),
                         quant_format=quantization.QuantFormat.QDQ,
                         activation_type=quantization.QuantType.QUInt8,
-                        extra_options={
-                            "OpTypesToExcludeOutputQuantization": options["op_types_to_quantize"]
-                        },
+                        extra_options={"OpTypesToExcludeOutputQuantization": list(FLOAT_OUTPUTS)},
                         **options,
                     )
                 else:
                     quantization.quantize_dynamic(plain, quantised, **options)
             model = onnx.load(quantised)
             tables = quantise_tables(model, onnx.load(plain))
+            kernels = 0 if self.calibrates else quantise_kernels(model)
             onnx.checker.check_model(model)
             onnx.save(model, folder / FILE)
         return Written(
@@ -104,19 +115,22 @@ class OnnxInt8:
                 else "uint8, ranges of each batch",
                 "tables": tables,
                 "calibration_examples": len(job.calibration),
-            },
-            libraries=("torch", "transformers", "onnx", "onnxscript", "onnxruntime"),
+            }
+            | ({"convolutions_in_float32": kernels} if kernels else {}),
+            libraries=("torch", *job.origin.libraries, "onnx", "onnxscript", "onnxruntime"),
         )
 
     def load(self, folder: Path, *, domain: Domain | None, threads: int | None) -> Runner:
         """In ONNX Runtime."""
         return ort_runner(folder / FILE, threads)
 
-    def snippet(self, domain: Domain) -> str:
-        """As of the float model."""
-        from trainers.exports.onnx_float import FORMAT
+    def needs(self, origin: Origin) -> str:
+        """As the float model does."""
+        return FORMAT.needs(origin)
 
-        return FORMAT.snippet(domain)
+    def snippet(self, origin: Origin) -> str:
+        """As of the float model."""
+        return FORMAT.snippet(origin)
 
 
 class _Reader:

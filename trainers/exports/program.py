@@ -13,6 +13,7 @@ from trainers.exports.formats import Job, Runner, Written
 
 if TYPE_CHECKING:
     from trainers.exports.domains import Arrays, Domain
+    from trainers.exports.origin import Origin
 
 __all__ = ["FORMAT", "Program", "trace"]
 
@@ -51,7 +52,6 @@ class Program:
     name = "torch-export"
     rule = "log-probability"
     tolerance = 1e-3
-    needs = "torch"
     calibrates = False
 
     def write(self, job: Job, folder: Path) -> Written:
@@ -61,7 +61,7 @@ class Program:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             torch.export.save(trace(job), folder / FILE)
-        return Written(model=FILE, libraries=("torch", "transformers"))
+        return Written(model=FILE, libraries=("torch", *job.origin.libraries))
 
     def load(self, folder: Path, *, domain: Domain | None, threads: int | None) -> Runner:
         """The inputs go in by name, in the order in which they were traced."""
@@ -80,7 +80,11 @@ class Program:
 
         return run
 
-    def snippet(self, domain: Domain) -> str:
+    def needs(self, origin: Origin) -> str:
+        """PyTorch alone."""
+        return "torch"
+
+    def snippet(self, origin: Origin) -> str:
         """PyTorch alone."""
         return (
             "import torch\n"

@@ -1,4 +1,4 @@
-"""`safetensors`: a folder that `from_pretrained` loads."""
+"""`safetensors`: the weights as the run saved them, in a folder that `from_pretrained` or `small_cnn.load` loads."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from trainers.exports.formats import Job, Runner, Written
 
 if TYPE_CHECKING:
     from trainers.exports.domains import Arrays, Domain
+    from trainers.exports.origin import Origin
 
 __all__ = ["FORMAT", "Safetensors", "torch_runner", "weight_files"]
 
@@ -48,27 +49,28 @@ class Safetensors:
     name = "safetensors"
     rule = "log-probability"
     tolerance = 1e-3
-    needs = "torch transformers"
     calibrates = False
 
     def write(self, job: Job, folder: Path) -> Written:
         """Copy."""
         for path in weight_files(job.folder):
             shutil.copyfile(path, folder / path.name)
-        return Written(model=".", libraries=("torch", "transformers"))
+        for path in job.origin.sources:
+            shutil.copyfile(path, folder / path.name)
+        return Written(model=".", libraries=("torch", *job.origin.libraries))
 
     def load(self, folder: Path, *, domain: Domain | None, threads: int | None) -> Runner:
-        """By `from_pretrained`."""
+        """As the trainer does."""
         assert domain is not None
         return torch_runner(folder, domain, threads)
 
-    def snippet(self, domain: Domain) -> str:
-        """The usual lines."""
-        return (
-            "import torch, transformers\n"
-            f'model = transformers.{domain.auto_class}.from_pretrained("PATH").eval()\n'
-            "logits = model(**{k: torch.from_numpy(v) for k, v in inputs.items()}).logits.detach().numpy()\n"
-        )
+    def needs(self, origin: Origin) -> str:
+        """As the model does."""
+        return origin.needs
+
+    def snippet(self, origin: Origin) -> str:
+        """The model's own."""
+        return origin.code
 
 
 FORMAT = Safetensors()

@@ -1,57 +1,15 @@
-"""`cnn:WIDTHxDEPTH`: a small convolutional network, for images of any size.
-
-DEPTH stages of two 3x3 convolutions; each stage after the first halves the sides and doubles the channels, beginning
-with WIDTH. Group normalisation, so that what is computed of an image depends neither on others nor on batch size,
-number of processes or micro-batches.
-"""
+"""`cnn:WIDTHxDEPTH`: a small convolutional network (`small_cnn.py`), its weights from the seed."""
 
 from __future__ import annotations
 
 import re
 
 import torch
-from torch import Tensor, nn
 
 from softlabels.errors import ConfigError
+from trainers.small_cnn import GROUPS, SmallCnn
 
-__all__ = ["SmallCnn", "make_cnn"]
-
-GROUPS = 8
-
-
-class SmallCnn(nn.Module):
-    """Stages, the mean over places, a linear head."""
-
-    def __init__(self, width: int, depth: int, classes: int) -> None:
-        super().__init__()
-        stages, channels = [], 3
-        for stage in range(depth):
-            wider = width * 2**stage
-            stages.append(
-                nn.Sequential(
-                    nn.MaxPool2d(2) if stage else nn.Identity(),
-                    *_convolution(channels, wider),
-                    *_convolution(wider, wider),
-                )
-            )
-            channels = wider
-        self.stages = nn.ModuleList(stages)
-        self.head = nn.Linear(channels, classes)
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        """`[B, 3, S, S]` to logits `[B, C]`."""
-        for stage in self.stages:
-            pixels = stage(pixels)
-        logits: Tensor = self.head(pixels.mean(dim=(2, 3)))
-        return logits
-
-
-def _convolution(inward: int, outward: int) -> tuple[nn.Module, ...]:
-    return (
-        nn.Conv2d(inward, outward, 3, padding=1, bias=False),
-        nn.GroupNorm(GROUPS, outward),
-        nn.ReLU(),
-    )
+__all__ = ["make_cnn"]
 
 
 def make_cnn(argument: str, *, seed: int, classes: int) -> SmallCnn:

@@ -1,0 +1,80 @@
+"""What all students of texts share as exports: they are of transformers, and their inputs are made and padded alike."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from trainers.exports.domains import Arrays, Example
+from trainers.exports.origin import Origin, of_transformers
+
+if TYPE_CHECKING:
+    from softlabels.store.reader import Store
+
+__all__ = ["Texts", "text_example"]
+
+
+def text_example(
+    ids: npt.NDArray[np.int64], labels: npt.NDArray[np.int64], labelled: npt.NDArray[np.int64]
+) -> Example:
+    """A text of `[S]` ids, all of them attended to."""
+    return Example(
+        inputs={"input_ids": ids, "attention_mask": np.ones(len(ids), np.int64)},
+        labels=labels,
+        labelled=labelled,
+    )
+
+
+class Texts:
+    """`input_ids` and `attention_mask`, both `[B, S]` int64."""
+
+    inputs = ("input_ids", "attention_mask")
+    axes: Mapping[str, Mapping[int, str]] = {
+        "input_ids": {0: "batch", 1: "length"},
+        "attention_mask": {0: "batch", 1: "length"},
+    }
+    name: str
+    sample: str
+    """A text for the model card."""
+
+    def origin(self, folder: Path) -> Origin:
+        """All are of transformers."""
+        return of_transformers(self.name)
+
+    def side_by_side(
+        self, examples: Sequence[Example], *, left: bool
+    ) -> tuple[Arrays, npt.NDArray[np.int64]]:
+        """One rectangle, padding id 0 under mask 0, and `[B]`: where in its row each text begins."""
+        lengths = np.array([len(e.inputs["input_ids"]) for e in examples], np.int64)
+        width = int(lengths.max())
+        firsts = width - lengths if left else np.zeros_like(lengths)
+        ids, mask = (np.zeros((len(examples), width), np.int64) for _ in range(2))
+        for b, (example, first, n) in enumerate(zip(examples, firsts, lengths, strict=True)):
+            ids[b, first : first + n] = example.inputs["input_ids"]
+            mask[b, first : first + n] = 1
+        return {"input_ids": ids, "attention_mask": mask}, firsts
+
+    def shortest(self, example: Example) -> Example:
+        """One token."""
+        none = np.empty(0, np.int64)
+        return text_example(example.inputs["input_ids"][:1], none, none)
+
+    def describe(self, store: Store, folder: Path) -> dict[str, Any]:
+        """Nothing: configuration and tokenizer say it."""
+        return {}
+
+    def preparation(self, folder: Path, details: Mapping[str, Any]) -> str:
+        """With the tokenizer where there is one."""
+        if (folder / "tokenizer.json").is_file():
+            ids = (
+                "import numpy as np, tokenizers\n"
+                'tokenizer = tokenizers.Tokenizer.from_file("PATH/tokenizer.json")\n'
+                f'ids = np.array([tokenizer.encode("{self.sample}").ids])\n'
+            )
+        else:
+            ids = "import numpy as np\nids = np.array([[1, 2, 3]])  # of the student's vocabulary\n"
+        return ids + 'inputs = {"input_ids": ids, "attention_mask": np.ones_like(ids)}\n'
