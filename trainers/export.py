@@ -14,7 +14,7 @@ from msgspec.structs import replace
 
 import softlabels
 from softlabels.errors import ConfigError, PairingError
-from softlabels.store.manifest import Identity
+from softlabels.store.identity import Identity
 from softlabels.store.reader import Store
 from trainers.checkpoint import publish_folder
 from trainers.exports import FORMATS

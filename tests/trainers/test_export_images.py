@@ -30,7 +30,6 @@ from softlabels.teachers.hf_vision import _preprocessing
 from tests.domains import pictures
 from tests.trainers.exporting import ROOT, distorted, fresh, log_softmax
 from tests.trainers.test_export_formats import ASK, TORCH_ONLY
-from trainers import small_cnn
 from trainers.cli import main
 from trainers.config import RunConfig
 from trainers.export import export
@@ -42,7 +41,7 @@ from trainers.exports.onnx_float import export_onnx
 from trainers.exports.record import read_export
 from trainers.latency import measure
 from trainers.loop import train
-from trainers.students import load_student
+from trainers.students import load_student, small_cnn
 from trainers.tasks import Task
 
 CNN = "cnn:16x3"
@@ -359,7 +358,7 @@ def test_a_model_of_another_library_is_made_by_it(tmp_path, monkeypatch, library
         create_model=make, models=types.SimpleNamespace(get_model=make), __spec__=None
     )
     monkeypatch.setitem(sys.modules, library, fake)
-    from trainers.pictures import MAKERS
+    from trainers.students.images import MAKERS
 
     task = Task(domain=DOMAIN.name, classes=("a", "b", "c"))
     student = MAKERS[library]("net", seed=0, task=task)

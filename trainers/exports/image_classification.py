@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from softlabels.rows import UNLABELLED
-from trainers import small_cnn
 from trainers.exports.domains import Example, Laid
 from trainers.exports.origin import Origin, of_transformers
-from trainers.pictures import saved_spec
+from trainers.students import small_cnn
+from trainers.students.images import saved_spec
 
 if TYPE_CHECKING:
     from softlabels.domains.image_classification import ImageRow

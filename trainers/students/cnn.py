@@ -7,7 +7,7 @@ import re
 import torch
 
 from softlabels.errors import ConfigError
-from trainers.small_cnn import GROUPS, SmallCnn
+from trainers.students.small_cnn import GROUPS, SmallCnn
 
 __all__ = ["make_cnn"]
 
