@@ -33,7 +33,7 @@ def open_views(
     record = identity.images
     if record is None:
         raise ConfigError(
-            f"--images: {where} is of the domain {identity.domain}, whose rows hold all they need; leave it out"
+            f"{where}: is of the domain {identity.domain}, whose rows hold all they need; leave its images out"
         )
     try:
         recipe = Recipe.parse(record.augment)
@@ -45,8 +45,8 @@ def open_views(
     source = open_images(specs, flag="--images")
     if len(source) != record.images:
         raise CorpusError(
-            f"--images: there are {len(source)} images, {where} was made from {record.images}; give the very images "
-            "that it was made from, in the same order"
+            f"{where}: was made from {record.images} images, and there are {len(source)} where its images are said to "
+            "be; give the very images that it was made from, in the same order"
         )
     views = ImageViews(
         source,
