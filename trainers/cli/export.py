@@ -39,7 +39,7 @@ def export_command(run: Path, out: Path, as_json: bool, **flags: Any) -> None:
     lost = (
         f"log-probabilities within {check.largest_difference:.2g} nats"
         if check.rule == "log-probability"
-        else f"negative log-likelihood {check.loss_of_nll:+.3%}, accuracy {-check.loss_of_accuracy:+.3%}"
+        else f"negative log-likelihood {check.loss_of_nll:+.3%}, accuracy {0.0 - check.loss_of_accuracy:+.3%}"
     )
     text = (
         f"{out}: {record.kind}, {record.model_bytes:,} bytes; {lost} of the student in PyTorch, over {check.labels:,} "
