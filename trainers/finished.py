@@ -10,12 +10,18 @@ from typing import Any
 
 from softlabels.errors import ConfigError, RunError, SoftLabelsError, TokenizerError
 from softlabels.store.reader import Store, open_store
-from trainers.evaluation.evaluate import WEIGHTS
 from trainers.mixing import mixture_digest, open_stores
 from trainers.tasks import check_pixels
 from trainers.vocabulary import check_numbering
 
-__all__ = ["FinishedRun", "open_finished", "provenance"]
+__all__ = ["WEIGHTS", "FinishedRun", "open_finished", "provenance"]
+
+WEIGHTS = {
+    "student": ("student", ""),
+    "ema": ("student-ema", "--ema"),
+    "best": ("best", "--heldout"),
+}
+"""Which weights of a run: the folder they are in, and the flag that makes it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +32,7 @@ class FinishedRun:
     facts: dict[str, Any]
     """What `run.json` says."""
     weights: str
-    """A key of `trainers.evaluation.evaluate.WEIGHTS`."""
+    """A key of `WEIGHTS`."""
     folder: Path
     """Where that student lies."""
 
@@ -108,15 +114,24 @@ class FinishedRun:
             raise RunError(
                 f"{opened.path}: is the very store that {self.run} was trained on; give one of held-out rows"
             )
-        found, expected = opened.manifest.identity.tokenizer.sha256, self.facts["tokenizer_sha256"]
+        self.check_fits(opened)
+        return opened
+
+    def check_fits(self, store: Store) -> None:
+        """Refuse a store whose ids mean something else to the student.
+
+        Raises:
+            TokenizerError: it was tokenised otherwise.
+            PairingError: the run numbered its ids otherwise.
+        """
+        found, expected = store.manifest.identity.tokenizer.sha256, self.facts["tokenizer_sha256"]
         if found != expected:
             raise TokenizerError(
-                f"{opened.path}: its tokenizer (sha256 {found[:12]}…) is not the one that {self.run} was trained with "
+                f"{store.path}: its tokenizer (sha256 {found[:12]}…) is not the one that {self.run} was trained with "
                 f"(sha256 {expected[:12]}…), so the same id means another token; build a store of that text with the "
                 "run's teacher"
             )
-        check_numbering(self.facts, opened, self.run)
-        return opened
+        check_numbering(self.facts, store, self.run)
 
 
 def open_finished(run: Path, weights: str = "student") -> FinishedRun:

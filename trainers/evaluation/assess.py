@@ -15,7 +15,7 @@ from softlabels.store.reader import Store
 from softlabels.token_text import TokenText
 from trainers.evaluation import blind_spots, groups
 from trainers.evaluation.calibration import BINS, Bins, reliability
-from trainers.evaluation.evaluate import WEIGHTS, Evaluation, open_run, summarise
+from trainers.evaluation.evaluate import Evaluation, open_run, summarise
 from trainers.evaluation.evaluations import (
     FORMAT,
     VERSION,
@@ -31,6 +31,7 @@ from trainers.evaluation.evaluations import (
 from trainers.evaluation.measure import Measured, measure
 from trainers.evaluation.resampling import bootstrap
 from trainers.evaluation.scores import FEW_CLASSES, row_sums, scores
+from trainers.finished import WEIGHTS
 
 __all__ = ["assess_run"]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,17 +9,16 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch import Tensor
 
-from softlabels.errors import RunError, TokenizerError
+from softlabels.errors import RunError
 from softlabels.store.reader import Store, open_store
 from trainers.evaluation.calibration import BINS, reliability
 from trainers.evaluation.measure import Measured, measure
 from trainers.evaluation.scores import macro_f1, row_sums, scores
+from trainers.finished import open_finished
 from trainers.students import Student, load_student
 from trainers.tasks import Task, check_pixels
-from trainers.vocabulary import check_numbering
 
 __all__ = [
-    "WEIGHTS",
     "Evaluation",
     "evaluate",
     "evaluate_run",
@@ -28,13 +26,6 @@ __all__ = [
     "open_run",
     "summarise",
 ]
-
-WEIGHTS = {
-    "student": ("student", ""),
-    "ema": ("student-ema", "--ema"),
-    "best": ("best", "--heldout"),
-}
-"""Which weights of a run: the folder they are in, and the flag that makes it."""
 
 
 class Evaluation(NamedTuple):
@@ -171,24 +162,6 @@ def open_run(
     opened = open_store(store, view=vocab, images=images)
     opened.need_inputs()
     check_pixels(opened)
-    try:
-        facts = json.loads((run / "run.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as e:
-        raise RunError(
-            f"{run}: not a run ({e}); give a folder that `softtrain run --out` made"
-        ) from e
-    if not (run / "student" / "config.json").is_file():
-        raise RunError(f"{run}: the run has not finished; `softtrain run --resume` goes on with it")
-    folder, flag = WEIGHTS[weights]
-    if not (run / folder / "config.json").is_file():
-        raise RunError(
-            f"{run}: has no {folder}, for it was made without {flag}; use --weights student"
-        )
-    found, expected = opened.manifest.identity.tokenizer.sha256, facts["tokenizer_sha256"]
-    if found != expected:
-        raise TokenizerError(
-            f"{opened.path}: its tokenizer (sha256 {found[:12]}…) is not the one that {run} was trained with (sha256 "
-            f"{expected[:12]}…), so the same id means another token; build a store of that text with the run's teacher"
-        )
-    check_numbering(facts, opened, run)
-    return load_student(run / folder, Task.of(opened)), opened
+    finished = open_finished(run, weights)
+    finished.check_fits(opened)
+    return load_student(finished.folder, Task.of(opened)), opened

@@ -15,8 +15,7 @@ from typing import Any, NoReturn
 import torch
 
 from softlabels.errors import ConfigError, MissingExtraError, PairingError, SoftLabelsError
-from trainers.evaluation.evaluate import WEIGHTS
-from trainers.finished import open_finished
+from trainers.finished import WEIGHTS, open_finished
 from trainers.prompts import Words
 
 __all__ = ["SoftTrainLM"]
