@@ -34,6 +34,9 @@ class BuildConfig:
     """Of images: how views differ from their image, e.g. `crop:4,flip,colour:0.2,mixup:0.2`; see docs/vision.md."""
     image_size: int | None = None
     """Of images: pixels of a side as the teacher is shown them; default its own."""
+    check_every: int | None = None
+    """Of images: one view in so many carries a check of its pixels; default 16, and 1 checks every view, for 0.9 bytes
+    more each."""
     truncate: bool = False
     """Cut texts that are longer than a row (and count them) rather than refuse them, where a text is one row."""
     average: str = "probs"
@@ -118,6 +121,7 @@ class BuildConfig:
             views=1,
             seed=0,
             image_size=1,
+            check_every=1,
         )
         for flag, name, known in (
             ("--domain", self.domain, tuple(DOMAINS)),
@@ -192,9 +196,11 @@ class BuildConfig:
     def _check_images(self) -> None:
         from softlabels.images.recipe import Recipe
 
-        given = self.augment is not None or self.image_size is not None
+        given = any(x is not None for x in (self.augment, self.image_size, self.check_every))
         if given and not self.of_images:
-            raise ConfigError("--augment and --image-size belong to --domain image-classification")
+            raise ConfigError(
+                "--augment, --image-size and --check-every belong to --domain image-classification"
+            )
         if self.of_images and self.views > 1 and not Recipe.parse(self.augment or "").random:
             raise ConfigError(
                 f"--views {self.views}: all views of an image are the same without an --augment that draws something"

@@ -11,7 +11,14 @@ from softlabels.corpora.packing import CorpusCounts
 from softlabels.domains.image_classification import ImageRow
 from softlabels.images.recipe import Recipe
 from softlabels.images.sources import ImageSource
-from softlabels.images.views import ImageViews, check_of, digest_of, software
+from softlabels.images.views import (
+    CHECK_EVERY,
+    ImageViews,
+    check_of,
+    digest_of,
+    is_checked,
+    software,
+)
 from softlabels.rows import BEGINNING, UNLABELLED, Cursor
 from softlabels.store.identity import ImageRecord, ReplaySample
 from softlabels.teachers import ImageTeacher
@@ -49,6 +56,12 @@ def image_rows(
     """
     counts = counts if counts is not None else CorpusCounts()
     views = make_views(config, source, teacher)
+    every = config.check_every or CHECK_EVERY
+
+    def check(image: int, view: int) -> int | None:
+        if not is_checked(image, view, every):
+            return None
+        return check_of(digest_of(views.pixels(image, view)))
 
     def label(image: int) -> int:
         return label_id(source.label(image), teacher.classes, where=source.where(image))
@@ -65,7 +78,7 @@ def image_rows(
                     document=image,
                     view=view,
                     label=own if pure else UNLABELLED,
-                    check=check_of(digest_of(views.pixels(image, view))),
+                    check=check(image, view),
                     views=views,
                 ),
             )
@@ -77,6 +90,7 @@ def image_settings(config: BuildConfig, teacher: ImageTeacher) -> dict[str, Any]
         "views": config.views,
         "size": config.image_size or teacher.image_size,
         "augment": str(Recipe.parse(config.augment or "")),
+        "check_every": config.check_every or CHECK_EVERY,
         "mean": [float(x) for x in teacher.mean],
         "std": [float(x) for x in teacher.std],
     }

@@ -1,6 +1,6 @@
 """`image-classification`: one class for a view of an image; rows are `ImageRow` with one position.
 
-A row names its view and holds a check of its pixels, not the pixels: they are made again from the image
+A row names its view, and some hold a check of its pixels, none the pixels: they are made again from the image
 (`softlabels.images`), once the row knows where the images lie (`ImageRow.bound`).
 """
 
@@ -17,7 +17,7 @@ import numpy.typing as npt
 from softlabels.domains.columns import scalar
 from softlabels.errors import IntegrityError, PairingError
 from softlabels.images.pixels import Pixels
-from softlabels.images.views import ImageViews
+from softlabels.images.views import ImageViews, is_checked
 from softlabels.rows import UNLABELLED, Int32, Int64, PaddedRows
 from softlabels.store.columns import Column, Expected
 from softlabels.store.identity import Identity
@@ -58,8 +58,8 @@ class ImageRow:
     """Which of its views, from 0."""
     label: int
     """Its class; `UNLABELLED` where it is not known, or where two classes are mixed in it."""
-    check: int
-    """The first byte of the digest of its pixels."""
+    check: int | None
+    """The first byte of the digest of its pixels; None: it is not one of the views that are checked."""
     views: ImageViews | None = None
     """What makes its pixels; None where nobody said where the images lie."""
 
@@ -145,7 +145,7 @@ class ImageRow:
     def digest(self) -> bytes:
         """16 bytes that name these inputs (docs/format.md)."""
         h = hashlib.sha256(b"softlabels image-classification row 1\n")
-        for number in (self.document, self.view, self.label, self.check):
+        for number in (self.document, self.view, self.label, self.check or 0):
             h.update(number.to_bytes(8, "little", signed=True))
         return h.digest()[:16]
 
@@ -168,7 +168,7 @@ class ImageRow:
 
 def columns(rows: Sequence[ImageRow]) -> dict[str, Column]:
     """A number a row of each of `NUMBERS`."""
-    return {n: scalar([getattr(r, n) for r in rows], dtype) for n, dtype in NUMBERS.items()}
+    return {n: scalar([getattr(r, n) or 0 for r in rows], dtype) for n, dtype in NUMBERS.items()}
 
 
 def expected(identity: Identity, rows: int | None) -> dict[str, Expected]:
@@ -177,12 +177,25 @@ def expected(identity: Identity, rows: int | None) -> dict[str, Expected]:
 
 
 def rows_of(columns: Mapping[str, Column], identity: Identity, *, where: str) -> list[ImageRow]:
-    """The rows of these columns."""
+    """The rows of these columns.
+
+    Raises:
+        IntegrityError: a check where there is none.
+    """
+    every = (identity.images and identity.images.check_every) or 1
     parts = (columns[name].values.tolist() for name in NUMBERS)
-    return [
-        ImageRow(document=document, view=view, label=label, check=check)
-        for document, view, label, check in zip(*parts, strict=True)
-    ]
+    rows = []
+    for document, view, label, check in zip(*parts, strict=True):
+        checked = is_checked(document, view, every)
+        if check and not checked:
+            raise IntegrityError(
+                f"{where}: image {document}, view {view} has the check {check}, but is none of the views that are "
+                f"checked (check_every is {every})"
+            )
+        rows.append(
+            ImageRow(document=document, view=view, label=label, check=check if checked else None)
+        )
+    return rows
 
 
 def check(row: ImageRow, identity: Identity, *, where: str) -> None:
@@ -198,7 +211,7 @@ def check(row: ImageRow, identity: Identity, *, where: str) -> None:
         ("image", row.document, 0, record.images),
         ("view", row.view, 0, record.views),
         ("label", row.label, UNLABELLED, identity.teacher.vocab_size),
-        ("check", row.check, 0, CHECKS),
+        ("check", row.check or 0, 0, CHECKS),
     ):
         if not least <= value < end:
             raise IntegrityError(f"{where} has {what} {value}, outside {least}..{end - 1}")

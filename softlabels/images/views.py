@@ -1,7 +1,7 @@
 """Views of images: the pixels a teacher saw, made again wherever they are needed.
 
-What is stored of a view is its image's number and its own, and a byte of the digest of its pixels, so that whoever
-makes it again knows at once whether it is the same (`check`).
+What is stored of a view is its image's number and its own, and of some views a byte of the digest of their pixels, so
+that whoever makes them again knows at once whether they are the same (`check`).
 """
 
 from __future__ import annotations
@@ -19,7 +19,10 @@ from softlabels.images.pixels import Pixels, blend, normalised, paste, seen
 from softlabels.images.recipe import Recipe
 from softlabels.images.sources import ImageSource
 
-__all__ = ["ImageViews", "check_of", "digest_of", "software"]
+__all__ = ["CHECK_EVERY", "ImageViews", "check_of", "digest_of", "is_checked", "software"]
+
+CHECK_EVERY = 16
+"""One view in so many is checked: what changes all of them is found at once, and a check of each is a byte."""
 
 
 class ImageViews:
@@ -79,14 +82,14 @@ class ImageViews:
         other = seen(partner, mix.geometry, self.recipe, self.size)
         return blend(own, other, mix.share) if mix.cut is None else paste(own, other, mix.cut)
 
-    def checked(self, image: int, view: int, check: int) -> Pixels:
-        """The pixels of a view whose check is known.
+    def checked(self, image: int, view: int, check: int | None) -> Pixels:
+        """The pixels of a view, compared with its check if it has one.
 
         Raises:
             CorpusError: they are others.
         """
         pixels = self.pixels(image, view)
-        if (found := check_of(digest_of(pixels))) != check:
+        if check is not None and (found := check_of(digest_of(pixels))) != check:
             raise CorpusError(
                 f"{self.source.where(image)} (image {image}, view {view}): its pixels are not those that the "
                 f"teacher saw (check {found}, the store says {check}); {self.way_out()}"
@@ -113,6 +116,11 @@ def digest_of(pixels: Pixels) -> bytes:
     h.update(len(pixels).to_bytes(8, "little"))
     h.update(np.ascontiguousarray(pixels).tobytes())
     return h.digest()
+
+
+def is_checked(image: int, view: int, every: int) -> bool:
+    """Whether a view is one of those that are checked, one in `every`: of each image others."""
+    return (image + view) % every == 0
 
 
 def check_of(digest: bytes) -> int:

@@ -176,7 +176,7 @@ class ReplaySample(Record, frozen=True, kw_only=True):
     """Of its pixels (docs/format.md, section 12)."""
 
 
-class ImageRecord(Record, frozen=True, kw_only=True):
+class ImageRecord(Record, frozen=True, kw_only=True, omit_defaults=True):
     """How the views of images are made."""
 
     images: Positive
@@ -193,6 +193,8 @@ class ImageRecord(Record, frozen=True, kw_only=True):
     software: dict[str, str]
     """Libraries and their versions that made them; informative."""
     replay: list[ReplaySample]
+    check_every: Positive | None = None
+    """A view has a check of its pixels if its image's number and its own sum to a multiple of it; absent: each has."""
 
 
 class Identity(Record, frozen=True, kw_only=True, omit_defaults=True):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +16,16 @@ from torch.utils.data import DataLoader
 
 from softlabels.build import build
 from softlabels.config import BuildConfig
+from softlabels.domains.image_classification import ImageRow, columns, rows_of
 from softlabels.dry_run import dry_run
-from softlabels.errors import ConfigError, CorpusError, PairingError, PlanError, TeacherError
+from softlabels.errors import (
+    ConfigError,
+    CorpusError,
+    IntegrityError,
+    PairingError,
+    PlanError,
+    TeacherError,
+)
 from softlabels.rows import UNLABELLED
 from softlabels.store.reader import open_store
 from softlabels.store.verify import verify_store
@@ -165,20 +174,45 @@ def test_a_store_whose_replay_differs_is_refused(ground, monkeypatch):
     assert not (ground / "refused").exists()
 
 
-def test_an_image_that_changed_is_found_when_its_turn_comes(ground, tmp_path):
+@pytest.mark.parametrize("every", [1, 3, 16])
+def test_an_image_that_changed_is_found_when_its_turn_comes(ground, tmp_path, every):
     with np.load(pictures.SAMPLE) as file:
         images, labels = file["images"].copy(), file["labels"]
-    store = open_store(ground / "store")
+    build(config(ground, check_every=every), tmp_path / "store")
+    store = open_store(tmp_path / "store", images=pictures.IMAGES)
+    checked = {(r.row.document, r.row.view) for r in store if r.row.check is not None}
+    assert checked == {(i, v) for i in range(120) for v in range(VIEWS) if (i + v) % every == 0}
+    views = store.images
     sampled = {s.document for s in store.manifest.identity.images.replay}
-    views = open_store(ground / "store", images=pictures.IMAGES).images
     partners = {m.partner for i in sampled for v in range(VIEWS) if (m := views.mix(i, v))}
-    alone = (i for i in range(20, 120) if views.mix(i, 0) is None)  # nothing is pasted over it
+    alone = (
+        i for i, v in sorted(checked) if i >= 20 and views.mix(i, v) is None
+    )  # nothing is pasted over it
     changed = next(i for i in alone if i not in sampled | partners)
     images[changed, 14, 14] ^= 255
     np.savez(tmp_path / "other.npz", images=images, labels=labels)
-    opened = open_store(ground / "store", images=f"arrays:{tmp_path / 'other.npz'}")
+    opened = open_store(tmp_path / "store", images=f"arrays:{tmp_path / 'other.npz'}")
     with pytest.raises(CorpusError, match=rf"image {changed}, view .*not those that the teacher"):
         [row.row.pixels() for row in opened]
+
+
+def test_a_check_where_there_is_none_is_refused(ground):
+    identity = open_store(ground / "store").manifest.identity
+    row = ImageRow(document=15, view=1, label=0, check=7)
+    assert rows_of(columns([row]), identity, where="shard")[0].check == 7
+    stray = columns([replace(row, view=0)])
+    with pytest.raises(IntegrityError, match=r"shard: image 15, view 0 has the check 7.* 16"):
+        rows_of(stray, identity, where="shard")
+
+
+def test_a_plan_of_other_checks_is_not_gone_on_with(ground, tmp_path):
+    build(config(ground, check_every=1), tmp_path / "store")
+    with pytest.raises(PlanError, match=r"images check_every = 1, this build has 16"):
+        build(config(ground), tmp_path / "store")
+    with pytest.raises(ConfigError, match="--check-every belong to --domain image-classification"):
+        BuildConfig(teacher="hf:x", corpus=("text:x",), check_every=4)
+    with pytest.raises(ConfigError, match=r"--check-every 0"):
+        config(ground, check_every=0)
 
 
 def test_other_images_are_refused(ground, tmp_path):
