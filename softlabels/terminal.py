@@ -106,7 +106,11 @@ def emit(value: dict[str, Any], text: str, *, as_json: bool) -> None:
 
 
 class Bar:
-    """A progress bar with rate and time left on stderr; plain lines where stderr is no terminal."""
+    """A progress bar with rate and time left on stderr; plain lines where stderr is no terminal.
+
+    Args:
+        quiet: notices only, for what is left out, cut or found on the way is told whoever reads the result.
+    """
 
     def __init__(self, *, quiet: bool = False) -> None:
         self._quiet = quiet
@@ -116,8 +120,6 @@ class Bar:
 
     def notice(self, message: str) -> None:
         """A line for people."""
-        if self._quiet:
-            return
         if self._live is not None:
             self._live.console.print(message, highlight=False, markup=False)
         else:

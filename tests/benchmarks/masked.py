@@ -37,8 +37,10 @@ from trainers.students.encoders import catch_head_input
 
 NOVELS = Path(__file__).parents[2] / "data" / "austen"
 TOKENS, BATCH = 64, 16
-LR, STEPS = 3e-4, 100
+LR, STEPS = 3e-4, 1500
 """Of the teacher."""
+VIEWS = 4
+"""Masks of each piece that the teacher learns from."""
 ROWS, HELDOUT = 640, 160
 STUDENT_LR, STUDENT_STEPS = 5e-4, 40
 KEEP = "0,2,4"
@@ -56,7 +58,7 @@ def teacher(args: argparse.Namespace) -> None:
     torch.manual_seed(0)
     model = transformers.AutoModelForMaskedLM.from_pretrained(args.minilm).train()
     tokenizer = transformers.AutoTokenizer.from_pretrained(args.minilm)
-    masking = MaskingRecord(share=0.15, targets="masked", views=1, seed=1)
+    masking = MaskingRecord(share=0.15, targets="masked", views=VIEWS, seed=1)
     corpora = open_corpora([f"text:{NOVELS}/train/*.txt"])
     rows = [
         r for _, r in masked_texts(corpora, EncoderTokenizer(tokenizer), masking, seq_len=TOKENS)

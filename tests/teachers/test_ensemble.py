@@ -195,12 +195,14 @@ def test_one_teacher_is_no_ensemble(tmp_path):
     assert type(config)(**(config.to_dict() | {"teacher": ("hf:a=1",)})).teacher == "hf:a=1"
 
 
-def test_the_command_line_takes_several(ground, tmp_path):
+@pytest.mark.parametrize("flag", [[], ["--json"]])
+def test_the_command_line_takes_several(ground, tmp_path, flag):
     teachers = ["--teacher", f"hf:{ground}/m0=0.5", "--teacher", f"hf:{ground}/m2=0.5"]
     flags = [*teachers, "--average", "logits", "--corpus", f"text:{ground}/corpus/*.txt"]
     flags += ["--estimator", "topk", "--k", "4", "--seq-len", "48"]
-    done = CliRunner().invoke(main, ["build", *flags, "--out", str(tmp_path / "s")])
+    done = CliRunner().invoke(main, ["build", *flags, "--out", str(tmp_path / "s"), *flag])
     assert done.exit_code == 0, done.output
+    assert not flag or json.loads(done.stdout)["rows"] > 0
     assert "disagreement of 2 teachers" in done.stderr
     spec = load_manifest(tmp_path / "s").identity.teacher.spec
     assert spec == "ensemble:logits(hf:m0=0.5, hf:m2=0.5)"
