@@ -14,7 +14,7 @@ Everything is decoded place by place for all positions at once: additions and on
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +31,7 @@ from softlabels.store.packed_rows import (
     coded_tokens,
     contexts,
     exactly,
+    fill,
     row_streams,
     rows_of_streams,
 )
@@ -185,7 +186,7 @@ def shard_of(
     codec = make_codec(identity.encoding.values)
     grid = tuple(identity.targets.temperatures)
     odds = np.stack([codec.odds(numbers(log_odds_column(t), n)) for t in grid], axis=1)
-    ids, gaps = _kept(counts, k, book, contexts(found), codec, numbers, where)
+    ids, gaps = _kept(counts, k, book, contexts(found), codec, streams, where)
     targets = SoftTargets(
         ids=ids,
         gaps=gaps,
@@ -205,7 +206,7 @@ def _kept(
     book: Codebook,
     tokens: npt.NDArray[np.int32],
     codec: ValueCodec,
-    numbers: Callable[[str, int], UInt32],
+    streams: Mapping[str, Stream],
     where: str,
 ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
     """Ids `[N, K] int32` and gaps `[N, K] float32`; a slot that is not kept repeats the first id at +inf."""
@@ -213,7 +214,7 @@ def _kept(
     by_token = np.argsort(tokens, kind="stable")
     sorted_counts = counts[by_token]
     ragged = n > 0 and int(counts.min()) < k
-    values, codes = _steps(sorted_counts, k, ragged, numbers)
+    values, codes = _steps(sorted_counts, k, ragged, streams, where)
     # Equal values: the code goes on from the one before.
     mask = np.empty(n, np.uint32)
     for j in range(1, k):
@@ -224,7 +225,10 @@ def _kept(
         if (codes[j] < mask).any():
             raise IntegrityError(f"{where}: stream 'ids' leads beyond 2^32 at place {j}")
         values[j] += values[j - 1]
-    ids, gaps = np.empty((k, n), np.int32), np.empty((k, n), np.float32)
+    ids, gaps = (
+        codes.view(np.int32),
+        values.view(np.float32),
+    )  # in place: fresh pages cost as much as the work
     offsets = book.offsets(tokens[by_token])
     for begin in range(0, n, TILE):
         tile = slice(begin, begin + TILE)
@@ -245,18 +249,17 @@ def _kept(
 
 
 def _steps(
-    counts: Int64, k: int, ragged: bool, numbers: Callable[[str, int], UInt32]
+    counts: Int64, k: int, ragged: bool, streams: Mapping[str, Stream], where: str
 ) -> tuple[UInt32, UInt32]:
     """What the streams of values and of ids hold, `[K, N]`; 0 where a position has no such place."""
     n = len(counts)
-    values, codes = np.zeros((k, n), np.uint32), np.zeros((k, n), np.uint32)
+    make = np.zeros if ragged else np.empty
+    values, codes = make((k, n), np.uint32), make((k, n), np.uint32)
     for begin, end in _bands(k):
         here = np.arange(begin, end)[:, None] < counts if ragged else None
-        length = n * (end - begin) if here is None else int(here.sum())
         for name, out in (("values", values), ("ids", codes)):
-            found = numbers(f"{name}.{begin}", length)
             if here is None:
-                out[begin:end] = found.reshape(end - begin, n)
+                fill(streams, f"{name}.{begin}", out[begin:end].reshape(-1), where)
             else:
-                out[begin:end][here] = found
+                out[begin:end][here] = exactly(streams, f"{name}.{begin}", int(here.sum()), where)
     return values, codes

@@ -22,7 +22,15 @@ from softlabels.store.columns import DECODED_LIMIT, Column, Expected
 from softlabels.store.identity import Identity
 from softlabels.store.plain import check_inputs
 
-__all__ = ["check_size", "coded_tokens", "contexts", "exactly", "row_streams", "rows_of_streams"]
+__all__ = [
+    "check_size",
+    "coded_tokens",
+    "contexts",
+    "exactly",
+    "fill",
+    "row_streams",
+    "rows_of_streams",
+]
 
 UInt32 = npt.NDArray[np.uint32]
 NONE = np.zeros(0, np.int32)
@@ -200,8 +208,17 @@ def exactly(streams: Mapping[str, Stream], name: str, entries: int, where: str) 
         IntegrityError: it is missing, or holds another number of them.
     """
     out = np.empty(entries, np.uint32)
-    unpack(stream_of(streams, name, where), out, where=f"{where}: stream {name!r}")
+    fill(streams, name, out, where)
     return out
+
+
+def fill(streams: Mapping[str, Stream], name: str, out: UInt32, where: str) -> None:
+    """Decode a stream into `out`.
+
+    Raises:
+        IntegrityError: it is missing, or holds another number of them.
+    """
+    unpack(stream_of(streams, name, where), out, where=f"{where}: stream {name!r}")
 
 
 def stream_of(streams: Mapping[str, Stream], name: str, where: str) -> Stream:
