@@ -6,7 +6,8 @@
 The steps, each of which is skipped where its result exists:
 
     domains    a store of `TRAIN` sentences, and one of `HELDOUT` others, from each of VADER's tweets, film reviews and
-               product reviews; the teacher is that of sentiment.py, which knew no product reviews
+               product reviews; the teacher of the first two is that of sentiment.py, which knew no product reviews,
+               that of the third is the same one, fine-tuned further on the product reviews that are left
     continual  for each seed a student learns tweets, then film reviews, then product reviews, each run from the last
                one's weights (`--init`): from the store with replay (a share `REPLAY` of the rows from the stores
                before), from the store alone, and with hard labels and replay
@@ -38,6 +39,8 @@ SOURCES = {
     "products": "amazonReviewSnippets_GroundTruth.txt",
 }
 """In the order in which they are learnt."""
+SPECIAL = "products"
+"""Whose teacher is another."""
 TRAIN, HELDOUT = 1500, 500
 REPLAY = 0.3
 STEPS, ENSEMBLE_STEPS = 100, 400
@@ -66,6 +69,7 @@ def domains(args: argparse.Namespace) -> None:
         r["text"] for r in sentiment.read(args, "labelled")
     }  # the teacher has seen their labels
     for name, file in SOURCES.items():
+        teacher = args.out / "teacher"
         texts: dict[str, float] = {}
         for line in (args.vader / file).read_text(encoding="latin-1").splitlines():
             _, score, text = line.split("\t", 2)
@@ -75,10 +79,27 @@ def domains(args: argparse.Namespace) -> None:
         random.Random(0).shuffle(records)
         heldout = [r for r in records if r["text"] not in known][:HELDOUT]
         train = [r for r in records if r not in heldout][:TRAIN]
+        if name == SPECIAL:
+            others = [r for r in records if r not in heldout and r not in train]
+            teacher = specialist(args, teacher, others)
         for part, some in (("heldout", heldout), ("train", train)):
-            path = args.out / f"{name}-{part}.jsonl"
-            path.write_text("".join(json.dumps(r) + "\n" for r in some), encoding="utf-8")
-            build(args.out / f"{name}-{part}", [path], [f"hf:{args.out / 'teacher'}"])
+            path = write(args.out / f"{name}-{part}.jsonl", some)
+            build(args.out / f"{name}-{part}", [path], [f"hf:{teacher}"])
+
+
+def write(path: Path, records: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(r) + "\n" for r in records), encoding="utf-8")
+    return path
+
+
+def specialist(args: argparse.Namespace, start: Path, records: list[dict[str, Any]]) -> Path:
+    """A teacher, fine-tuned further on sentences that its student does not see."""
+    out: Path = args.out / "specialist"
+    if not (out / "teacher" / "tokenizer.json").exists():
+        out.mkdir(exist_ok=True)
+        write(out / "labelled.jsonl", records)
+        sentiment.teacher(argparse.Namespace(out=out, minilm=start))
+    return out / "teacher"
 
 
 def accuracy(run: Path, store: Path) -> dict[str, float]:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import json
+import os
 import shutil
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -462,3 +466,21 @@ def test_student(student, tmp_path):
         result = softtrain("student", spec, "--out", tmp_path / "other", exit_code=2)
         assert sentence(result)
         assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize("own", [{}, {"OMP_WAIT_POLICY": "ACTIVE"}, {"GOMP_SPINCOUNT": "7"}])
+def test_threads_wait_briefly_unless_the_user_says_how(own):
+    """torch reads it when it is imported, so it must stand before."""
+    code = (
+        "import os, sys\n"
+        "from softlabels.terminal import wait_briefly\n"
+        "wait_briefly()\n"
+        "assert 'torch' not in sys.modules\n"
+        "print({k: v for k, v in os.environ.items() if 'OMP_' in k})"
+    )
+    bare = {k: v for k, v in os.environ.items() if "OMP_" not in k}
+    found = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=bare | own
+    )
+    expected = own or {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "2000"}
+    assert ast.literal_eval(found.stdout) == expected
