@@ -124,6 +124,7 @@ def _show_row(
 ) -> None:
     import numpy as np
 
+    from softlabels.domains.image_classification import ImageRow
     from softlabels.rows import UNLABELLED
     from softlabels.token_text import TokenText
 
@@ -169,7 +170,10 @@ def _show_row(
             said = f"{rank:<8} tail {tail[p]:.3f}  " + "  ".join(_choice(k, label) for k in kept)
         lines.append(f"{p:>5}  {said_to_be!r:<16} {said}")
     causal = opened.manifest.identity.label_shift == 1
-    header = f"row {index}: {row.size} tokens, {n} positions; T={t:g}"
+    what = f"{row.size} tokens, {n} positions"
+    if isinstance(row, ImageRow):
+        what = f"image {row.document}, view {row.view}"
+    header = f"row {index}: {what}; T={t:g}"
     if not causal and "input_ids" in row.inputs and words.known:
         header += f"\n       {words.many(row.inputs['input_ids'].tolist())}"
     header += (

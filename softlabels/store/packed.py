@@ -225,10 +225,8 @@ def _kept(
         if (codes[j] < mask).any():
             raise IntegrityError(f"{where}: stream 'ids' leads beyond 2^32 at place {j}")
         values[j] += values[j - 1]
-    ids, gaps = (
-        codes.view(np.int32),
-        values.view(np.float32),
-    )  # in place: fresh pages cost as much as the work
+    # In place: fresh pages of memory cost as much as the work.
+    ids, gaps = codes.view(np.int32), values.view(np.float32)
     offsets = book.offsets(tokens[by_token])
     for begin in range(0, n, TILE):
         tile = slice(begin, begin + TILE)

@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from click.testing import CliRunner
 from torch.utils.data import DataLoader
 
 from softlabels.build import build
+from softlabels.cli import main
 from softlabels.config import BuildConfig
 from softlabels.domains.image_classification import ImageRow, columns, rows_of
 from softlabels.dry_run import dry_run
@@ -213,6 +215,12 @@ def test_a_plan_of_other_checks_is_not_gone_on_with(ground, tmp_path):
         BuildConfig(teacher="hf:x", corpus=("text:x",), check_every=4)
     with pytest.raises(ConfigError, match=r"--check-every 0"):
         config(ground, check_every=0)
+
+
+def test_inspect_says_which_view_a_row_is(ground):
+    done = CliRunner().invoke(main, ["inspect", str(ground / "store"), "--row", "5"])
+    assert done.stdout.startswith("row 5: image 2, view 1; T=1\n")
+    assert len(done.stdout.splitlines()) == 3
 
 
 def test_other_images_are_refused(ground, tmp_path):
