@@ -45,6 +45,9 @@ from trainers.students import load_student, small_cnn
 from trainers.tasks import Task
 
 CNN = "cnn:16x3"
+INT8 = {"onnx-int8": 0.01, "onnx-int8-static": 0.03}
+"""Of the score that may be lost on views of 40 images. What rounding activations does to a score of so few is noise, of
+0.7 % between students; on 10,000 images it is 0.1 % (docs/benchmarks.md)."""
 VIT = {"hidden_size": 32, "intermediate_size": 64, "initializer_range": 0.05}
 
 
@@ -119,8 +122,9 @@ def exported(ground):
     def of(student: str, kind: str) -> Path:
         if (student, kind) not in done:
             out = ground / f"{student}-{kind}"
-            small = None if student == "cnn" else 0.05  # the ViT's probabilities lie close together
-            tolerance = small if "int8" in kind else 1e-4
+            tolerance = INT8[kind] if "int8" in kind else 1e-4
+            if student == "vit" and "int8" in kind:
+                tolerance = 0.05  # its probabilities lie close together
             config = ExportConfig(format=kind, rows=320, tolerance=tolerance)
             export(ground / f"run-{student}", out, config)
             done[student, kind] = out
@@ -263,9 +267,9 @@ def test_int8_is_smaller_and_loses_little(exported, kind):
     whole, small = read_export(exported("cnn", "onnx")), read_export(exported("cnn", kind))
     assert small.model_bytes * 1.5 < whole.model_bytes
     check = small.check
-    assert (check.rule, check.tolerance, check.labels) == ("score", 0.01, 320)
+    assert (check.rule, check.tolerance, check.labels) == ("score", INT8[kind], 320)
     assert check.accuracy_of_student > 0.6, "a student that knows nothing proves nothing"
-    assert max(check.loss_of_nll, check.loss_of_accuracy) <= 0.01
+    assert max(check.loss_of_nll, check.loss_of_accuracy) <= INT8[kind]
     assert check.largest_difference > 1e-4
     text = (exported("cnn", kind) / "README.md").read_text(encoding="utf-8")
     assert f"{check.nll:.4f} | {check.nll_of_student:.4f}" in text
@@ -431,7 +435,7 @@ def test_training_images_that_moved_are_needed_to_calibrate_only(ground, tmp_pat
     facts["config"]["images"] = [f"arrays:{tmp_path / 'gone.npz'}"]
     (run / "run.json").write_text(json.dumps(facts))
     export(run, tmp_path / "out", config_of(ground))
-    static = {"format": "onnx-int8-static", "rows": 320}
+    static = {"format": "onnx-int8-static", "rows": 320, "tolerance": INT8["onnx-int8-static"]}
     for store, ways in ((), "with --store, and where its"), (("store",), "; say where its"):
         given = {"store": tuple(str(ground / name) for name in store)}
         with pytest.raises(ConfigError, match=rf"gone\.npz.*{ways} images lie now with --images"):
