@@ -282,9 +282,9 @@ def test_bad_stores_fail_the_gate_and_good_ones_pass(kind, says, corpus, tmp_pat
     fidelity = load_manifest(store).fidelity
     assert record["fidelity"]["positions"] == fidelity.positions
     if says is None:
-        assert "error" not in result.stderr
+        assert result.stderr == "teacher: tiny\n"
     else:
-        assert f"\nerror: {store}: at T=1 " in result.stderr
+        assert result.stderr.startswith(f"teacher: tiny\nerror: {store}: at T=1 ")
         with pytest.raises(FidelityError, match=says):
             check_gate(fidelity, 0.2, where=str(store))
 
