@@ -13,8 +13,8 @@ from typing import Any
 
 import msgspec
 
+from softlabels.options import field_help
 from softlabels.store import identity, manifest, part, records
-from softlabels.terminal import field_help
 
 PATH = Path(__file__).with_name("manifest.schema.json")
 COMMAND = "python docs/make_schema.py"

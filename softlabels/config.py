@@ -5,12 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypeVar
 
 from softlabels.errors import ConfigError
-from softlabels.settings import check_at_least, from_sources
+from softlabels.settings import Group, check_at_least, from_sources
 
 __all__ = ["BuildConfig"]
+T = TypeVar("T")
+Teacher = Annotated[T, Group("Teacher")]
+Corpus = Annotated[T, Group("Corpus")]
+Targets = Annotated[T, Group("Targets")]
+Views = Annotated[T, Group("Masks and views")]
+Files = Annotated[T, Group("Files")]
+Devices = Annotated[T, Group("Device and memory")]
 
 
 VIEWED = ("masked-lm", "image-classification")
@@ -21,77 +28,76 @@ VIEWED = ("masked-lm", "image-classification")
 class BuildConfig:
     """One build: teacher, corpus, what to keep, how to run."""
 
-    teacher: tuple[str, ...] | str
+    teacher: Teacher[tuple[str, ...] | str]
     """`hf:PATH`, `onnx:FILE`, `py:MODULE.FUNCTION`, `vllm:PATH`, `openai:URL`; several, as `hf:PATH=WEIGHT`, are
     averaged."""
-    corpus: tuple[str, ...]
+    corpus: Corpus[tuple[str, ...]]
     """`text:GLOB`, `jsonl:GLOB`, `parquet:GLOB`, `dataset:PATH`, `ids:GLOB`; of images `images:FOLDER`,
     `image-parquet:GLOB`, `arrays:FILE`, `idx:PREFIX`; several are taken in order."""
-    domain: str = "causal-lm"
+    domain: Corpus[str] = "causal-lm"
     """What is taught: `causal-lm`, `masked-lm`, `sequence-classification`, `token-classification` or
     `image-classification`."""
-    augment: str | None = None
-    """Of images: how views differ from their image, e.g. `crop:4,flip,colour:0.2,mixup:0.2`; see docs/vision.md."""
-    image_size: int | None = None
-    """Of images: pixels of a side as the teacher is shown them; default its own."""
-    check_every: int | None = None
-    """Of images: one view in so many carries a check of its pixels; default 16, and 1 checks every view, for 0.9 bytes
-    more each."""
-    truncate: bool = False
-    """Cut texts that are longer than a row (and count them) rather than refuse them, where a text is one row."""
-    average: str = "probs"
-    """Of several teachers: their `probs`, or their `logits`."""
-    estimator: str = "sampled"
+    augment: Views[str | None] = None
+    """How views differ from their image, e.g. `crop:4,flip,colour:0.2,mixup:0.2`; see docs/vision.md."""
+    image_size: Views[int | None] = None
+    """Pixels of an image's side as the teacher sees it; default the teacher's own."""
+    check_every: Views[int | None] = None
+    """Views for each one that carries a check of its pixels; default 16. 1 checks all, for 0.9 bytes more each."""
+    truncate: Corpus[bool] = False
+    """Cut texts that are longer than a row, and count them, rather than refuse them, where a text is one row."""
+    average: Teacher[str] = "probs"
+    """What to average over several teachers: their `probs` or their `logits`."""
+    estimator: Targets[str] = "sampled"
     """What to keep of each distribution: `sampled`, `topk`, `topp`, `rs` or `dense`."""
-    k: int = 12
+    k: Targets[int] = 12
     """Ids kept at each position; the most for `topp`, the draws for `rs`, all V for `dense`."""
-    top_p: float | None = None
-    """Of `topp`: keep the fewest ids that reach this mass."""
-    min_k: int | None = None
-    """Of `topp`: keep at least this many ids; default 1."""
-    temperature: tuple[float, ...] = (1.0,)
+    top_p: Targets[float | None] = None
+    """Mass to reach with the fewest ids, for `topp`."""
+    min_k: Targets[int | None] = None
+    """Fewest ids to keep at a position, for `topp`; default 1."""
+    temperature: Targets[tuple[float, ...]] = (1.0,)
     """Temperatures at which the store is exact (topk, topp, dense) or unbiased (sampled, rs: one)."""
-    seq_len: int = 512
+    seq_len: Corpus[int] = 512
     """Tokens in a row, at most."""
-    shard_rows: int = 256
+    shard_rows: Files[int] = 256
     """Rows in a shard. A killed builder loses at most two: one being taught, one being written."""
-    limit_rows: int | None = None
+    limit_rows: Corpus[int | None] = None
     """Stop after this many rows of the corpus."""
-    profile: str = "open"
+    profile: Files[str] = "open"
     """`open`: plain columns that other tools read; `packed`: about half the bytes."""
-    container: str = "parquet"
+    container: Files[str] = "parquet"
     """`parquet` or `zarr`."""
-    values: str | None = None
+    values: Files[str | None] = None
     """Codec of the stored numbers: `float16`, `float32`, or, packed, `nat8` to `nat64`: log-probabilities
     within 1/16 to 1/128 nat. Default: float16 if open; packed, nat16, or nat8 of a sample, whose rounding is
     unbiased."""
-    dictionary: str = "auto"
-    """Of packed stores: `auto` trains one on the first 200,000 positions, where it pays; `none`; or the
-    path of one, or of a store that has one."""
-    positions: str | None = None
+    dictionary: Files[str] = "auto"
+    """Dictionary of ids of a packed store: `auto` trains one on the first 200,000 positions, where it pays; `none`; or
+    the path of one, or of a store that has one."""
+    positions: Targets[str | None] = None
     """Which positions get a soft target: `random:SHARE`, or `entropy:SHARE` (of each row the least certain); the
     others are hard-label only. Default: all do."""
-    seed: int = 0
-    """Of the random estimators, of `--positions random:…` and of masks."""
-    mask_share: float | None = None
-    """Of `masked-lm`: the share of a text's tokens that are hidden; default 0.15."""
-    mask_targets: str | None = None
-    """Of `masked-lm`: where targets are: `masked`, at the hidden tokens (default); `attended`, at all of them."""
-    hidden: str | None = None
-    """Of `masked-lm`: keep what the teacher's last layer gives at each position, too, as `int8` or `float16`."""
-    views: int = 1
-    """Of `masked-lm`: masked views of each text; of images: augmented views of each."""
-    skip_empty: bool = False
+    seed: Targets[int] = 0
+    """Seed of random estimators, of `--positions random:…` and of masks."""
+    mask_share: Views[float | None] = None
+    """Share of a text's tokens that are hidden, for `masked-lm`; default 0.15."""
+    mask_targets: Views[str | None] = None
+    """Where targets are, for `masked-lm`: `masked`, at the hidden tokens (default), or `attended`, at all tokens."""
+    hidden: Targets[str | None] = None
+    """Keep the teacher's last hidden states as well, as `int8` or `float16`, for `masked-lm`."""
+    views: Views[int] = 1
+    """Masked views of each text, or augmented views of each image."""
+    skip_empty: Corpus[bool] = False
     """Leave empty documents out (and count them) rather than refuse them."""
-    licence: str = "unknown"
-    """Of the stored targets, an SPDX expression if there is one; recorded, not interpreted."""
-    device: str = "auto"
-    """Where the teacher runs."""
-    dtype: str = "auto"
-    """In what the teacher's body computes; its head always computes in float32."""
-    batch_tokens: int = 2048
+    licence: Corpus[str] = "unknown"
+    """Licence of the stored targets, as an SPDX expression if there is one; recorded, not interpreted."""
+    device: Devices[str] = "auto"
+    """Where the teacher runs: `auto`, `cpu`, `cuda` or `cuda:N`."""
+    dtype: Devices[str] = "auto"
+    """Precision of the teacher's body: `auto`, `float32`, `bfloat16` or `float16`; its head computes in float32."""
+    batch_tokens: Devices[int] = 2048
     """Tokens in one forward pass of the teacher, padding included."""
-    head_mib: int | None = None
+    head_mib: Devices[int | None] = None
     """MiB of logits that exist at a time; default 16 on a CPU, 256 on a GPU."""
 
     def __post_init__(self) -> None:

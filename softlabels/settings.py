@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -11,9 +12,16 @@ import msgspec
 
 from softlabels.errors import ConfigError
 
-__all__ = ["check_at_least", "from_sources"]
+__all__ = ["Group", "check_at_least", "from_sources"]
 
 C = TypeVar("C")
+
+
+@dataclass(frozen=True)
+class Group:
+    """Marks a config's field (`Annotated[T, Group("Loss")]`): the heading under which `--help` shows its flag."""
+
+    heading: str
 
 
 def from_sources(

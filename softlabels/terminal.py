@@ -1,38 +1,29 @@
-"""What both command lines share: errors without tracebacks, progress, flags made from config dataclasses."""
+"""What both command lines share: errors without tracebacks, kinds of arguments, results, progress."""
 
 from __future__ import annotations
 
-import ast
-import dataclasses
-import inspect
 import json
 import os
 import signal
 import sys
-import textwrap
 import types
-from collections.abc import Callable
-from itertools import pairwise
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, NoReturn
 
 import click
 
 from softlabels.errors import SoftLabelsError
+from softlabels.options import ALIASES_LINE, SETTINGS
 
 __all__ = [
     "Bar",
     "Commands",
     "LocalPath",
     "StorePlace",
-    "config_options",
     "emit",
-    "field_help",
     "json_option",
     "wait_briefly",
 ]
-
-F = TypeVar("F", bound=Callable[..., Any])
 
 INTERRUPTED = 130
 SPINS = "2000"
@@ -55,6 +46,10 @@ class Commands(click.Group):
 
     2: bad usage; 1: bad data; 130: interrupted.
     """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        kwargs.setdefault("context_settings", SETTINGS)
+        super().__init__(*args, **kwargs, epilog=ALIASES_LINE)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command, turning our errors into messages."""
@@ -190,54 +185,3 @@ class Bar:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
-
-
-def field_help(cls: type) -> dict[str, str]:
-    """The string under each field of a dataclass."""
-    tree = ast.parse(textwrap.dedent(inspect.getsource(cls)))
-    body = tree.body[0].body  # type: ignore[attr-defined]
-    found = {}
-    for field, doc in pairwise(body):
-        if isinstance(field, ast.AnnAssign) and isinstance(doc, ast.Expr):
-            assert isinstance(field.target, ast.Name)
-            assert isinstance(doc.value, ast.Constant)
-            found[field.target.id] = " ".join(str(doc.value.value).replace("`", "").split())
-    return found
-
-
-def config_options(cls: type) -> Callable[[F], F]:
-    """One `--flag` for each field of a config dataclass, with its type, default and docstring."""
-    hints = get_type_hints(cls)
-    helps = field_help(cls)
-
-    def decorate(command: F) -> F:
-        for field in reversed(dataclasses.fields(cls)):
-            kind, multiple = _click_type(hints[field.name])
-            flag = "--" + field.name.replace("_", "-")
-            text = helps[field.name].rstrip(".")
-            default = field.default
-            given = default is not None and default is not False and default != ()
-            if default is not dataclasses.MISSING and given:
-                shown = (
-                    ", ".join(f"{d:g}" for d in default) if isinstance(default, tuple) else default
-                )
-                text += f" (default: {shown})"
-            if kind is bool:
-                option = click.option(flag, field.name, is_flag=True, default=None, help=text + ".")
-            else:
-                option = click.option(
-                    flag, field.name, type=kind, multiple=multiple, help=text + "."
-                )
-            command = option(command)
-        return command
-
-    return decorate
-
-
-def _click_type(hint: Any) -> tuple[Any, bool]:
-    origin, args = get_origin(hint), get_args(hint)
-    if origin in (Union, types.UnionType):
-        return _click_type(next(a for a in args if a is not type(None)))
-    if origin is tuple:
-        return args[0], True
-    return hint, False

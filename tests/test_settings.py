@@ -8,8 +8,8 @@ import pytest
 
 from softlabels.config import BuildConfig
 from softlabels.errors import ConfigError
+from softlabels.options import field_help
 from softlabels.settings import check_at_least, from_sources
-from softlabels.terminal import field_help
 from trainers.config import RunConfig
 
 BUILD = {"teacher": "hf:t", "corpus": ("text:*.txt",)}

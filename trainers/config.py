@@ -5,119 +5,129 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from softlabels.errors import ConfigError
-from softlabels.settings import check_at_least, from_sources
+from softlabels.settings import Group, check_at_least, from_sources
 from softlabels.store.remote.cache import CacheOptions
 
 if TYPE_CHECKING:
     from trainers.schedules import LossSchedule
 
 __all__ = ["RunConfig"]
+T = TypeVar("T")
+Data = Annotated[T, Group("Data")]
+Model = Annotated[T, Group("Student")]
+Loss = Annotated[T, Group("Loss")]
+Schedule = Annotated[T, Group("Schedule and optimiser")]
+HeldOut = Annotated[T, Group("Held-out rows")]
+Saving = Annotated[T, Group("Checkpoints and logs")]
+Devices = Annotated[T, Group("Devices")]
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """One run: store, student, loss, schedule."""
 
-    store: tuple[str, ...] | str
-    """Path or address (`s3://…`) of the store to train from; of several, repeatable, `PATH=WEIGHT`: its share of the
-    rows."""
-    student: str | None = None
+    store: Data[tuple[str, ...] | str]
+    """Store to train from, a path or an address (`s3://…`); repeatable as `PATH=WEIGHT`, the weight being its share of
+    the rows."""
+    student: Model[str | None] = None
     """`hf-config:FILE`, `layers-of:PATH?keep=…`, `hf:PATH`; of images also `cnn:WIDTHxDEPTH`, `timm:NAME`,
     `torchvision:NAME`; or --init."""
-    init: str | None = None
-    """Instead of --student: go on from the student of a finished run, with another store; recorded in run.json."""
-    images: tuple[str, ...] = ()
-    """Of a store of images: where they lie, as it was built from them, e.g. `arrays:FILE.npz`."""
-    heldout_images: tuple[str, ...] = ()
-    """Likewise, of the images of the held-out store."""
-    vocab: str | None = None
+    init: Model[str | None] = None
+    """Run whose finished student goes on, with another store, instead of --student; recorded in run.json."""
+    images: Data[tuple[str, ...]] = ()
+    """Images of a store of images, as it was built from them, e.g. `arrays:FILE.npz`."""
+    vocab: Data[str | None] = None
     """Read the store in another vocabulary, the student's: `trim:N`, or `map:FILE` (new id of each id, or -1)."""
-    inputs: str | None = None
-    """Of a store without inputs (`softlabels subset --drop-inputs`): the store that holds them; joined by digest."""
-    loss: str = "forward_kl"
+    inputs: Data[str | None] = None
+    """Store that holds the inputs of a store without (`softlabels subset --drop-inputs`); joined by digest."""
+    loss: Loss[str] = "forward_kl"
     """Soft loss: `forward_kl`, `reverse_kl`, `jsd`, `tvd`, `skewed_forward_kl` or `skewed_reverse_kl`."""
-    temperature: float = 1.0
-    """T of the soft loss; must be in the store's grid."""
-    temperature_schedule: str | None = None
-    """Of T over the steps: `linear:END` or `cosine:END`, in stairs through the store's grid; default constant."""
-    alpha: float = 0.5
+    temperature: Loss[float] = 1.0
+    """Temperature T of the soft loss; must be in the store's grid."""
+    temperature_schedule: Loss[str | None] = None
+    """T over the steps: `linear:END` or `cosine:END`, in stairs through the store's grid; default constant."""
+    alpha: Loss[float] = 0.5
     """Share of the soft loss; 0 trains on hard labels only."""
-    alpha_schedule: str | None = None
-    """Of alpha over the steps: `linear:END` or `cosine:END`; default constant."""
-    weight: str = "even"
-    """Of positions in the soft loss: `even`, the teacher's `entropy`, or `hard` (1 - its probability of the label)."""
-    label_smoothing: float = 0.0
-    """Of the hard loss: the share of the label that is spread evenly over the vocabulary."""
-    z_loss: float = 0.0
-    """Of the hard loss: times the square of the logits' log-sum-exp; 1e-4 keeps logits from drifting."""
-    cosine: float = 0.0
-    """Weight of 1 - the cosine between the last hidden states of student and teacher, of a store that keeps them (built
-    with `--hidden`); student and teacher must be equally wide."""
-    beta: float = 0.5
-    """Of `jsd`: the teacher's share of the mixture."""
-    skew: float = 0.1
-    """Of the skewed losses: the share mixed in."""
-    steps: int = 1000
+    alpha_schedule: Loss[str | None] = None
+    """Alpha over the steps: `linear:END` or `cosine:END`; default constant."""
+    weight: Loss[str] = "even"
+    """Weight of a position in the soft loss: `even`, the teacher's `entropy`, or `hard` (1 - its probability of the
+    label)."""
+    label_smoothing: Loss[float] = 0.0
+    """Label smoothing of the hard loss: share of the label that is spread evenly over the vocabulary."""
+    z_loss: Loss[float] = 0.0
+    """Weight of the squared log-sum-exp of the logits in the hard loss; 1e-4 keeps logits from drifting."""
+    cosine: Loss[float] = 0.0
+    """Weight of a loss on hidden states, 1 - the cosine between the student's last and the teacher's, for a store built
+    with `--hidden`; student and teacher must be equally wide."""
+    beta: Loss[float] = 0.5
+    """Share of the teacher in the mixture of `jsd`."""
+    skew: Loss[float] = 0.1
+    """Share mixed in by the skewed losses."""
+    steps: Schedule[int] = 1000
     """Optimiser steps of the whole run."""
-    batch_size: int = 8
-    """Rows in an optimiser step, of all processes together."""
-    accumulate: int = 1
-    """Micro-batches of a step on all processes together, at least one on each; must divide batch_size."""
-    exact_ranks: bool = False
+    batch_size: Schedule[int] = 8
+    """Rows in an optimiser step, over all processes together."""
+    accumulate: Devices[int] = 1
+    """Micro-batches in a step, over all processes together, at least one on each; must divide batch_size."""
+    exact_ranks: Devices[bool] = False
     """Add up micro-batches so that CPU runs with the same accumulate, a power of two, agree to the bit on 1, 2, 4, … up
     to accumulate processes; takes memory: log2(micro-batches on a process) - 1 more copies of the gradients."""
-    parallel: str = "ddp"
-    """What several processes have: `ddp`: each the whole student; `fsdp`: each a part of its weights and optimiser."""
-    lr: float = 1e-3
+    parallel: Devices[str] = "ddp"
+    """How several processes share a student: `ddp`, each holds all of it; `fsdp`, each holds a part of its weights and
+    optimiser."""
+    lr: Schedule[float] = 1e-3
     """Peak learning rate."""
-    warmup: int | None = None
+    warmup: Schedule[int | None] = None
     """Steps of linear warm-up; default 5 % of the run."""
-    min_lr: float = 0.1
-    """Where the cosine ends, as a share of the peak."""
-    weight_decay: float = 0.1
-    """Of matrices; vectors and biases are not decayed."""
-    beta1: float = 0.9
-    """AdamW."""
-    beta2: float = 0.95
-    """AdamW."""
-    clip: float = 1.0
-    """Largest norm of the gradient; 0: no limit."""
-    ema: float | None = None
-    """Keep an average of the weights, too; each step leaves this share of it (`0.999`: about the last 1000 steps)."""
-    heldout: str | None = None
+    min_lr: Schedule[float] = 0.1
+    """Learning rate at the end of the cosine, as a share of the peak."""
+    weight_decay: Schedule[float] = 0.1
+    """Weight decay of matrices; vectors and biases are not decayed."""
+    beta1: Schedule[float] = 0.9
+    """Decay of AdamW's first moment."""
+    beta2: Schedule[float] = 0.95
+    """Decay of AdamW's second moment."""
+    clip: Schedule[float] = 1.0
+    """Largest norm of the gradient, to which larger ones are scaled down; 0: no limit."""
+    ema: Model[float | None] = None
+    """Keep an average of the weights as well; each step leaves this share of it (0.999: about the last 1000 steps)."""
+    heldout: HeldOut[str | None] = None
     """Store of held-out rows to evaluate on; the best student so far is kept in OUT/best."""
-    forgetting: tuple[str, ...] = ()
+    heldout_images: HeldOut[tuple[str, ...]] = ()
+    """Images of a held-out store of images."""
+    forgetting: HeldOut[tuple[str, ...]] = ()
     """Store whose rows the student should not unlearn (repeatable): evaluated before the first step and after the
     last, reported and kept in OUT/forgetting.json."""
-    eval_every: int = 200
+    eval_every: HeldOut[int] = 200
     """Steps between evaluations on the held-out store; the last step always makes one."""
-    patience: int | None = None
+    patience: HeldOut[int | None] = None
     """Stop after this many evaluations in a row without a lower held-out loss; default never."""
-    seed: int = 0
-    """Of the student's first weights and of the order of rows."""
-    device: str = "auto"
-    """Where to train."""
-    dtype: str = "auto"
+    seed: Schedule[int] = 0
+    """Seed of the student's first weights and of the order of rows."""
+    device: Devices[str] = "auto"
+    """Where to train: `auto`, `cpu`, `cuda` or `cuda:N`."""
+    dtype: Devices[str] = "auto"
     """`float32`, or `bfloat16` for mixed precision; auto takes bfloat16 where it was measured to pay."""
-    kernels: str = "torch"
+    kernels: Devices[str] = "torch"
     """`torch`, or `liger` for Liger's norms, rotary embedding and gated MLP in the student (CUDA only)."""
-    chunk_mib: int | None = None
-    """MiB of logits that exist at a time; default 64 on a CPU, 256 on a GPU."""
-    log_every: int = 10
+    chunk_mib: Devices[int | None] = None
+    """MiB of logits in memory at a time; default 64 on a CPU, 256 on a GPU."""
+    log_every: Saving[int] = 10
     """Steps between lines of metrics.jsonl."""
-    checkpoint_every: int = 200
+    checkpoint_every: Saving[int] = 200
     """Steps between checkpoints; the last step always makes one."""
-    keep_last: int = 2
+    keep_last: Saving[int] = 2
     """Checkpoints to keep."""
-    threads: int | None = None
+    threads: Devices[int | None] = None
     """CPU threads; default all cores."""
-    cache: str | None = None
+    cache: Data[str | None] = None
     """Folder for files of stores at an address; default SOFTLABELS_CACHE, or the user's cache folder."""
-    cache_gib: float | None = None
-    """GiB of such files to keep, those used last; 0: none. Default SOFTLABELS_CACHE_GIB, or 32."""
+    cache_gib: Data[float | None] = None
+    """GiB of cached files to keep, those used last; 0: none. Default SOFTLABELS_CACHE_GIB, or 32."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.store, str) and len(self.store) == 1:

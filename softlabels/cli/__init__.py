@@ -22,7 +22,7 @@ from softlabels.terminal import Commands
 __all__ = ["main"]
 
 
-@click.group(cls=Commands, context_settings={"max_content_width": 100})
+@click.group(cls=Commands)
 @click.version_option(softlabels.__version__, prog_name="softlabels")
 def main() -> None:
     """Run a teacher once; keep its soft targets in a store that many students can train from."""

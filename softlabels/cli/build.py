@@ -11,12 +11,13 @@ import click
 
 from softlabels.config import BuildConfig
 from softlabels.errors import ConfigError
-from softlabels.terminal import Bar, LocalPath, config_options, emit, json_option
+from softlabels.options import Command, config_options
+from softlabels.terminal import Bar, LocalPath, emit, json_option
 
 __all__ = ["build_command", "summary"]
 
 
-@click.command("build")
+@click.command("build", cls=Command)
 @click.argument(
     "config_file", metavar="[CONFIG.toml]", required=False, type=click.Path(path_type=Path)
 )
@@ -28,7 +29,7 @@ __all__ = ["build_command", "summary"]
 @click.option(
     "--price-per-hour",
     type=float,
-    help="Of this machine, in any currency; --dry-run says the cost.",
+    help="Price of this machine per hour, in any currency; --dry-run says the cost.",
 )
 @json_option
 def build_command(

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import click
 
+from softlabels.options import Command
 from softlabels.terminal import LocalPath, emit, json_option
 
 __all__ = ["card_command"]
 
 
-@click.command("card")
+@click.command("card", cls=Command)
 @click.argument("store", type=LocalPath())
 @click.option("--check-licence", is_flag=True, help="Exit with 2 if the licence is not SPDX.")
 @json_option

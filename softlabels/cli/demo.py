@@ -18,6 +18,7 @@ import click
 from softlabels.cli.build import summary
 from softlabels.config import BuildConfig
 from softlabels.errors import ConfigError, IntegrityError, SoftLabelsError
+from softlabels.options import Command
 from softlabels.terminal import Bar, emit, json_option
 
 __all__ = ["demo_command"]
@@ -48,7 +49,7 @@ STUDENT = {
 """A small Llama; vocabulary and special ids are the teacher's."""
 
 
-@click.command("demo")
+@click.command("demo", cls=Command)
 @click.option(
     "--out",
     default="demo-out",

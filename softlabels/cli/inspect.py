@@ -9,6 +9,7 @@ import click
 
 from softlabels.cli.build import summary
 from softlabels.errors import ConfigError
+from softlabels.options import Command
 from softlabels.terminal import Bar, LocalPath, StorePlace, emit, json_option
 
 __all__ = ["inspect_command", "verify_command"]
@@ -17,10 +18,10 @@ SHOWN = 8
 """Ids shown of a position."""
 
 
-@click.command("inspect")
+@click.command("inspect", cls=Command)
 @click.argument("store", type=StorePlace())
 @click.option("--row", type=int, help="Show one row's positions.")
-@click.option("--position", type=int, help="Of that row, show one position in full.")
+@click.option("--position", type=int, help="Show one position of that row in full.")
 @click.option(
     "--temperature", type=float, help="T of the probabilities shown (default: the grid's first)."
 )
@@ -193,7 +194,7 @@ def _choice(kept: dict[str, Any], label: int) -> str:
     return click.style(f"[{words}]", bold=True, fg="green") if kept["id"] == label else words
 
 
-@click.command("verify")
+@click.command("verify", cls=Command)
 @click.argument("store", type=StorePlace())
 @click.option(
     "--deep/--quick",

@@ -7,12 +7,13 @@ from typing import Any
 
 import click
 
+from softlabels.options import Command
 from softlabels.terminal import Bar, LocalPath, emit, json_option
 
 __all__ = ["export_command", "import_command"]
 
 
-@click.command("import")
+@click.command("import", cls=Command)
 @click.argument("kind", type=click.Choice(["axolotl", "distillkit", "arrays"]))
 @click.argument("path", type=LocalPath())
 @click.option("--out", required=True, type=LocalPath(), help="Folder of the store.")
@@ -25,7 +26,7 @@ __all__ = ["export_command", "import_command"]
 @click.option("--container", default="parquet", show_default=True, help="parquet or zarr.")
 @click.option("--values", help="Codec of the stored numbers; as in `softlabels build`.")
 @click.option("--shard-rows", type=int, default=256, show_default=True, help="Rows in a shard.")
-@click.option("--licence", default="unknown", help="Of the targets, an SPDX expression.")
+@click.option("--licence", default="unknown", help="Licence of the targets, an SPDX expression.")
 @json_option
 def import_command(kind: str, path: Path, out: Path, as_json: bool, **flags: Any) -> None:
     """Make a store of another tool's log-probabilities, or finish one that was interrupted.
@@ -51,7 +52,7 @@ def import_command(kind: str, path: Path, out: Path, as_json: bool, **flags: Any
     emit({"store": str(out), "without_tail": done.without_tail, **values}, text, as_json=as_json)
 
 
-@click.command("export")
+@click.command("export", cls=Command)
 @click.argument("store", type=LocalPath())
 @click.argument("kind", type=click.Choice(["axolotl", "topk"]))
 @click.option("--out", required=True, type=LocalPath(), help="Parquet file to write.")

@@ -9,12 +9,13 @@ from typing import Any
 import click
 
 from softlabels.errors import ConfigError
+from softlabels.options import Command
 from softlabels.terminal import Bar, LocalPath, emit, json_option
 
 __all__ = ["measure_command"]
 
 
-@click.command("measure")
+@click.command("measure", cls=Command)
 @click.argument("store", type=LocalPath())
 @click.option("--teacher", required=True, help="hf:PATH, the teacher that made the store.")
 @click.option(
@@ -24,7 +25,7 @@ __all__ = ["measure_command"]
     show_default=True,
     help="Positions with a soft target to compare, about: whole rows are taken.",
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the choice of rows.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the choice of rows.")
 @click.option(
     "--max-kl",
     type=float,

@@ -9,6 +9,7 @@ import click
 
 from softlabels.cli.build import summary
 from softlabels.errors import ConfigError
+from softlabels.options import Command
 from softlabels.terminal import Bar, LocalPath, emit, json_option
 
 __all__ = ["append_command", "merge_command", "show"]
@@ -25,10 +26,10 @@ def show(out: Path, manifest: Any, *, as_json: bool) -> None:
     emit({"store": str(out), **values}, text, as_json=as_json)
 
 
-@click.command("merge")
+@click.command("merge", cls=Command)
 @click.argument("sources", metavar="STORE...", nargs=-1, type=LocalPath())
 @click.option("--out", required=True, type=LocalPath(), help="Folder of the new store.")
-@click.option("--licence", help="Of the new store, where those of the stores differ.")
+@click.option("--licence", help="Licence of the new store, where those of the stores differ.")
 @json_option
 def merge_command(sources: tuple[Path, ...], out: Path, licence: str | None, as_json: bool) -> None:
     """Put the rows of several stores one after the other; shards are shared, not copied.
@@ -47,7 +48,7 @@ def merge_command(sources: tuple[Path, ...], out: Path, licence: str | None, as_
     show(out, manifest, as_json=as_json)
 
 
-@click.command("append")
+@click.command("append", cls=Command)
 @click.argument("store", type=LocalPath())
 @click.option("--out", required=True, type=LocalPath(), help="Folder of the new generation.")
 @click.option("--teacher", required=True, help="The store's teacher, e.g. hf:models/teacher.")

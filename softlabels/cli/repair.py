@@ -7,12 +7,13 @@ from pathlib import Path
 
 import click
 
+from softlabels.options import Command
 from softlabels.terminal import Bar, LocalPath, emit, json_option
 
 __all__ = ["repair_command"]
 
 
-@click.command("repair")
+@click.command("repair", cls=Command)
 @click.argument("store", type=LocalPath())
 @click.option("--dry-run", is_flag=True, help="Say what would be done; change nothing.")
 @json_option

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import click
 
+from softlabels.options import Command
 from softlabels.terminal import LocalPath, emit, json_option
 
 __all__ = ["report_command"]
 
 
-@click.command("report")
+@click.command("report", cls=Command)
 @click.argument("store", type=LocalPath())
 @click.option(
     "--out",

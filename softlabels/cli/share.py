@@ -7,12 +7,13 @@ from pathlib import Path
 
 import click
 
+from softlabels.options import Command
 from softlabels.terminal import Bar, LocalPath, emit, json_option
 
 __all__ = ["pull_command", "push_command"]
 
 
-@click.command("push")
+@click.command("push", cls=Command)
 @click.argument("store", type=LocalPath())
 @click.argument("url")
 @click.option(
@@ -48,7 +49,7 @@ def push_command(store: Path, url: str, alone: bool, as_json: bool) -> None:
     emit({"store": str(store), "url": url, **asdict(done)}, text, as_json=as_json)
 
 
-@click.command("pull")
+@click.command("pull", cls=Command)
 @click.argument("url")
 @click.argument("folder", type=LocalPath(file_okay=False))
 @click.option("--share", type=float, help="Only so much of the rows, e.g. 0.1, in whole shards.")

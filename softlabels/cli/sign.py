@@ -6,12 +6,13 @@ from pathlib import Path
 
 import click
 
+from softlabels.options import Command
 from softlabels.terminal import LocalPath, emit, json_option
 
 __all__ = ["sign_command"]
 
 
-@click.command("sign")
+@click.command("sign", cls=Command)
 @click.argument("store", type=LocalPath())
 @click.option("--key", required=True, type=LocalPath(), help="PEM file of your private ECDSA key.")
 @click.option("--ask-password", is_flag=True, help="The key is encrypted: ask for its password.")

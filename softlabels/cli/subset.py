@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from softlabels.cli.merge import show
+from softlabels.options import Command
 from softlabels.terminal import Bar, LocalPath, emit, json_option
 
 __all__ = ["convert_command", "diff_command", "subset_command", "view_command"]
@@ -15,7 +16,7 @@ __all__ = ["convert_command", "diff_command", "subset_command", "view_command"]
 out_option = click.option("--out", required=True, type=LocalPath(), help="Folder of the new store.")
 
 
-@click.command("subset")
+@click.command("subset", cls=Command)
 @click.argument("store", type=LocalPath())
 @out_option
 @click.option(
@@ -25,7 +26,7 @@ out_option = click.option("--out", required=True, type=LocalPath(), help="Folder
 )
 @click.option("--first", type=int, help="The first so many of those rows.")
 @click.option("--sample", type=float, help="Each of those rows with this probability.")
-@click.option("--seed", type=int, default=0, help="Of --sample (default: 0).")
+@click.option("--seed", type=int, default=0, help="Seed of --sample (default: 0).")
 @click.option("--k", type=int, help="The likeliest so many ids; the others' mass goes to the tail.")
 @click.option(
     "--temperature", multiple=True, type=float, help="A temperature that stays in the grid."
@@ -56,7 +57,7 @@ def subset_command(store: Path, out: Path, as_json: bool, **flags: Any) -> None:
     show(out, manifest, as_json=as_json)
 
 
-@click.command("view")
+@click.command("view", cls=Command)
 @click.argument("store", type=LocalPath())
 @out_option
 @click.option("--vocab", required=True, help="trim:N or map:FILE, as in softtrain run --vocab.")
@@ -79,7 +80,7 @@ def view_command(store: Path, out: Path, vocab: str, as_json: bool) -> None:
         click.echo(str(dropped))
 
 
-@click.command("convert")
+@click.command("convert", cls=Command)
 @click.argument("store", type=LocalPath())
 @out_option
 @click.option("--profile", help="open or packed (default: as it is).")
@@ -88,7 +89,7 @@ def view_command(store: Path, out: Path, vocab: str, as_json: bool) -> None:
 @click.option(
     "--dictionary",
     default="auto",
-    help="Of packed shards: auto (where it pays), none, or the path of one, or of a store that has one.",
+    help="Dictionary of packed shards: auto (where it pays), none, or the path of one, or of a store that has one.",
 )
 @json_option
 def convert_command(store: Path, out: Path, as_json: bool, **flags: Any) -> None:
@@ -107,7 +108,7 @@ def convert_command(store: Path, out: Path, as_json: bool, **flags: Any) -> None
     show(out, manifest, as_json=as_json)
 
 
-@click.command("diff")
+@click.command("diff", cls=Command)
 @click.argument("a", type=LocalPath())
 @click.argument("b", type=LocalPath())
 @json_option

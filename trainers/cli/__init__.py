@@ -16,7 +16,7 @@ from trainers.cli.run import run_command, student_command
 __all__ = ["main"]
 
 
-@click.group(cls=Commands, context_settings={"max_content_width": 100})
+@click.group(cls=Commands)
 @click.version_option(softlabels.__version__, prog_name="softtrain")
 def main() -> None:
     """Train students from soft-target stores; the teacher is not needed."""

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 import msgspec
 
+from softlabels.options import Command
 from softlabels.terminal import Bar, LocalPath, StorePlace, emit, json_option
 from trainers.cli.evaluation_text import evaluation_text
 
@@ -25,7 +26,7 @@ DETAIL = (
 """Of an assessment, what --json gives beside the scores."""
 
 
-@click.command("eval")
+@click.command("eval", cls=Command)
 @click.argument("run", type=LocalPath())
 @click.option("--store", required=True, type=StorePlace(), help="Store of held-out rows.")
 @click.option(
@@ -35,7 +36,7 @@ DETAIL = (
 @click.option(
     "--images",
     multiple=True,
-    help="Of a store of images: where they lie, as it was built from them, e.g. arrays:FILE.npz.",
+    help="Images of a store of images, as it was built from them, e.g. arrays:FILE.npz.",
 )
 @click.option("--device", default="cpu", show_default=True, help="Where to compute.")
 @click.option(
@@ -52,7 +53,13 @@ DETAIL = (
     show_default=True,
     help="Replicates, of whole rows, for the 95 % intervals; 0 leaves them out.",
 )
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of them.")
+@click.option(
+    "--seed",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Seed of the resamplings.",
+)
 @json_option
 def eval_command(
     run: Path,

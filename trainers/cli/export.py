@@ -8,13 +8,14 @@ from typing import Any
 import click
 import msgspec
 
-from softlabels.terminal import Bar, LocalPath, config_options, emit, json_option
+from softlabels.options import Command, config_options
+from softlabels.terminal import Bar, LocalPath, emit, json_option
 from trainers.exports.config import ExportConfig
 
 __all__ = ["export_command"]
 
 
-@click.command("export")
+@click.command("export", cls=Command)
 @click.argument("run", type=LocalPath())
 @click.option("--out", required=True, type=LocalPath(), help="Folder to make.")
 @config_options(ExportConfig)

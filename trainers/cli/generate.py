@@ -6,12 +6,13 @@ from pathlib import Path
 
 import click
 
+from softlabels.options import Command
 from softlabels.terminal import Bar, LocalPath, emit, json_option
 
 __all__ = ["generate_command"]
 
 
-@click.command("generate")
+@click.command("generate", cls=Command)
 @click.argument("run", type=LocalPath())
 @click.option(
     "--prompts",
@@ -33,9 +34,15 @@ __all__ = ["generate_command"]
     type=float,
     default=1.0,
     show_default=True,
-    help="Of the most probable tokens, those that reach this mass.",
+    help="Sample from the most probable tokens that reach this mass.",
 )
-@click.option("--max-new-tokens", type=int, default=128, show_default=True, help="Of a sequence.")
+@click.option(
+    "--max-new-tokens",
+    type=int,
+    default=128,
+    show_default=True,
+    help="Most tokens to generate for a sequence.",
+)
 @click.option(
     "--n",
     type=click.IntRange(min=1),
@@ -56,7 +63,7 @@ __all__ = ["generate_command"]
     type=click.IntRange(min=1),
     default=16,
     show_default=True,
-    help="Of a store's row.",
+    help="Tokens of a store's row to prompt with.",
 )
 @click.option(
     "--batch-size",

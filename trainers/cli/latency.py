@@ -9,12 +9,13 @@ from typing import Any
 
 import click
 
+from softlabels.options import Command
 from softlabels.terminal import Bar, LocalPath, emit, json_option
 
 __all__ = ["latency_command"]
 
 
-@click.command("latency")
+@click.command("latency", cls=Command)
 @click.argument("subjects", nargs=-1, required=True, metavar="RUN|EXPORT|hf:PATH…")
 @click.option("--store", required=True, type=LocalPath(), help="Store whose rows to run on.")
 @click.option("--teacher", help="Its teacher, to compare with: hf:PATH.")
@@ -32,17 +33,25 @@ __all__ = ["latency_command"]
     show_default=True,
     help="Which weights of a run.",
 )
-@click.option("--batch-size", type=int, default=8, show_default=True, help="Of the throughput.")
+@click.option(
+    "--batch-size",
+    type=int,
+    default=8,
+    show_default=True,
+    help="Rows of a batch when throughput is measured.",
+)
 @click.option("--repeats", type=int, default=20, show_default=True, help="Calls in a round.")
 @click.option(
     "--rounds", type=int, default=3, show_default=True, help="How often each is measured, in turn."
 )
-@click.option("--threads", type=int, default=1, show_default=True, help="Of the engine.")
+@click.option(
+    "--threads", type=int, default=1, show_default=True, help="CPU threads of the engine."
+)
 @click.option("--vocab", help="Read the store in another vocabulary: trim:N or map:FILE.")
 @click.option(
     "--images",
     multiple=True,
-    help="Of a store of images: where they lie, as it was built from them, e.g. arrays:FILE.npz.",
+    help="Images of a store of images, as it was built from them, e.g. arrays:FILE.npz.",
 )
 @json_option
 def latency_command(

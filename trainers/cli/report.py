@@ -7,12 +7,13 @@ from pathlib import Path
 
 import click
 
+from softlabels.options import Command
 from softlabels.terminal import Bar, LocalPath, emit, json_option
 
 __all__ = ["report_command"]
 
 
-@click.command("report")
+@click.command("report", cls=Command)
 @click.argument("runs", nargs=-1, required=True, type=LocalPath())
 @click.option(
     "--out",

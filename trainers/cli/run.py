@@ -8,7 +8,8 @@ from typing import Any
 import click
 
 from softlabels.errors import ConfigError
-from softlabels.terminal import Bar, LocalPath, config_options, emit, json_option
+from softlabels.options import Command, config_options
+from softlabels.terminal import Bar, LocalPath, emit, json_option
 from trainers.config import RunConfig
 
 __all__ = ["run_command", "student_command"]
@@ -35,7 +36,7 @@ class _RunBar:
         self.bar.advance(1, note)
 
 
-@click.command("run")
+@click.command("run", cls=Command)
 @click.argument(
     "config_file", metavar="[CONFIG.toml]", required=False, type=click.Path(path_type=Path)
 )
@@ -75,10 +76,10 @@ def run_command(
     emit(result, f"student: {folder}", as_json=as_json)
 
 
-@click.command("student")
+@click.command("student", cls=Command)
 @click.argument("spec")
 @click.option("--out", required=True, type=LocalPath(), help="Folder to write.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of random weights.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of random weights.")
 @json_option
 def student_command(spec: str, out: Path, seed: int, as_json: bool) -> None:
     """Make a student once, offline, and save it; runs then start from hf:OUT without its source.

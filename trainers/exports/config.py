@@ -24,14 +24,15 @@ class ExportConfig:
     heldout: str | None = None
     """Store of held-out rows to check it on; default: the run's own."""
     heldout_images: tuple[str, ...] = ()
-    """Of a held-out store of images: where they lie, e.g. `arrays:FILE.npz`; default of the run's own: where they lay
+    """Images of a held-out store of images, e.g. `arrays:FILE.npz`; default, for the run's own store: where they lay
     then."""
     weights: str = "student"
-    """Of the run: the last weights (`student`), the averaged ones (`ema`), or the best on held-out rows (`best`)."""
+    """Weights of the run to export: the last (`student`), the averaged (`ema`), or the best on held-out rows
+    (`best`)."""
     store: tuple[str, ...] = ()
     """Where the stores that the run was trained on lie now, as in `softtrain run`; default: where they lay then."""
     images: tuple[str, ...] = ()
-    """Of training stores of images: where these lie now; for `onnx-int8-static`; default: where they lay then."""
+    """Images of training stores of images, for `onnx-int8-static`; default: where they lay then."""
     vocab: str | None = None
     """Read the held-out store in the run's own vocabulary: `trim:N` or `map:FILE`."""
     rows: int = 128
@@ -39,7 +40,8 @@ class ExportConfig:
     calibration_rows: int = 32
     """Training rows to measure activations on, evenly spread; for `onnx-int8-static`."""
     tolerance: float | None = None
-    """Largest difference of a log-probability in nats (default: 0.001) or, of int8, of the score (default: 0.01)."""
+    """Largest difference allowed: in log-probabilities (nats; default 0.001), or for int8 in the score (default
+    0.01)."""
 
     def __post_init__(self) -> None:
         check_at_least(self, rows=1, calibration_rows=1)
