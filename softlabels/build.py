@@ -22,13 +22,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from softlabels.config import BuildConfig
+from softlabels.durable import sweep
 from softlabels.errors import PlanError
 from softlabels.estimators import make_estimator
 from softlabels.planning import check_same_job, make_plan, open_inputs
 from softlabels.progress import Reporter, Silent
 from softlabels.shards import ShardBuilder
 from softlabels.store.claims import clear_claims
-from softlabels.store.commit import sweep
 from softlabels.store.finish import finish
 from softlabels.store.manifest import MANIFEST, Manifest, Plan, load_manifest
 from softlabels.store.plan import check_folder, load_plan

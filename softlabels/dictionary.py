@@ -21,9 +21,10 @@ import numpy as np
 
 from softlabels.codecs.codebook import Codebook
 from softlabels.codecs.training import LARGEST_TABLE, train
+from softlabels.durable import publish
 from softlabels.errors import ConfigError, IntegrityError
 from softlabels.progress import Reporter
-from softlabels.store.commit import committed, publish
+from softlabels.store.commit import committed
 from softlabels.store.dictionaries import DICTIONARY, Dictionaries
 from softlabels.store.encoding import decode_shard, encode_shard
 from softlabels.store.identity import Identity

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import torch
 
+from softlabels import durable
 from softlabels.build import build
 from softlabels.corpora import open_corpora
 from softlabels.corpora.packing import pack
 from softlabels.errors import ConfigError, CorpusError, NonFiniteError, PlanError, StoreError
-from softlabels.store import commit as commit_module
 from softlabels.store.manifest import load_manifest
 from softlabels.store.reader import open_store
 from softlabels.store.verify import verify_store
@@ -218,15 +218,15 @@ def test_death_at_every_step_of_every_publication(corpus, tmp_path, monkeypatch,
     out = tmp_path / "out"
     with monkeypatch.context() as m:
         if step == "fsync":
-            m.setattr(commit_module.os, "fsync", dying(commit_module.os.fsync))
+            m.setattr(durable.os, "fsync", dying(durable.os.fsync))
         elif step == "link":
-            m.setattr(commit_module.os, "link", dying(commit_module.os.link))
+            m.setattr(durable.os, "link", dying(durable.os.link))
         elif step == "sync":
-            m.setattr(commit_module, "_sync_folder", dying(commit_module._sync_folder))
+            m.setattr(durable, "sync_folder", dying(durable.sync_folder))
         elif step == "read":
-            m.setattr(commit_module.Path, "read_bytes", dying(commit_module.Path.read_bytes))
+            m.setattr(durable.Path, "read_bytes", dying(durable.Path.read_bytes))
         else:
-            m.setattr(commit_module, "token_hex", dying(commit_module.token_hex))
+            m.setattr(durable, "token_hex", dying(durable.token_hex))
         with contextlib.suppress(Died):  # where it happens fewer times than `after`, nothing dies
             build_tiny(out, corpus)
     build_tiny(out, corpus)
@@ -359,7 +359,7 @@ def test_a_folder_of_something_else_is_refused(corpus, tmp_path):
 def test_a_full_disk_says_so_and_the_rest_is_built_later(corpus, tmp_path, monkeypatch):
     import errno
 
-    real = commit_module.os.fsync
+    real = durable.os.fsync
     calls = 0
 
     def full(handle):
@@ -369,7 +369,7 @@ def test_a_full_disk_says_so_and_the_rest_is_built_later(corpus, tmp_path, monke
             raise OSError(errno.ENOSPC, "No space left on device")
         real(handle)
 
-    monkeypatch.setattr(commit_module.os, "fsync", full)
+    monkeypatch.setattr(durable.os, "fsync", full)
     with pytest.raises(StoreError, match=r"disk is full.*same command again"):
         build_tiny(tmp_path / "s", corpus)
     monkeypatch.undo()

@@ -21,6 +21,7 @@ import msgspec
 import numpy as np
 
 from softlabels.codecs.codebook import Codebook
+from softlabels.durable import publish, publish_link, sweep
 from softlabels.errors import FormatError, IntegrityError, PlanError
 from softlabels.progress import Reporter
 from softlabels.rows import UNLABELLED
@@ -28,11 +29,8 @@ from softlabels.store.commit import (
     adopt_shard,
     commit_shard,
     committed,
-    publish,
-    publish_link,
     record_shard,
     remove,
-    sweep,
     withdraw,
 )
 from softlabels.store.dictionaries import Dictionaries

@@ -13,11 +13,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from softlabels.durable import temporary_beside
 from softlabels.errors import ConfigError, PairingError
 from softlabels.interchange import EXPORTS, axolotl
 from softlabels.progress import Reporter, Silent
 from softlabels.rows import Row
-from softlabels.store.commit import TEMPORARY
 from softlabels.store.reader import Store, open_store
 from softlabels.store.shard import StoredRow
 from softlabels.targets import UNBIASED
@@ -59,7 +59,7 @@ def export_store(
     make = axolotl.rows_of if kind == "axolotl" else _positions_of
     schema = axolotl.SCHEMA if kind == "axolotl" else TOPK
     report.stage("export", len(store), "rows")
-    temporary = out.with_name(f"{TEMPORARY}{out.name}")
+    temporary = temporary_beside(out)
     records = 0
     try:
         with pq.ParquetWriter(temporary, schema, compression="zstd") as writer:

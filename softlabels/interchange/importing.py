@@ -23,11 +23,12 @@ import numpy as np
 
 from softlabels.codecs import make_codec
 from softlabels.config import BuildConfig
+from softlabels.durable import sweep
 from softlabels.errors import ConfigError, CorpusError, PlanError
 from softlabels.interchange import IMPORTS, ForeignRow, reader_of
 from softlabels.progress import Reporter, Silent
 from softlabels.rows import BEGINNING, LABEL_SHIFT, Cursor, Row
-from softlabels.store.commit import commit_shard, committed, sweep
+from softlabels.store.commit import commit_shard, committed
 from softlabels.store.encoding import encode_shard
 from softlabels.store.finish import finish
 from softlabels.store.identity import CorpusRecord, EncodingRecord, Identity, TargetRecord

@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from softlabels.durable import replace
 from softlabels.errors import FormatError, IntegrityError
-from softlabels.store.commit import replace
 from softlabels.store.finish import CARD, MADE, with_files
 from softlabels.store.manifest import MANIFEST, Manifest, load_manifest
 from softlabels.store.part import refuse_part

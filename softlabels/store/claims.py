@@ -1,11 +1,11 @@
 """Claims: how any number of builders share one plan without knowing of each other.
 
-Before a builder makes a shard it publishes `claims/00007-0.json`, which names its host, process and a
-random token; of many that try, one creates the file. While it works it renews the file's time, and when
-the shard is committed it removes the file. A claim is dead if its process is gone from this host, or if
-it was not renewed for `EXPIRY` seconds. Generation 1, `claims/00007-1.json`, takes over from a dead
-generation 0: again one creates it, and a late taker meets a name that exists. The highest generation is
-the claim in force.
+Before a builder makes a shard it publishes `claims/00007-0.json`, which names its process
+(`softlabels/processes.py`) and a random token; of many that try, one creates the file. While it works it renews the
+file's time, and when the shard is committed it removes the file. A claim is dead if its process can be looked at from
+here and is gone, or if it was not renewed for `EXPIRY` seconds. Generation 1, `claims/00007-1.json`, takes over from
+a dead generation 0: again one creates it, and a late taker meets a name that exists. The highest generation is the
+claim in force.
 
 Ages are differences of two times that the file system gave, so that no host's clock matters. Safety
 never rests on a claim: shards and records are published by create-if-absent, so a claim that was wrongly
@@ -18,7 +18,6 @@ from __future__ import annotations
 import os
 import random
 import re
-import socket
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -29,8 +28,9 @@ from typing import Any
 
 import msgspec
 
+from softlabels.durable import publish, sweep, temporary_beside
 from softlabels.errors import StoreError
-from softlabels.store.commit import TEMPORARY, alive, publish, sweep
+from softlabels.processes import Process, is_alive, this_process
 from softlabels.store.records import canonical
 
 __all__ = ["CLAIMS", "Claim", "Claims", "claim_files", "clear_claims"]
@@ -42,8 +42,7 @@ RENEWAL = 5.0
 """Seconds between renewals, at least."""
 _NAME = re.compile(r"(\d{5,12})-(\d{1,9})\.json")
 _LIVING: set[str] = set()
-"""Tokens of this process's builds. A claim with its pid and another token is of one that ended, or of an
-earlier life of the pid."""
+"""Tokens of this process's builds. A claim of this process with another token is of one that ended."""
 
 
 class Holder(msgspec.Struct, frozen=True, kw_only=True):
@@ -52,6 +51,33 @@ class Holder(msgspec.Struct, frozen=True, kw_only=True):
     host: str
     pid: int
     token: str
+    boot: str = ""
+    space: str = ""
+    started: str = ""
+
+    @classmethod
+    def here(cls) -> Holder:
+        """This process, with a new token."""
+        me = this_process()
+        return cls(
+            host=me.host,
+            pid=me.pid,
+            boot=me.boot,
+            space=me.space,
+            started=me.started,
+            token=token_hex(8),
+        )
+
+    @property
+    def process(self) -> Process:
+        """The process that holds the claim."""
+        return Process(
+            host=self.host,
+            pid=self.pid,
+            boot=self.boot,
+            space=self.space,
+            started=self.started,
+        )
 
 
 @dataclass
@@ -91,8 +117,7 @@ class Claims:
 
     def __init__(self, store: Path) -> None:
         self._folder = store / CLAIMS
-        self._host = socket.gethostname()
-        self._me = Holder(host=self._host, pid=os.getpid(), token=token_hex(8))
+        self._me = Holder.here()
         _LIVING.add(self._me.token)
 
     def take(self, indices: Sequence[int]) -> Claim | None:
@@ -153,7 +178,7 @@ class Claims:
 
     def _now(self) -> float:
         """The present, as the file system that holds the claims sees it."""
-        probe = self._folder / f"{TEMPORARY}{self._host}-{os.getpid()}-{token_hex(4)}-now"
+        probe = temporary_beside(self._folder / "now")
         publish(probe, b"")
         try:
             return probe.stat().st_mtime
@@ -168,10 +193,11 @@ class Claims:
             return False  # released this moment
         with suppress(msgspec.DecodeError):  # not one of ours: only its age counts
             holder = msgspec.json.decode(data, type=Holder)
-            if holder.host == self._host:
-                mine = holder.pid == os.getpid()
-                if not (holder.token in _LIVING if mine else alive(holder.pid)):
+            if holder.process == self._me.process:
+                if holder.token not in _LIVING:
                     return True
+            elif is_alive(holder.process) is False:
+                return True
         return now - renewed > EXPIRY
 
 

@@ -1,25 +1,17 @@
-"""Publishing: how a file appears in a store whole, or not at all.
+"""Committing: how a shard becomes part of a store.
 
-The flow of one shard: temporary file on the same file system -> fsync -> read back and compare ->
-publish by create-if-absent (a hard link) -> commit record, by create-if-absent too. When all shards
-have a commit record the manifest is published the same way. A process that dies at any step leaves at
-worst a temporary file, which the next run sweeps, or a published shard without a record, which the next
-run checks and adopts. Nothing that was published is ever written to again.
+The flow: the shard is published by create-if-absent (`softlabels/durable.py`), then its commit record, by
+create-if-absent too. When all shards have a commit record the manifest is published the same way. A process that dies
+at any step leaves at worst a temporary file, which the next run sweeps, or a published shard without a record, which
+the next run checks and adopts. Nothing that was published is ever written to again.
 """
 
 from __future__ import annotations
 
-import errno
 import hashlib
-import os
-import re
-import socket
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from secrets import token_hex
 
+from softlabels.durable import explained, publish
 from softlabels.errors import IntegrityError, StoreError
 from softlabels.store.dictionaries import Dictionaries
 from softlabels.store.encoding import FindDictionary, decode_shard, dictionary_of, read_statistics
@@ -38,171 +30,15 @@ from softlabels.store.shard import inputs_digest
 
 __all__ = [
     "adopt_shard",
-    "alive",
     "commit_path",
     "commit_shard",
     "committed",
-    "leftovers",
     "need_dictionary",
-    "publish",
-    "publish_link",
     "record_shard",
     "recorded",
     "remove",
-    "replace",
-    "sweep",
     "withdraw",
 ]
-
-TEMPORARY = ".tmp-"
-_WRITER = re.compile(re.escape(TEMPORARY) + r"(.+?)-(\d{1,7})-[0-9a-f]{8}-", re.DOTALL)
-"""Host and pid in a temporary file's name; a host's own name may end in `-` and digits."""
-STALE_SECONDS = 24 * 3600.0
-"""A temporary file of another host is swept after this long."""
-
-
-@contextmanager
-def _explained(path: Path) -> Iterator[None]:
-    """Turn a failing system call into a sentence."""
-    try:
-        yield
-    except OSError as e:
-        if isinstance(e, StoreError):
-            raise
-        ways_out = {
-            errno.ENOSPC: "the disk is full: free space",
-            errno.EDQUOT: "your quota is used up: free space",
-            errno.EROFS: "the file system is read-only: choose another --out",
-            errno.EACCES: "permission denied: check the owner of the folder",
-            errno.EPERM: "not permitted here (does the file system support hard links?): choose another --out",
-            errno.EOPNOTSUPP: "the file system has no hard links: choose another --out",
-        }
-        way_out = ways_out.get(e.errno or 0, e.strerror or str(e))
-        raise StoreError(
-            f"{path}: {way_out}, then run the same command again; finished shards are kept"
-        ) from e
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def publish(path: Path, data: bytes) -> bool:
-    """Make `path` hold `data`, whole and durable, unless it exists already.
-
-    Returns:
-        False if something is there already; it is left as it is.
-
-    Raises:
-        StoreError: the disk is full, read-only, …: says which, and that nothing is lost.
-        IntegrityError: what was read back is not what was written.
-    """
-    with _explained(path), _written(path, data) as temporary:
-        try:
-            os.link(temporary, path)
-        except FileExistsError:
-            return False
-        _sync_folder(path.parent)
-    return True
-
-
-def replace(path: Path, data: bytes) -> None:
-    """Make `path` hold `data`, in one step and durable, whatever was there; of a link the link is replaced.
-
-    Only for what is not content: a manifest whose content stays, and the card that is made from it.
-
-    Raises:
-        StoreError: the disk is full, read-only, …: says which, and that nothing is lost.
-        IntegrityError: what was read back is not what was written.
-    """
-    with _explained(path), _written(path, data) as temporary:
-        temporary.replace(path)
-        _sync_folder(path.parent)
-
-
-@contextmanager
-def _written(path: Path, data: bytes) -> Iterator[Path]:
-    """A temporary file beside `path` that holds `data`, durable and read back; it is gone afterwards."""
-    temporary = (
-        path.parent / f"{TEMPORARY}{socket.gethostname()}-{os.getpid()}-{token_hex(4)}-{path.name}"
-    )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with temporary.open("xb") as f:
-            f.write(data)
-            f.flush()
-            os.fsync(f.fileno())
-        if temporary.read_bytes() != data:
-            raise IntegrityError(
-                f"{temporary}: what was read back differs from what was written; check the disk"
-            )
-        yield temporary
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def publish_link(path: Path, source: Path) -> bool:
-    """Make `path` another name of a file that exists, unless it exists already.
-
-    Returns:
-        False if something is there already; it is left as it is.
-
-    Raises:
-        OSError: the file system cannot link the two.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        os.link(source.resolve(), path)  # of a link its target: the name must be of a regular file
-    except FileExistsError:
-        return False
-    _sync_folder(path.parent)
-    return True
-
-
-def sweep(folder: Path) -> list[Path]:
-    """Remove temporary files whose writer is gone; returns what was removed."""
-    swept = leftovers(folder)
-    for path in swept:
-        path.unlink(missing_ok=True)
-    return swept
-
-
-def leftovers(folder: Path) -> list[Path]:
-    """Temporary files whose writer is gone."""
-    found = []
-    host = socket.gethostname()
-    # os.walk and not rglob: another builder may remove a folder while it is read.
-    for path in sorted(Path(root, n) for root, _, names in os.walk(folder) for n in names):
-        if not path.name.startswith(TEMPORARY):
-            continue
-        writer = _WRITER.match(path.name)
-        try:
-            if writer is not None and writer[1] == host:
-                dead = not alive(int(writer[2]))
-            else:
-                dead = time.time() - path.lstat().st_mtime > STALE_SECONDS
-        except FileNotFoundError:
-            continue  # its writer has just removed it
-        if dead:
-            found.append(path)
-    return found
-
-
-def alive(pid: int) -> bool:
-    """Whether another process of this host lives."""
-    if pid == os.getpid():
-        return False  # our own earlier life: a container restarts with the same pid
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 def commit_path(store: Path, shard: PlannedShard) -> Path:
@@ -251,7 +87,7 @@ def remove(store: Path, path: Path) -> None:
     Raises:
         StoreError: it cannot be removed, or its folder is a link that leads out of the store.
     """
-    with _explained(path):
+    with explained(path):
         if not path.parent.resolve().is_relative_to(store.resolve()):
             raise StoreError(
                 f"{path}: its folder is a link that leads out of {store}, where nothing is ever removed; "

@@ -10,8 +10,8 @@ from pathlib import Path
 import msgspec
 
 import softlabels
+from softlabels.durable import publish
 from softlabels.store.card import card
-from softlabels.store.commit import publish
 from softlabels.store.croissant import CROISSANT, croissant
 from softlabels.store.dictionaries import DICTIONARY
 from softlabels.store.manifest import (

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import msgspec
 
+from softlabels.durable import TEMPORARY, publish
 from softlabels.errors import FormatError, IntegrityError, PlanError
 from softlabels.rows import Cursor, InputRow
 from softlabels.store.claims import CLAIMS
-from softlabels.store.commit import TEMPORARY, publish
 from softlabels.store.encoding import container_of
 from softlabels.store.identity import Identity
 from softlabels.store.manifest import FileRecord, Plan, PlannedShard

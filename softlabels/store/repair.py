@@ -20,14 +20,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from softlabels.durable import TEMPORARY, leftovers, publish
 from softlabels.errors import FormatError, IntegrityError, StoreError
 from softlabels.store.claims import claim_files, clear_claims
 from softlabels.store.commit import (
-    TEMPORARY,
     adopt_shard,
     commit_path,
-    leftovers,
-    publish,
     remove,
     withdraw,
 )

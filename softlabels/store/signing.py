@@ -16,8 +16,8 @@ from sys import stderr
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from softlabels.durable import replace
 from softlabels.errors import ConfigError, IntegrityError, MissingExtraError
-from softlabels.store.commit import replace
 from softlabels.store.manifest import MANIFEST, SIGNATURE, load_manifest
 from softlabels.store.part import refuse_part
 from softlabels.store.records import read_file

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from softlabels.durable import TEMPORARY
 from softlabels.errors import IntegrityError, SoftLabelsError
-from softlabels.store.commit import TEMPORARY
 from softlabels.store.files import Recorded, StoreFiles
 from softlabels.store.finish import MADE
 from softlabels.store.manifest import MANIFEST, SIGNATURE, Commit, Plan, read_manifest

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import multiprocessing
 import os
-import socket
 import threading
 import time
 
@@ -13,32 +13,41 @@ import msgspec
 import pytest
 
 from softlabels.errors import StoreError
+from softlabels.processes import Process, this_process
 from softlabels.store import claims as claims_module
 from softlabels.store.claims import EXPIRY, RENEWAL, Claims, Holder, clear_claims
 from softlabels.store.repair import repair_store
 from softlabels.store.verify import verify_store
 from tests.store.made_up import files_of
 
-HOST = socket.gethostname()
+ELSEWHERE = Process(host="elsewhere", pid=1, boot="0a1b2c3d4e5f", space="4", started="5")
 FORK = multiprocessing.get_context("fork")
 
 
-def claimed(store, *, host="elsewhere", pid=1, age=0.0, name="00000-0.json"):
+def claimed(store, *, process=ELSEWHERE, age=0.0, name="00000-0.json"):
     """A claim that another builder made and last renewed `age` seconds ago."""
     path = store / "claims" / name
     path.parent.mkdir(exist_ok=True)
-    path.write_bytes(msgspec.json.encode(Holder(host=host, pid=pid, token="0" * 16)))
+    holder = Holder(**dataclasses.asdict(process), token="0" * 16)
+    path.write_bytes(msgspec.json.encode(holder))
     then = path.stat().st_mtime - age
     os.utime(path, (then, then))
     return path
 
 
-def dead_pid() -> int:
-    child = FORK.Process(target=int)
+def dead() -> Process:
+    """A process of this host that has ended."""
+    queue = FORK.Queue()
+    child = FORK.Process(target=lambda: queue.put(this_process()))
     child.start()
+    process = queue.get(timeout=30)
     child.join()
-    assert child.pid is not None
-    return child.pid
+    return process
+
+
+def parent() -> Process:
+    """A process of this host that lives."""
+    return dataclasses.replace(this_process(), pid=os.getppid(), started="")
 
 
 # -- taking and releasing -------------------------------------------------------------------------
@@ -49,7 +58,7 @@ def test_a_claim_names_its_holder_and_is_gone_when_released(tmp_path):
     assert claim is not None
     assert claim.index == 3
     holder = msgspec.json.decode((tmp_path / "claims" / "00003-0.json").read_bytes(), type=Holder)
-    assert (holder.host, holder.pid) == (HOST, os.getpid())
+    assert holder.process == this_process()
     claim.release()
     assert files_of(tmp_path) == {}
     assert Claims(tmp_path).take([3]) is not None
@@ -101,21 +110,21 @@ def run_racer(store, start, got):
 
 
 @pytest.mark.parametrize("kind", ["threads", "processes"])
-@pytest.mark.parametrize("dead", [False, True])
-def test_one_of_many_takers_wins(tmp_path, kind, dead):
+@pytest.mark.parametrize("expired", [False, True])
+def test_one_of_many_takers_wins(tmp_path, kind, expired):
     import queue
 
     n = 12
     for i in range(10):
         store = tmp_path / str(i)
         store.mkdir()
-        if dead:
+        if expired:
             claimed(store, age=EXPIRY + 1)
         if kind == "threads":
             won = race(store, n, threading.Thread, (threading.Barrier(n), queue.Queue()))
         else:
             won = race(store, n, FORK.Process, (FORK.Barrier(n), FORK.Queue()))
-        assert won == [f"00000-{int(dead)}.json"]
+        assert won == [f"00000-{int(expired)}.json"]
 
 
 def test_every_shard_goes_to_one_of_many_takers(tmp_path):
@@ -138,7 +147,7 @@ def test_every_shard_goes_to_one_of_many_takers(tmp_path):
 
 
 def test_a_claim_of_a_process_that_is_gone_is_taken_over_at_once(tmp_path):
-    claimed(tmp_path, host=HOST, pid=dead_pid())
+    claimed(tmp_path, process=dead())
     claim = Claims(tmp_path).take([0])
     assert claim is not None
     assert claim.path.name == "00000-1.json"
@@ -149,30 +158,51 @@ def test_a_claim_of_a_process_that_is_gone_is_taken_over_at_once(tmp_path):
 
 def test_an_earlier_life_of_our_pid_is_dead(tmp_path):
     """A container restarts with the same pid."""
-    claimed(tmp_path, host=HOST, pid=os.getpid())
+    claimed(tmp_path, process=dataclasses.replace(this_process(), started="1"))
+    claimed(tmp_path, process=this_process(), name="00001-0.json")  # of a build that ended
+    assert Claims(tmp_path).take([1]) is not None
     assert Claims(tmp_path).take([0]) is not None
 
 
 def test_the_living_are_left_alone(tmp_path):
-    claimed(tmp_path, host=HOST, pid=os.getppid())
-    claimed(tmp_path, host="elsewhere", pid=dead_pid(), name="00001-0.json")
+    claimed(tmp_path, process=parent())
+    claimed(tmp_path, process=dataclasses.replace(dead(), host="elsewhere"), name="00001-0.json")
     assert Claims(tmp_path).take([0, 1]) is None
 
 
+@pytest.mark.parametrize("field", ["boot", "space"])
+@pytest.mark.parametrize(("age", "taken"), [(EXPIRY - 60, False), (EXPIRY + 60, True)])
+def test_containers_that_share_a_hosts_name_judge_each_other_by_age(tmp_path, field, age, taken):
+    """Each sees other processes under the pids: the one that holds the claim is not to be seen."""
+    claimed(tmp_path, process=dataclasses.replace(dead(), **{field: "7"}), age=age)
+    assert (Claims(tmp_path).take([0]) is not None) == taken
+
+
+def test_a_claim_of_an_older_version_only_ages(tmp_path):
+    """It says host and pid; which namespace the pid is of is not known."""
+    me = this_process()
+    old = Process(host=me.host, pid=dead().pid)
+    claimed(tmp_path, process=old, age=EXPIRY + 60)
+    claimed(tmp_path, process=old, name="00001-0.json")
+    claims = Claims(tmp_path)
+    assert claims.take([0]) is not None
+    assert (claims.take([1]) is None) == bool(me.space)
+
+
 @pytest.mark.parametrize("clock", [-1e6, 0.0, 1e6])
-@pytest.mark.parametrize(("age", "dead"), [(EXPIRY - 60, False), (EXPIRY + 60, True)])
+@pytest.mark.parametrize(("age", "taken"), [(EXPIRY - 60, False), (EXPIRY + 60, True)])
 def test_age_is_judged_by_the_file_system_whatever_the_hosts_clock_says(
-    tmp_path, monkeypatch, clock, age, dead
+    tmp_path, monkeypatch, clock, age, taken
 ):
     claimed(tmp_path, age=age)
     real = time.time
     monkeypatch.setattr(time, "time", lambda: real() + clock)
-    assert (Claims(tmp_path).take([0]) is not None) == dead
+    assert (Claims(tmp_path).take([0]) is not None) == taken
 
 
 @pytest.mark.parametrize("skew", [-1e6, 1e6])
-@pytest.mark.parametrize(("age", "dead"), [(EXPIRY - 60, False), (EXPIRY + 60, True)])
-def test_a_file_system_with_another_clock(tmp_path, monkeypatch, skew, age, dead):
+@pytest.mark.parametrize(("age", "taken"), [(EXPIRY - 60, False), (EXPIRY + 60, True)])
+def test_a_file_system_with_another_clock(tmp_path, monkeypatch, skew, age, taken):
     """All that it writes, the probe included, carries its own time."""
     claimed(tmp_path, age=age - skew)
     real = claims_module.publish
@@ -184,7 +214,7 @@ def test_a_file_system_with_another_clock(tmp_path, monkeypatch, skew, age, dead
         return done
 
     monkeypatch.setattr(claims_module, "publish", publish)
-    assert (Claims(tmp_path).take([0]) is not None) == dead
+    assert (Claims(tmp_path).take([0]) is not None) == taken
 
 
 def test_the_highest_generation_is_in_force(tmp_path):
@@ -233,14 +263,14 @@ def test_clearing_removes_claims_and_what_the_dead_left(tmp_path):
     clear_claims(tmp_path)
     claimed(tmp_path)
     claimed(tmp_path, name="00012-3.json")
-    (tmp_path / "claims" / f".tmp-{HOST}-{dead_pid()}-0a1b2c3d-now").touch()
+    (tmp_path / "claims" / f".tmp-{dead()}-0a1b2c3d-now").touch()
     clear_claims(tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_clearing_leaves_a_living_builders_file(tmp_path):
     claimed(tmp_path)
-    (tmp_path / "claims" / f".tmp-{HOST}-{os.getppid()}-0a1b2c3d-now").touch()
+    (tmp_path / "claims" / f".tmp-{parent()}-0a1b2c3d-now").touch()
     clear_claims(tmp_path)
     assert len(files_of(tmp_path)) == 1
 

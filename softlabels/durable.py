@@ -1,0 +1,225 @@
+"""How a file appears whole and durable, or not at all.
+
+The flow: a temporary file beside the final name -> fsync -> read back and compare -> the final name, by
+create-if-absent (a hard link) or in the place of what is there -> fsync of the folder. A process that dies at any step
+leaves at worst a temporary file, whose name says which process that was: the next run removes it.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from secrets import token_hex
+
+from softlabels.errors import IntegrityError, StoreError
+from softlabels.processes import SPELLING, Process, is_alive, this_process
+
+__all__ = [
+    "STALE_SECONDS",
+    "TEMPORARY",
+    "explained",
+    "is_temporary",
+    "leftovers",
+    "make_folder",
+    "publish",
+    "publish_link",
+    "replace",
+    "sweep",
+    "sync_folder",
+    "temporary_beside",
+]
+
+TEMPORARY = ".tmp-"
+_OURS = re.compile(
+    re.escape(TEMPORARY)
+    + rf"(?:(?P<process>{SPELLING})|(?P<host>.+?)-(?P<pid>[0-9]{{1,7}}))-[0-9a-f]{{8}}-.",
+    re.DOTALL,
+)
+"""Host and pid alone are what names held before they told boots and namespaces apart. A host's own name may end in `-`
+and digits."""
+_NAME_LENGTH = 32
+"""Characters of the final name that the temporary one shows: names have an end."""
+STALE_SECONDS = 24 * 3600.0
+"""A temporary file whose process cannot be looked at from here is swept after this long."""
+
+
+@contextmanager
+def explained(path: Path) -> Iterator[None]:
+    """Turn a failing system call into a sentence about `path`.
+
+    Raises:
+        StoreError: in the place of an OSError, which is its cause.
+    """
+    try:
+        yield
+    except OSError as e:
+        if isinstance(e, StoreError):
+            raise
+        ways_out = {
+            errno.ENOSPC: "the disk is full: free space",
+            errno.EDQUOT: "your quota is used up: free space",
+            errno.EROFS: "the file system is read-only: choose another --out",
+            errno.EACCES: "permission denied: check the owner of the folder",
+            errno.EPERM: "not permitted here (does the file system support hard links?): choose another --out",
+            errno.EOPNOTSUPP: "the file system has no hard links: choose another --out",
+        }
+        way_out = ways_out.get(e.errno or 0, e.strerror or str(e))
+        raise StoreError(
+            f"{path}: {way_out}, then run the same command again; what is finished is kept"
+        ) from e
+
+
+# -- folders --------------------------------------------------------------------------------------
+
+
+def sync_folder(folder: Path) -> None:
+    """Make what was created, renamed or removed in a folder durable."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it, unless they are there; each new one is durable in its parent."""
+    if folder.is_dir():
+        return
+    make_folder(folder.parent)
+    folder.mkdir(exist_ok=True)
+    sync_folder(folder.parent)
+
+
+# -- files ----------------------------------------------------------------------------------------
+
+
+def publish(path: Path, data: bytes) -> bool:
+    """Make `path` hold `data`, whole and durable, unless it exists already.
+
+    Returns:
+        False if something is there already; it is left as it is.
+
+    Raises:
+        StoreError: the disk is full, read-only, …: says which, and that nothing is lost.
+        IntegrityError: what was read back is not what was written.
+    """
+    with explained(path), _written(path, data) as temporary:
+        return _linked(path, temporary)
+
+
+def publish_link(path: Path, source: Path) -> bool:
+    """Make `path` another name of a file that exists, unless it exists already.
+
+    Returns:
+        False if something is there already; it is left as it is.
+
+    Raises:
+        OSError: the file system cannot link the two.
+    """
+    make_folder(path.parent)
+    return _linked(
+        path, source.resolve()
+    )  # of a link its target: the name must be of a regular file
+
+
+def _linked(path: Path, source: Path) -> bool:
+    try:
+        os.link(source, path)
+        made = True
+    except FileExistsError:
+        made = False  # but it may not be durable yet, and is built upon from now on
+    sync_folder(path.parent)
+    return made
+
+
+def replace(path: Path, data: bytes) -> None:
+    """Make `path` hold `data`, in one step and durable, whatever was there; of a link the link is replaced.
+
+    Only for a file that a record of ours says is ours, looked at just before: the manifest whose content stays, what
+    is made from it (card, `croissant.json`), its signature, and the files of a run that holds its folder's lock.
+    Never for a shard, a plan or a commit record, which are never written again, and never for a path that only a
+    user named: `publish` leaves that alone.
+
+    Raises:
+        StoreError: the disk is full, read-only, …: says which, and that nothing is lost.
+        IntegrityError: what was read back is not what was written.
+    """
+    with explained(path), _written(path, data) as temporary:
+        temporary.replace(path)
+        sync_folder(path.parent)
+
+
+@contextmanager
+def _written(path: Path, data: bytes) -> Iterator[Path]:
+    """A temporary file beside `path` that holds `data`, durable and read back; it is gone afterwards."""
+    make_folder(path.parent)
+    temporary = temporary_beside(path)
+    try:
+        with temporary.open("xb") as f:
+            f.write(data)
+            f.flush()
+            os.fsync(f.fileno())
+        if temporary.read_bytes() != data:
+            raise IntegrityError(
+                f"{temporary}: what was read back differs from what was written; check the disk"
+            )
+        yield temporary
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+# -- temporary files ------------------------------------------------------------------------------
+
+
+def temporary_beside(path: Path) -> Path:
+    """A name in the folder of `path` that no other file has, and that says which process makes it."""
+    return path.parent / f"{TEMPORARY}{this_process()}-{token_hex(4)}-{path.name[-_NAME_LENGTH:]}"
+
+
+def is_temporary(name: str) -> bool:
+    """Whether a file's name is one that `temporary_beside` gives; other programs have temporary files, too."""
+    return _OURS.match(name) is not None
+
+
+def sweep(folder: Path) -> list[Path]:
+    """Remove our temporary files whose process is gone, here and below; returns what was removed.
+
+    Only for a folder that is known to be ours.
+    """
+    swept = leftovers(folder)
+    for path in swept:
+        path.unlink(missing_ok=True)
+    return swept
+
+
+def leftovers(folder: Path) -> list[Path]:
+    """Our temporary files whose process is gone, here and below."""
+    found = []
+    # os.walk and not rglob: another builder may remove a folder while it is read.
+    for path in sorted(Path(root, n) for root, _, names in os.walk(folder) for n in names):
+        process = _process_of(path.name)
+        if process is None:
+            continue
+        alive = is_alive(process)
+        try:
+            if alive is None:
+                alive = time.time() - path.lstat().st_mtime <= STALE_SECONDS
+        except FileNotFoundError:
+            continue  # its writer has just removed it
+        if not alive:
+            found.append(path)
+    return found
+
+
+def _process_of(name: str) -> Process | None:
+    """The process that a temporary file's name says; None: the name is not of ours."""
+    if (match := _OURS.match(name)) is None:
+        return None
+    if match["process"] is not None:
+        return Process.parse(match["process"])
+    return Process(host=match["host"], pid=int(match["pid"]))
