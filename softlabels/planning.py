@@ -17,6 +17,7 @@ from softlabels.corpora import Corpus, open_corpora
 from softlabels.corpora.packing import CorpusCounts, pack
 from softlabels.corpora.pictures import image_record, image_rows, image_settings
 from softlabels.corpora.pieces import masked_texts
+from softlabels.corpora.survey import SurveyProgress
 from softlabels.corpora.texts import classified_texts
 from softlabels.corpora.words import classified_words
 from softlabels.dictionary import first_shards, given_dictionary
@@ -122,7 +123,9 @@ def survey(
     counts = CorpusCounts()
     digests = digests or RowDigests()
     tokens = 0
-    report.stage("tokenise", config.limit_rows, "rows")
+    progress = SurveyProgress(
+        report, corpora, counts, rows=_most_rows(config, corpora), passes=config.views
+    )
 
     def watched() -> Iterator[tuple[Cursor, InputRow]]:
         nonlocal tokens
@@ -130,8 +133,9 @@ def survey(
         for cursor, row in islice(rows, config.limit_rows):
             digests.add(row)
             tokens += row.size
-            report.advance(1)
+            progress.row(row.size)
             yield cursor, row
+        progress.end()
 
     shards = list(plan_shards(watched(), config.shard_rows))
     if not shards:
@@ -182,6 +186,14 @@ def survey(
     if counts.truncated:
         report.notice(f"cut {counts.truncated} texts to --seq-len {config.seq_len} tokens")
     return identity, shards
+
+
+def _most_rows(config: BuildConfig, corpora: Sequence[Corpus]) -> int | None:
+    """Rows of the whole job, if they can be told before the corpus was read."""
+    if config.of_images:
+        views = len(cast(ImageSource, corpora[0])) * config.views
+        return min(views, config.limit_rows or views)
+    return config.limit_rows
 
 
 def packed_rows(

@@ -14,6 +14,7 @@ import click
 
 from softlabels.errors import SoftLabelsError
 from softlabels.options import ALIASES_LINE, SETTINGS
+from softlabels.progress import Lines, rate_of
 
 __all__ = [
     "Bar",
@@ -113,7 +114,7 @@ def emit(value: dict[str, Any], text: str, *, as_json: bool) -> None:
 
 
 class Bar:
-    """A progress bar with rate and time left on stderr; plain lines where stderr is no terminal.
+    """Progress on stderr: a bar with rate and time left in a terminal; in a log, lines (`softlabels.progress`).
 
     Args:
         quiet: notices only, for what is left out, cut or found on the way is told whoever reads the result.
@@ -123,7 +124,8 @@ class Bar:
         self._quiet = quiet
         self._live: Any = None
         self._task: Any = None
-        self._columns: dict[str, Any] = {}
+        self._unit = ""
+        self._lines = None if quiet or sys.stderr.isatty() else Lines(self.notice)
 
     def notice(self, message: str) -> None:
         """A line for people."""
@@ -132,17 +134,18 @@ class Bar:
         else:
             click.echo(message, err=True)
 
-    def stage(self, name: str, total: int | None, unit: str) -> None:
-        """Begin a new bar."""
+    def stage(self, name: str, total: int | None, unit: str, done: int = 0) -> None:
+        """Begin a new stage, of which `done` was done before."""
         self.close()
         if self._quiet:
             return
-        if not sys.stderr.isatty():
-            click.echo(f"{name}: {total if total is not None else '?'} {unit}", err=True)
+        if self._lines is not None:
+            self._lines.stage(name, total, unit, done)
             return
         from rich.console import Console
         from rich.progress import (
             BarColumn,
+            DownloadColumn,
             MofNCompleteColumn,
             Progress,
             TextColumn,
@@ -150,32 +153,37 @@ class Bar:
             TimeRemainingColumn,
         )
 
+        of_bytes = unit == "bytes"
+        self._unit = unit
         self._live = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn(unit + "  {task.fields[rate]}"),
+            DownloadColumn() if of_bytes else MofNCompleteColumn(),
+            TextColumn(("" if of_bytes else unit + "  ") + "{task.fields[rate]}"),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
             TextColumn("{task.fields[note]}"),
             console=Console(stderr=True),
         )
         self._live.start()
-        self._task = self._live.add_task(name, total=total, rate="", note="")
+        self._task = self._live.add_task(name, total=total, completed=done, rate="", note="")
 
     def advance(self, amount: int, note: str | None = None) -> None:
-        """Progress in the present bar."""
+        """Progress in the present stage."""
+        if self._lines is not None:
+            self._lines.advance(amount, note)
         if self._live is None:
             return
         speed = self._live.tasks[0].speed
-        shown = "" if not speed else f"{speed:,.0f}/s" if speed >= 10 else f"{speed:.2f}/s"
-        fields: dict[str, Any] = {"rate": shown}
+        fields: dict[str, Any] = {"rate": rate_of(speed, self._unit) if speed else ""}
         if note is not None:
             fields["note"] = note
         self._live.update(self._task, advance=amount, **fields)
 
-    def close(self) -> None:
-        """End the present bar."""
+    def close(self, *, stopped: bool = False) -> None:
+        """End the present stage."""
+        if self._lines is not None:
+            self._lines.close(stopped=stopped)
         if self._live is not None:
             self._live.stop()
             self._live = None
@@ -183,5 +191,5 @@ class Bar:
     def __enter__(self) -> Bar:
         return self
 
-    def __exit__(self, *exc: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
+        self.close(stopped=kind is not None)

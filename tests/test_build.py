@@ -273,7 +273,7 @@ def test_a_committed_shard_that_was_damaged_is_built_again(corpus, tmp_path):
         def stage(self, *a):
             pass
 
-        def advance(self, n):
+        def advance(self, amount, note=None):
             pass
 
     build(config_of(corpus), tmp_path / "s", teacher=TinyTeacher(), reporter=Reporter())

@@ -158,7 +158,7 @@ def test_a_builder_waits_for_what_others_hold_and_then_takes_it(tmp_path, corpus
         def stage(self, name: str, total: int | None, unit: str) -> None:
             self.total, self.done = total or 0, 0
 
-        def advance(self, amount: int) -> None:
+        def advance(self, amount: int, note: str | None = None) -> None:
             self.done += amount
 
     reporter = Reporter()

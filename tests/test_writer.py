@@ -127,7 +127,7 @@ def test_of_two_errors_the_teacher_s_is_raised_and_the_writer_s_is_told(
         def stage(self, *_):
             pass
 
-        def advance(self, _):
+        def advance(self, amount, note=None):
             pass
 
     def slow_failure(*_):

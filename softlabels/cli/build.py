@@ -61,7 +61,7 @@ def build_command(
         return
     from softlabels.build import build
 
-    with Bar(quiet=as_json) as bar:
+    with Bar() as bar:
         manifest = build(config, out, reporter=bar)
     values = summary(manifest)
     text = (
@@ -75,7 +75,7 @@ def build_command(
 def _dry_run(config: BuildConfig, out: Path, price: float | None, *, as_json: bool) -> None:
     from softlabels.dry_run import dry_run
 
-    with Bar(quiet=as_json) as bar:
+    with Bar() as bar:
         e = dry_run(config, out, reporter=bar)
     cost = None if price is None else e.hours * price
     lines = {

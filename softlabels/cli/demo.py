@@ -72,7 +72,7 @@ def demo_command(out: Path, as_json: bool) -> None:
     begin = time.perf_counter()
     text = _text()
     train, heldout = out / "train-store", out / "heldout-store"
-    with Bar(quiet=as_json) as bar:
+    with Bar() as bar:
         sizes = _build_stores(text, train, heldout, bar)
         for store in (train, heldout):
             _verify(store, bar)
@@ -88,13 +88,12 @@ def demo_command(out: Path, as_json: bool) -> None:
         _softtrain(
             [*arguments, "--checkpoint-every", 25, "--resume"],
             title=f"training a student on {'soft and hard' if alpha else 'hard'} labels",
-            quiet=as_json,
         )
-        result = _softtrain(["eval", run, "--store", heldout, "--json"], title=None, quiet=True)
+        result = _softtrain(["eval", run, "--store", heldout, "--json"])
         students.append(_Result(name, json.loads(result)))
     report = out / "report.html"
     arguments = ["report", *(out / f"student-{s.name}" for s in students), "--store", heldout]
-    _softtrain([*arguments, "--out", report, "--json"], title=None, quiet=True)
+    _softtrain([*arguments, "--out", report, "--json"])
     seconds = time.perf_counter() - begin
     values = {
         "store": sizes["train"],
@@ -190,13 +189,11 @@ def _student_config(store: Path) -> dict[str, Any]:
     }
 
 
-def _softtrain(arguments: list[Any], *, title: str | None, quiet: bool) -> str:
-    """Run the trainer in a process of its own: it never sees the teacher."""
-    if title and not quiet:
+def _softtrain(arguments: list[Any], *, title: str | None = None) -> str:
+    """Run the trainer in a process of its own: it never sees the teacher. Returns what it printed on stdout."""
+    if title:
         click.echo(title, err=True)
     command = [sys.executable, "-m", "trainers", *map(str, arguments)]
-    if quiet and title:
-        command.append("--json")
     environment = os.environ | {"HF_HUB_OFFLINE": "1"}
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment, check=False)
     if done.returncode == 130:

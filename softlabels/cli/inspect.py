@@ -232,7 +232,7 @@ def verify_command(
             )
         check_signature(store, key)
 
-    with Bar(quiet=as_json) as bar:
+    with Bar() as bar:
         bar.stage("verify", None, "shards")
         report = verify_store(store, deep=deep, progress=lambda done, total: bar.advance(1))
     for problem in report.problems:

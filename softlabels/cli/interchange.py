@@ -42,7 +42,7 @@ def import_command(kind: str, path: Path, out: Path, as_json: bool, **flags: Any
     from softlabels.cli.build import summary
     from softlabels.interchange.importing import ImportConfig, import_store
 
-    with Bar(quiet=as_json) as bar:
+    with Bar() as bar:
         done = import_store(kind, path, out, ImportConfig(**flags), reporter=bar)
     values = summary(done.manifest)
     text = (
@@ -67,7 +67,7 @@ def export_command(store: Path, kind: str, out: Path, as_json: bool) -> None:
     """
     from softlabels.interchange.exporting import export_store
 
-    with Bar(quiet=as_json) as bar:
+    with Bar() as bar:
         records = export_store(store, kind, out, reporter=bar)
     value = {"store": str(store), "out": str(out), "records": records}
     emit(value, f"{out}: {records:,} records", as_json=as_json)

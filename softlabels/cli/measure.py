@@ -63,7 +63,7 @@ def measure_command(
     from softlabels.store.fidelity_table import fidelity_rows
 
     config = MeasureConfig(**flags)
-    with Bar(quiet=as_json) as bar:
+    with Bar() as bar:
         fidelity = measure(store, config, write=not no_write, reporter=bar)
     grid = [f"T={at.temperature:g}" for at in fidelity.temperatures]
     lines = [f"{name:>40}  {'   '.join(values)}" for name, values in fidelity_rows(fidelity)]

@@ -43,7 +43,7 @@ def merge_command(sources: tuple[Path, ...], out: Path, licence: str | None, as_
     """
     from softlabels.algebra.merge import merge
 
-    with Bar(quiet=as_json) as bar:
+    with Bar() as bar:
         manifest = merge(sources, out, licence=licence, reporter=bar)
     show(out, manifest, as_json=as_json)
 
@@ -80,6 +80,6 @@ def append_command(store: Path, out: Path, as_json: bool, **flags: Any) -> None:
         raise ConfigError("--corpus is missing: give the new documents")
     from softlabels.algebra.append import AppendConfig, append
 
-    with Bar(quiet=as_json) as bar:
+    with Bar() as bar:
         manifest = append(store, AppendConfig(**flags), out, reporter=bar)
     show(out, manifest, as_json=as_json)

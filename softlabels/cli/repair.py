@@ -31,7 +31,7 @@ def repair_command(ctx: click.Context, store: Path, dry_run: bool, as_json: bool
     """
     from softlabels.store.repair import repair_store
 
-    with Bar(quiet=as_json) as bar:
+    with Bar() as bar:
         bar.stage("repair", None, "shards")
         done = repair_store(store, dry_run=dry_run, progress=lambda i, n: bar.advance(1))
     would = "would " if dry_run else ""

@@ -36,7 +36,7 @@ def push_command(store: Path, url: str, alone: bool, as_json: bool) -> None:
     from softlabels.store.remote.hub import push_to_hub
     from softlabels.store.remote.push import push
 
-    with Bar(quiet=as_json) as bar:
+    with Bar() as bar:
         bar.stage("push", None, "shards")
         if url.startswith("hf://"):
             done = push_to_hub(store, url, progress=lambda i, n: bar.advance(1))
@@ -70,7 +70,7 @@ def pull_command(
     """
     from softlabels.store.remote.pull import pull
 
-    with Bar(quiet=as_json) as bar:
+    with Bar() as bar:
         bar.stage("pull", None, "shards")
         done = pull(url, folder, share=share, rows=rows, progress=lambda i, n: bar.advance(1))
     text = (

@@ -52,7 +52,7 @@ def subset_command(store: Path, out: Path, as_json: bool, **flags: Any) -> None:
     """
     from softlabels.algebra.subset import SubsetConfig, subset
 
-    with Bar(quiet=as_json) as bar:
+    with Bar() as bar:
         manifest = subset(store, SubsetConfig(**flags), out, reporter=bar)
     show(out, manifest, as_json=as_json)
 
@@ -71,7 +71,7 @@ def view_command(store: Path, out: Path, vocab: str, as_json: bool) -> None:
     """
     from softlabels.algebra.view import view
 
-    with Bar(quiet=as_json) as bar:
+    with Bar() as bar:
         manifest, dropped = view(store, vocab, out, reporter=bar)
     if as_json:
         emit({"store": str(out), "dropped": dropped.to_dict()}, "", as_json=True)
@@ -103,7 +103,7 @@ def convert_command(store: Path, out: Path, as_json: bool, **flags: Any) -> None
     """
     from softlabels.algebra.convert import convert
 
-    with Bar(quiet=as_json) as bar:
+    with Bar() as bar:
         manifest = convert(store, out, **flags, reporter=bar)
     show(out, manifest, as_json=as_json)
 
@@ -121,7 +121,7 @@ def diff_command(a: Path, b: Path, as_json: bool) -> None:
     """
     from softlabels.algebra.diff import diff
 
-    with Bar(quiet=as_json) as bar:
+    with Bar() as bar:
         found = diff(a, b, reporter=bar).to_dict()
     lines = [
         f"rows        {found['rows_a']:,} and {found['rows_b']:,}, {found['rows_common']:,} in common",

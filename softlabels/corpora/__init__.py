@@ -6,8 +6,9 @@ A corpus yields documents; `packing.py` turns them into rows. To add one: one fi
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -16,7 +17,7 @@ import numpy.typing as npt
 from softlabels.errors import CorpusError
 from softlabels.registry import Registry, split_spec
 
-__all__ = ["CORPORA", "Corpus", "Document", "Message", "documents_of", "open_corpora"]
+__all__ = ["CORPORA", "BytesRead", "Corpus", "Document", "Message", "documents_of", "open_corpora"]
 
 Message = dict[str, Any]
 """`{"role": "user" | "assistant" | "system" | …, "content": str}`."""
@@ -49,6 +50,21 @@ class Document:
         if self.words is not None:
             return not any(w.strip() for w in self.words)
         return not (self.text or "").strip()
+
+
+@dataclass
+class BytesRead:
+    """How much of its files a corpus has read; a corpus that knows has one as its attribute `read`."""
+
+    total: int
+    """Bytes of all of its files."""
+    done: int = 0
+    """Of documents that were taken and left behind; grows on through a second pass."""
+
+    @staticmethod
+    def of(paths: Iterable[Path]) -> BytesRead:
+        """Of files of which nothing was read."""
+        return BytesRead(sum(p.stat().st_size for p in paths))
 
 
 class Corpus(Protocol):

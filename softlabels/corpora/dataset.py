@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from softlabels.corpora import Document
+from softlabels.corpora import BytesRead, Document
 from softlabels.corpora.parquet import DEFAULT, column_of, documents_in, split_column, with_label
 from softlabels.errors import CorpusError
 
@@ -40,6 +40,8 @@ class SavedDataset:
                 f"--corpus dataset:{path}: no {STATE} there; expected a folder that Dataset.save_to_disk made"
             )
 
+        self.read = BytesRead.of(p for p in self._files() if p.is_file())
+
     def documents(self) -> Iterator[Document]:
         """One document per row."""
         for file in self._files():
@@ -49,6 +51,7 @@ class SavedDataset:
                     column = column_of(reader.schema, self._column, DEFAULT, str(file))
                     columns = with_label(reader.schema, column)
                     yield from documents_in((b.select(columns) for b in reader), str(file))
+                    self.read.done += file.stat().st_size
             except (OSError, pa.ArrowException) as e:
                 raise CorpusError(f"{file}: cannot be read as an Arrow stream ({e})") from e
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from softlabels.corpora import Document
+from softlabels.corpora import BytesRead, Document
 from softlabels.errors import CorpusError
 
 __all__ = ["JsonLines", "TextFiles", "check_messages", "matches"]
@@ -49,6 +49,7 @@ class TextFiles:
     def __init__(self, pattern: str) -> None:
         self.spec = f"text:{pattern}"
         self.paths = matches(pattern, "text")
+        self.read = BytesRead.of(self.paths)
 
     def documents(self) -> Iterator[Document]:
         """One document per file."""
@@ -62,6 +63,7 @@ class TextFiles:
                     f"{path}: byte {e.start} is not UTF-8; convert the file (iconv -t utf-8)"
                 ) from e
             yield Document(where=str(path), text=text)
+            self.read.done += len(data)
 
 
 class JsonLines:
@@ -73,6 +75,7 @@ class JsonLines:
     def __init__(self, pattern: str) -> None:
         self.spec = f"jsonl:{pattern}"
         self.paths = matches(pattern, "jsonl")
+        self.read = BytesRead.of(self.paths)
 
     def documents(self) -> Iterator[Document]:
         """One document per line; blank lines are refused like any other line that is not an object."""
@@ -80,6 +83,7 @@ class JsonLines:
             with _readable(path), path.open("rb") as f:
                 for number, line in enumerate(f, start=1):
                     yield self._parse(line, f"{path}:{number}")
+                    self.read.done += len(line)
 
     def _parse(self, line: bytes, where: str) -> Document:
         try:

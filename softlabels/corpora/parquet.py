@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from softlabels.corpora import Document
+from softlabels.corpora import BytesRead, Document
 from softlabels.corpora.files import check_messages, matches
 from softlabels.errors import CorpusError
 
@@ -31,6 +31,7 @@ class ParquetFiles:
         self.spec = f"parquet:{argument}"
         pattern, self._column = split_column(argument)
         self.paths = matches(pattern, "parquet")
+        self.read = BytesRead.of(self.paths)
 
     def documents(self) -> Iterator[Document]:
         """One document per row."""
@@ -40,9 +41,16 @@ class ParquetFiles:
                 column = column_of(file.schema_arrow, self._column, DEFAULT, str(path))
                 columns = with_label(file.schema_arrow, column)
                 batches = file.iter_batches(batch_size=ROWS, columns=columns)
-                yield from documents_in(batches, str(path))
+                size = path.stat().st_size / max(1, file.metadata.num_rows)
+                yield from documents_in(self._counted(batches, size), str(path))
             except (OSError, pa.ArrowException) as e:
                 raise CorpusError(f"{path}: cannot be read as Parquet ({e})") from e
+
+    def _counted(self, batches: Iterator[pa.RecordBatch], size: float) -> Iterator[pa.RecordBatch]:
+        """The batches, each counted as read when the next is asked for; `size` bytes are a row's share."""
+        for batch in batches:
+            yield batch
+            self.read.done += round(len(batch) * size)
 
 
 def split_column(argument: str) -> tuple[str, str | None]:

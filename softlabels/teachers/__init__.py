@@ -164,4 +164,6 @@ def open_teacher(spec: str, options: TeacherOptions) -> Teacher:
         TeacherError: it cannot be loaded, or is not understood.
     """
     name, argument = split_spec(spec, flag="--teacher")
-    return TEACHERS.load(name)(argument, options)
+    load = TEACHERS.load(name)
+    options.notice(f"loading the teacher {spec}")
+    return load(argument, options)

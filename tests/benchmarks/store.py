@@ -67,7 +67,7 @@ def stores(args: argparse.Namespace) -> dict[str, list[Shard]]:
                 shard_rows=min(rows, args.heldout_rows),
             )
             out = args.work / f"{estimator}-{part}"
-            with Bar(quiet=False) as bar:
+            with Bar() as bar:
                 build(config, out, reporter=bar)
             store = open_store(out)
             found[out.name] = [store.read_shard(i) for i in range(len(store.manifest.shards))]

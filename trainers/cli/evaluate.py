@@ -85,7 +85,7 @@ def eval_command(
     from trainers.evaluation.assess import assess_run
     from trainers.evaluation.evaluations import save_assessment
 
-    with Bar(quiet=as_json) as bar:
+    with Bar() as bar:
         bar.stage("evaluate", None, "rows")
         found, assessment = assess_run(
             run,

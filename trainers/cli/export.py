@@ -34,7 +34,7 @@ def export_command(run: Path, out: Path, as_json: bool, **flags: Any) -> None:
     config = ExportConfig.from_flags(flags)
     from trainers.export import export
 
-    with Bar(quiet=as_json) as bar:
+    with Bar() as bar:
         record = export(run, out, config, bar)
     check = record.check
     lost = (

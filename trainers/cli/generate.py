@@ -110,7 +110,7 @@ def generate_command(
     sampling = Sampling(
         temperature=temperature, top_p=top_p, max_new_tokens=max_new_tokens, seed=seed
     )
-    with Bar(quiet=as_json) as bar:
+    with Bar() as bar:
         bar.stage("generate", None, "sequences")
         found = generate(
             run,

@@ -78,7 +78,7 @@ def latency_command(
     """
     from trainers.latency import ENGINES, measure
 
-    with Bar(quiet=as_json) as bar:
+    with Bar() as bar:
         bar.stage("convert", None, "models")
         figures = measure(
             subjects,

@@ -66,7 +66,7 @@ def report_command(
         from softlabels.store.reader import open_store
 
         digest = open_store(store).digest
-        with Bar(quiet=as_json) as bar:
+        with Bar() as bar:
             _evaluate_missing(runs, store, digest, weights, bar)
     reported = gather(runs, digest=digest, weights=weights)
     words = ["softtrain", "report", *map(str, runs), "--out", str(out)]

@@ -20,19 +20,24 @@ class _RunBar:
 
     def __init__(self, bar: Bar) -> None:
         self.bar = bar
+        self.heldout = ""
 
     def notice(self, message: str) -> None:
         self.bar.notice(message)
 
     def start(self, done: int, steps: int) -> None:
-        self.bar.stage("train", steps, "steps")
-        self.bar.advance(done)
+        self.bar.stage("train", steps, "steps", done)
 
     def step(self, metrics: dict[str, float] | None) -> None:
         note = None
         if metrics is not None:
             rate = metrics["positions_per_second"]
-            note = f"loss {metrics['loss']:.3f}  hard {metrics['hard']:.3f}  {rate:,.0f} pos/s"
+            note = (
+                f"loss {metrics['loss']:.3f}, hard {metrics['hard']:.3f}, {rate:,.0f} positions/s"
+            )
+            if "heldout_nll" in metrics:
+                self.heldout = f", held-out {metrics['heldout_nll']:.3f}"
+            note += self.heldout
         self.bar.advance(1, note)
 
 
@@ -64,7 +69,7 @@ def run_command(
     from trainers.parallel import is_first
     from trainers.vocabulary import read_dropped
 
-    with Bar(quiet=as_json or not is_first()) as bar:
+    with Bar(quiet=not is_first()) as bar:
         folder = train(config, out, resume=resume, reporter=_RunBar(bar))
     if not is_first():
         return
