@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import msgspec
@@ -37,6 +37,7 @@ from softlabels.progress import Reporter, Silent
 from softlabels.settings import check_at_least
 from softlabels.store.amend import amend
 from softlabels.store.certificate import Fidelity
+from softlabels.store.demand import Demand
 from softlabels.store.identity import Identity
 from softlabels.store.manifest import SIGNATURE
 from softlabels.store.reader import Store, StoredRow, open_store
@@ -79,6 +80,7 @@ def measure(
     write: bool = True,
     reporter: Reporter | None = None,
     teacher: Teacher | None = None,
+    demand: Demand | None = None,
 ) -> Fidelity:
     """Compare a sample of a store's targets with its teacher.
 
@@ -88,13 +90,14 @@ def measure(
         write: put the record into the manifest and the card.
         reporter: told of progress.
         teacher: used instead of loading `config.teacher`.
+        demand: what the store must be, signed for instance.
 
     Raises:
         TeacherError, TokenizerError: not the teacher that made the store.
         StoreError: the store is damaged, or cannot be written to.
     """
     report = reporter or Silent()
-    store = open_store(path)
+    store = open_store(path, **asdict(demand or Demand()))
     if write and not os.access(store.folder, os.W_OK):
         raise StoreError(
             f"{store.path}: is not writable, so the record cannot be kept; use --no-write to measure only"

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from softlabels.errors import ConfigError
 from softlabels.settings import Group, check_at_least, from_sources
+from softlabels.store.demand import Demand, demands_for
 from softlabels.store.remote.cache import CacheOptions
 
 if TYPE_CHECKING:
@@ -35,6 +36,14 @@ class RunConfig:
     student: Model[str | None] = None
     """`hf-config:FILE`, `layers-of:PATH?keep=…`, `hf:PATH`; of images also `cnn:WIDTHxDEPTH`, `timm:NAME`,
     `torchvision:NAME`; or --init."""
+    key: Data[str | None] = None
+    """PEM file of the public key of whoever must have signed each --store (`softlabels sign`)."""
+    digest: Data[tuple[str, ...]] = ()
+    """Content digest that the store must have, its first 16 digits or more; with several stores one for each --store,
+    in the same order."""
+    release: Data[tuple[str, ...]] = ()
+    """Name that the store must be signed with, `NAME`, or `NAME@VERSION` for that version or a later one; with several
+    stores one for each --store, in the same order; needs --key."""
     init: Model[str | None] = None
     """Run whose finished student goes on, with another store, instead of --student; recorded in run.json."""
     images: Data[tuple[str, ...]] = ()
@@ -148,6 +157,7 @@ class RunConfig:
                 f"--inputs {self.inputs}: goes with one --store, not with {len(self.store)}; put inputs and targets "
                 "together in one store each first, or train on one"
             )
+        self.demands()
         self.make_loss()
         self.cache_options.resolved()
         check_at_least(
@@ -206,6 +216,15 @@ class RunConfig:
     def cache_options(self) -> CacheOptions:
         """Where files of remote stores are kept."""
         return CacheOptions(folder=self.cache, gib=self.cache_gib)
+
+    def demands(self) -> list[Demand]:
+        """What each store must be.
+
+        Raises:
+            ConfigError: not one for each store, or no such digest or release.
+        """
+        stores = 1 if isinstance(self.store, str) else len(self.store)
+        return demands_for(stores, key=self.key, digest=self.digest, release=self.release)
 
     @property
     def student_spec(self) -> str:

@@ -32,6 +32,7 @@ from trainers.schedules import LossSchedule
 from trainers.students import Student, check_tokenizer, check_vocab, make_student
 from trainers.tasks import Task
 from trainers.trainer import Trainer, learning_rate
+from trainers.trust import trust_facts, trust_notices
 from trainers.vocabulary import renumbers, view_facts
 
 __all__ = ["RunReporter", "learning_rate", "split_batch", "train"]
@@ -75,11 +76,14 @@ def _train(
         inputs=config.inputs,
         images=config.images,
         cache=config.cache_options,
+        demands=config.demands(),
     )
     store = stores[0][0]  # in what is asked of it below, all are alike
     loss = config.make_loss().on(store.manifest.identity.targets)
     for opened, _ in stores:
         _check_labels(loss, opened)
+    for notice in trust_notices([opened for opened, _ in stores]):
+        report.notice(notice)
     _check_hidden(config, stores)
     for notice in loss.notices(store.manifest.identity.targets):
         report.notice(notice)
@@ -116,6 +120,7 @@ def _train(
         "config": config.to_dict(),
         "domain": store.manifest.identity.domain,
         "store_digest": mixture_digest(stores),
+        "trust": trust_facts(config, [opened for opened, _ in stores]),
         "view": view_facts(store),
         "tokenizer_sha256": store.manifest.identity.tokenizer.sha256,
         "parameters": student.parameter_count,

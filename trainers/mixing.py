@@ -17,6 +17,7 @@ import hashlib
 import math
 from collections.abc import Sequence
 from concurrent.futures import Executor
+from dataclasses import asdict
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from softlabels.errors import ConfigError, PairingError, TokenizerError
+from softlabels.store.demand import Demand
 from softlabels.store.identity import Identity
 from softlabels.store.reader import Store, open_store
 from softlabels.store.remote.cache import CacheOptions
@@ -270,17 +272,24 @@ def open_stores(
     images: Sequence[str] = (),
     pixels: bool = True,
     cache: CacheOptions | None = None,
+    demands: Sequence[Demand] | None = None,
 ) -> list[tuple[Store, Fraction]]:
     """The stores of `parse_stores`, open and found to go together, with their weights; all of the same `images`.
 
-    With `pixels` False, stores of images need no images.
+    With `pixels` False, stores of images need no images. `demands`: what each must be; None: anything.
 
     Raises:
         ConfigError, StoreError, PairingError, TokenizerError: as `MixedStream`.
     """
+    parsed = parse_stores(texts)
     found = [
-        (open_store(path, view=view, inputs=inputs, images=images, cache=cache), weight)
-        for path, weight in parse_stores(texts)
+        (
+            open_store(
+                path, view=view, inputs=inputs, images=images, cache=cache, **asdict(demand)
+            ),
+            weight,
+        )
+        for (path, weight), demand in zip(parsed, demands or [Demand()] * len(parsed), strict=True)
     ]
     for store, _ in found:
         store.need_inputs()

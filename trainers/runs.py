@@ -15,6 +15,7 @@ from softlabels.store.reader import Store
 from trainers.checkpoint import publish_folder
 from trainers.config import RunConfig
 from trainers.students import Student
+from trainers.trust import check_same_trust
 from trainers.vocabulary import check_same_view, renumbers
 
 __all__ = ["check_same_run", "publish_student", "read_run"]
@@ -22,6 +23,9 @@ __all__ = ["check_same_run", "publish_student", "read_run"]
 FREE = frozenset(
     {
         "store",
+        "key",
+        "digest",
+        "release",
         "init",
         "forgetting",
         "vocab",
@@ -78,6 +82,7 @@ def check_same_run(recorded: dict[str, Any], facts: dict[str, Any], run: Path) -
         raise RunError(
             f"{run}: was begun on store {recorded['store_digest'][:12]}…, this is {facts['store_digest'][:12]}…"
         )
+    check_same_trust(recorded, facts, run)
     check_same_view(recorded, facts, run)
     before, now = recorded.get("init"), facts.get("init")
     if (before or {}).get("weights_sha256") != (now or {}).get("weights_sha256"):

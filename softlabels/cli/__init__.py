@@ -8,7 +8,7 @@ import softlabels
 from softlabels.cli.build import build_command
 from softlabels.cli.card import card_command
 from softlabels.cli.demo import demo_command
-from softlabels.cli.inspect import inspect_command, verify_command
+from softlabels.cli.inspect import inspect_command
 from softlabels.cli.interchange import export_command, import_command
 from softlabels.cli.measure import measure_command
 from softlabels.cli.merge import append_command, merge_command
@@ -17,6 +17,7 @@ from softlabels.cli.report import report_command
 from softlabels.cli.share import pull_command, push_command
 from softlabels.cli.sign import sign_command
 from softlabels.cli.subset import convert_command, diff_command, subset_command, view_command
+from softlabels.cli.verify import verify_command
 from softlabels.terminal import Commands
 
 __all__ = ["main"]

@@ -1,4 +1,4 @@
-"""`softlabels inspect` and `softlabels verify`."""
+"""`softlabels inspect`."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from typing import Any
 import click
 
 from softlabels.cli.build import summary
+from softlabels.cli.demands import demand_options
 from softlabels.errors import ConfigError
 from softlabels.options import Command
-from softlabels.terminal import Bar, LocalPath, StorePlace, emit, json_option
+from softlabels.terminal import StorePlace, emit, json_option
 
-__all__ = ["inspect_command", "verify_command"]
+__all__ = ["inspect_command"]
 
 SHOWN = 8
 """Ids shown of a position."""
@@ -25,6 +26,7 @@ SHOWN = 8
 @click.option(
     "--temperature", type=float, help="T of the probabilities shown (default: the grid's first)."
 )
+@demand_options
 @json_option
 def inspect_command(
     store: Path | str,
@@ -32,6 +34,7 @@ def inspect_command(
     position: int | None,
     temperature: float | None,
     as_json: bool,
+    **demand: Any,
 ) -> None:
     """Show what a store holds, or one row of it.
 
@@ -44,7 +47,7 @@ def inspect_command(
     """
     from softlabels.store.reader import open_store
 
-    opened = open_store(store)
+    opened = open_store(store, **demand)
     if row is None:
         if position is not None:
             raise ConfigError("--position needs --row")
@@ -96,6 +99,7 @@ def _show_store(opened: Any, *, as_json: bool) -> None:
         if manifest.fidelity is None
         else fidelity_line(manifest.fidelity),
         "digest": manifest.content_digest,
+        **_origin(opened),
     }
     if (made := manifest.provenance) is not None:
         asked = "".join(f", {name} {value}" for name, value in made.parameters.items())
@@ -106,12 +110,40 @@ def _show_store(opened: Any, *, as_json: bool) -> None:
         {
             "store": str(opened.path),
             **figures,
+            "part": _part(opened),
+            "release": None if manifest.release is None else str(manifest.release),
+            "signed": opened.vouched.key_sha256 is not None,
             "identity": _plain(identity),
             "fidelity": None if manifest.fidelity is None else _plain(manifest.fidelity),
         },
         text,
         as_json=as_json,
     )
+
+
+def _part(opened: Any) -> dict[str, int] | None:
+    """How many of the store's shards are there, if not all."""
+    part, manifest = opened.vouched.part, opened.vouched.manifest
+    return None if part is None else {"shards": len(part.shards), "of": len(manifest.shards)}
+
+
+def _origin(opened: Any) -> dict[str, str]:
+    """Who vouches for the store, and whether all of it is there."""
+    lines = {}
+    if (part := _part(opened)) is not None:
+        lines["a part"] = (
+            f"{part['shards']} of {part['of']} shards; documents, tokens, kept mass and loss are what the unsigned "
+            "part.json says, until `softlabels verify` has counted them"
+        )
+    signed = opened.vouched.key_sha256 is not None
+    release = opened.manifest.release
+    if release is not None:
+        lines["release"] = (
+            f"{release}{'' if signed else ', by its own account: no --key was given'}"
+        )
+    if signed:
+        lines["signed by"] = f"the key, sha256 {opened.vouched.key_sha256}"
+    return lines
 
 
 def _plain(record: Any) -> Any:
@@ -192,72 +224,3 @@ def _choice(kept: dict[str, Any], label: int) -> str:
     """An id with its probability; in a terminal the one that came stands out."""
     words = f"{kept['text']!r} {kept['p']:.3f}"
     return click.style(f"[{words}]", bold=True, fg="green") if kept["id"] == label else words
-
-
-@click.command("verify", cls=Command)
-@click.argument("store", type=StorePlace())
-@click.option(
-    "--deep/--quick",
-    default=True,
-    help="Decode every shard and check every invariant, or compare sizes and digests only.",
-)
-@click.option(
-    "--key",
-    type=LocalPath(),
-    help="PEM file of the public key of whoever signed the store: check the signature first.",
-)
-@json_option
-@click.pass_context
-def verify_command(
-    ctx: click.Context, store: Path | str, deep: bool, key: Path | None, as_json: bool
-) -> None:
-    """Check every file of a store; exit with 1 if anything is missing, torn, altered or foreign.
-
-    Of an address every byte is fetched, past the cache.
-
-    \b
-    Examples:
-      softlabels verify store
-      softlabels verify s3://bucket/store
-      softlabels verify store --key maker.pem
-    """
-    from softlabels.store.verify import verify_store
-
-    if key is not None:
-        from softlabels.store.signing import check_signature
-
-        if not isinstance(store, Path):
-            raise ConfigError(
-                f"--key {key}: only a folder's signature can be checked; `softlabels pull {store} FOLDER`, verify that"
-            )
-        check_signature(store, key)
-
-    with Bar() as bar:
-        bar.stage("verify", None, "shards")
-        report = verify_store(store, deep=deep, progress=lambda done, total: bar.advance(1))
-    for problem in report.problems:
-        click.echo(f"error: {problem}", err=True)
-    state = "whole" if not report.problems else f"{len(report.problems)} problems"
-    signed = "signed by the key, " if key is not None else ""
-    text = (
-        f"{store}: {signed}{state}; {report.files} files, {report.rows:,} rows, {report.positions:,} positions "
-        "checked"
-    )
-    if not report.listed:
-        text += "; foreign files cannot be looked for on a web server"
-    emit(
-        {
-            "store": str(store),
-            "ok": not report.problems,
-            "signed": key is not None,
-            "problems": report.problems,
-            "listed": report.listed,
-            "files": report.files,
-            "rows": report.rows,
-            "positions": report.positions,
-        },
-        text,
-        as_json=as_json,
-    )
-    if report.problems:
-        ctx.exit(1)

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from softlabels.cli.demands import demand_options
 from softlabels.options import Command
 from softlabels.terminal import Bar, LocalPath, emit, json_option
 
@@ -56,8 +57,9 @@ def import_command(kind: str, path: Path, out: Path, as_json: bool, **flags: Any
 @click.argument("store", type=LocalPath())
 @click.argument("kind", type=click.Choice(["axolotl", "topk"]))
 @click.option("--out", required=True, type=LocalPath(), help="Parquet file to write.")
+@demand_options
 @json_option
-def export_command(store: Path, kind: str, out: Path, as_json: bool) -> None:
+def export_command(store: Path, kind: str, out: Path, as_json: bool, **demand: Any) -> None:
     """Write a store's targets at T = 1 for another tool: axolotl's prepared rows, or a record for each position.
 
     \b
@@ -66,8 +68,9 @@ def export_command(store: Path, kind: str, out: Path, as_json: bool) -> None:
       softlabels export store topk --out positions.parquet
     """
     from softlabels.interchange.exporting import export_store
+    from softlabels.store.demand import Demand
 
     with Bar() as bar:
-        records = export_store(store, kind, out, reporter=bar)
+        records = export_store(store, kind, out, reporter=bar, demand=Demand(**demand))
     value = {"store": str(store), "out": str(out), "records": records}
     emit(value, f"{out}: {records:,} records", as_json=as_json)

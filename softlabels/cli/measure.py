@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from softlabels.cli.demands import demand_options
 from softlabels.errors import ConfigError
 from softlabels.options import Command
 from softlabels.terminal import Bar, LocalPath, emit, json_option
@@ -42,9 +43,17 @@ __all__ = ["measure_command"]
 @click.option(
     "--no-write", is_flag=True, help="Leave the store as it is: no record in manifest and card."
 )
+@demand_options
 @json_option
 def measure_command(
-    store: Path, max_kl: float | None, no_write: bool, as_json: bool, **flags: Any
+    store: Path,
+    max_kl: float | None,
+    no_write: bool,
+    as_json: bool,
+    key: Path | None,
+    digest: str | None,
+    release: str | None,
+    **flags: Any,
 ) -> None:
     """Run the teacher again on a sample of rows, and say how far the stored targets are from what it says.
 
@@ -60,11 +69,13 @@ def measure_command(
     import msgspec
 
     from softlabels.measure import MeasureConfig, check_gate, measure
+    from softlabels.store.demand import Demand
     from softlabels.store.fidelity_table import fidelity_rows
 
     config = MeasureConfig(**flags)
+    demand = Demand(key=key, digest=digest, release=release)
     with Bar() as bar:
-        fidelity = measure(store, config, write=not no_write, reporter=bar)
+        fidelity = measure(store, config, write=not no_write, reporter=bar, demand=demand)
     grid = [f"T={at.temperature:g}" for at in fidelity.temperatures]
     lines = [f"{name:>40}  {'   '.join(values)}" for name, values in fidelity_rows(fidelity)]
     kept = "nothing was written" if no_write else "recorded in its manifest and card"

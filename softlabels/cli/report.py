@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
+from softlabels.cli.demands import demand_options
 from softlabels.options import Command
 from softlabels.terminal import LocalPath, emit, json_option
 
@@ -28,8 +30,9 @@ __all__ = ["report_command"]
     show_default=True,
     help="Rows to look at, about: whole shards, spread evenly.",
 )
+@demand_options
 @json_option
-def report_command(store: Path, out: Path, rows: int, as_json: bool) -> None:
+def report_command(store: Path, out: Path, rows: int, as_json: bool, **demand: Any) -> None:
     """Draw one page about a store: what is kept, where the teacher hesitates, what it costs.
 
     The page needs no network and no other file.
@@ -43,7 +46,7 @@ def report_command(store: Path, out: Path, rows: int, as_json: bool) -> None:
     from softlabels.report.store_page import render
     from softlabels.store.reader import open_store
 
-    opened = open_store(store)
+    opened = open_store(store, **demand)
     found = gather(opened, rows=rows)
     write_page(out, render(opened, found))
     values = {"report": str(out), "rows": found.rows, "positions": found.positions}

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import click
 
+from softlabels.cli.demands import demand_options
 from softlabels.options import Command
 from softlabels.terminal import Bar, LocalPath, emit, json_option
 
@@ -54,27 +56,43 @@ def push_command(store: Path, url: str, alone: bool, as_json: bool) -> None:
 @click.argument("folder", type=LocalPath(file_okay=False))
 @click.option("--share", type=float, help="Only so much of the rows, e.g. 0.1, in whole shards.")
 @click.option("--rows", type=int, help="Only so many rows, at least, in whole shards.")
+@demand_options
 @json_option
 def pull_command(
-    url: str, folder: Path, share: float | None, rows: int | None, as_json: bool
+    url: str, folder: Path, share: float | None, rows: int | None, as_json: bool, **demand: Any
 ) -> None:
     """Copy a store, or a share of it, from an address into a folder; only what is not there yet travels.
 
     Every file is checked against the manifest when it arrives. A share is a store of its own, of rows numbered from
     0; a larger share contains a smaller one, so the folder can grow. If it is interrupted, run the same command again.
+    What --key, --digest and --release demand is demanded of the whole store, before anything is fetched.
 
     \b
     Examples:
       softlabels pull s3://bucket/store store
       softlabels pull hf://datasets/owner/name store --share 0.1
+      softlabels pull https://host/store store --key maker.pem
     """
+    from softlabels.store.demand import Demand
     from softlabels.store.remote.pull import pull
+
+    asked = Demand(**demand)
 
     with Bar() as bar:
         bar.stage("pull", None, "shards")
-        done = pull(url, folder, share=share, rows=rows, progress=lambda i, n: bar.advance(1))
+        done = pull(
+            url,
+            folder,
+            share=share,
+            rows=rows,
+            progress=lambda i, n: bar.advance(1),
+            demand=asked,
+        )
+    shards = f"{done.shards:,} shards"
+    if done.shards < done.of:
+        shards = f"{done.shards:,} of {done.of:,} shards, a part of digest {done.digest}"
     text = (
-        f"{folder}: {done.rows:,} rows in {done.shards:,} shards; {done.shards_moved:,} shards and "
-        f"{done.bytes_moved:,} bytes in {done.files_moved:,} files travelled"
+        f"{folder}: {done.rows:,} rows in {shards}; {done.shards_moved:,} shards and {done.bytes_moved:,} bytes in "
+        f"{done.files_moved:,} files travelled"
     )
     emit({"url": url, "store": str(folder), **asdict(done)}, text, as_json=as_json)

@@ -7,6 +7,7 @@ refused: its weights are no log-probabilities, and what reads them would take an
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from softlabels.errors import ConfigError, PairingError
 from softlabels.interchange import EXPORTS, axolotl
 from softlabels.progress import Reporter, Silent
 from softlabels.rows import Row
+from softlabels.store.demand import Demand
 from softlabels.store.reader import Store, open_store
 from softlabels.store.shard import StoredRow
 from softlabels.targets import UNBIASED
@@ -38,9 +40,21 @@ TOPK = pa.schema(
 
 
 def export_store(
-    path: Path | str, kind: str, out: Path, *, reporter: Reporter | None = None
+    path: Path | str,
+    kind: str,
+    out: Path,
+    *,
+    reporter: Reporter | None = None,
+    demand: Demand | None = None,
 ) -> int:
     """Write one Parquet file; returns its number of records.
+
+    Args:
+        path: the store, which must be what is demanded.
+        kind: a key of `EXPORTS`.
+        out: the file.
+        reporter: told of progress.
+        demand: what the store must be, signed for instance.
 
     Raises:
         ConfigError: an unknown kind, or `out` exists.
@@ -54,7 +68,7 @@ def export_store(
     if not out.parent.is_dir():
         raise ConfigError(f"--out {out}: its folder does not exist; make it first")
     report = reporter or Silent()
-    store = open_store(path)
+    store = open_store(path, **asdict(demand or Demand()))
     _check(store, kind)
     make = axolotl.rows_of if kind == "axolotl" else _positions_of
     schema = axolotl.SCHEMA if kind == "axolotl" else TOPK

@@ -71,7 +71,7 @@ A softlabels store, format {manifest.version}, made by {manifest.created_by}.
 
 | | |
 |---|---|
-| teacher | {teacher.name}, {parameters}, {teacher.dtype} on {teacher.device}, {teacher.engine} |
+{_release(manifest)}| teacher | {teacher.name}, {parameters}, {teacher.dtype} on {teacher.device}, {teacher.engine} |
 | teacher weights | sha256 `{teacher.weights_sha256}` |
 | teacher's own loss here | {perplexity} |
 | tokenizer | {identity.tokenizer.vocab_size:,} ids, sha256 `{identity.tokenizer.sha256}` |
@@ -94,6 +94,12 @@ row.targets.ids, row.targets.probs({targets.temperatures[0]:g})
 
 def _yaml_lines(lines: list[str]) -> str:
     return "".join(f"{line}\n" for line in lines)
+
+
+def _release(manifest: Manifest) -> str:
+    """Name and version, if its maker signed it with any."""
+    release = manifest.release
+    return "" if release is None else f"| release | {release.name}, version {release.version} |\n"
 
 
 def _columns(manifest: Manifest, n: int) -> str:

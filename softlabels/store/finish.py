@@ -78,7 +78,7 @@ def make_manifest(
         identity=plan.identity,
         shards=shards,
         files=plan.files | _dictionary(store),
-        statistics=statistics_of(commits),
+        statistics=statistics_of([(c.positions, c.statistics) for c in commits]),
         cost=CostRecord(
             seconds=seconds,
             tokens_per_second=plan.identity.corpus.tokens / seconds if seconds else 0.0,
@@ -91,17 +91,16 @@ def make_manifest(
     )
 
 
-def statistics_of(commits: Sequence[Commit]) -> Statistics:
-    """Sums over shards."""
-    nll = [c.statistics.teacher_nll for c in commits]
-    positions = sum(c.positions for c in commits)
-    soft = sum(c.statistics.soft_of(c.positions) for c in commits)
-    labelled = sum(c.statistics.labelled_of(c.positions) for c in commits)
+def statistics_of(shards: Sequence[tuple[int, Statistics]]) -> Statistics:
+    """Sums over shards, of each its positions and its statistics."""
+    nll = [own.teacher_nll for _, own in shards]
+    positions = sum(n for n, _ in shards)
+    soft = sum(own.soft_of(n) for n, own in shards)
+    labelled = sum(own.labelled_of(n) for n, own in shards)
     return Statistics(
-        kept_ids=sum(c.statistics.kept_ids for c in commits),
+        kept_ids=sum(own.kept_ids for _, own in shards),
         kept_mass=[
-            float(sum(values))
-            for values in zip(*(c.statistics.kept_mass for c in commits), strict=True)
+            float(sum(values)) for values in zip(*(own.kept_mass for _, own in shards), strict=True)
         ],
         teacher_nll=None if None in nll else float(sum(n for n in nll if n is not None)),
         soft_positions=None if soft == positions else soft,

@@ -9,9 +9,10 @@ from typing import Any
 
 from softlabels.errors import FormatError, IntegrityError
 from softlabels.store.certificate import Estimate, Fidelity, FidelityAt, LogProbError, SampleCheck
-from softlabels.store.files import LocalFiles, StoreFiles
+from softlabels.store.files import Address, LocalFiles, StoreFiles
 from softlabels.store.identity import OPEN_PARTS, Count, Identity, Name, Number, Positive, Sha256
 from softlabels.store.records import Record, canonical, parse_raw
+from softlabels.store.release import Release
 from softlabels.targets import LARGEST_GRID
 
 __all__ = [
@@ -35,7 +36,9 @@ __all__ = [
     "Statistics",
     "content_digest",
     "load_manifest",
+    "parse_manifest",
     "read_manifest",
+    "read_manifest_bytes",
 ]
 
 MANIFEST = "manifest.json"
@@ -212,6 +215,9 @@ class Manifest(Record, frozen=True, kw_only=True, omit_defaults=True):
     """Bytes of each column in all shards, compressed; absent where columns are not Parquet's own."""
     provenance: Provenance | None = None
     """Of a store that was made from other stores."""
+    release: Release | None = None
+    """Name and version that its maker signed it with; absent: none. Anybody may have written it, where no signature is
+    checked."""
 
     @property
     def rows(self) -> int:
@@ -246,9 +252,18 @@ def load_manifest(store: Path) -> Manifest:
 
 def read_manifest(files: StoreFiles) -> Manifest:
     """As `load_manifest`, wherever the store is."""
+    return parse_manifest(read_manifest_bytes(files), files.root)
+
+
+def read_manifest_bytes(files: StoreFiles) -> bytes:
+    """The bytes of a store's manifest, which may be anything yet.
+
+    Raises:
+        FormatError: there is none: not a store, or one whose build has not finished.
+    """
     store = files.root
     try:
-        data = files.record(MANIFEST)
+        return files.record(MANIFEST)
     except (FileNotFoundError, NotADirectoryError) as e:
         if files.exists("plan.json"):
             raise FormatError(
@@ -256,6 +271,15 @@ def read_manifest(files: StoreFiles) -> Manifest:
                 "`softlabels build` again to finish it"
             ) from e
         raise FormatError(f"{store}: not a store (no {MANIFEST}); is the path right?") from e
+
+
+def parse_manifest(data: bytes, store: Path | Address) -> Manifest:
+    """The manifest that some bytes are, checked in itself; messages name `store`, where they lie.
+
+    Raises:
+        FormatError: malformed, or of a newer major version.
+        IntegrityError: altered.
+    """
     where = store / MANIFEST
     manifest, raw = parse_raw(data, Manifest, where=where)
     if manifest.content_digest != content_digest(raw["identity"], manifest.shards):

@@ -18,13 +18,14 @@ from softlabels.errors import ConfigError, FormatError, IntegrityError, PairingE
 from softlabels.images.views import ImageViews
 from softlabels.registry import Registry
 from softlabels.rows import Row
+from softlabels.store.demand import Demand, Vouched, read_vouched
 from softlabels.store.dictionaries import Dictionaries
-from softlabels.store.encoding import CONTAINERS, READABLE, decode_shard
+from softlabels.store.encoding import CONTAINERS, READABLE, decode_shard, read_statistics
 from softlabels.store.files import Address, Recorded, StoreFiles
 from softlabels.store.identity import Identity
 from softlabels.store.inputs import Inputs
-from softlabels.store.manifest import Manifest, ShardRecord, read_manifest
-from softlabels.store.part import Part, part_manifest, read_part
+from softlabels.store.manifest import Manifest, ShardRecord, Statistics
+from softlabels.store.part import Part, part_manifest
 from softlabels.store.pictures import open_views
 from softlabels.store.remote.cache import CacheOptions
 from softlabels.store.remote.files import files_of
@@ -61,11 +62,14 @@ class Store:
         view: VocabView | None = None,
         inputs: Inputs | None = None,
         images: ImageViews | None = None,
+        vouched: Vouched | None = None,
     ) -> None:
         self.path: Path | Address = files.root
         check_known(self.path, manifest.identity)
         self.files = files
         self.manifest = manifest if part is None else part_manifest(manifest, part)
+        self.vouched = vouched
+        """What was found true of the manifest, where `open_store` read it."""
         self.view = view
         self.inputs = None if manifest.identity.encoding.has_inputs else inputs
         self.images = images
@@ -150,9 +154,20 @@ class Store:
             IntegrityError, TargetError: name the file, the row and the way out.
             PairingError: a row holds an id that the view drops; inputs that are elsewhere, and were not given.
         """
+        data = self.files.checked(_recorded(self.manifest.shards[index]))
+        return self._read(index, data, keep_logp=keep_logp, named=named)
+
+    def read_counted(self, index: int) -> tuple[Shard, Statistics]:
+        """As `read_shard` with `named`, and the statistics that the file carries, vouched for by its digest."""
+        record = self.manifest.shards[index]
+        data = self.files.checked(_recorded(record))
+        where = str(self.path / record.name)
+        statistics = read_statistics(data, self.manifest.identity, where=where)
+        return self._read(index, data, keep_logp=False, named=True), statistics
+
+    def _read(self, index: int, data: bytes, *, keep_logp: bool, named: bool) -> Shard:
         record = self.manifest.shards[index]
         path = self.path / record.name
-        data = self.files.checked(_recorded(record))
         shard = decode_shard(
             data,
             self.manifest.identity,
@@ -248,6 +263,9 @@ def open_store(
     inputs: str | Path | None = None,
     cache: CacheOptions | None = None,
     images: str | Sequence[str] = (),
+    key: str | Path | None = None,
+    digest: str | None = None,
+    release: str | None = None,
 ) -> Store:
     """Open a finished store.
 
@@ -259,20 +277,24 @@ def open_store(
         cache: where files of an address are kept, and how many bytes of them; default as the environment says.
         images: of a store of images, where they lie: `arrays:FILE.npz` and so on (`softlabels.images.sources`).
             Without, all can be read but their pixels.
+        key: PEM file of the public key of whoever must have signed it (`softlabels sign`), which needs the extra
+            `sign`.
+        digest: the content digest that it must have, or its first 16 hexadecimal digits or more.
+        release: `NAME` that it must be signed with, or `NAME@VERSION`: of that version or a later one.
 
     The manifest is read and checked, and in a folder every shard must be present at its recorded size; contents are
     checked as they are read (`softlabels verify` checks all at once). Of an address no more is fetched than is read.
 
     Raises:
         FormatError: not a store, unfinished, malformed or of a newer major version.
-        IntegrityError: the manifest was altered, or a shard is missing or torn.
+        IntegrityError: the manifest was altered, a shard is missing or torn, or it is not what was demanded.
         RemoteError: the address does not answer, or not to us.
-        ConfigError: no such kind of address, or a view or images that do not fit the store.
+        ConfigError: no such kind of address, or a key, view or images that cannot be used.
         CorpusError: the images are not those that the store was made from, or come out otherwise here.
     """
     files = files_of(url, cache)
-    manifest = read_manifest(files)
-    part = read_part(files, manifest)
+    vouched = read_vouched(files, Demand(key=key, digest=digest, release=release))
+    manifest = vouched.manifest
     if view is not None and manifest.identity.domain != "causal-lm":
         raise ConfigError(
             f"--vocab {view}: another vocabulary is for causal LMs; {files.root} is of the domain "
@@ -283,11 +305,12 @@ def open_store(
     store = Store(
         files,
         manifest,
-        part=part,
+        part=vouched.part,
         cached_shards=cached_shards,
         view=seen or None,
         inputs=None if inputs is None else _inputs(files.root, manifest, inputs, cache),
         images=views,
+        vouched=vouched,
     )
     for shard in store.manifest.shards:
         files.check_present(_recorded(shard))

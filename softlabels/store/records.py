@@ -23,6 +23,7 @@ __all__ = [
     "Record",
     "canonical",
     "check_file",
+    "minor_of",
     "parse_raw",
     "parse_record",
     "read_file",
@@ -33,7 +34,7 @@ __all__ = [
 ]
 
 FORMAT = "softlabels"
-FORMAT_VERSION = "1.2"
+FORMAT_VERSION = "1.3"
 """MAJOR.MINOR. A reader reads its own major at any minor, and ignores keys it does not know."""
 RECORD_LIMIT = 16 * 2**20
 """Bytes: a larger record file is refused unread. Enough for 50,000 shards."""
@@ -139,6 +140,11 @@ def parse_raw(data: bytes, kind: type[R], *, where: object) -> tuple[R, dict[str
 
 
 _REMEDY = "copy it again from its source, or build the store again"
+
+
+def minor_of(version: str) -> int:
+    """The MINOR of a format version that was found valid."""
+    return int(version.split(".")[1])
 
 
 def _check_version(path: object, version: Any) -> None:

@@ -1,8 +1,11 @@
-"""Signing a store, and checking who signed it: sigstore's model-signing with a key, over the manifest.
+"""Signing a store: sigstore's model-signing with a key, over the manifest. `signature.py` checks it.
 
 The manifest holds the digest of every shard, in order, and of every file beside them, the card included. A
 signature over its bytes is therefore one over all of them, however large, and stays good where only some of the
 shards are copied. `plan.json` and `commits/` are for builders: they are checked against each other, and not signed.
+
+A signature alone does not tell a store from an older one of the same maker, so a name and a version may be put into
+the manifest before it is signed (`release.py`).
 
 The signature is a sigstore bundle (DSSE envelope, in-toto statement) in `manifest.json.sig`; any tool that reads
 those can check it. Keys are ECDSA keys on P-256, P-384 or P-521, in PEM.
@@ -10,130 +13,81 @@ those can check it. Keys are ECDSA keys on P-256, P-384 or P-521, in PEM.
 
 from __future__ import annotations
 
-from contextlib import redirect_stdout
 from pathlib import Path
-from sys import stderr
 from tempfile import TemporaryDirectory
-from typing import Any
+
+import msgspec
 
 from softlabels.durable import replace
-from softlabels.errors import ConfigError, IntegrityError, MissingExtraError
-from softlabels.store.manifest import MANIFEST, SIGNATURE, load_manifest
+from softlabels.errors import IntegrityError
+from softlabels.store.amend import amend
+from softlabels.store.files import LocalFiles
+from softlabels.store.manifest import (
+    MANIFEST,
+    SIGNATURE,
+    Manifest,
+    parse_manifest,
+    read_manifest_bytes,
+)
 from softlabels.store.part import refuse_part
-from softlabels.store.records import read_file
+from softlabels.store.records import FORMAT_VERSION, canonical, minor_of, read_file
+from softlabels.store.release import Release, parse_release
+from softlabels.store.signature import bad_key, model_signing, only_this_file
 from softlabels.store.verify import verify_store
 
-__all__ = ["check_signature", "sign_store"]
-
-SIGNATURE_LIMIT = 2**20
-"""Bytes: a larger signature file is refused unparsed."""
+__all__ = ["sign_store"]
 
 
-def sign_store(store: Path, key: Path, *, password: bytes | None = None) -> Path:
+def sign_store(
+    store: Path, key: Path, *, password: bytes | None = None, release: str | None = None
+) -> Release | None:
     """Check every byte of a store, then sign its manifest; an earlier signature is replaced.
 
     Args:
         store: its folder.
         key: PEM file of the private key.
         password: of the key file, if it is encrypted.
+        release: `NAME@VERSION` to sign it as, which renews manifest and card; None: as what it was signed before.
 
     Returns:
-        The signature file.
+        The name and version that it is signed as; None: none.
 
     Raises:
         IntegrityError: the store is damaged; nothing was signed.
-        ConfigError: the key cannot be used.
+        ConfigError: the key cannot be used, or no such release.
         MissingExtraError: model-signing is not installed.
     """
-    signing, _, hashing = _library("softlabels sign")
-    config = signing.Config().set_hashing_config(_only_this_file(hashing))
+    named = None if release is None else parse_release(release, versioned=True)[1]
+    signing, _, hashing = model_signing("softlabels sign")
+    config = signing.Config().set_hashing_config(only_this_file(hashing))
     try:
         config.use_elliptic_key_signer(private_key=key, password=password)
     except Exception as e:  # OSError, ValueError, TypeError, AttributeError, UnsupportedAlgorithm …
-        raise _bad_key(key, "private", e) from e
+        raise bad_key(key, "private", e) from e
     refuse_part(store)
-    manifest = read_file(store / MANIFEST) if (store / MANIFEST).exists() else b""
+    data = read_manifest_bytes(LocalFiles(store))
+    manifest = parse_manifest(data, store)
     report = verify_store(store)
     if report.problems:
         raise IntegrityError(
             f"{report.problems[0]} ({len(report.problems)} problems in all). A damaged store is not signed: see "
             f"`softlabels verify {store}`"
         )
+    if named is not None and named != manifest.release:
+        manifest = amend(store, _released(manifest, named))
+        data = canonical(manifest)
     with TemporaryDirectory() as folder:
         copy, signature = Path(folder, MANIFEST), Path(folder, SIGNATURE)
-        copy.write_bytes(manifest)
+        copy.write_bytes(data)
         config.sign(copy, signature)
         replace(store / SIGNATURE, signature.read_bytes())
-    if read_file(store / MANIFEST) != manifest:
+    if read_file(store / MANIFEST) != data:
         raise IntegrityError(
             f"{store / MANIFEST}: changed while it was signed, so the signature is of the old one; sign again"
         )
-    return store / SIGNATURE
+    return manifest.release
 
 
-def check_signature(store: Path, key: Path) -> None:
-    """Check that the manifest is the one that the holder of a key signed. It says nothing of the shards yet.
-
-    Args:
-        store: its folder.
-        key: PEM file of the public key.
-
-    Raises:
-        IntegrityError: no signature, a damaged one, one by another key, or one of another manifest.
-        ConfigError: the key cannot be used.
-        MissingExtraError: model-signing is not installed.
-    """
-    _, verifying, hashing = _library("softlabels verify --key")
-    config = verifying.Config().set_hashing_config(_only_this_file(hashing))
-    try:
-        config.use_elliptic_key_verifier(public_key=key)
-    except Exception as e:  # as above
-        raise _bad_key(key, "public", e) from e
-    load_manifest(store)  # a store at all, and not torn
-    where = store / SIGNATURE
-    try:
-        signature = read_file(where)
-    except (FileNotFoundError, NotADirectoryError) as e:
-        raise IntegrityError(
-            f"{where}: missing: the store is not signed; ask its maker for the signature, or verify without --key"
-        ) from e
-    if len(signature) > SIGNATURE_LIMIT:
-        raise IntegrityError(f"{where}: {len(signature)} bytes are no signature; copy it again")
-    with TemporaryDirectory() as folder:
-        copy, bundle = Path(folder, MANIFEST), Path(folder, SIGNATURE)
-        copy.write_bytes(read_file(store / MANIFEST))
-        bundle.write_bytes(signature)
-        try:
-            with redirect_stdout(stderr):  # it prints remarks, and ours is one JSON object
-                config.verify(copy, bundle)
-        except Exception as e:  # whatever the library makes of bytes that anyone may have written
-            raise IntegrityError(
-                f"{where}: is no signature of this {MANIFEST} by the key {key} ({_reason(e)}). The manifest or the "
-                "signature was altered, the manifest was renewed (measured, or a new card) after it was signed, or the "
-                "key is another: do not train on the store before its maker has signed it again"
-            ) from e
-
-
-def _only_this_file(hashing: Any) -> Any:
-    """Hash the one file that is given: what is hashed is decided here, never by the signature."""
-    return hashing.Config().set_ignored_paths(paths=[], ignore_git_paths=False)
-
-
-def _library(purpose: str) -> tuple[Any, Any, Any]:
-    try:
-        from model_signing import hashing, signing, verifying
-    except ImportError as e:
-        raise MissingExtraError("model-signing", "sign", purpose) from e
-    return signing, verifying, hashing
-
-
-def _bad_key(key: Path, kind: str, e: Exception) -> ConfigError:
-    return ConfigError(
-        f"--key {key}: cannot be used as a {kind} key ({_reason(e)}); expected the PEM file of a {kind} ECDSA key on "
-        "P-256, P-384 or P-521 (docs/trust.md says how to make a pair)"
-    )
-
-
-def _reason(e: Exception) -> str:
-    lines = str(e).strip().splitlines()
-    return f"{type(e).__name__}: {lines[0]}" if lines else type(e).__name__
+def _released(manifest: Manifest, release: Release) -> Manifest:
+    version = max(manifest.version, FORMAT_VERSION, key=minor_of)
+    return msgspec.structs.replace(manifest, release=release, version=version)

@@ -1,4 +1,7 @@
-"""Checking a whole store: every file that the manifest names, and every file that it does not."""
+"""Checking a store: every file that the manifest names, and every file that it does not.
+
+Of a part, the figures of its unsigned `part.json` are counted again from its shards.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +11,13 @@ from pathlib import Path
 
 from softlabels.durable import TEMPORARY
 from softlabels.errors import IntegrityError, SoftLabelsError
+from softlabels.store.counting import Counting
+from softlabels.store.demand import Demand, Vouched, read_vouched
 from softlabels.store.files import Recorded, StoreFiles
 from softlabels.store.finish import MADE
-from softlabels.store.manifest import MANIFEST, SIGNATURE, Commit, Plan, read_manifest
-from softlabels.store.part import PART, read_part
-from softlabels.store.plan import PLAN, RowDigests
+from softlabels.store.manifest import MANIFEST, SIGNATURE, Commit, Plan
+from softlabels.store.part import PART
+from softlabels.store.plan import PLAN
 from softlabels.store.reader import Store
 from softlabels.store.records import parse_record
 from softlabels.store.remote.cache import CacheOptions
@@ -34,10 +39,16 @@ class Report:
     """Empty: the store is whole. Each names file, row where there is one, and the way out."""
     listed: bool = True
     """Whether files that belong to no store were looked for; a web server does not list its files."""
+    vouched: Vouched
+    """What was checked, and who signed it."""
 
 
 def verify_store(
-    path: Path | str, *, deep: bool = True, progress: Callable[[int, int], None] | None = None
+    path: Path | str,
+    *,
+    deep: bool = True,
+    progress: Callable[[int, int], None] | None = None,
+    demand: Demand | None = None,
 ) -> Report:
     """Compare every file with its digest and, if `deep`, decode every shard and check every invariant.
 
@@ -45,14 +56,15 @@ def verify_store(
         path: folder of the store, or its address, of which every byte is then fetched anew, past the cache.
         deep: decode, too.
         progress: told after each shard how many are done, of how many.
+        demand: what the manifest must be, signed for instance.
 
     Raises:
-        StoreError: the manifest itself cannot be read; nothing else can then be trusted.
+        StoreError: the manifest itself cannot be read, or is not what is demanded; nothing else can then be trusted.
     """
     source = files_of(path, CacheOptions(gib=0))
     root = source.root
-    manifest = read_manifest(source)
-    part = read_part(source, manifest)
+    vouched = read_vouched(source, demand)
+    manifest, part = vouched.manifest, vouched.part
     store = Store(source, manifest, part=part, cached_shards=1)
     problems: list[str] = []
     files = size = rows = positions = 0
@@ -71,7 +83,7 @@ def verify_store(
             problems.append(f"{e}{again}")
     plan = _plan(source, problems)
 
-    fingerprint = RowDigests()
+    counting = Counting()
     numbers = range(len(manifest.shards)) if part is None else part.shards
     for i, (number, shard) in enumerate(zip(numbers, store.manifest.shards, strict=True)):
         known.add(shard.name)
@@ -80,10 +92,9 @@ def verify_store(
         try:
             _check_commit(source, commit, plan, shard.sha256)
             if deep:
-                content = store.read_shard(i, named=True)
+                content, statistics = store.read_counted(i)
                 content.targets.validate(where=str(root / shard.name))
-                for row in content.rows:
-                    fingerprint.add(row)
+                counting.add(content, statistics)
             else:
                 source.checked(Recorded(shard.name, shard.sha256, shard.bytes))
             files, size = files + 1, size + shard.bytes
@@ -93,10 +104,11 @@ def verify_store(
         if progress is not None:
             progress(i + 1, len(store.manifest.shards))
     corpus = store.manifest.identity.corpus
-    if deep and not problems and fingerprint.hexdigest() != corpus.fingerprint:
-        problems.append(
-            f"{root / (PART if part else MANIFEST)}: the rows are not those of the corpus fingerprint"
-        )
+    if deep and not problems:
+        if part is not None:
+            problems += counting.differences(part, where=root / PART)
+        elif counting.fingerprint != corpus.fingerprint:
+            problems.append(f"{root / MANIFEST}: the rows are not those of the corpus fingerprint")
     names = source.names()
     problems += _strangers(source, names or [], known)
     return Report(
@@ -106,6 +118,7 @@ def verify_store(
         positions=positions,
         problems=problems,
         listed=names is not None,
+        vouched=vouched,
     )
 
 

@@ -16,34 +16,20 @@ from click.testing import CliRunner
 from softlabels.cli import main
 from softlabels.errors import ConfigError, IntegrityError, MissingExtraError
 from softlabels.measure import MeasureConfig, measure
+from softlabels.store.demand import Demand, read_vouched
+from softlabels.store.files import LocalFiles
 from softlabels.store.manifest import load_manifest
 from softlabels.store.repair import repair_store
-from softlabels.store.signing import check_signature, sign_store
+from softlabels.store.signing import sign_store
 from softlabels.store.verify import verify_store
 from tests.fakes import TinyTeacher
+from tests.store.keys import write_pair
 from tests.store.made_up import files_of, reseal
 
 pytest.importorskip("model_signing", reason="needs the extra `sign`")
-ec = pytest.importorskip("cryptography.hazmat.primitives.asymmetric.ec")
 serialization = pytest.importorskip("cryptography.hazmat.primitives.serialization")
 
 MEASURE = MeasureConfig(teacher="fake:tiny")
-
-
-def write_pair(folder: Path, name: str, password: bytes | None = None) -> tuple[Path, Path]:
-    key = ec.generate_private_key(ec.SECP256R1())
-    how = (
-        serialization.NoEncryption()
-        if password is None
-        else serialization.BestAvailableEncryption(password)
-    )
-    private, public = folder / f"{name}.key", folder / f"{name}.pem"
-    pem = serialization.Encoding.PEM
-    private.write_bytes(key.private_bytes(pem, serialization.PrivateFormat.PKCS8, how))
-    public.write_bytes(
-        key.public_key().public_bytes(pem, serialization.PublicFormat.SubjectPublicKeyInfo)
-    )
-    return private, public
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +50,10 @@ def signed(signed_once, tmp_path) -> Path:
     return Path(shutil.copytree(signed_once, tmp_path / "signed"))
 
 
+def check_signature(store: Path, key: Path) -> None:
+    read_vouched(LocalFiles(store), Demand(key=key))
+
+
 def verify(store: Path, key: Path, *more: str):
     return CliRunner().invoke(main, ["verify", str(store), "--key", str(key), *more])
 
@@ -75,7 +65,10 @@ def test_sign_and_verify(store, keys):
     good = verify(store, keys[1], "--json")
     assert good.exit_code == 0, good.output
     assert json.loads(good.stdout)["signed"] is True
-    assert f"{store}: signed by the key, whole; " in verify(store, keys[1]).stdout
+    assert (
+        f"{store}: signed by the key, without a name and version, whole; "
+        in verify(store, keys[1]).stdout
+    )
     assert verify_store(store).problems == []  # the signature is no stranger
     assert repair_store(store).actions == []
     assert repair_store(store).problems == []

@@ -86,6 +86,8 @@ def push_to_hub(
             repository.commit(last, "Manifest: the store is complete")
     moved = [*missing, *changed, *last]
     return Transfer(
+        digest=manifest.content_digest,
+        of=len(manifest.shards),
         shards=len(names),
         shards_moved=len(missing),
         files_moved=len(moved),

@@ -21,29 +21,25 @@ from itertools import accumulate
 from pathlib import Path
 from typing import BinaryIO
 
-import msgspec
-
 from softlabels.errors import ConfigError, IntegrityError, StoreError
+from softlabels.store.counting import Counting
+from softlabels.store.demand import Demand, read_vouched
 from softlabels.store.files import LocalFiles, Recorded
-from softlabels.store.finish import statistics_of
 from softlabels.store.manifest import (
     MANIFEST,
     SIGNATURE,
-    Commit,
     Manifest,
     Plan,
     load_manifest,
-    read_manifest,
 )
-from softlabels.store.part import PART, Part
-from softlabels.store.plan import PLAN, RowDigests
+from softlabels.store.part import PART, Part, part_digest
+from softlabels.store.plan import PLAN
 from softlabels.store.reader import Store, check_known
 from softlabels.store.records import (
     FORMAT,
     FORMAT_VERSION,
     RECORD_LIMIT,
     canonical,
-    parse_record,
     seal,
 )
 from softlabels.store.remote.cache import CacheOptions
@@ -54,7 +50,6 @@ from softlabels.store.remote.transfer import (
     Transfer,
     check_commit,
     check_grown,
-    claimed_digest,
     commit_name,
     read_plan_record,
     several,
@@ -73,6 +68,7 @@ def pull(
     share: float | None = None,
     rows: int | None = None,
     progress: Progress | None = None,
+    demand: Demand | None = None,
 ) -> Transfer:
     """Copy a store from an address into a folder.
 
@@ -82,6 +78,7 @@ def pull(
         share: of the rows, above 0 and at most 1; whole shards are taken until they have as many.
         rows: so many at least, instead of a share. Neither: all.
         progress: told of shards.
+        demand: what the whole store there must be, signed for instance; else nothing is fetched.
 
     Raises:
         ConfigError: both share and rows, or impossible ones.
@@ -97,17 +94,15 @@ def pull(
     if rows is not None and rows < 1:
         raise ConfigError(f"--rows {rows}: expected at least 1")
     origin = RemoteFiles(url, CacheOptions(gib=0))
-    data = origin.record(MANIFEST) if origin.exists(MANIFEST) else b""
-    manifest = read_manifest(origin)  # says what is wrong where there is none
-    if claimed_digest(data) != manifest.digest:
-        raise StoreError(f"{url}: was changed while it was read; run the same command again")
+    vouched = read_vouched(origin, demand)
+    manifest = vouched.manifest
     check_known(origin.root, manifest.identity)
-    if origin.exists(PART):
+    if vouched.part is not None:
         raise IntegrityError(f"{url}: is only a part of a store; pull from where the whole is")
     wanted = _choose(manifest, share, rows)
     with _alone(folder):
         _check_folder(folder, manifest)
-        return _Receiver(origin, folder, manifest, data).receive(wanted, progress)
+        return _Receiver(origin, folder, manifest, vouched.data).receive(wanted, progress)
 
 
 def _choose(manifest: Manifest, share: float | None, rows: int | None) -> list[int]:
@@ -201,6 +196,10 @@ class _Receiver:
         for name in () if old is None else old.files.keys() - self._manifest.files.keys():
             (self._folder / name).unlink(missing_ok=True)
         return Transfer(
+            digest=self._manifest.content_digest
+            if part is None
+            else part_digest(self._manifest, part),
+            of=len(shards),
             shards=len(chosen),
             shards_moved=shards_moved,
             files_moved=len(self._moved),
@@ -292,36 +291,20 @@ class _Receiver:
 
     def _part(self, chosen: Sequence[int]) -> Part:
         """Count what the shards hold, which decodes all of them."""
-        files = LocalFiles(self._folder)
-        store = Store(files, self._manifest, cached_shards=1)
-        fingerprint, documents, tokens = RowDigests(), set[int](), 0
+        store = Store(LocalFiles(self._folder), self._manifest, cached_shards=1)
+        counting = Counting()
         for i in chosen:
-            content = store.read_shard(i, named=True)
+            content, statistics = store.read_counted(i)
             content.targets.validate(where=str(self._folder / self._manifest.shards[i].name))
-            for row in content.rows:
-                fingerprint.add(row)
-                documents.update(row.documents.tolist())
-                tokens += row.size
-        commits = [
-            parse_record(files.record(commit_name(i)), Commit, where=self._folder / commit_name(i))
-            for i in chosen
-        ]
-        held = [self._manifest.shards[i] for i in chosen]
+            counting.add(content, statistics)
         return seal(
             Part(
                 format=FORMAT,
                 version=FORMAT_VERSION,
                 whole=self._manifest.digest,
                 shards=list(chosen),
-                corpus=msgspec.structs.replace(
-                    self._manifest.identity.corpus,
-                    fingerprint=fingerprint.hexdigest(),
-                    documents=len(documents),
-                    rows=sum(s.rows for s in held),
-                    tokens=tokens,
-                    positions=sum(s.positions for s in held),
-                ),
-                statistics=statistics_of(commits),
+                corpus=counting.corpus(self._manifest.identity.corpus),
+                statistics=counting.statistics,
                 digest="0" * 64,
             )
         )

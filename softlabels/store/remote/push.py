@@ -90,6 +90,8 @@ def push(
     if old is not None:
         if old.digest == manifest.digest:
             return Transfer(
+                digest=manifest.content_digest,
+                of=len(manifest.shards),
                 shards=len(manifest.shards),
                 shards_moved=0,
                 files_moved=0,
@@ -114,6 +116,8 @@ def push(
         sender.send_small(SIGNATURE)
     sender.publish(old, alone=alone)
     return Transfer(
+        digest=manifest.content_digest,
+        of=len(manifest.shards),
         shards=len(manifest.shards),
         shards_moved=moved,
         files_moved=len(sender.sent),

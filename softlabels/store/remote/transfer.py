@@ -35,8 +35,12 @@ T = TypeVar("T")
 class Transfer:
     """What a push or pull did."""
 
+    digest: str
+    """Names the content that is there now: the store's, or a part's own."""
     shards: int
     """Shards of the store, or of the part of it that is there now."""
+    of: int
+    """Shards of the whole store."""
     shards_moved: int
     """Shards that travelled; the others were there."""
     files_moved: int
