@@ -405,7 +405,8 @@ def check_same_job(
         for name in [*fields, *(planned[part].keys() - fields)]:  # either may leave defaults out
             value = fields.get(name)
             if planned[part].get(name) != value:
+                later = f", and state it afterwards (`softlabels card {store} --licence …`)"
                 raise PlanError(
                     f"{store}: was planned with {part} {name} = {planned[part].get(name)!r}, this build has "
-                    f"{value!r}; run it as planned, or choose another --out"
+                    f"{value!r}; run it as planned{later if name == 'licence' else ''}, or choose another --out"
                 )

@@ -202,7 +202,7 @@ def _source(finished: FinishedRun, training: Sequence[Store]) -> SourceRecord:
         tokenizer_sha256=finished.facts["tokenizer_sha256"],
         teachers={i.teacher.name: i.teacher.weights_sha256 for i in identities},
         corpora=_each_once(f"{', '.join(i.corpus.specs)} ({_amount(i)})" for i in identities),
-        licences=_each_once(i.licence for i in identities),
+        licences=_each_once(s.manifest.licence for s in training),
     )
 
 

@@ -7,11 +7,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
+
 from softlabels.domains import domain_module
 from softlabels.errors import FormatError, IntegrityError, PlanError
 from softlabels.progress import Reporter
 from softlabels.store.encoding import input_digests, read_statistics
-from softlabels.store.manifest import Provenance, ShardRecord, SourceRecord, Statistics
+from softlabels.store.manifest import Manifest, Provenance, ShardRecord, SourceRecord, Statistics
 from softlabels.store.reader import Store, open_store
 from softlabels.store.records import FORMAT_VERSION, check_file
 
@@ -45,7 +47,7 @@ class Scanned:
 
 
 def open_source(path: Path, out: Path) -> Store:
-    """A store to make another from.
+    """A store to make another from; what was stated of it since it was made is part of its identity here.
 
     Raises:
         FormatError: it is not one, or of a later version, whose additions would be lost.
@@ -62,7 +64,14 @@ def open_source(path: Path, out: Path) -> Store:
         raise PlanError(
             f"{out}: is the source itself, which is never changed; choose another --out"
         )
+    store.manifest = _restated(store.manifest)
     return store
+
+
+def _restated(manifest: Manifest) -> Manifest:
+    """With the licence that was stated last in its identity, which the new store's is made from."""
+    identity = msgspec.structs.replace(manifest.identity, licence=manifest.licence)
+    return msgspec.structs.replace(manifest, identity=identity, stated_licence=None)
 
 
 def scan(store: Store, report: Reporter) -> Iterator[Scanned]:

@@ -14,25 +14,34 @@ __all__ = ["card_command"]
 
 @click.command("card", cls=Command)
 @click.argument("store", type=LocalPath())
+@click.option(
+    "--licence",
+    help="Licence of the targets, an SPDX expression, in the place of the one the build was given.",
+)
 @click.option("--check-licence", is_flag=True, help="Exit with 2 if the licence is not SPDX.")
 @json_option
-def card_command(store: Path, check_licence: bool, as_json: bool) -> None:
+def card_command(store: Path, licence: str | None, check_licence: bool, as_json: bool) -> None:
     """Renew what people and search engines read first: README.md, and croissant.json beside it.
 
     Both are made from the manifest. The content of the store and its digest stay as they are.
 
     \b
-    Example:
+    Examples:
+      softlabels card store --licence CC-BY-4.0
       softlabels card store --check-licence
     """
+    import msgspec
+
     from softlabels.store.amend import amend
     from softlabels.store.finish import MADE
-    from softlabels.store.licences import require_spdx
+    from softlabels.store.licences import require_spdx, stateable
     from softlabels.store.manifest import SIGNATURE, load_manifest
 
     manifest = load_manifest(store)
-    licence = require_spdx(manifest) if check_licence else manifest.identity.licence
     before = manifest.digest
+    if licence is not None:
+        manifest = msgspec.structs.replace(manifest, stated_licence=stateable(licence))
+    licence = require_spdx(manifest.licence) if check_licence else manifest.licence
     amended = amend(store, manifest, make=list(MADE))
     stale = (store / SIGNATURE).exists() and amended.digest != before
     if stale:

@@ -94,7 +94,7 @@ def _show_store(opened: Any, *, as_json: bool) -> None:
         "size": f"{figures['data_bytes']:,} bytes in {figures['shards']} shards, "
         f"{figures['bytes_per_position']:.1f} a position",
         "values": f"{encoding.values}, within {encoding.relative_error:.2g} of each value{hidden}",
-        "licence": identity.licence,
+        "licence": manifest.licence,
         "fidelity": "not measured"
         if manifest.fidelity is None
         else fidelity_line(manifest.fidelity),

@@ -308,7 +308,7 @@ def _identity(store: Store) -> Markup:
         ],
         ["targets", f"{i.targets.estimator}, k={i.targets.k}, T in {grid}, seed {i.targets.seed}"],
         ["values", f"{i.encoding.values}, within {i.encoding.relative_error:.2g} of each value"],
-        ["licence", i.licence],
+        ["licence", manifest.licence],
         ["format", f"{manifest.version}, made by {manifest.created_by}"],
     ]
     words = ["softlabels", "build", "--teacher", i.teacher.spec]

@@ -62,7 +62,7 @@ def card(manifest: Manifest) -> str:
 {CONFIGS if loadable else ""}tags:
 - softlabels
 - knowledge-distillation
-{_yaml_lines(hub_licence(identity.licence))}---
+{_yaml_lines(hub_licence(manifest.licence))}---
 
 # Soft targets of {teacher.name}
 
@@ -80,7 +80,7 @@ A softlabels store, format {manifest.version}, made by {manifest.created_by}.
 | mass of the kept ids | {mass} |
 | size | {manifest.data_bytes:,} bytes in {len(manifest.shards)} shards, {manifest.data_bytes / n:.1f} per position |
 {_columns(manifest, n)}| cost | {cost.seconds:,.0f} s of the teacher, {cost.tokens_per_second:,.0f} tokens/s |
-| licence of the targets | {identity.licence} |
+| licence of the targets | {manifest.licence} |
 {_fidelity(manifest)}
 ```python
 import softlabels

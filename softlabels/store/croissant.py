@@ -91,8 +91,8 @@ def croissant(manifest: Manifest) -> str:
         "keywords": ["softlabels", "knowledge distillation", "soft targets"],
         "distribution": [_file(shard, parquet=parquet) for shard in manifest.shards],
     }
-    if identity.licence.lower() != UNKNOWN:
-        value["license"] = identity.licence
+    if manifest.licence.lower() != UNKNOWN:
+        value["license"] = manifest.licence
     if loadable:
         value["distribution"].append(
             {
@@ -114,7 +114,7 @@ def _description(manifest: Manifest) -> str:
         f"Soft targets of {identity.teacher.name} at {identity.corpus.positions} positions of "
         f"{', '.join(identity.corpus.specs)} ({identity.corpus.tokens} tokens in {identity.corpus.rows} rows): "
         f"{identity.targets.estimator}, k={identity.targets.k}, temperatures {grid}. A softlabels store, format "
-        f"{manifest.version}, content digest {manifest.content_digest}; licence of the targets: {identity.licence}."
+        f"{manifest.version}, content digest {manifest.content_digest}; licence of the targets: {manifest.licence}."
     )
 
 

@@ -18,7 +18,6 @@ from softlabels.store.manifest import (
     MANIFEST,
     Commit,
     CostRecord,
-    Fidelity,
     FileRecord,
     Manifest,
     Plan,
@@ -38,14 +37,14 @@ MADE: dict[str, Callable[[Manifest], str]] = {CARD: card, CROISSANT: croissant}
 
 
 def finish(
-    store: Path, plan: Plan, commits: Sequence[Commit], *, fidelity: Fidelity | None = None
+    store: Path, plan: Plan, commits: Sequence[Commit], *, before: Manifest | None = None
 ) -> Manifest:
     """Publish the card and the manifest of a store whose shards are all committed.
 
-    A card that is there already is kept, and recorded as it is; so are `croissant.json`, and what was measured of
-    the same shards.
+    A card that is there already is kept, and recorded as it is; so are `croissant.json`, and what the manifest
+    `before` says was measured and stated of the same shards.
     """
-    manifest = make_manifest(store, plan, commits, fidelity=fidelity)
+    manifest = make_manifest(store, plan, commits, before=before)
     publish(store / CARD, card(manifest).encode())
     made = {name: store / name for name in MADE if (store / name).exists()}
     manifest = with_files(manifest, {name: path.read_bytes() for name, path in made.items()})
@@ -54,9 +53,13 @@ def finish(
 
 
 def make_manifest(
-    store: Path, plan: Plan, commits: Sequence[Commit], *, fidelity: Fidelity | None = None
+    store: Path, plan: Plan, commits: Sequence[Commit], *, before: Manifest | None = None
 ) -> Manifest:
-    """What the manifest of a plan's commits says; its card is still to be added."""
+    """What the manifest of a plan's commits says; its card is still to be added.
+
+    Args:
+        before: a manifest of the same shards; what was measured and stated of them is kept.
+    """
     shards = [
         ShardRecord(
             name=c.name,
@@ -85,7 +88,8 @@ def make_manifest(
         ),
         content_digest=content_digest(plan.identity, shards),
         digest="0" * 64,
-        fidelity=fidelity,
+        fidelity=None if before is None else before.fidelity,
+        stated_licence=None if before is None else before.stated_licence,
         column_bytes=_column_bytes(store, plan, shards),
         provenance=plan.provenance,
     )

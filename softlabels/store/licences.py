@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from softlabels.errors import ConfigError, MissingExtraError
-from softlabels.store.manifest import Manifest
 
-__all__ = ["UNKNOWN", "hub_licence", "require_spdx"]
+__all__ = ["UNKNOWN", "hub_licence", "require_spdx", "stateable"]
 
 UNKNOWN = "unknown"
 HUB_LICENCES = frozenset(
@@ -30,7 +29,21 @@ def hub_licence(licence: str) -> list[str]:
     return ["license: other", f"license_name: {name or 'other'}"]
 
 
-def require_spdx(manifest: Manifest) -> str:
+def stateable(licence: str) -> str:
+    """A licence as a command was given it, without blanks around it.
+
+    Raises:
+        ConfigError: it says nothing, or cannot stand in one line.
+    """
+    licence = licence.strip()
+    if not licence or not licence.isprintable():
+        raise ConfigError(
+            f"--licence {licence!r}: expected an SPDX expression, e.g. CC-BY-4.0 or LicenseRef-NAME"
+        )
+    return licence
+
+
+def require_spdx(licence: str) -> str:
     """The licence of a store's targets, if it is a valid SPDX expression; its usual spelling.
 
     `LicenseRef-…` is valid: terms of one's own, to be put beside the store.
@@ -39,9 +52,8 @@ def require_spdx(manifest: Manifest) -> str:
         ConfigError: not stated, or not SPDX.
         MissingExtraError: license-expression is not installed.
     """
-    licence = manifest.identity.licence
     way_out = (
-        "a store that is shared states the licence of its targets as an SPDX expression, e.g. `softlabels build "
+        "a store that is shared states the licence of its targets as an SPDX expression, e.g. `softlabels card STORE "
         "--licence CC-BY-4.0` (or LicenseRef-NAME for terms of your own)"
     )
     if licence.lower() == UNKNOWN:

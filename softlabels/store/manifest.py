@@ -218,6 +218,14 @@ class Manifest(Record, frozen=True, kw_only=True, omit_defaults=True):
     release: Release | None = None
     """Name and version that its maker signed it with; absent: none. Anybody may have written it, where no signature is
     checked."""
+    stated_licence: str | None = None
+    """What `softlabels card --licence` stated after the store was made, in the place of `identity.licence`; absent:
+    nothing."""
+
+    @property
+    def licence(self) -> str:
+        """The licence of the targets, as it was stated last."""
+        return self.identity.licence if self.stated_licence is None else self.stated_licence
 
     @property
     def rows(self) -> int:

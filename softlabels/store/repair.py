@@ -36,7 +36,6 @@ from softlabels.store.manifest import (
     MANIFEST,
     SIGNATURE,
     Commit,
-    Fidelity,
     Manifest,
     Plan,
     PlannedShard,
@@ -260,13 +259,13 @@ class _Work:
             publish(self.path / name, content)
 
     def finish(
-        self, plan: Plan, found: Diagnosis, reason: str, fidelity: Fidelity | None = None
+        self, plan: Plan, found: Diagnosis, reason: str, before: Manifest | None = None
     ) -> None:
         """Make card and manifest again; a card that says what it must is kept."""
         self.remove(self.path / MANIFEST, reason, action="withdraw")
         commits = [found.commits[i] for i in sorted(found.commits)]
         if len(commits) == len(plan.shards):  # else a dry run, in which records are still to come
-            manifest = make_manifest(self.path, plan, commits, fidelity=fidelity)
+            manifest = make_manifest(self.path, plan, commits, before=before)
             for name, make in MADE.items():
                 present, problem = attempt(lambda n=name: read_file(self.path / n))  # type: ignore[misc]
                 right = make(manifest).encode()
@@ -274,7 +273,7 @@ class _Work:
                     self.publish_made(name, right, problem or "is not what the records say")
         self.note("publish", self.path / MANIFEST, reason)
         if not self.dry_run:
-            finish(self.path, plan, commits, fidelity=fidelity)
+            finish(self.path, plan, commits, before=before)
 
 
 def _mend_made(work: _Work, plan: Plan, found: Diagnosis, manifest: Manifest) -> None:
@@ -292,5 +291,5 @@ def _mend_made(work: _Work, plan: Plan, found: Diagnosis, manifest: Manifest) ->
             work.publish_made(name, content, problem)
         else:  # another version made it: its manifest cannot be satisfied any more
             why = f"names a {name} that this version cannot make"
-            work.finish(plan, found, why, manifest.fidelity)
+            work.finish(plan, found, why, manifest)
             return

@@ -15,6 +15,7 @@ import pytest
 from click.testing import CliRunner
 
 from softlabels import open_store
+from softlabels.algebra.merge import merge
 from softlabels.cli import main
 from softlabels.errors import ConfigError, MissingExtraError
 from softlabels.measure import MeasureConfig, measure
@@ -199,9 +200,9 @@ def test_croissant_checks_are_not_empty(built, tmp_path):
         ("LicenseRef-llama-outputs", "LicenseRef-llama-outputs"),
     ],
 )
-def test_spdx_is_accepted(built, licence, spelt):
+def test_spdx_is_accepted(licence, spelt):
     pytest.importorskip("license_expression")
-    assert require_spdx(with_licence(load_manifest(built), licence)) == spelt
+    assert require_spdx(licence) == spelt
 
 
 @pytest.mark.parametrize(
@@ -214,17 +215,57 @@ def test_spdx_is_accepted(built, licence, spelt):
         ("llama3", "SPDX does not know 'llama3'"),
     ],
 )
-def test_what_is_not_spdx_is_refused(built, licence, says):
+def test_what_is_not_spdx_is_refused(licence, says):
     pytest.importorskip("license_expression")
     with pytest.raises(ConfigError, match=says) as e:
-        require_spdx(with_licence(load_manifest(built), licence))
+        require_spdx(licence)
     assert "--licence CC-BY-4.0" in str(e.value)
 
 
-def test_spdx_not_installed(built, monkeypatch):
+def test_spdx_not_installed(monkeypatch):
     monkeypatch.setitem(sys.modules, "license_expression", None)
     with pytest.raises(MissingExtraError, match=r"softlabels\[spdx\]"):
-        require_spdx(with_licence(load_manifest(built), "MIT"))
+        require_spdx("MIT")
+
+
+def test_a_licence_is_stated_after_the_build(store):
+    """It is what every reader of the manifest says from then on, and not content."""
+    pytest.importorskip("license_expression")
+    before = load_manifest(store)
+    assert before.licence == "unknown"
+    result = CliRunner().invoke(main, ["card", str(store), "--licence", " CC-BY-4.0 ", "--json"])
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["licence"] == "CC-BY-4.0"
+    manifest = load_manifest(store)
+    assert manifest.content_digest == before.content_digest
+    assert (manifest.identity, manifest.licence) == (before.identity, "CC-BY-4.0")
+    assert verify_store(store).problems == []
+    assert "license: cc-by-4.0" in (store / "README.md").read_text(encoding="utf-8")
+    assert json.loads((store / "croissant.json").read_text())["license"] == "CC-BY-4.0"
+    shown = CliRunner().invoke(main, ["inspect", str(store)]).stdout
+    assert "licence  CC-BY-4.0" in shown
+    again = CliRunner().invoke(main, ["card", str(store), "--check-licence"])
+    assert again.exit_code == 0, again.output
+
+
+def test_what_was_stated_is_kept_by_measuring_repairing_and_deriving(store, tmp_path):
+    assert CliRunner().invoke(main, ["card", str(store), "--licence", "MIT"]).exit_code == 0
+    measure(store, MeasureConfig(teacher="fake:tiny"), teacher=TinyTeacher())
+    manifest = load_manifest(store)
+    assert (manifest.licence, manifest.fidelity is None) == ("MIT", False)
+    (store / "README.md").unlink()
+    assert repair_store(store).actions
+    assert load_manifest(store).licence == "MIT"
+    assert merge([store, store], tmp_path / "merged").identity.licence == "MIT"
+
+
+@pytest.mark.parametrize("licence", ["", " ", "MIT\nlicense: other", "MIT\x1b[2J"])
+def test_a_licence_that_says_nothing_or_more_than_a_line(store, licence):
+    before = files_of(store)
+    result = CliRunner().invoke(main, ["card", str(store), "--licence", licence])
+    assert result.exit_code == 2
+    assert "expected an SPDX expression" in result.stderr
+    assert files_of(store) == before
 
 
 def test_check_licence_on_the_command_line(store):

@@ -54,7 +54,7 @@ def shareable(store: Path) -> tuple[Manifest, list[str]]:
         ConfigError: its licence is not stated.
     """
     manifest = load_manifest(store)
-    require_spdx(manifest)
+    require_spdx(manifest.licence)
     refuse_part(store)
     problems = verify_store(store, deep=False).problems
     if problems:
