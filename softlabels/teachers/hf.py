@@ -1,4 +1,4 @@
-"""`hf:PATH`: a causal LM in a local folder, as transformers loads it; GGUF files included.
+"""`hf:PATH`: a causal LM that is on this machine (`local_model.py`), as transformers loads it; GGUF files included.
 
 The body runs once for a batch of rows; the head is applied to chunks of positions, so that no more
 than a byte budget of logits exists at a time. The head computes in float32 whatever the body's dtype:
@@ -8,7 +8,6 @@ bfloat16 logits of a large vocabulary are rounded by up to 1/16 nat, more than m
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +17,8 @@ import torch
 from torch import Tensor
 
 from softlabels.devices import choose
-from softlabels.errors import MissingExtraError, TeacherError
+from softlabels.errors import TeacherError
+from softlabels.local_model import find_model, load_weights, offline_transformers
 from softlabels.registry import without_folder
 from softlabels.rows import Row, pad_rows
 from softlabels.teachers import MIB, TeacherOptions
@@ -38,48 +38,41 @@ IMAGES = "image-classification"
 def load_hf(
     path: str, options: TeacherOptions
 ) -> HFTeacher | HFEncoderTeacher | HFMaskedTeacher | VisionTeacher:
-    """Load the model and tokenizer of a folder, or of one `.gguf` file; in other domains, see `hf_encoder.py`.
+    """Load model and tokenizer of a folder, a `.gguf` file or the hub cache; in other domains, see `hf_encoder.py`.
 
     Raises:
         TeacherError: no such model, or its head is not a linear map of the last hidden state.
         MissingExtraError: transformers (or gguf) is not installed.
     """
-    folder, gguf = _locate(Path(path))
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a path is local: nothing may be fetched
-    try:
-        import transformers
-    except ImportError as e:
-        raise MissingExtraError("transformers", "hf", "--teacher hf:PATH") from e
-    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    found = find_model(path, where=f"hf:{path}", error=TeacherError)
+    transformers = offline_transformers("--teacher hf:PATH")
     if options.domain in HEADS or options.domain == IMAGES:
-        if gguf:
+        if found.gguf is not None:
             raise TeacherError(
                 f"hf:{path}: a GGUF file holds a causal LM; give the folder of a {options.domain} model"
             )
-        weights_sha256 = digest_files(weight_files(folder))
+        weights_sha256 = digest_files(weight_files(found.folder))
         if options.domain == IMAGES:
-            return load_hf_vision(path, options, transformers, weights_sha256)
-        return load_hf_encoder(path, options, transformers, weights_sha256)
+            return load_hf_vision(path, found, options, transformers, weights_sha256)
+        return load_hf_encoder(path, found, options, transformers, weights_sha256)
     choice = choose(options.device, options.dtype)
     options.notice(f"teacher: {choice.reason}")
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **gguf)
-        model = transformers.AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch.float32 if gguf else choice.dtype, **gguf
+        model = load_weights(
+            transformers.AutoModelForCausalLM,
+            found,
+            dtype=choice.dtype if found.gguf is None else torch.float32,
         )
-    except ImportError as e:
-        raise MissingExtraError("gguf", "hf", "a GGUF teacher") from e
+        tokenizer = transformers.AutoTokenizer.from_pretrained(found.folder, **found.settings)
     except (OSError, ValueError, KeyError) as e:
         raise TeacherError(f"hf:{path}: transformers cannot load it: {e}") from e
-    if gguf:
-        model = _clean_copy(model)
-        repair_pre_tokenizer(
-            tokenizer, _declared_pre_tokenizer(folder / gguf["gguf_file"]), options.notice
-        )
-    weights = [folder / gguf["gguf_file"]] if gguf else weight_files(folder)
+    if found.gguf is not None:
+        declared = _declared_pre_tokenizer(found.folder / found.gguf)
+        repair_pre_tokenizer(tokenizer, declared, options.notice)
+    weights = found.weight_files if found.gguf is not None else weight_files(found.folder)
     source = HFSource(
         spec=without_folder(f"hf:{path}"),
-        name=folder.resolve().name if not gguf else gguf["gguf_file"].removesuffix(".gguf"),
+        name=found.name,
         weights_sha256=digest_files(weights),
         engine=f"transformers {transformers.__version__}, torch {torch.__version__}",
     )
@@ -182,35 +175,6 @@ def _logit_transform(config: Any) -> Callable[[Tensor], Tensor]:
         return torch.tanh(logits / cap) * cap if cap else logits
 
     return transform
-
-
-def _locate(path: Path) -> tuple[Path, dict[str, str]]:
-    if path.is_file() and path.suffix == ".gguf":
-        return path.parent, {"gguf_file": path.name}
-    if not path.is_dir():
-        raise TeacherError(
-            f"hf:{path}: no such folder; give the path of a model folder or a .gguf file"
-        )
-    if (path / "config.json").exists():
-        return path, {}
-    ggufs = sorted(p.name for p in path.glob("*.gguf"))
-    if len(ggufs) == 1:
-        return path, {"gguf_file": ggufs[0]}
-    found = (
-        f"{len(ggufs)} .gguf files: name one" if ggufs else "neither config.json nor a .gguf file"
-    )
-    raise TeacherError(f"hf:{path}: the folder holds {found}")
-
-
-def _clean_copy(model: Any) -> Any:
-    """The same weights in a model that does not remember its GGUF: ties restored, no quantiser."""
-    config = model.config.__class__(
-        **{k: v for k, v in model.config.to_dict().items() if k != "quantization_config"}
-    )
-    clean = type(model)(config)
-    clean.load_state_dict(model.state_dict())
-    clean.tie_weights()
-    return clean
 
 
 def _declared_pre_tokenizer(path: Path) -> str | None:

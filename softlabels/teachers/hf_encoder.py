@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +11,7 @@ from torch import Tensor
 from softlabels.devices import choose
 from softlabels.domains.text import TextRow
 from softlabels.errors import TeacherError
+from softlabels.local_model import LocalModel
 from softlabels.registry import without_folder
 from softlabels.teachers import MIB, TeacherOptions
 from softlabels.teachers.encoder_tokenizer import EncoderTokenizer
@@ -29,12 +29,13 @@ HEADS = {
 
 
 def load_hf_encoder(
-    path: str, options: TeacherOptions, transformers: Any, weights_sha256: str
+    path: str, found: LocalModel, options: TeacherOptions, transformers: Any, weights_sha256: str
 ) -> HFEncoderTeacher | HFMaskedTeacher:
     """Load model and tokenizer of a folder.
 
     Args:
-        path: the folder.
+        path: as the user named it.
+        found: where it is.
         options: how to run it; its domain is a key of `HEADS`.
         transformers: the module.
         weights_sha256: of the folder's weights.
@@ -47,8 +48,10 @@ def load_hf_encoder(
     options.notice(f"teacher: {choice.reason}")
     loader = getattr(transformers, HEADS[options.domain])
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(path)
-        model, loading = loader.from_pretrained(path, dtype=choice.dtype, output_loading_info=True)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(found.folder)
+        model, loading = loader.from_pretrained(
+            found.folder, dtype=choice.dtype, output_loading_info=True
+        )
     except (OSError, ValueError, KeyError, RuntimeError) as e:
         raise TeacherError(f"hf:{path}: transformers cannot load it: {e}") from e
     if loading["missing_keys"]:
@@ -60,7 +63,7 @@ def load_hf_encoder(
     longest = getattr(model.config, "max_position_embeddings", None)
     source = HFSource(
         spec=without_folder(f"hf:{path}"),
-        name=Path(path).resolve().name,
+        name=found.name,
         weights_sha256=weights_sha256,
         engine=f"transformers {transformers.__version__}, torch {torch.__version__}",
     )

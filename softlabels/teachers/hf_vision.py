@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from softlabels.errors import TeacherError
+from softlabels.local_model import LocalModel
 from softlabels.registry import without_folder
 from softlabels.teachers import TeacherOptions
 from softlabels.teachers.vision import Model, VisionTeacher
@@ -19,12 +20,13 @@ PREPROCESSOR = "preprocessor_config.json"
 
 
 def load_hf_vision(
-    path: str, options: TeacherOptions, transformers: Any, weights_sha256: str
+    path: str, found: LocalModel, options: TeacherOptions, transformers: Any, weights_sha256: str
 ) -> VisionTeacher:
     """Load the model of a folder.
 
     Args:
-        path: the folder.
+        path: as the user named it.
+        found: where it is.
         options: how to run it.
         transformers: the module.
         weights_sha256: of the folder's weights.
@@ -36,7 +38,7 @@ def load_hf_vision(
     spec = f"hf:{path}"
     try:
         model, loading = transformers.AutoModelForImageClassification.from_pretrained(
-            path, output_loading_info=True
+            found.folder, output_loading_info=True
         )
     except (OSError, ValueError, KeyError, RuntimeError) as e:
         raise TeacherError(f"{spec}: transformers cannot load it: {e}") from e
@@ -45,7 +47,7 @@ def load_hf_vision(
             f"{spec}: the folder has no weights for {sorted(loading['missing_keys'])[0]}, so a {type(model).__name__} "
             "would guess at random; fine-tune it first, and give the folder of that model"
         )
-    size, mean, std = _preprocessing(Path(path), spec)
+    size, mean, std = _preprocessing(found.folder, spec)
     return VisionTeacher(
         Model(
             module=model,

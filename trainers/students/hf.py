@@ -6,7 +6,6 @@ hold) no longer needs it. DistilBERT's rule (Sanh et al. 2019, §3) is to keep e
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,8 @@ from urllib.parse import parse_qsl
 import torch
 from torch import Tensor
 
-from softlabels.errors import ConfigError, MissingExtraError
+from softlabels.errors import ConfigError
+from softlabels.local_model import find_model, load_weights, offline_transformers
 from trainers.students import Student
 from trainers.students.encoders import EncoderStudent, class_head, token_head
 from trainers.students.images import HFImageStudent, load_saved, saved_spec
@@ -24,23 +24,13 @@ from trainers.tasks import CAUSAL, LOADERS, Task
 __all__ = ["from_config", "from_folder", "from_layers"]
 
 
-def _transformers(purpose: str) -> Any:
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a path is local: nothing may be fetched
-    try:
-        import transformers
-    except ImportError as e:
-        raise MissingExtraError("transformers", "hf", purpose) from e
-    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    return transformers
-
-
 def _loader(task: Task, spec: str, purpose: str) -> Any:
     """The class of transformers that loads models for a task.
 
     Raises:
         ConfigError: transformers has none.
     """
-    transformers = _transformers(purpose)
+    transformers = offline_transformers(purpose)
     if task.domain not in LOADERS:
         raise ConfigError(
             f"--student {spec}: is a model of transformers, which do not serve a store of the domain {task.domain}"
@@ -65,7 +55,7 @@ def from_config(argument: str, *, seed: int, task: Task = CAUSAL) -> Student:
     """`hf-config:FILE`: a transformers `config.json`, weights from the seed."""
     spec = f"hf-config:{argument}"
     loader = _loader(task, spec, "--student hf-config:FILE")
-    transformers = _transformers("--student hf-config:FILE")
+    transformers = offline_transformers("--student hf-config:FILE")
     path = Path(argument)
     if not path.is_file():
         raise ConfigError(f"--student hf-config:{argument}: no such file")
@@ -80,43 +70,41 @@ def from_config(argument: str, *, seed: int, task: Task = CAUSAL) -> Student:
 
 
 def from_folder(argument: str, *, seed: int, task: Task = CAUSAL) -> Student:
-    """`hf:PATH`: a model in a folder, as float32; of classification, with a head drawn from the seed if it has none."""
+    """`hf:PATH`: a model that is here (`local_model.py`), as float32; a head over classes that it lacks is drawn."""
     spec = f"hf:{argument}"
     if (saved := saved_spec(Path(argument))) is not None:
         return load_saved(Path(argument), saved, task)
-    loader = _loader(task, spec, "--student hf:PATH")
-    if not (Path(argument) / "config.json").is_file():
-        raise ConfigError(f"--student hf:{argument}: no config.json there; give a model's folder")
+    model, folder = _load(argument, spec, seed=seed, task=task)
+    return _student(model, task, spec, source=folder)
+
+
+def _load(argument: str, spec: str, *, seed: int, task: Task) -> tuple[Any, Path]:
+    """A model that is here, as float32, and its folder; what its task needs and it lacks is drawn from the seed.
+
+    Raises:
+        ConfigError: it is not here, or transformers cannot load it.
+    """
+    where = f"--student {spec}"
+    found = find_model(argument, where=where, error=ConfigError)
+    loader = _loader(task, spec, where)
+    if found.gguf is not None and task.domain != CAUSAL.domain:
+        raise ConfigError(
+            f"{where}: a GGUF file holds a causal LM; give the folder of a {task.domain} model"
+        )
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            model = loader.from_pretrained(argument, dtype=torch.float32, **task.settings)
+            model = load_weights(loader, found, dtype=torch.float32, **task.settings)
     except (OSError, ValueError, KeyError, RuntimeError) as e:
-        raise ConfigError(f"--student hf:{argument}: transformers cannot load it: {e}") from e
-    return _student(model, task, spec, source=Path(argument))
+        raise ConfigError(f"{where}: transformers cannot load it: {e}") from e
+    return model, found.folder
 
 
 def from_layers(argument: str, *, seed: int, task: Task = CAUSAL) -> Student:
     """`layers-of:PATH?keep=0,2,4`: those layers, in that order, and everything around them."""
     path, query = _split_query(argument)
     spec = f"layers-of:{argument}"
-    loader = _loader(task, spec, "--student layers-of:PATH")
-    gguf = (
-        sorted(p.name for p in Path(path).glob("*.gguf"))
-        if not (Path(path) / "config.json").is_file()
-        else []
-    )
-    try:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            source = loader.from_pretrained(
-                path,
-                dtype=torch.float32,
-                **task.settings,
-                **({"gguf_file": gguf[0]} if gguf else {}),
-            )
-    except (OSError, ValueError, KeyError, RuntimeError) as e:
-        raise ConfigError(f"--student layers-of:{path}: transformers cannot load it: {e}") from e
+    source, folder = _load(path, spec, seed=seed, task=task)
     total = int(source.config.num_hidden_layers)
     keep = _parse_keep(query, total, argument)
     settings = {k: v for k, v in source.config.to_dict().items() if k != "quantization_config"}
@@ -127,7 +115,7 @@ def from_layers(argument: str, *, seed: int, task: Task = CAUSAL) -> Student:
     model = type(source)(source.config.__class__(**settings))
     model.load_state_dict(_kept_layers(source.state_dict(), keep))
     model.tie_weights()
-    return _student(model, task, spec, source=Path(path))
+    return _student(model, task, spec, source=folder)
 
 
 def _kept_layers(state: dict[str, Tensor], keep: list[int]) -> dict[str, Tensor]:
