@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from softlabels.errors import ConfigError, MissingExtraError
+from softlabels.store.remote.web import Web
 
 if TYPE_CHECKING:
     from obstore.store import ObjectStore
 
-__all__ = ["check_address", "hub_place", "open_address", "writable"]
+__all__ = ["check_address", "hub_place", "open_address", "open_web", "writable"]
 
 SCHEMES = ("s3", "gs", "http", "https", "hf")
 ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
@@ -71,7 +72,7 @@ def hub_place(url: str) -> tuple[str, str | None, str]:
 
 
 def open_address(url: str) -> ObjectStore:
-    """The obstore client of an address. Credentials are the environment's.
+    """The obstore client of a bucket. Credentials are the environment's.
 
     Raises:
         MissingExtraError: obstore is not installed.
@@ -81,16 +82,11 @@ def open_address(url: str) -> ObjectStore:
         from obstore.store import from_url
     except ImportError as e:
         raise MissingExtraError("obstore", "remote", "a store at an address") from e
-    headers: dict[str, str] = {}
-    target = url
-    if url.startswith("hf://"):
-        target, headers = _hub(url)
     options: Any = {
-        "allow_http": _plain_http(target, os.environ),
+        "allow_http": _plain_http(url, os.environ),
         "connect_timeout": CONNECT,
         "read_timeout": SILENCE,
         "timeout": WHOLE,
-        "default_headers": headers,
     }
     retries: Any = {
         "max_retries": 2,
@@ -101,9 +97,21 @@ def open_address(url: str) -> ObjectStore:
         },
     }
     try:
-        return from_url(target, client_options=options, retry_config=retries)
+        return from_url(url, client_options=options, retry_config=retries)
     except Exception as e:  # whatever obstore makes of a variable that it cannot use
         raise ConfigError(f"{url}: {str(e).splitlines()[0]}") from e
+
+
+def open_web(url: str) -> Web:
+    """The web server of an address, or the Hub.
+
+    Raises:
+        MissingExtraError: a library for it is not installed.
+    """
+    if not url.startswith("hf://"):
+        return Web(url)
+    target, headers = _hub(url)
+    return Web(target, headers=headers, leads_away=True)
 
 
 def _plain_http(target: str, environment: Mapping[str, str]) -> bool:
@@ -111,7 +119,7 @@ def _plain_http(target: str, environment: Mapping[str, str]) -> bool:
     if target.startswith("s3://"):
         set_ = next((environment[n] for n in ENDPOINTS if environment.get(n)), "")
         return set_.startswith("http://")
-    return target.startswith("http://")
+    return False
 
 
 def _hub(url: str) -> tuple[str, dict[str, str]]:

@@ -1,8 +1,10 @@
 """Requests to where a remote store lies, made again while that may help.
 
-The library is obstore. What fails for a reason that may pass (no connection, a silence, 429, 5xx) is tried again
-with growing pauses until nothing has come for `patience` seconds; a transfer goes on where it broke off. What will
-not pass (no permission, no such bucket) fails at once. Either ends in one sentence.
+The library is obstore, for web servers urllib3 (`web.py`). What fails for a reason that may pass (no connection, a
+silence, 429, 5xx) is tried again with growing pauses until nothing has come for `patience` seconds; a transfer goes on
+where it broke off. What will not pass (no permission, no such bucket) fails at once. Either ends in one sentence.
+
+No more is held of what comes than was asked for, whatever a server says of its length.
 """
 
 from __future__ import annotations
@@ -12,14 +14,17 @@ import random
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterable
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
-from softlabels.errors import IntegrityError, RemoteError
+from softlabels.errors import IntegrityError, RemoteError, SoftLabelsError
 from softlabels.store.files import Address
-from softlabels.store.remote.addresses import check_address, open_address
+from softlabels.store.records import RECORD_LIMIT
+from softlabels.store.remote.addresses import check_address, open_address, open_web
 from softlabels.store.remote.cache import Cancelled
+from softlabels.store.remote.web import RangesIgnored, Web, WebFailure
 
 if TYPE_CHECKING:
     from obstore.store import ObjectStore
@@ -31,13 +36,15 @@ PATIENCE = 180.0
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0
 PIECE = 2**20
 """Bytes handed on at a time."""
+FILES_LIMIT = 2**20
+"""Names that a listing may hold; a manifest names less than a fifth of that."""
 PASSING = (408, 425, 429)
 """Statuses of the 4xx that are worth another try."""
 
 T = TypeVar("T")
 
 _forked_from: int | None = None
-"""The process in which obstore's threads were started: a child that was forked later does not have them."""
+"""The process in which threads and connections were begun: a child that was forked later does not have them."""
 
 
 class Client:
@@ -52,9 +59,27 @@ class Client:
         self.root = Address(check_address(url))
         self.patience = patience
         self._made: ObjectStore | None = None
+        self._server: Web | None = None
+        self._on_web = str(self.root).startswith(("http://", "https://", "hf://"))
 
     @property
     def _store(self) -> ObjectStore:
+        self._refuse_fork()
+        if self._made is None:
+            self._made = open_address(str(self.root))
+        return self._made
+
+    @property
+    def _web(self) -> Web | None:
+        """The web server; None: an object store."""
+        if not self._on_web:
+            return None
+        self._refuse_fork()
+        if self._server is None:
+            self._server = open_web(str(self.root))
+        return self._server
+
+    def _refuse_fork(self) -> None:
         global _forked_from
         if _forked_from is None:
             _forked_from = os.getpid()
@@ -64,9 +89,6 @@ class Client:
                 "threads that do so; let DataLoader start its workers with multiprocessing_context='spawn' or "
                 "'forkserver', or use num_workers=0"
             )
-        if self._made is None:
-            self._made = open_address(str(self.root))
-        return self._made
 
     # -- reading ----------------------------------------------------------------------------------
 
@@ -85,38 +107,40 @@ class Client:
         patience = _Patience(self.root / name, self.patience, stop)
         while done < size:
             try:
-                for piece in self._pieces(name, done, stop):
-                    if done + len(piece) > size:
-                        raise self._other_size(name, f"more than {size}", size)
-                    sink.write(piece)
-                    done += len(piece)
-                    patience.progressed()
+                with closing(self._pieces(name, done, stop)) as pieces:
+                    for piece in pieces:
+                        if done + len(piece) > size:
+                            raise self._other_size(name, f"more than {size}", size)
+                        sink.write(piece)
+                        done += len(piece)
+                        patience.progressed()
                 if done < size:
                     raise self._other_size(name, done, size)
-            except RangesRefused:
+            except RangesIgnored:
                 sink.truncate(0)
                 sink.seek(0)
                 done = 0
             except Exception as e:
                 patience.after(e)
 
-    def _pieces(self, name: str, begun: int, stop: threading.Event) -> Iterator[Any]:
-        import obstore
-        from obstore.exceptions import NotSupportedError
-
+    def _pieces(self, name: str, begun: int, stop: threading.Event) -> Generator[Any]:
         if stop.is_set():
             raise Cancelled
+        with closing(self._get(name, begun)[1]) as pieces:
+            for piece in pieces:
+                if stop.is_set():
+                    raise Cancelled
+                yield piece
+
+    def _get(self, name: str, begun: int = 0) -> tuple[int | None, Any]:
+        """How many bytes are said to come, and those that do."""
+        if (web := self._web) is not None:
+            return web.get(name, begun, PIECE)
+        import obstore
+
         options: Any = {"range": {"offset": begun}} if begun else None
-        try:
-            found = obstore.get(self._store, name, options=options)
-        except NotSupportedError as e:
-            if begun:
-                raise RangesRefused from e  # a plain web server: from the beginning, then
-            raise
-        for piece in found.stream(min_chunk_size=PIECE):
-            if stop.is_set():
-                raise Cancelled
-            yield piece
+        found = obstore.get(self._store, name, options=options)
+        return int(found.meta["size"]), (piece for piece in found.stream(min_chunk_size=PIECE))
 
     def _other_size(self, name: str, found: object, size: int) -> IntegrityError:
         return IntegrityError(
@@ -133,36 +157,64 @@ class Client:
             Cancelled: `stop` was set.
             RemoteError: out of reach.
         """
-        import obstore
 
         def get() -> bytes:
-            found = obstore.get(self._store, name)
-            if found.meta["size"] > limit:
-                raise IntegrityError(
-                    f"{self.root / name}: {found.meta['size']} bytes, expected at most {limit}; refused unread"
-                )
-            return bytes(found.bytes())
+            said, pieces = self._get(name)
+            with closing(pieces):
+                if said is not None and said > limit:
+                    raise IntegrityError(
+                        f"{self.root / name}: {said} bytes, expected at most {limit}; refused unread"
+                    )
+                return self._bounded(pieces, name, limit)
 
         return self._patiently(name, get, stop)
 
+    def _bounded(self, pieces: Iterable[Any], name: str, limit: int) -> bytes:
+        """What comes, which may be more than a server said that it is: no more than `limit` is held."""
+        data = bytearray()
+        for piece in pieces:
+            if len(data) + len(piece) > limit:
+                raise IntegrityError(
+                    f"{self.root / name}: more than {limit} bytes came, whatever the server said; the rest was refused"
+                )
+            data += piece
+        return bytes(data)
+
     def size(self, name: str) -> int | None:
-        """Bytes of a file; None: there is none."""
-        import obstore
+        """Bytes of a file, 0 if a web server does not say; None: there is none."""
+
+        def head() -> int:
+            if (web := self._web) is not None:
+                return web.size(name) or 0
+            import obstore
+
+            return int(obstore.head(self._store, name)["size"])
 
         try:
-            return int(self._patiently(name, lambda: obstore.head(self._store, name))["size"])
+            return self._patiently(name, head)
         except FileNotFoundError:
             return None
 
     def list(self) -> dict[str, int] | None:
-        """Name and bytes of every file; None: a web server, which does not tell."""
+        """Name and bytes of every file; None: a web server, which does not tell.
+
+        Raises:
+            IntegrityError: there are more than any store has.
+        """
+        if self._on_web:
+            return None
         import obstore
 
-        if str(self.root).startswith(("http://", "https://", "hf://")):
-            return None
-
         def collect() -> dict[str, int]:
-            return {m["path"]: int(m["size"]) for some in obstore.list(self._store) for m in some}
+            found: dict[str, int] = {}
+            for some in obstore.list(self._store):
+                found |= {m["path"]: int(m["size"]) for m in some}
+                if len(found) > FILES_LIMIT:
+                    raise IntegrityError(
+                        f"{self.root}: lists more than {FILES_LIMIT} files, and no store has so many; is the address "
+                        "right?"
+                    )
+            return found
 
         return self._patiently("", collect)
 
@@ -191,7 +243,7 @@ class Client:
             found = obstore.get(self._store, name)
             about: Any = found.meta
             version: Any = {n: about[n] for n in ("e_tag", "version") if about[n] is not None}
-            if not expected(bytes(found.bytes())):
+            if not expected(self._bounded(found.stream(), name, RECORD_LIMIT)):
                 return False
             obstore.put(self._store, name, content, mode=version, use_multipart=False)
             return True
@@ -225,10 +277,6 @@ class Client:
                 patience.after(e)
 
 
-class RangesRefused(Exception):
-    """The server sends whole files only."""
-
-
 class _Patience:
     """Decides whether a request that failed is made again, and waits."""
 
@@ -242,14 +290,7 @@ class _Patience:
 
     def after(self, error: Exception) -> None:
         """Wait, or raise what cannot be mended by waiting."""
-        from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
-
-        if not isinstance(error, BaseError) or isinstance(
-            error, AlreadyExistsError | PreconditionError
-        ):
-            raise error
-        reason = _reason(error)
-        way_out = _way_out(error, reason)
+        reason, way_out = _understood(error)
         if way_out is not None:
             raise RemoteError(f"{self._where}: {reason}; {way_out}") from error
         if time.monotonic() - self._since > self._seconds:
@@ -260,6 +301,22 @@ class _Patience:
         if self._stop.wait(self._pause * random.uniform(0.5, 1.0)):
             raise Cancelled from error
         self._pause = min(2 * self._pause, LONGEST_PAUSE)
+
+
+def _understood(error: Exception) -> tuple[str, str | None]:
+    """What happened and, where another try cannot help, what to do; what is nobody's network is raised again."""
+    if isinstance(error, WebFailure):
+        return error.reason, error.way_out
+    if isinstance(error, SoftLabelsError | FileNotFoundError | Cancelled):
+        raise error
+    from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
+
+    if not isinstance(error, BaseError) or isinstance(
+        error, AlreadyExistsError | PreconditionError
+    ):
+        raise error
+    reason = _reason(error)
+    return reason, _way_out(error, reason)
 
 
 def _reason(error: Exception) -> str:

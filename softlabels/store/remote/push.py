@@ -25,6 +25,7 @@ from softlabels.store.licences import require_spdx
 from softlabels.store.manifest import MANIFEST, SIGNATURE, Manifest, load_manifest, read_manifest
 from softlabels.store.part import refuse_part
 from softlabels.store.plan import PLAN
+from softlabels.store.records import RECORD_LIMIT
 from softlabels.store.remote.addresses import writable
 from softlabels.store.remote.client import Client
 from softlabels.store.remote.files import RemoteFiles
@@ -203,7 +204,7 @@ class _Sender:
         self._check(MANIFEST, len(data), hashlib.sha256(data).hexdigest())
 
     def _now(self) -> bytes:
-        return self._client.read(MANIFEST, limit=2**30)
+        return self._client.read(MANIFEST, limit=RECORD_LIMIT)
 
     def _changed(self) -> StoreError:
         return StoreError(
