@@ -21,11 +21,12 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from softlabels.build_rows import open_inputs
 from softlabels.config import BuildConfig
 from softlabels.durable import sweep
 from softlabels.errors import PlanError
 from softlabels.estimators import make_estimator
-from softlabels.planning import check_same_job, make_plan, open_inputs
+from softlabels.planning import check_same_job, make_plan
 from softlabels.progress import Reporter, Silent
 from softlabels.shards import ShardBuilder
 from softlabels.store.claims import clear_claims

@@ -19,12 +19,13 @@ from itertools import islice
 from pathlib import Path
 
 from softlabels.build import teacher_options
+from softlabels.build_rows import open_inputs, packed_rows
 from softlabels.codecs.codebook import Codebook
 from softlabels.config import BuildConfig
 from softlabels.corpora import Corpus
 from softlabels.dictionary import given_dictionary
 from softlabels.estimators import make_estimator
-from softlabels.planning import check_same_job, open_inputs, packed_rows, survey
+from softlabels.planning import check_same_job, survey
 from softlabels.progress import Reporter, Silent
 from softlabels.rows import Cursor, InputRow
 from softlabels.store.encoding import encode_shard

@@ -10,67 +10,36 @@ from typing import Any, cast
 
 import msgspec
 
+from softlabels.build_rows import images_of, masking_of, packed_rows, teacher_of_images
 from softlabels.codecs import make_codec
 from softlabels.codecs.hidden import HIDDEN_CODECS
 from softlabels.config import BuildConfig
-from softlabels.corpora import Corpus, open_corpora
-from softlabels.corpora.packing import CorpusCounts, pack
-from softlabels.corpora.pictures import image_record, image_rows, image_settings
-from softlabels.corpora.pieces import masked_texts
+from softlabels.corpora import Corpus
+from softlabels.corpora.packing import CorpusCounts
+from softlabels.corpora.pictures import image_record, image_settings
 from softlabels.corpora.survey import SurveyProgress
-from softlabels.corpora.texts import classified_texts
-from softlabels.corpora.words import classified_words
 from softlabels.dictionary import first_shards, given_dictionary
 from softlabels.domains import domain_module
-from softlabels.domains.masking import MASKED
 from softlabels.errors import CorpusError, PlanError, TeacherError
 from softlabels.estimators import Estimator
-from softlabels.images.sources import ImageSource, open_images
+from softlabels.images.sources import ImageSource
 from softlabels.positions import PositionRule
 from softlabels.progress import Reporter
 from softlabels.registry import without_folder
-from softlabels.rows import BEGINNING, Cursor, InputRow
+from softlabels.rows import Cursor, InputRow
 from softlabels.store.dictionaries import DICTIONARY
 from softlabels.store.identity import (
     CorpusRecord,
     EncodingRecord,
     HiddenRecord,
     Identity,
-    MaskingRecord,
     TargetRecord,
 )
 from softlabels.store.manifest import Plan, PlannedShard
 from softlabels.store.plan import RowDigests, plan_shards, publish_plan
-from softlabels.store.shard import inputs_digest
-from softlabels.teachers import ImageTeacher, Teacher, TextTeacher
+from softlabels.teachers import Teacher
 
-__all__ = [
-    "PlannedRows",
-    "check_same_job",
-    "make_plan",
-    "open_inputs",
-    "packed_rows",
-    "survey",
-]
-
-
-def open_inputs(config: BuildConfig) -> Sequence[Corpus]:
-    """What rows are made from: corpora, or, of images, their one source.
-
-    Raises:
-        ConfigError: an unknown kind.
-        CorpusError: nothing matches.
-    """
-    if config.of_images:
-        return [cast(Corpus, open_images(config.corpus, flag="--corpus"))]
-    return open_corpora(config.corpus)
-
-
-CLASSIFIED = {
-    "sequence-classification": classified_texts,
-    "token-classification": classified_words,
-}
-"""How rows are made where texts have classes."""
+__all__ = ["check_same_job", "make_plan", "survey"]
 
 
 def make_plan(
@@ -171,11 +140,11 @@ def survey(
         ),
         licence=config.licence,
         classes=_classes(teacher),
-        masking=_masking(config),
+        masking=masking_of(config),
         hidden=_hidden(config, teacher),
         images=None
         if not config.of_images
-        else image_record(config, *_images(corpora, teacher), sum(s.rows for s in shards)),
+        else image_record(config, *images_of(corpora, teacher), sum(s.rows for s in shards)),
     )
     for what, n in (
         ("empty", counts.skipped_empty),
@@ -196,115 +165,10 @@ def _most_rows(config: BuildConfig, corpora: Sequence[Corpus]) -> int | None:
     return config.limit_rows
 
 
-def packed_rows(
-    config: BuildConfig,
-    corpora: Sequence[Corpus],
-    teacher: Teacher,
-    *,
-    start: Cursor = BEGINNING,
-    counts: CorpusCounts | None = None,
-) -> Iterator[tuple[Cursor, InputRow]]:
-    """Rows of the corpora from a cursor on, each with where it begins."""
-    if config.domain in CLASSIFIED:
-        return CLASSIFIED[config.domain](
-            corpora,
-            cast(TextTeacher, teacher),
-            seq_len=config.seq_len,
-            truncate=config.truncate,
-            start=start,
-            skip_empty=config.skip_empty,
-            counts=counts,
-        )
-    if (masking := _masking(config)) is not None:
-        return masked_texts(
-            corpora,
-            cast(TextTeacher, teacher).tokenizer,
-            masking,
-            seq_len=config.seq_len,
-            start=start,
-            skip_empty=config.skip_empty,
-            counts=counts,
-        )
-    if config.of_images:
-        return image_rows(config, *_images(corpora, teacher), start=start, counts=counts)
-    return pack(
-        corpora,
-        teacher.tokenizer,
-        seq_len=config.seq_len,
-        vocab_size=teacher.record.vocab_size,
-        start=start,
-        skip_empty=config.skip_empty,
-        counts=counts,
-    )
-
-
-class PlannedRows:
-    """The rows of planned shards.
-
-    Shards that are taken in order are one pass over the corpus; any other shard begins a new pass, in
-    which the documents before it are read but not tokenised.
-    """
-
-    def __init__(self, config: BuildConfig, corpora: Sequence[Corpus], teacher: Teacher) -> None:
-        self._config, self._corpora, self._teacher = config, corpora, teacher
-        self._rows: Iterator[tuple[Cursor, InputRow]] = iter(())
-        self._next = -1
-
-    def rows_of(self, shard: PlannedShard) -> list[InputRow]:
-        """A shard's rows.
-
-        Raises:
-            CorpusError: they are not the ones that were planned.
-        """
-        if self._next != shard.start_row:
-            start = Cursor(shard.document, shard.offset)
-            self._rows = packed_rows(self._config, self._corpora, self._teacher, start=start)
-        self._next = -1  # an error in the midst of a shard leaves nothing to go on from
-        rows = [row for _, row in islice(self._rows, shard.rows)]
-        if len(rows) != shard.rows or inputs_digest(rows) != shard.inputs_sha256:
-            raise CorpusError(
-                f"{', '.join(self._config.corpus)}: the rows of shard {shard.index} (from document {shard.document}, "
-                f"token {shard.offset}) are not those that were planned: the corpus changed; restore it, or choose "
-                "another --out"
-            )
-        self._next = shard.start_row + shard.rows
-        return rows
-
-
-def _images(corpora: Sequence[Corpus], teacher: Teacher) -> tuple[ImageSource, ImageTeacher]:
-    """What `open_inputs` gave of images, and a teacher of them."""
-    return cast(ImageSource, corpora[0]), _of_images(teacher)
-
-
-def _of_images(teacher: Teacher) -> ImageTeacher:
-    """A teacher of images.
-
-    Raises:
-        TeacherError: it is none.
-    """
-    if not hasattr(teacher, "image_size"):
-        raise TeacherError(
-            f"{teacher.record.spec}: does not look at images; for --domain image-classification use hf:PATH, "
-            "timm:NAME?weights=FILE or torchvision:NAME?weights=FILE"
-        )
-    return cast(ImageTeacher, teacher)
-
-
 def _classes(teacher: Teacher) -> list[str] | None:
     """What the ids of a classifier's targets mean."""
     classes: Sequence[str] | None = getattr(teacher, "classes", None)
     return None if classes is None else list(classes)
-
-
-def _masking(config: BuildConfig) -> MaskingRecord | None:
-    if config.domain != "masked-lm":
-        return None
-    return MaskingRecord(
-        share=0.15 if config.mask_share is None else config.mask_share,
-        targets=config.mask_targets or MASKED,
-        views=config.views,
-        seed=config.seed,
-    )
 
 
 def _hidden(config: BuildConfig, teacher: Teacher) -> HiddenRecord | None:
@@ -360,9 +224,11 @@ def check_same_job(
         "teacher": plain(teacher.record, "spec", "name"),
         "tokenizer": plain(teacher.tokenizer.record),
         "targets": plain(_target_record(config, estimator)),
-        "masking": {} if (masking := _masking(config)) is None else plain(masking),
+        "masking": {} if (masking := masking_of(config)) is None else plain(masking),
         "corpus": {"seq_len": config.row_tokens, "limit_rows": config.limit_rows},
-        "images": {} if not config.of_images else image_settings(config, _of_images(teacher)),
+        "images": {}
+        if not config.of_images
+        else image_settings(config, teacher_of_images(teacher)),
         "store": {
             "values": config.stored_values,
             "profile": config.profile,

@@ -17,13 +17,13 @@ from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
 
+from softlabels.build_rows import PlannedRows
 from softlabels.codecs.codebook import Codebook
 from softlabels.config import BuildConfig
 from softlabels.corpora import Corpus
 from softlabels.dictionary import ShardDictionary
 from softlabels.errors import FormatError, IntegrityError
 from softlabels.estimators import Estimator
-from softlabels.planning import PlannedRows
 from softlabels.progress import Reporter
 from softlabels.store.claims import Claim, Claims
 from softlabels.store.commit import (

@@ -62,7 +62,11 @@ class TeacherTokenizer(Tokenizer, Protocol):
 
 
 class Teacher(Protocol):
-    """A model that gives logits for rows."""
+    """A model that gives logits for rows.
+
+    One that reads a limited number of tokens at a time says so as `context`; without the attribute, or with None, no
+    row is too long for it.
+    """
 
     record: TeacherRecord
     tokenizer: TeacherTokenizer
@@ -164,6 +168,4 @@ def open_teacher(spec: str, options: TeacherOptions) -> Teacher:
         TeacherError: it cannot be loaded, or is not understood.
     """
     name, argument = split_spec(spec, flag="--teacher")
-    load = TEACHERS.load(name)
-    options.notice(f"loading the teacher {spec}")
-    return load(argument, options)
+    return TEACHERS.load(name)(argument, options)

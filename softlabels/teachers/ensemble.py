@@ -42,6 +42,8 @@ def open_teachers(specs: str | Sequence[str], average: str, options: TeacherOpti
         TokenizerError: the members' tokenizers differ.
         TeacherError: one cannot be loaded.
     """
+    shown = specs if isinstance(specs, str) else ", ".join(specs)
+    options.notice(f"loading the teacher {shown}")  # may take minutes
     if isinstance(specs, str):
         return open_teacher(specs, options)
     named = parse_weights(specs)
@@ -96,6 +98,8 @@ class Ensemble:
         self._check()
         records = [m.record for m in members]
         self._width = min(r.vocab_size for r in records)
+        contexts = [c for m in members if (c := getattr(m, "context", None)) is not None]
+        self.context: int | None = min(contexts, default=None)
         parts = [
             f"{w:.12g} {r.weights_sha256}" for w, r in zip(self._weights, records, strict=True)
         ]

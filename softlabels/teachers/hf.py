@@ -29,7 +29,7 @@ from softlabels.teachers.hf_vision import load_hf_vision
 from softlabels.teachers.tokenizer import HFTokenizer, check_covers, repair_pre_tokenizer
 from softlabels.teachers.vision import VisionTeacher
 
-__all__ = ["HFTeacher", "digest_files", "load_hf", "weight_files"]
+__all__ = ["HFTeacher", "context_of", "digest_files", "load_hf", "weight_files"]
 
 PROBE_IDS = 8
 IMAGES = "image-classification"
@@ -112,6 +112,7 @@ class HFTeacher:
         self._exact_in = "medium" if exact else None
         self.tokenizer = tokenizer
         self.record = source.record(model, vocab_size=int(self._weight.shape[0]))
+        self.context = context_of(model.config)
         check_covers(tokenizer.vocab_size, self.record)
         self._chunk = max(1, head_bytes // (4 * self.record.vocab_size))
         self._check_head(model)
@@ -161,6 +162,12 @@ def _products_of(precision: str | None) -> Iterator[None]:
         yield
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+def context_of(config: Any) -> int | None:
+    """How many tokens a model of transformers was made to read at a time; None: its configuration sets no limit."""
+    longest = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return None if longest is None else int(longest)
 
 
 def _logit_transform(config: Any) -> Callable[[Tensor], Tensor]:

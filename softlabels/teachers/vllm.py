@@ -23,7 +23,7 @@ from softlabels.registry import without_folder
 from softlabels.rows import Row
 from softlabels.store.identity import TeacherRecord
 from softlabels.teachers import TeacherOptions, causal_only
-from softlabels.teachers.hf import digest_files, weight_files
+from softlabels.teachers.hf import context_of, digest_files, weight_files
 from softlabels.teachers.listing import Listed, floor_remark, listed_of, no_logits
 from softlabels.teachers.segments import Segment, segments_of
 from softlabels.teachers.tokenizer import HFTokenizer, check_covers, load_tokenizer
@@ -89,7 +89,9 @@ def load_vllm(argument: str, options: TeacherOptions) -> VllmTeacher:
         vocab_size=int(config.get_text_config().vocab_size),
         parameters=0,
     )
-    return VllmTeacher(start, ask, load_tokenizer(folder, spec=spec), record)
+    teacher = VllmTeacher(start, ask, load_tokenizer(folder, spec=spec), record)
+    teacher.context = context_of(config)
+    return teacher
 
 
 class VllmTeacher:
@@ -105,6 +107,7 @@ class VllmTeacher:
     def __init__(self, start: Any, ask: Any, tokenizer: HFTokenizer, record: TeacherRecord) -> None:
         self._start, self._ask = start, ask
         self._engine: Any = None
+        self.context: int | None = None
         self.tokenizer, self.record = tokenizer, record
         check_covers(tokenizer.vocab_size, record)
         self._raised = self._positions = 0

@@ -29,10 +29,11 @@ os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 import torch
 
 from softlabels.build import teacher_options
+from softlabels.build_rows import packed_rows
 from softlabels.config import BuildConfig
 from softlabels.corpora import open_corpora
 from softlabels.estimators import make_estimator
-from softlabels.planning import make_plan, packed_rows
+from softlabels.planning import make_plan
 from softlabels.progress import Silent
 from softlabels.shards import ShardBuilder
 from softlabels.teach import _batches, teach

@@ -304,7 +304,7 @@ def test_an_identity_that_does_not_say_how_to_mask_is_refused(ground):
 
 
 def test_a_killed_build_goes_on_in_the_midst_of_a_view(ground, tmp_path, monkeypatch):
-    from softlabels.planning import PlannedRows
+    from softlabels.build_rows import PlannedRows
     from softlabels.store.plan import load_plan
 
     build(config(ground, views=3), tmp_path / "s")
