@@ -34,8 +34,9 @@ class RunConfig:
     """Store to train from, a path or an address (`s3://…`); repeatable as `PATH=WEIGHT`, the weight being its share of
     the rows."""
     student: Model[str | None] = None
-    """`hf-config:FILE`, `layers-of:PATH?keep=…`, `hf:PATH`; of images also `cnn:WIDTHxDEPTH`, `timm:NAME`,
-    `torchvision:NAME`; or --init."""
+    """Student to train: `new:SIZE` makes one that fits the store, as `new:10M`; `hf-config:FILE` reads a configuration
+    (`softtrain student --help` shows one); `layers-of:PATH?keep=…` and `hf:PATH` begin from a model's weights; for
+    images also `cnn:WIDTHxDEPTH`, `timm:NAME` and `torchvision:NAME`."""
     key: Data[str | None] = None
     """PEM file of the public key of whoever must have signed each --store (`softlabels sign`)."""
     digest: Data[tuple[str, ...]] = ()

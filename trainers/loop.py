@@ -30,6 +30,7 @@ from trainers.reporting import RunReporter, Silent
 from trainers.runs import check_same_run, read_run
 from trainers.schedules import LossSchedule
 from trainers.students import Student, check_tokenizer, check_vocab, make_student
+from trainers.students.context import check_context
 from trainers.tasks import Task
 from trainers.trainer import Trainer, learning_rate
 from trainers.trust import trust_facts, trust_notices
@@ -107,6 +108,10 @@ def _train(
     student = make_student(config.student_spec, seed=config.seed, task=Task.of(store))
     flag = f"--student {config.student}" if config.init is None else f"--init {config.init}"
     check_vocab(student, store, where=flag)
+    for opened, _ in stores:
+        check_context(student, opened, where=flag)
+    if heldout is not None:
+        check_context(student, heldout, where=flag)
     _check_statistics(config, student, ranks, report)
     if renumbers(store):
         report.notice(

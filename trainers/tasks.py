@@ -1,9 +1,10 @@
-"""What a student is for: the domain of its store, and of classification the classes."""
+"""What a student is for: the domain of its store, what it reads, and of classification the classes."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,28 @@ class Task:
     domain: str = "causal-lm"
     classes: tuple[str, ...] = ()
     """Of classification: what each id means."""
+    vocab_size: int = 0
+    """V of the tokens that are read; 0: not known."""
+    row_tokens: int = 0
+    """Tokens of a row, at most; 0: not known."""
+    special_ids: Mapping[str, int] = field(default_factory=dict)
+    """The tokenizer's `bos`, `eos`, `pad`, `unk`, where it has them."""
 
     @staticmethod
     def of(store: Store) -> Task:
-        """A store's."""
+        """A store's, in the vocabulary that it is read in."""
         identity = store.manifest.identity
-        return Task(domain=identity.domain, classes=tuple(identity.classes or ()))
+        classes = tuple(identity.classes or ())
+        v = store.vocab_size if not classes else identity.tokenizer.vocab_size
+        renumbered = store.view is not None and store.view.table is not None
+        special = {} if renumbered else identity.tokenizer.special_ids
+        return Task(
+            domain=identity.domain,
+            classes=classes,
+            vocab_size=v,
+            row_tokens=identity.corpus.seq_len,
+            special_ids={name: i for name, i in special.items() if i < v},
+        )
 
     @staticmethod
     def saved(domain: str, folder: Path) -> Task:

@@ -11,7 +11,8 @@ from trainers.cli.export import export_command
 from trainers.cli.generate import generate_command
 from trainers.cli.latency import latency_command
 from trainers.cli.report import report_command
-from trainers.cli.run import run_command, student_command
+from trainers.cli.run import run_command
+from trainers.cli.student import student_command
 
 __all__ = ["main"]
 

@@ -1,4 +1,4 @@
-"""`softtrain run` and `softtrain student`."""
+"""`softtrain run`."""
 
 from __future__ import annotations
 
@@ -7,12 +7,11 @@ from typing import Any
 
 import click
 
-from softlabels.errors import ConfigError
 from softlabels.options import Command, config_options
 from softlabels.terminal import Bar, LocalPath, emit, json_option
 from trainers.config import RunConfig
 
-__all__ = ["run_command", "student_command"]
+__all__ = ["run_command"]
 
 
 class _RunBar:
@@ -58,10 +57,10 @@ def run_command(
 
     \b
     Examples:
-      softtrain run --store store --student hf-config:student.json --steps 2000 --out run
+      softtrain run --store store --student new:10M --steps 2000 --out run
       softtrain run --store store --student hf:student --temperature 2 --alpha 0.9 --out run
       softtrain run --init run --store new=0.8 --store store=0.2 --forgetting heldout --out next
-      torchrun --nproc-per-node 4 -m trainers run --store store --student hf:student --out run
+      torchrun --nproc-per-node 4 $(which softtrain) run --store store --student hf:student --out run
     """
     config = RunConfig.from_sources(config_file, flags)
     from trainers.evaluation.forgetting import read_forgetting
@@ -79,26 +78,3 @@ def run_command(
     if config.forgetting:
         result["forgetting"] = read_forgetting(out)
     emit(result, f"student: {folder}", as_json=as_json)
-
-
-@click.command("student", cls=Command)
-@click.argument("spec")
-@click.option("--out", required=True, type=LocalPath(), help="Folder to write.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Seed of random weights.")
-@json_option
-def student_command(spec: str, out: Path, seed: int, as_json: bool) -> None:
-    """Make a student once, offline, and save it; runs then start from hf:OUT without its source.
-
-    \b
-    Example:
-      softtrain student 'layers-of:models/teacher?keep=0,10,20,29' --out student
-    """
-    if out.exists():
-        raise ConfigError(f"--out {out}: is there already; choose another")
-    from trainers.students import make_student
-
-    student = make_student(spec, seed=seed)
-    out.mkdir(parents=True)
-    student.save(out)
-    text = f"{out}: {student.parameter_count:,} parameters"
-    emit({"student": str(out), "parameters": student.parameter_count}, text, as_json=as_json)

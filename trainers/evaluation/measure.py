@@ -21,6 +21,7 @@ from softlabels.targets import UNBIASED, SoftTargets
 from trainers.batch import Batch, collate
 from trainers.position_weights import teacher_bins
 from trainers.students import Student, check_vocab
+from trainers.students.context import check_context
 from trainers.topk_tail import Head, chunk_rows, head_logits, topk_tail
 
 __all__ = ["Measured", "acceptance", "measure"]
@@ -114,6 +115,7 @@ def measure(
         RunError: the store holds no position.
     """
     check_vocab(student, store, where=str(store.path))
+    check_context(student, store, where="the student")
     where = torch.device(device)
     was_training = student.training
     student.eval().to(where)

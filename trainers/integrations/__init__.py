@@ -15,6 +15,7 @@ import warnings
 from softlabels.store.reader import Store
 from trainers.losses import DistillLoss
 from trainers.students import Student, check_tokenizer, check_vocab
+from trainers.students.context import check_context
 from trainers.vocabulary import renumbers
 
 __all__ = ["check_fit"]
@@ -32,6 +33,7 @@ def check_fit(student: Student, loss: DistillLoss, store: Store) -> None:
     where = f"student {student.source or type(student.model).__name__}"
     loss.check(store.manifest.identity.targets)
     check_vocab(student, store, where=where)
+    check_context(student, store, where=where)
     if renumbers(store):
         warnings.warn(
             f"{store.path}: the view renumbers the ids, so the tokenizer of {where} is not compared with the store's",

@@ -1,8 +1,9 @@
 """Students: made from a configuration, from a teacher's layers, or loaded.
 
+    new:SIZE                   from scratch, made to fit the store, see `made.py`
     hf-config:FILE             from scratch, weights drawn from the run's seed
     layers-of:PATH?keep=0,2,4  some layers of a model, with its embeddings, final norm and head
-    hf:PATH                    a student saved earlier, or any model in a folder
+    hf:PATH                    a student saved earlier, or any model that is here (`softlabels/local_model.py`)
     cnn:, timm:, torchvision:  of images, see `images.py`
 
 A store's domain decides what kind of model that is: a causal LM, or an encoder with a head over the store's classes
@@ -45,6 +46,7 @@ class MakeStudent(Protocol):
 STUDENTS: Registry[MakeStudent] = Registry(
     "trainers.students",
     {
+        "new": "trainers.students.made:from_size",
         "hf-config": "trainers.students.hf:from_config",
         "layers-of": "trainers.students.hf:from_layers",
         "hf": "trainers.students.hf:from_folder",
@@ -143,7 +145,7 @@ def check_vocab(student: Student, store: Store, *, where: str) -> None:
         trim = f", or read the store with --vocab trim:{mine}" if mine < v else ""
         raise PairingError(
             f"{where}: the student's vocabulary has {mine} ids, {whose} {v}; set vocab_size to {v} "
-            f"in the student's config{trim}"
+            f"in the student's config, or take --student new:SIZE, which has it{trim}"
         )
 
 
@@ -168,7 +170,7 @@ def check_tokenizer(folder: Path, store: Store, *, where: str) -> None:
     if mine != theirs:
         raise TokenizerError(
             f"{where}: {path} is not the tokenizer that {store.path} was made with, so the same "
-            "id means another token; use a student of the teacher's own family, or hf-config:FILE"
+            "id means another token; use a student of the teacher's own family, or new:SIZE"
         )
 
 

@@ -21,7 +21,7 @@ from trainers.students.encoders import EncoderStudent, class_head, token_head
 from trainers.students.images import HFImageStudent, load_saved, saved_spec
 from trainers.tasks import CAUSAL, LOADERS, Task
 
-__all__ = ["from_config", "from_folder", "from_layers"]
+__all__ = ["drawn", "from_config", "from_folder", "from_layers"]
 
 
 def _loader(task: Task, spec: str, purpose: str) -> Any:
@@ -54,18 +54,32 @@ def _student(model: Any, task: Task, spec: str, *, source: Path | None = None) -
 def from_config(argument: str, *, seed: int, task: Task = CAUSAL) -> Student:
     """`hf-config:FILE`: a transformers `config.json`, weights from the seed."""
     spec = f"hf-config:{argument}"
-    loader = _loader(task, spec, "--student hf-config:FILE")
     transformers = offline_transformers("--student hf-config:FILE")
     path = Path(argument)
     if not path.is_file():
-        raise ConfigError(f"--student hf-config:{argument}: no such file")
+        raise ConfigError(
+            f"--student {spec}: no such file; `softtrain student --help` shows one, and --student new:10M needs none"
+        )
     try:
         config = transformers.AutoConfig.from_pretrained(path, **task.settings)
+    except (OSError, ValueError, KeyError) as e:
+        raise ConfigError(f"--student {spec}: transformers cannot use it: {e}") from e
+    return drawn(config, spec, seed=seed, task=task)
+
+
+def drawn(config: Any, spec: str, *, seed: int, task: Task) -> Student:
+    """The student of a configuration, weights from the seed.
+
+    Raises:
+        ConfigError: transformers cannot make it.
+    """
+    loader = _loader(task, spec, f"--student {spec}")
+    try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             model = loader.from_config(config)
     except (OSError, ValueError, KeyError) as e:
-        raise ConfigError(f"--student hf-config:{argument}: transformers cannot use it: {e}") from e
+        raise ConfigError(f"--student {spec}: transformers cannot use it: {e}") from e
     return _student(model, task, spec)
 
 

@@ -1,0 +1,101 @@
+"""`softtrain student`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from softlabels.errors import ConfigError
+from softlabels.options import Command
+from softlabels.terminal import LocalPath, StorePlace, emit, json_option
+
+__all__ = ["student_command"]
+
+
+@click.command("student", cls=Command)
+@click.argument("spec", required=False)
+@click.option(
+    "--params",
+    metavar="SIZE",
+    help="Parameters of a new student that fits the store of --like, such as 10M: the same as the SPEC new:SIZE.",
+)
+@click.option(
+    "--like",
+    type=StorePlace(),
+    help="Store that the student must fit: its vocabulary, its classes, and rows as long as its own.",
+)
+@click.option("--out", required=True, type=LocalPath(), help="Folder to write.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of random weights.")
+@json_option
+def student_command(
+    spec: str | None,
+    params: str | None,
+    like: Path | str | None,
+    out: Path,
+    seed: int,
+    as_json: bool,
+) -> None:
+    """Make a student once, offline, and save it; runs then start from hf:OUT without its source.
+
+    SPEC is what `softtrain run --student` takes: new:SIZE, hf-config:FILE, layers-of:PATH?keep=…, hf:PATH, or for
+    images cnn:WIDTHxDEPTH, timm:NAME, torchvision:NAME.
+
+    \b
+    Examples:
+      softtrain student --params 10M --like store --out student
+      softtrain student 'layers-of:models/teacher?keep=0,10,20,29' --out student
+      softtrain student hf-config:student.json --like store --out student
+
+    hf-config:FILE reads a configuration of transformers. --params writes one to OUT/config.json; one that fits a store
+    of 49,152 ids and rows of 512 tokens (a 10M causal LM) is:
+
+    \b
+      {"model_type": "llama", "vocab_size": 49152, "hidden_size": 160, "intermediate_size": 416,
+       "num_hidden_layers": 7, "num_attention_heads": 5, "max_position_embeddings": 512,
+       "tie_word_embeddings": true}
+    """
+    if (spec is None) == (params is None):
+        raise ConfigError(
+            "SPEC is missing: name a student (see --help), or have one made with --params 10M --like STORE"
+            if spec is None
+            else f"--params {params}: makes the student; leave out {spec}"
+        )
+    if out.exists():
+        raise ConfigError(f"--out {out}: is there already; choose another")
+    from softlabels.store.reader import open_store
+    from trainers.students import check_tokenizer, check_vocab, make_student
+    from trainers.students.context import check_context, context_of
+    from trainers.tasks import CAUSAL, Task
+
+    spec = spec if spec is not None else f"new:{params}"
+    store = None if like is None else open_store(like)
+    student = make_student(spec, seed=seed, task=CAUSAL if store is None else Task.of(store))
+    if store is not None:
+        check_vocab(student, store, where=spec)
+        check_context(student, store, where=spec)
+        if student.source is not None:
+            check_tokenizer(student.source, store, where=spec)
+    out.mkdir(parents=True)
+    student.save(out)
+    facts = _facts(student.model) | {"context": context_of(student.model)}
+    shown = ", ".join(f"{name} {value}" for name, value in facts.items() if value is not None)
+    text = f"{out}: {student.parameter_count:,} parameters" + (f" ({shown})" if shown else "")
+    if like is not None:
+        text += f"\nnext: softtrain run --store {like} --student hf:{out} --out run"
+    result: dict[str, Any] = {"student": str(out), "parameters": student.parameter_count}
+    emit(result | {"shape": facts}, text, as_json=as_json)
+
+
+def _facts(model: Any) -> dict[str, Any]:
+    """Kind and shape of a model of transformers."""
+    config = getattr(model, "config", None)
+    names = {
+        "kind": "model_type",
+        "width": "hidden_size",
+        "layers": "num_hidden_layers",
+        "heads": "num_attention_heads",
+        "vocabulary": "vocab_size",
+    }
+    return {word: getattr(config, name, None) for word, name in names.items()}

@@ -1,0 +1,51 @@
+"""How long a row a student can read.
+
+Positions beyond a student's context have no embedding, or one that was never trained; neither would be noticed.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from softlabels.errors import PairingError
+from softlabels.store.reader import Store
+from trainers.students import Student
+
+__all__ = ["check_context", "context_of"]
+
+
+def context_of(model: Any) -> int | None:
+    """Tokens that a model of transformers reads at most; None if it has no limit, or reads no text."""
+    config = getattr(model, "config", None)
+    if config is None or not hasattr(config, "get_text_config"):
+        return None
+    most = getattr(config.get_text_config(), "max_position_embeddings", None)
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
+            begins = 0 if module.padding_idx is None else module.padding_idx + 1  # RoBERTa's
+            return int(module.num_embeddings) - begins
+    return None if most is None else int(most)
+
+
+def check_context(student: Student, store: Store, *, where: str) -> None:
+    """Refuse a store with rows that are longer than the student's context.
+
+    The manifest says how long rows may be; only where that is more than the context are rows looked at, up to the first
+    that is too long.
+
+    Raises:
+        PairingError: names both numbers.
+    """
+    context, most = context_of(student.model), store.manifest.identity.corpus.seq_len
+    if context is None or most <= context or store.manifest.identity.images is not None:
+        return
+    for stored in store:
+        length = len(stored.inputs["input_ids"])
+        if length > context:
+            raise PairingError(
+                f"{where}: reads {context} tokens at most (its max_position_embeddings), and row {stored.index} of "
+                f"{store.path} has {length}, of up to {most} that rows may have; use a student with a context of "
+                f"{most}, or build the store with --seq-len {context}"
+            )
