@@ -7,9 +7,7 @@ all of them. A teacher is a folder that transformers loads, as a student is.
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from softlabels.errors import ConfigError, RunError
+from softlabels.own_process import own_environment, own_module
 from softlabels.store.reader import open_store
 from trainers.exports import FORMATS
 from trainers.exports.domains import Arrays, Domain, Example, domain_of, spread
@@ -274,11 +273,11 @@ def _in_a_process(subject: Subject, spec: dict[str, Any], work: Path) -> dict[st
     path.write_text(json.dumps(spec), encoding="utf-8")
     threads = str(spec["threads"])
     done = subprocess.run(
-        [sys.executable, "-m", "trainers.latency_worker", str(path)],
+        own_module("trainers.latency_worker", path),
         capture_output=True,
         text=True,
         check=False,
-        env=os.environ | {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads},
+        env=own_environment(OMP_NUM_THREADS=threads, MKL_NUM_THREADS=threads),
     )
     if done.returncode != 0:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]

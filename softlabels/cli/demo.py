@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import subprocess
 import sys
 import time
@@ -19,6 +18,7 @@ from softlabels.cli.build import summary
 from softlabels.config import BuildConfig
 from softlabels.errors import ConfigError, IntegrityError, SoftLabelsError
 from softlabels.options import Command
+from softlabels.own_process import own_environment, own_module
 from softlabels.terminal import Bar, emit, json_option
 
 __all__ = ["demo_command"]
@@ -193,14 +193,18 @@ def _softtrain(arguments: list[Any], *, title: str | None = None) -> str:
     """Run the trainer in a process of its own: it never sees the teacher. Returns what it printed on stdout."""
     if title:
         click.echo(title, err=True)
-    command = [sys.executable, "-m", "trainers", *map(str, arguments)]
-    environment = os.environ | {"HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment, check=False)
+    done = subprocess.run(
+        own_module("trainers", *arguments),
+        stdout=subprocess.PIPE,
+        text=True,
+        env=own_environment(HF_HUB_OFFLINE="1"),
+        check=False,
+    )
     if done.returncode == 130:
         raise KeyboardInterrupt
     if done.returncode != 0:
         raise _StepFailed(
-            f"`softtrain {' '.join(command[3:])}` failed with exit code {done.returncode}"
+            f"`softtrain {' '.join(map(str, arguments))}` failed with exit code {done.returncode}"
         )
     return done.stdout
 

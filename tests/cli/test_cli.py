@@ -83,7 +83,7 @@ def test_version_and_usage(run, name):
         (softlabels_, ["verify"], "STORE"),
         (softlabels_, ["repair"], "STORE"),
         (softtrain, ["run"], "--out"),
-        (softtrain, ["student"], "SPEC"),
+        (softtrain, ["student"], "--out"),
         (softtrain, ["eval"], "RUN"),
         (softtrain, ["eval", "run"], "--store"),
     ],
