@@ -337,5 +337,5 @@ def _check_rows(shard: ShardRecord, where: Path | Address) -> None:
     if shard.rows > most:
         raise FormatError(
             f"{where}: says that shard {shard.name} holds {shard.rows:,} rows in {shard.bytes:,} bytes; at most "
-            f"{most:,} are accepted. Copy the store again from a source that you trust; if you build it, lower --shard-rows"
+            f"{most:,} are accepted. Copy the store again from a source that you trust; in a build, lower --shard-rows"
         )
