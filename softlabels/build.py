@@ -30,8 +30,9 @@ from softlabels.planning import check_same_job, make_plan
 from softlabels.progress import Reporter, Silent
 from softlabels.shards import ShardBuilder
 from softlabels.store.claims import clear_claims
+from softlabels.store.complete import complete
 from softlabels.store.finish import finish
-from softlabels.store.manifest import MANIFEST, Manifest, Plan, load_manifest
+from softlabels.store.manifest import Manifest, Plan
 from softlabels.store.plan import check_folder, load_plan
 from softlabels.teachers import MIB, Remarking, Teacher, TeacherOptions
 from softlabels.teachers.ensemble import open_teachers
@@ -83,10 +84,8 @@ def build(
         plan = make_plan(config, store, estimator, corpora, teacher, report)
     else:
         check_same_job(plan, config, estimator, teacher, store)
-        if (store / MANIFEST).exists():
-            report.notice(f"{store} is complete already")
-            clear_claims(store)  # of a builder that died when all was done
-            return load_manifest(store)
+        if (finished := complete(store, report)) is not None:
+            return finished
     commits = ShardBuilder(config, store, plan, estimator, corpora, teacher, report).run()
     if isinstance(teacher, Remarking):
         for remark in teacher.remarks():

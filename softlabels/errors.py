@@ -12,6 +12,7 @@
     ├── StoreError       (OSError)       a store that cannot be used
     │   ├── FormatError                  not a store, malformed, or made by a newer major version
     │   ├── IntegrityError               bytes missing, torn or altered
+    │   ├── UnreadableError              a file that is there cannot be read now, and may well be intact
     │   ├── PlanError                    the folder holds another job
     │   └── RemoteError                  an address that does not answer, or refuses
     ├── RunError         (OSError)       a training run that cannot be used
@@ -41,6 +42,7 @@ __all__ = [
     "TargetError",
     "TeacherError",
     "TokenizerError",
+    "UnreadableError",
 ]
 
 
@@ -94,6 +96,10 @@ class FormatError(StoreError):
 
 class IntegrityError(StoreError):
     """Bytes are missing, torn or altered."""
+
+
+class UnreadableError(StoreError):
+    """A file that is there cannot be read: no proof of damage, so nothing may be removed or made again for it."""
 
 
 class PlanError(StoreError):

@@ -27,14 +27,16 @@ from softlabels.estimators import Estimator
 from softlabels.progress import Reporter
 from softlabels.store.claims import Claim, Claims
 from softlabels.store.commit import (
+    Seen,
     adopt_shard,
     commit_shard,
     committed,
+    look,
     recorded,
     withdraw,
 )
 from softlabels.store.encoding import check_round_trip, encode_shard
-from softlabels.store.manifest import Commit, Plan, PlannedShard, Statistics
+from softlabels.store.manifest import MANIFEST, Commit, Plan, PlannedShard, Statistics
 from softlabels.store.shard import Shard
 from softlabels.teach import teach
 from softlabels.teachers import Teacher
@@ -144,13 +146,18 @@ class ShardBuilder:
         shard = self._plan.shards[claim.index]
         with ExitStack() as held:
             held.enter_context(claim)
+            seen = look(self._store, shard)
             try:
                 found = self._look(shard)
             except (IntegrityError, FormatError) as e:
+                if not self._may_withdraw(claim, shard, seen):
+                    self._damaged.discard(shard.index)  # and is looked at again
+                    return
                 self._report.notice(f"building shard {shard.index} again: {e}")
-                withdraw(self._store, shard)
+                for aside in withdraw(self._store, shard, seen):
+                    self._report.notice(f"what was found is now {aside}")
                 found = None
-            found = found or adopt_shard(self._store, self._plan, shard)
+            found = found or adopt_shard(self._store, self._plan, shard, notice=self._report.notice)
             if found is not None:
                 self._report.advance(shard.positions)
                 self._commits[shard.index] = found
@@ -159,6 +166,23 @@ class ShardBuilder:
             self._settle(claim)
             self._writer.start(claim, write)
             held.pop_all()  # the claim is the writer's now
+
+    def _may_withdraw(self, claim: Claim, shard: PlannedShard, seen: Seen) -> bool:
+        """Whether a shard that was found damaged is this builder's to withdraw.
+
+        Not if it stood still for so long that another took over: that one has judged, too, and may have mended it.
+
+        Raises:
+            IntegrityError: another builder finished the store with it.
+        """
+        if look(self._store, shard) != seen:
+            return False
+        if (self._store / MANIFEST).exists():
+            raise IntegrityError(
+                f"{self._store / shard.name}: was found damaged, and another builder has finished the store with it; "
+                f"run `softlabels repair {self._store}` (nothing was changed)"
+            )
+        return claim.in_force()
 
     def _teach(self, shard: PlannedShard, claim: Claim) -> Callable[[], Commit]:
         """The teacher's part; returns what is left to do, which needs neither the teacher nor its device."""
@@ -202,4 +226,12 @@ class ShardBuilder:
         where = str(self._store / shard.name)
         check_round_trip(content, data, identity, self._dictionary.find, where=where)
         seconds += time.perf_counter() - start
-        return commit_shard(self._store, self._plan, shard, data, statistics, seconds)
+        return commit_shard(
+            self._store,
+            self._plan,
+            shard,
+            data,
+            statistics,
+            seconds,
+            notice=self._report.notice,
+        )

@@ -37,11 +37,12 @@ from softlabels.planning import survey
 from softlabels.progress import Reporter, Silent
 from softlabels.shards import ShardBuilder
 from softlabels.store.claims import clear_claims
+from softlabels.store.complete import complete
 from softlabels.store.dictionaries import FOLDER
 from softlabels.store.encoding import container_of
 from softlabels.store.finish import finish
 from softlabels.store.identity import Identity, TeacherRecord
-from softlabels.store.manifest import MANIFEST, Manifest, PlannedShard, load_manifest
+from softlabels.store.manifest import Manifest, PlannedShard
 from softlabels.store.plan import RowDigests, read_plan
 from softlabels.store.reader import Store
 from softlabels.teachers import Teacher, TeacherOptions
@@ -127,10 +128,8 @@ def append(
         shard_rows=job.shard_rows,
     )
     plan = begin(out, plan, files, report)
-    if (out / MANIFEST).exists():
-        report.notice(f"{out} is complete already")
-        clear_claims(out)
-        return load_manifest(out)
+    if (finished := complete(out, report)) is not None:
+        return finished
     commit_pieces(out, plan, old, report)
     commits = ShardBuilder(job, out, plan, estimator, corpora, teacher, report).run()
     manifest = finish(out, plan, commits)

@@ -29,16 +29,16 @@ from softlabels.store.commit import (
     adopt_shard,
     commit_shard,
     committed,
+    look,
     record_shard,
-    remove,
     withdraw,
 )
+from softlabels.store.complete import complete
 from softlabels.store.dictionaries import Dictionaries
 from softlabels.store.encoding import check_round_trip, container_of, encode_shard
 from softlabels.store.finish import finish
 from softlabels.store.identity import Identity
 from softlabels.store.manifest import (
-    MANIFEST,
     Commit,
     FileRecord,
     Manifest,
@@ -46,9 +46,9 @@ from softlabels.store.manifest import (
     PlannedShard,
     Provenance,
     Statistics,
-    load_manifest,
 )
 from softlabels.store.plan import PLAN, check_folder, load_plan, publish_named
+from softlabels.store.quarantine import move_aside, sighting
 from softlabels.store.records import FORMAT, FORMAT_VERSION, check_file
 from softlabels.store.shard import Shard
 
@@ -132,9 +132,8 @@ def derive(
         StoreError: the disk is full, a source is damaged, …: what, where and the way out.
     """
     plan = begin(out, plan, files, report)
-    if (out / MANIFEST).exists():
-        report.notice(f"{out} is complete already")
-        return load_manifest(out)
+    if (finished := complete(out, report)) is not None:
+        return finished
     return finish(out, plan, commit_pieces(out, plan, pieces, report))
 
 
@@ -167,29 +166,37 @@ def commit_pieces(out: Path, plan: Plan, pieces: Sequence[Piece], report: Report
     report.stage("write", sum(p.planned.rows for p in pieces), "rows")
     commits = []
     for shard, piece in zip(plan.shards, pieces, strict=False):
+        seen = look(out, shard)
         try:
             found = committed(out, plan, shard)
         except (IntegrityError, FormatError) as e:
             report.notice(f"making shard {shard.index} again: {e}")
-            withdraw(out, shard)
+            for aside in withdraw(out, shard, seen):
+                report.notice(f"what was found is now {aside}")
             found = None
         if found is None and isinstance(piece.source, Reused):
-            found = _reuse(out, plan, shard, piece.source)
+            found = _reuse(out, plan, shard, piece.source, report)
         elif found is None and not isinstance(piece.source, Reused):
-            found = adopt_shard(out, plan, shard) or _make(out, plan, shard, piece.source(), find)
+            found = adopt_shard(out, plan, shard, notice=report.notice) or _make(
+                out, plan, shard, piece.source(), find, report
+            )
         assert found is not None
         commits.append(found)
         report.advance(shard.rows)
     return commits
 
 
-def _reuse(out: Path, plan: Plan, shard: PlannedShard, source: Reused) -> Commit:
+def _reuse(out: Path, plan: Plan, shard: PlannedShard, source: Reused, report: Reporter) -> Commit:
     path = out / shard.name
     while not _published(path, source):
+        seen = sighting(path)
         try:
             check_file(path, sha256=source.sha256, size=source.bytes)
-        except IntegrityError:
-            remove(out, path)  # whatever lay there
+        except IntegrityError as e:
+            if (aside := move_aside(out, path, seen)) is not None:
+                report.notice(
+                    f"moved {path} to {aside}, since no record of the store names it ({e})"
+                )
             continue
         break
     return record_shard(
@@ -210,11 +217,18 @@ def _data(source: Reused) -> bytes:
     return check_file(source.file, sha256=source.sha256, size=source.bytes)
 
 
-def _make(out: Path, plan: Plan, shard: PlannedShard, made: Made, find: Dictionaries) -> Commit:
+def _make(
+    out: Path,
+    plan: Plan,
+    shard: PlannedShard,
+    made: Made,
+    find: Dictionaries,
+    report: Reporter,
+) -> Commit:
     statistics = statistics_of(made.content, made.teacher_nll)
     data = encode_shard(made.content, plan.identity, statistics, dictionary=made.dictionary)
     check_round_trip(made.content, data, plan.identity, find, where=str(out / shard.name))
-    return commit_shard(out, plan, shard, data, statistics, made.seconds)
+    return commit_shard(out, plan, shard, data, statistics, made.seconds, notice=report.notice)
 
 
 def statistics_of(shard: Shard, teacher_nll: float | None) -> Statistics:

@@ -22,7 +22,8 @@ def repair_command(ctx: click.Context, store: Path, dry_run: bool, as_json: bool
     """Mend a damaged store; exit with 1 if a build, or you, must finish the job.
 
     Records, card and manifest are made again from what is intact. Shards that are missing or damaged are
-    withdrawn: run the store's `softlabels build` again, and it makes exactly those. Nothing intact is deleted.
+    withdrawn: run the store's `softlabels build` again, and it makes exactly those. Nothing intact is deleted,
+    and what is damaged is moved into the store's folder `quarantine`. Nothing is done while a builder is at work.
 
     \b
     Examples:
@@ -39,6 +40,11 @@ def repair_command(ctx: click.Context, store: Path, dry_run: bool, as_json: bool
     if done.whole:
         state = "would be whole" if dry_run else "whole"
         lines.append(f"{store}: {state}; {len(done.actions)} repairs")
+    if done.quarantine:
+        lines.append(
+            f"{store}: {len(done.quarantine)} files lie in its quarantine folder, which belongs to no store; look at "
+            "them, then delete it"
+        )
     for problem in done.problems:
         click.echo(f"error: {problem}", err=True)
     if done.rebuild:
@@ -55,6 +61,7 @@ def repair_command(ctx: click.Context, store: Path, dry_run: bool, as_json: bool
             "actions": [asdict(a) for a in done.actions],
             "rebuild": done.rebuild,
             "problems": done.problems,
+            "quarantine": done.quarantine,
         },
         "\n".join(lines),
         as_json=as_json,

@@ -56,6 +56,11 @@ def verify_command(
     text += f"{report.positions:,} positions checked"
     if not report.listed:
         text += "; foreign files cannot be looked for on a web server"
+    if report.quarantine:
+        text += (
+            f"\n{len(report.quarantine)} files lie in its quarantine folder, which is no part of the store; look at "
+            "them, then delete it"
+        )
     emit(
         {
             "store": str(store),
@@ -63,6 +68,7 @@ def verify_command(
             "signed": facts["key_sha256"] is not None,
             **facts,
             "problems": report.problems,
+            "quarantine": report.quarantine,
             "listed": report.listed,
             "files": report.files,
             "rows": report.rows,

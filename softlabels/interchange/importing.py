@@ -29,17 +29,16 @@ from softlabels.interchange import IMPORTS, ForeignRow, reader_of
 from softlabels.progress import Reporter, Silent
 from softlabels.rows import BEGINNING, LABEL_SHIFT, Cursor, Row
 from softlabels.store.commit import commit_shard, committed
+from softlabels.store.complete import complete
 from softlabels.store.encoding import encode_shard
 from softlabels.store.finish import finish
 from softlabels.store.identity import CorpusRecord, EncodingRecord, Identity, TargetRecord
 from softlabels.store.manifest import (
-    MANIFEST,
     Commit,
     Manifest,
     Plan,
     PlannedShard,
     Statistics,
-    load_manifest,
 )
 from softlabels.store.plan import RowDigests, check_folder, load_plan, plan_shards, publish_plan
 from softlabels.store.shard import Shard
@@ -139,10 +138,10 @@ def import_store(
             f"{survey.without_tail:,} of {survey.positions:,} positions have no tail: their ids sum to 1 within "
             f"{NO_TAIL:g}"
         )
-    if not (out / MANIFEST).exists():
-        commits = _make_shards(out, plan, reader.read(path), report)
-        finish(out, plan, commits)
-    return Imported(manifest=load_manifest(out), without_tail=survey.without_tail)
+    manifest = complete(out, report)
+    if manifest is None:
+        manifest = finish(out, plan, _make_shards(out, plan, reader.read(path), report))
+    return Imported(manifest=manifest, without_tail=survey.without_tail)
 
 
 class _Survey:
@@ -293,7 +292,10 @@ def _make_shards(
                 teacher_nll=None,  # of labels that were not kept it is not known
             )
             data = encode_shard(shard, plan.identity, statistics)
-            commit = commit_shard(out, plan, planned, data, statistics, time.monotonic() - started)
+            seconds = time.monotonic() - started
+            commit = commit_shard(
+                out, plan, planned, data, statistics, seconds, notice=report.notice
+            )
         commits.append(commit)
         report.advance(planned.positions)
     return commits

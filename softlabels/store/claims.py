@@ -8,8 +8,9 @@ a dead generation 0: again one creates it, and a late taker meets a name that ex
 claim in force.
 
 Ages are differences of two times that the file system gave, so that no host's clock matters. Safety
-never rests on a claim: shards and records are published by create-if-absent, so a claim that was wrongly
-taken over (a builder that stood still for longer than `EXPIRY`) costs a shard's work, and nothing else.
+never rests on a claim: shards and records are published by create-if-absent, and what is judged damaged is moved
+aside only while it is the very file that was judged, so a claim that was wrongly taken over (a builder that stood
+still for longer than `EXPIRY`) costs a shard's work, and nothing else.
 The price: one small durable file for each shard, and one listing of the folder for each claim.
 """
 
@@ -28,12 +29,12 @@ from typing import Any
 
 import msgspec
 
-from softlabels.durable import publish, sweep, temporary_beside
+from softlabels.durable import explained, publish, sweep, temporary_beside
 from softlabels.errors import StoreError
 from softlabels.processes import Process, is_alive, this_process
 from softlabels.store.records import canonical
 
-__all__ = ["CLAIMS", "Claim", "Claims", "claim_files", "clear_claims"]
+__all__ = ["CLAIMS", "Claim", "Claims", "claim_files", "clear_claims", "refuse_living"]
 
 CLAIMS = "claims"
 EXPIRY = 300.0
@@ -89,6 +90,8 @@ class Claim:
     path: Path
     older: list[Path]
     """Claims of the dead that it took over from."""
+    content: bytes
+    """Of its file, which names the holder."""
     _renewed: float = field(default_factory=time.monotonic)
 
     def renew(self) -> None:
@@ -99,9 +102,25 @@ class Claim:
         with suppress(OSError):  # if it fails for long the claim expires, which is safe
             os.utime(self.path)  # to the file system's present, not the host's
 
+    def in_force(self) -> bool:
+        """Whether the shard is still this builder's: one that stood still may have been taken over from.
+
+        Raises:
+            StoreError: the claims cannot be read.
+        """
+        with explained(self.path):
+            if _standing(self.path.parent).get(self.index) != int(self.path.stem.split("-")[1]):
+                return False
+            try:
+                return self.path.read_bytes() == self.content
+            except FileNotFoundError:
+                return False
+
     def release(self) -> None:
         """Let go of the shard."""
         with suppress(OSError):  # what stays expires, and goes when the store is finished
+            if not self.in_force():
+                return  # what is there now is another's
             for path in (*self.older, self.path):  # its own last: it is in force until it is gone
                 path.unlink(missing_ok=True)
 
@@ -130,7 +149,7 @@ class Claims:
             StoreError: the file system refuses.
         """
         try:
-            standing = self._standing()
+            standing = _standing(self._folder)
             free = [i for i in indices if i not in standing]
             if len(free) < len(indices):  # there are other builders
                 random.shuffle(free)
@@ -139,8 +158,8 @@ class Claims:
                     return claim
             now: float | None = None
             for index in (i for i in indices if i in standing):
-                now = self._now() if now is None else now
-                if self._is_dead(self._path(index, standing[index]), now) and (
+                now = _now(self._folder) if now is None else now
+                if _is_dead(self._path(index, standing[index]), now) and (
                     claim := self._create(index, standing[index] + 1)
                 ):
                     return claim
@@ -160,45 +179,79 @@ class Claims:
     def _path(self, index: int, generation: int) -> Path:
         return self._folder / f"{index:05d}-{generation}.json"
 
-    def _standing(self) -> dict[int, int]:
-        """Shards that are claimed, each with its highest generation."""
-        standing: dict[int, int] = {}
-        for name in _names(self._folder):
-            if match := _NAME.fullmatch(name):
-                index, generation = int(match[1]), int(match[2])
-                standing[index] = max(generation, standing.get(index, 0))
-        return standing
-
     def _create(self, index: int, generation: int) -> Claim | None:
         path = self._path(index, generation)
-        if not publish(path, canonical(self._me)):
+        content = canonical(self._me)
+        if not publish(path, content):
             return None
         older = [self._path(index, g) for g in range(generation)]
-        return Claim(index=index, path=path, older=older)
+        return Claim(index=index, path=path, older=older, content=content)
 
-    def _now(self) -> float:
-        """The present, as the file system that holds the claims sees it."""
-        probe = temporary_beside(self._folder / "now")
-        publish(probe, b"")
-        try:
-            return probe.stat().st_mtime
-        finally:
-            probe.unlink(missing_ok=True)
 
-    def _is_dead(self, path: Path, now: float) -> bool:
-        try:
-            with path.open("rb") as f:  # opening it makes a network file system ask its server
-                data, renewed = f.read(4096), os.fstat(f.fileno()).st_mtime
-        except FileNotFoundError:
-            return False  # released this moment
-        with suppress(msgspec.DecodeError):  # not one of ours: only its age counts
-            holder = msgspec.json.decode(data, type=Holder)
-            if holder.process == self._me.process:
-                if holder.token not in _LIVING:
-                    return True
-            elif is_alive(holder.process) is False:
+def _now(folder: Path) -> float:
+    """The present, as the file system that holds the claims sees it."""
+    probe = temporary_beside(folder / "now")
+    publish(probe, b"")
+    try:
+        return probe.stat().st_mtime
+    finally:
+        probe.unlink(missing_ok=True)
+
+
+def _is_dead(path: Path, now: float) -> bool:
+    try:
+        with path.open("rb") as f:  # opening it makes a network file system ask its server
+            data, renewed = f.read(4096), os.fstat(f.fileno()).st_mtime
+    except FileNotFoundError:
+        return False  # released this moment
+    if (holder := _holder(data)) is not None:  # else it is not one of ours, and only its age counts
+        if holder.process == this_process():
+            if holder.token not in _LIVING:
                 return True
-        return now - renewed > EXPIRY
+        elif is_alive(holder.process) is False:
+            return True
+    return now - renewed > EXPIRY
+
+
+def _holder(data: bytes) -> Holder | None:
+    try:
+        return msgspec.json.decode(data, type=Holder)
+    except msgspec.DecodeError:
+        return None
+
+
+def _standing(folder: Path) -> dict[int, int]:
+    """Shards that are claimed, each with its highest generation."""
+    standing: dict[int, int] = {}
+    for name in _names(folder):
+        if match := _NAME.fullmatch(name):
+            index, generation = int(match[1]), int(match[2])
+            standing[index] = max(generation, standing.get(index, 0))
+    return standing
+
+
+def refuse_living(store: Path) -> None:
+    """Refuse to change a store on which builders are at work.
+
+    Raises:
+        StoreError: names one of them.
+    """
+    folder, now = store / CLAIMS, None
+    for index, generation in sorted(_standing(folder).items()):
+        path = folder / f"{index:05d}-{generation}.json"
+        now = _now(folder) if now is None else now
+        if _is_dead(path, now):
+            continue
+        with explained(path):
+            try:
+                holder = _holder(path.read_bytes())
+            except FileNotFoundError:
+                continue  # released this moment
+        who = f"process {holder.pid} of {holder.host}" if holder else "somebody"
+        raise StoreError(
+            f"{store}: a builder is at work on it ({who} holds shard {index}); let it end, or stop it, and run the "
+            f"same command again (nothing was changed; {path.name} counts until {EXPIRY:.0f} s after its last renewal)"
+        )
 
 
 def claim_files(store: Path) -> list[Path]:

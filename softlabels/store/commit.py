@@ -9,17 +9,21 @@ the next run checks and adopts. Nothing that was published is ever written to ag
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
-from softlabels.durable import explained, publish
+from softlabels.durable import publish
 from softlabels.errors import IntegrityError, StoreError
 from softlabels.store.dictionaries import Dictionaries
 from softlabels.store.encoding import FindDictionary, decode_shard, dictionary_of, read_statistics
 from softlabels.store.identity import Identity
 from softlabels.store.manifest import Commit, Plan, PlannedShard, Statistics
+from softlabels.store.quarantine import Sighting, move_aside, retract, sighting
 from softlabels.store.records import (
     FORMAT,
     FORMAT_VERSION,
+    Record,
     canonical,
     check_file,
     read_file,
@@ -29,14 +33,16 @@ from softlabels.store.records import (
 from softlabels.store.shard import inputs_digest
 
 __all__ = [
+    "Seen",
     "adopt_shard",
     "commit_path",
     "commit_shard",
     "committed",
+    "is_record",
+    "look",
     "need_dictionary",
     "record_shard",
     "recorded",
-    "remove",
     "withdraw",
 ]
 
@@ -59,56 +65,83 @@ def commit_shard(
     data: bytes,
     statistics: Statistics,
     seconds: float,
+    *,
+    notice: Callable[[str], None],
 ) -> Commit:
     """Publish a shard and then its record.
 
     If another builder published this shard first, its file stays and is adopted.
+
+    Args:
+        notice: told of what was moved aside.
     """
     while not publish(store / shard.name, data):
-        adopted = adopt_shard(store, plan, shard)
+        adopted = adopt_shard(store, plan, shard, notice=notice)
         if adopted is not None:
-            return adopted  # else something else lay there, and is removed
+            return adopted  # else something else lay there, and is moved aside
     return record_shard(store, plan, shard, _digest(data), len(data), statistics, seconds)
 
 
-def withdraw(store: Path, shard: PlannedShard) -> None:
-    """Remove a damaged shard and its record, so that it is built again.
+class Seen(NamedTuple):
+    """Which files a shard was judged by."""
 
-    Raises:
-        StoreError: one of them cannot be removed.
-    """
-    for path in (commit_path(store, shard), store / shard.name):
-        remove(store, path)
+    record: Sighting | None
+    shard: Sighting | None
 
 
-def remove(store: Path, path: Path) -> None:
-    """Remove a file of a store, if it is there; of a link the link, not what it leads to.
-
-    Raises:
-        StoreError: it cannot be removed, or its folder is a link that leads out of the store.
-    """
-    with explained(path):
-        if not path.parent.resolve().is_relative_to(store.resolve()):
-            raise StoreError(
-                f"{path}: its folder is a link that leads out of {store}, where nothing is ever removed; "
-                "put a real folder in the link's place"
-            )
-        path.unlink(missing_ok=True)
+def look(store: Path, shard: PlannedShard) -> Seen:
+    """Which files lie at a shard's names; to be asked for before they are judged."""
+    return Seen(sighting(commit_path(store, shard)), sighting(store / shard.name))
 
 
-def adopt_shard(store: Path, plan: Plan, shard: PlannedShard) -> Commit | None:
-    """Record a shard that was published by a builder that died before recording it.
+def withdraw(store: Path, shard: PlannedShard, seen: Seen) -> list[Path]:
+    """Take a damaged shard and its record out of the store, so that it is built again.
+
+    Only the files that were judged: what anybody put there since stays, and so does the shard of another record.
 
     Returns:
-        None if there is no such file, or it does not hold what the plan asks for (it is then removed,
-        to be built again).
+        What is now in quarantine.
+
+    Raises:
+        StoreError: one of them cannot be moved.
+    """
+    path = commit_path(store, shard)
+    record = retract(store, path, seen.record, lambda aside: is_record(aside, Commit))
+    if sighting(path) is not None:
+        return [record] if record else []
+    moved = move_aside(store, store / shard.name, seen.shard)
+    return [p for p in (record, moved) if p]
+
+
+def is_record(path: Path, kind: type[Record]) -> bool:
+    """Whether a file is an intact record, whose seal proves that it is ours."""
+    try:
+        read_record(path, kind)
+    except (StoreError, FileNotFoundError, NotADirectoryError):
+        return False
+    return True
+
+
+def adopt_shard(
+    store: Path, plan: Plan, shard: PlannedShard, *, notice: Callable[[str], None]
+) -> Commit | None:
+    """Record a shard that was published by a builder that died before recording it.
+
+    Args:
+        notice: told of what was moved aside.
+
+    Returns:
+        None if there is no such file, or it does not hold what the plan asks for: it is then moved into quarantine,
+        since nothing says whose it is, and the shard is built again.
 
     Raises:
         IntegrityError: the dictionary that it was coded with is missing.
+        UnreadableError: it cannot be read, which is no reason to move it.
     """
     path = store / shard.name
+    seen = sighting(path)
     try:
-        data = read_file(path)  # what cannot be read is no reason to remove it
+        data = read_file(path)
     except FileNotFoundError:
         return None
     find = Dictionaries(store, plan.identity.teacher.vocab_size)
@@ -116,8 +149,9 @@ def adopt_shard(store: Path, plan: Plan, shard: PlannedShard) -> Commit | None:
     try:
         check_planned(data, plan.identity, shard, find, where=str(path))
         statistics = read_statistics(data, plan.identity, where=str(path))
-    except (IntegrityError, ValueError):
-        remove(store, path)
+    except (IntegrityError, ValueError) as e:
+        if (aside := move_aside(store, path, seen)) is not None:
+            notice(f"moved {path} to {aside}, since no record of the store names it ({e})")
         return None
     return record_shard(store, plan, shard, _digest(data), len(data), statistics, 0.0)
 

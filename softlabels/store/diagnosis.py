@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-from softlabels.errors import IntegrityError, SoftLabelsError, StoreError
-from softlabels.store.commit import check_planned, commit_path, need_dictionary
+from softlabels.errors import IntegrityError, SoftLabelsError, UnreadableError
+from softlabels.store.commit import Seen, check_planned, commit_path, look, need_dictionary
 from softlabels.store.dictionaries import Dictionaries
 from softlabels.store.encoding import read_statistics
 from softlabels.store.manifest import Commit, Manifest, Plan, PlannedShard
@@ -21,15 +20,13 @@ __all__ = ["Diagnosis", "attempt", "diagnose"]
 
 T = TypeVar("T")
 
-DAMAGE = {errno.EIO, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP}
-"""A file that fails to be read with one of these is damaged or missing; with any other (no permission,
-too many open files) it may well be intact, and nothing is done."""
-
 
 @dataclass(kw_only=True)
 class Diagnosis:
     """Of all shards, by their index."""
 
+    seen: dict[int, Seen] = field(default_factory=dict)
+    """The files that were judged."""
     commits: dict[int, Commit] = field(default_factory=dict)
     """The records of those that are as they must be."""
     adopt: dict[int, str] = field(default_factory=dict)
@@ -41,20 +38,20 @@ class Diagnosis:
 
 
 def attempt(check: Callable[[], T]) -> tuple[T | None, str | None]:
-    """The result, or why there is none; raises if the reason is not damage."""
+    """The result, or why there is none.
+
+    Raises:
+        UnreadableError: the reason is no proof of damage.
+    """
     try:
         return check(), None
     except (FileNotFoundError, NotADirectoryError):
         return None, "missing"
+    except UnreadableError:
+        raise
     except SoftLabelsError as e:
-        cause = e.__cause__
-        if isinstance(cause, OSError) and not isinstance(cause, SoftLabelsError):
-            if cause.errno in (errno.ENOENT, errno.ENOTDIR):
-                return None, "missing"
-            if cause.errno not in DAMAGE:
-                raise StoreError(
-                    f"{e} (this is not damage, so nothing was changed: make it readable first)"
-                ) from e
+        if isinstance(e.__cause__, FileNotFoundError | NotADirectoryError):
+            return None, "missing"
         return None, str(e)
 
 
@@ -72,7 +69,7 @@ def diagnose(
 
     Raises:
         IntegrityError: a shard and its record are intact, but of another build.
-        StoreError: a file cannot be read, for a reason that is not damage.
+        UnreadableError: a file cannot be read, for a reason that is not damage.
     """
     found = Diagnosis()
     find = Dictionaries(path, plan.identity.teacher.vocab_size)
@@ -94,6 +91,7 @@ def _look_at(
 ) -> None:
     """Decide about one shard; `listed` is its sha256 in an intact manifest."""
     i, file, record = shard.index, path / shard.name, commit_path(path, shard)
+    found.seen[i] = look(path, shard)
     data, missing = attempt(lambda: read_file(file))
     sha256 = None if data is None else hashlib.sha256(data).hexdigest()
     commit, no_commit = attempt(lambda: read_record(record, Commit))

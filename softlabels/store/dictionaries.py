@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from softlabels.codecs.codebook import DICTIONARY_LIMIT, Codebook
-from softlabels.errors import IntegrityError
+from softlabels.errors import IntegrityError, UnreadableError
 from softlabels.store.files import Address, LocalFiles, Recorded, StoreFiles
 from softlabels.store.manifest import FileRecord
 from softlabels.store.records import read_file
@@ -70,6 +70,8 @@ class Dictionaries:
         for path in sorted((root / FOLDER).glob("*.bin")):
             try:
                 data = read_file(path) if path.stat().st_size <= DICTIONARY_LIMIT else b""
+            except UnreadableError:
+                raise  # it may be the one
             except OSError:
                 continue  # a link that leads nowhere, a pipe, …: not the one that is looked for
             if hashlib.sha256(data).hexdigest() == sha256:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from softlabels.errors import IntegrityError
+from softlabels.errors import IntegrityError, UnreadableError
 from softlabels.store.records import check_file, read_record_file
 
 __all__ = ["Address", "LocalFiles", "Recorded", "StoreFiles"]
@@ -107,7 +107,7 @@ class LocalFiles:
                 f"{path}: missing; copy it again from the store's source (sha256 {file.sha256[:12]}…)"
             ) from e
         except OSError as e:
-            raise IntegrityError(f"{path}: cannot be read ({e.strerror})") from e
+            raise UnreadableError(f"{path}: cannot be looked at ({e.strerror}); try again") from e
         if size != file.bytes:
             raise IntegrityError(
                 f"{path}: {size} bytes, the manifest says {file.bytes}: torn; copy it again from its source"

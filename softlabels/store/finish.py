@@ -10,10 +10,12 @@ from pathlib import Path
 import msgspec
 
 import softlabels
-from softlabels.durable import publish
+from softlabels.durable import publish, sync_folder
+from softlabels.errors import IntegrityError
 from softlabels.store.card import card
 from softlabels.store.croissant import CROISSANT, croissant
 from softlabels.store.dictionaries import DICTIONARY
+from softlabels.store.files import LocalFiles, Recorded
 from softlabels.store.manifest import (
     MANIFEST,
     Commit,
@@ -27,9 +29,10 @@ from softlabels.store.manifest import (
     load_manifest,
 )
 from softlabels.store.parquet import column_bytes
+from softlabels.store.quarantine import retract, sighting
 from softlabels.store.records import FORMAT, FORMAT_VERSION, canonical, seal
 
-__all__ = ["CARD", "MADE", "finish", "make_manifest", "statistics_of", "with_files"]
+__all__ = ["CARD", "MADE", "check_shards", "finish", "make_manifest", "statistics_of", "with_files"]
 
 CARD = "README.md"
 MADE: dict[str, Callable[[Manifest], str]] = {CARD: card, CROISSANT: croissant}
@@ -43,13 +46,47 @@ def finish(
 
     A card that is there already is kept, and recorded as it is; so are `croissant.json`, and what the manifest
     `before` says was measured and stated of the same shards.
+
+    Raises:
+        IntegrityError: a shard is not there, or not as long as its record says: somebody withdrew it. There is no
+            manifest then, or not the one of this call.
     """
+    check_shards(store, commits)
+    for folder in {(store / c.name).parent for c in commits} | {store / "commits"}:
+        sync_folder(folder)  # a builder that died may have published without this
     manifest = make_manifest(store, plan, commits, before=before)
     publish(store / CARD, card(manifest).encode())
     made = {name: store / name for name in MADE if (store / name).exists()}
     manifest = with_files(manifest, {name: path.read_bytes() for name, path in made.items()})
-    publish(store / MANIFEST, canonical(manifest))
+    ours = canonical(manifest)
+    publish(store / MANIFEST, ours)
+    seen = sighting(store / MANIFEST)
+    try:
+        check_shards(store, commits)  # `repair` may have withdrawn one since
+    except IntegrityError:
+        retract(store, store / MANIFEST, seen, lambda aside: aside.read_bytes() == ours)
+        raise
     return load_manifest(store)
+
+
+def check_shards(store: Path, shards: Sequence[Commit] | Sequence[ShardRecord]) -> None:
+    """Refuse a store of which a shard is missing or torn; the bytes are not read.
+
+    Raises:
+        IntegrityError: names the first, and how many there are.
+        UnreadableError: one cannot be looked at.
+    """
+    problems = []
+    for shard in shards:
+        try:
+            LocalFiles(store).check_present(Recorded(shard.name, shard.sha256, shard.bytes))
+        except IntegrityError as e:
+            problems.append(str(e).partition(";")[0])
+    if problems:
+        raise IntegrityError(
+            f"{problems[0]} ({len(problems)} of {len(shards)} shards are not there as recorded); run the same command "
+            "again, which makes them again"
+        )
 
 
 def make_manifest(

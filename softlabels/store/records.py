@@ -6,15 +6,18 @@ sha256 in `digest`, so that a flipped byte anywhere in it, white space included,
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import re
 import stat
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
 
-from softlabels.errors import FormatError, IntegrityError, SoftLabelsError
+from softlabels.errors import FormatError, IntegrityError, SoftLabelsError, UnreadableError
 
 __all__ = [
     "FORMAT",
@@ -44,6 +47,8 @@ DEPTH_LIMIT = 32
 """Levels: indented, deep entries would take more memory than the file's size promises."""
 FILE_LIMIT = 2 * 2**30
 """Bytes: a larger file is refused unread."""
+STALE_PAUSES = (0.05, 0.5)
+"""Seconds to wait before a file that a network file system lost sight of (ESTALE) is opened again."""
 HASHED_FIRST = 64 * 2**20
 """Bytes: a larger file is read twice, so that none is held in memory before its digest is right."""
 
@@ -53,6 +58,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
 
 
 R = TypeVar("R", bound=Record)
+T = TypeVar("T")
 
 
 def canonical(value: Any) -> bytes:
@@ -88,20 +94,20 @@ def read_record_file(path: Path) -> bytes:
 
     Raises:
         FormatError: larger than any record.
-        IntegrityError: not a regular file, or unreadable.
+        IntegrityError: not a regular file.
+        UnreadableError: there, and cannot be read.
         FileNotFoundError, NotADirectoryError: there is none.
     """
-    try:
+
+    def read() -> bytes:
         size = _size(path)
         if size > RECORD_LIMIT:
             raise FormatError(
                 f"{path}: {size} bytes; a record of more than {RECORD_LIMIT} bytes is refused unread"
             )
         return path.read_bytes()
-    except (FileNotFoundError, NotADirectoryError, SoftLabelsError):
-        raise
-    except OSError as e:
-        raise IntegrityError(f"{path}: cannot be read ({e.strerror}); {_REMEDY}") from e
+
+    return _read(path, read)
 
 
 def parse_record(data: bytes, kind: type[R], *, where: object) -> R:
@@ -189,19 +195,19 @@ def read_file(path: Path) -> bytes:
     """A file that no record vouches for yet.
 
     Raises:
-        IntegrityError: not a regular file, too large, or unreadable.
+        IntegrityError: not a regular file, or too large.
+        UnreadableError: there, and cannot be read.
         FileNotFoundError, NotADirectoryError: there is none.
     """
-    try:
+
+    def read() -> bytes:
         if (size := _size(path)) > FILE_LIMIT:
             raise IntegrityError(
                 f"{path}: {size} bytes; a file of more than {FILE_LIMIT} bytes is refused unread"
             )
         return path.read_bytes()
-    except (FileNotFoundError, NotADirectoryError, SoftLabelsError):
-        raise
-    except OSError as e:
-        raise IntegrityError(f"{path}: cannot be read ({e.strerror}); {_REMEDY}") from e
+
+    return _read(path, read)
 
 
 def check_file(path: Path, *, sha256: str, size: int) -> bytes:
@@ -209,8 +215,10 @@ def check_file(path: Path, *, sha256: str, size: int) -> bytes:
 
     Raises:
         IntegrityError: missing, not a file, shorter or longer than recorded, altered, or too large to be read.
+        UnreadableError: there, and cannot be read.
     """
-    try:
+
+    def read() -> bytes:
         if size > FILE_LIMIT:
             raise IntegrityError(
                 f"{path}: recorded with {size} bytes; a file of more than {FILE_LIMIT} bytes is refused unread"
@@ -223,15 +231,40 @@ def check_file(path: Path, *, sha256: str, size: int) -> bytes:
         if size > HASHED_FIRST:
             with path.open("rb") as f:
                 _check_digest(path, hashlib.file_digest(f, "sha256").hexdigest(), sha256)
-        data = path.read_bytes()
-    except FileNotFoundError as e:
+        return path.read_bytes()
+
+    try:
+        data = _read(path, read)
+    except (FileNotFoundError, NotADirectoryError) as e:
         raise IntegrityError(f"{path}: missing; {_REMEDY}") from e
-    except SoftLabelsError:
-        raise
-    except OSError as e:
-        raise IntegrityError(f"{path}: cannot be read ({e.strerror}); {_REMEDY}") from e
     _check_digest(path, hashlib.sha256(data).hexdigest(), sha256)
     return data
+
+
+def _read(path: Path, read: Callable[[], T]) -> T:
+    """What `read` gives; what the system refuses is told from what is damaged.
+
+    Raises:
+        IntegrityError: there is no file to be read, but something else.
+        UnreadableError: there is one; the next attempt may succeed.
+        FileNotFoundError, NotADirectoryError: there is none.
+    """
+    for pause in (*STALE_PAUSES, None):
+        try:
+            return read()
+        except (FileNotFoundError, NotADirectoryError, SoftLabelsError):
+            raise
+        except OSError as e:
+            if e.errno in (errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG):
+                raise IntegrityError(f"{path}: cannot be read ({e.strerror}); {_REMEDY}") from e
+            if e.errno != errno.ESTALE or pause is None:
+                raise UnreadableError(
+                    f"{path}: cannot be read ({e.strerror}). That does not mean that it is damaged, so it was left as "
+                    "it is: make it readable, and run the same command again. If it stays unreadable the disk may "
+                    "have lost it: move it away yourself, and it counts as missing"
+                ) from e
+            time.sleep(pause)
+    raise AssertionError("the last attempt returns or raises")
 
 
 def _check_digest(path: Path, found: str, sha256: str) -> None:

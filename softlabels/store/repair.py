@@ -7,7 +7,11 @@ The flow:
     a shard that fits the plan but has no good record gets one;
     the card and the manifest are made again if all shards are there, else withdrawn;
     what a dead builder left is removed;
- 3. unless it is a dry run, do it.
+ 3. unless it is a dry run, and unless a builder is at work, do it: the manifest goes first, so that at no moment it
+    names what is not there.
+
+What is withdrawn is deleted if it is proven to be the store's own (a sealed record, a card as the manifest has it), and
+else moved into `quarantine/`; in either case only if it is still the file that was judged.
 
 `softlabels build` with the arguments of the store then makes exactly the withdrawn shards.
 Costs one pass over the store: every shard is hashed and decoded, one at a time in memory.
@@ -17,16 +21,17 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from softlabels.durable import TEMPORARY, leftovers, publish
+from softlabels.durable import explained, is_temporary, leftovers, publish
 from softlabels.errors import FormatError, IntegrityError, StoreError
-from softlabels.store.claims import claim_files, clear_claims
+from softlabels.store.claims import claim_files, clear_claims, refuse_living
 from softlabels.store.commit import (
+    Seen,
     adopt_shard,
     commit_path,
-    remove,
+    is_record,
     withdraw,
 )
 from softlabels.store.diagnosis import Diagnosis, attempt, diagnose
@@ -44,6 +49,7 @@ from softlabels.store.manifest import (
 )
 from softlabels.store.part import refuse_part
 from softlabels.store.plan import PLAN, read_plan
+from softlabels.store.quarantine import QUARANTINE, quarantined, retract, sighting
 from softlabels.store.reader import check_known
 from softlabels.store.records import check_file, read_file
 
@@ -70,6 +76,8 @@ class Repair:
     """Shards that the next build will make."""
     problems: list[str]
     """What a build does not mend either. Each names the file and the way out."""
+    quarantine: list[str] = field(default_factory=list)
+    """What lies in `quarantine/` afterwards: nothing deletes it but the user."""
     command: str = "build"
     """Which command of `softlabels` made the store, and makes its shards again."""
 
@@ -92,11 +100,15 @@ def repair_store(
     Raises:
         FormatError: not a store, or one of a newer version.
         IntegrityError: the plan is damaged, or records are of two builds; nothing was changed.
-        StoreError: a file cannot be read or removed, for a reason that is not damage.
+        StoreError: a builder is at work on the store, or a file cannot be read or removed, for a reason that is not
+            damage.
     """
     refuse_part(path)
     plan = _plan(path)
     check_known(path / PLAN, plan.identity)
+    if not dry_run:
+        refuse_living(path)
+    work = _Work(path, dry_run)
     manifest, manifest_problem = attempt(lambda: load_manifest(path))
     if manifest is not None and not _same_shape(plan, manifest):
         raise IntegrityError(
@@ -104,35 +116,38 @@ def repair_store(
         )
     found = diagnose(path, plan, manifest, progress)
     problems = _beside(path, plan, manifest) + _strangers(path, plan, manifest)
-    work = _Work(path, dry_run)
+    if not dry_run:
+        refuse_living(path)  # which may have come meanwhile
     for left in leftovers(path):
-        work.remove(left, "left by a builder that died")
+        work.sweep(left)
+    stale = manifest_problem if manifest is None else found.stale_manifest
+    if found.rebuild:
+        first = "shards are missing, and are made again first"
+        work.withdraw_made(MANIFEST, stale or first, manifest)
+        for name in MADE:
+            work.withdraw_made(name, first, manifest)
     if not found.rebuild:  # else builders may be at work on them
         work.clear_claims()
     for shard in plan.shards:
         if (why := found.rebuild.get(shard.index)) is not None:
-            work.withdraw(shard, why)
+            work.withdraw(shard, why, found.seen[shard.index])
         elif (why := found.adopt.get(shard.index)) is not None:
-            commit = work.adopt(plan, shard, why)
+            commit = work.adopt(plan, shard, why, found.seen[shard.index])
             if commit is not None:
                 found.commits[shard.index] = commit
             elif not dry_run:
                 found.rebuild[shard.index] = why
-    if manifest is not None:
-        manifest_problem = found.stale_manifest
-    if found.rebuild:
-        why = "shards are missing, and are made again first"
-        work.remove(path / MANIFEST, manifest_problem or why, action="withdraw")
-        for name in MADE:
-            work.remove(path / name, why, action="withdraw")
+    if found.rebuild:  # a builder that had made all may have finished meanwhile
+        work.withdraw_made(MANIFEST, "names shards that were withdrawn", None, again=True)
     elif manifest is None or found.stale_manifest is not None:
-        work.finish(plan, found, manifest_problem or "missing")
+        work.finish(plan, found, stale or "missing")
     else:
         _mend_made(work, plan, found, manifest)
     return Repair(
         actions=work.actions,
         rebuild=[plan.shards[i].name for i in sorted(found.rebuild)],
         problems=problems,
+        quarantine=quarantined(path),
         command="build" if plan.provenance is None else plan.provenance.operation,
     )
 
@@ -205,9 +220,15 @@ def _strangers(path: Path, plan: Plan, manifest: Manifest | None) -> list[str]:
         f"{file}: not part of the store, so it was left alone; delete it"
         for file in sorted(path.rglob("*"))
         if file.is_file()
-        and not file.name.startswith(TEMPORARY)
+        and not is_temporary(file.name)
+        and file.relative_to(path).parts[0] != QUARANTINE
         and file.relative_to(path).as_posix() not in known
     ]
+
+
+def _digest(path: Path) -> str:
+    with explained(path):
+        return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 # -- doing ----------------------------------------------------------------------------------------
@@ -220,17 +241,19 @@ class _Work:
         self.path = path
         self.dry_run = dry_run
         self.actions: list[Action] = []
+        self._seen = {name: sighting(path / name) for name in (MANIFEST, *MADE)}
+        """Which of them the diagnosis is of."""
 
     def note(self, action: str, file: Path, reason: str) -> None:
         name = file.relative_to(self.path).as_posix()
         reason = reason.removeprefix(f"{file}: ")
         self.actions.append(Action(action=action, file=name, reason=reason))
 
-    def remove(self, file: Path, reason: str, *, action: str = "remove") -> None:
-        if file.exists() or file.is_symlink():
-            self.note(action, file, reason)
-            if not self.dry_run:
-                remove(self.path, file)
+    def sweep(self, left: Path) -> None:
+        self.note("remove", left, "left by a builder that died")
+        if not self.dry_run:
+            with explained(left):
+                left.unlink(missing_ok=True)
 
     def clear_claims(self) -> None:
         for claim in claim_files(self.path):
@@ -238,22 +261,58 @@ class _Work:
         if not self.dry_run:
             clear_claims(self.path)
 
-    def withdraw(self, shard: PlannedShard, reason: str) -> None:
+    def withdraw(self, shard: PlannedShard, reason: str, seen: Seen) -> None:
         for file in (self.path / shard.name, commit_path(self.path, shard)):
             if file.exists() or file.is_symlink():
                 gone = f"its shard is {'missing' if reason == 'missing' else 'withdrawn'}"
                 self.note("withdraw", file, reason if file.suffix != ".json" else gone)
         if not self.dry_run:
-            withdraw(self.path, shard)
+            withdraw(self.path, shard, seen)
 
-    def adopt(self, plan: Plan, shard: PlannedShard, reason: str) -> Commit | None:
+    def withdraw_made(
+        self, name: str, reason: str, manifest: Manifest | None, *, again: bool = False
+    ) -> None:
+        """Take out the manifest, or what was made from it; `manifest` says what that was.
+
+        Args:
+            again: whatever is there now, and not only what was there at first.
+        """
+        file = self.path / name
+        present = sighting(file)
+        seen = present if again else self._seen[name]
+        if seen is None or present != seen or (again and self.dry_run):
+            return
+        self.note("withdraw", file, reason)
+        record = None if manifest is None else manifest.files.get(name)
+
+        def ours(aside: Path) -> bool:
+            if name == MANIFEST:
+                return is_record(aside, Manifest)
+            return record is not None and _digest(aside) == record.sha256
+
+        if not self.dry_run:
+            retract(self.path, file, seen, ours)
+
+    def adopt(self, plan: Plan, shard: PlannedShard, reason: str, seen: Seen) -> Commit | None:
         record = commit_path(self.path, shard)
-        self.remove(record, reason, action="withdraw")
+        if seen.record is not None:
+            self.note("withdraw", record, reason)
+            if not self.dry_run:
+                retract(self.path, record, seen.record, lambda aside: is_record(aside, Commit))
         self.note("adopt", self.path / shard.name, "fits the plan, and had no good record")
-        return None if self.dry_run else adopt_shard(self.path, plan, shard)
+        if self.dry_run:
+            return None
+        return adopt_shard(
+            self.path,
+            plan,
+            shard,
+            notice=lambda said: self.note("withdraw", self.path / shard.name, said),
+        )
 
-    def publish_made(self, name: str, content: bytes, reason: str) -> None:
-        self.remove(self.path / name, reason, action="withdraw")
+    def publish_made(
+        self, name: str, content: bytes, reason: str, manifest: Manifest | None
+    ) -> None:
+        self.withdraw_made(name, reason, manifest)
         self.note("publish", self.path / name, reason)
         if not self.dry_run:
             publish(self.path / name, content)
@@ -262,15 +321,18 @@ class _Work:
         self, plan: Plan, found: Diagnosis, reason: str, before: Manifest | None = None
     ) -> None:
         """Make card and manifest again; a card that says what it must is kept."""
-        self.remove(self.path / MANIFEST, reason, action="withdraw")
+        manifest, _ = attempt(lambda: load_manifest(self.path))
+        self.withdraw_made(MANIFEST, reason, manifest)
         commits = [found.commits[i] for i in sorted(found.commits)]
         if len(commits) == len(plan.shards):  # else a dry run, in which records are still to come
-            manifest = make_manifest(self.path, plan, commits, before=before)
+            new = make_manifest(self.path, plan, commits, before=before)
             for name, make in MADE.items():
                 present, problem = attempt(lambda n=name: read_file(self.path / n))  # type: ignore[misc]
-                right = make(manifest).encode()
+                right = make(new).encode()
                 if present != right and (name == CARD or problem != "missing"):
-                    self.publish_made(name, right, problem or "is not what the records say")
+                    self.publish_made(
+                        name, right, problem or "is not what the records say", manifest
+                    )
         self.note("publish", self.path / MANIFEST, reason)
         if not self.dry_run:
             finish(self.path, plan, commits, before=before)
@@ -288,7 +350,7 @@ def _mend_made(work: _Work, plan: Plan, found: Diagnosis, manifest: Manifest) ->
             continue
         content = make(manifest).encode()
         if hashlib.sha256(content).hexdigest() == record.sha256:
-            work.publish_made(name, content, problem)
+            work.publish_made(name, content, problem, manifest)
         else:  # another version made it: its manifest cannot be satisfied any more
             why = f"names a {name} that this version cannot make"
             work.finish(plan, found, why, manifest)

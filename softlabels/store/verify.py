@@ -18,6 +18,7 @@ from softlabels.store.finish import MADE
 from softlabels.store.manifest import MANIFEST, SIGNATURE, Commit, Plan
 from softlabels.store.part import PART
 from softlabels.store.plan import PLAN
+from softlabels.store.quarantine import QUARANTINE
 from softlabels.store.reader import Store
 from softlabels.store.records import parse_record
 from softlabels.store.remote.cache import CacheOptions
@@ -37,6 +38,8 @@ class Report:
     positions: int
     problems: list[str] = field(default_factory=list)
     """Empty: the store is whole. Each names file, row where there is one, and the way out."""
+    quarantine: list[str] = field(default_factory=list)
+    """Files that were moved aside since nothing proves whose they are: no part of the store, and no problem."""
     listed: bool = True
     """Whether files that belong to no store were looked for; a web server does not list its files."""
     vouched: Vouched
@@ -117,6 +120,7 @@ def verify_store(
         rows=rows,
         positions=positions,
         problems=problems,
+        quarantine=[n for n in names or [] if n.startswith(f"{QUARANTINE}/")],
         listed=names is not None,
         vouched=vouched,
     )
@@ -152,6 +156,6 @@ def _strangers(source: StoreFiles, names: list[str], known: set[str]) -> list[st
             found.append(
                 f"{file}: left by a builder that died; run the same build again, or delete it"
             )
-        elif name not in known:
+        elif name not in known and not name.startswith(f"{QUARANTINE}/"):
             found.append(f"{file}: not part of the store; delete it")
     return found

@@ -50,6 +50,7 @@ def test_a_whole_store(store):
         "actions": [],
         "rebuild": [],
         "problems": [],
+        "quarantine": [],
     }
 
 
@@ -68,19 +69,23 @@ def test_a_lost_manifest_is_made_again(store):
 def test_a_damaged_shard_needs_a_build(store):
     (store / SHARD).write_bytes(b"")
     dry = repair(store, "--dry-run", exit_code=1)
-    assert dry.stdout.startswith(f"would withdraw {SHARD}: sha256 is ")
+    assert f"\nwould withdraw {SHARD}: sha256 is " in dry.stdout
     assert "`softlabels build` after `softlabels repair` to make exactly those" in dry.stderr
     assert (store / SHARD).exists()
     values = json.loads(repair(store, "--json", exit_code=1).stdout)
     assert values["rebuild"] == [SHARD]
     assert [a["file"] for a in values["actions"]] == [
-        SHARD,
-        "commits/00001.json",
         "manifest.json",
         "README.md",
+        SHARD,
+        "commits/00001.json",
     ]
+    (aside,) = values["quarantine"]
+    assert (store / aside).read_bytes() == b""
     again = repair(store, exit_code=1)
-    assert again.stdout.strip() == ""
+    assert again.stdout.strip() == (
+        f"{store}: 1 files lie in its quarantine folder, which belongs to no store; look at them, then delete it"
+    )
     assert f"error: {store}: 1 shards must be built; run the same `softlabels build` again" in (
         again.stderr
     )

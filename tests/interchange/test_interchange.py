@@ -403,11 +403,11 @@ def test_an_interrupted_import_goes_on(axolotl, tmp_path, monkeypatch):
     run("axolotl", axolotl, tmp_path / "whole")
     real, calls = importing.commit_shard, []
 
-    def dies(*arguments: Any):
+    def dies(*arguments: Any, **options: Any):
         if len(calls) == 2:
             raise KeyboardInterrupt
         calls.append(1)
-        return real(*arguments)
+        return real(*arguments, **options)
 
     with monkeypatch.context() as patch:
         patch.setattr(importing, "commit_shard", dies)

@@ -132,6 +132,11 @@ def files_of(store: Path) -> dict[str, bytes]:
     }
 
 
+def held_by(store: Path) -> dict[str, bytes]:
+    """Every file of a store but for what was moved aside."""
+    return {n: d for n, d in files_of(store).items() if not n.startswith("quarantine/")}
+
+
 def reseal(path: Path, **changes: Any) -> None:
     """Change fields of a record file (`shards__0__name` goes down) and give it its right digest."""
     raw = json.loads(path.read_bytes())

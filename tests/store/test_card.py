@@ -28,7 +28,7 @@ from softlabels.store.manifest import Manifest, load_manifest
 from softlabels.store.repair import repair_store
 from softlabels.store.verify import verify_store
 from tests.fakes import TinyTeacher, build_tiny
-from tests.store.made_up import files_of
+from tests.store.made_up import files_of, held_by
 
 DOCS = Path(__file__).parents[2] / "docs"
 SNIPPETS = dict(
@@ -140,7 +140,7 @@ def test_repair_makes_both_again(carded, name, change, manifest):
     assert repair_store(carded).whole
     assert verify_store(carded).problems == []
     lost = manifest == change == "missing" and name == "croissant.json"  # nothing says that it was
-    assert files_of(carded).keys() == before.keys() - ({name} if lost else set())
+    assert held_by(carded).keys() == before.keys() - ({name} if lost else set())
     if not lost:
         assert files_of(carded)[name] == before[name]
 

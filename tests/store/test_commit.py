@@ -7,16 +7,20 @@ from pathlib import Path
 
 import pytest
 
+from softlabels.durable import publish
 from softlabels.errors import IntegrityError
 from softlabels.store.commit import (
     adopt_shard,
     commit_path,
     commit_shard,
     committed,
+    look,
+    withdraw,
 )
 from softlabels.store.manifest import Commit, load_manifest
 from softlabels.store.plan import load_plan
 from softlabels.store.records import read_record
+from softlabels.store.repair import repair_store
 from softlabels.store.verify import verify_store
 from tests.fakes import build_tiny
 from tests.store.made_up import files_of, reseal
@@ -44,7 +48,7 @@ def test_a_good_orphan_is_adopted(built, unfinished):
     original = read_record(path, Commit)
     path.unlink()
     data = (unfinished / shard.name).read_bytes()
-    adopted = adopt_shard(unfinished, plan, shard)
+    adopted = adopt_shard(unfinished, plan, shard, notice=print)
     assert adopted is not None
     assert adopted == read_record(path, Commit) == committed(unfinished, plan, shard)
     assert (unfinished / shard.name).read_bytes() == data
@@ -74,12 +78,13 @@ def test_no_orphan(unfinished):
     shard = plan.shards[0]
     (unfinished / shard.name).unlink()
     commit_path(unfinished, shard).unlink()
-    assert adopt_shard(unfinished, plan, shard) is None
+    assert adopt_shard(unfinished, plan, shard, notice=print) is None
     assert not commit_path(unfinished, shard).exists()
 
 
 @pytest.mark.parametrize("what", ["empty", "garbage", "torn", "flipped", "another shard"])
-def test_a_wrong_orphan_is_removed(unfinished, what):
+def test_a_wrong_orphan_is_moved_aside(unfinished, what):
+    """No record says whose it is: it may be the user's own, since the names are the Hub's."""
     plan = plan_of(unfinished)
     shard = plan.shards[0]
     path = unfinished / shard.name
@@ -95,9 +100,13 @@ def test_a_wrong_orphan_is_removed(unfinished, what):
         }[what]
     )
     commit_path(unfinished, shard).unlink()
-    assert adopt_shard(unfinished, plan, shard) is None
+    found, said = path.read_bytes(), list[str]()
+    assert adopt_shard(unfinished, plan, shard, notice=said.append) is None
     assert not path.exists()
     assert not commit_path(unfinished, shard).exists()
+    (aside,) = (unfinished / "quarantine").iterdir()
+    assert aside.read_bytes() == found
+    assert said[0].startswith(f"moved {path} to {aside}, since no record of the store names it (")
     assert (unfinished / plan.shards[1].name).exists()
 
 
@@ -112,7 +121,7 @@ def test_a_planned_shard_of_other_inputs_is_not_adopted(unfinished, tmp_path, co
     shard = plan.shards[0]
     (unfinished / shard.name).write_bytes((other / shard.name).read_bytes())
     commit_path(unfinished, shard).unlink()
-    assert adopt_shard(unfinished, plan, shard) is None
+    assert adopt_shard(unfinished, plan, shard, notice=print) is None
     assert not (unfinished / shard.name).exists()
 
 
@@ -126,7 +135,7 @@ def test_commit_shard_publishes_the_shard_and_then_its_record(built, unfinished,
     links = []
     link = os.link
     monkeypatch.setattr(os, "link", lambda a, b: (links.append(Path(b)), link(a, b)))
-    commit = commit_shard(unfinished, plan, shard, data, original.statistics, 1.5)
+    commit = commit_shard(unfinished, plan, shard, data, original.statistics, 1.5, notice=print)
     assert links == [path, record]
     assert path.read_bytes() == data
     assert (commit.sha256, commit.seconds) == (original.sha256, 1.5)
@@ -141,23 +150,25 @@ def test_commit_shard_adopts_what_another_builder_published_first(unfinished):
     data, original = path.read_bytes(), read_record(record, Commit)
     record.unlink()
     ours = data + b"different bytes of the same shard"
-    commit = commit_shard(unfinished, plan, shard, ours, original.statistics, 1.5)
+    commit = commit_shard(unfinished, plan, shard, ours, original.statistics, 1.5, notice=print)
     assert path.read_bytes() == data
     assert commit.sha256 == original.sha256
-    again = commit_shard(unfinished, plan, shard, ours, original.statistics, 1.5)
+    again = commit_shard(unfinished, plan, shard, ours, original.statistics, 1.5, notice=print)
     assert again == commit  # the record is there already, and stays
 
 
-def test_commit_shard_replaces_a_wrong_file_that_no_record_names(unfinished):
+def test_commit_shard_moves_a_wrong_file_aside_that_no_record_names(unfinished):
     plan = plan_of(unfinished)
     shard = plan.shards[0]
     path, record = unfinished / shard.name, commit_path(unfinished, shard)
     data, original = path.read_bytes(), read_record(record, Commit)
     record.unlink()
     path.write_bytes(b"foreign")
-    commit_shard(unfinished, plan, shard, data, original.statistics, 1.5)
+    commit_shard(unfinished, plan, shard, data, original.statistics, 1.5, notice=print)
     assert path.read_bytes() == data
     assert committed(unfinished, plan, shard) is not None
+    (aside,) = (unfinished / "quarantine").iterdir()
+    assert aside.read_bytes() == b"foreign"
 
 
 def test_committed(unfinished):
@@ -194,3 +205,60 @@ def test_committed_refuses_the_record_of_something_else(unfinished, changes):
     reseal(path, **changes)
     with pytest.raises(IntegrityError, match=r"00000\.json: belongs to another plan or shard"):
         committed(unfinished, plan, plan.shards[0])
+
+
+# -- withdrawing ----------------------------------------------------------------------------------
+
+
+def test_only_the_shard_that_was_judged_is_withdrawn(unfinished):
+    """A builder that stood still must not withdraw what another has made meanwhile."""
+    shard = plan_of(unfinished).shards[0]
+    path, record = unfinished / shard.name, commit_path(unfinished, shard)
+    whole, original = path.read_bytes(), record.read_bytes()
+    path.write_bytes(whole[:-1])
+    seen = look(unfinished, shard)
+    assert withdraw(unfinished, shard, seen) != []
+    assert not path.exists()
+    assert not record.exists()
+    publish(path, whole)
+    publish(record, original)
+    before = files_of(unfinished)
+    assert withdraw(unfinished, shard, seen) == []
+    assert files_of(unfinished) == before
+
+
+@pytest.mark.parametrize("which", ["shard", "record"])
+def test_what_appears_between_the_look_and_the_move_gets_its_name_back(
+    unfinished, monkeypatch, which
+):
+    shard = plan_of(unfinished).shards[0]
+    path = unfinished / shard.name if which == "shard" else commit_path(unfinished, shard)
+    whole = path.read_bytes()
+    path.write_bytes(b"damaged")
+    seen = look(unfinished, shard)
+    rename = Path.rename
+
+    def late(self, target):
+        if self == path:
+            path.unlink()
+            path.write_bytes(whole)  # by another builder
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", late)
+    withdraw(unfinished, shard, seen)
+    assert path.read_bytes() == whole
+
+
+def test_quarantine_is_known_to_verify_and_repair_and_kept_by_both(store):
+    """No stranger, no problem, said, and never swept."""
+    shard = plan_of(store).shards[0]
+    withdraw(store, shard, look(store, shard))
+    (aside,) = (store / "quarantine").iterdir()
+    os.utime(aside, (0, 0))
+    name = f"quarantine/{aside.name}"
+    assert verify_store(store).quarantine == [name]
+    assert not [p for p in verify_store(store).problems if name in p]
+    repaired = repair_store(store)
+    assert repaired.quarantine == [name]
+    assert repaired.problems == []
+    assert aside.exists()

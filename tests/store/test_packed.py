@@ -888,10 +888,10 @@ def test_a_shard_is_not_thrown_away_for_want_of_its_dictionary(broken, change):
     change_dictionary(broken, change)
     data = (broken / SHARDS[1]).read_bytes()
     with pytest.raises(IntegrityError, match="holds no dictionary of sha256"):
-        adopt_shard(broken, plan, plan.shards[1])
+        adopt_shard(broken, plan, plan.shards[1], notice=print)
     assert (broken / SHARDS[1]).read_bytes() == data
     (broken / DICTIONARY).write_bytes(was)
-    assert adopt_shard(broken, plan, plan.shards[1]) is not None
+    assert adopt_shard(broken, plan, plan.shards[1], notice=print) is not None
     assert verify_store(broken).problems == []
 
 

@@ -15,7 +15,7 @@ from softlabels.store.records import read_record
 from softlabels.store.repair import repair_store
 from softlabels.store.verify import verify_store
 from tests.fakes import TinyTeacher, build_tiny
-from tests.store.made_up import files_of, reseal, write_sealed
+from tests.store.made_up import files_of, held_by, reseal, write_sealed
 
 JOB = {"limit_rows": 8, "shard_rows": 3, "temperature": (1.0, 2.0)}
 """Of the fixture `built`."""
@@ -48,7 +48,7 @@ def check_restored(built, store, corpus, *, rows: int) -> None:
     teacher = Counting()
     build_tiny(store, corpus, teacher=teacher, **JOB)
     assert teacher.rows == rows
-    was, now = files_of(built), files_of(store)
+    was, now = files_of(built), held_by(store)
     assert was.keys() == now.keys()
     for name in was:
         if name.startswith(("data/", "tokenizer/", "plan.json")):
@@ -64,7 +64,7 @@ def test_a_whole_store_is_left_alone(built, store):
     assert repair.whole
     assert (repair.actions, repair.rebuild, repair.problems) == ([], [], [])
     assert seen == [(1, 3), (2, 3), (3, 3)]
-    assert files_of(store) == files_of(built)
+    assert held_by(store) == files_of(built)
 
 
 @pytest.mark.parametrize("change", ["missing", "altered", "torn", "empty"])
@@ -88,7 +88,7 @@ def test_a_damaged_shard_is_withdrawn_and_the_next_build_makes_exactly_it(
     )
     assert {a.action for a in repair.actions} == {"withdraw"}
     kept = {n: d for n, d in files_of(built).items() if n not in gone}
-    assert files_of(store) == kept
+    assert held_by(store) == kept
     check_restored(built, store, corpus, rows=3)
 
 
@@ -148,7 +148,7 @@ def test_card_and_manifest_are_made_again_from_plan_and_records(built, store, ch
     repair = repair_store(store)
     assert repair.whole
     assert {a.file for a in repair.actions} == set(names)
-    assert files_of(store) == files_of(built)
+    assert held_by(store) == files_of(built)
     assert verify_store(store).problems == []
 
 
@@ -157,7 +157,7 @@ def test_a_card_that_this_version_cannot_make_takes_the_manifest_with_it(built, 
     raw["files"]["README.md"] = {"sha256": "0" * 64, "bytes": 9}
     write_sealed(store / "manifest.json", raw)
     assert done(store) == [("withdraw", "manifest.json"), ("publish", "manifest.json")]
-    assert files_of(store) == files_of(built)
+    assert held_by(store) == files_of(built)
 
 
 def test_what_dead_builders_left_is_removed(built, store):
@@ -180,7 +180,7 @@ def test_claims_go_when_all_shards_are_made(built, store, corpus, made):
     os.utime(claim, (0, 0))
     if made:
         assert done(store) == [("remove", "claims/00001-0.json")]
-        assert files_of(store) == files_of(built)
+        assert held_by(store) == files_of(built)
         assert not (store / "claims").exists()
     else:
         (store / SHARDS[1]).unlink()
@@ -246,7 +246,7 @@ def test_records_of_two_builds_are_not_judged(built, store, corpus, tmp_path):
 def test_a_manifest_that_lists_other_shards_is_made_again(built, store):
     reseal(store / "manifest.json", shards__1__sha256="0" * 64)
     assert ("publish", "manifest.json") in done(store)
-    assert files_of(store) == files_of(built)
+    assert held_by(store) == files_of(built)
 
 
 def test_a_file_that_may_not_be_read_is_not_taken_for_damaged(store, monkeypatch):
@@ -259,7 +259,7 @@ def test_a_file_that_may_not_be_read_is_not_taken_for_damaged(store, monkeypatch
         return read(self)
 
     monkeypatch.setattr(type(path), "read_bytes", refuse)
-    with pytest.raises(StoreError, match=r"Permission denied.*nothing was changed"):
+    with pytest.raises(StoreError, match=r"Permission denied.*does not mean that it is damaged"):
         repair_store(store)
 
 
