@@ -7,7 +7,7 @@ from itertools import islice
 from typing import cast
 
 from softlabels.config import BuildConfig
-from softlabels.corpora import Corpus, open_corpora
+from softlabels.corpora import Corpus, check_begin, open_corpora
 from softlabels.corpora.packing import CorpusCounts, pack
 from softlabels.corpora.pictures import image_rows
 from softlabels.corpora.pieces import masked_texts
@@ -37,11 +37,13 @@ def open_inputs(config: BuildConfig) -> Sequence[Corpus]:
 
     Raises:
         ConfigError: an unknown kind.
-        CorpusError: nothing matches.
+        CorpusError: nothing matches, or the first documents cannot be read.
     """
     if config.of_images:
         return [cast(Corpus, open_images(config.corpus, flag="--corpus"))]
-    return open_corpora(config.corpus)
+    corpora = open_corpora(config.corpus)
+    check_begin(corpora)
+    return corpora
 
 
 CLASSIFIED = {

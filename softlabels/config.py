@@ -32,8 +32,10 @@ class BuildConfig:
     """`hf:PATH`, `onnx:FILE`, `py:MODULE.FUNCTION`, `vllm:PATH`, `openai:URL`; several, as `hf:PATH=WEIGHT`, are
     averaged."""
     corpus: Corpus[tuple[str, ...]]
-    """`text:GLOB`, `jsonl:GLOB`, `parquet:GLOB`, `dataset:PATH`, `ids:GLOB`; of images `images:FOLDER`,
-    `image-parquet:GLOB`, `arrays:FILE`, `idx:PREFIX`; several are taken in order."""
+    """`text:GLOB`, `jsonl:GLOB`, `parquet:GLOB#COLUMN`, `dataset:PATH#COLUMN`, `ids:GLOB`; a path alone goes by its
+    suffix (`book.txt`, `chats.jsonl`, a folder of such files). Records are texts, conversations, prompts with
+    completions; see docs/corpora.md. Of images `images:FOLDER`, `image-parquet:GLOB`, `arrays:FILE`, `idx:PREFIX`.
+    Several are taken in order."""
     domain: Corpus[str] = "causal-lm"
     """What is taught: `causal-lm`, `masked-lm`, `sequence-classification`, `token-classification` or
     `image-classification`."""
@@ -117,6 +119,10 @@ class BuildConfig:
             raise ConfigError(f"--average {self.average}: belongs to several --teacher")
         if not self.corpus:
             raise ConfigError("--corpus: give at least one")
+        if not self.of_images:
+            from softlabels.corpora import named
+
+            object.__setattr__(self, "corpus", tuple(named(self.corpus)))
         check_at_least(
             self,
             seq_len=2,

@@ -43,6 +43,10 @@ class ByteTokenizer:
         ids = np.array([*text.encode(), EOS], np.int32)
         return Tokenized(input_ids=ids, learn=np.ones(len(ids), np.bool_))
 
+    def encode_completion(self, prompt: str, completion: str) -> Tokenized:
+        ids = np.array([*(prompt + completion).encode(), EOS], np.int32)
+        return Tokenized(input_ids=ids, learn=np.arange(len(ids)) >= len(prompt.encode()))
+
     def encode_chat(self, messages: Sequence[Mapping[str, Any]], *, where: str) -> Tokenized:
         ids: list[int] = []
         learn: list[bool] = []

@@ -29,8 +29,8 @@ from softlabels.algebra.combine import (
 from softlabels.algebra.derive import begin, commit_pieces, make_plan
 from softlabels.algebra.sources import Scanned, files_of, open_source, provenance_of, scan
 from softlabels.build import teacher_options
+from softlabels.build_rows import open_inputs
 from softlabels.config import BuildConfig
-from softlabels.corpora import open_corpora
 from softlabels.errors import PairingError
 from softlabels.estimators import make_estimator
 from softlabels.planning import survey
@@ -104,7 +104,7 @@ def append(
     _check_growing(store)
     job = _job(store, config)
     estimator = make_estimator(job.estimator, job.estimator_parameters)
-    corpora = open_corpora(job.corpus)
+    corpora = open_inputs(job)
     report.stage("check", len(store.manifest.shards), "shards")
     digests, scanned = RowDigests(), list[Scanned]()
     for shard in scan(store, report):

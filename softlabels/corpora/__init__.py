@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,8 +18,20 @@ import numpy.typing as npt
 from softlabels.errors import CorpusError
 from softlabels.registry import Registry, split_spec
 
-__all__ = ["CORPORA", "BytesRead", "Corpus", "Document", "Message", "documents_of", "open_corpora"]
+__all__ = [
+    "CORPORA",
+    "BytesRead",
+    "Corpus",
+    "Document",
+    "Message",
+    "check_begin",
+    "documents_of",
+    "named",
+    "open_corpora",
+]
 
+BEGIN = 8
+"""Documents that are read before anything else is done."""
 Message = dict[str, Any]
 """`{"role": "user" | "assistant" | "system" | …, "content": str}`."""
 
@@ -31,6 +44,9 @@ class Document:
     """For messages: `FILE`, `FILE:LINE`, or, where a file has rows, `FILE:ROW`, counted from 0."""
     text: str | None = None
     messages: tuple[Message, ...] | None = None
+    prompt: str | None = None
+    completion: str | None = None
+    """Text of which only the completion is to be learnt; both or neither are there."""
     label: str | int | None = None
     """Of classification: its class, by name or number."""
     words: tuple[str, ...] | None = None
@@ -49,6 +65,8 @@ class Document:
             return not any(str(m.get("content") or "").strip() for m in self.messages)
         if self.words is not None:
             return not any(w.strip() for w in self.words)
+        if self.completion is not None:
+            return not self.completion.strip()
         return not (self.text or "").strip()
 
 
@@ -89,17 +107,39 @@ CORPORA: Registry[Any] = Registry(
 
 
 def open_corpora(specs: Sequence[str]) -> list[Corpus]:
-    """Open each `name:argument`.
+    """Open each `name:argument`, or path whose suffix says the name.
 
     Raises:
         ConfigError: an unknown kind.
         CorpusError: nothing matches.
     """
     corpora: list[Corpus] = []
-    for spec in specs:
+    for spec in named(specs):
         name, argument = split_spec(spec, flag="--corpus")
         corpora.append(CORPORA.load(name)(argument))
     return corpora
+
+
+def named(specs: Sequence[str]) -> list[str]:
+    """Each as `name:argument`; see `spelling.py`.
+
+    Raises:
+        ConfigError: a path whose kind cannot be told.
+    """
+    from softlabels.corpora.spelling import spelled_out
+
+    return [spelled_out(spec, CORPORA.__contains__) for spec in specs]
+
+
+def check_begin(corpora: Iterable[Corpus]) -> None:
+    """Read the first documents of each corpus, so that what is wrong from the start is said before a teacher loads.
+
+    Raises:
+        CorpusError: a file that cannot be read, a column that is not there, a record that is none.
+    """
+    for corpus in corpora:
+        for _ in islice(corpus.documents(), BEGIN):
+            pass
 
 
 def documents_of(

@@ -1,4 +1,4 @@
-"""`dataset:PATH`: a Hugging Face dataset as `save_to_disk` left it; its column `text` or `messages`, or `PATH#COLUMN`.
+"""`dataset:PATH`: a Hugging Face dataset as `save_to_disk` left it, read as Parquet is; a column is `PATH#COLUMN`.
 
 Of a dataset with several splits, give the folder of one: `dataset:PATH/train`. The Arrow files are mapped, not
 loaded, in the order that the dataset's own state names; the `datasets` library is not needed.
@@ -13,7 +13,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from softlabels.corpora import BytesRead, Document
-from softlabels.corpora.parquet import DEFAULT, column_of, documents_in, split_column, with_label
+from softlabels.corpora.parquet import columns_of, documents_in, split_column
 from softlabels.errors import CorpusError
 
 __all__ = ["SavedDataset"]
@@ -48,9 +48,9 @@ class SavedDataset:
             try:
                 with pa.memory_map(str(file)) as source:
                     reader = pa.ipc.open_stream(source)
-                    column = column_of(reader.schema, self._column, DEFAULT, str(file))
-                    columns = with_label(reader.schema, column)
-                    yield from documents_in((b.select(columns) for b in reader), str(file))
+                    columns = columns_of(reader.schema, self._column, str(file))
+                    batches = (b.select(columns.names) for b in reader)
+                    yield from documents_in(batches, columns, str(file))
                     self.read.done += file.stat().st_size
             except (OSError, pa.ArrowException) as e:
                 raise CorpusError(f"{file}: cannot be read as an Arrow stream ({e})") from e

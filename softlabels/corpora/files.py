@@ -7,14 +7,12 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from softlabels.corpora import BytesRead, Document
+from softlabels.corpora.records import KINDS, kind_of
 from softlabels.errors import CorpusError
 
-__all__ = ["JsonLines", "TextFiles", "check_messages", "matches"]
-
-KINDS = ("text", "messages", "words")
+__all__ = ["JsonLines", "TextFiles", "matches"]
 
 
 def matches(pattern: str, kind: str) -> list[Path]:
@@ -67,10 +65,7 @@ class TextFiles:
 
 
 class JsonLines:
-    """Every line is one document: `{"text": …}`, `{"messages": [{"role", "content"}, …]}` or `{"words": […]}`.
-
-    A text may have a `"label"`: the name or number of its class; words may have `"labels"`, one for each or null.
-    """
+    """Every line is one document, of any kind that `records.py` knows."""
 
     def __init__(self, pattern: str) -> None:
         self.spec = f"jsonl:{pattern}"
@@ -94,63 +89,6 @@ class JsonLines:
             raise CorpusError(
                 f"{where}: not a JSON object ({e}); correct or remove the line"
             ) from e
-        if not isinstance(record, dict) or sum(k in record for k in KINDS) != 1:
-            keys = sorted(record) if isinstance(record, dict) else type(record).__name__
-            raise CorpusError(
-                f'{where}: expected an object with one of "text", "messages" and "words", found {keys}'
-            )
-        if "words" in record:
-            return _words(record["words"], record.get("labels"), where)
-        if "text" in record:
-            if not isinstance(record["text"], str):
-                raise CorpusError(
-                    f'{where}: "text" is {type(record["text"]).__name__}, expected a string'
-                )
-            return Document(
-                where=where, text=record["text"], label=check_label(record.get("label"), where)
-            )
-        return Document(where=where, messages=check_messages(record["messages"], where))
-
-
-def check_messages(messages: Any, where: str) -> tuple[dict[str, Any], ...]:
-    """A conversation, as a file holds it.
-
-    Raises:
-        CorpusError: not a list of objects with a role and a content, both strings.
-    """
-    if not isinstance(messages, list):
-        raise CorpusError(f'{where}: "messages" is {type(messages).__name__}, expected a list')
-    for i, m in enumerate(messages):
-        if not isinstance(m, dict) or not isinstance(m.get("role"), str):
-            raise CorpusError(f'{where}: message {i} has no "role"')
-        if not isinstance(m.get("content"), str):
-            raise CorpusError(f'{where}: message {i} has no "content" string')
-    return tuple(messages)
-
-
-def _words(words: Any, labels: Any, where: str) -> Document:
-    if not isinstance(words, list) or not all(isinstance(w, str) for w in words):
-        raise CorpusError(f'{where}: "words" is no list of strings')
-    if labels is None:
-        return Document(where=where, words=tuple(words))
-    if not isinstance(labels, list) or len(labels) != len(words):
-        found = f"{len(labels)} entries" if isinstance(labels, list) else type(labels).__name__
-        raise CorpusError(
-            f'{where}: "labels" is {found}, expected a list of {len(words)}, one for each word'
-        )
-    return Document(
-        where=where,
-        words=tuple(words),
-        word_labels=tuple(check_label(v, f"{where}: word {i}") for i, v in enumerate(labels)),
-    )
-
-
-def check_label(value: Any, where: str) -> str | int | None:
-    """A label, as a file holds it; None if there is none.
-
-    Raises:
-        CorpusError: neither a string nor a whole number.
-    """
-    if value is None or (isinstance(value, (str, int)) and not isinstance(value, bool)):
-        return value
-    raise CorpusError(f'{where}: "label" is {value!r}, expected the name or number of a class')
+        if not isinstance(record, dict):
+            raise CorpusError(f"{where}: expected an object, found {type(record).__name__}")
+        return kind_of(record, KINDS, where).make(record, where)

@@ -34,7 +34,7 @@ class Tokenized:
     input_ids: npt.NDArray[np.int32]
     """`[L] int32`."""
     learn: npt.NDArray[np.bool_]
-    """`[L] bool`: whether each token is to be learnt. All of a text; a chat's assistant turns."""
+    """`[L] bool`: whether each token is to be learnt. All of a text; a chat's assistant turns; a completion."""
 
 
 class Tokenizer(Protocol):
@@ -44,6 +44,9 @@ class Tokenizer(Protocol):
 
     def encode(self, text: str) -> Tokenized:
         """Tokenise a whole document, with whatever marks its begin and end."""
+
+    def encode_completion(self, prompt: str, completion: str) -> Tokenized:
+        """Tokenise both as one document, of which the completion and the end are to be learnt."""
 
     def encode_chat(self, messages: Sequence[Message], *, where: str) -> Tokenized:
         """Render a conversation with the chat template and tokenise it."""
@@ -121,6 +124,8 @@ def _tokens(document: Document, tokenizer: Tokenizer) -> Tokenized:
         return Tokenized(input_ids=document.ids, learn=document.learn)
     if document.messages is not None:
         return tokenizer.encode_chat(document.messages, where=document.where)
+    if document.completion is not None:
+        return tokenizer.encode_completion(document.prompt or "", document.completion)
     return tokenizer.encode(document.text or "")
 
 

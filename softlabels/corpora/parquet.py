@@ -1,27 +1,29 @@
-"""`parquet:GLOB`: a row is a document; its column `text` or `messages`, or the one named in `GLOB#COLUMN`.
+"""`parquet:GLOB`: a row is a document, of any kind that `records.py` knows by its columns' names (but lists of words).
 
-A column of strings holds texts; one of lists of structs holds conversations, whose null fields count as absent. Files
-are read a batch of rows at a time, that column alone.
+`GLOB#COLUMN` names one column of texts (strings) or of conversations (lists of structs, whose null fields count as
+absent). Files are read a batch of rows at a time, and only the columns that matter.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from softlabels.corpora import BytesRead, Document
-from softlabels.corpora.files import check_messages, matches
+from softlabels.corpora.files import matches
+from softlabels.corpora.records import KINDS, Kind, conversation, kind_of
 from softlabels.errors import CorpusError
 
-__all__ = ["ParquetFiles", "column_of", "documents_in", "split_column", "with_label"]
+__all__ = ["ParquetFiles", "column_of", "columns_of", "documents_in", "split_column"]
 
 ROWS = 256
 """Read at a time."""
-DEFAULT = ("text", "messages")
 LABEL = "label"
+ROW_KINDS = tuple(k for k in KINDS if "words" not in k.needs)
+TEXT = next(k for k in KINDS if k.needs == ("text",))
 
 
 class ParquetFiles:
@@ -38,11 +40,10 @@ class ParquetFiles:
         for path in self.paths:
             try:
                 file = pq.ParquetFile(path)
-                column = column_of(file.schema_arrow, self._column, DEFAULT, str(path))
-                columns = with_label(file.schema_arrow, column)
-                batches = file.iter_batches(batch_size=ROWS, columns=columns)
+                columns = columns_of(file.schema_arrow, self._column, str(path))
+                batches = file.iter_batches(batch_size=ROWS, columns=columns.names)
                 size = path.stat().st_size / max(1, file.metadata.num_rows)
-                yield from documents_in(self._counted(batches, size), str(path))
+                yield from documents_in(self._counted(batches, size), columns, str(path))
             except (OSError, pa.ArrowException) as e:
                 raise CorpusError(f"{path}: cannot be read as Parquet ({e})") from e
 
@@ -75,55 +76,99 @@ def column_of(schema: pa.Schema, wanted: str | None, default: tuple[str, ...], w
     return found[0]
 
 
-def with_label(schema: pa.Schema, column: str) -> list[str]:
-    """The columns to read: `column`, and a `label` that can be a class."""
-    if LABEL not in schema.names or column in (LABEL, "messages"):
-        return [column]
-    kind = schema.field(LABEL).type
-    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-    classes = (
-        pa.types.is_integer(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind)
-    )
-    return [column, LABEL] if classes else [column]
+class Columns(NamedTuple):
+    """Which columns make a document, and how."""
+
+    kind: Kind
+    names: list[str]
+    """Those to read."""
+    renamed: dict[str, str]
+    """What the kind calls them."""
 
 
-def documents_in(batches: Iterator[pa.RecordBatch], where: str) -> Iterator[Document]:
-    """Documents of batches with one column, or with `label` as the second; `where` gets the row's number, from 0.
+def columns_of(schema: pa.Schema, wanted: str | None, where: str) -> Columns:
+    """The columns to read.
+
+    Args:
+        schema: of the file.
+        wanted: the one that was named after `#`.
+        where: the file.
 
     Raises:
-        CorpusError: a null, or a type that is neither text nor conversation.
+        CorpusError: it is not there, is of a type that is neither text nor conversation, or no kind is known by the
+            columns' names, or several could be meant.
+    """
+    if wanted is not None:
+        column_of(schema, wanted, (), where)
+        return _one_column(schema, wanted, where)
+    try:
+        kind = kind_of(schema.names, ROW_KINDS, where)
+    except CorpusError as e:
+        raise CorpusError(
+            f"{e}; name one column of texts or conversations with GLOB#COLUMN"
+        ) from None
+    if len(kind.needs) == 1 and kind.needs != ("conversations",):
+        return _one_column(schema, kind.needs[0], where)
+    names = [n for n in (*kind.needs, *kind.may) if n in schema.names]
+    return Columns(kind, names, {n: n for n in names})
+
+
+def _one_column(schema: pa.Schema, name: str, where: str) -> Columns:
+    """Texts, with their class beside them if there is one, or conversations."""
+    kind = _plain(schema.field(name).type)
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        labels = [LABEL] if name != LABEL and _can_be_class(schema) else []
+        return Columns(TEXT, [name, *labels], {name: "text", LABEL: LABEL})
+    lists = pa.types.is_list(kind) or pa.types.is_large_list(kind)
+    if not lists or not pa.types.is_struct(kind.value_type):
+        raise CorpusError(
+            f"{where}: column {name!r} is {kind}; expected strings, or lists of structs with role and content (or "
+            "from and value)"
+        )
+    turns = kind.value_type
+    made = conversation([turns.field(i).name for i in range(turns.num_fields)])
+    return Columns(made, [name], {name: made.needs[0]})
+
+
+def _plain(kind: Any) -> Any:
+    """The type of what a dictionary codes."""
+    return kind.value_type if pa.types.is_dictionary(kind) else kind
+
+
+def _can_be_class(schema: pa.Schema) -> bool:
+    if LABEL not in schema.names:
+        return False
+    kind = _plain(schema.field(LABEL).type)
+    return bool(
+        pa.types.is_integer(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    )
+
+
+def documents_in(
+    batches: Iterator[pa.RecordBatch], columns: Columns, where: str
+) -> Iterator[Document]:
+    """Documents of batches that hold these columns; `where` gets the row's number, from 0.
+
+    Raises:
+        CorpusError: a null, or what its kind of record does not allow.
     """
     number = 0
     for batch in batches:
-        values = batch.column(0)
-        kind = values.type
-        if pa.types.is_dictionary(kind):
-            values, kind = values.dictionary_decode(), kind.value_type
-        text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
-        if not text and not _conversation(kind):
-            raise CorpusError(
-                f"{where}: column {batch.schema.names[0]!r} is {kind}; expected strings, or lists of structs with "
-                "role and "
-                "content"
-            )
-        nothing = [None] * len(batch)
-        labels = batch.column(1).to_pylist() if batch.num_columns > 1 else nothing
-        for value, label in zip(values.to_pylist(), labels, strict=True):
+        values = {columns.renamed[n]: batch.column(n).to_pylist() for n in columns.names}
+        for row in zip(*values.values(), strict=True):
             at = f"{where}:{number}"
             number += 1
-            if value is None:
-                raise CorpusError(f"{at}: is null; remove the row")
-            if text:
-                yield Document(where=at, text=value, label=label)
-            else:
-                yield Document(where=at, messages=check_messages(_present(value), at))
+            record = dict(zip(values, map(_present, row), strict=True))
+            for name in columns.kind.needs:
+                if record[name] is None:
+                    raise CorpusError(f'{at}: "{name}" is null; remove the row')
+            yield columns.kind.make(record, at)
 
 
-def _conversation(kind: Any) -> bool:
-    lists = pa.types.is_list(kind) or pa.types.is_large_list(kind)
-    return bool(lists and pa.types.is_struct(kind.value_type))
-
-
-def _present(messages: list[Any]) -> list[Any]:
-    """Without null fields: a struct has every field of the column, a message has its own."""
-    return [None if m is None else {k: v for k, v in m.items() if v is not None} for m in messages]
+def _present(value: Any) -> Any:
+    """Turns without null fields: a struct has every field of the column, a turn has its own."""
+    if not isinstance(value, list):
+        return value
+    return [
+        {k: v for k, v in m.items() if v is not None} if isinstance(m, dict) else m for m in value
+    ]

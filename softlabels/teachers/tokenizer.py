@@ -135,6 +135,20 @@ class HFTokenizer:
         array = np.array(ids, np.int32)
         return Tokenized(input_ids=array, learn=np.ones(len(array), np.bool_))
 
+    def encode_completion(self, prompt: str, completion: str) -> Tokenized:
+        """As `encode`; tokens that hold anything of the completion are learnt, and the end-of-text token."""
+        encoded = self._tokenizer(
+            prompt + completion, add_special_tokens=True, return_offsets_mapping=True
+        )
+        ids, offsets = list(encoded["input_ids"]), list(encoded["offset_mapping"])
+        eos = self._tokenizer.eos_token_id
+        if eos is not None and (not ids or ids[-1] != eos):
+            ids.append(eos)
+            offsets.append((0, 0))
+        learn = np.array([stop > len(prompt) for _, stop in offsets], np.bool_)
+        learn[-1:] |= ids[-1] == eos
+        return Tokenized(input_ids=np.array(ids, np.int32), learn=learn)
+
     def encode_chat(self, messages: Sequence[Message], *, where: str) -> Tokenized:
         """Tokens of assistant turns are learnt: content and end-of-turn mark, not the header before it."""
         if self._tokenizer.chat_template is None:

@@ -82,10 +82,13 @@ def test_a_label_beside_a_text_is_its_class(tmp_path, labels, expected):
 @pytest.mark.parametrize(
     ("columns", "words"),
     [
-        ({"body": ["a"]}, r"a\.parquet: has columns body; expected 'text' or 'messages'"),
-        ({"text": ["a"], "messages": [CHAT]}, "expected 'text' or 'messages', not both"),
+        ({"body": ["a"]}, r"a\.parquet: expected .*, found \['body'\]; name one column"),
+        (
+            {"text": ["a"], "messages": [CHAT]},
+            'could be "text" or "messages"; expected fields of one',
+        ),
         ({"text": [1]}, r"column 'text' is int64; expected strings, or lists of structs"),
-        ({"text": ["a", None]}, r"a\.parquet:1: is null"),
+        ({"text": ["a", None]}, r'a\.parquet:1: "text" is null'),
         (
             {"messages": [CHAT, [{"role": "user", "content": None}]]},
             r':1: message 0 has no "content"',
