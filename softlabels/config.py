@@ -9,6 +9,8 @@ from typing import Annotated, Any, TypeVar
 
 from softlabels.errors import ConfigError
 from softlabels.settings import Group, check_at_least, from_sources
+from softlabels.store.identity import LARGEST_VIEW
+from softlabels.store.manifest import ROWS_LIMIT
 
 __all__ = ["BuildConfig"]
 T = TypeVar("T")
@@ -156,6 +158,12 @@ class BuildConfig:
             PositionRule.parse(self.positions)
         self._check_masking()
         self._check_images()
+        for flag, value, most in (
+            ("shard-rows", self.shard_rows, ROWS_LIMIT),
+            ("image-size", self.image_size or 1, LARGEST_VIEW),
+        ):
+            if value > most:
+                raise ConfigError(f"--{flag} {value}: expected at most {most}")
         if self.seed >= 2**63:
             raise ConfigError(f"--seed {self.seed}: expected less than 2**63")
         if self.profile == "open" and not make_codec(self.stored_values).plain:

@@ -19,6 +19,8 @@ __all__ = ["BlockReader"]
 
 FETCHED_BLOCKS = 3
 """Blocks whose shards are fetched while the first of them is read."""
+BELIEVED = 2**20
+"""Rows of a block whose order is made (8 MiB) before any of its shards is looked at."""
 
 
 class BlockReader:
@@ -37,6 +39,7 @@ class BlockReader:
         self._fetching: int | None = None
         """The block whose shards, with those of the blocks after it, were last asked for ahead."""
         self._pool: Executor | None = None
+        order.before_block = self._believe
 
     def decode_on(self, pool: Executor | None) -> None:
         """Decode on a pool of one thread from now on; None: on the caller's, without looking ahead.
@@ -92,6 +95,14 @@ class BlockReader:
         blocks = range(block, block + (1 if self._pool is None else FETCHED_BLOCKS))
         shards = dict.fromkeys(int(s) for b in blocks for s in self.order.shards_of(b))
         self.store.ahead([s for s in shards if not self._is_decoded(s)])
+
+    def _believe(self, block: int) -> None:
+        """Decode the shards of a very large block before memory is taken for its rows, which a manifest only claims."""
+        if self.order.rows_of(block) <= BELIEVED:
+            return
+        self._fetch(block)
+        for index in self.order.shards_of(block).tolist():
+            self._shard(index)
 
     def _is_decoded(self, index: int) -> bool:
         found = self._decoded.get(index)

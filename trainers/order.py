@@ -9,7 +9,7 @@ Memory is O(shards), 24 bytes each, and O(rows of a block). Any place is found w
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -67,6 +67,8 @@ class RowOrder:
         """Blocks of an epoch."""
         self._digest, self._seed = digest, seed
         self._shuffle = shuffle
+        self.before_block: Callable[[int], None] | None = None
+        """Called with the number of a block before its rows are counted out, which takes 8 bytes for each."""
         self._epoch: tuple[int, Int64, Int64] | None = None
         self._block: tuple[int, Int64] | None = None
 
@@ -98,6 +100,10 @@ class RowOrder:
         order, _ = self._shards(epoch)
         return order[own * self.block_shards : (own + 1) * self.block_shards]
 
+    def rows_of(self, block: int) -> int:
+        """How many rows a block has."""
+        return int(self._sizes[self.shards_of(block)].sum())
+
     def _find(self, position: int) -> tuple[int, int]:
         """Block of a place, and how many of its rows come before."""
         epoch, offset = divmod(position, self.rows)
@@ -124,6 +130,8 @@ class RowOrder:
     def _rows_of(self, block: int) -> Int64:
         if self._block is None or self._block[0] != block:
             self._block = None
+            if self.before_block is not None:
+                self.before_block(block)
             rows = np.concatenate(
                 [
                     np.arange(self._starts[s], self._starts[s] + self._sizes[s])

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from softlabels.errors import CorpusError, RunError
 from softlabels.rows import Row
 from softlabels.store.reader import open_store
+from softlabels.tokenizer_process import TokenizerProcess
 
 __all__ = ["Prompt", "Words", "read_prompts"]
 
@@ -38,6 +39,10 @@ class Words:
                 "read "
                 "or written"
             )
+        file = folder / "tokenizer.json"
+        TokenizerProcess(
+            file.read_bytes(), where=file
+        ).close()  # it may be of a store from anywhere
         self.inner: Any = AutoTokenizer.from_pretrained(folder)
         self.inner.model_max_length = int(1e30)
         self.end: int | None = self.inner.eos_token_id

@@ -213,6 +213,8 @@ def _show_row(
         f"\n{'':>5}  {'what came' if causal else 'label':<16} and its p; tail: of all ids not kept; the likeliest ids, "
         f"[{'what came' if causal else 'label'}] marked"
     )
+    if words.trouble is not None:
+        click.echo(words.trouble, err=True)
     emit(
         {"row": index, "temperature": t, "positions": records},
         "\n".join([header, *lines]),

@@ -49,5 +49,7 @@ def report_command(store: Path, out: Path, rows: int, as_json: bool, **demand: A
     opened = open_store(store, **demand)
     found = gather(opened, rows=rows)
     write_page(out, render(opened, found))
+    if found.trouble is not None:
+        click.echo(found.trouble, err=True)
     values = {"report": str(out), "rows": found.rows, "positions": found.positions}
     emit(values, f"report: {out}", as_json=as_json)

@@ -86,6 +86,8 @@ class StoreFacts:
     """The positions with the largest entropy, largest first, one of a row."""
     texts: list[tuple[int, list[Token]]]
     """Row numbers and their tokens: the rows with the largest mean entropy."""
+    trouble: str | None
+    """Why ids are shown in the place of text, if the store has a tokenizer that could not be used."""
 
 
 def gather(store: Store, *, rows: int) -> StoreFacts:
@@ -116,6 +118,7 @@ def gather(store: Store, *, rows: int) -> StoreFacts:
         where.append(of_row[shard.targets.soft])
     h, row_of = np.concatenate(entropy), np.concatenate(where)
     text = TokenText(store)
+    uncertain, texts = _most_uncertain(store, h, row_of, t, text), _texts(store, h, row_of, t, text)
     return StoreFacts(
         temperature=t,
         rows=seen,
@@ -125,8 +128,9 @@ def gather(store: Store, *, rows: int) -> StoreFacts:
         tail=np.concatenate(tail),
         mass_at=_mass_at(largest, len(h)),
         column_bytes=dict(columns.most_common()),
-        uncertain=_most_uncertain(store, h, row_of, t, text),
-        texts=_texts(store, h, row_of, t, text),
+        uncertain=uncertain,
+        texts=texts,
+        trouble=text.trouble,
     )
 
 

@@ -10,6 +10,7 @@ from softlabels.store.records import Record
 
 __all__ = [
     "LARGEST",
+    "LARGEST_VIEW",
     "OPEN_PARTS",
     "OPEN_TARGETS",
     "CorpusRecord",
@@ -33,9 +34,14 @@ __all__ = [
 LARGEST = 2**53
 """No count is larger: JSON readers that hold numbers as doubles read it exactly, and sums fit int64."""
 
+LARGEST_VIEW = 4096
+"""Pixels of a side of an image's view: one takes 48 MiB, and 192 MiB as a model is fed it."""
+
 Count = Annotated[int, msgspec.Meta(ge=0, le=LARGEST)]
 Positive = Annotated[int, msgspec.Meta(ge=1, le=LARGEST)]
-Seed = Annotated[int, msgspec.Meta(ge=0)]
+Seed = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+Ids = Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
+"""How many ids there are: each is a signed number of 32 bits."""
 Sha256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$", max_length=64)]
 Name = Annotated[
     str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*$(?!\n)")
@@ -62,7 +68,7 @@ class TeacherRecord(Record, frozen=True, kw_only=True):
     device: str
     engine: str
     """Library and version that ran it."""
-    vocab_size: Positive
+    vocab_size: Ids
     """V: the width of its head."""
     parameters: Count
     """0: not known."""
@@ -73,7 +79,7 @@ class TokenizerRecord(Record, frozen=True, kw_only=True):
 
     sha256: Sha256
     """Of the tokenizer's own serialised form."""
-    vocab_size: Positive
+    vocab_size: Ids
     special_ids: dict[str, Count]
     """`bos`, `eos`, `pad`, `unk`, where it has them."""
 
@@ -183,16 +189,18 @@ class ImageRecord(Record, frozen=True, kw_only=True, omit_defaults=True):
     """How many there are to be partners in a mixture."""
     views: Positive
     """Of each image."""
-    size: Positive
+    size: Annotated[int, msgspec.Meta(ge=1, le=LARGEST_VIEW)]
     """Pixels of a side."""
     augment: str
     """How views differ from their image, e.g. `crop:4,flip`."""
-    mean: list[float]
-    std: list[Annotated[float, msgspec.Meta(gt=0)]]
+    mean: Annotated[list[float], msgspec.Meta(min_length=3, max_length=3)]
+    std: Annotated[
+        list[Annotated[float, msgspec.Meta(gt=0)]], msgspec.Meta(min_length=3, max_length=3)
+    ]
     """Of each channel, on the scale of 0 to 255: a model is fed `(x - mean) / std`."""
     software: dict[str, str]
     """Libraries and their versions that made them; informative."""
-    replay: list[ReplaySample]
+    replay: Annotated[list[ReplaySample], msgspec.Meta(max_length=1024)]
     check_every: Positive | None = None
     """A view has a check of its pixels if its image's number and its own sum to a multiple of it; absent: each has."""
 

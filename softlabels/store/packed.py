@@ -73,7 +73,8 @@ def streams_of(shard: Shard, identity: Identity, dictionary: Codebook | None) ->
         TargetError: a value that the codec cannot hold, or too many ids for a reader.
     """
     rows, t = shard.rows, shard.targets
-    check_size(t.n, t.k + hidden_ids(identity), sum(r.size for r in rows))
+    drawn = identity.targets.k if t.estimator in UNBIASED else 0  # numbers that `_uniforms` draws
+    check_size(t.n, max(t.k, drawn) + hidden_ids(identity), sum(r.size for r in rows))
     codec = make_codec(identity.encoding.values)
     kept = t.kept
     streams: dict[str, Stream] = {}

@@ -101,7 +101,7 @@ def test_they_are_shown_by_their_own_words():
     command = ["inspect", str(FIXTURES / "token-classification-packed-v1.2"), "--row", "0"]
     found = CliRunner().invoke(main, command)
     assert found.exit_code == 0, found.output
-    assert [line.split()[:2] for line in found.output.splitlines()[2:]] == [
+    assert [line.split()[:2] for line in found.stdout.splitlines()[2:]] == [
         ["0", "'neither'"],
         ["1", "'?'"],
         ["2", "'good'"],

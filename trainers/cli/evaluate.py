@@ -98,6 +98,7 @@ def eval_command(
             replicates=bootstrap,
             seed=seed,
             advance=bar.advance,
+            notice=bar.notice,
         )
     path = save_assessment(run, assessment)
     record = msgspec.to_builtins(assessment)

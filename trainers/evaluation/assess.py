@@ -56,11 +56,13 @@ def assess_run(
     replicates: int = 1000,
     seed: int = 0,
     advance: Callable[[int], None] = lambda _: None,
+    notice: Callable[[str], None] = lambda _: None,
 ) -> tuple[Evaluation, Assessment]:
     """Evaluate a finished run's student in full.
 
     Args:
         run, store, device, batch_size, vocab, weights, images, advance: as of `evaluate_run`.
+        notice: told what whoever reads the result should know.
         replicates: of the bootstrap over rows; 0 leaves intervals out.
         seed: of its draws.
 
@@ -109,6 +111,8 @@ def assess_run(
         row_positions=[int(n) for n in sums["n"]],
         row_nll=[float(x) for x in sums["nll"]],
     )
+    if text.trouble is not None:
+        notice(text.trouble)
     return found, assessment
 
 

@@ -179,5 +179,5 @@ def _tokenizer_model(data: bytes, where: str) -> tuple[Any, ...]:
         model = json.loads(data)["model"]
         merges = [m if isinstance(m, str) else " ".join(m) for m in model.get("merges", [])]
         return (model.get("type"), model["vocab"], merges)
-    except (ValueError, KeyError, TypeError) as e:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
         raise TokenizerError(f"{where}: not a tokenizer.json ({e})") from e
