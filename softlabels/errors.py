@@ -124,6 +124,8 @@ class MissingExtraError(SoftLabelsError, ImportError):
     exit_code = 2
 
     def __init__(self, library: str, extra: str, purpose: str) -> None:
+        from softlabels.installation import install_hint
+
         super().__init__(
-            f"{purpose} needs {library}, which is not installed: pip install 'softlabels[{extra}]'"
+            f"{purpose} needs {library}, which is not installed: {install_hint(extra)}"
         )

@@ -68,13 +68,6 @@ def test_each_has_a_docstring_of_its_own(name):
     assert vars(CLASSES[name])["__doc__"].strip().endswith(".")
 
 
-def test_a_missing_library_names_the_extra_to_install():
-    error = MissingExtraError("gguf", "hf", "a GGUF teacher")
-    assert str(error) == (
-        "a GGUF teacher needs gguf, which is not installed: pip install 'softlabels[hf]'"
-    )
-
-
 # -- the tree that is drawn -----------------------------------------------------------------------
 
 

@@ -164,4 +164,4 @@ def test_without_pillow_arrays_can_be_read(tmp_path, sample, monkeypatch):
     (tmp_path / "a.png").write_bytes(png(sample[0][0]))
     monkeypatch.setitem(__import__("sys").modules, "PIL", None)
     assert len(open_images(IMAGES, flag=FLAG).image(0)) == 28
-    refused(f"images:{tmp_path}", r"needs Pillow.*softlabels\[vision\]", MissingExtraError)
+    refused(f"images:{tmp_path}", r"needs Pillow.*\[vision\]'", MissingExtraError)

@@ -224,7 +224,7 @@ def test_what_is_not_spdx_is_refused(licence, says):
 
 def test_spdx_not_installed(monkeypatch):
     monkeypatch.setitem(sys.modules, "license_expression", None)
-    with pytest.raises(MissingExtraError, match=r"softlabels\[spdx\]"):
+    with pytest.raises(MissingExtraError, match=r"\[spdx\]'"):
         require_spdx("MIT")
 
 

@@ -146,5 +146,5 @@ def test_mistakes_are_refused(ground, vllm, tmp_path, monkeypatch):
     with pytest.raises(TeacherError, match="no such folder"):
         open_teacher(f"vllm:{tmp_path}/none", TeacherOptions())
     monkeypatch.setitem(sys.modules, "vllm", None)
-    with pytest.raises(MissingExtraError, match=r"softlabels\[vllm\]"):
+    with pytest.raises(MissingExtraError, match=r"\[vllm\]'"):
         open_teacher(f"vllm:{ground}/model", TeacherOptions())

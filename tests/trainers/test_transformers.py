@@ -378,4 +378,4 @@ except MissingExtraError as e:
     print(e)
 """
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-    assert "softlabels[hf]" in done.stdout
+    assert "[hf]'" in done.stdout
