@@ -38,6 +38,7 @@ from softlabels.store.identity import (
 from softlabels.store.manifest import Plan, PlannedShard
 from softlabels.store.plan import RowDigests, plan_shards, publish_plan
 from softlabels.teachers import Teacher
+from softlabels.tokenizer_files import for_store
 
 __all__ = ["check_same_job", "make_plan", "survey"]
 
@@ -59,7 +60,7 @@ def make_plan(
         PlanError: the folder holds files of another job, or another builder planned another job.
     """
     identity, shards = survey(config, estimator, corpora, teacher, report)
-    files = {f"tokenizer/{name}": data for name, data in teacher.tokenizer.files().items()}
+    files = for_store(teacher.tokenizer.files())
     if identity.encoding.dictionary_sha256 is not None:
         files[DICTIONARY] = given_dictionary(config.dictionary, teacher.record.vocab_size)
     plan = publish_plan(store, identity, shards, files, shard_rows=config.shard_rows)

@@ -1,4 +1,4 @@
-"""Checkpoints: safetensors and JSON, published whole, enough to continue to the bit.
+"""Checkpoints: safetensors and JSON, sealed and published whole, enough to continue to the bit.
 
 RUN/
 run.json                    config, store digest, student, versions
@@ -9,24 +9,36 @@ student/                    the finished student: config.json, model.safetensors
 student-ema/                with --ema: likewise, its averaged weights
 best/                       with --heldout: likewise, the best of the evaluations
 
+Each checkpoint and student holds `softlabels.json`, too: size and sha256 of its files. What was written is read back
+and compared with the tensors in memory before older checkpoints go; a checkpoint whose bytes are others is passed over,
+and said. Only folders named `step-` and digits are checkpoints.
+
 Nothing in a checkpoint depends on how many processes made it.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import shutil
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from softlabels.errors import RunError
+from softlabels.errors import FormatError, IntegrityError, RunError
+from softlabels.folders import (
+    check_folder,
+    filling,
+    publish_folder,
+    remove_folder,
+    seal_folder,
+)
+from trainers.saved import compare_saved
 from trainers.shards import copy_into, whole
 from trainers.students import Student
 
@@ -34,41 +46,18 @@ if TYPE_CHECKING:
     from trainers.ema import Ema
 
 __all__ = [
-    "latest_checkpoint",
+    "CHECKPOINTS",
+    "Snapshot",
     "load_checkpoint",
-    "publish_folder",
+    "newest_intact",
+    "newest_step",
     "save_checkpoint",
     "take_snapshot",
-    "write_json",
 ]
 
-PREFIX = "step-"
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Replace a JSON file, whole or not at all."""
-    temporary = path.with_name(f".tmp-{path.name}")
-    with temporary.open("w", encoding="utf-8") as f:
-        json.dump(value, f, indent=2, sort_keys=True)
-        f.write("\n")
-        f.flush()
-        os.fsync(f.fileno())
-    temporary.replace(path)
-
-
-def publish_folder(temporary: Path, final: Path) -> None:
-    """Make a filled folder appear under its final name, durably."""
-    for path in temporary.iterdir():
-        with path.open("rb") as f:
-            os.fsync(f.fileno())
-    if final.exists():
-        shutil.rmtree(final)
-    temporary.rename(final)
-    handle = os.open(final.parent, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+CHECKPOINTS = "checkpoints"
+STATE = "state.json"
+_NAME = re.compile(r"step-([0-9]{8}|[1-9][0-9]{8,})")
 
 
 class Snapshot(NamedTuple):
@@ -111,9 +100,10 @@ def save_checkpoint(
     stream: Mapping[str, Any],
     *,
     keep_last: int,
+    notice: Callable[[str], None],
     heldout: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Write `checkpoints/step-NNNNNNNN`, then remove those beyond the newest `keep_last`.
+    """Write `checkpoints/step-NNNNNNNN`, read it back, then remove those before it beyond the newest `keep_last`.
 
     Args:
         run: its folder.
@@ -121,33 +111,99 @@ def save_checkpoint(
         snapshot: of the student after that step.
         stream: state of the stream.
         keep_last: checkpoints to keep.
+        notice: told of what lay in the way and was kept.
         heldout: state of the evaluations.
+
+    Raises:
+        StoreError: the disk is full, read-only, …
+        IntegrityError: what was read back is not what was written.
     """
-    folder = run / "checkpoints"
-    folder.mkdir(parents=True, exist_ok=True)
-    final = folder / f"{PREFIX}{step:08d}"
-    temporary = folder / f".tmp-{final.name}"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
-    for name, tensors in snapshot._asdict().items():
-        if tensors is not None:
-            contiguous = {n: t.contiguous() for n, t in tensors.items()}
-            save_file(contiguous, temporary / f"{name}.safetensors")
-    write_json(temporary / "state.json", {"step": step, "stream": stream, "heldout": heldout})
-    publish_folder(temporary, final)
-    for old in _checkpoints(run)[:-keep_last]:
-        shutil.rmtree(old)
+    final = run / CHECKPOINTS / f"step-{step:08d}"
+    with filling(final) as temporary:
+        for name, tensors in snapshot._asdict().items():
+            if tensors is not None:
+                path = temporary / f"{name}.safetensors"
+                save_file({n: t.contiguous() for n, t in tensors.items()}, path)
+                compare_saved(path, tensors)
+        state = {"step": step, "stream": stream, "heldout": heldout}
+        text = json.dumps(state, indent=2, sort_keys=True, allow_nan=False)
+        (temporary / STATE).write_text(f"{text}\n", encoding="utf-8")
+        seal_folder(temporary, kind="checkpoint", step=step)
+        publish_folder(temporary, final, notice)
+    before = [folder for at, folder in _checkpoints(run) if at <= step]
+    for old in before[:-keep_last]:
+        remove_folder(old, notice)
     return final
 
 
-def _checkpoints(run: Path) -> list[Path]:
-    return sorted((run / "checkpoints").glob(f"{PREFIX}*"))
+def _checkpoints(run: Path) -> list[tuple[int, Path]]:
+    """Those of a run, each with its step, oldest first."""
+    folder = run / CHECKPOINTS
+    paths = folder.iterdir() if folder.is_dir() else ()
+    named = [(match, p) for p in paths if (match := _NAME.fullmatch(p.name)) and p.is_dir()]
+    return sorted((int(match[1]), p) for match, p in named)
 
 
-def latest_checkpoint(run: Path) -> Path | None:
-    """The newest checkpoint of a run; None before the first."""
+def newest_step(run: Path) -> int | None:
+    """The step of a run's newest checkpoint, intact or not; None before the first."""
     found = _checkpoints(run)
-    return found[-1] if found else None
+    return found[-1][0] if found else None
+
+
+def newest_intact(run: Path, notice: Callable[[str], None]) -> Path | None:
+    """The newest checkpoint of a run whose bytes are those that were written; None before the first.
+
+    Args:
+        run: its folder.
+        notice: told which were passed over, and why.
+
+    Raises:
+        RunError: there are some, and none is intact.
+        StoreError: a file cannot be read now.
+    """
+    damage = []
+    for step, folder in reversed(_checkpoints(run)):
+        try:
+            sealed = _check(folder, step)
+        except (IntegrityError, FormatError) as e:
+            damage.append(str(e))
+            continue
+        for said in damage:
+            notice(f"passed over a damaged checkpoint, for {folder.name}: {said}")
+        if not sealed:
+            notice(
+                f"{folder}: was made by an earlier version, without digests; whether it is intact cannot be told"
+            )
+        return folder
+    if damage:
+        raise RunError(
+            f"{run}: none of its {len(damage)} checkpoints is intact ({damage[0]}); put back a copy of one, or begin "
+            "again in another --out"
+        )
+    return None
+
+
+def _check(folder: Path, step: int) -> bool:
+    """Compare a checkpoint with its record, or see that it can be read; returns whether it has a record.
+
+    Raises:
+        IntegrityError: it is damaged, or of another step than its name says.
+    """
+    try:
+        record = check_folder(folder)
+    except FileNotFoundError:
+        record = None
+    try:
+        if record is None:
+            for name in ("model", "optimizer"):
+                with safe_open(folder / f"{name}.safetensors", "pt"):
+                    pass  # its header is that of a file of this size
+        holds = int(json.loads((folder / STATE).read_text(encoding="utf-8"))["step"])
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as e:
+        raise IntegrityError(f"{folder}: cannot be read ({e})") from e
+    if holds != step:
+        raise IntegrityError(f"{folder}: holds the state after step {holds}; it was renamed")
+    return record is not None
 
 
 class Loaded(NamedTuple):
@@ -162,13 +218,27 @@ class Loaded(NamedTuple):
 
 
 def load_checkpoint(
-    folder: Path, student: Student, optimizer: torch.optim.Optimizer, ema: Ema | None = None
+    folder: Path,
+    student: Student,
+    optimizer: torch.optim.Optimizer,
+    ema: Ema | None = None,
+    *,
+    checked: bool = True,
 ) -> Loaded:
     """Restore student, optimiser and averaged weights in place.
 
+    Args:
+        folder: of a checkpoint that `newest_intact` chose.
+        student, optimizer, ema: to be overwritten.
+        checked: False to compare its bytes with its record once more, as another process must that reads them itself.
+
     Raises:
         RunError: a file is missing, damaged, or of another student.
+        IntegrityError: its bytes are not those that were written.
     """
+    if not checked:
+        with suppress(FileNotFoundError):  # one without a record
+            check_folder(folder)
     try:
         model = load_file(folder / "model.safetensors")
         tensors = load_file(folder / "optimizer.safetensors")
@@ -180,7 +250,7 @@ def load_checkpoint(
         )
     except (OSError, SafetensorError, ValueError, KeyError, TypeError) as e:
         raise RunError(
-            f"{folder}: cannot be read ({e}); delete it to resume from the one before"
+            f"{folder}: cannot be read ({e}); move it away to resume from the one before"
         ) from e
     own = dict(student.named_parameters()) | dict(student.named_buffers())
     _check_shapes(folder, model, own)
@@ -194,6 +264,8 @@ def load_checkpoint(
     parameters = dict(student.named_parameters())
     for key, value in tensors.items():
         name, _, what = key.rpartition("/")
+        if name not in parameters:
+            raise RunError(f"{folder}: holds another student than the run's config makes")
         parameter = parameters[name]
         if what == "step":
             optimizer.state[parameter][what] = value

@@ -13,10 +13,11 @@ from typing import Protocol
 from msgspec.structs import replace
 
 import softlabels
-from softlabels.errors import ConfigError, PairingError
+from softlabels.errors import ConfigError, FormatError, IntegrityError, PairingError
+from softlabels.folders import describe_files, filling, publish_folder, read_record, write_seal
 from softlabels.store.identity import Identity
 from softlabels.store.reader import Store
-from trainers.checkpoint import publish_folder
+from softlabels.tokenizer_files import is_tokenizer_file
 from trainers.exports import FORMATS
 from trainers.exports.card import card
 from trainers.exports.check import Comparison, compare, verdict
@@ -24,14 +25,14 @@ from trainers.exports.config import ExportConfig
 from trainers.exports.domains import domain_of, spread
 from trainers.exports.formats import Format, Job, Written
 from trainers.exports.record import (
+    EXPORT,
     FORMAT,
+    RECORD,
     VERSION,
     CheckRecord,
     ExportRecord,
     SourceRecord,
-    describe_files,
     read_export,
-    write_export,
 )
 from trainers.exports.weights import weight_files
 from trainers.finished import FinishedRun, open_finished
@@ -41,9 +42,15 @@ from trainers.tasks import Task
 
 __all__ = ["ExportReporter", "Unreported", "export"]
 
+CONFIGS = ("config.json", "generation_config.json", "preprocessor_config.json")
+"""Names under which a model of transformers saves settings."""
+
 
 class ExportReporter(Protocol):
     """Told of progress."""
+
+    def notice(self, message: str) -> None:
+        """A line for people."""
 
     def stage(self, name: str, total: int | None, unit: str) -> None:
         """Something begins."""
@@ -54,6 +61,9 @@ class ExportReporter(Protocol):
 
 class Unreported:
     """Tells nobody."""
+
+    def notice(self, message: str) -> None:
+        """Nothing."""
 
     def stage(self, name: str, total: int | None, unit: str) -> None:
         """Nothing."""
@@ -106,11 +116,7 @@ def export(
         if form.calibrates
         else (),
     )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(f".tmp-{out.name}")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
-    try:
+    with filling(out) as temporary:
         report.stage(f"write {form.name}", 1, "model")
         _copy_all_but_weights(finished.folder, temporary)
         described = domain.describe(heldout, temporary)
@@ -134,16 +140,15 @@ def export(
             versions=_versions(written),
             source=_source(finished, training),
             check=_check(found, form, tolerance, heldout, len(rows), len(examples)),
-            files=describe_files(temporary),
+            files=describe_files(temporary, without=RECORD),
             digest="",
         )
         text = card(record, finished.facts["config"], form, domain, temporary)
         (temporary / "README.md").write_text(text, encoding="utf-8")
-        write_export(temporary, replace(record, files=describe_files(temporary)))
+        files = describe_files(temporary, without=RECORD)
+        write_seal(temporary, EXPORT, replace(record, files=files))
         record = read_export(temporary)
-        publish_folder(temporary, out)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        publish_folder(temporary, out, report.notice)
     return record
 
 
@@ -169,11 +174,20 @@ def _check_feed(heldout: Store, training: Store) -> None:
 
 
 def _copy_all_but_weights(source: Path, to: Path) -> None:
-    """Configuration and tokenizer."""
+    """Configuration and tokenizer; nothing that anyone put beside them."""
     weights = {p.name for p in weight_files(source)}
-    for path in sorted(source.iterdir()):
-        if path.is_file() and path.name not in weights:
-            shutil.copyfile(path, to / path.name)
+    for name in sorted(_saved_files(source) - weights):
+        (to / name).parent.mkdir(exist_ok=True)
+        shutil.copyfile(source / name, to / name)
+
+
+def _saved_files(source: Path) -> set[str]:
+    """What the run saved: what its record lists; of an earlier version's, what has a name of such a file."""
+    try:
+        return set(read_record(source).files)
+    except (FileNotFoundError, FormatError, IntegrityError):
+        there = {p.relative_to(source).as_posix() for p in source.rglob("*") if p.is_file()}
+        return {name for name in there if name in CONFIGS or is_tokenizer_file(name)}
 
 
 def _axes(job: Job) -> dict[str, list[str]]:

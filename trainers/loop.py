@@ -16,18 +16,19 @@ import torch
 import softlabels
 from softlabels.devices import choose
 from softlabels.errors import ConfigError, PairingError
+from softlabels.folder_lock import FolderLock
 from softlabels.store.reader import Store
-from trainers.checkpoint import write_json
 from trainers.config import RunConfig
 from trainers.evaluation.forgetting import Forgetting, open_watched
 from trainers.evaluation.heldout import open_heldout
 from trainers.finished import provenance
+from trainers.json_file import write_json
 from trainers.kernels import apply_kernels
 from trainers.microbatches import split_batch
 from trainers.mixing import mixture_digest, open_stores
 from trainers.parallel import Ranks, joined
 from trainers.reporting import RunReporter, Silent
-from trainers.runs import check_same_run, read_run
+from trainers.runs import check_same_run, mend_run, read_run, student_tokenizer
 from trainers.schedules import LossSchedule
 from trainers.students import Student, check_tokenizer, check_vocab, make_student
 from trainers.students.context import check_context
@@ -120,6 +121,7 @@ def _train(
         )
     elif student.source is not None:
         check_tokenizer(student.source, store, where=flag)
+    tokenizer = student_tokenizer(store, report.notice)
     apply_kernels(config.kernels, student, choice.device)
     facts = {
         "config": config.to_dict(),
@@ -135,18 +137,23 @@ def _train(
     }
     if origin is not None:
         facts["init"] = origin
-    ranks.from_first(lambda: _begin(run, recorded, facts))
-    if ranks.several:
-        report.notice(_topology(config, ranks))
-    forgetting = Forgetting(run, watched, choice.device, batch_size=config.batch_size)
-    if watched:
-        report.notice(f"--forgetting: {len(watched)} stores are evaluated before the first step")
-        ranks.from_first(lambda: forgetting.before(student))
-    folder = Trainer(config, run, stores, student, loss, choice, ranks, heldout, report).train()
-    if watched:
-        for line in ranks.from_first(lambda: forgetting.after(folder)):
-            report.notice(line)
-    return folder
+    with FolderLock(run, report.notice) as lock:
+        ranks.from_first(lambda: _begin(run, lock, facts, report, resume=resume))
+        if ranks.several:
+            report.notice(_topology(config, ranks))
+        forgetting = Forgetting(run, watched, choice.device, batch_size=config.batch_size)
+        if watched:
+            report.notice(
+                f"--forgetting: {len(watched)} stores are evaluated before the first step"
+            )
+            ranks.from_first(lambda: forgetting.before(student))
+        folder = Trainer(
+            config, run, stores, student, loss, choice, ranks, heldout, tokenizer, report
+        ).train()
+        if watched:
+            for line in ranks.from_first(lambda: forgetting.after(folder)):
+                report.notice(line)
+        return folder
 
 
 def _check_labels(loss: LossSchedule, store: Store) -> None:
@@ -197,12 +204,17 @@ def _check_statistics(
         )
 
 
-def _begin(run: Path, recorded: dict[str, Any] | None, facts: dict[str, Any]) -> None:
+def _begin(
+    run: Path, lock: FolderLock, facts: dict[str, Any], report: RunReporter, *, resume: bool
+) -> None:
+    """Take the folder, and record the run or see that it is the same."""
+    lock.acquire()
+    recorded = read_run(run, resume=resume)  # once more: another may have begun one meanwhile
     if recorded:
         check_same_run(recorded, facts, run)
     else:
-        run.mkdir(parents=True, exist_ok=True)
         write_json(run / "run.json", facts)
+    mend_run(run, report.notice)
 
 
 def _topology(config: RunConfig, ranks: Ranks) -> str:

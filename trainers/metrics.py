@@ -3,51 +3,110 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
+
+from softlabels.durable import explained, replace
+from softlabels.errors import RunError
+from trainers.json_file import finite
 
 __all__ = ["Metrics"]
 
 
 class Metrics:
-    """Appends one line per logged step; lines after the step that a run resumes from are dropped."""
+    """Appends one line per logged step; lines after the step that a run resumes from are dropped.
 
-    def __init__(self, run: Path, step: int) -> None:
-        path = run / "metrics.jsonl"
-        kept = []
-        if path.exists():
-            for line in path.read_text(encoding="utf-8").splitlines():
-                try:
-                    record = json.loads(line)
-                except ValueError:
-                    break  # the line that was being written when the run was killed
-                if record["step"] <= step:
-                    kept.append(line + "\n")
-        path.write_text("".join(kept), encoding="utf-8")
-        self._file = path.open("a", encoding="utf-8")
+    Each line is JSON: what is NaN or infinite is null.
+
+    Args:
+        run: its folder.
+    """
+
+    def __init__(self, run: Path) -> None:
+        self._run, self._path = run, run / "metrics.jsonl"
+        self._file: IO[str] | None = None
         self._board: Any = None
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            return
-        self._board = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
 
-    def write(self, step: int, values: dict[str, float]) -> None:
-        """Log one step."""
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
-        self._file.flush()
-        if self._board is not None:
-            for name, value in values.items():
-                self._board.add_scalar(name, value, step)
+    def open(self, step: int) -> None:
+        """Begin, or go on after `step`.
+
+        Raises:
+            RunError: what is there is no log of a run.
+            StoreError: the disk is full, read-only, …
+        """
+        with explained(self._path):
+            there = self._path.read_bytes() if self._path.exists() else b""
+            kept = "".join(f"{line}\n" for line in self._until(step, there)).encode()
+            if kept != there:
+                replace(self._path, kept)
+            self._file = self._path.open("a", encoding="utf-8")
+            self._board = _board(self._run, step)
+
+    def _until(self, step: int, data: bytes) -> list[str]:
+        """The lines up to a step."""
+        kept = []
+        lines = data.decode("utf-8", errors="replace").splitlines()
+        for number, line in enumerate(lines, 1):
+            try:
+                record = json.loads(line)
+                if record["step"] <= step:
+                    kept.append(_spelled(record))
+            except (ValueError, TypeError, KeyError, RecursionError) as e:
+                if number == len(lines):
+                    break  # it was being written when the run was killed
+                raise RunError(
+                    f"{self._path}:{number}: not a line of metrics ({e}); put the file back as it was, or move it away"
+                ) from e
+        return kept
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Log one step.
+
+        Raises:
+            StoreError: the disk is full, …
+        """
+        assert self._file is not None, "open first"
+        with explained(self._path):
+            self._file.write(_spelled({"step": step, **values}) + "\n")
+            self._file.flush()
+            if self._board is not None:
+                for name, value in values.items():
+                    self._board.add_scalar(name, value, step)
 
     def flush(self) -> None:
-        """Hand all lines to the operating system."""
-        self._file.flush()
-        if self._board is not None:
-            self._board.flush()
+        """Hand all lines to the operating system.
+
+        Raises:
+            StoreError: the disk is full, …
+        """
+        with explained(self._path):
+            if self._file is not None:
+                self._file.flush()
+            if self._board is not None:
+                self._board.flush()
 
     def close(self) -> None:
-        """End the log."""
-        self._file.close()
-        if self._board is not None:
-            self._board.close()
+        """End the log.
+
+        Raises:
+            StoreError: the disk is full, …
+        """
+        file, board, self._file, self._board = self._file, self._board, None, None
+        with explained(self._path):
+            if file is not None:
+                file.close()
+            if board is not None:
+                board.close()
+
+
+def _spelled(record: Mapping[str, Any]) -> str:
+    return json.dumps({k: finite(v) for k, v in record.items()}, allow_nan=False)
+
+
+def _board(run: Path, step: int) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return None
+    return SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)

@@ -3,22 +3,43 @@
 from __future__ import annotations
 
 import json
-import shutil
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from softlabels.errors import RunError
+from softlabels.durable import is_temporary, sweep
+from softlabels.errors import FormatError, IntegrityError, RunError
+from softlabels.folder_lock import LOCK
+from softlabels.folders import (
+    filling,
+    mend_folders,
+    publish_folder,
+    read_record,
+    seal_folder,
+    sweep_folders,
+)
 from softlabels.store.reader import Store
-from trainers.checkpoint import publish_folder
+from softlabels.tokenizer_files import FOLDER, check_names, without_programs
+from trainers.checkpoint import CHECKPOINTS
 from trainers.config import RunConfig
+from trainers.finite import check_finite
+from trainers.saved import holds_student, student_tensors
 from trainers.students import Student
+from trainers.tasks import Task
 from trainers.trust import check_same_trust
 from trainers.vocabulary import check_same_view, renumbers
 
-__all__ = ["check_same_run", "publish_student", "read_run"]
+__all__ = [
+    "check_same_run",
+    "is_published",
+    "mend_run",
+    "publish_student",
+    "read_run",
+    "student_tokenizer",
+]
 
 FREE = frozenset(
     {
@@ -58,7 +79,7 @@ def read_run(run: Path, *, resume: bool) -> dict[str, Any] | None:
     """
     path = run / "run.json"
     if not path.exists():
-        if run.is_dir() and any(run.iterdir()):
+        if run.is_dir() and not all(_is_ours(p.name) for p in run.iterdir()):
             raise RunError(f"{run}: is not empty and not a run; choose another --out")
         return None  # nothing to resume yet: a run killed before it began is begun
     if not resume:
@@ -70,6 +91,20 @@ def read_run(run: Path, *, resume: bool) -> dict[str, Any] | None:
     except (OSError, ValueError) as e:
         raise RunError(f"{path}: cannot be read ({e}); choose another --out") from e
     return dict(facts)
+
+
+def _is_ours(name: str) -> bool:
+    """Whether a run that was killed before `run.json` leaves a file of that name."""
+    return name in (LOCK, ".tmp-run.json") or is_temporary(name)
+
+
+def mend_run(run: Path, notice: Callable[[str], None]) -> None:
+    """Bring to an end what the run was doing when it was killed; its lock must be held."""
+    for folder in (run, run / CHECKPOINTS):
+        if folder.is_dir():
+            mend_folders(folder, notice)
+            sweep_folders(folder)
+    sweep(run)
 
 
 def check_same_run(recorded: dict[str, Any], facts: dict[str, Any], run: Path) -> None:
@@ -109,15 +144,94 @@ def _origin(init: dict[str, Any] | None) -> str:
     return f"the student of {init['run']} (sha256 {init['weights_sha256'][:12]}…)"
 
 
+def student_tokenizer(store: Store, notice: Callable[[str], None]) -> dict[str, bytes]:
+    """The tokenizer's files that a student takes from its store; none where a view renumbers the ids.
+
+    Args:
+        store: that it is trained on.
+        notice: told what is left out of a file.
+
+    Raises:
+        TokenizerError: the store holds other files among them.
+    """
+    if renumbers(store):
+        return {}
+    names = [n.removeprefix(FOLDER) for n in store.manifest.files if n.startswith(FOLDER)]
+    check_names(names, where=store.path)
+    files = {}
+    for name in sorted(names):
+        files[name], left_out = without_programs(name, store.file(FOLDER + name), where=store.path)
+        if left_out:
+            notice(
+                f"{store.path}: {name} names programs that would run with the tokenizer ({', '.join(left_out)}); the "
+                "student's does not"
+            )
+    return files
+
+
 def publish_student(
-    final: Path, student: Student, store: Store, weights: dict[str, Tensor] | None = None
+    final: Path,
+    student: Student,
+    tokenizer: Mapping[str, bytes],
+    *,
+    task: Task,
+    step: int,
+    lr: float,
+    besides: Collection[str],
+    notice: Callable[[str], None],
+    weights: dict[str, Tensor] | None = None,
 ) -> None:
-    """Save a student (or it with other `weights`) with the store's tokenizer, whole or not at all."""
-    temporary = final.with_name(f".tmp-{final.name}")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
-    student.save(temporary, weights)
-    for name in sorted(store.manifest.files):
-        if name.startswith("tokenizer/") and not renumbers(store):
-            (temporary / name.removeprefix("tokenizer/")).write_bytes(store.file(name))
-    publish_folder(temporary, final)
+    """Save a student (or it with other `weights`) with its tokenizer, whole or not at all.
+
+    Args:
+        final: the folder.
+        student: to be saved.
+        tokenizer: of `student_tokenizer`.
+        task: that it was made for.
+        step: after which.
+        lr: of that step.
+        besides: see `check_finite`.
+        notice: told of what lay in the way and was kept.
+        weights: by the model's own names.
+
+    Raises:
+        RunError: a weight is not finite, or the student saves a file under a tokenizer's name.
+        IntegrityError: what was saved is not what is in memory.
+        StoreError: the disk is full, read-only, …
+    """
+    tensors = student_tensors(student, weights)
+    check_finite(tensors, what="the student's", step=step, lr=lr, besides=besides)
+    with filling(final) as temporary:
+        student.save(temporary, weights)
+        for name, data in tokenizer.items():
+            path = temporary / name
+            path.parent.mkdir(exist_ok=True)
+            if path.exists():
+                raise RunError(
+                    f"{final}: the student itself saves a file named {name}, as its tokenizer does; nothing was "
+                    "published"
+                )
+            path.write_bytes(data)
+        if not holds_student(temporary, student, task, weights):
+            raise IntegrityError(
+                f"{final}: the student that was saved is not the one in memory; nothing was published. Check the disk, "
+                "then --resume"
+            )
+        seal_folder(temporary, kind="student", step=step)
+        publish_folder(temporary, final, notice)
+
+
+def is_published(
+    folder: Path, student: Student, *, task: Task, step: int, weights: dict[str, Tensor] | None
+) -> bool:
+    """Whether a folder is the student after a step; what else was put there, or changed since, is its owner's.
+
+    Of one without a record, made by an earlier version, the weights are compared.
+    """
+    try:
+        record = read_record(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        return (folder / "config.json").is_file() and holds_student(folder, student, task, weights)
+    except (FormatError, IntegrityError):
+        return False
+    return record.step == step and all((folder / name).exists() for name in record.files)

@@ -10,7 +10,7 @@ import math
 import resource
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,9 @@ from softlabels.devices import Choice
 from softlabels.errors import RunError
 from softlabels.store.reader import Store
 from trainers.checkpoint import (
-    latest_checkpoint,
+    Snapshot,
     load_checkpoint,
+    newest_intact,
     save_checkpoint,
     take_snapshot,
 )
@@ -30,17 +31,19 @@ from trainers.config import RunConfig
 from trainers.ema import Ema
 from trainers.evaluation.evaluate import Evaluation
 from trainers.evaluation.heldout import HeldOut
+from trainers.finite import check_finite, is_finite, not_finite
 from trainers.metrics import Metrics
 from trainers.mixing import Weight, make_stream
 from trainers.parallel import Ranks
 from trainers.reporting import RunReporter
-from trainers.runs import publish_student
+from trainers.runs import is_published, publish_student
 from trainers.schedules import LossSchedule
 from trainers.shards import is_dealt_out, whole
 from trainers.step import Gradients
 from trainers.stopping import StopRequest
 from trainers.stream import Batch
 from trainers.students import Student
+from trainers.tasks import Task
 from trainers.vocabulary import write_dropped
 
 __all__ = ["Trainer", "learning_rate"]
@@ -69,10 +72,12 @@ class Trainer:
         choice: Choice,
         ranks: Ranks,
         heldout: Store | None,
+        tokenizer: Mapping[str, bytes],
         report: RunReporter,
     ) -> None:
         self.config, self.run, self.loss, self.report = config, run, loss, report
-        self.ranks = ranks
+        self.ranks, self.tokenizer = ranks, tokenizer
+        self.task = Task.of(stores[0][0])
         self.device = choice.device
         self.student = student.to(self.device).train()
         self.student.head_dtype = choice.dtype if choice.dtype != torch.float32 else None
@@ -98,6 +103,8 @@ class Trainer:
             rank=ranks.rank,
             world_size=ranks.world_size,
         )
+        self.masks = frozenset(n for n, b in student.named_buffers() if not is_finite(b))
+        """Buffers that hold infinities from the start."""
         self.step = 0
         self.stopping = False
         """Whether any rank was asked to stop; every rank learns it in the same step."""
@@ -112,29 +119,37 @@ class Trainer:
 
     def train(self) -> Path:
         """Take the steps that are left, from the newest checkpoint on; returns the folder of the finished student."""
-        checkpoint = self.ranks.from_first(lambda: latest_checkpoint(self.run))
+        notice = self.report.notice
+        checkpoint = self.ranks.from_first(lambda: newest_intact(self.run, notice))
         if checkpoint is not None:
-            loaded = load_checkpoint(checkpoint, self.student, self.optimizer, self.ema)
-            self.step = loaded.step
-            self.stream.load_state_dict(loaded.stream)
-            if self.heldout is not None and loaded.heldout is not None:
-                self.heldout.load_state_dict(loaded.heldout, where=checkpoint)
-            self.report.notice(f"resuming after step {self.step} from {checkpoint}")
-        metrics = Metrics(self.run, self.step) if self.ranks.first else None
+            self._resume(checkpoint)
+            if self._done:
+                return self._finish(taken=False)
+            notice(f"resuming after step {self.step} from {checkpoint}")
+        metrics = Metrics(self.run)
+        self.ranks.from_first(lambda: metrics.open(self.step))
         self.report.start(self.step, self.config.steps)
         try:
             self._steps(metrics)
         finally:
-            if metrics is not None:
-                metrics.close()
-        return self._finish()
+            metrics.close()
+        return self._finish(taken=True)
+
+    def _resume(self, checkpoint: Path) -> None:
+        loaded = load_checkpoint(
+            checkpoint, self.student, self.optimizer, self.ema, checked=self.ranks.first
+        )
+        self.step = loaded.step
+        self.stream.load_state_dict(loaded.stream)
+        if self.heldout is not None and loaded.heldout is not None:
+            self.heldout.load_state_dict(loaded.heldout, where=checkpoint)
 
     @property
     def _done(self) -> bool:
         exhausted = self.heldout is not None and self.heldout.exhausted
         return self.step >= self.config.steps or exhausted
 
-    def _steps(self, metrics: Metrics | None) -> None:
+    def _steps(self, metrics: Metrics) -> None:
         if self._done:
             return
         batches = iter(self.stream)
@@ -152,9 +167,7 @@ class Trainer:
         finally:
             batches.close()
 
-    def _logged_step(
-        self, batches: Iterator[Batch], metrics: Metrics | None, stop: StopRequest
-    ) -> None:
+    def _logged_step(self, batches: Iterator[Batch], metrics: Metrics, stop: StopRequest) -> None:
         start = time.perf_counter()
         batch = self._next(batches)
         waited = time.perf_counter() - start
@@ -169,8 +182,8 @@ class Trainer:
         values |= evaluated
         logged = self.step % self.config.log_every == 0 or self.step in (1, self.config.steps)
         logged = logged or bool(evaluated)
-        if logged and metrics is not None:
-            metrics.write(self.step, values)
+        if logged:
+            self.ranks.from_first(lambda: metrics.write(self.step, values))
         self.report.step(values if logged else None)
 
     def _next(self, batches: Iterator[Batch]) -> Batch:
@@ -186,32 +199,75 @@ class Trainer:
     def _checkpoint_due(self) -> bool:
         return self.step % self.config.checkpoint_every == 0 or self._done
 
-    def _save(self, metrics: Metrics | None) -> None:
-        if metrics is not None:
-            metrics.flush()
+    def _save(self, metrics: Metrics) -> None:
         snapshot = take_snapshot(self.student, self.optimizer, self.ema, keep=self.ranks.first)
-        self.ranks.from_first(
-            lambda: save_checkpoint(
+
+        def save() -> None:
+            metrics.flush()
+            self._check_finite(snapshot)
+            save_checkpoint(
                 self.run,
                 self.step,
                 snapshot,
                 self.stream.state_dict(),
                 keep_last=self.config.keep_last,
+                notice=self.report.notice,
                 heldout=None if self.heldout is None else self.heldout.state_dict(),
             )
-        )
 
-    def _publish(self, name: str) -> None:
-        """Save the student as it is now in the run's folder."""
+        self.ranks.from_first(save)
+
+    def _check_finite(self, snapshot: Snapshot) -> None:
+        """A step of finite gradients may still lead to weights or moments that are none."""
+        for what, tensors in (
+            ("the student's", snapshot.model),
+            ("the optimiser's", snapshot.optimizer),
+            ("the average's", snapshot.ema or {}),
+        ):
+            check_finite(tensors, what=what, step=self.step, lr=self._lr, besides=self.masks)
+
+    @property
+    def _lr(self) -> float:
+        """Of the step that was taken last."""
+        return learning_rate(max(0, self.step - 1), self.config)
+
+    def _publish(self, name: str, *, anew: bool = True) -> bool:
+        """Save the student as it is now in the run's folder.
+
+        Args:
+            name: of the folder.
+            anew: False leaves it alone if it was published after this very step.
+
+        Returns:
+            Whether it was saved.
+        """
         weights = None
         if self.gradients.sharded:
             model, keep = self.student.model, self.ranks.first
             named = {**dict(model.named_parameters()), **dict(model.named_buffers())}
             stored = model.state_dict().keys()
             weights = {n: whole(t, keep=keep) for n, t in named.items() if n in stored}
-        self.ranks.from_first(
-            lambda: publish_student(self.run / name, self.student, self.stream.store, weights)
-        )
+        folder, step = self.run / name, self.step
+
+        def publish() -> bool:
+            if not anew and is_published(
+                folder, self.student, task=self.task, step=step, weights=weights
+            ):
+                return False
+            publish_student(
+                folder,
+                self.student,
+                self.tokenizer,
+                task=self.task,
+                step=step,
+                lr=self._lr,
+                besides={n.removeprefix("model.") for n in self.masks},
+                notice=self.report.notice,
+                weights=weights,
+            )
+            return True
+
+        return self.ranks.from_first(publish)
 
     def _one_step(self, batch: Batch, stop: StopRequest) -> dict[str, float]:
         lr = learning_rate(self.step, self.config)
@@ -224,6 +280,7 @@ class Trainer:
         norm = torch.nn.utils.clip_grad_norm_(self.student.parameters(), limit)
         if is_dealt_out(norm):
             norm = norm.full_tensor()
+        self._check_norm(float(norm), lr)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return {
@@ -240,6 +297,16 @@ class Trainer:
             "positions": out.positions,
         }
 
+    def _check_norm(self, norm: float, lr: float) -> None:
+        """Stop before weights and moments learn of it; all ranks together.
+
+        Raises:
+            RunError: the gradient is not finite on some rank.
+        """
+        for (found,) in self.ranks.gather([norm]):
+            if not math.isfinite(found):
+                raise not_finite(f"step {self.step + 1}: the gradient's norm is {found}", lr)
+
     def _peak_gpu(self) -> dict[str, float]:
         if self.device.type != "cuda":
             return {}
@@ -253,6 +320,8 @@ class Trainer:
             return {}
         with self.ema.in_place() if self.ema is not None else nullcontext():
             found = self._measure(heldout)
+            if not math.isfinite(found.nll):
+                raise not_finite(f"step {self.step}: the held-out loss is {found.nll}", self._lr)
             if heldout.record(self.step, found.nll):
                 self._publish("best")
         if heldout.exhausted:
@@ -273,12 +342,22 @@ class Trainer:
             found = measure()
         return self.ranks.from_first(lambda: found)
 
-    def _finish(self) -> Path:
-        self._publish("student")
+    def _finish(self, *, taken: bool) -> Path:
+        """Publish what the run was for.
+
+        Args:
+            taken: whether a step was; of a run that had finished, only what is missing is made.
+        """
+        made = self._publish("student", anew=taken)
         if self.ema is not None:
             with self.ema.in_place():
-                self._publish("student-ema")
-        dropped = self.ranks.from_first(lambda: write_dropped(self.run, self.stream.store))
-        if dropped:
-            self.report.notice(dropped)
+                made = self._publish("student-ema", anew=taken) or made
+        if made or taken:
+            dropped = self.ranks.from_first(lambda: write_dropped(self.run, self.stream.store))
+            if dropped:
+                self.report.notice(dropped)
+        else:
+            self.report.notice(
+                f"{self.run}: has finished, after step {self.step}; nothing is left to do"
+            )
         return self.run / "student"

@@ -13,7 +13,7 @@ from typing import Any
 
 from softlabels.errors import PairingError, RunError
 from softlabels.store.reader import Store
-from trainers.checkpoint import write_json
+from trainers.json_file import write_json
 
 __all__ = [
     "check_numbering",

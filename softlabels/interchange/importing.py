@@ -44,6 +44,7 @@ from softlabels.store.plan import RowDigests, check_folder, load_plan, plan_shar
 from softlabels.store.shard import Shard
 from softlabels.targets import SoftTargets, gaps_from_logp
 from softlabels.teachers import Teacher, TeacherOptions, open_teacher
+from softlabels.tokenizer_files import for_store
 
 __all__ = ["ImportConfig", "Imported", "import_store"]
 
@@ -127,7 +128,7 @@ def import_store(
     shards = list(plan_shards(survey.watch(reader.read(path)), config.shard_rows))
     identity = _identity(kind, path, build, teacher, survey, shards)
     if plan is None:
-        files = {f"tokenizer/{n}": data for n, data in teacher.tokenizer.files().items()}
+        files = for_store(teacher.tokenizer.files())
         plan = publish_plan(out, identity, shards, files, shard_rows=config.shard_rows)
     if plan.identity != identity or plan.shard_rows != config.shard_rows:
         raise PlanError(

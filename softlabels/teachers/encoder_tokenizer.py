@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from softlabels.errors import ConfigError, TeacherError
 from softlabels.store.identity import TokenizerRecord
+from softlabels.tokenizer_files import read_files
 
 __all__ = ["EncoderTokenizer"]
 
@@ -50,8 +51,7 @@ class EncoderTokenizer:
         """`tokenizer.json` and what else `save_pretrained` writes."""
         with tempfile.TemporaryDirectory() as folder:
             self._tokenizer.save_pretrained(folder)
-            paths = [p for p in Path(folder).iterdir() if p.is_file()]
-            return {p.name: p.read_bytes() for p in sorted(paths)}
+            return read_files(Path(folder))
 
     def encode_text(self, text: str, *, most: int) -> tuple[npt.NDArray[np.int32], int]:
         """At most so many tokens `[S] int32` with the marks at their ends, and how many the whole text has."""

@@ -16,6 +16,7 @@ from softlabels.corpora import Message
 from softlabels.corpora.packing import Tokenized
 from softlabels.errors import CorpusError, MissingExtraError, TeacherError
 from softlabels.store.identity import TeacherRecord, TokenizerRecord
+from softlabels.tokenizer_files import read_files
 
 __all__ = ["HFTokenizer", "check_covers", "load_tokenizer", "repair_pre_tokenizer"]
 
@@ -123,8 +124,7 @@ class HFTokenizer:
         """`tokenizer.json` and what else `save_pretrained` writes."""
         with tempfile.TemporaryDirectory() as folder:
             self._tokenizer.save_pretrained(folder)
-            paths = [p for p in Path(folder).iterdir() if p.is_file()]
-            return {p.name: p.read_bytes() for p in sorted(paths)}
+            return read_files(Path(folder))
 
     def encode(self, text: str) -> Tokenized:
         """The tokenizer's own special tokens, and an end-of-text token if it has one."""

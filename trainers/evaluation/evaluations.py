@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import msgspec
 
+from softlabels.durable import replace
 from softlabels.errors import RunError
 
 __all__ = [
@@ -232,13 +233,16 @@ def weights_digest(folder: Path) -> str:
 
 
 def save_assessment(run: Path, assessment: Assessment) -> Path:
-    """Write it into the run, whole or not at all; another of the same weights and store is replaced."""
-    folder = run / FOLDER
-    folder.mkdir(exist_ok=True)
-    path = folder / f"{assessment.weights}-{assessment.store.digest[:12]}.json"
-    temporary = path.with_name(f".tmp-{path.name}")
-    temporary.write_bytes(msgspec.json.format(msgspec.json.encode(assessment), indent=1))
-    temporary.replace(path)
+    """Write it into the run, whole or not at all; another of the same weights and store is replaced.
+
+    Raises:
+        RunError: what lies there under its name is no evaluation.
+        StoreError: the disk is full, read-only, …
+    """
+    path = run / FOLDER / f"{assessment.weights}-{assessment.store.digest[:12]}.json"
+    if path.exists():
+        _read(path)  # what is not ours stays
+    replace(path, msgspec.json.format(msgspec.json.encode(assessment), indent=1))
     return path
 
 
@@ -248,20 +252,23 @@ def find_assessments(run: Path) -> list[Assessment]:
     Raises:
         RunError: names the file that is not one.
     """
-    found = []
-    for path in sorted((run / FOLDER).glob("*.json")):
-        try:
-            if path.stat().st_size > LARGEST_BYTES:
-                raise RunError(f"{path}: more than {LARGEST_BYTES:,} bytes; not an evaluation")
-            assessment = msgspec.json.decode(path.read_bytes(), type=Assessment)
-        except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as e:
-            raise RunError(
-                f"{path}: not an evaluation that this version can read ({e}); delete it and run `softtrain eval` again"
-            ) from e
-        if (assessment.format, assessment.version) != (FORMAT, VERSION):
-            raise RunError(
-                f"{path}: is {assessment.format!r} version {assessment.version}, expected {FORMAT!r} {VERSION}; "
-                "run `softtrain eval` again"
-            )
-        found.append(assessment)
-    return found
+    return [_read(path) for path in sorted((run / FOLDER).glob("*.json"))]
+
+
+def _read(path: Path) -> Assessment:
+    try:
+        if path.stat().st_size > LARGEST_BYTES:
+            raise RunError(f"{path}: more than {LARGEST_BYTES:,} bytes; not an evaluation")
+        assessment = msgspec.json.decode(path.read_bytes(), type=Assessment)
+    except RunError:
+        raise
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as e:
+        raise RunError(
+            f"{path}: not an evaluation that this version can read ({e}); delete it and run `softtrain eval` again"
+        ) from e
+    if (assessment.format, assessment.version) != (FORMAT, VERSION):
+        raise RunError(
+            f"{path}: is {assessment.format!r} version {assessment.version}, expected {FORMAT!r} {VERSION}; "
+            "run `softtrain eval` again"
+        )
+    return assessment

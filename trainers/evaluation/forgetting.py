@@ -16,9 +16,10 @@ import torch
 from softlabels.errors import ConfigError, RunError
 from softlabels.store.reader import Store
 from softlabels.store.remote.cache import CacheOptions
-from trainers.checkpoint import write_json
 from trainers.evaluation.evaluate import Evaluation, evaluate
+from trainers.evaluation.evaluations import weights_digest
 from trainers.evaluation.heldout import open_heldout
+from trainers.json_file import write_json
 from trainers.students import Student, load_student
 from trainers.tasks import Task
 
@@ -92,11 +93,14 @@ class Forgetting:
         self._write([{"before": self._of(student, s)} for _, s in self._watched])
 
     def after(self, folder: Path) -> list[str]:
-        """Evaluate the finished student; returns a line for people about each store."""
+        """Evaluate the finished student, unless that was done; returns a line for people about each store."""
+        known, weights = read_forgetting(self._run), weights_digest(folder)
+        if all("after" in k and k.get("weights_sha256") == weights for k in known):
+            return []
         student = load_student(folder, Task.of(self._watched[0][1]))
         halves = [
-            {"before": k["before"], "after": self._of(student, store)}
-            for k, (_, store) in zip(read_forgetting(self._run), self._watched, strict=True)
+            {"before": k["before"], "after": self._of(student, store), "weights_sha256": weights}
+            for k, (_, store) in zip(known, self._watched, strict=True)
         ]
         self._write(halves)
         return [_line(path, h) for (path, _), h in zip(self._watched, halves, strict=True)]

@@ -70,7 +70,7 @@ class OnnxInt8:
                 f"--format {self.name}: the student has {size:,} bytes of float32 weights, at most {EXTERNAL:,} can be "
                 "quantised here; export it with --format onnx"
             )
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".tmp-onnx-") as scratch:
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".tmp-onnx-") as scratch:
             plain, quantised = Path(scratch) / "plain.onnx", Path(scratch) / "int8.onnx"
             export_onnx(job, plain)
             model = onnx.load(plain)

@@ -2,43 +2,27 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
-from softlabels.errors import IntegrityError, RunError
-from softlabels.store.records import canonical
+from softlabels.errors import FormatError, RunError
+from softlabels.folders import Seal, SealedRecord, read_seal
+from softlabels.store.records import Record
 
 __all__ = [
+    "EXPORT",
     "RECORD",
     "CheckRecord",
     "ExportRecord",
-    "FileRecord",
     "SourceRecord",
-    "describe_files",
     "read_export",
-    "write_export",
 ]
 
 RECORD = "export.json"
 FORMAT, VERSION = "softlabels-export", "1.0"
-BLOCK = 2**20
 
 
-class _Record(msgspec.Struct, frozen=True, kw_only=True):
-    pass
-
-
-class FileRecord(_Record, frozen=True, kw_only=True):
-    """One file of the export."""
-
-    sha256: str
-    bytes: int
-
-
-class CheckRecord(_Record, frozen=True, kw_only=True):
+class CheckRecord(Record, frozen=True, kw_only=True):
     """How the export answered on real rows, beside the PyTorch student on the same rows."""
 
     rule: str
@@ -65,7 +49,7 @@ class CheckRecord(_Record, frozen=True, kw_only=True):
     """By what share of the student's the accuracy is lower."""
 
 
-class SourceRecord(_Record, frozen=True, kw_only=True):
+class SourceRecord(Record, frozen=True, kw_only=True):
     """What was exported."""
 
     run_sha256: str
@@ -84,11 +68,9 @@ class SourceRecord(_Record, frozen=True, kw_only=True):
     """Of the targets."""
 
 
-class ExportRecord(_Record, frozen=True, kw_only=True):
+class ExportRecord(SealedRecord, frozen=True, kw_only=True):
     """An export."""
 
-    format: str
-    version: str
     kind: str
     domain: str
     parameters: int
@@ -103,10 +85,6 @@ class ExportRecord(_Record, frozen=True, kw_only=True):
     versions: dict[str, str]
     source: SourceRecord
     check: CheckRecord
-    files: dict[str, FileRecord]
-    """All but this record."""
-    digest: str
-    """Over all of the above."""
 
     @property
     def model_bytes(self) -> int:
@@ -118,26 +96,13 @@ def _is_model(name: str, model: str) -> bool:
     return name.endswith(".safetensors") if model == "." else name.startswith(model)
 
 
-def describe_files(folder: Path) -> dict[str, FileRecord]:
-    """Size and sha256 of each file of a flat folder."""
-    found = {}
-    for path in sorted(folder.iterdir()):
-        with path.open("rb") as f:
-            digest = hashlib.file_digest(f, "sha256").hexdigest()
-        found[path.name] = FileRecord(sha256=digest, bytes=path.stat().st_size)
-    return found
-
-
-def write_export(folder: Path, record: ExportRecord) -> ExportRecord:
-    """Write the record with its digest."""
-    sealed = msgspec.structs.replace(record, digest=_digest(msgspec.to_builtins(record)))
-    (folder / RECORD).write_bytes(canonical(sealed))
-    return sealed
-
-
-def _digest(builtins: dict[str, Any]) -> str:
-    rest = {name: value for name, value in builtins.items() if name != "digest"}
-    return hashlib.sha256(canonical(rest)).hexdigest()
+EXPORT = Seal(
+    RECORD,
+    FORMAT,
+    VERSION,
+    ExportRecord,
+    "copy it again from its source, or export the run again",
+)
 
 
 def read_export(folder: Path, *, contents: bool = True) -> ExportRecord:
@@ -151,52 +116,11 @@ def read_export(folder: Path, *, contents: bool = True) -> ExportRecord:
         RunError: not an export, or of a newer version.
         IntegrityError: the record or a file is missing or altered.
     """
-    path = folder / RECORD
-    remedy = "copy it again from its source, or export the run again"
     try:
-        data = path.read_bytes()
-    except OSError as e:
+        return read_seal(folder, EXPORT, contents=contents)
+    except (FileNotFoundError, NotADirectoryError) as e:
         raise RunError(
             f"{folder}: not an export ({RECORD}: {e.strerror}); give a folder that `softtrain export --out` made"
         ) from e
-    try:
-        raw = msgspec.json.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError) as e:
-        raise IntegrityError(f"{path}: not valid JSON ({e}); {remedy}") from e
-    if not isinstance(raw, dict) or raw.get("format") != FORMAT:
-        raise RunError(f'{path}: its "format" is not {FORMAT!r}; give an export\'s folder')
-    if str(raw.get("version")).split(".")[0] != VERSION.split(".")[0]:
-        raise RunError(
-            f"{path}: version {raw.get('version')}, this softlabels reads {VERSION}; upgrade softlabels"
-        )
-    if raw.get("digest") != _digest(raw):
-        raise IntegrityError(f"{path}: its digest does not match its content: altered; {remedy}")
-    try:
-        record = msgspec.convert(raw, ExportRecord)
-    except msgspec.ValidationError as e:
-        raise RunError(f"{path}: not a valid record of an export: {e}") from e
-    for name, file in record.files.items():
-        if name in (".", "..") or "/" in name or "\\" in name:
-            raise IntegrityError(
-                f"{path}: {name!r} is not the name of a file of an export; {remedy}"
-            )
-        _compare(folder / name, file, contents=contents, remedy=remedy)
-    return record
-
-
-def _compare(path: Path, file: FileRecord, *, contents: bool, remedy: str) -> None:
-    try:
-        size = path.stat().st_size
-        if size != file.bytes:
-            raise IntegrityError(f"{path}: {size} bytes, {RECORD} says {file.bytes}; {remedy}")
-        if contents:
-            with path.open("rb") as f:
-                found = hashlib.file_digest(f, "sha256").hexdigest()
-            if found != file.sha256:
-                raise IntegrityError(
-                    f"{path}: sha256 is {found}, {RECORD} says {file.sha256}: altered; {remedy}"
-                )
-    except IntegrityError:
-        raise
-    except OSError as e:
-        raise IntegrityError(f"{path}: cannot be read ({e.strerror}); {remedy}") from e
+    except FormatError as e:
+        raise RunError(str(e)) from e

@@ -1,0 +1,80 @@
+"""An exclusive lock on a folder, held for as long as its process lives: two runs in one folder would mix."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+
+from softlabels.durable import explained, make_folder
+from softlabels.errors import RunError
+from softlabels.processes import this_process
+
+__all__ = ["LOCK", "FolderLock"]
+
+LOCK = ".softtrain.lock"
+"""Stays in the folder: whoever removed it could remove it from under another process."""
+_TAKEN = {errno.EAGAIN, errno.EACCES, errno.EWOULDBLOCK}
+
+
+class FolderLock:
+    """The lock of one folder; the kernel gives it back when the process ends, however it ends.
+
+    Args:
+        folder: to be locked; is made if it is not there.
+        notice: told where the file system has no locks.
+    """
+
+    def __init__(self, folder: Path, notice: Callable[[str], None]) -> None:
+        self._folder, self._notice = folder, notice
+        self._file: int | None = None
+
+    def acquire(self) -> None:
+        """Take it.
+
+        Raises:
+            RunError: another process has it.
+            StoreError: the folder cannot be written to.
+        """
+        path = self._folder / LOCK
+        with explained(path):
+            make_folder(self._folder)
+            self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            import fcntl
+
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (ImportError, OSError) as e:
+            if getattr(e, "errno", None) in _TAKEN:
+                owner = os.read(self._file, 200).decode(errors="replace").strip() or "unknown"
+                self.release()
+                raise RunError(
+                    f"{self._folder}: another run is writing there (process {owner}); wait for its end, stop it, or "
+                    "choose another --out"
+                ) from e
+            self._notice(
+                f"{self._folder}: cannot be locked here ({e}); see to it that no other run writes there"
+            )
+            return
+        with explained(path):
+            os.ftruncate(self._file, 0)
+            os.write(self._file, f"{this_process()}\n".encode())
+
+    def release(self) -> None:
+        """Give it back, if it is held."""
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
+
+    def __enter__(self) -> FolderLock:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.release()

@@ -1,0 +1,51 @@
+"""NaN and the infinities: found before they reach a checkpoint or a student, and what to do about them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+import torch
+from torch import Tensor
+
+from softlabels.errors import RunError
+
+__all__ = ["check_finite", "is_finite", "not_finite"]
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether no number of a tensor is NaN or infinite."""
+    return not tensor.is_floating_point() or bool(torch.isfinite(tensor).all())
+
+
+def check_finite(
+    tensors: Mapping[str, Tensor], *, what: str, step: int, lr: float, besides: Collection[str] = ()
+) -> None:
+    """Refuse to save what holds NaN or an infinity.
+
+    Args:
+        tensors: by name.
+        what: they are.
+        step: after which.
+        lr: learning rate of that step.
+        besides: names of tensors that had such values when the run began, as masks do.
+
+    Raises:
+        RunError: names the first such tensor.
+    """
+    for name, tensor in tensors.items():
+        if name not in besides and not is_finite(tensor):
+            raise not_finite(f"step {step}: {what} {name} holds NaN or an infinity", lr)
+
+
+def not_finite(where: str, lr: float) -> RunError:
+    """The error of a run whose numbers are no longer numbers.
+
+    Args:
+        where: the sentence's beginning: which step and what.
+        lr: learning rate of that step.
+    """
+    return RunError(
+        f"{where}, at a learning rate of {lr:.3g}; nothing of that step is saved, and the last checkpoint is intact. "
+        "--resume would take the same steps again: begin again in another --out with a lower --lr, more --warmup, "
+        "--clip 1 or --dtype float32"
+    )
