@@ -16,13 +16,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from secrets import token_hex
 
-from softlabels.errors import IntegrityError, StoreError
+from softlabels.errors import IntegrityError, SoftLabelsError, StoreError
 from softlabels.processes import SPELLING, Process, is_alive, this_process
 
 __all__ = [
     "STALE_SECONDS",
     "TEMPORARY",
+    "appearing",
+    "error_number",
     "explained",
+    "is_left",
     "is_temporary",
     "leftovers",
     "make_folder",
@@ -42,6 +45,16 @@ _OURS = re.compile(
 )
 """Host and pid alone are what names held before they told boots and namespaces apart. A host's own name may end in `-`
 and digits."""
+_OS_ERROR = re.compile(r"\(os error ([0-9]{1,4})\)")
+_WAYS_OUT = {
+    errno.ENOSPC: "the disk is full: free space",
+    errno.EDQUOT: "your quota is used up: free space",
+    errno.EFBIG: "a file may not be as large here: raise the limit (ulimit -f), or choose another --out",
+    errno.EROFS: "the file system is read-only: choose another --out",
+    errno.EACCES: "permission denied: check the owner of the folder",
+    errno.EPERM: "not permitted here (does the file system support hard links?): choose another --out",
+    errno.EOPNOTSUPP: "the file system has no hard links: choose another --out",
+}
 _NAME_LENGTH = 32
 """Characters of the final name that the temporary one shows: names have an end."""
 STALE_SECONDS = 24 * 3600.0
@@ -57,21 +70,24 @@ def explained(path: Path) -> Iterator[None]:
     """
     try:
         yield
-    except OSError as e:
-        if isinstance(e, StoreError):
+    except Exception as e:
+        if isinstance(e, SoftLabelsError) or (number := error_number(e)) is None:
             raise
-        ways_out = {
-            errno.ENOSPC: "the disk is full: free space",
-            errno.EDQUOT: "your quota is used up: free space",
-            errno.EROFS: "the file system is read-only: choose another --out",
-            errno.EACCES: "permission denied: check the owner of the folder",
-            errno.EPERM: "not permitted here (does the file system support hard links?): choose another --out",
-            errno.EOPNOTSUPP: "the file system has no hard links: choose another --out",
-        }
-        way_out = ways_out.get(e.errno or 0, e.strerror or str(e))
+        way_out = _WAYS_OUT.get(number, os.strerror(number) if number else str(e))
         raise StoreError(
             f"{path}: {way_out}, then run the same command again; what is finished is kept"
         ) from e
+
+
+def error_number(error: BaseException) -> int | None:
+    """The errno of a failed system call, 0 where it is not told; None: the error is of another kind.
+
+    Libraries written in Rust (safetensors, tokenizers, obstore) raise errors of their own that tell it in words.
+    """
+    if isinstance(error, OSError):
+        return error.errno or 0
+    match = _OS_ERROR.search(str(error)) if isinstance(error, Exception) else None
+    return None if match is None else int(match[1])
 
 
 # -- folders --------------------------------------------------------------------------------------
@@ -137,6 +153,26 @@ def _linked(path: Path, source: Path) -> bool:
     return made
 
 
+@contextmanager
+def appearing(path: Path) -> Iterator[Path]:
+    """A temporary file to be written piece by piece; it becomes `path`, durable, unless an error is raised within.
+
+    Raises:
+        StoreError: the disk is full, read-only, …; or `path` is there, and stays as it is.
+    """
+    with explained(path):
+        make_folder(path.parent)
+        temporary = temporary_beside(path)
+        try:
+            yield temporary
+            with temporary.open("rb") as f:
+                os.fsync(f.fileno())
+            if not _linked(path, temporary):
+                raise StoreError(f"{path}: is there already; choose another")
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
 def replace(path: Path, data: bytes) -> None:
     """Make `path` hold `data`, in one step and durable, whatever was there; of a link the link is replaced.
 
@@ -199,21 +235,23 @@ def sweep(folder: Path) -> list[Path]:
 
 def leftovers(folder: Path) -> list[Path]:
     """Our temporary files whose process is gone, here and below."""
-    found = []
     # os.walk and not rglob: another builder may remove a folder while it is read.
-    for path in sorted(Path(root, n) for root, _, names in os.walk(folder) for n in names):
-        process = _process_of(path.name)
-        if process is None:
-            continue
-        alive = is_alive(process)
-        try:
-            if alive is None:
-                alive = time.time() - path.lstat().st_mtime <= STALE_SECONDS
-        except FileNotFoundError:
-            continue  # its writer has just removed it
-        if not alive:
-            found.append(path)
-    return found
+    paths = sorted(Path(root, n) for root, _, names in os.walk(folder) for n in names)
+    return [path for path in paths if is_left(path)]
+
+
+def is_left(path: Path) -> bool:
+    """Whether a file or folder has a temporary name of ours whose process is gone."""
+    process = _process_of(path.name)
+    if process is None:
+        return False
+    alive = is_alive(process)
+    try:
+        if alive is None:
+            alive = time.time() - path.lstat().st_mtime <= STALE_SECONDS
+    except FileNotFoundError:
+        return False  # its writer has just removed it
+    return not alive
 
 
 def _process_of(name: str) -> Process | None:

@@ -31,13 +31,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from softlabels.errors import FormatError, IntegrityError, RunError
-from softlabels.folders import (
-    check_folder,
-    filling,
-    publish_folder,
-    remove_folder,
-    seal_folder,
-)
+from softlabels.folder_record import check_folder, seal_folder
+from softlabels.folders import filling, publish_folder, remove_folder
 from trainers.saved import compare_saved
 from trainers.shards import copy_into, whole
 from trainers.students import Student

@@ -14,7 +14,8 @@ from msgspec.structs import replace
 
 import softlabels
 from softlabels.errors import ConfigError, FormatError, IntegrityError, PairingError
-from softlabels.folders import describe_files, filling, publish_folder, read_record, write_seal
+from softlabels.folder_record import describe_files, read_record, write_seal
+from softlabels.folders import filling, publish_folder
 from softlabels.store.identity import Identity
 from softlabels.store.reader import Store
 from softlabels.tokenizer_files import is_tokenizer_file

@@ -21,6 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from softlabels.durable import appearing
 from softlabels.errors import ConfigError, CorpusError, PairingError, RunError
 from trainers.finished import open_finished
 from trainers.prompts import Prompt, Words, read_prompts
@@ -116,15 +117,11 @@ def generate(
             first += len(batch)
             advance(len(batch))
 
-    temporary = out.with_name(f".tmp-{out.name}")
     write = _write_jsonl if out.suffix == ".jsonl" else _write_parquet
-    try:
+    with appearing(out) as temporary:
         counts = write(temporary, made(), words)
         if counts.sequences == 0:
             raise CorpusError(f"--prompts {prompts}: holds no prompt")
-        temporary.rename(out)
-    finally:
-        temporary.unlink(missing_ok=True)
     return counts
 
 

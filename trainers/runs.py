@@ -13,14 +13,8 @@ from torch import Tensor
 from softlabels.durable import is_temporary, sweep
 from softlabels.errors import FormatError, IntegrityError, RunError
 from softlabels.folder_lock import LOCK
-from softlabels.folders import (
-    filling,
-    mend_folders,
-    publish_folder,
-    read_record,
-    seal_folder,
-    sweep_folders,
-)
+from softlabels.folder_record import read_record, seal_folder
+from softlabels.folders import filling, mend_folders, publish_folder, sweep_folders
 from softlabels.store.reader import Store
 from softlabels.tokenizer_files import FOLDER, check_names, without_programs
 from trainers.checkpoint import CHECKPOINTS

@@ -38,7 +38,7 @@ from trainers.parallel import Ranks
 from trainers.reporting import RunReporter
 from trainers.runs import is_published, publish_student
 from trainers.schedules import LossSchedule
-from trainers.shards import is_dealt_out, whole
+from trainers.shards import is_dealt_out, local, whole
 from trainers.step import Gradients
 from trainers.stopping import StopRequest
 from trainers.stream import Batch
@@ -319,6 +319,7 @@ class Trainer:
         if heldout is None or not due:
             return {}
         with self.ema.in_place() if self.ema is not None else nullcontext():
+            self._check_weights()
             found = self._measure(heldout)
             if not math.isfinite(found.nll):
                 raise not_finite(f"step {self.step}: the held-out loss is {found.nll}", self._lr)
@@ -331,6 +332,16 @@ class Trainer:
             )
         values = {"heldout_nll": found.nll, "heldout_accuracy": found.accuracy}
         return values if found.kl is None else values | {"heldout_kl": found.kl}
+
+    def _check_weights(self) -> None:
+        """Of weights that are not finite no score is one; all ranks stop together.
+
+        Raises:
+            RunError: some rank has one.
+        """
+        fine = all(is_finite(local(p.detach())) for p in self.student.parameters())
+        if not all(f for (f,) in self.ranks.gather([fine])):
+            raise not_finite(f"step {self.step}: a weight is NaN or infinite", self._lr)
 
     def _measure(self, heldout: HeldOut) -> Evaluation:
         def measure() -> Evaluation:

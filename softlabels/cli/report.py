@@ -41,11 +41,12 @@ def report_command(store: Path, out: Path, rows: int, as_json: bool, **demand: A
     Example:
       softlabels report store --out store.html
     """
-    from softlabels.report.page import write_page
+    from softlabels.report.page import check_page, write_page
     from softlabels.report.store_facts import gather
     from softlabels.report.store_page import render
     from softlabels.store.reader import open_store
 
+    check_page(out)
     opened = open_store(store, **demand)
     found = gather(opened, rows=rows)
     write_page(out, render(opened, found))

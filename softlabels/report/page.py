@@ -7,11 +7,14 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
+from softlabels.durable import replace
+from softlabels.errors import ConfigError
 from softlabels.report.html import Child, Markup, element
 
 __all__ = [
     "Cell",
     "charts",
+    "check_page",
     "commands",
     "facts",
     "figure",
@@ -25,6 +28,11 @@ __all__ = [
     "write_page",
 ]
 
+_GENERATOR = b'<meta name="generator" content="softlabels'
+_HEAD = 1024
+"""Bytes in which a page says who made it."""
+_FOOT = b"<footer>Made by softlabels "
+"""What pages said before they said it in their head."""
 STYLE = Path(__file__).with_name("style.css")
 
 
@@ -57,6 +65,7 @@ def page(
         element("meta", charset="utf-8"),
         Markup(f'<meta http-equiv="Content-Security-Policy" content="{policy}">'),
         element("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        element("meta", name="generator", content=f"softlabels {version}"),
         element("meta", name="color-scheme", content="light dark"),
         element("title", title),
         Markup(f"<style>{style}</style>"),
@@ -72,12 +81,34 @@ def page(
     return f"<!doctype html>\n{whole}\n"
 
 
+def check_page(out: Path) -> None:
+    """Refuse to write a page over what is no page of ours; asked before the work is done.
+
+    Raises:
+        ConfigError: such a file, or a folder, is there.
+    """
+    try:
+        with out.open("rb") as f:
+            ours = _GENERATOR in f.read(_HEAD) or _FOOT in f.read()
+    except FileNotFoundError:
+        return
+    except OSError as e:
+        raise ConfigError(f"--out {out}: cannot be looked at ({e.strerror}); choose another") from e
+    if not ours:
+        raise ConfigError(
+            f"--out {out}: is there already, and is no page that this program made; choose another"
+        )
+
+
 def write_page(out: Path, content: str) -> None:
-    """Write it, whole or not at all."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(f".tmp-{out.name}")
-    temporary.write_text(content, encoding="utf-8")
-    temporary.replace(out)
+    """Write it, whole or not at all; an earlier page of ours is replaced.
+
+    Raises:
+        ConfigError: what is there is no page of ours.
+        StoreError: the disk is full, read-only, …
+    """
+    check_page(out)
+    replace(out, content.encode())
 
 
 def section(title: str, lead: Child, *children: Child) -> Markup:

@@ -55,11 +55,12 @@ def report_command(
       softtrain report run --store heldout --out report.html
       softtrain report soft hard --out report.html
     """
-    from softlabels.report.page import write_page
+    from softlabels.report.page import check_page, write_page
     from trainers.report.page import render
     from trainers.report.runs import gather
     from trainers.report.speed import read_speed
 
+    check_page(out)
     figures = None if latency is None else read_speed(latency)
     digest = None
     if store is not None:

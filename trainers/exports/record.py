@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from softlabels.errors import FormatError, RunError
-from softlabels.folders import Seal, SealedRecord, read_seal
+from softlabels.folder_record import Seal, SealedRecord, read_seal
 from softlabels.store.records import Record
 
 __all__ = [
