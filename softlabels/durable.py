@@ -23,6 +23,7 @@ __all__ = [
     "STALE_SECONDS",
     "TEMPORARY",
     "appearing",
+    "earlier_attempts",
     "error_number",
     "explained",
     "is_left",
@@ -162,6 +163,9 @@ def appearing(path: Path) -> Iterator[Path]:
     """
     with explained(path):
         make_folder(path.parent)
+        for attempt in earlier_attempts(path):
+            if attempt.is_file():
+                attempt.unlink()
         temporary = temporary_beside(path)
         try:
             yield temporary
@@ -214,7 +218,7 @@ def _written(path: Path, data: bytes) -> Iterator[Path]:
 
 def temporary_beside(path: Path) -> Path:
     """A name in the folder of `path` that no other file has, and that says which process makes it."""
-    return path.parent / f"{TEMPORARY}{this_process()}-{token_hex(4)}-{path.name[-_NAME_LENGTH:]}"
+    return path.parent / f"{TEMPORARY}{this_process()}-{token_hex(4)}-{_shown(path)}"
 
 
 def is_temporary(name: str) -> bool:
@@ -238,6 +242,16 @@ def leftovers(folder: Path) -> list[Path]:
     # os.walk and not rglob: another builder may remove a folder while it is read.
     paths = sorted(Path(root, n) for root, _, names in os.walk(folder) for n in names)
     return [path for path in paths if is_left(path)]
+
+
+def earlier_attempts(path: Path) -> list[Path]:
+    """What processes of ours left of `path` when they died: their temporary files or folders for this very name."""
+    beside = path.parent.glob(f"{TEMPORARY}*")
+    return [p for p in beside if p.name.endswith(f"-{_shown(path)}") and is_left(p)]
+
+
+def _shown(path: Path) -> str:
+    return path.name[-_NAME_LENGTH:]
 
 
 def is_left(path: Path) -> bool:

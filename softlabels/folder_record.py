@@ -23,6 +23,7 @@ __all__ = [
     "check_folder",
     "compare",
     "describe_files",
+    "digest_of",
     "entries",
     "is_folder",
     "is_plain",
@@ -169,8 +170,7 @@ def _read(folder: Path, kind: Seal[R]) -> R:
         raise FormatError(
             f"{path}: version {raw.get('version')}, this softlabels reads {kind.version}; upgrade softlabels"
         )
-    rest = {name: value for name, value in raw.items() if name != "digest"}
-    if raw.get("digest") != hashlib.sha256(canonical(rest)).hexdigest():
+    if raw.get("digest") != digest_of(raw):
         raise IntegrityError(
             f"{path}: its digest does not match its content: altered; {kind.remedy}"
         )
@@ -178,6 +178,12 @@ def _read(folder: Path, kind: Seal[R]) -> R:
         return msgspec.convert(raw, kind.record)
     except msgspec.ValidationError as e:
         raise FormatError(f"{path}: not a valid record: {e}") from e
+
+
+def digest_of(raw: dict[str, Any]) -> str:
+    """What `digest` must be in a record, as plain values."""
+    rest = {name: value for name, value in raw.items() if name != "digest"}
+    return hashlib.sha256(canonical(rest)).hexdigest()
 
 
 def is_plain(name: str) -> bool:

@@ -20,7 +20,14 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from softlabels.durable import explained, is_left, make_folder, sync_folder, temporary_beside
+from softlabels.durable import (
+    earlier_attempts,
+    explained,
+    is_left,
+    make_folder,
+    sync_folder,
+    temporary_beside,
+)
 from softlabels.errors import FormatError, IntegrityError
 from softlabels.folder_record import (
     FOLDER,
@@ -51,6 +58,9 @@ def filling(final: Path) -> Iterator[Path]:
     """
     with explained(final):
         make_folder(final.parent)
+        for path in earlier_attempts(final):
+            if is_folder(path):
+                shutil.rmtree(path)
         temporary = temporary_beside(final)
         temporary.mkdir()
         try:

@@ -1,6 +1,7 @@
 """What an export refuses, and that it then leaves nothing."""
 
 import json
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+from softlabels.durable import temporary_beside
 from softlabels.errors import (
     ConfigError,
     ExportError,
@@ -18,6 +20,7 @@ from softlabels.errors import (
     RunError,
     TokenizerError,
 )
+from softlabels.folder_record import digest_of
 from softlabels.store.reader import open_store
 from softlabels.store.records import canonical
 from tests.fakes import TinyTeacher, build_tiny, write_corpus
@@ -28,7 +31,7 @@ from trainers.exports import weights
 from trainers.exports.check import compare, verdict
 from trainers.exports.config import ExportConfig
 from trainers.exports.domains import domain_of, spread
-from trainers.exports.record import _digest, read_export
+from trainers.exports.record import read_export
 from trainers.exports.weights import torch_runner
 from trainers.students import load_student
 
@@ -223,15 +226,17 @@ def test_nothing_is_left_when_writing_fails(ground, tmp_path, monkeypatch):
         (folder / "half").write_bytes(b"x")
         raise OSError(28, "No space left on device")
 
-    (tmp_path / ".tmp-out").mkdir()  # of an export that was killed
-    (tmp_path / ".tmp-out" / "old").write_bytes(b"x")
+    killed = temporary_beside(tmp_path / "out").name.replace(f".{os.getpid()}.", ".4194305.")
+    for name in (killed, ".tmp-out"):  # of an export that was killed, and of another program
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "old").write_bytes(b"x")
     with monkeypatch.context() as patch:
         patch.setattr(weights.Safetensors, "write", write)
-        with pytest.raises(OSError, match=r"No space left"):
+        with pytest.raises(OSError, match=r"the disk is full"):
             export(ground / "run-llama", tmp_path / "out", config_of(ground))
-    assert left_over(tmp_path) == []
+    assert left_over(tmp_path) == [".tmp-out"]
     export(ground / "run-llama", tmp_path / "out", config_of(ground))
-    assert left_over(tmp_path) == ["out"]
+    assert left_over(tmp_path) == [".tmp-out", "out"]
 
 
 @pytest.mark.parametrize("which", ["student", "ema", "best"])
@@ -420,7 +425,7 @@ def test_an_altered_record_is_found(published):
         (
             {"files": {"../run.json": {"sha256": "0" * 64, "bytes": 3}}},
             IntegrityError,
-            "not the name of a file of an export",
+            "not the name of a file in it",
         ),
     ],
 )
@@ -428,7 +433,7 @@ def test_a_record_that_says_something_else(published, change, error, message):
     """With a digest that fits: it is not a secret."""
     path = published / "export.json"
     raw = json.loads(path.read_text()) | change
-    path.write_bytes(canonical(raw | {"digest": _digest(raw)}))
+    path.write_bytes(canonical(raw | {"digest": digest_of(raw)}))
     with pytest.raises(error, match=message):
         read_export(published)
 
