@@ -8,8 +8,10 @@ from typing import Any
 import click
 
 from softlabels.errors import ConfigError
+from softlabels.folder_record import seal_folder
+from softlabels.folders import filling, publish_folder
 from softlabels.options import Command
-from softlabels.terminal import LocalPath, StorePlace, emit, json_option
+from softlabels.terminal import Bar, LocalPath, StorePlace, emit, json_option
 
 __all__ = ["student_command"]
 
@@ -77,8 +79,10 @@ def student_command(
         check_context(student, store, where=spec)
         if student.source is not None:
             check_tokenizer(student.source, store, where=spec)
-    out.mkdir(parents=True)
-    student.save(out)
+    with Bar(quiet=as_json) as bar, filling(out) as temporary:
+        student.save(temporary)
+        seal_folder(temporary, kind="student")
+        publish_folder(temporary, out, bar.notice)
     facts = _facts(student.model) | {"context": context_of(student.model)}
     shown = ", ".join(f"{name} {value}" for name, value in facts.items() if value is not None)
     text = f"{out}: {student.parameter_count:,} parameters" + (f" ({shown})" if shown else "")
