@@ -196,7 +196,7 @@ def publish_student(
     tensors = student_tensors(student, weights)
     check_finite(tensors, what="the student's", step=step, lr=lr, besides=besides)
     with filling(final) as temporary:
-        student.save(temporary, weights)
+        student.save(temporary, None if weights is None else dict(weights))  # which saving empties
         for name, data in tokenizer.items():
             path = temporary / name
             path.parent.mkdir(exist_ok=True)
