@@ -14,6 +14,7 @@ import click
 
 from softlabels.errors import SoftLabelsError
 from softlabels.options import ALIASES_LINE, SETTINGS
+from softlabels.printable import for_terminal, printable
 from softlabels.progress import Lines, rate_of
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "StorePlace",
     "emit",
     "json_option",
+    "say",
     "wait_briefly",
 ]
 
@@ -61,7 +63,7 @@ class Commands(click.Group):
         try:
             return super().invoke(ctx)
         except SoftLabelsError as e:
-            click.echo(f"error: {e}", err=True)
+            click.echo(f"error: {printable(str(e))}", err=True)
             ctx.exit(e.exit_code)
         except KeyboardInterrupt:
             click.echo(
@@ -109,8 +111,13 @@ json_option = click.option(
 
 
 def emit(value: dict[str, Any], text: str, *, as_json: bool) -> None:
-    """Print a result on stdout: JSON for machines, text for people."""
-    click.echo(json.dumps(value, sort_keys=True) if as_json else text)
+    """Print a result on stdout: JSON for machines, text for people, in which nothing of others does anything."""
+    click.echo(json.dumps(value, sort_keys=True) if as_json else for_terminal(text))
+
+
+def say(message: str) -> None:
+    """Print a sentence on stderr, in which nothing of others does anything."""
+    click.echo(printable(message), err=True)
 
 
 class Bar:
@@ -130,9 +137,9 @@ class Bar:
     def notice(self, message: str) -> None:
         """A line for people."""
         if self._live is not None:
-            self._live.console.print(message, highlight=False, markup=False)
+            self._live.console.print(printable(message, lines=True), highlight=False, markup=False)
         else:
-            click.echo(message, err=True)
+            click.echo(printable(message, lines=True), err=True)
 
     def stage(self, name: str, total: int | None, unit: str, done: int = 0) -> None:
         """Begin a new stage, of which `done` was done before."""

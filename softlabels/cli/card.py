@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from softlabels.options import Command
-from softlabels.terminal import LocalPath, emit, json_option
+from softlabels.terminal import LocalPath, emit, json_option, say
 
 __all__ = ["card_command"]
 
@@ -45,7 +45,7 @@ def card_command(store: Path, licence: str | None, check_licence: bool, as_json:
     amended = amend(store, manifest, make=list(MADE))
     stale = (store / SIGNATURE).exists() and amended.digest != before
     if stale:
-        click.echo(f"{store}: its signature must be renewed: `softlabels sign`", err=True)
+        say(f"{store}: its signature must be renewed: `softlabels sign`")
     text = f"{store}: {' and '.join(MADE)} are made from the manifest; licence {licence}"
     value = {
         "store": str(store),

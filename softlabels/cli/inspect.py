@@ -11,7 +11,8 @@ from softlabels.cli.build import summary
 from softlabels.cli.demands import demand_options
 from softlabels.errors import ConfigError
 from softlabels.options import Command
-from softlabels.terminal import StorePlace, emit, json_option
+from softlabels.printable import emphasis, printable, printable_record
+from softlabels.terminal import StorePlace, emit, json_option, say
 
 __all__ = ["inspect_command"]
 
@@ -63,8 +64,9 @@ def inspect_command(
 def _show_store(opened: Any, *, as_json: bool) -> None:
     from softlabels.store.fidelity_table import fidelity_line
 
-    manifest = opened.manifest
-    identity, figures = manifest.identity, summary(manifest)
+    figures = summary(opened.manifest)
+    manifest = printable_record(opened.manifest)
+    identity = manifest.identity
     teacher, targets, encoding = identity.teacher, identity.targets, identity.encoding
     grid = ", ".join(f"{t:g}" for t in targets.temperatures)
     mass = ", ".join(
@@ -113,8 +115,8 @@ def _show_store(opened: Any, *, as_json: bool) -> None:
             "part": _part(opened),
             "release": None if manifest.release is None else str(manifest.release),
             "signed": opened.vouched.key_sha256 is not None,
-            "identity": _plain(identity),
-            "fidelity": None if manifest.fidelity is None else _plain(manifest.fidelity),
+            "identity": _plain(opened.manifest.identity),
+            "fidelity": None if manifest.fidelity is None else _plain(opened.manifest.fidelity),
         },
         text,
         as_json=as_json,
@@ -208,13 +210,13 @@ def _show_row(
         what = f"image {row.document}, view {row.view}"
     header = f"row {index}: {what}; T={t:g}"
     if not causal and "input_ids" in row.inputs and words.known:
-        header += f"\n       {words.many(row.inputs['input_ids'].tolist())}"
+        header += f"\n       {printable(words.many(row.inputs['input_ids'].tolist()))}"
     header += (
         f"\n{'':>5}  {'what came' if causal else 'label':<16} and its p; tail: of all ids not kept; the likeliest ids, "
         f"[{'what came' if causal else 'label'}] marked"
     )
     if words.trouble is not None:
-        click.echo(words.trouble, err=True)
+        say(words.trouble)
     emit(
         {"row": index, "temperature": t, "positions": records},
         "\n".join([header, *lines]),
@@ -225,4 +227,4 @@ def _show_row(
 def _choice(kept: dict[str, Any], label: int) -> str:
     """An id with its probability; in a terminal the one that came stands out."""
     words = f"{kept['text']!r} {kept['p']:.3f}"
-    return click.style(f"[{words}]", bold=True, fg="green") if kept["id"] == label else words
+    return emphasis(f"[{words}]") if kept["id"] == label else words

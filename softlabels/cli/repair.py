@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from softlabels.options import Command
-from softlabels.terminal import Bar, LocalPath, emit, json_option
+from softlabels.terminal import Bar, LocalPath, emit, json_option, say
 
 __all__ = ["repair_command"]
 
@@ -46,12 +46,11 @@ def repair_command(ctx: click.Context, store: Path, dry_run: bool, as_json: bool
             "them, then delete it"
         )
     for problem in done.problems:
-        click.echo(f"error: {problem}", err=True)
+        say(f"error: {problem}")
     if done.rebuild:
-        click.echo(
+        say(
             f"error: {store}: {len(done.rebuild)} shards must be built; run the same `softlabels {done.command}` "
-            f"{'after `softlabels repair`' if dry_run else 'again'} to make exactly those",
-            err=True,
+            f"{'after `softlabels repair`' if dry_run else 'again'} to make exactly those"
         )
     emit(
         {

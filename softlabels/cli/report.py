@@ -9,7 +9,7 @@ import click
 
 from softlabels.cli.demands import demand_options
 from softlabels.options import Command
-from softlabels.terminal import LocalPath, emit, json_option
+from softlabels.terminal import LocalPath, emit, json_option, say
 
 __all__ = ["report_command"]
 
@@ -51,6 +51,6 @@ def report_command(store: Path, out: Path, rows: int, as_json: bool, **demand: A
     found = gather(opened, rows=rows)
     write_page(out, render(opened, found))
     if found.trouble is not None:
-        click.echo(found.trouble, err=True)
+        say(found.trouble)
     values = {"report": str(out), "rows": found.rows, "positions": found.positions}
     emit(values, f"report: {out}", as_json=as_json)

@@ -9,6 +9,7 @@ import click
 
 from softlabels.cli.merge import show
 from softlabels.options import Command
+from softlabels.printable import printable
 from softlabels.terminal import Bar, LocalPath, emit, json_option
 
 __all__ = ["convert_command", "diff_command", "subset_command", "view_command"]
@@ -77,7 +78,7 @@ def view_command(store: Path, out: Path, vocab: str, as_json: bool) -> None:
         emit({"store": str(out), "dropped": dropped.to_dict()}, "", as_json=True)
     else:
         show(out, manifest, as_json=False)
-        click.echo(str(dropped))
+        click.echo(printable(str(dropped), lines=True))
 
 
 @click.command("convert", cls=Command)

@@ -9,7 +9,7 @@ import click
 
 from softlabels.cli.demands import demand_options
 from softlabels.options import Command
-from softlabels.terminal import Bar, StorePlace, emit, json_option
+from softlabels.terminal import Bar, StorePlace, emit, json_option, say
 
 __all__ = ["verify_command"]
 
@@ -48,7 +48,7 @@ def verify_command(
             store, deep=deep, progress=lambda done, total: bar.advance(1), demand=asked
         )
     for problem in report.problems:
-        click.echo(f"error: {problem}", err=True)
+        say(f"error: {problem}")
     facts = report.vouched.facts(asked)
     text = (
         f"{store}: {_state(facts, report.problems)}; {report.files} files, {report.rows:,} rows, "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from softlabels.printable import for_markdown, printable_record
 from softlabels.store.fidelity_table import fidelity_rows
 from softlabels.store.licences import hub_licence
 from softlabels.store.manifest import Manifest
@@ -26,7 +27,12 @@ rows = datasets.load_dataset("PATH", split="train")
 
 
 def card(manifest: Manifest) -> str:
-    """Markdown; its YAML head lets `datasets.load_dataset(STORE)` work where columns are Parquet's own."""
+    """Markdown; its YAML head lets `datasets.load_dataset(STORE)` work where columns are Parquet's own.
+
+    Names are others' and stay text: no HTML, link or table of theirs is in the page.
+    """
+    licence = hub_licence(manifest.licence)
+    manifest = printable_record(manifest, for_markdown)
     identity = manifest.identity
     corpus, targets, teacher = identity.corpus, identity.targets, identity.teacher
     cost = manifest.cost
@@ -62,7 +68,7 @@ def card(manifest: Manifest) -> str:
 {CONFIGS if loadable else ""}tags:
 - softlabels
 - knowledge-distillation
-{_yaml_lines(hub_licence(manifest.licence))}---
+{_yaml_lines(licence)}---
 
 # Soft targets of {teacher.name}
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from softlabels.printable import for_markdown, printable_record
 from softlabels.store.licences import UNKNOWN
 from softlabels.store.manifest import Manifest, ShardRecord
 from softlabels.store.plain import log_odds_column
@@ -74,7 +75,8 @@ COLUMNS = {
 
 
 def croissant(manifest: Manifest) -> str:
-    """The file's text."""
+    """The file's text; names are others' and stay text, in JSON and in whatever shows it."""
+    manifest = printable_record(manifest, for_markdown)
     identity = manifest.identity
     encoding = identity.encoding
     parquet = (encoding.profile, encoding.container) == ("open", "parquet")

@@ -6,6 +6,8 @@ import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from softlabels.printable import printable
+
 if TYPE_CHECKING:
     from trainers.evaluation.evaluations import Assessment, Cells, Group
 
@@ -87,12 +89,14 @@ def _cells(c: Cells, table_of: Any) -> Any:
 
 
 def _groups(title: str, groups: list[Group], table_of: Any) -> Any:
+    from rich.text import Text
+
     table = table_of(title=title, box=None)
     for name in ("", "positions", "nll", "accuracy", "KL", "agreement", "F1"):
         table.add_column(name, justify="right")
     for g in groups:
         table.add_row(
-            g.name,
+            Text(printable(g.name)),  # not its markup
             f"{g.positions:,}",
             "" if g.nll is None else f"{g.nll:.3f}",
             "" if g.accuracy is None else f"{g.accuracy:.1%}",
