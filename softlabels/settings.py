@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,9 +14,13 @@ import msgspec
 
 from softlabels.errors import ConfigError
 
-__all__ = ["Group", "check_at_least", "from_sources"]
+__all__ = ["LOCAL_ONLY", "Group", "check_at_least", "from_sources", "out_from", "read_toml"]
 
 C = TypeVar("C")
+
+OUT = "out"
+"""Key of a config file that is the command's own and no part of what is recorded: where it writes."""
+LOCAL_ONLY = "this is written to, or changed, in a local folder only; `softlabels push` and `pull` copy a store"
 
 
 @dataclass(frozen=True)
@@ -24,25 +30,56 @@ class Group:
     heading: str
 
 
+def read_toml(toml: Path) -> dict[str, Any]:
+    """The keys of a config file.
+
+    Raises:
+        ConfigError: it cannot be read, or is not TOML; with line and column.
+    """
+    try:
+        return tomllib.loads(toml.read_text(encoding="utf-8"))
+    except OSError as e:
+        raise ConfigError(f"{toml}: {e.strerror}") from e
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as e:
+        raise ConfigError(f"{toml}: not TOML: {e}") from e
+
+
+def out_from(toml: Path | None, flag: Path | None) -> Path:
+    """Where a command writes: `--out`, or the key `out` of the config file.
+
+    Raises:
+        ConfigError: neither is given, or the key is no local path.
+    """
+    if flag is not None:
+        return flag
+    value = None if toml is None else read_toml(toml).get(OUT)
+    if value is None:
+        raise ConfigError("--out is missing (or 'out' in the config file)")
+    if not isinstance(value, str) or not value:
+        raise ConfigError(f"{toml}: key 'out': {value!r}, expected the path of a folder")
+    if "://" in value:
+        raise ConfigError(f"{toml}: key 'out': {value!r}: {LOCAL_ONLY}")
+    return Path(value)
+
+
 def from_sources(
     cls: type[C], toml: Path | None, flags: Mapping[str, Any], *, required: Sequence[str]
 ) -> C:
     """Flags over TOML over defaults; a flag that is None or empty was not given.
 
     Raises:
-        ConfigError: unreadable TOML, an unknown key, a wrong type, a missing field.
+        ConfigError: unreadable TOML, an unknown key, a wrong type, a missing field, an impossible value; what is wrong
+            in the file is said with its name and the key.
     """
-    values: dict[str, Any] = {}
     known = list(cls.__dataclass_fields__)  # type: ignore[attr-defined]
-    if toml is not None:
-        try:
-            values = tomllib.loads(toml.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as e:
-            raise ConfigError(f"{toml}: {e}") from e
-        unknown = sorted(set(values) - set(known))
-        if unknown:
-            raise ConfigError(f"{toml}: unknown key {unknown[0]!r}; known: {', '.join(known)}")
-    values |= {k: v for k, v in flags.items() if v is not None and v != ()}
+    written = {} if toml is None else read_toml(toml)
+    written.pop(OUT, None)
+    for name in sorted(written.keys() - known):
+        near = get_close_matches(name.replace("-", "_").lower(), known, n=1)
+        meant = f"did you mean {near[0]!r}?" if near else f"known: {', '.join([OUT, *known])}"
+        raise ConfigError(f"{toml}: unknown key {name!r}; {meant}")
+    given = {k: v for k, v in flags.items() if v is not None and v != ()}
+    values = written | given
     for name in required:
         if name not in values:
             flag = name.replace("_", "-")
@@ -51,8 +88,17 @@ def from_sources(
         return msgspec.convert(values, cls)
     except msgspec.ValidationError as e:
         if isinstance(e.__cause__, ConfigError):  # from __post_init__: it names the flag
-            raise e.__cause__ from None
-        raise ConfigError(f"{toml or 'config'}: {e}") from e
+            raise _placed(e.__cause__, toml, written.keys() - given) from None
+        what, _, where = str(e).replace("array", "list").partition(" - at `$.")
+        key = re.split(r"[`.\[]", where)[0]
+        raise ConfigError(f"{toml or 'config'}: key {key!r}: {what[:1].lower()}{what[1:]}") from e
+
+
+def _placed(error: ConfigError, toml: Path | None, keys: Set[str]) -> ConfigError:
+    """The error of a field's value; where the value is from the file, with the file and the key."""
+    named = re.match(r"--([a-z0-9-]+)", str(error))
+    key = named[1].replace("-", "_") if named else None
+    return ConfigError(f"{toml}: key {key!r}: {error}") if key in keys else error
 
 
 def check_at_least(config: object, **lowest: int) -> None:

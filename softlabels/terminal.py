@@ -16,6 +16,7 @@ from softlabels.errors import SoftLabelsError
 from softlabels.options import ALIASES_LINE, SETTINGS
 from softlabels.printable import for_terminal, printable
 from softlabels.progress import Lines, rate_of
+from softlabels.settings import LOCAL_ONLY
 
 __all__ = [
     "Bar",
@@ -81,15 +82,13 @@ def _interrupt(signum: int, frame: types.FrameType | None) -> NoReturn:
 class LocalPath(click.Path):
     """A path on this machine; an address is refused, not taken for a folder named `s3:`."""
 
-    way_out = "this is written to, or changed, in a local folder only; `softlabels push` and `pull` copy a store"
-
     def __init__(self, *, file_okay: bool = True) -> None:
         super().__init__(file_okay=file_okay, path_type=Path)
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Check and make a `Path`."""
         if "://" in str(value):
-            self.fail(f"{value!r}: {self.way_out}", param, ctx)
+            self.fail(f"{value!r}: {LOCAL_ONLY}", param, ctx)
         return super().convert(value, param, ctx)
 
 

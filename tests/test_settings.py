@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from softlabels.config import BuildConfig
 from softlabels.errors import ConfigError
 from softlabels.options import field_help
-from softlabels.settings import check_at_least, from_sources
+from softlabels.settings import check_at_least, from_sources, out_from
 from trainers.config import RunConfig
 
 BUILD = {"teacher": "hf:t", "corpus": ("text:*.txt",)}
@@ -88,8 +89,45 @@ def test_an_integer_will_do_for_a_number(toml):
 
 
 def test_an_unknown_key_is_refused_with_the_known_ones(toml):
-    with pytest.raises(ConfigError, match=r"c\.toml: unknown key 'sead'; known: teacher, corpus, "):
-        BuildConfig.from_sources(toml("sead = 1"), BUILD)
+    with pytest.raises(
+        ConfigError, match=r"c\.toml: unknown key 'zzz'; known: out, teacher, corpus, "
+    ):
+        BuildConfig.from_sources(toml("zzz = 1"), BUILD)
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"), [("sead", "seed"), ("seq-len", "seq_len"), ("K", "k")]
+)
+def test_a_key_that_is_nearly_one(toml, written, meant):
+    said = rf"c\.toml: unknown key '{written}'; did you mean '{meant}'\?"
+    with pytest.raises(ConfigError, match=said):
+        BuildConfig.from_sources(toml(f"{written} = 1"), BUILD)
+
+
+def test_an_impossible_value_names_file_and_key_where_the_file_has_it(toml):
+    path = toml("shard_rows = 0\nseed = 1\n")
+    with pytest.raises(
+        ConfigError, match=r"c\.toml: key 'shard_rows': --shard-rows 0: expected at least 1"
+    ):
+        BuildConfig.from_sources(path, BUILD)
+    with pytest.raises(ConfigError, match=r"^--shard-rows -1: expected at least 1"):
+        BuildConfig.from_sources(path, BUILD | {"shard_rows": -1})
+
+
+def test_where_a_command_writes_may_stand_in_the_file(toml, tmp_path):
+    path = toml('out = "there"\n')
+    assert out_from(path, None) == Path("there")
+    assert out_from(path, tmp_path) == tmp_path, "the flag wins"
+    assert "out" not in BuildConfig.from_sources(path, BUILD).to_dict()
+    for text, said in (
+        ("seed = 1", "^--out is missing"),
+        ("out = 3", r"c\.toml: key 'out': 3, expected the path of a folder"),
+        ('out = "s3://b/x"', r"c\.toml: key 'out': 's3://b/x': .* in a local folder only"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            out_from(toml(text), None)
+    with pytest.raises(ConfigError, match=r"^--out is missing"):
+        out_from(None, None)
 
 
 @pytest.mark.parametrize(
@@ -107,7 +145,7 @@ def test_an_unknown_key_is_refused_with_the_known_ones(toml):
 )
 def test_a_wrong_type_is_refused_by_file_and_key(toml, text, key):
     flags = {k: v for k, v in BUILD.items() if k != key}
-    with pytest.raises(ConfigError, match=rf"c\.toml: Expected .* - at `\$\.{key}"):
+    with pytest.raises(ConfigError, match=rf"c\.toml: key '{key}': expected `.*`, got `"):
         BuildConfig.from_sources(toml(text), flags)
 
 

@@ -12,6 +12,7 @@ import click
 from softlabels.config import BuildConfig
 from softlabels.errors import ConfigError
 from softlabels.options import Command, config_options
+from softlabels.settings import out_from
 from softlabels.terminal import Bar, LocalPath, emit, json_option
 
 __all__ = ["build_command", "summary"]
@@ -21,7 +22,7 @@ __all__ = ["build_command", "summary"]
 @click.argument(
     "config_file", metavar="[CONFIG.toml]", required=False, type=click.Path(path_type=Path)
 )
-@click.option("--out", required=True, type=LocalPath(), help="Folder of the store.")
+@click.option("--out", type=LocalPath(), help="Folder of the store (needed, here or in the file).")
 @config_options(BuildConfig)
 @click.option(
     "--dry-run", is_flag=True, help="Try a sample; say what the build would take; write nothing."
@@ -34,7 +35,7 @@ __all__ = ["build_command", "summary"]
 @json_option
 def build_command(
     config_file: Path | None,
-    out: Path,
+    out: Path | None,
     dry_run: bool,
     price_per_hour: float | None,
     as_json: bool,
@@ -56,6 +57,7 @@ def build_command(
     if price_per_hour is not None and not 0 <= price_per_hour < math.inf:
         raise ConfigError(f"--price-per-hour {price_per_hour:g}: expected a number of 0 or more")
     config = BuildConfig.from_sources(config_file, flags)
+    out = out_from(config_file, out)
     if dry_run:
         _dry_run(config, out, price_per_hour, as_json=as_json)
         return

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from softlabels.options import Command, config_options
+from softlabels.settings import out_from
 from softlabels.terminal import Bar, LocalPath, emit, json_option
 from trainers.config import RunConfig
 
@@ -44,12 +45,16 @@ class _RunBar:
 @click.argument(
     "config_file", metavar="[CONFIG.toml]", required=False, type=click.Path(path_type=Path)
 )
-@click.option("--out", required=True, type=LocalPath(file_okay=False), help="Folder of the run.")
+@click.option(
+    "--out",
+    type=LocalPath(file_okay=False),
+    help="Folder of the run (needed, here or in the file).",
+)
 @click.option("--resume", is_flag=True, help="Go on from the newest checkpoint, to the bit.")
 @config_options(RunConfig)
 @json_option
 def run_command(
-    config_file: Path | None, out: Path, resume: bool, as_json: bool, **flags: Any
+    config_file: Path | None, out: Path | None, resume: bool, as_json: bool, **flags: Any
 ) -> None:
     """Train a student from a store.
 
@@ -63,6 +68,7 @@ def run_command(
       torchrun --nproc-per-node 4 $(which softtrain) run --store store --student hf:student --out run
     """
     config = RunConfig.from_sources(config_file, flags)
+    out = out_from(config_file, out)
     from trainers.evaluation.forgetting import read_forgetting
     from trainers.loop import train
     from trainers.parallel import is_first
