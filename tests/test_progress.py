@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 
 import pytest
@@ -15,6 +16,7 @@ from softlabels.corpora.packing import CorpusCounts, pack
 from softlabels.corpora.survey import SurveyProgress
 from softlabels.errors import ConfigError
 from softlabels.progress import INTERVAL, Lines, Silent, amount_of, duration, interval, rate_of
+from softlabels.store.manifest import load_manifest
 from softlabels.teachers import TEACHERS
 from tests.fakes import ByteTokenizer, write_corpus
 
@@ -230,6 +232,16 @@ def test_a_build_without_a_terminal(tmp_path, monkeypatch, as_json):
     assert taught[-1].startswith("teach: done, ")
     if as_json:
         assert json.loads(result.stdout)["rows"] > 0
+        return
+    summary = dict(line.split(maxsplit=1) for line in result.stdout.splitlines())
+    assert list(summary) == ["store", "rows", "targets", "teacher", "look", "train"]
+    manifest = load_manifest(tmp_path / "store")
+    loss = manifest.statistics.teacher_nll / manifest.identity.corpus.positions
+    assert f"loss {loss:.3f} nats per token" in summary["teacher"]
+    assert " bytes each (sampled, k=5)" in summary["targets"]
+    looked = CliRunner().invoke(main, shlex.split(summary["look"])[1:])
+    assert looked.exit_code == 0, "the next command works as printed"
+    assert summary["train"] == f"softtrain run --store {tmp_path}/store --student new:10M --out run"
 
 
 def test_model_libraries_draw_no_bars_in_a_log(monkeypatch, tmp_path):

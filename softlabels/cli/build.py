@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import math
+import shlex
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from softlabels.config import BuildConfig
 from softlabels.errors import ConfigError
 from softlabels.options import Command, config_options
+from softlabels.progress import duration
 from softlabels.settings import out_from
 from softlabels.terminal import Bar, LocalPath, emit, json_option
+
+if TYPE_CHECKING:
+    from softlabels.store.manifest import Manifest
 
 __all__ = ["build_command", "summary"]
 
@@ -66,12 +72,45 @@ def build_command(
     with Bar() as bar:
         manifest = build(config, out, reporter=bar)
     values = summary(manifest)
-    text = (
-        f"{out}: {values['rows']:,} rows, {values['positions']:,} positions, {values['bytes_per_position']:.1f} bytes "
-        f"each, {values['data_bytes'] / 1e6:.1f} MB in {values['shards']} shards; the teacher took "
-        f"{manifest.cost.seconds:,.0f} s"
-    )
-    emit({"store": str(out), **values}, text, as_json=as_json)
+    emit({"store": str(out), **values}, _closing(out, manifest, values), as_json=as_json)
+
+
+def _closing(out: Path, manifest: Manifest, values: Mapping[str, Any]) -> str:
+    """What was built, and what can be done with it next."""
+    place, identity = shlex.quote(str(out)), manifest.identity
+    lines = {
+        "store": f"{out}, complete",
+        "rows": f"{values['rows']:,} in {values['shards']:,} shards, {values['data_bytes'] / 1e6:,.1f} MB",
+        "targets": f"{values['positions']:,} positions, {values['bytes_per_position']:.1f} bytes each "
+        f"({identity.targets.estimator}, k={identity.targets.k})",
+        "teacher": f"{identity.teacher.name}: {_teacher(values, manifest)}",
+        "look": f"softlabels inspect {place} --row 0",
+        "train": f"softtrain run --store {place} {_student(identity.domain)} --out run",
+    }
+    return in_columns(lines)
+
+
+def _teacher(values: Mapping[str, Any], manifest: Manifest) -> str:
+    """How good it is here, and what it cost."""
+    parts = []
+    if values["teacher_nll"] is not None:
+        each = "token" if manifest.identity.classes is None else "label"
+        parts.append(f"loss {values['teacher_nll']:.3f} nats per {each}")
+    if values.get("accuracy") is not None:
+        parts.append(f"right about {values['accuracy']:.1%} of the labels")
+    return ", ".join([*parts, f"{duration(manifest.cost.seconds)} of work"])
+
+
+def _student(domain: str) -> str:
+    """A student that fits any store of the domain."""
+    of_images = domain == "image-classification"
+    return "--images IMAGES --student cnn:16x3" if of_images else "--student new:10M"
+
+
+def in_columns(lines: Mapping[str, str]) -> str:
+    """Names to the right, what they name beside them."""
+    width = max(map(len, lines)) + 1
+    return "\n".join(f"{name:>{width}}  {value}" for name, value in lines.items())
 
 
 def _dry_run(config: BuildConfig, out: Path, price: float | None, *, as_json: bool) -> None:
@@ -89,12 +128,11 @@ def _dry_run(config: BuildConfig, out: Path, price: float | None, *, as_json: bo
     }
     if cost is not None:
         lines["cost"] = f"about {cost:,.2f}, at {price:g} an hour"
-    text = "\n".join(f"{name:>8}  {value}" for name, value in lines.items())
-    text += f"\nnothing was written to {out}"
+    text = f"{in_columns(lines)}\nnothing was written to {out}"
     emit({"store": str(out), **asdict(e), "cost": cost}, text, as_json=as_json)
 
 
-def summary(manifest: Any) -> dict[str, Any]:
+def summary(manifest: Manifest) -> dict[str, Any]:
     """The figures of a manifest that people compare."""
     identity = manifest.identity
     n = max(identity.corpus.positions, 1)
