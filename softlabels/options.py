@@ -26,6 +26,7 @@ __all__ = [
     "SETTINGS",
     "Command",
     "Option",
+    "Seed",
     "config_options",
     "field_help",
 ]
@@ -67,6 +68,19 @@ OTHERWISE = {
     ),
 }
 """Flags of other tools that have no equal here: what there is instead, and how it differs."""
+
+
+class Seed(click.ParamType):  # type: ignore[type-arg,unused-ignore]
+    """A whole number that every generator of random numbers takes, and every reader of a store."""
+
+    name = "integer"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Check."""
+        number = click.INT.convert(value, param, ctx)
+        if not 0 <= number < 2**63:
+            self.fail(f"{number}: expected 0 or more, and less than 2**63", param, ctx)
+        return int(number)
 
 
 class Option(click.Option):

@@ -10,7 +10,7 @@ import click
 
 from softlabels.cli.demands import demand_options
 from softlabels.errors import ConfigError
-from softlabels.options import Command
+from softlabels.options import Command, Seed
 from softlabels.terminal import Bar, LocalPath, emit, json_option
 
 __all__ = ["measure_command"]
@@ -26,7 +26,9 @@ __all__ = ["measure_command"]
     show_default=True,
     help="Positions with a soft target to compare, about: whole rows are taken.",
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the choice of rows.")
+@click.option(
+    "--seed", type=Seed(), default=0, show_default=True, help="Seed of the choice of rows."
+)
 @click.option(
     "--max-kl",
     type=float,

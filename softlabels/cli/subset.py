@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from softlabels.cli.merge import show
-from softlabels.options import Command
+from softlabels.options import Command, Seed
 from softlabels.printable import printable
 from softlabels.terminal import Bar, LocalPath, emit, json_option
 
@@ -27,7 +27,7 @@ out_option = click.option("--out", required=True, type=LocalPath(), help="Folder
 )
 @click.option("--first", type=int, help="The first so many of those rows.")
 @click.option("--sample", type=float, help="Each of those rows with this probability.")
-@click.option("--seed", type=int, default=0, help="Seed of --sample (default: 0).")
+@click.option("--seed", type=Seed(), default=0, help="Seed of --sample (default: 0).")
 @click.option("--k", type=int, help="The likeliest so many ids; the others' mass goes to the tail.")
 @click.option(
     "--temperature", multiple=True, type=float, help="A temperature that stays in the grid."

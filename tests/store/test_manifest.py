@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import random
 import time
+from pathlib import Path
 
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from softlabels.errors import FormatError, IntegrityError, PlanError, SoftLabelsError
 from softlabels.store.manifest import Commit, Manifest, Plan, content_digest, load_manifest
@@ -25,6 +29,9 @@ from softlabels.store.records import (
 from softlabels.store.verify import verify_store
 from tests.fakes import build_tiny
 from tests.store.made_up import reseal, write_sealed
+from tests.store.spelling import spelled
+
+FIXTURES = Path(__file__).parents[1] / "fixtures"
 
 RECORDS = {
     "manifest.json": Manifest,
@@ -51,6 +58,52 @@ def test_canonical_is_sorted_indented_and_ends_with_a_newline():
             '{\n  "a": 0.5,\n  "b": [\n    1,\n    {\n      "a": "é",\n      "z": null\n    }\n  ]\n}\n'
         ).encode()
     )
+
+
+def test_canonical_json_is_what_the_page_says():
+    """Of the grammar in docs/format.md, section 2, a second implementation: `tests/store/spelling.py`."""
+    edges = [0.0, -0.0, 5e-324, 2.2250738585072014e-308, 1.7976931348623157e308, 2.98e-8, 1 / 3]
+    edges += [
+        s * float(f"{d}e{e}")
+        for s in (1, -1)
+        for d in ("1", "1.5", "9.999")
+        for e in range(-25, 25)
+    ]
+    for number in edges:
+        assert spelled(number) == canonical(number).decode().strip(), number
+    assert spelled(2.98e-8) == "2.98e-8"
+    for code in range(0x3000):
+        assert spelled(chr(code)) == canonical(chr(code)).decode().strip(), code
+
+
+@given(
+    st.recursive(
+        st.none()
+        | st.booleans()
+        | st.integers(-(2**63), 2**63 - 1)
+        | st.floats(allow_nan=False, allow_infinity=False)
+        | st.text(),
+        lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    )
+)
+def test_two_implementations_spell_alike(value):
+    assert spelled(value) + "\n" == canonical(value).decode()
+
+
+@pytest.mark.parametrize("store", sorted(FIXTURES.glob("*-v1.?")), ids=lambda p: p.name)
+def test_digests_of_stores_of_all_versions_follow_from_the_page(store):
+    for path in (store / "manifest.json", store / "plan.json", *store.glob("commits/*.json")):
+        raw = json.loads(path.read_bytes())
+        assert spelled(raw) + "\n" == path.read_text(encoding="utf-8")
+        claimed = raw.pop("digest")
+        assert hashlib.sha256(f"{spelled(raw)}\n".encode()).hexdigest() == claimed
+        if path.name == "manifest.json":
+            content = {
+                "identity": raw["identity"],
+                "shards": [[s["name"], s["sha256"]] for s in raw["shards"]],
+            }
+            digest = hashlib.sha256(f"{spelled(content)}\n".encode()).hexdigest()
+            assert digest == raw["content_digest"]
 
 
 @records

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 import msgspec
 
-from softlabels.options import Command
+from softlabels.options import Command, Seed
 from softlabels.terminal import Bar, LocalPath, StorePlace, emit, json_option
 from trainers.cli.evaluation_text import evaluation_text
 
@@ -55,7 +55,7 @@ DETAIL = (
 )
 @click.option(
     "--seed",
-    type=click.IntRange(min=0),
+    type=Seed(),
     default=0,
     show_default=True,
     help="Seed of the resamplings.",

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from softlabels.options import Command
+from softlabels.options import Command, Seed
 from softlabels.terminal import Bar, LocalPath, emit, json_option
 
 __all__ = ["generate_command"]
@@ -52,7 +52,7 @@ __all__ = ["generate_command"]
 )
 @click.option(
     "--seed",
-    type=int,
+    type=Seed(),
     default=0,
     show_default=True,
     help="With a sequence's number it decides its draws.",

@@ -10,7 +10,7 @@ import click
 from softlabels.errors import ConfigError
 from softlabels.folder_record import seal_folder
 from softlabels.folders import filling, publish_folder
-from softlabels.options import Command
+from softlabels.options import Command, Seed
 from softlabels.terminal import Bar, LocalPath, StorePlace, emit, json_option
 
 __all__ = ["student_command"]
@@ -29,7 +29,7 @@ __all__ = ["student_command"]
     help="Store that the student must fit: its vocabulary, its classes, and rows as long as its own.",
 )
 @click.option("--out", required=True, type=LocalPath(), help="Folder to write.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Seed of random weights.")
+@click.option("--seed", type=Seed(), default=0, show_default=True, help="Seed of random weights.")
 @json_option
 def student_command(
     spec: str | None,
