@@ -1,7 +1,7 @@
 """The builder: corpus -> teacher -> selection -> codec -> store.
 
 The flow:
- 1. sweep what a dead builder left; read the plan, if there is one;
+ 1. read the plan, if there is one, and sweep what a dead builder left; without one the folder must hold nothing;
  2. load the teacher (a plan's dtype wins over `auto`);
  3. without a plan: pack the whole corpus once, cut it into shards, publish the plan;
     with one: refuse a different job;
@@ -23,7 +23,7 @@ from pathlib import Path
 
 from softlabels.build_rows import open_inputs
 from softlabels.config import BuildConfig
-from softlabels.durable import sweep
+from softlabels.corpora.overlap import refuse_overlap
 from softlabels.errors import PlanError
 from softlabels.estimators import make_estimator
 from softlabels.planning import check_same_job, make_plan
@@ -33,7 +33,7 @@ from softlabels.store.claims import clear_claims
 from softlabels.store.complete import complete
 from softlabels.store.finish import finish
 from softlabels.store.manifest import Manifest, Plan
-from softlabels.store.plan import check_folder, load_plan
+from softlabels.store.plan import begun, sweep_left
 from softlabels.teachers import MIB, Remarking, Teacher, TeacherOptions
 from softlabels.teachers.ensemble import open_teachers
 from softlabels.teachers.listing import check_listing
@@ -64,12 +64,8 @@ def build(
     store = Path(out)
     estimator = make_estimator(config.estimator, config.estimator_parameters)
     corpora = open_inputs(config)
-    if store.exists():
-        for path in sweep(store):
-            report.notice(f"removed {path.name}, left by a builder that died")
-    plan = load_plan(store)
-    if plan is None and store.is_dir() and any(store.iterdir()):
-        check_folder(store)
+    refuse_overlap(corpora, store)
+    plan = begun(store, report.notice)
     if plan is not None and plan.provenance is not None:
         raise PlanError(
             f"{store}: was begun by `softlabels {plan.provenance.operation}`; run that again, or choose another --out"
@@ -82,6 +78,7 @@ def build(
     estimator.check_vocab(teacher.record.vocab_size)
     if plan is None:
         plan = make_plan(config, store, estimator, corpora, teacher, report)
+        sweep_left(store, report.notice)
     else:
         check_same_job(plan, config, estimator, teacher, store)
         if (finished := complete(store, report)) is not None:

@@ -8,11 +8,12 @@ leaves at worst a temporary file, whose name says which process that was: the ne
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import re
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from secrets import token_hex
 
@@ -22,6 +23,7 @@ from softlabels.processes import SPELLING, Process, is_alive, this_process
 __all__ = [
     "STALE_SECONDS",
     "TEMPORARY",
+    "alone",
     "appearing",
     "earlier_attempts",
     "error_number",
@@ -110,6 +112,26 @@ def make_folder(folder: Path) -> None:
     make_folder(folder.parent)
     folder.mkdir(exist_ok=True)
     sync_folder(folder.parent)
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Hold a folder's lock, and wait for it where another process or thread has it.
+
+    The lock is on the folder itself, so that no file is left. Some network file systems have none on folders; there
+    whoever is alone must make sure of it otherwise.
+
+    Raises:
+        StoreError: the folder cannot be opened.
+    """
+    with explained(folder):
+        handle = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # not lockable there
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 # -- files ----------------------------------------------------------------------------------------

@@ -108,7 +108,11 @@ def measure(
     check_same_teacher(store.manifest.identity, teacher, report)
     fidelity = _compare(store, rows, teacher, config.seed, report)
     if write:
-        amend(store.folder, msgspec.structs.replace(store.manifest, fidelity=fidelity))
+        amend(
+            store.folder,
+            lambda present: msgspec.structs.replace(present, fidelity=fidelity),
+            content=store.manifest.content_digest,
+        )
         if (store.folder / SIGNATURE).exists():
             report.notice(
                 f"{store.path}: its signature is of the manifest as it was before, and must be renewed: "

@@ -141,6 +141,7 @@ def test_builders_that_are_killed_and_come_back(tmp_path, corpus, whole):
 
 def test_a_builder_waits_for_what_others_hold_and_then_takes_it(tmp_path, corpus, whole):
     out = tmp_path / "out"
+    plan_late(out, corpus)
     held = Claims(out).take([5])
     assert held is not None
     notices: list[str] = []

@@ -31,6 +31,7 @@ from softlabels.algebra.sources import Scanned, files_of, open_source, provenanc
 from softlabels.build import teacher_options
 from softlabels.build_rows import open_inputs
 from softlabels.config import BuildConfig
+from softlabels.corpora.overlap import refuse_overlap
 from softlabels.errors import PairingError
 from softlabels.estimators import make_estimator
 from softlabels.planning import survey
@@ -43,7 +44,7 @@ from softlabels.store.encoding import container_of
 from softlabels.store.finish import finish
 from softlabels.store.identity import Identity, TeacherRecord
 from softlabels.store.manifest import Manifest, PlannedShard
-from softlabels.store.plan import RowDigests, read_plan
+from softlabels.store.plan import RowDigests, begun, read_plan
 from softlabels.store.reader import Store
 from softlabels.teachers import Teacher, TeacherOptions
 from softlabels.teachers.ensemble import open_teachers
@@ -105,6 +106,8 @@ def append(
     job = _job(store, config)
     estimator = make_estimator(job.estimator, job.estimator_parameters)
     corpora = open_inputs(job)
+    refuse_overlap(corpora, out)
+    begun(out, report.notice)  # a foreign folder is refused before the work
     report.stage("check", len(store.manifest.shards), "shards")
     digests, scanned = RowDigests(), list[Scanned]()
     for shard in scan(store, report):

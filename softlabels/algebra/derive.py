@@ -1,7 +1,7 @@
 """Publishing a store that is made from others, by the protocol of a build.
 
 The flow:
- 1. sweep what a dead run left; publish the plan, or refuse a folder that holds another job;
+ 1. publish the plan, or refuse a folder that holds another job, or anything else;
  2. for each shard without a record: give a source's file a second name, or make, encode, check and publish
     a new one; then the record;
  3. publish the card and, last, the manifest.
@@ -21,7 +21,7 @@ import msgspec
 import numpy as np
 
 from softlabels.codecs.codebook import Codebook
-from softlabels.durable import publish, publish_link, sweep
+from softlabels.durable import publish, publish_link
 from softlabels.errors import FormatError, IntegrityError, PlanError
 from softlabels.progress import Reporter
 from softlabels.rows import UNLABELLED
@@ -47,7 +47,7 @@ from softlabels.store.manifest import (
     Provenance,
     Statistics,
 )
-from softlabels.store.plan import PLAN, check_folder, load_plan, publish_named
+from softlabels.store.plan import PLAN, begun, publish_named, sweep_left
 from softlabels.store.quarantine import move_aside, sighting
 from softlabels.store.records import FORMAT, FORMAT_VERSION, check_file
 from softlabels.store.shard import Shard
@@ -143,14 +143,10 @@ def begin(out: Path, plan: Plan, files: Mapping[str, bytes], report: Reporter) -
     Raises:
         PlanError: `out` holds another job.
     """
-    if out.exists():
-        for path in sweep(out) if out.is_dir() else ():
-            report.notice(f"removed {path.name}, left by a run that died")
-    found = load_plan(out)
+    found = begun(out, report.notice)
     if found is None:
-        if out.is_dir() and any(out.iterdir()):
-            check_folder(out)
         found = publish_named(out, plan, files)
+        sweep_left(out, report.notice)
     for name in ("provenance", "identity", "shards", "files", "shard_rows"):
         if getattr(found, name) != getattr(plan, name):
             raise PlanError(

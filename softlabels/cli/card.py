@@ -35,14 +35,20 @@ def card_command(store: Path, licence: str | None, check_licence: bool, as_json:
     from softlabels.store.amend import amend
     from softlabels.store.finish import MADE
     from softlabels.store.licences import require_spdx, stateable
-    from softlabels.store.manifest import SIGNATURE, load_manifest
+    from softlabels.store.manifest import SIGNATURE, Manifest, load_manifest
 
-    manifest = load_manifest(store)
-    before = manifest.digest
-    if licence is not None:
-        manifest = msgspec.structs.replace(manifest, stated_licence=stateable(licence))
-    licence = require_spdx(manifest.licence) if check_licence else manifest.licence
-    amended = amend(store, manifest, make=list(MADE))
+    stated = None if licence is None else stateable(licence)
+
+    def licensed(manifest: Manifest) -> Manifest:
+        if stated is not None:
+            manifest = msgspec.structs.replace(manifest, stated_licence=stated)
+        if check_licence:
+            require_spdx(manifest.licence)
+        return manifest
+
+    before = load_manifest(store).digest
+    amended = amend(store, licensed, make=list(MADE))
+    licence = amended.licence
     stale = (store / SIGNATURE).exists() and amended.digest != before
     if stale:
         say(f"{store}: its signature must be renewed: `softlabels sign`")

@@ -23,7 +23,6 @@ import numpy as np
 
 from softlabels.codecs import make_codec
 from softlabels.config import BuildConfig
-from softlabels.durable import sweep
 from softlabels.errors import ConfigError, CorpusError, PlanError
 from softlabels.interchange import IMPORTS, ForeignRow, reader_of
 from softlabels.progress import Reporter, Silent
@@ -40,7 +39,7 @@ from softlabels.store.manifest import (
     PlannedShard,
     Statistics,
 )
-from softlabels.store.plan import RowDigests, check_folder, load_plan, plan_shards, publish_plan
+from softlabels.store.plan import RowDigests, begun, plan_shards, publish_plan, sweep_left
 from softlabels.store.shard import Shard
 from softlabels.targets import SoftTargets, gaps_from_logp
 from softlabels.teachers import Teacher, TeacherOptions, open_teacher
@@ -114,11 +113,7 @@ def import_store(
         dictionary="none",
         **asdict(config),
     )  # the bounds of a build hold here, too
-    if out.exists():
-        sweep(out)
-    plan = load_plan(out)
-    if plan is None and out.is_dir() and any(out.iterdir()):
-        check_folder(out)
+    plan = begun(out, report.notice)
     if teacher is None:
         options = TeacherOptions(device="cpu", notice=report.notice)
         teacher = open_teacher(config.teacher, options)
@@ -130,6 +125,7 @@ def import_store(
     if plan is None:
         files = for_store(teacher.tokenizer.files())
         plan = publish_plan(out, identity, shards, files, shard_rows=config.shard_rows)
+        sweep_left(out, report.notice)
     if plan.identity != identity or plan.shard_rows != config.shard_rows:
         raise PlanError(
             f"{out}: was planned for another job than this import; run it as planned, or choose another --out"

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 
 import msgspec
 
-from softlabels.durable import TEMPORARY, publish
+from softlabels.durable import is_temporary, publish, sweep
 from softlabels.errors import FormatError, IntegrityError, PlanError
 from softlabels.rows import Cursor, InputRow
 from softlabels.store.claims import CLAIMS
@@ -22,6 +23,7 @@ from softlabels.store.records import (
     RECORD_LIMIT,
     canonical,
     check_file,
+    read_file,
     read_record,
     seal,
 )
@@ -30,15 +32,20 @@ from softlabels.store.shard import inputs_digest
 __all__ = [
     "PLAN",
     "RowDigests",
+    "begun",
     "check_folder",
     "load_plan",
     "plan_shards",
     "publish_named",
     "publish_plan",
     "read_plan",
+    "sweep_left",
 ]
 
 PLAN = "plan.json"
+BESIDE = ("tokenizer", "dictionaries")
+"""Folders of what is written before the plan."""
+FOLDERS = (*BESIDE, "data", "commits", CLAIMS)
 
 
 class RowDigests:
@@ -129,6 +136,7 @@ def publish_named(store: Path, plan: Plan, files: Mapping[str, bytes]) -> Plan:
             f"{store / PLAN}: {len(plan.shards)} shards make a plan of {len(content)} bytes, and readers refuse one of "
             f"more than {RECORD_LIMIT}; raise --shard-rows (now {plan.shard_rows})"
         )
+    check_folder(store, files)
     for name, data in files.items():
         if not publish(store / name, data):
             # A builder that died before its plan left this: same job, same bytes, or another job.
@@ -137,22 +145,74 @@ def publish_named(store: Path, plan: Plan, files: Mapping[str, bytes]) -> Plan:
     return read_record(store / PLAN, Plan)
 
 
-def check_folder(store: Path) -> None:
-    """Refuse a folder that holds something else than a build that has not published its plan.
+def begun(store: Path, notice: Callable[[str], None]) -> Plan | None:
+    """The plan of a folder that is to become a store; None: it has none yet, and nothing of anybody else's.
 
-    It died before, or it is another builder at work this moment.
+    Nothing is written, and nothing removed before a plan of ours says that the folder is ours.
+
+    Args:
+        notice: told of temporary files that were removed.
+
+    Raises:
+        PlanError: the folder holds something else.
+        IntegrityError: the plan, or a file beside it, is damaged.
+    """
+    plan = load_plan(store)
+    if plan is None:
+        check_folder(store)
+    else:
+        sweep_left(store, notice)
+    return plan
+
+
+def sweep_left(store: Path, notice: Callable[[str], None]) -> None:
+    """Remove the temporary files of dead builders from a folder in which our plan stands."""
+    for path in sweep(store):
+        notice(f"removed {path.name}, left by a builder that died")
+
+
+def check_folder(store: Path, files: Mapping[str, bytes] | None = None) -> None:
+    """Refuse a folder without a plan that holds anything but what builders leave that have no plan yet.
+
+    These are files beside the shards, with the bytes that we would write; temporary files; and empty folders. All
+    else is foreign, whatever its name: the names of our shards are those of other datasets, too.
+
+    Args:
+        files: what we would write beside the shards; None: not known yet, so that their content is not compared.
 
     Raises:
         PlanError: names what was found.
     """
-    ours = {"tokenizer", "data", "commits", "dictionaries", CLAIMS}
-    foreign = sorted(
-        p.name for p in store.iterdir() if p.name not in ours and not p.name.startswith(TEMPORARY)
-    )
-    if foreign and not (store / PLAN).exists():  # else another builder has just published it
-        raise PlanError(
-            f"{store}: is not empty and not a store (it holds {foreign[0]!r}); choose another --out"
-        )
+    if not store.is_dir():
+        return
+    for folder, folders, names in os.walk(store):
+        at = Path(folder)
+        top = [n for n in folders if at == store and n not in FOLDERS]
+        links = [n for n in folders if (at / n).is_symlink()]
+        for path in (at / n for n in [*names, *top, *links]):
+            if _left(store, path, files):
+                continue
+            if (store / PLAN).exists():
+                return  # another builder has just published it
+            name = path.relative_to(store).as_posix()
+            raise PlanError(
+                f"{store}: is not empty and not a store (it holds {name!r}); choose another --out"
+            )
+
+
+def _left(store: Path, path: Path, files: Mapping[str, bytes] | None) -> bool:
+    """Whether a file is such as a builder leaves that has no plan yet."""
+    if is_temporary(path.name):
+        return True
+    name = path.relative_to(store).as_posix()
+    if path.is_symlink() or name.partition("/")[0] not in BESIDE or "/" not in name:
+        return False
+    if files is None:
+        return True
+    try:
+        return name in files and read_file(path) == files[name]
+    except (IntegrityError, FileNotFoundError):
+        return False
 
 
 def check_beside(path: Path, data: bytes) -> None:

@@ -13,6 +13,7 @@ those can check it. Keys are ECDSA keys on P-256, P-384 or P-521, in PEM.
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -74,7 +75,7 @@ def sign_store(
             f"`softlabels verify {store}`"
         )
     if named is not None and named != manifest.release:
-        manifest = amend(store, _released(manifest, named))
+        manifest = amend(store, partial(_released, checked=manifest, release=named))
         data = canonical(manifest)
     with TemporaryDirectory() as folder:
         copy, signature = Path(folder, MANIFEST), Path(folder, SIGNATURE)
@@ -88,6 +89,10 @@ def sign_store(
     return manifest.release
 
 
-def _released(manifest: Manifest, release: Release) -> Manifest:
+def _released(manifest: Manifest, *, checked: Manifest, release: Release) -> Manifest:
+    if manifest.digest != checked.digest:
+        raise IntegrityError(
+            "its manifest changed while it was checked; nothing was signed, sign again"
+        )
     version = max(manifest.version, FORMAT_VERSION, key=minor_of)
     return msgspec.structs.replace(manifest, release=release, version=version)

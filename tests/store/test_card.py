@@ -162,7 +162,7 @@ def test_croissant_is_valid(corpus, tmp_path, profile):
     mlcroissant = pytest.importorskip("mlcroissant")
     store = tmp_path / "store"
     manifest = build_tiny(store, corpus, limit_rows=4, profile=profile, licence="CC-BY-4.0")
-    amend(store, manifest, make=list(MADE))
+    amend(store, lambda present: present, make=list(MADE))
     dataset = mlcroissant.Dataset(store / "croissant.json")  # raises what is invalid
     assert not dataset.metadata.ctx.issues.errors
     raw = json.loads((store / "croissant.json").read_text(encoding="utf-8"))

@@ -3,10 +3,11 @@
 The flow:
  1. read the manifest there, choose shards: those of the smallest digests first, so that a larger share contains
     a smaller one, and the same part is chosen by all who ask for it;
- 2. fetch them, then the files beside them, each into a temporary file that gets its name when its digest is right;
+ 2. refuse a folder that holds anything else, and mark it as ours: the marker is the manifest of what is coming;
+ 3. fetch them, then the files beside them, each into a temporary file that gets its name when its digest is right;
     a file that broke off is gone on with;
- 3. of a part: decode its shards, and write `part.json`;
- 4. the manifest, last. Until then the folder is no store, or the one of before.
+ 4. of a part: decode its shards, and write `part.json`;
+ 5. the manifest, last. Until then the folder is no store, or the one of before.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import BinaryIO
 
+from softlabels.durable import make_folder, publish, replace, sync_folder
 from softlabels.errors import ConfigError, IntegrityError, StoreError
 from softlabels.store.counting import Counting
 from softlabels.store.demand import Demand, read_vouched
@@ -40,6 +42,7 @@ from softlabels.store.records import (
     FORMAT_VERSION,
     RECORD_LIMIT,
     canonical,
+    read_record,
     seal,
 )
 from softlabels.store.remote.cache import CacheOptions
@@ -59,6 +62,8 @@ __all__ = ["pull"]
 
 COMING = ".tmp-pull-"
 """Begins the names of files that are not whole yet."""
+MARKER = f"{COMING}began.json"
+"""The manifest of what is coming, written first: until the store's own is there, it says which files are ours."""
 
 
 def pull(
@@ -100,9 +105,13 @@ def pull(
     if vouched.part is not None:
         raise IntegrityError(f"{url}: is only a part of a store; pull from where the whole is")
     wanted = _choose(manifest, share, rows)
+    _check_folder(folder, manifest)  # before anything is written there
     with _alone(folder):
         _check_folder(folder, manifest)
-        return _Receiver(origin, folder, manifest, vouched.data).receive(wanted, progress)
+        _mark(folder, vouched.data)
+        moved = _Receiver(origin, folder, manifest, vouched.data).receive(wanted, progress)
+        (folder / MARKER).unlink(missing_ok=True)
+        return moved
 
 
 def _choose(manifest: Manifest, share: float | None, rows: int | None) -> list[int]:
@@ -123,7 +132,7 @@ def _choose(manifest: Manifest, share: float | None, rows: int | None) -> list[i
 def _alone(folder: Path) -> Iterator[None]:
     """One pull into a folder at a time."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         path = folder / f"{COMING}lock"
         with path.open("ab") as lock:
             try:
@@ -142,21 +151,47 @@ def _alone(folder: Path) -> Iterator[None]:
 
 
 def _check_folder(folder: Path, manifest: Manifest) -> None:
-    """Refuse a folder of anything but an earlier pull of this store.
+    """Refuse a folder of anything but an earlier pull of this store; nothing is changed.
+
+    A file is ours if the store's manifest, or the marker of a pull that broke off, names it, or if it has the bytes
+    that would be fetched.
 
     Raises:
         IntegrityError: names what is there.
     """
-    if (folder / MANIFEST).exists():
-        check_grown(load_manifest(folder), manifest, folder)
+    if not folder.is_dir():
         return
-    known = {s.name for s in manifest.shards} | {*manifest.files, PLAN, PART, SIGNATURE}
-    known |= {commit_name(i) for i in range(len(manifest.shards))}
+    ours, coming, present = set[str](), _names_of(manifest), (folder / MANIFEST).exists()
+    if present:
+        old = load_manifest(folder)
+        check_grown(old, manifest, folder)
+        ours |= _names_of(old)
+    if (folder / MARKER).exists():
+        ours |= _names_of(read_record(folder / MARKER, Manifest))
+    recorded = {s.name: s.sha256 for s in manifest.shards}
+    recorded |= {name: record.sha256 for name, record in manifest.files.items()}
     for name in LocalFiles(folder).names() or []:
-        if name not in known and not name.rpartition("/")[2].startswith(COMING):
+        if name in ours or name.rpartition("/")[2].startswith(COMING):
+            continue
+        if present and name not in coming:
+            continue  # it is in nobody's way
+        if name not in recorded or _digest(folder / name) != recorded[name]:
             raise IntegrityError(
                 f"{folder / name}: is not of the store that is pulled; choose another folder"
             )
+
+
+def _names_of(manifest: Manifest) -> set[str]:
+    """All files of a store, and of a part of it."""
+    names = {s.name for s in manifest.shards} | {*manifest.files, MANIFEST, PLAN, PART, SIGNATURE}
+    return names | {commit_name(i) for i in range(len(manifest.shards))}
+
+
+def _mark(folder: Path, data: bytes) -> None:
+    """Say that the folder is ours, and which files are to come."""
+    path = folder / MARKER
+    if not publish(path, data) and path.read_bytes() != data:
+        replace(path, data)  # of an earlier pull, which `_check_folder` has read
 
 
 class _Receiver:
@@ -194,7 +229,8 @@ class _Receiver:
         if part is None:
             (self._folder / PART).unlink(missing_ok=True)
         for name in () if old is None else old.files.keys() - self._manifest.files.keys():
-            (self._folder / name).unlink(missing_ok=True)
+            if old and _digest(self._folder / name) == old.files[name].sha256:
+                (self._folder / name).unlink(missing_ok=True)
         return Transfer(
             digest=self._manifest.content_digest
             if part is None
@@ -212,7 +248,7 @@ class _Receiver:
         path = self._folder / file.name
         if _digest(path) == file.sha256:
             return
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         coming = path.with_name(f"{COMING}{path.name}-{file.sha256[:16]}")
         for _ in range(2):
             with coming.open("a+b") as sink:
@@ -225,6 +261,7 @@ class _Receiver:
                 os.fsync(sink.fileno())
             if (found := _digest(coming)) == file.sha256:
                 coming.replace(path)
+                sync_folder(path.parent)
                 self._note(file.name, file.bytes)
                 return
             coming.unlink()
@@ -276,13 +313,14 @@ class _Receiver:
         path = self._folder / name
         if path.exists() and path.read_bytes() == data:
             return
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         coming = path.with_name(f"{COMING}{path.name}")
         with coming.open("wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
         coming.replace(path)
+        sync_folder(path.parent)
         self._note(name, len(data))
 
     def _note(self, name: str, size: int) -> None:
