@@ -54,6 +54,15 @@ def _device(wanted: str) -> tuple[torch.device, str]:
         ) from e
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ConfigError(f"--device {wanted}: this machine has no CUDA device; use --device cpu")
+    try:
+        if device.type == "meta":
+            raise RuntimeError("it holds no numbers")
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as e:  # as each back-end has it
+        reason = (str(e).splitlines() or [""])[0]
+        raise ConfigError(
+            f"--device {wanted}: nothing can be computed there ({reason}); use --device cpu or auto"
+        ) from e
     return device, "asked for"
 
 

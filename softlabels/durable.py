@@ -35,6 +35,7 @@ __all__ = [
     "publish",
     "publish_link",
     "replace",
+    "sentence",
     "sweep",
     "sync_folder",
     "temporary_beside",
@@ -76,10 +77,19 @@ def explained(path: Path) -> Iterator[None]:
     except Exception as e:
         if isinstance(e, SoftLabelsError) or (number := error_number(e)) is None:
             raise
-        way_out = _WAYS_OUT.get(number, os.strerror(number) if number else str(e))
-        raise StoreError(
-            f"{path}: {way_out}, then run the same command again; what is finished is kept"
-        ) from e
+        raise StoreError(sentence(str(path), number, e)) from e
+
+
+def sentence(what: str, number: int, error: BaseException) -> str:
+    """What a failed system call means, and the way out.
+
+    Args:
+        what: it failed on.
+        number: of `error_number`.
+        error: as it was raised.
+    """
+    way_out = _WAYS_OUT.get(number, os.strerror(number) if number else str(error))
+    return f"{what}: {way_out}, then run the same command again; what is finished is kept"
 
 
 def error_number(error: BaseException) -> int | None:

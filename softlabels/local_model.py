@@ -11,13 +11,15 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from softlabels.errors import MissingExtraError, SoftLabelsError
 
-__all__ = ["LocalModel", "find_model", "load_weights", "offline_transformers"]
+__all__ = ["LocalModel", "find_model", "load_weights", "loading", "offline_transformers"]
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 WEIGHTS = ("*.safetensors", "*.bin")
@@ -122,12 +124,28 @@ def _cached(hub_id: str) -> tuple[Path | None, str]:
         return None, constants.HF_HUB_CACHE
 
 
+@contextmanager
+def loading(where: str, error: type[SoftLabelsError]) -> Iterator[None]:
+    """Whatever a library raises over a model's files, which may be torn or of any kind, as one sentence.
+
+    Raises:
+        SoftLabelsError: of class `error`, unless it was one already.
+    """
+    try:
+        yield
+    except (SoftLabelsError, MemoryError):
+        raise
+    except Exception as e:
+        said = str(e) if isinstance(e, OSError | ValueError) else f"{type(e).__name__}: {e}"
+        raise error(f"{where}: transformers cannot load it: {said}") from e
+
+
 def load_weights(loader: Any, model: LocalModel, *, dtype: Any, **settings: Any) -> Any:
     """Load a model by a class of transformers; one from GGUF as if it had never been quantised.
 
     Raises:
         MissingExtraError: GGUF needs libraries that are not installed.
-        OSError, ValueError, KeyError, RuntimeError: as transformers.
+        Exception: whatever transformers raises; see `loading`.
     """
     try:
         loaded = loader.from_pretrained(model.folder, dtype=dtype, **model.settings, **settings)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -12,6 +13,7 @@ from typing import Any, NoReturn
 
 import click
 
+from softlabels.durable import error_number, sentence
 from softlabels.errors import SoftLabelsError
 from softlabels.options import ALIASES_LINE, SETTINGS
 from softlabels.printable import for_terminal, printable
@@ -66,6 +68,11 @@ class Commands(click.Group):
         except SoftLabelsError as e:
             click.echo(f"error: {printable(str(e))}", err=True)
             ctx.exit(e.exit_code)
+        except Exception as e:
+            if (said := _in_words(e, ctx)) is None:
+                raise  # ours to mend: with its traceback
+            click.echo(f"error: {said}", err=True)
+            ctx.exit(1)
         except KeyboardInterrupt:
             click.echo(
                 "stopped: what was finished is kept; run the same command again to go on (a training run: add "
@@ -73,6 +80,19 @@ class Commands(click.Group):
                 err=True,
             )
             ctx.exit(INTERRUPTED)
+
+
+def _in_words(error: Exception, ctx: click.Context) -> str | None:
+    """The sentence of an error that the machine is to blame for, wherever it was raised; None: of any other.
+
+    What writes and reads says more (`durable.explained`); this is for what a library does on its own, and for what
+    nobody thought of.
+    """
+    number = error_number(error)
+    if number is None or number == errno.EPIPE:  # a reader that went away is click's to deal with
+        return None
+    named = getattr(error, "filename", None) or f"{ctx.command_path} {ctx.invoked_subcommand}"
+    return sentence(str(named), number, error)
 
 
 def _interrupt(signum: int, frame: types.FrameType | None) -> NoReturn:

@@ -17,6 +17,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from softlabels.devices import choose
 from softlabels.errors import ConfigError
 from trainers.students import Student
 
@@ -107,7 +108,7 @@ def sample(
     Yields:
         One sequence for each prompt, in order.
     """
-    where = torch.device(device)
+    where = choose(device, "float32").device
     model: Any = student.eval().to(where).model
     n, width = len(prompts), max(len(p) for p in prompts)
     ids = torch.zeros((n, width), dtype=torch.int64)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from softlabels.errors import ConfigError
+from softlabels.errors import ConfigError, RunError
 from softlabels.store.reader import Store
 
 __all__ = ["CAUSAL", "LOADERS", "Task", "check_pixels"]
@@ -47,9 +47,15 @@ class Task:
     @staticmethod
     def saved(domain: str, folder: Path) -> Task:
         """Of a student in a folder, whose configuration names its classes: `classes`, or as transformers does."""
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        names = config.get("id2label", {})
-        listed = config.get("classes") or [names[str(i)] for i in range(len(names))]
+        path = folder / "config.json"
+        try:
+            config = json.loads(path.read_text(encoding="utf-8"))
+            names = config.get("id2label", {})
+            listed = config.get("classes") or [names[str(i)] for i in range(len(names))]
+        except (OSError, ValueError, AttributeError, KeyError, TypeError) as e:
+            raise RunError(
+                f"{path}: not the configuration of a student ({e}); take another copy of {folder}"
+            ) from e
         classes = () if domain in TOKENS else tuple(listed)
         return Task(domain=domain, classes=classes)
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from softlabels.devices import choose
 from softlabels.errors import TeacherError
-from softlabels.local_model import find_model, load_weights, offline_transformers
+from softlabels.local_model import find_model, load_weights, loading, offline_transformers
 from softlabels.registry import without_folder
 from softlabels.rows import Row, pad_rows
 from softlabels.teachers import MIB, TeacherOptions
@@ -57,18 +57,16 @@ def load_hf(
         return load_hf_encoder(path, found, options, transformers, weights_sha256)
     choice = choose(options.device, options.dtype)
     options.notice(f"teacher: {choice.reason}")
-    try:
+    with loading(f"hf:{path}", TeacherError):
         model = load_weights(
             transformers.AutoModelForCausalLM,
             found,
             dtype=choice.dtype if found.gguf is None else torch.float32,
         )
         tokenizer = transformers.AutoTokenizer.from_pretrained(found.folder, **found.settings)
-    except (OSError, ValueError, KeyError) as e:
-        raise TeacherError(f"hf:{path}: transformers cannot load it: {e}") from e
-    if found.gguf is not None:
-        declared = _declared_pre_tokenizer(found.folder / found.gguf)
-        repair_pre_tokenizer(tokenizer, declared, options.notice)
+        if found.gguf is not None:
+            declared = _declared_pre_tokenizer(found.folder / found.gguf)
+            repair_pre_tokenizer(tokenizer, declared, options.notice)
     weights = found.weight_files if found.gguf is not None else weight_files(found.folder)
     source = HFSource(
         spec=without_folder(f"hf:{path}"),

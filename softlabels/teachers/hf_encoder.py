@@ -11,7 +11,7 @@ from torch import Tensor
 from softlabels.devices import choose
 from softlabels.domains.text import TextRow
 from softlabels.errors import TeacherError
-from softlabels.local_model import LocalModel
+from softlabels.local_model import LocalModel, loading
 from softlabels.registry import without_folder
 from softlabels.teachers import MIB, TeacherOptions
 from softlabels.teachers.encoder_tokenizer import EncoderTokenizer
@@ -47,16 +47,14 @@ def load_hf_encoder(
     choice = choose(options.device, options.dtype)
     options.notice(f"teacher: {choice.reason}")
     loader = getattr(transformers, HEADS[options.domain])
-    try:
+    with loading(f"hf:{path}", TeacherError):
         tokenizer = transformers.AutoTokenizer.from_pretrained(found.folder)
-        model, loading = loader.from_pretrained(
+        model, info = loader.from_pretrained(
             found.folder, dtype=choice.dtype, output_loading_info=True
         )
-    except (OSError, ValueError, KeyError, RuntimeError) as e:
-        raise TeacherError(f"hf:{path}: transformers cannot load it: {e}") from e
-    if loading["missing_keys"]:
+    if info["missing_keys"]:
         raise TeacherError(
-            f"hf:{path}: the folder has no weights for {sorted(loading['missing_keys'])[0]}, so a "
+            f"hf:{path}: the folder has no weights for {sorted(info['missing_keys'])[0]}, so a "
             f"{type(model).__name__} would guess at random; fine-tune it first, and give the folder of that model"
         )
     model = model.to(choice.device).eval()

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from softlabels.errors import TeacherError
-from softlabels.local_model import LocalModel
+from softlabels.local_model import LocalModel, loading
 from softlabels.registry import without_folder
 from softlabels.teachers import TeacherOptions
 from softlabels.teachers.vision import Model, VisionTeacher
@@ -36,15 +36,13 @@ def load_hf_vision(
             made.
     """
     spec = f"hf:{path}"
-    try:
-        model, loading = transformers.AutoModelForImageClassification.from_pretrained(
+    with loading(spec, TeacherError):
+        model, info = transformers.AutoModelForImageClassification.from_pretrained(
             found.folder, output_loading_info=True
         )
-    except (OSError, ValueError, KeyError, RuntimeError) as e:
-        raise TeacherError(f"{spec}: transformers cannot load it: {e}") from e
-    if loading["missing_keys"]:
+    if info["missing_keys"]:
         raise TeacherError(
-            f"{spec}: the folder has no weights for {sorted(loading['missing_keys'])[0]}, so a {type(model).__name__} "
+            f"{spec}: the folder has no weights for {sorted(info['missing_keys'])[0]}, so a {type(model).__name__} "
             "would guess at random; fine-tune it first, and give the folder of that model"
         )
     size, mean, std = _preprocessing(found.folder, spec)

@@ -13,6 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from softlabels.devices import choose
 from softlabels.errors import RunError
 from softlabels.rows import UNLABELLED, Row
 from softlabels.store.reader import Store
@@ -116,7 +117,7 @@ def measure(
     """
     check_vocab(student, store, where=str(store.path))
     check_context(student, store, where="the student")
-    where = torch.device(device)
+    where = choose(device, "float32").device
     was_training = student.training
     student.eval().to(where)
     head = replace(student.head(), compute_dtype=None)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from softlabels.errors import ConfigError
-from softlabels.local_model import find_model, load_weights, offline_transformers
+from softlabels.local_model import find_model, load_weights, loading, offline_transformers
 from trainers.students import Student
 from trainers.students.encoders import EncoderStudent, class_head, token_head
 from trainers.students.images import HFImageStudent, load_saved, saved_spec
@@ -105,12 +105,9 @@ def _load(argument: str, spec: str, *, seed: int, task: Task) -> tuple[Any, Path
         raise ConfigError(
             f"{where}: a GGUF file holds a causal LM; give the folder of a {task.domain} model"
         )
-    try:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            model = load_weights(loader, found, dtype=torch.float32, **task.settings)
-    except (OSError, ValueError, KeyError, RuntimeError) as e:
-        raise ConfigError(f"{where}: transformers cannot load it: {e}") from e
+    with loading(where, ConfigError), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = load_weights(loader, found, dtype=torch.float32, **task.settings)
     return model, found.folder
 
 

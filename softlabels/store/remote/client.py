@@ -19,7 +19,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
-from softlabels.errors import IntegrityError, RemoteError, SoftLabelsError
+from softlabels.errors import IntegrityError, MissingExtraError, RemoteError, SoftLabelsError
 from softlabels.store.files import Address
 from softlabels.store.records import RECORD_LIMIT
 from softlabels.store.remote.addresses import check_address, open_address, open_web
@@ -309,6 +309,8 @@ def _understood(error: Exception) -> tuple[str, str | None]:
         return error.reason, error.way_out
     if isinstance(error, SoftLabelsError | FileNotFoundError | Cancelled):
         raise error
+    if isinstance(error, ImportError):
+        raise MissingExtraError("obstore", "remote", "a store at an address") from error
     from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
 
     if not isinstance(error, BaseError) or isinstance(
