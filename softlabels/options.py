@@ -41,6 +41,7 @@ ALIASES = {
     "--seq-len": ("--max-length", "--max-seq-length"),
     "--lr": ("--learning-rate",),
     "--steps": ("--max-steps",),
+    "--epochs": ("--num-train-epochs",),
     "--warmup": ("--warmup-steps",),
     "--beta1": ("--adam-beta1",),
     "--beta2": ("--adam-beta2",),

@@ -63,13 +63,25 @@ def out_from(toml: Path | None, flag: Path | None) -> Path:
 
 
 def from_sources(
-    cls: type[C], toml: Path | None, flags: Mapping[str, Any], *, required: Sequence[str]
+    cls: type[C],
+    toml: Path | None,
+    flags: Mapping[str, Any],
+    *,
+    required: Sequence[str],
+    either: Sequence[tuple[str, str]] = (),
 ) -> C:
     """Flags over TOML over defaults; a flag that is None or empty was not given.
 
+    Args:
+        cls: the config's class.
+        toml: a file of its fields.
+        flags: values of its fields.
+        required: fields that must be given.
+        either: pairs of fields that say one thing in two ways; a flag for one also wins over a file's other.
+
     Raises:
-        ConfigError: unreadable TOML, an unknown key, a wrong type, a missing field, an impossible value; what is wrong
-            in the file is said with its name and the key.
+        ConfigError: unreadable TOML, an unknown key, a wrong type, a missing field, both fields of a pair, an impossible
+            value; what is wrong in the file is said with its name and the key.
     """
     known = list(cls.__dataclass_fields__)  # type: ignore[attr-defined]
     written = {} if toml is None else read_toml(toml)
@@ -79,7 +91,13 @@ def from_sources(
         meant = f"did you mean {near[0]!r}?" if near else f"known: {', '.join([OUT, *known])}"
         raise ConfigError(f"{toml}: unknown key {name!r}; {meant}")
     given = {k: v for k, v in flags.items() if v is not None and v != ()}
+    for one, other in [*either, *((b, a) for a, b in either)]:
+        if one in given:
+            written.pop(other, None)
     values = written | given
+    for one, other in either:
+        if one in values and other in values:
+            raise ConfigError(f"--{one} and --{other} say the same in two ways; give one")
     for name in required:
         if name not in values:
             flag = name.replace("_", "-")

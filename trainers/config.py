@@ -79,6 +79,9 @@ class RunConfig:
     """Share mixed in by the skewed losses."""
     steps: Schedule[int] = 1000
     """Optimiser steps of the whole run."""
+    epochs: Schedule[float | None] = None
+    """Passes over the store, in place of --steps; may be a fraction. With several stores, over the one that is passed
+    most often."""
     batch_size: Schedule[int] = 8
     """Rows in an optimiser step, over all processes together."""
     accumulate: Devices[int] = 1
@@ -176,6 +179,12 @@ class RunConfig:
             threads=1,
             seed=0,
         )
+        if self.epochs is not None and not 0 < self.epochs < 1e6:
+            raise ConfigError(
+                f"--epochs {self.epochs}: expected a number above 0, such as 3 or 0.5"
+            )
+        if self.epochs is not None and self.steps != RunConfig.steps:
+            raise ConfigError("--steps and --epochs say the same in two ways; give one")
         if self.batch_size % self.accumulate:
             raise ConfigError(
                 f"--accumulate {self.accumulate}: must divide --batch-size {self.batch_size}"
@@ -279,7 +288,7 @@ class RunConfig:
     @classmethod
     def from_sources(cls, toml: Path | None, flags: Mapping[str, Any]) -> RunConfig:
         """Flags over TOML over defaults; see `softlabels.settings`."""
-        return from_sources(cls, toml, flags, required=("store",))
+        return from_sources(cls, toml, flags, required=("store",), either=[("steps", "epochs")])
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as TOML would hold them."""

@@ -24,16 +24,17 @@ from trainers.evaluation.heldout import open_heldout
 from trainers.finished import provenance
 from trainers.json_file import write_json
 from trainers.kernels import apply_kernels
+from trainers.length import Length, in_steps
 from trainers.microbatches import split_batch
 from trainers.mixing import mixture_digest, open_stores
 from trainers.parallel import Ranks, joined
 from trainers.reporting import RunReporter, Silent
 from trainers.runs import check_same_run, mend_run, read_run, student_tokenizer
-from trainers.schedules import LossSchedule
+from trainers.schedules import LossSchedule, learning_rate
 from trainers.students import Student, check_tokenizer, check_vocab, make_student
 from trainers.students.context import check_context
 from trainers.tasks import Task
-from trainers.trainer import Trainer, learning_rate
+from trainers.trainer import Trainer
 from trainers.trust import trust_facts, trust_notices
 from trainers.vocabulary import renumbers, view_facts
 
@@ -80,6 +81,9 @@ def _train(
         cache=config.cache_options,
         demands=config.demands(),
     )
+    config, epochs = in_steps(config, stores)
+    if epochs is not None:
+        report.notice(epochs)
     store = stores[0][0]  # in what is asked of it below, all are alike
     loss = config.make_loss().on(store.manifest.identity.targets)
     for opened, _ in stores:
@@ -123,8 +127,10 @@ def _train(
         check_tokenizer(student.source, store, where=flag)
     tokenizer = student_tokenizer(store, report.notice)
     apply_kernels(config.kernels, student, choice.device)
+    length = Length.of(config, recorded)
     facts = {
         "config": config.to_dict(),
+        "length": length.to_dict(),
         "domain": store.manifest.identity.domain,
         "store_digest": mixture_digest(stores),
         "trust": trust_facts(config, [opened for opened, _ in stores]),
@@ -148,7 +154,17 @@ def _train(
             )
             ranks.from_first(lambda: forgetting.before(student))
         folder = Trainer(
-            config, run, stores, student, loss, choice, ranks, heldout, tokenizer, report
+            length.schedule(config),
+            run,
+            stores,
+            student,
+            loss,
+            choice,
+            ranks,
+            heldout,
+            tokenizer,
+            report,
+            length,
         ).train()
         if watched:
             for line in ranks.from_first(lambda: forgetting.after(folder)):

@@ -38,6 +38,8 @@ __all__ = [
 FREE = frozenset(
     {
         "store",
+        "steps",
+        "epochs",
         "key",
         "digest",
         "release",
@@ -60,7 +62,8 @@ FREE = frozenset(
         "dtype",
     }
 )
-"""What may change when a run goes on: where files lie, how often to log, save and evaluate, and on what to compute."""
+"""What may change when a run goes on: where files lie, how long it is (`length.py` has rules of its own), how often to
+log, save and evaluate, and on what to compute."""
 
 DEFAULTS = {f.name: f.default for f in fields(RunConfig) if f.default is not MISSING}
 

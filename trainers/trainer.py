@@ -6,7 +6,6 @@ head in chunks -> gradients, normalised by the positions of the whole step (`ste
 
 from __future__ import annotations
 
-import math
 import resource
 import sys
 import time
@@ -32,12 +31,13 @@ from trainers.ema import Ema
 from trainers.evaluation.evaluate import Evaluation
 from trainers.evaluation.heldout import HeldOut
 from trainers.finite import check_finite, is_finite, not_finite
+from trainers.length import Length
 from trainers.metrics import Metrics
 from trainers.mixing import Weight, make_stream
 from trainers.parallel import Ranks
 from trainers.reporting import RunReporter
 from trainers.runs import is_published, publish_student
-from trainers.schedules import LossSchedule
+from trainers.schedules import LossSchedule, learning_rate
 from trainers.shards import is_dealt_out, local, whole
 from trainers.step import Gradients
 from trainers.stopping import StopRequest
@@ -46,17 +46,7 @@ from trainers.students import Student
 from trainers.tasks import Task
 from trainers.vocabulary import write_dropped
 
-__all__ = ["Trainer", "learning_rate"]
-
-
-def learning_rate(step: int, config: RunConfig) -> float:
-    """Of the step numbered from 0: linear warm-up, then a cosine down to `min_lr` of the peak."""
-    warmup = config.warmup_steps
-    if step < warmup:
-        return config.lr * (step + 1) / warmup
-    progress = (step - warmup) / max(1, config.steps - warmup)
-    low = config.min_lr
-    return config.lr * (low + (1 - low) * 0.5 * (1 + math.cos(math.pi * progress)))
+__all__ = ["Trainer"]
 
 
 class Trainer:
@@ -74,7 +64,9 @@ class Trainer:
         heldout: Store | None,
         tokenizer: Mapping[str, bytes],
         report: RunReporter,
+        length: Length,
     ) -> None:
+        self.length = length
         self.config, self.run, self.loss, self.report = config, run, loss, report
         self.ranks, self.tokenizer = ranks, tokenizer
         self.task = Task.of(stores[0][0])
@@ -123,6 +115,8 @@ class Trainer:
         checkpoint = self.ranks.from_first(lambda: newest_intact(self.run, notice))
         if checkpoint is not None:
             self._resume(checkpoint)
+        self._settle_length()
+        if checkpoint is not None:
             if self._done:
                 return self._finish(taken=False)
             notice(f"resuming after step {self.step} from {checkpoint}")
@@ -143,6 +137,12 @@ class Trainer:
         self.stream.load_state_dict(loaded.stream)
         if self.heldout is not None and loaded.heldout is not None:
             self.heldout.load_state_dict(loaded.heldout, where=checkpoint)
+
+    def _settle_length(self) -> None:
+        """Refuse or record another length than the run had; see `length.py`."""
+        line = self.ranks.from_first(lambda: self.length.settle(self.run, self.config, self.step))
+        if line is not None:
+            self.report.notice(line)
 
     @property
     def _done(self) -> bool:

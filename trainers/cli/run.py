@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -72,15 +73,20 @@ def run_command(
     from trainers.evaluation.forgetting import read_forgetting
     from trainers.loop import train
     from trainers.parallel import is_first
+    from trainers.summary import read_config, summary_of, summary_text
     from trainers.vocabulary import read_dropped
 
+    begun = time.monotonic()
     with Bar(quiet=not is_first()) as bar:
-        folder = train(config, out, resume=resume, reporter=_RunBar(bar))
+        train(config, out, resume=resume, reporter=_RunBar(bar))
     if not is_first():
         return
-    result: dict[str, Any] = {"run": str(out), "student": str(folder)}
+    seconds = time.monotonic() - begun
+    result = summary_of(out)
+    text = summary_text(result, read_config(out), seconds)
+    result["seconds"] = seconds
     if config.vocab is not None:
         result |= read_dropped(out)
     if config.forgetting:
         result["forgetting"] = read_forgetting(out)
-    emit(result, f"student: {folder}", as_json=as_json)
+    emit(result, text, as_json=as_json)
