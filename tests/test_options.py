@@ -36,7 +36,8 @@ SAMPLES = {"integer": "3", "float": "0.25", "directory": "somewhere", "path": "s
 
 
 def help_of(command: click.Command) -> str:
-    return command.get_help(click.Context(command, info_name=command.name))
+    context = click.Context(command, info_name=command.name, **command.context_settings)
+    return command.get_help(context)
 
 
 def parsed(command: click.Command, *arguments: str) -> dict[str, object]:

@@ -111,8 +111,9 @@ class Length:
         new = learning_rate(taken, config)
         how = "lengthened" if self.steps > self.before else "shortened"
         return (
-            f"{how} from {self.before:,} to {self.steps:,} steps, after {taken:,}: warm-up stays at {self.warmup:,} "
-            f"steps, the schedules now end at step {self.steps:,}; the learning rate goes from {old:.3g} to {new:.3g}"
+            f"{how} from {self.before:,} to {self.steps:,} steps, after {taken:,}: warm-up ends at step "
+            f"{self.warmup:,} as before, the schedules now end at step {self.steps:,}; the learning rate goes from "
+            f"{old:.3g} to {new:.3g}"
         )
 
     def to_dict(self) -> dict[str, Any]:
