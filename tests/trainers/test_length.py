@@ -94,8 +94,8 @@ def test_a_finished_run_goes_on_to_a_later_end(ground, run):
     short = [learning_rate(s, config_of(ground)) for s in range(6)]
     assert rates(run) == pytest.approx(short + at_once[6:])
     assert told.change == (
-        "lengthened from 6 to 12 steps, after 6: warm-up ends at step 1 as before, the schedules now end at step 12; the "
-        f"learning rate goes from {short[5]:.3g} to {at_once[6]:.3g}"
+        "lengthened from 6 to 12 steps, after 6: warm-up ends at step 1 as before, the schedules now end at step "
+        f"12; the learning rate goes from {short[5]:.3g} to {at_once[6]:.3g}"
     )
     facts = json.loads((run / "run.json").read_text(encoding="utf-8"))
     assert facts["config"]["steps"] == 12
