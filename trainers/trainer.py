@@ -6,6 +6,7 @@ head in chunks -> gradients, normalised by the positions of the whole step (`ste
 
 from __future__ import annotations
 
+import math
 import resource
 import sys
 import time
