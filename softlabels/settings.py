@@ -80,8 +80,8 @@ def from_sources(
         either: pairs of fields that say one thing in two ways; a flag for one also wins over a file's other.
 
     Raises:
-        ConfigError: unreadable TOML, an unknown key, a wrong type, a missing field, both fields of a pair, an impossible
-            value; what is wrong in the file is said with its name and the key.
+        ConfigError: unreadable TOML, an unknown key, a wrong type, a missing field, both fields of a pair, an
+            impossible value; what is wrong in the file is said with its name and the key.
     """
     known = list(cls.__dataclass_fields__)  # type: ignore[attr-defined]
     written = {} if toml is None else read_toml(toml)
