@@ -270,6 +270,25 @@ def test_duckdb_snippet(stores, estimator):
 # -- README.md ------------------------------------------------------------------------------------
 
 
+def test_the_readme_s_own_loop(stores, tmp_path, monkeypatch):
+    """As printed, but for two steps; the student's weights move, and every name is there."""
+    pytest.importorskip("transformers")
+    (snippet,) = (
+        s
+        for s in re.findall(r"^```python\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+        if "open_store" in s
+    )
+    assert snippet.count("range(100)") == 1
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "store").symlink_to(stores["sampled"])
+    names: dict[str, Any] = {"__name__": "snippet"}
+    exec(compile(snippet.replace("range(100)", "range(2)"), "README.md", "exec"), names)
+    first = names["make_student"]("new:10M", seed=0, task=names["Task"].of(names["store"]))
+    before, after = (dict(s.named_parameters()) for s in (first, names["student"]))
+    assert names["step"] == 1
+    assert any(not before[n].equal(after[n]) for n in before)
+
+
 @pytest.mark.parametrize("library", ["transformers", "lightning"])
 @pytest.mark.filterwarnings("ignore:'pin_memory' argument:UserWarning")
 @pytest.mark.filterwarnings("ignore::UserWarning:lightning.*")
