@@ -1,20 +1,22 @@
-"""What a build would take, from a whole pass of the tokenizer and a small sample of the teacher.
+"""What a build would take, from the corpus' beginning and a small sample of the teacher.
 
 The flow:
  1. refuse what the build would refuse: another job's folder, an impossible estimator;
- 2. pack the whole corpus: rows, tokens and positions are counted, not estimated;
+ 2. pack the first 4 MB of the corpus, of each its share: if that is all, rows, tokens and positions are counted, else
+    what was counted is multiplied by how much larger all files are;
  3. teach and encode the first row, which warms the teacher up and gives the fixed size of a shard;
- 4. teach and encode up to 64 rows from the corpus' beginning and as many from its middle;
+ 4. teach and encode up to 64 rows from the beginning of what was packed and as many from its middle;
  5. scale to the whole corpus.
 
-Costs one tokenisation of the corpus and at most 129 rows of the teacher; writes nothing.
+Costs the tokenisation of 4 MB (2,048 views of images) and at most 129 rows of the teacher, however large the corpus is;
+writes nothing. Only a corpus of a kind that does not count its bytes is packed whole.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
@@ -23,9 +25,10 @@ from softlabels.build_rows import open_inputs, packed_rows
 from softlabels.codecs.codebook import Codebook
 from softlabels.config import BuildConfig
 from softlabels.corpora import Corpus
+from softlabels.corpora.beginning import beginnings, share_taken
 from softlabels.dictionary import given_dictionary
 from softlabels.estimators import make_estimator
-from softlabels.planning import check_same_job, survey
+from softlabels.planning import check_same_job, most_rows, survey
 from softlabels.progress import Reporter, Silent
 from softlabels.rows import Cursor, InputRow
 from softlabels.store.encoding import encode_shard
@@ -40,6 +43,10 @@ from softlabels.teachers.listing import check_listing
 
 __all__ = ["Estimate", "dry_run"]
 
+BEGINNING_BYTES = 4_000_000
+"""Of the corpus that is tokenised."""
+IMAGE_ROWS = 2048
+"""Views of images that are looked at."""
 SAMPLE_ROWS = 64
 """Rows of a part of the sample, at most; a shard's, if that is fewer."""
 
@@ -53,7 +60,8 @@ class Estimate:
     tokens: int
     positions: int
     shards: int
-    """All five are counted over the whole corpus."""
+    share: float
+    """Of the corpus, by bytes of its files, over which all five were counted; 1: they are exact."""
     data_bytes: int
     """Of all shards; estimated."""
     bytes_per_position: float
@@ -101,9 +109,11 @@ def dry_run(
     if plan is not None:
         check_same_job(plan, config, estimator, teacher, store)
     start = time.perf_counter()
-    identity, shards = survey(config, estimator, corpora, teacher, report)
-    tokenise_seconds = time.perf_counter() - start
+    few, corpora, share_of = _beginning(config, corpora)
+    identity, shards = survey(few, estimator, corpora, teacher, report)
     corpus = identity.corpus
+    share = share_of(corpus.rows)
+    tokenise_seconds = (time.perf_counter() - start) / share
 
     parts = _sample(config, shards, corpora, teacher, corpus.rows)
     first = parts[0][1][:1]
@@ -129,21 +139,46 @@ def dry_run(
             seconds += time.perf_counter() - start
             tokens += sum(r.size for r in rows)
     fixed, each = _line(sizes, positions)
-    data_bytes = round(fixed * len(shards) + each * corpus.positions)
+    all_rows, all_tokens = round(corpus.rows / share), round(corpus.tokens / share)
+    all_positions, all_shards = round(corpus.positions / share), -(-all_rows // config.shard_rows)
+    data_bytes = round(fixed * all_shards + each * all_positions)
     speed = tokens / seconds
     return Estimate(
-        documents=corpus.documents,
-        rows=corpus.rows,
-        tokens=corpus.tokens,
-        positions=corpus.positions,
-        shards=len(shards),
+        documents=round(corpus.documents / share),
+        rows=all_rows,
+        tokens=all_tokens,
+        positions=all_positions,
+        shards=all_shards,
+        share=share,
         data_bytes=data_bytes,
-        bytes_per_position=data_bytes / corpus.positions,
+        bytes_per_position=data_bytes / all_positions,
         sample_rows=sum(len(rows) for _, rows in sampled),
         tokens_per_second=speed,
         device=teacher.record.device,
-        hours=(corpus.tokens / speed + 2 * tokenise_seconds) / 3600,
+        hours=(all_tokens / speed + 2 * tokenise_seconds) / 3600,
     )
+
+
+def _beginning(
+    config: BuildConfig, corpora: Sequence[Corpus]
+) -> tuple[BuildConfig, Sequence[Corpus], Callable[[int], float]]:
+    """What to pack in the place of the whole, and, given the rows that it made, the share that they are."""
+    known = most_rows(config, corpora)
+    if config.of_images:
+        assert known is not None
+        few = min(known, IMAGE_ROWS)
+        return replace(config, limit_rows=few), corpora, lambda rows: rows / known
+    parts = beginnings(corpora, BEGINNING_BYTES)
+    if parts is None:
+        return config, corpora, lambda _: 1.0
+
+    def share(rows: int) -> float:
+        if rows == config.limit_rows:
+            return 1.0
+        taken = share_taken(parts)
+        return taken if config.limit_rows is None else max(taken, rows / config.limit_rows)
+
+    return config, parts, share
 
 
 def _dictionary(config: BuildConfig, identity: Identity) -> Codebook | None:

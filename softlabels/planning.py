@@ -40,7 +40,7 @@ from softlabels.store.plan import RowDigests, plan_shards, publish_plan
 from softlabels.teachers import Teacher
 from softlabels.tokenizer_files import for_store
 
-__all__ = ["check_same_job", "make_plan", "survey"]
+__all__ = ["check_same_job", "make_plan", "most_rows", "survey"]
 
 
 def make_plan(
@@ -94,7 +94,7 @@ def survey(
     digests = digests or RowDigests()
     tokens = 0
     progress = SurveyProgress(
-        report, corpora, counts, rows=_most_rows(config, corpora), passes=config.views
+        report, corpora, counts, rows=most_rows(config, corpora), passes=config.views
     )
 
     def watched() -> Iterator[tuple[Cursor, InputRow]]:
@@ -158,7 +158,7 @@ def survey(
     return identity, shards
 
 
-def _most_rows(config: BuildConfig, corpora: Sequence[Corpus]) -> int | None:
+def most_rows(config: BuildConfig, corpora: Sequence[Corpus]) -> int | None:
     """Rows of the whole job, if they can be told before the corpus was read."""
     if config.of_images:
         views = len(cast(ImageSource, corpora[0])) * config.views

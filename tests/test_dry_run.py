@@ -102,6 +102,61 @@ def test_it_refuses_what_the_build_would_refuse(corpus, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def write_large(folder, kind: str, megabytes: int) -> str:
+    """A corpus of so many hundred kB: one file, many files, or lines."""
+    folder.mkdir()
+    text = "".join(f"Sentence {i} of a long text, with words of its own. " for i in range(2000))
+    text = (text * 2)[:100_000] * megabytes
+    if kind == "one file":
+        (folder / "a.txt").write_text(text, encoding="utf-8")
+        return f"text:{folder}/a.txt"
+    if kind == "files":
+        for i in range(10 * megabytes):
+            (folder / f"{i:04}.txt").write_text(text[i * 10_000 :][:10_000], encoding="utf-8")
+        return f"text:{folder}/*.txt"
+    lines = [json.dumps({"text": text[i : i + 400]}) for i in range(0, len(text), 400)]
+    (folder / "a.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return f"jsonl:{folder}/a.jsonl"
+
+
+@pytest.mark.parametrize("kind", ["one file", "files", "lines"])
+def test_its_cost_does_not_grow_with_the_corpus(tmp_path, monkeypatch, kind):
+    """What is tokenised is the same of 0.2 MB and of 0.8 MB, and what is said of them is within a twentieth."""
+    monkeypatch.setattr("softlabels.dry_run.BEGINNING_BYTES", 60_000)
+    counted = []
+    for megabytes in (2, 8):
+        teacher, corpus = TinyTeacher(), write_large(tmp_path / str(megabytes), kind, megabytes)
+        letters = 0
+        encode = teacher.tokenizer.encode
+
+        def watched(text, encode=encode):
+            nonlocal letters
+            letters += len(text)
+            return encode(text)
+
+        monkeypatch.setattr(teacher.tokenizer, "encode", watched)
+        found = dry_run(config_of(corpus, seq_len=256), tmp_path / "out", teacher=teacher)
+        counted.append(letters)
+        assert 0.05 < found.share < 0.5
+        assert found.tokens == pytest.approx(megabytes * 100_000, rel=0.05)
+        assert found.shards == pytest.approx(found.rows / 8, abs=1)
+    assert max(counted) < 3 * 80_000
+    assert counted[1] == pytest.approx(counted[0], rel=0.1)
+
+
+def test_a_limit_of_rows_bounds_the_estimate(tmp_path, monkeypatch):
+    monkeypatch.setattr("softlabels.dry_run.BEGINNING_BYTES", 60_000)
+    corpus = write_large(tmp_path / "c", "files", 8)
+    for limit, rows, exact in ((50, 50, True), (1000, 1000, False), (10**6, 3200, False)):
+        found = dry_run(
+            config_of(corpus, seq_len=256, limit_rows=limit),
+            tmp_path / "out",
+            teacher=TinyTeacher(),
+        )
+        assert found.rows == pytest.approx(rows, rel=0.05)
+        assert (found.share == 1) is exact
+
+
 # -- the command ----------------------------------------------------------------------------------
 
 
@@ -123,7 +178,9 @@ def test_the_command_says_what_a_build_takes(command, tmp_path):
     text = command("--dry-run", "--price-per-hour", "2.5").stdout
     names = [line.split()[0] for line in text.splitlines()]
     assert names == ["corpus", "targets", "size", "speed", "time", "cost", "nothing"]
-    assert "at 2.5 an hour" in text
+    assert "at 2.5 USD an hour" in text
+    assert ", counted" in text
+    assert " EUR, at 0.5 EUR an hour" in command("--dry-run", "--price-per-hour", ".5 eur").stdout
     assert f"nothing was written to {tmp_path / 'out'}" in text
     assert "cost" not in command("--dry-run").stdout
 
@@ -131,12 +188,13 @@ def test_the_command_says_what_a_build_takes(command, tmp_path):
 def test_json(command, tmp_path):
     values = json.loads(command("--dry-run", "--json", "--price-per-hour", "3600").stdout)
     assert values["cost"] == pytest.approx(values["hours"] * 3600)
+    assert (values["currency"], values["share"]) == ("USD", 1)
     assert values["store"] == str(tmp_path / "out")
     assert values["bytes_per_position"] > 0
     assert json.loads(command("--dry-run", "--json").stdout)["cost"] is None
 
 
-@pytest.mark.parametrize("price", ["-1", "nan", "inf"])
+@pytest.mark.parametrize("price", ["-1", "nan", "inf", "two", "2 dollars"])
 def test_an_impossible_price(command, price):
     said = command("--dry-run", "--price-per-hour", price, exit_code=2).stderr
     assert "expected a number of 0 or more" in said

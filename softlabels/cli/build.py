@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import re
 import shlex
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -35,15 +35,15 @@ __all__ = ["build_command", "summary"]
 )
 @click.option(
     "--price-per-hour",
-    type=float,
-    help="Price of this machine per hour, in any currency; --dry-run says the cost.",
+    metavar="PRICE",
+    help="Price of this machine per hour, in USD, or in the currency that is named (2.50EUR); --dry-run says the cost.",
 )
 @json_option
 def build_command(
     config_file: Path | None,
     out: Path | None,
     dry_run: bool,
-    price_per_hour: float | None,
+    price_per_hour: str | None,
     as_json: bool,
     **flags: Any,
 ) -> None:
@@ -60,12 +60,11 @@ def build_command(
     """
     if price_per_hour is not None and not dry_run:
         raise ConfigError("--price-per-hour needs --dry-run")
-    if price_per_hour is not None and not 0 <= price_per_hour < math.inf:
-        raise ConfigError(f"--price-per-hour {price_per_hour:g}: expected a number of 0 or more")
+    price = None if price_per_hour is None else _price(price_per_hour)
     config = BuildConfig.from_sources(config_file, flags)
     out = out_from(config_file, out)
     if dry_run:
-        _dry_run(config, out, price_per_hour, as_json=as_json)
+        _dry_run(config, out, price, as_json=as_json)
         return
     from softlabels.build import build
 
@@ -113,23 +112,44 @@ def in_columns(lines: Mapping[str, str]) -> str:
     return "\n".join(f"{name:>{width}}  {value}" for name, value in lines.items())
 
 
-def _dry_run(config: BuildConfig, out: Path, price: float | None, *, as_json: bool) -> None:
+def _price(text: str) -> tuple[float, str]:
+    """A number, and the currency that it is in.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    parts = re.fullmatch(r"\s*(\d+(?:\.\d+)?|\.\d+)\s*([A-Za-z]{3})?\s*", text)
+    if parts is None:
+        raise ConfigError(
+            f"--price-per-hour {text}: expected a number of 0 or more, and perhaps a currency, e.g. 2.50 or 2.50EUR"
+        )
+    return float(parts[1]), (parts[2] or "USD").upper()
+
+
+def _dry_run(
+    config: BuildConfig, out: Path, price: tuple[float, str] | None, *, as_json: bool
+) -> None:
     from softlabels.dry_run import dry_run
 
     with Bar() as bar:
         e = dry_run(config, out, reporter=bar)
-    cost = None if price is None else e.hours * price
+    cost = None if price is None else e.hours * price[0]
+    counted = "counted" if e.share == 1 else f"estimated from the first {e.share:.1%} of its bytes"
     lines = {
-        "corpus": f"{e.documents:,} documents, {e.tokens:,} tokens in {e.rows:,} rows",
+        "corpus": f"{e.documents:,} documents, {e.tokens:,} tokens in {e.rows:,} rows, {counted}",
         "targets": f"{e.positions:,} positions in {e.shards:,} shards",
         "size": f"about {e.data_bytes / 1e6:,.1f} MB, {e.bytes_per_position:.1f} bytes a position",
         "speed": f"{e.tokens_per_second:,.0f} tokens/s on {e.device}, over {e.sample_rows:,} rows",
         "time": f"about {e.hours:,.2f} hours",
     }
-    if cost is not None:
-        lines["cost"] = f"about {cost:,.2f}, at {price:g} an hour"
+    if cost is not None and price is not None:
+        lines["cost"] = f"about {cost:,.2f} {price[1]}, at {price[0]:g} {price[1]} an hour"
     text = f"{in_columns(lines)}\nnothing was written to {out}"
-    emit({"store": str(out), **asdict(e), "cost": cost}, text, as_json=as_json)
+    emit(
+        {"store": str(out), **asdict(e), "cost": cost, "currency": price and price[1]},
+        text,
+        as_json=as_json,
+    )
 
 
 def summary(manifest: Manifest) -> dict[str, Any]:

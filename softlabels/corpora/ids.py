@@ -20,7 +20,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from softlabels.corpora import Document
+from softlabels.corpora import BytesRead, Document
 from softlabels.corpora.files import matches
 from softlabels.corpora.parquet import ROWS, column_of, split_column
 from softlabels.errors import CorpusError
@@ -38,6 +38,7 @@ class IdFiles:
         self.spec = f"ids:{argument}"
         pattern, self._column = split_column(argument)
         self.paths = matches(pattern, "ids")
+        self.read = BytesRead.of(self.paths)
         for path in self.paths:
             if path.suffix not in (".npy", ".parquet"):
                 raise CorpusError(f"{path}: expected .npy or .parquet")
@@ -59,8 +60,10 @@ class IdFiles:
             raise CorpusError(
                 f"{path}: holds {array.dtype} of shape {list(array.shape)}; expected whole numbers [L] or [D, L]"
             )
-        for number, line in enumerate(array[None] if array.ndim == 1 else array):
+        lines = array[None] if array.ndim == 1 else array
+        for number, line in enumerate(lines):
             yield _document(np.asarray(line), None, f"{path}:{number}")
+            self.read.done += array.nbytes // len(lines)
 
     def _parquet(self, path: Path) -> Iterator[Document]:
         file = pq.ParquetFile(path)
@@ -75,7 +78,7 @@ class IdFiles:
                 raise CorpusError(
                     f"{path}: column {name!r} is {kind}; expected lists of whole numbers"
                 )
-        number = 0
+        number, size = 0, path.stat().st_size / max(1, file.metadata.num_rows)
         for batch in file.iter_batches(batch_size=ROWS, columns=columns):
             of = [_lists(batch.column(name)) for name in columns]
             for values in zip(*of, strict=True):
@@ -85,6 +88,7 @@ class IdFiles:
                     raise CorpusError(f"{at}: holds a null; remove the row")
                 ids, *mask = (v.to_numpy(zero_copy_only=False) for v in values)
                 yield _document(ids, mask[0] if mask else None, at)
+            self.read.done += round(len(batch) * size)
 
 
 def _lists(column: Any) -> Iterator[Any]:
