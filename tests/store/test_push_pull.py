@@ -161,6 +161,13 @@ def test_racing_pushes_make_one_store(made, url, proxy):
     assert verify_store(url).problems == []
 
 
+def test_a_bucket_that_is_not_there_is_a_sentence(made, proxy):
+    with pytest.raises(
+        RemoteError, match=r"^s3://nowhere/x: there is no such bucket .*make it first"
+    ):
+        push(made, "s3://nowhere/x")
+
+
 # -- preconditions ----------------------------------------------------------------------------------
 
 

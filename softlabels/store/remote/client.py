@@ -216,7 +216,7 @@ class Client:
                     )
             return found
 
-        return self._patiently("", collect)
+        return self._in_bucket("", collect)
 
     # -- writing ----------------------------------------------------------------------------------
 
@@ -226,7 +226,7 @@ class Client:
         from obstore.exceptions import AlreadyExistsError
 
         try:
-            self._patiently(
+            self._in_bucket(
                 name,
                 lambda: obstore.put(self._store, name, content, mode="create", use_multipart=False),
             )
@@ -257,13 +257,22 @@ class Client:
         """Write a file, whole or not at all, in place of what is there; a large one in parts, each tried again."""
         import obstore
 
-        self._patiently(name, lambda: obstore.put(self._store, name, content))
+        self._in_bucket(name, lambda: obstore.put(self._store, name, content))
 
     def delete(self, name: str) -> None:
         """Remove a file."""
         import obstore
 
         self._patiently(name, lambda: obstore.delete(self._store, name))
+
+    def _in_bucket(self, name: str, action: Callable[[], T]) -> T:
+        """Do what only a missing bucket can make impossible."""
+        try:
+            return self._patiently(name, action)
+        except FileNotFoundError as e:
+            raise RemoteError(
+                f"{self.root}: there is no such bucket ({_reason(e)}); make it first, or check the address"
+            ) from e
 
     def _patiently(
         self, name: str, action: Callable[[], T], stop: threading.Event | None = None
