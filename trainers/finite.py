@@ -45,7 +45,7 @@ def not_finite(where: str, lr: float) -> RunError:
         lr: learning rate of that step.
     """
     return RunError(
-        f"{where}, at a learning rate of {lr:.3g}; nothing of that step is saved, and the last checkpoint is intact. "
+        f"{where}, at a learning rate of {lr:.3g}; nothing of that step is saved, and earlier checkpoints are intact. "
         "--resume would take the same steps again: begin again in another --out with a lower --lr, more --warmup, "
         "--clip 1 or --dtype float32"
     )

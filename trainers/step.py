@@ -18,6 +18,7 @@ from torch import nn
 from softlabels.devices import Choice
 from softlabels.errors import RunError, SoftLabelsError
 from trainers.config import RunConfig
+from trainers.finite import not_finite
 from trainers.gradients import DataParallel, GradientTree, Local, Sharded
 from trainers.losses import DistillLoss, LossOutput
 from trainers.microbatches import split_batch, widen
@@ -125,13 +126,16 @@ class Gradients:
         finally:
             module.reshard()
 
-    def compute(self, loss: DistillLoss, batch: Batch, step: int, *, stop: bool) -> StepOutput:
+    def compute(
+        self, loss: DistillLoss, batch: Batch, step: int, *, lr: float, stop: bool
+    ) -> StepOutput:
         """Forward and backward of this rank's part of a batch.
 
         Args:
             loss: of this step.
             batch: this rank's rows.
             step: its number, from 0.
+            lr: learning rate of the step.
             stop: whether this rank was asked to stop.
 
         Raises:
@@ -167,7 +171,7 @@ class Gradients:
         each = 1 + len(SUMS)
         loss_value, *sums = (_sum(v for t in told for v in t[i:-1:each]) for i in range(each))
         if not math.isfinite(loss_value):
-            self._refuse(batch, step, loss_value, [_sum(t[:-1:each]) for t in told])
+            raise self._refused(batch, step, lr, loss_value, [_sum(t[:-1:each]) for t in told])
         over = {
             "hard": labelled,
             "hard_part": labelled,
@@ -208,13 +212,12 @@ class Gradients:
         rank = f"rank {self._ranks.rank}: " if self._ranks.several else ""
         return f"{rank}step {step + 1}, rows {list(batch.rows)}"
 
-    def _refuse(self, batch: Batch, step: int, loss: float, by_rank: list[float]) -> None:
+    def _refused(
+        self, batch: Batch, step: int, lr: float, loss: float, by_rank: list[float]
+    ) -> RunError:
         guilty = next((r for r, v in enumerate(by_rank) if not math.isfinite(v)), 0)
         place = self._ranks.gather_objects(self._place(batch, step))[guilty]
-        raise RunError(
-            f"{place}: the loss is {loss}; lower --lr or use --dtype float32. The last checkpoint is intact: --resume "
-            "goes on from it"
-        )
+        return not_finite(f"{place}: the loss is {loss}", lr)
 
 
 def _sum(values: Iterator[float] | list[float]) -> float:

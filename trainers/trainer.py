@@ -275,7 +275,7 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         loss = self.loss.at(self.step)
-        out = self.gradients.compute(loss, batch, self.step, stop=stop.asked)
+        out = self.gradients.compute(loss, batch, self.step, lr=lr, stop=stop.asked)
         self.stopping = out.stop
         limit = self.config.clip or float("inf")
         norm = torch.nn.utils.clip_grad_norm_(self.student.parameters(), limit)

@@ -239,6 +239,21 @@ def test_nothing_is_left_when_writing_fails(ground, tmp_path, monkeypatch):
     assert left_over(tmp_path) == [".tmp-out", "out"]
 
 
+@pytest.mark.parametrize("sealed", [True, False], ids=["sealed", "of an earlier version"])
+def test_what_somebody_put_beside_a_student_is_not_exported(ground, tmp_path, sealed):
+    run = tmp_path / "run"
+    shutil.copytree(ground / "run-llama", run)
+    for name in ("notes.txt", "evil.py", "README.md"):
+        (run / "student" / name).write_text("mine")
+    if not sealed:
+        (run / "student" / "softlabels.json").unlink()
+    record = export(run, tmp_path / "out", config_of(ground))
+    expected = {"README.md", "config.json", "export.json", "generation_config.json"}
+    assert set(left_over(tmp_path / "out")) == expected | {"model.safetensors", "tokenizer.json"}
+    assert "mine" not in (tmp_path / "out" / "README.md").read_text()
+    assert set(record.files) == set(left_over(tmp_path / "out")) - {"export.json"}
+
+
 @pytest.mark.parametrize("which", ["student", "ema", "best"])
 def test_which_weights(ground, tmp_path, which):
     record = export(ground / "run-llama", tmp_path / "out", config_of(ground, weights=which))

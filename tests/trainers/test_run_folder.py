@@ -213,9 +213,9 @@ def poison(monkeypatch, step, where, value=float("nan")):
     compute, optimise, update = Gradients.compute, torch.optim.AdamW.step, Ema.update
     taken = 0
 
-    def gradients(self, loss, batch, at, *, stop):
+    def gradients(self, loss, batch, at, **more):
         nonlocal taken
-        out = compute(self, loss, batch, at, stop=stop)
+        out = compute(self, loss, batch, at, **more)
         taken = at + 1
         if where == "gradient" and taken == step:
             next(self._tree._parameters.__iter__()).grad[0, 0] = value
