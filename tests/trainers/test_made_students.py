@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -233,3 +234,17 @@ def test_positions_that_begin_after_the_padding_are_not_counted(tmp_path):
     task = Task(domain="masked-lm")
     assert context_of(make_student(roberta, seed=0, task=task).model) == 40
     assert context_of(torch.nn.Linear(1, 1)) is None
+
+
+# -- the page -------------------------------------------------------------------------------------
+
+
+def test_the_shapes_that_the_page_lists_are_those_that_are_made():
+    page = (Path(__file__).parents[2] / "docs/students.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\w+) \| (\d+) \| (\d+) \| (\d+) % \|$", page, re.MULTILINE)
+    assert len(rows) == 4
+    for size, width, depth, share in rows:
+        task = Task(vocab_size=49152, row_tokens=512)
+        shape = shape_of(parse_size(size, where=""), task, where="")
+        table = round(100 * 49152 * shape.width / shape.parameters)
+        assert (shape.width, shape.depth, table) == (int(width), int(depth), int(share))
