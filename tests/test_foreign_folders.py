@@ -1,0 +1,329 @@
+"""Nothing under a foreign folder changes: every command that has `--out`, or writes a folder, at folders of others.
+
+The list is generated from the two command trees: a command that is not in `INVOCATIONS` fails the first test.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import http.server
+import json
+import os
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import click
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from click.testing import CliRunner
+
+import softlabels.algebra.append
+import softlabels.build
+import softlabels.interchange.importing
+from softlabels.build import build
+from softlabels.cli import main as softlabels_main
+from softlabels.config import BuildConfig
+from softlabels.durable import publish
+from softlabels.errors import ConfigError, IntegrityError
+from softlabels.processes import this_process
+from softlabels.store.remote.pull import MARKER, pull
+from softlabels.store.verify import verify_store
+from tests.fakes import TinyTeacher, build_tiny, write_corpus
+from trainers.cli import main as trainers_main
+from trainers.config import RunConfig
+from trainers.loop import train
+
+MAINS = {"softlabels": softlabels_main, "softtrain": trainers_main}
+PULL = "softlabels pull"
+"""Writes a folder that is an argument of it."""
+STUDENT = {
+    "model_type": "llama",
+    "architectures": ["LlamaForCausalLM"],
+    "vocab_size": 300,
+    "hidden_size": 8,
+    "intermediate_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 1,
+    "num_key_value_heads": 1,
+    "head_dim": 8,
+    "max_position_embeddings": 128,
+    "tie_word_embeddings": True,
+}
+
+
+def commands(main: click.Command, name: str) -> Iterator[tuple[str, click.Command]]:
+    """Every command of a tree, by its words."""
+    if isinstance(main, click.Group):
+        context = click.Context(main)
+        for child in main.list_commands(context):
+            command = main.get_command(context, child)
+            assert command is not None
+            yield from commands(command, f"{name} {child}")
+    else:
+        yield name, main
+
+
+def has_out(command: click.Command) -> bool:
+    return any("--out" in p.opts for p in command.params if isinstance(p, click.Option))
+
+
+WRITERS = sorted(
+    name
+    for program, main in MAINS.items()
+    for name, command in commands(main, program)
+    if has_out(command) or name == PULL
+)
+
+
+@pytest.fixture(scope="module")
+def ground(tmp_path_factory):
+    """Two stores, a run, a sampled store's corpus, a file to import."""
+    folder = tmp_path_factory.mktemp("ground")
+    corpus = write_corpus(folder / "corpus")
+    build_tiny(folder / "store", corpus)
+    build_tiny(folder / "other", write_corpus(folder / "texts", documents=1, repeat=1))
+    (folder / "student.json").write_text(json.dumps(STUDENT))
+    config = RunConfig(
+        store=str(folder / "store"),
+        student=f"hf-config:{folder / 'student.json'}",
+        steps=1,
+        batch_size=2,
+        dtype="float32",
+    )
+    train(config, folder / "run")
+    ids = np.tile(np.arange(4), (2, 5, 1))
+    np.savez(
+        folder / "foreign.npz",
+        input_ids=np.ones((2, 5), np.int64),
+        ids=ids,
+        logp=np.full(ids.shape, -2.0, np.float32),
+    )
+    (folder / "prompts.jsonl").write_text('{"text": "It was"}\n')
+    (folder / "corpus-spec").write_text(corpus)
+    return folder
+
+
+INVOCATIONS: dict[str, Callable[[Path], list[str]]] = {
+    "softlabels append": lambda g: [
+        *("append", f"{g}/store", "--teacher", "hf:x"),
+        *("--corpus", f"text:{g}/texts/*.txt"),
+    ],
+    "softlabels build": lambda g: [
+        *("build", "--teacher", "hf:x", "--corpus", (g / "corpus-spec").read_text()),
+        *("--seq-len", "48", "--estimator", "topk", "--k", "4"),
+    ],
+    "softlabels convert": lambda g: ["convert", f"{g}/store", "--profile", "packed"],
+    "softlabels demo": lambda _: ["demo"],
+    "softlabels export": lambda g: ["export", f"{g}/store", "topk"],
+    "softlabels import": lambda g: ["import", "arrays", f"{g}/foreign.npz", "--teacher", "hf:x"],
+    "softlabels merge": lambda g: ["merge", f"{g}/store", f"{g}/other"],
+    "softlabels report": lambda g: ["report", f"{g}/store"],
+    "softlabels subset": lambda g: ["subset", f"{g}/store", "--first", "2"],
+    "softlabels view": lambda g: ["view", f"{g}/store", "--vocab", "trim:280"],
+    PULL: lambda _: ["pull", "URL"],
+    "softtrain export": lambda g: [
+        *("export", f"{g}/run", "--heldout", f"{g}/other", "--format", "safetensors"),
+    ],
+    "softtrain generate": lambda g: ["generate", f"{g}/run", "--prompts", f"{g}/prompts.jsonl"],
+    "softtrain report": lambda g: ["report", f"{g}/run", "--store", f"{g}/other"],
+    "softtrain run": lambda g: [
+        *("run", "--store", f"{g}/store", "--student", f"hf-config:{g}/student.json"),
+        *("--steps", "1", "--batch-size", "2", "--resume"),
+    ],
+    "softtrain student": lambda g: ["student", f"hf-config:{g}/student.json"],
+}
+"""A valid call of each, but for `--out`."""
+FILES = {
+    "softlabels export": "theirs.parquet",
+    "softlabels report": "theirs.html",
+    "softtrain generate": "theirs.jsonl",
+    "softtrain report": "theirs.html",
+}
+"""Their `--out` is a file, of such a name."""
+
+UNTRIED = {"softlabels demo", "softtrain generate"}
+"""Minutes with the real teacher; a tokenizer that is more than bytes."""
+
+SHAPES = {
+    "a dataset": ["data/train-00000-of-00001.parquet", "README.md"],
+    "a data file": ["data/train-00000-of-00001.parquet"],
+    "a record": ["commits/00000.json"],
+    "a tokenizer": ["tokenizer/tokenizer.json"],
+    "a dictionary": ["dictionaries/00000.bin"],
+    "a claim": ["claims/00000-0.json"],
+    "a card": ["README.md"],
+    "a manifest": ["manifest.json"],
+    "a student": ["student/model.safetensors", "student/config.json"],
+    "a model": ["model.safetensors", "config.json"],
+    "a checkpoint": ["checkpoints/step-00000001/state.safetensors", "metrics.jsonl"],
+    "a run": ["run.json"],
+    "temporary files": [".tmp-x", ".tmp-pull-x", "data/.tmp-x"],
+    "a checkout": [".git/HEAD", ".gitignore", "src/main.py"],
+    "a file": [""],
+}
+
+
+def plant(out: Path, shape: str) -> None:
+    """Make a foreign folder, a day and more old."""
+    for name in SHAPES[shape]:
+        path = out / name if name else out
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(f"{name}, which nobody else has a copy of\n".encode())
+    for path in [out, *out.rglob("*")]:
+        os.utime(path, (1_000_000_000, 1_000_000_000))
+
+
+def snapshot(out: Path) -> dict[str, tuple[bytes, int]]:
+    """Path, bytes and time of every file and folder."""
+    return {
+        path.relative_to(out).as_posix(): (
+            path.read_bytes() if path.is_file() else b"",
+            path.lstat().st_mtime_ns,
+        )
+        for path in [out, *out.rglob("*")]
+    }
+
+
+def test_every_command_that_writes_is_tried():
+    assert set(INVOCATIONS) == set(WRITERS)
+
+
+@pytest.fixture(scope="module")
+def served(ground):
+    """The store at an address."""
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_args):
+            pass
+
+    handler = functools.partial(Quiet, directory=str(ground / "store"))
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_address[1]}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.fixture
+def _teacher(monkeypatch):
+    """The commands' teacher is at hand."""
+    for module, name in (
+        (softlabels.build, "open_teachers"),
+        (softlabels.algebra.append, "open_teachers"),
+        (softlabels.interchange.importing, "open_teacher"),
+    ):
+        monkeypatch.setattr(module, name, lambda *_args, **_options: TinyTeacher())
+
+
+def invoke(name: str, ground: Path, out: Path, request):
+    program, _ = name.split(" ")
+    if name == PULL:
+        arguments = ["pull", request.getfixturevalue("served"), str(out)]
+    else:
+        arguments = [*INVOCATIONS[name](ground), "--out", str(out)]
+    return CliRunner().invoke(MAINS[program], arguments)
+
+
+@pytest.mark.parametrize("name", sorted({*WRITERS} - UNTRIED))
+@pytest.mark.usefixtures("_teacher")
+def test_each_call_is_a_valid_one(ground, tmp_path, name, request):
+    """Otherwise the next test would show nothing."""
+    out = tmp_path / FILES.get(name, "theirs")
+    result = invoke(name, ground, out, request)
+    assert result.exit_code == 0, result.output
+    assert out.exists()
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("name", WRITERS)
+@pytest.mark.usefixtures("_teacher")
+def test_nothing_under_a_foreign_folder_changes(ground, tmp_path, name, shape, request):
+    out = tmp_path / FILES.get(name, "theirs")
+    plant(out, shape)
+    before, around = snapshot(out), sorted(tmp_path.iterdir())
+    result = invoke(name, ground, out, request)
+    assert snapshot(out) == before
+    assert sorted(tmp_path.iterdir()) == around
+    assert result.exit_code != 0, result.output
+    assert isinstance(result.exception, SystemExit), result.exception
+    assert str(out) in result.stderr
+
+
+# -- a store and the files that it is made from ---------------------------------------------------
+
+
+def config(corpus: str) -> BuildConfig:
+    return BuildConfig(teacher="hf:x", corpus=(corpus,), estimator="topk", k=4, seq_len=48)
+
+
+def test_a_store_is_not_built_over_the_dataset_that_it_is_made_from(tmp_path):
+    out = tmp_path / "dataset"
+    (out / "data").mkdir(parents=True)
+    file = out / "data" / "train-00000-of-00001.parquet"
+    pq.write_table(pa.table({"text": ["It was the best of times"]}), file)
+    before = snapshot(out)
+    with pytest.raises(ConfigError, match="holds a file of --corpus"):
+        build(config(f"parquet:{out}/data/*.parquet"), out, teacher=TinyTeacher())
+    assert snapshot(out) == before
+
+
+@pytest.mark.parametrize(
+    ("pattern", "refused"),
+    [
+        ("**/*", True),
+        ("**/*.txt", True),
+        ("*/tokenizer/*", True),
+        ("*.txt", False),
+        ("*/*.txt", False),
+    ],
+)
+def test_a_corpus_that_would_take_in_the_stores_own_files_is_refused(tmp_path, pattern, refused):
+    for name in ("a.txt", "text/0.txt", "text/tokenizer/b.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(f"It was the best of times, said {name}. " * 9)
+    job, out = config(f"text:{tmp_path}/{pattern}"), tmp_path / "store"
+    if refused:
+        with pytest.raises(ConfigError, match="would take in the store's own"):
+            build(job, out, teacher=TinyTeacher())
+        assert not out.exists()
+    else:
+        build(job, out, teacher=TinyTeacher())
+
+
+# -- what a builder of ours left before its plan --------------------------------------------------
+
+
+def test_a_build_that_died_before_its_plan_goes_on(tmp_path):
+    corpus, out = write_corpus(tmp_path / "corpus"), tmp_path / "out"
+    publish(out / "tokenizer" / "tokenizer.json", TinyTeacher().tokenizer.files()["tokenizer.json"])
+    dead = dataclasses.replace(this_process(), started="1")
+    left = out / "tokenizer" / f".tmp-{dead}-0a1b2c3d-vocab.json"
+    left.write_bytes(b"half")
+    (out / "data").mkdir()
+    build(config(corpus), out, teacher=TinyTeacher())
+    assert not left.exists()
+    assert verify_store(out).problems == []
+
+
+def test_a_pull_that_died_goes_on_and_takes_over_only_what_it_brought(ground, served, tmp_path):
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    pull(served, whole)
+    assert not list(whole.glob(".tmp-*"))
+    manifest = (whole / "manifest.json").read_bytes()
+    shard = next((whole / "data").iterdir()).relative_to(whole)
+    for name, data in ((MARKER, manifest), (str(shard), b"torn")):
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        (out / name).write_bytes(data)
+    pull(served, out)
+    assert verify_store(out).problems == []
+    (tmp_path / "bare").mkdir()
+    (tmp_path / "bare" / shard).parent.mkdir()
+    (tmp_path / "bare" / shard).write_bytes(b"torn")  # by whom, nothing says
+    with pytest.raises(IntegrityError, match="is not of the store that is pulled"):
+        pull(served, tmp_path / "bare")
