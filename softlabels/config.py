@@ -9,8 +9,7 @@ from typing import Annotated, Any, TypeVar
 
 from softlabels.errors import ConfigError
 from softlabels.settings import Group, check_at_least, from_sources
-from softlabels.store.identity import LARGEST_VIEW
-from softlabels.store.manifest import ROWS_LIMIT
+from softlabels.store.identity import LARGEST_VIEW, ROWS_LIMIT
 
 __all__ = ["BuildConfig"]
 T = TypeVar("T")

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from softlabels.errors import ConfigError
 from softlabels.settings import Group, check_at_least, from_sources
-from softlabels.store.demand import Demand, demands_for
 from softlabels.store.remote.cache import CacheOptions
 
 if TYPE_CHECKING:
+    from softlabels.store.demand import Demand
     from trainers.schedules import LossSchedule
 
 __all__ = ["RunConfig"]
@@ -233,6 +233,8 @@ class RunConfig:
         Raises:
             ConfigError: not one for each store, or no such digest or release.
         """
+        from softlabels.store.demand import demands_for  # numpy, which --help can do without
+
         stores = 1 if isinstance(self.store, str) else len(self.store)
         return demands_for(stores, key=self.key, digest=self.digest, release=self.release)
 

@@ -13,6 +13,7 @@ __all__ = [
     "LARGEST_VIEW",
     "OPEN_PARTS",
     "OPEN_TARGETS",
+    "ROWS_LIMIT",
     "CorpusRecord",
     "Count",
     "EncodingRecord",
@@ -34,6 +35,8 @@ __all__ = [
 LARGEST = 2**53
 """No count is larger: JSON readers that hold numbers as doubles read it exactly, and sums fit int64."""
 
+ROWS_LIMIT = 2**22
+"""Rows of a shard, at most: each becomes an object, and the order of a block's rows is held in memory."""
 LARGEST_VIEW = 4096
 """Pixels of a side of an image's view: one takes 48 MiB, and 192 MiB as a model is fed it."""
 

@@ -10,14 +10,22 @@ from typing import Any
 from softlabels.errors import FormatError, IntegrityError
 from softlabels.store.certificate import Estimate, Fidelity, FidelityAt, LogProbError, SampleCheck
 from softlabels.store.files import Address, LocalFiles, StoreFiles
-from softlabels.store.identity import OPEN_PARTS, Count, Identity, Name, Number, Positive, Sha256
+from softlabels.store.identity import (
+    OPEN_PARTS,
+    ROWS_LIMIT,
+    Count,
+    Identity,
+    Name,
+    Number,
+    Positive,
+    Sha256,
+)
 from softlabels.store.records import Record, canonical, parse_raw
 from softlabels.store.release import Release
 from softlabels.targets import LARGEST_GRID
 
 __all__ = [
     "MANIFEST",
-    "ROWS_LIMIT",
     "SIGNATURE",
     "Commit",
     "CostRecord",
@@ -47,8 +55,6 @@ SIGNATURE = f"{MANIFEST}.sig"
 """Of the manifest's bytes, if somebody has signed them."""
 
 
-ROWS_LIMIT = 2**22
-"""Rows of a shard, at most: each becomes an object, and the order of a block's rows is held in memory."""
 ROWS_ALWAYS, ROWS_PER_BYTE = 2**16, 64
 """A shard of more rows has a byte for each so many of them. Real ones have a byte and more for each; images of one
 label without targets, in the profile `packed`, were measured at 9 rows a byte."""

@@ -14,7 +14,8 @@ import pytest
 from softlabels import open_store
 from softlabels.config import BuildConfig
 from softlabels.errors import ConfigError, FormatError
-from softlabels.store.manifest import MANIFEST, ROWS_LIMIT, load_manifest
+from softlabels.store.identity import ROWS_LIMIT
+from softlabels.store.manifest import MANIFEST, load_manifest
 from tests.fakes import build_tiny, write_corpus
 from tests.store.made_up import write_sealed
 
