@@ -88,6 +88,8 @@ class BuildConfig:
     """Where targets are, for `masked-lm`: `masked`, at the hidden tokens (default), or `attended`, at all tokens."""
     hidden: Targets[str | None] = None
     """Keep the teacher's last hidden states as well, as `int8` or `float16`, for `masked-lm`."""
+    position_summary: Targets[bool] = True
+    """Keep the label's exact log-probability, the teacher's entropy and its likeliest id: up to 3 bytes a position."""
     views: Views[int] = 1
     """Masked views of each text, or augmented views of each image."""
     skip_empty: Corpus[bool] = False

@@ -159,6 +159,8 @@ def config_options(cls: type) -> Callable[[F], F]:
             flag = "--" + field.name.replace("_", "-")
             text = helps[field.name].rstrip(".")
             default = field.default
+            if default is True:
+                flag, default = f"{flag}/--no-{flag.removeprefix('--')}", "on"
             given = default is not None and default is not False and default != ()
             if default is not dataclasses.MISSING and given:
                 shown = (

@@ -33,10 +33,12 @@ from softlabels.store.identity import (
     EncodingRecord,
     HiddenRecord,
     Identity,
+    SummaryRecord,
     TargetRecord,
 )
 from softlabels.store.manifest import Plan, PlannedShard
 from softlabels.store.plan import RowDigests, plan_shards, publish_plan
+from softlabels.store.summary import summary_record
 from softlabels.teachers import Teacher
 from softlabels.tokenizer_files import for_store
 
@@ -146,6 +148,7 @@ def survey(
         images=None
         if not config.of_images
         else image_record(config, *images_of(corpora, teacher), sum(s.rows for s in shards)),
+        summary=_summary(config, teacher),
     )
     for what, n in (
         ("empty", counts.skipped_empty),
@@ -182,6 +185,10 @@ def _hidden(config: BuildConfig, teacher: Teacher) -> HiddenRecord | None:
         )
     codec = HIDDEN_CODECS[config.hidden]
     return HiddenRecord(values=config.hidden, width=width, error=codec.error)
+
+
+def _summary(config: BuildConfig, teacher: Teacher) -> SummaryRecord | None:
+    return summary_record(teacher.record.vocab_size) if config.position_summary else None
 
 
 def _target_record(config: BuildConfig, estimator: Estimator) -> TargetRecord:
@@ -266,6 +273,13 @@ def check_same_job(
     if config.dictionary == "none" and identity.encoding.dictionary_shards is not None:
         raise PlanError(
             f"{store}: was planned with a dictionary, this build has --dictionary none; run it as planned, or choose "
+            "another --out"
+        )
+    if config.position_summary == (identity.summary is None):
+        planned_with = "without" if identity.summary is None else "with"
+        flag = f"--{'no-' if identity.summary is None else ''}position-summary"
+        raise PlanError(
+            f"{store}: was planned {planned_with} summaries of positions; run it with {flag}, as planned, or choose "
             "another --out"
         )
     for part, fields in asked.items():

@@ -10,17 +10,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from decimal import ROUND_CEILING, Decimal, InvalidOperation
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from softlabels.errors import ConfigError
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-__all__ = ["PositionRule", "entropies"]
+__all__ = ["PositionRule"]
 
 RULES = ("random", "entropy")
 DECIMALS = 12
@@ -84,21 +80,3 @@ class PositionRule:
         soft = np.zeros(n, np.bool_)
         soft[np.argsort(-entropy, kind="stable")[:count]] = True  # stable: of equals the first
         return soft
-
-
-def entropies(logits: Tensor) -> npt.NDArray[Any]:
-    """The teacher's entropies `[n] float32` at T=1, nats, of `logits [n, V] float32`, which are left as they are.
-
-    With y = z - max(z) and R the sum of e^y over all ids but the largest it is
-    log(1 + R) - sum(e^y y) / (1 + R): neither term is negative and R is never added to 1 before its logarithm is
-    taken, so a certain teacher's small entropy keeps its digits. Summed in float64 and rounded, so that equal
-    logits are equal in whatever chunk they came.
-    """
-    import torch
-
-    largest, at = logits.max(dim=1, keepdim=True)
-    y = logits - largest
-    mass = y.exp().scatter_(1, at, 0.0)
-    rest = mass.sum(dim=1, dtype=torch.float64)
-    spread = mass.mul_(y).sum(dim=1, dtype=torch.float64)
-    return (rest.log1p() - spread / (1.0 + rest)).float().cpu().numpy()

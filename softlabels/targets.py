@@ -31,6 +31,7 @@ import numpy as np
 import numpy.typing as npt
 
 from softlabels.errors import PairingError, TargetError
+from softlabels.summary import Summary
 
 __all__ = ["LARGEST_GRID", "UNBIASED", "SoftTargets", "gaps_from_logp"]
 
@@ -72,6 +73,9 @@ class SoftTargets:
     """What the kept set is: `topk`, `sampled`, …"""
     hidden: Float32 | None = None
     """`[N, D] float32`: what the teacher's last layer gave, where a store keeps it."""
+    summary: Summary | None = None
+    """Of each position what the teacher's whole distribution says, where a store keeps it; of positions without a
+    soft target, too."""
 
     def __post_init__(self) -> None:
         shape = self.ids.shape
@@ -89,6 +93,8 @@ class SoftTargets:
             raise TargetError(
                 f"targets: hidden is {self.hidden.shape}, expected [N, D] with N = {shape[0]}"
             )
+        if self.summary is not None and self.summary.n != shape[0]:
+            raise TargetError(f"targets: summary is of {self.summary.n} positions, not {shape[0]}")
 
     # -- checking ---------------------------------------------------------------------------------
 
@@ -100,6 +106,8 @@ class SoftTargets:
         """
         if self.n == 0:
             return
+        if self.summary is not None:
+            self.summary.validate(self.vocab_size, where=where)
         hard: npt.NDArray[np.bool_] = np.asarray(np.isposinf(self.log_odds).all(axis=1))
         if hard.any():
             hard &= ~self.soft
@@ -240,7 +248,7 @@ class SoftTargets:
     # -- changing ---------------------------------------------------------------------------------
 
     def hard_label_only(self, where: npt.NDArray[np.bool_]) -> SoftTargets:
-        """The same targets, without what is known at the positions `where [N]`."""
+        """The same targets, without distributions at the positions `where [N]`; their summary stays."""
         return replace(
             self,
             gaps=np.where(where[:, None], np.float32(np.inf), self.gaps),
@@ -258,6 +266,7 @@ class SoftTargets:
             vocab_size=self.vocab_size,
             estimator=self.estimator,
             hidden=None if self.hidden is None else self.hidden[index],
+            summary=None if self.summary is None else self.summary[index],
         )
 
     @staticmethod
@@ -265,16 +274,19 @@ class SoftTargets:
         """Stack positions; a shorter kept set is padded by repeating its first id, marked not kept.
 
         Raises:
-            TargetError: the parts differ in grid, vocabulary, estimator or width of hidden states.
+            TargetError: the parts differ in grid, vocabulary, estimator or width of hidden states, or some have
+                summaries.
         """
         first = parts[0]
         states = [p.hidden for p in parts if p.hidden is not None]
+        summaries = [p.summary for p in parts if p.summary is not None]
         facts = {
             (
                 p.temperatures,
                 p.vocab_size,
                 p.estimator,
                 0 if p.hidden is None else p.hidden.shape[1],
+                p.summary is None,
             )
             for p in parts
         }
@@ -300,4 +312,5 @@ class SoftTargets:
             vocab_size=first.vocab_size,
             estimator=first.estimator,
             hidden=np.concatenate(states) if states else None,
+            summary=Summary.concatenate(summaries) if summaries else None,
         )

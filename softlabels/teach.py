@@ -11,13 +11,16 @@ import torch
 
 from softlabels.errors import NonFiniteError
 from softlabels.estimators import Estimator, Selection
-from softlabels.positions import PositionRule, entropies
+from softlabels.estimators.entropy import Whole, whole
+from softlabels.positions import PositionRule
 from softlabels.rows import UNLABELLED, InputRow
 from softlabels.store.identity import Identity
 from softlabels.store.manifest import Statistics
+from softlabels.store.statistics import statistics_of
+from softlabels.summary import Summary
 from softlabels.targets import SoftTargets, gaps_from_logp
 from softlabels.teachers import LayerTeacher, Teacher
-from softlabels.teachers.listing import ListingTeacher, selection_of
+from softlabels.teachers.listing import ListingTeacher, selection_of, summary_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -72,8 +75,8 @@ def teach(
     soft: list[np.ndarray[Any, np.dtype[np.bool_]]] = []
     parts: list[SoftTargets] = []
     states: list[np.ndarray[Any, np.dtype[np.float32]]] = []
-    nll, unlabelled = 0.0, 0
-    reference = 1.0
+    nll: float | None = 0.0
+    wanted = identity.summary is not None
     first = start_row
     for batch in _batches(rows, batch_tokens):
         each = estimator.uniforms
@@ -82,12 +85,12 @@ def teach(
         done = 0
         uncertain: list[np.ndarray[Any, np.dtype[np.float32]]] = []
         by_entropy = rule is not None and rule.name == "entropy"
-        for part in _said(teacher, estimator, batch, uniforms, first=first, entropy=by_entropy):
-            selection = part.selection
-            reference = selection.reference
-            nll, unlabelled = nll + part.nll, unlabelled + part.unlabelled
-            if part.entropy is not None:
-                uncertain.append(part.entropy)
+        summarise = wanted or by_entropy
+        for part in _said(teacher, estimator, batch, uniforms, first=first, summarise=summarise):
+            selection, summary, known = part
+            nll = None if nll is None or known is None else nll + known
+            if by_entropy and summary is not None:
+                uncertain.append(summary.entropy)
             parts.append(
                 SoftTargets(
                     ids=selection.ids.to(torch.int32).cpu().numpy(),
@@ -96,6 +99,7 @@ def teach(
                     temperatures=tuple(identity.targets.temperatures),
                     vocab_size=teacher.record.vocab_size,
                     estimator=identity.targets.estimator,
+                    summary=summary if wanted else None,
                 )
             )
             n = len(selection.ids)
@@ -119,29 +123,17 @@ def teach(
         targets = replace(targets, hidden=np.concatenate(states))
     if rule is not None:
         targets = targets.hard_label_only(~np.concatenate(soft))
-    kept_mass = [
-        float((1.0 - targets.tail(t).astype(np.float64)).sum())  # 0 of a hard-label-only position
-        for t in identity.targets.temperatures
-    ]
-    return targets, Statistics(
-        kept_ids=int(targets.kept.sum()),
-        kept_mass=kept_mass,
-        teacher_nll=nll if reference == 1.0 else None,
-        soft_positions=None if targets.soft.all() else int(targets.soft.sum()),
-        labelled=targets.n - unlabelled if unlabelled else None,
-    )
+    return targets, statistics_of(targets, rows, identity, nll=nll)
 
 
 class _Said(NamedTuple):
     """What the teacher said at the positions of one chunk."""
 
     selection: Selection
-    nll: float
-    """Sum of -log p of the labels that are known, nats; at T=1 if the selection's reference is 1."""
-    unlabelled: int
-    """How many are not known."""
-    entropy: np.ndarray[Any, np.dtype[np.float32]] | None
-    """`[n] float32`, if it was asked for."""
+    summary: Summary | None
+    """If it was asked for."""
+    nll: float | None
+    """Sum of -log p of the labels that are known, nats; None: the selection is at another temperature than 1."""
 
 
 def _said(
@@ -151,12 +143,13 @@ def _said(
     uniforms: Tensor | None,
     *,
     first: int,
-    entropy: bool,
+    summarise: bool,
 ) -> Iterator[_Said]:
     """Select from each chunk of a batch; `first` is the row number of its first row."""
     if isinstance(teacher, ListingTeacher):
         for listed in teacher.listed(batch, estimator.k):
-            yield _Said(selection_of(listed), -float(listed.label_logp.sum()), 0, None)
+            said = summary_of(listed) if summarise else None
+            yield _Said(selection_of(listed), said, -float(listed.label_logp.sum()))
         return
     labels = torch.from_numpy(np.concatenate([r.labels for r in batch]).astype(np.int64))
     done = 0
@@ -166,13 +159,29 @@ def _said(
         own = labels[done : done + n].to(logits.device)
         label_logits = logits.gather(1, own.clamp(min=0)[:, None])[:, 0]
         u = None if uniforms is None else uniforms[done : done + n].to(logits.device)
-        uncertain = entropies(logits) if entropy else None  # before `select` overwrites them
+        given = getattr(estimator, "gives_whole", False)
+        seen = whole(logits) if summarise and not given else None  # before `select` overwrites them
         selection = estimator.select(logits, u)
-        log_p = label_logits / selection.reference - selection.log_norm
-        log_p = torch.where(own == UNLABELLED, 0.0, log_p)
-        nll = -float(log_p.sum(dtype=torch.float64))
-        yield _Said(selection, nll, int((own == UNLABELLED).sum()), uncertain)
+        seen = selection.whole if given else seen
+        nll: float | None = None
+        if selection.reference == 1.0:
+            log_p = label_logits - selection.log_norm
+            log_p = torch.where(own == UNLABELLED, 0.0, log_p)
+            nll = -float(log_p.sum(dtype=torch.float64))
+        summary: Summary | None = None
+        if summarise and seen is not None:
+            logp = torch.where(own == UNLABELLED, torch.nan, seen.logp(label_logits))
+            summary = _summary(logp, seen)
+        yield _Said(selection, summary, nll)
         done += n
+
+
+def _summary(label_logp: Tensor, seen: Whole) -> Summary:
+    return Summary(
+        label_logp=label_logp.cpu().numpy(),
+        entropy=seen.entropy.float().cpu().numpy(),
+        top=seen.top.to(torch.int32).cpu().numpy(),
+    )
 
 
 def _no_targets(identity: Identity) -> SoftTargets:
@@ -187,6 +196,7 @@ def _no_targets(identity: Identity) -> SoftTargets:
         hidden=None
         if identity.hidden is None
         else np.zeros((0, identity.hidden.width), np.float32),
+        summary=None if identity.summary is None else Summary.empty(),
     )
 
 

@@ -10,6 +10,9 @@ at T, which needs the gaps alone, the tail's log-odds become lambda_T - s_T, exa
 counted at each T. What cannot be known is how much of the *tail* lies on dropped ids: it stays in the
 tail. For a view that drops padding rows, which have next to no mass, that is next to nothing.
 
+The summary of a position stays the teacher's own, over its whole vocabulary; a likeliest id that is dropped is not
+known any more.
+
 The weights of a sample are renormalised. Of weights that are renormalised only the ratio is an estimate, so they
 are as good as unbiased where little is dropped, and not otherwise.
 """
@@ -29,6 +32,7 @@ import numpy.typing as npt
 from softlabels.errors import ConfigError, PairingError
 from softlabels.registry import split_spec
 from softlabels.rows import Row
+from softlabels.summary import UNKNOWN, Summary
 from softlabels.targets import UNBIASED, SoftTargets
 
 __all__ = ["Dropped", "VocabView"]
@@ -277,7 +281,13 @@ class VocabView:
             gaps=gaps,
             log_odds=odds.astype(np.float32),
             vocab_size=self.size,
+            summary=None if t.summary is None else self._summary(t.summary),
         )
+
+    def _summary(self, s: Summary) -> Summary:
+        """The teacher's own, over its whole vocabulary: what lies on dropped ids is not known. Only ids change."""
+        top = np.where(s.top == UNKNOWN, UNKNOWN, self.ids(np.maximum(s.top, 0)))
+        return replace(s, top=top.astype(np.int32))
 
 
 def _read_table(path: Path, text: str) -> npt.NDArray[Any]:

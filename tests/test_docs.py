@@ -172,6 +172,7 @@ def test_format_page_names_every_column_and_only_those(stores):
     shard = next((stores["topk"] / "data").iterdir())
     names = set(pq.read_schema(shard).names)
     table = FORMAT_MD.partition("## 4. Shards")[2].partition("**Positions.**")[0]
+    table += FORMAT_MD.partition("## 15. Summaries")[2].partition("With u =")[0]
     documented = set(re.findall(r"^\| `(\w+)…?` \|", table, re.MULTILINE))
     assert documented == {re.sub("_T.*", "_T", name) for name in names}
 

@@ -14,12 +14,14 @@ import torch
 from click.testing import CliRunner
 
 from softlabels.cli import main
+from softlabels.codecs.summary import entropy_bound
 from softlabels.report.html import Markup, element, text
 from softlabels.report.store_facts import gather
 from softlabels.report.store_page import render
 from softlabels.store.reader import open_store
 from tests.fakes import BYTES, EOS, ByteTokenizer, TinyTeacher, build_tiny, write_corpus
 from tests.pages import HOSTILE, browser, check_page, look_at
+from tests.test_summaries import build_texts
 
 
 class SpeakingTokenizer(ByteTokenizer):
@@ -80,10 +82,54 @@ def test_figures_equal_those_of_the_dense_teacher(stores):
         assert mass == pytest.approx(top[:, :k].sum(1).mean(), abs=1e-3)
     assert list(found.mass_at) == [1, 2, 4, 5]
     np.testing.assert_allclose(found.tail, 1 - top[:, :5].sum(1), atol=2e-3)
+    full = -(top * np.log(np.maximum(top, 1e-300))).sum(1)
+    assert (np.abs(found.entropy - full) <= entropy_bound(full)).all()
+    labels = np.concatenate([stored.row.labels for stored in store])
+    logp = p.gather(1, torch.from_numpy(labels.astype(np.int64))[:, None]).log()[:, 0]
+    np.testing.assert_allclose(found.label_logp, logp, rtol=1e-3)
+
+
+def test_without_summaries_a_head_bounds_the_entropy_and_a_sample_says_nothing(stores, tmp_path):
+    corpus = write_corpus(tmp_path / "corpus")
+    old = {"limit_rows": 4, "position_summary": False}
+    build_tiny(tmp_path / "topk", corpus, k=5, **old)
+    build_tiny(tmp_path / "sampled", corpus, k=5, estimator="sampled", **old)
+    store = open_store(tmp_path / "topk")
+    found = gather(store, rows=100)
+    p = torch.cat([torch.softmax(TinyTeacher().dense(r.row).double(), 1) for r in store])
+    top = p.sort(dim=1, descending=True).values.numpy()
     bins = np.concatenate([top[:, :5], 1 - top[:, :5].sum(1, keepdims=True)], axis=1)
     np.testing.assert_allclose(found.entropy, -(bins * np.log(bins)).sum(1), atol=5e-3)
-    full = -(top * np.log(np.maximum(top, 1e-300))).sum(1)
-    assert (found.entropy <= full + 5e-3).all()
+    assert "the teacher's own is at least this" in report(tmp_path / "topk", tmp_path / "x.html")
+    found = gather(open_store(tmp_path / "sampled"), rows=100)
+    assert len(found.entropy) == len(found.label_logp) == len(found.texts) == 0
+    said = report(tmp_path / "sampled", tmp_path / "x.html")
+    assert "nothing is known of the teacher's certainty at any one position" in said
+    assert "median entropy" not in said
+
+
+def test_what_is_sure_in_a_sample_is_the_teachers_own(stores):
+    """No mass "outside": of each position the ids that were sure to be kept."""
+    store = open_store(stores / "sampled")
+    found = gather(store, rows=100)
+    assert (len(found.tail), found.mass_at) == (0, {})
+    p = torch.cat([torch.softmax(TinyTeacher().dense(r.row).double(), 1) for r in store]).numpy()
+    expected = []
+    for one in -np.sort(-p, axis=1):
+        beyond = one[::-1].cumsum()[::-1]
+        head = next(h for h in range(5) if one[h] <= beyond[h] / (5 - h))
+        expected.append(one[:head].sum())
+    np.testing.assert_allclose(found.sure, expected, atol=2e-3)
+
+
+def test_the_loss_is_over_the_positions_that_have_a_label(tmp_path):
+    """8.569 was shown as 1.308."""
+    texts = [{"text": f"film {i}", "label": 0} if i < 2 else {"text": f"f {i}"} for i in range(9)]
+    manifest = build_texts(tmp_path / "s", "sequence-classification", texts)
+    loss = manifest.statistics.teacher_nll / 2
+    said = report(tmp_path / "s", tmp_path / "x.html")
+    assert f"{loss:.3f}" in said
+    assert f"{loss * 2 / 9:.3f}" not in said
 
 
 @pytest.mark.parametrize("name", ["topk", "sampled", "zarr", "plain-zarr", "some", "warm"])
@@ -95,7 +141,7 @@ def test_bytes_by_column_are_all_bytes_of_the_shards(stores, name):
     assert all(size >= 0 for size in found.column_bytes.values())
     largest = max(found.column_bytes, key=lambda c: found.column_bytes[c])
     assert largest in ("ids", "logp", "values", "input_digest", "(the file's own)")
-    assert len(found.entropy) == store.manifest.statistics.soft_of(found.positions)
+    assert len(found.entropy) == len(found.label_logp) == found.positions
 
 
 @pytest.mark.parametrize("name", ["topk", "sampled", "zarr", "plain-zarr", "some", "warm"])
@@ -118,22 +164,25 @@ def test_the_page_of_each_kind_of_store(stores, name, tmp_path):
     assert ("T=2" in said) == (name == "warm")
 
 
-def test_the_most_uncertain_positions_come_first_one_of_a_row(stores):
+def test_the_least_expected_positions_come_first_one_of_a_row(stores):
     store = open_store(stores / "topk")
     found = gather(store, rows=100)
-    entropies = [u.entropy for u in found.uncertain]
-    assert entropies == sorted(entropies, reverse=True)
-    assert entropies[0] == pytest.approx(found.entropy.max())
-    assert len({u.row for u in found.uncertain}) == len(found.uncertain) == 12
-    for u in found.uncertain:
-        stored = store.row(u.row)
-        n = stored.row.positions.tolist().index(u.position)
-        token = stored.targets[n : n + 1]
-        assert u.choices[0].p == pytest.approx(float(token.probs(1.0).max()))
+    logps = []
+    for h in found.hardest:
+        stored = store.row(h.row)
+        n = stored.row.positions.tolist().index(h.position)
+        logps.append(float(stored.targets.summary.label_logp[n]))
+        assert logps[-1] == stored.targets.summary.label_logp.min()
+        assert h.reading.label_p == pytest.approx(np.exp(logps[-1]))
+        p = float(stored.targets[n : n + 1].probs(1.0).max())
+        assert h.reading.top.p == pytest.approx(p)
         label = int(stored.row.labels[n])
-        assert u.label == (
+        assert h.reading.label_words == (
             HOSTILE if label == ord("e") else "<end>" if label == EOS else chr(label)
         )
+    assert logps == sorted(logps)
+    assert logps[0] == found.label_logp.min()
+    assert len({h.row for h in found.hardest}) == len(found.hardest) == 12
 
 
 def test_a_part_of_the_shards_is_said_to_be_one(stores, tmp_path):
@@ -143,12 +192,20 @@ def test_a_part_of_the_shards_is_said_to_be_one(stores, tmp_path):
     assert "over 8 of 20 rows, in 2 whole shards" in said
 
 
-def test_hard_label_only_positions_have_no_colour(stores):
+def test_hard_label_only_positions_have_a_colour_from_their_summary_alone(stores, tmp_path):
     found = gather(open_store(stores / "some"), rows=100)
     for _, tokens in found.texts:
+        read = [t.reading for t in tokens if t.reading is not None]
+        assert 0.1 < np.mean([r.soft for r in read]) < 0.6
+        assert all(r.top is not None and r.label_p is not None for r in read)
+    corpus = write_corpus(tmp_path / "corpus")
+    build_tiny(
+        tmp_path / "old", corpus, positions="entropy:0.3", limit_rows=4, position_summary=False
+    )
+    for _, tokens in gather(open_store(tmp_path / "old"), rows=100).texts:
         some = [t.entropy is not None for t in tokens]
         assert 0.1 < np.mean(some) < 0.6
-        assert all(bool(t.choices) == s for t, s in zip(tokens, some, strict=True))
+        assert [t.reading is not None for t in tokens] == some
 
 
 def hostile_page(tmp_path: Path) -> str:

@@ -181,6 +181,7 @@ def _job(store: Store, config: AppendConfig) -> BuildConfig:
         mask_targets=None if masking is None else masking.targets,
         views=1 if masking is None else masking.views,
         hidden=None if hidden is None else hidden.values,
+        position_summary=identity.summary is not None,
         skip_empty=config.skip_empty,
         truncate=config.truncate,
         licence=identity.licence,
@@ -223,7 +224,7 @@ def _check_job(store: Store, new: Identity) -> None:
         PairingError: names what differs.
     """
     old = store.manifest.identity
-    for name in ("domain", "label_shift", "targets", "classes", "masking"):
+    for name in ("domain", "label_shift", "targets", "classes", "masking", "summary"):
         if getattr(old, name) != getattr(new, name):
             raise PairingError(
                 f"{store.path}: was made with {name} = {getattr(old, name)!r}, a build like it now has "

@@ -57,7 +57,7 @@ def check_same(
         for name in names or sorted(mine.keys() | theirs.keys()):
             _compare(f"{part} {name}", mine.get(name), theirs.get(name), where, of)
     _compare("profile", _profile(first), _profile(other), where, of)
-    for name in ("domain", "label_shift", "classes", "masking", "hidden"):
+    for name in ("domain", "label_shift", "classes", "masking", "hidden", "summary"):
         _compare(name, getattr(first, name), getattr(other, name), where, of)
     if licence is None and first.licence != other.licence:
         raise PairingError(

@@ -18,13 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
-import numpy as np
 
 from softlabels.codecs.codebook import Codebook
 from softlabels.durable import publish, publish_link
 from softlabels.errors import FormatError, IntegrityError, PlanError
 from softlabels.progress import Reporter
-from softlabels.rows import UNLABELLED
 from softlabels.store.commit import (
     adopt_shard,
     commit_shard,
@@ -51,6 +49,7 @@ from softlabels.store.plan import PLAN, begun, publish_named, sweep_left
 from softlabels.store.quarantine import move_aside, sighting
 from softlabels.store.records import FORMAT, FORMAT_VERSION, check_file
 from softlabels.store.shard import Shard
+from softlabels.store.statistics import statistics_of
 
 __all__ = ["Made", "Piece", "Reused", "begin", "commit_pieces", "derive", "make_plan", "named"]
 
@@ -221,23 +220,9 @@ def _make(
     find: Dictionaries,
     report: Reporter,
 ) -> Commit:
-    statistics = statistics_of(made.content, made.teacher_nll)
+    statistics = statistics_of(
+        made.content.targets, made.content.rows, plan.identity, nll=made.teacher_nll
+    )
     data = encode_shard(made.content, plan.identity, statistics, dictionary=made.dictionary)
     check_round_trip(made.content, data, plan.identity, find, where=str(out / shard.name))
     return commit_shard(out, plan, shard, data, statistics, made.seconds, notice=report.notice)
-
-
-def statistics_of(shard: Shard, teacher_nll: float | None) -> Statistics:
-    """What a shard says of its targets."""
-    targets = shard.targets
-    labelled = sum(int((row.labels != UNLABELLED).sum()) for row in shard.rows)
-    soft = int(targets.soft.sum())
-    return Statistics(
-        kept_ids=int(targets.kept.sum()),
-        kept_mass=[
-            float((1.0 - targets.tail(t).astype(np.float64)).sum()) for t in targets.temperatures
-        ],
-        teacher_nll=teacher_nll,
-        soft_positions=None if soft == targets.n else soft,
-        labelled=None if labelled == targets.n else labelled,
-    )

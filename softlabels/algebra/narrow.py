@@ -20,7 +20,7 @@ import numpy.typing as npt
 from softlabels.store.shard import Shard
 from softlabels.targets import SoftTargets
 
-__all__ = ["fewer_ids", "fewer_temperatures", "without_targets"]
+__all__ = ["fewer_ids", "fewer_temperatures", "without_labels", "without_targets"]
 
 
 def fewer_ids(shard: Shard, k: int) -> Shard:
@@ -32,13 +32,11 @@ def fewer_ids(shard: Shard, k: int) -> Shard:
     stay, go = order[:, :k], order[:, k:]
     gaps = np.take_along_axis(t.gaps, stay, axis=1)
     ids = np.take_along_axis(t.ids, stay, axis=1)
-    targets = SoftTargets(
+    targets = replace(
+        t,
         ids=np.where(np.isfinite(gaps), ids, ids[:, :1]).astype(np.int32),
         gaps=gaps,
         log_odds=_log_odds(t, gaps, np.take_along_axis(t.gaps, go, axis=1)),
-        temperatures=t.temperatures,
-        vocab_size=t.vocab_size,
-        estimator=t.estimator,
     )
     logp = None if shard.logp is None else np.take_along_axis(shard.logp, stay, axis=1)
     return replace(shard, targets=targets, logp=logp)
@@ -69,6 +67,14 @@ def fewer_temperatures(shard: Shard, temperatures: Sequence[float]) -> Shard:
 
 
 def without_targets(shard: Shard) -> Shard:
-    """The rows alone: every position is hard-label only."""
+    """The rows alone: every position is hard-label only, and nothing is known of the teacher."""
     nothing = np.ones(shard.targets.n, np.bool_)
-    return replace(shard, targets=shard.targets.hard_label_only(nothing), logp=None)
+    targets = replace(shard.targets.hard_label_only(nothing), summary=None)
+    return replace(shard, targets=targets, logp=None)
+
+
+def without_labels(shard: Shard) -> Shard:
+    """The same, where a log-probability would say which of the kept ids the label is."""
+    t = shard.targets
+    summary = None if t.summary is None else t.summary.without_labels()
+    return replace(shard, targets=replace(t, summary=summary))

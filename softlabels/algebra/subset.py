@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from softlabels.algebra.narrow import fewer_ids, fewer_temperatures, without_targets
+from softlabels.algebra.narrow import fewer_ids, fewer_temperatures, without_labels, without_targets
 from softlabels.algebra.predicate import Choice, sample, where
 from softlabels.algebra.recode import rounded_again
 from softlabels.algebra.rewrite import rewrite, survey
@@ -106,13 +106,14 @@ def subset(
     choose = _choice(config)
     shard_rows = max(s.rows for s in store.manifest.shards)
     found = survey(store, report, choose, shard_rows=shard_rows, most=config.first)
-    narrow = config.k is not None or config.temperature or config.inputs_only
+    narrow = config.k is not None or config.temperature or config.inputs_only or config.drop_inputs
     grid = identity.targets.temperatures
 
     def change(shard: Shard) -> Shard:
         if config.inputs_only:
             return without_targets(shard)
         shard = shard if config.k is None else fewer_ids(shard, config.k)
+        shard = without_labels(shard) if config.drop_inputs else shard
         return fewer_temperatures(shard, grid) if config.temperature else shard
 
     return rewrite(
@@ -174,7 +175,8 @@ def _identity(store: Store, config: SubsetConfig) -> Identity:
                 "it plain first: softlabels convert … --profile open --values float16"
             )
         encoding = msgspec.structs.replace(encoding, profile=OPEN_TARGETS)
-    return msgspec.structs.replace(identity, targets=targets, encoding=encoding)
+    summary = None if config.inputs_only else identity.summary
+    return msgspec.structs.replace(identity, targets=targets, encoding=encoding, summary=summary)
 
 
 def _encoding(identity: Identity) -> EncodingRecord:

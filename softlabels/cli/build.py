@@ -172,9 +172,9 @@ def summary(manifest: Manifest) -> dict[str, Any]:
         "k": identity.targets.k,
         "temperatures": identity.targets.temperatures,
         "kept_mass": [m / max(soft, 1) for m in statistics.kept_mass],
-        "teacher_nll": None
-        if statistics.teacher_nll is None
-        else statistics.teacher_nll / (statistics.labelled_of(n) or 1),
+        "teacher_nll": statistics.mean_nll(n),
+        "accuracy": statistics.accuracy(n),
+        "entropy": None if statistics.teacher_entropy is None else statistics.teacher_entropy / n,
         "digest": manifest.content_digest,
         "seconds": manifest.cost.seconds,
     }

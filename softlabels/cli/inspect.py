@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,13 @@ from softlabels.cli.build import summary
 from softlabels.cli.demands import demand_options
 from softlabels.errors import ConfigError
 from softlabels.options import Command
-from softlabels.printable import emphasis, printable, printable_record
+from softlabels.printable import printable, printable_record
 from softlabels.terminal import StorePlace, emit, json_option, say
 
 __all__ = ["inspect_command"]
 
-SHOWN = 8
-"""Ids shown of a position."""
+CONTEXT = 24
+"""Tokens shown before a position."""
 
 
 @click.command("inspect", cls=Command)
@@ -63,6 +64,7 @@ def inspect_command(
 
 def _show_store(opened: Any, *, as_json: bool) -> None:
     from softlabels.store.fidelity_table import fidelity_line
+    from softlabels.targets import UNBIASED
 
     figures = summary(opened.manifest)
     manifest = printable_record(opened.manifest)
@@ -73,6 +75,9 @@ def _show_store(opened: Any, *, as_json: bool) -> None:
         f"{m:.4f} at T={t:g}"
         for m, t in zip(figures["kept_mass"], targets.temperatures, strict=True)
     )
+    kept = {"kept mass": mass}
+    if targets.estimator in UNBIASED:
+        kept = {"kept": "a random sample, whose weights average to the teacher's probabilities"}
     chosen = (
         ""
         if targets.positions is None
@@ -89,10 +94,10 @@ def _show_store(opened: Any, *, as_json: bool) -> None:
         "corpus": f"{identity.corpus.documents:,} documents, {figures['tokens']:,} tokens in {figures['rows']:,} rows",
         "targets": f"{figures['positions']:,} positions{chosen}, {targets.estimator} k={targets.k}, T in {grid}, "
         f"V={teacher.vocab_size:,}",
-        "kept mass": mass,
-        "teacher's loss": "not known"
-        if figures["teacher_nll"] is None
-        else f"{figures['teacher_nll']:.4f} nats",
+        **kept,
+        "teacher's loss": _loss(manifest),
+        "its accuracy": _accuracy(manifest),
+        "its entropy": _entropy(figures["entropy"]),
         "size": f"{figures['data_bytes']:,} bytes in {figures['shards']} shards, "
         f"{figures['bytes_per_position']:.1f} a position",
         "values": f"{encoding.values}, within {encoding.relative_error:.2g} of each value{hidden}",
@@ -107,6 +112,9 @@ def _show_store(opened: Any, *, as_json: bool) -> None:
         asked = "".join(f", {name} {value}" for name, value in made.parameters.items())
         sources = ", ".join(f"{s.name} ({s.rows:,} rows)" for s in made.sources)
         lines["made by"] = f"{made.operation} of {sources}{asked}"
+    doubt = _doubt(manifest)
+    if doubt is not None:
+        lines["warning"] = doubt
     text = "\n".join(f"{name:>15}  {value}" for name, value in lines.items())
     emit(
         {
@@ -117,6 +125,7 @@ def _show_store(opened: Any, *, as_json: bool) -> None:
             "signed": opened.vouched.key_sha256 is not None,
             "identity": _plain(opened.manifest.identity),
             "fidelity": None if manifest.fidelity is None else _plain(opened.manifest.fidelity),
+            "warning": doubt,
         },
         text,
         as_json=as_json,
@@ -148,6 +157,51 @@ def _origin(opened: Any) -> dict[str, str]:
     return lines
 
 
+def _loss(manifest: Any) -> str:
+    n = manifest.identity.corpus.positions
+    loss = manifest.statistics.mean_nll(n)
+    if loss is None:
+        return "not known"
+    labels = manifest.statistics.labelled_of(n)
+    of = "" if labels == n else f", over {labels:,} labels"
+    return f"{loss:.4f} nats, perplexity {math.exp(min(loss, 700)):,.2f}{of}"
+
+
+def _accuracy(manifest: Any) -> str:
+    n = manifest.identity.corpus.positions
+    share = manifest.statistics.accuracy(n)
+    if share is None:
+        return "not held: the store has no summaries of positions (a build keeps them since format 1.3)"
+    labels = manifest.statistics.labelled_of(n)
+    return f"{share:.2%} of {labels:,} labels are its likeliest id"
+
+
+def _entropy(mean: float | None) -> str:
+    if mean is None:
+        return "not held"
+    return f"{mean:.4f} nats on average, as of {math.exp(min(mean, 700)):,.1f} equally likely ids"
+
+
+def _doubt(manifest: Any) -> str | None:
+    """What speaks against a teacher; None: nothing does."""
+    identity, statistics = manifest.identity, manifest.statistics
+    n, v = identity.corpus.positions, identity.teacher.vocab_size
+    share, loss = statistics.accuracy(n), statistics.mean_nll(n)
+    most, classes = statistics.commonest_label, identity.classes or []
+    if share is not None and most is not None and share < most[1] and most[0] < len(classes):
+        return (
+            f"the teacher is right about {share:.1%} of the labels, and {most[1]:.1%} of them are "
+            f"{classes[most[0]]!r}: that answer alone would be right more often; check the teacher, the "
+            "order of its classes, and the labels of the corpus"
+        )
+    if loss is not None and loss > math.log(v):
+        return (
+            f"the teacher's loss is above {math.log(v):.2f} nats, the loss of an even guess among its {v:,} ids; check "
+            "the teacher, and that tokenizer and classes are its own"
+        )
+    return None
+
+
 def _plain(record: Any) -> Any:
     import msgspec
 
@@ -157,74 +211,58 @@ def _plain(record: Any) -> Any:
 def _show_row(
     opened: Any, index: int, position: int | None, temperature: float | None, *, as_json: bool
 ) -> None:
-    import numpy as np
-
+    from softlabels.cli import row_text
     from softlabels.domains.image_classification import ImageRow
-    from softlabels.rows import UNLABELLED
+    from softlabels.report.readings import read
+    from softlabels.targets import UNBIASED
     from softlabels.token_text import TokenText
 
     stored = opened.row(index)
     targets, row = stored.targets, stored.row
     t = temperature if temperature is not None else targets.temperatures[0]
-    probs, tail = targets.probs(t), targets.tail(t)
+    targets.grid_index(t)
     words = TokenText(opened)
     n = targets.n
     if position is not None and not 0 <= position < n:
         raise ConfigError(f"--position {position}: row {index} has positions 0..{n - 1}")
     chosen = range(n) if position is None else [position]
-    shown = targets.k if position is not None else SHOWN
-    records, lines = [], []
-    for p in chosen:
-        order = np.argsort(-probs[p], kind="stable")[:shown]
-        label = int(row.labels[p])
-        said_to_be = "?" if label == UNLABELLED else words.label(label)
-        kept = [
-            {
-                "id": int(targets.ids[p, s]),
-                "text": words.label(int(targets.ids[p, s])),
-                "p": float(probs[p, s]),
-            }
-            for s in order
-            if targets.kept[p, s]
-        ]
-        records.append(
-            {
-                "position": p,
-                **({"token": int(row.positions[p])} if hasattr(row, "positions") else {}),
-                "label": label,
-                "label_text": said_to_be,
-                "soft": bool(targets.soft[p]),
-                "tail": float(tail[p]),
-                "kept": kept,
-            }
-        )
-        said = "hard label only"
-        if targets.soft[p]:
-            came = probs[p][targets.kept[p] & (targets.ids[p] == label)]
-            rank = f"p {came[0]:.3f}" if len(came) else "in tail"
-            said = f"{rank:<8} tail {tail[p]:.3f}  " + "  ".join(_choice(k, label) for k in kept)
-        lines.append(f"{p:>5}  {said_to_be!r:<16} {said}")
+    readings = {p: read(targets, p, int(row.labels[p]), t, words) for p in chosen}
     causal = opened.manifest.identity.label_shift == 1
+    label = "next token" if causal else "label"
     what = f"{row.size} tokens, {n} positions"
     if isinstance(row, ImageRow):
         what = f"image {row.document}, view {row.view}"
-    header = f"row {index}: {what}; T={t:g}"
+    lines = [f"row {index}: {what}"]
     if not causal and "input_ids" in row.inputs and words.known:
-        header += f"\n       {printable(words.many(row.inputs['input_ids'].tolist()))}"
-    header += (
-        f"\n{'':>5}  {'what came' if causal else 'label':<16} and its p; tail: of all ids not kept; the likeliest ids, "
-        f"[{'what came' if causal else 'label'}] marked"
-    )
+        lines.append(f"       {printable(words.many(row.inputs['input_ids'].tolist()))}")
+    if position is None:
+        lines += [
+            f"       {text}".rstrip() if not text.startswith(" ") else text
+            for text in row_text.legend(
+                label=label,
+                sampled=targets.estimator in UNBIASED,
+                summarised=targets.summary is not None,
+                t=t,
+            )
+        ]
+        lines += [row_text.line(p, reading) for p, reading in readings.items()]
+    else:
+        if causal and words.known:
+            before = row.input_ids[: int(row.positions[position]) + 1][-CONTEXT:]
+            lines.append(f"{'after':>10}  {words.many(before.tolist())!r}")
+        lines += row_text.page(readings[position], label=label, vocab_size=opened.vocab_size, t=t)
+    records = [
+        {
+            "position": p,
+            **({"token": int(row.positions[p])} if hasattr(row, "positions") else {}),
+            **row_text.as_json(reading),
+        }
+        for p, reading in readings.items()
+    ]
     if words.trouble is not None:
         say(words.trouble)
     emit(
         {"row": index, "temperature": t, "positions": records},
-        "\n".join([header, *lines]),
+        "\n".join(lines),
         as_json=as_json,
     )
-
-
-def _choice(kept: dict[str, Any], label: int) -> str:
-    """An id with its probability; in a terminal the one that came stands out."""
-    words = f"{kept['text']!r} {kept['p']:.3f}"
-    return emphasis(f"[{words}]") if kept["id"] == label else words

@@ -202,7 +202,8 @@ class Steps:
         order = np.argsort(gaps, axis=1, kind="stable")
         g = np.take_along_axis(gaps, order, axis=1).astype(np.float64)
         weight = np.exp(-g)
-        weight /= weight.sum(axis=1, keepdims=True)
+        total = weight.sum(axis=1, keepdims=True)
+        weight /= np.where(total > 0, total, 1.0)  # 0: hard label only
         g[~np.isfinite(g)] = 0.0
         first = np.ones(g.shape, bool)
         first[:, 1:] = g[:, 1:] != g[:, :-1]

@@ -14,6 +14,8 @@ from softlabels.registry import Registry
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from softlabels.estimators.entropy import Whole
+
 __all__ = ["ESTIMATORS", "Estimator", "Selection", "make_estimator"]
 
 
@@ -30,6 +32,8 @@ class Selection(NamedTuple):
     """`[n] float32`: log-sum-exp of the logits at `reference`."""
     reference: float
     """The temperature that `logp` and `log_norm` are at."""
+    whole: Whole | None = None
+    """Of the whole distribution at T=1, if `gives_whole` says so."""
 
 
 class Estimator(Protocol):
@@ -39,6 +43,10 @@ class Estimator(Protocol):
     k: int
     """Ids kept at a position, at most."""
     temperatures: tuple[float, ...]
+
+    @property
+    def gives_whole(self) -> bool:
+        """Whether selections come with `whole`; an estimator without this attribute gives none, and it is computed."""
 
     @property
     def uniforms(self) -> int:

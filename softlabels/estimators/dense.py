@@ -9,6 +9,7 @@ import torch
 
 from softlabels.errors import ConfigError
 from softlabels.estimators import Selection
+from softlabels.estimators.entropy import whole
 from softlabels.estimators.topk import check_grid
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ class Dense:
 
     name: ClassVar[str] = "dense"
     uniforms: ClassVar[int] = 0
+    gives_whole: ClassVar[bool] = True
 
     k: int
     """V: said once more, so that a store and its teacher cannot disagree."""
@@ -45,4 +47,4 @@ class Dense:
         ids = torch.arange(logits.shape[1], device=logits.device).expand(len(logits), -1)
         log_norm = torch.logsumexp(logits, dim=1)
         no_tail = logits.new_full((len(logits), len(self.temperatures)), -torch.inf)
-        return Selection(ids, logits - log_norm[:, None], no_tail, log_norm, 1.0)
+        return Selection(ids, logits - log_norm[:, None], no_tail, log_norm, 1.0, whole(logits))

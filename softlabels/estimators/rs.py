@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 
 from softlabels.estimators import Selection
+from softlabels.estimators.entropy import Whole, entropy_of, exponentiate
 from softlabels.estimators.sampled import check_one_temperature
 from softlabels.estimators.topk import check_k, check_temperatures
 
@@ -37,6 +38,11 @@ class RandomSampling:
         check_one_temperature(self.temperatures, self.name)
 
     @property
+    def gives_whole(self) -> bool:
+        """At T=1 alone the logits are exponentiated as they are."""
+        return self.temperatures[0] == 1.0
+
+    @property
     def uniforms(self) -> int:
         """One random number for each draw."""
         return self.k
@@ -52,9 +58,11 @@ class RandomSampling:
         assert uniforms is not None, "a random estimator is called with its uniform numbers"
         if self.temperatures[0] != 1.0:
             logits.div_(self.temperatures[0])
-        largest = logits.amax(1, keepdim=True)
-        total = logits.sub_(largest).exp_().cumsum(1, dtype=torch.float64)
+        largest, top = logits.max(dim=1, keepdim=True)
+        spread = exponentiate(logits, largest)
+        total = logits.cumsum(1, dtype=torch.float64)
         mass = total[:, -1:].clone()
+        rest = (mass[:, 0] - 1.0).clamp_min(0.0)
         # 1 - u is in (0, 1]: no draw can fall on an id of no mass.
         drawn = torch.searchsorted(
             total, (1.0 - uniforms.double().sort(1, descending=True).values) * mass
@@ -72,4 +80,7 @@ class RandomSampling:
             torch.full_like(largest, -torch.inf),
             largest[:, 0] + mass[:, 0].log().float(),
             self.temperatures[0],
+            Whole(top[:, 0], largest[:, 0], rest.log1p(), entropy_of(rest, spread))
+            if self.gives_whole
+            else None,
         )

@@ -20,6 +20,7 @@ import torch
 
 from softlabels.errors import ConfigError
 from softlabels.estimators import Selection
+from softlabels.estimators.entropy import Whole, entropy_of, exponentiate
 from softlabels.estimators.largest import largest
 from softlabels.estimators.topk import check_k, check_temperatures, check_vocab
 
@@ -58,6 +59,11 @@ class Sampled:
         check_temperatures(self.temperatures)
         check_one_temperature(self.temperatures, self.name)
 
+    @property
+    def gives_whole(self) -> bool:
+        """At T=1 alone the logits are exponentiated as they are."""
+        return self.temperatures[0] == 1.0
+
     def check_vocab(self, vocab_size: int) -> None:
         """Refuse more ids than there are."""
         check_vocab(self.k, vocab_size)
@@ -74,7 +80,8 @@ class Sampled:
         if self.temperatures[0] != 1.0:
             logits.div_(self.temperatures[0])
         top, top_ids = largest(logits, k)
-        mass = logits.sub_(top[:, :1]).exp_()  # relative to the largest; the buffer is ours
+        spread = exponentiate(logits, top[:, :1])
+        mass = logits  # relative to the largest; the buffer is ours
         top_gap = (top - top[:, :1]).double()
         top_mass = mass.gather(1, top_ids)
         mass.scatter_(1, top_ids, 0.0)
@@ -91,6 +98,7 @@ class Sampled:
         head = fits.to(torch.uint8).argmax(1, keepdim=True)
         tau = tau_of.gather(1, head)
         total = beyond[:, :1].log()
+        rest = outside + top_mass[:, 1:].double().sum(1)
 
         slot = torch.arange(k, device=mass.device)[None, :]
         is_head = slot < head
@@ -111,7 +119,10 @@ class Sampled:
         weight = weight.masked_fill(twice, -torch.inf)
         no_tail = torch.full_like(top[:, :1], -torch.inf)
         log_norm = top[:, 0] + total[:, 0].float()
-        return Selection(ids, weight.float(), no_tail, log_norm, self.temperatures[0])
+        seen = None
+        if self.gives_whole:
+            seen = Whole(top_ids[:, 0], top[:, 0], rest.log1p(), entropy_of(rest, spread))
+        return Selection(ids, weight.float(), no_tail, log_norm, self.temperatures[0], seen)
 
 
 def _search(mass: Tensor, ends: Tensor, tooth: Tensor) -> Tensor:

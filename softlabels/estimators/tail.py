@@ -2,30 +2,40 @@
 
 The tail is a log-sum-exp over the ids *not* kept, taken relative to the largest of them, never `1 - sum`:
 a tail of e^-90 keeps all its digits. `exp` is the dearest pass over V, so where temperatures are powers
-of two apart (1, 2, 4) it is taken once: `exp(z)` is `exp(z / 2)` squared.
+of two apart (1, 2, 4) it is taken once: `exp(z)` is `exp(z / 2)` squared. Rows are taken so many at a time that all
+passes but the first find them in the cache.
 """
 
 from __future__ import annotations
 
-from math import e, log2
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
+
+from softlabels.estimators.entropy import Whole, entropy_of, tiles
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from torch import Tensor
 
-__all__ = ["log_odds", "log_tail"]
+__all__ = ["Tail", "log_odds", "log_tail", "whole_of"]
 
-LOG2E = log2(e)
 SQUARINGS = 2
 """Squarings after one `exp`, at most: each doubles its relative error, and two leave it below 1e-6."""
 
 
-def log_tail(logits: Tensor, kept: Tensor, beyond: Tensor, temperatures: Sequence[float]) -> Tensor:
-    """`log sum exp((z - beyond) / T)` over the ids outside `kept`: `[n, G] float64`, nats; `-inf` if none is.
+class Tail(NamedTuple):
+    """Of the ids outside the candidates, with y = z - `beyond`."""
+
+    logs: Tensor
+    """`[n, G] float64`: `log sum exp(y / T)`, nats; `-inf` if there is none."""
+    spread: Tensor
+    """`[n] float64`: `sum e^y y`; 0 if there is none, or 1 is not in the grid."""
+
+
+def log_tail(logits: Tensor, kept: Tensor, beyond: Tensor, temperatures: Sequence[float]) -> Tail:
+    """The mass of the ids outside `kept`, at each temperature.
 
     Args:
         logits: `[n, V] float32`; overwritten.
@@ -36,21 +46,49 @@ def log_tail(logits: Tensor, kept: Tensor, beyond: Tensor, temperatures: Sequenc
     """
     n, grid = len(logits), len(temperatures)
     logs = logits.new_full((n, grid), -torch.inf, dtype=torch.float64)
+    spread = logs.new_zeros(n)
     if beyond.shape[1] == 0:
-        return logs
-    logits.scatter_(1, kept, -torch.inf)
+        return Tail(logs, spread)
+    # Not -inf, of which 0 times it is NaN; nothing that is less than this has a mass.
+    logits.scatter_(1, kept, torch.finfo(logits.dtype).min / 2)
     chains = _chains(temperatures)
-    for chain in chains:
-        last = chain is chains[-1]
-        mass = _scaled(logits, beyond, chain[0], out=logits if last else torch.empty_like(logits))
-        mass.exp2_()
-        at = chain[0]
-        for t in chain:
-            while at > t:
-                mass.mul_(mass)
-                at /= 2
-            logs[:, temperatures.index(t)] = mass.sum(1).double().log()
-    return logs
+    for rows in tiles(logits):
+        y = logits[rows].sub_(beyond[rows])
+        for chain in chains:
+            mass = _exp(y, chain[0])
+            at = chain[0]
+            for t in chain:
+                while at > t:
+                    mass.mul_(mass)
+                    at /= 2
+                logs[rows, temperatures.index(t)] = mass.sum(1).double().log()
+                if t == 1.0:
+                    spread[rows] = (y * mass).sum(1).double()
+    return Tail(logs, spread)
+
+
+def _exp(y: Tensor, temperature: float) -> Tensor:
+    return y.exp() if temperature == 1.0 else (y / temperature).exp_()
+
+
+def whole_of(
+    ids: Tensor, top: Tensor, gaps: Tensor, beyond_gap: Tensor, tail: Tail, at_one: int
+) -> Whole:
+    """Of the whole distribution.
+
+    Args:
+        ids, top: `[n, K]` of the candidates, the largest first, and their logits.
+        gaps: `[n, K] float64` of the candidates to the largest.
+        beyond_gap: as of `log_odds`.
+        tail: beyond the candidates.
+        at_one: column of T=1.
+    """
+    shift = beyond_gap.sum(1)
+    head, own = (-gaps[:, 1:]).exp(), tail.logs[:, at_one].exp()
+    scale = (-shift).exp()
+    rest = head.sum(1) + scale * own
+    spread = -(head * gaps[:, 1:]).sum(1) + scale * (tail.spread - shift * own)
+    return Whole(ids[:, 0], top[:, 0], rest.log1p(), entropy_of(rest, spread))
 
 
 def _chains(temperatures: Sequence[float]) -> list[list[float]]:
@@ -62,11 +100,6 @@ def _chains(temperatures: Sequence[float]) -> list[list[float]]:
         chains.append([t for t in left if t in steps])
         left = [t for t in left if t not in steps]
     return chains
-
-
-def _scaled(logits: Tensor, beyond: Tensor, temperature: float, *, out: Tensor) -> Tensor:
-    """`(logits - beyond) / T`, as a power of two: a third of the time of the natural exponential."""
-    return torch.sub(logits, beyond, out=out).mul_(LOG2E / temperature)
 
 
 def log_odds(
@@ -82,7 +115,7 @@ def log_odds(
         gaps: `[n, K] float64` of the candidates to the largest.
         kept: `[n, K] bool`, which of them are kept; the others are tail. None: all.
         beyond_gap: `[n, 1] float64`, the gap of the largest id that is no candidate; `[n, 0]` if all are.
-        tails: `[n, G] float64`, what `log_tail` found beyond the candidates.
+        tails: `[n, G] float64`, the logs that `log_tail` found beyond the candidates.
         temperatures: the grid.
     """
     head, more = -gaps, None

@@ -10,7 +10,7 @@ import torch
 from softlabels.errors import ConfigError
 from softlabels.estimators import Selection
 from softlabels.estimators.largest import largest
-from softlabels.estimators.tail import log_odds, log_tail
+from softlabels.estimators.tail import log_odds, log_tail, whole_of
 from softlabels.targets import LARGEST_GRID
 
 if TYPE_CHECKING:
@@ -60,6 +60,7 @@ class TopK:
 
     name: ClassVar[str] = "topk"
     uniforms: ClassVar[int] = 0
+    gives_whole: ClassVar[bool] = True
 
     k: int
     """Ids kept at each position."""
@@ -79,15 +80,16 @@ class TopK:
         k = self.k
         top, ids = largest(logits, min(k + 1, logits.shape[1]))  # and the largest of the tail
         gaps = top[:, :1].double() - top.double()
-        tails = log_tail(logits, ids[:, :k], top[:, k:], self.temperatures)
-        odds = log_odds(gaps[:, :k], None, gaps[:, k:], tails, self.temperatures)
-        at_one = odds[:, self.temperatures.index(1.0)]
+        tail = log_tail(logits, ids[:, :k], top[:, k:], self.temperatures)
+        odds = log_odds(gaps[:, :k], None, gaps[:, k:], tail.logs, self.temperatures)
+        one = self.temperatures.index(1.0)
         # kept mass = sigmoid(-odds): the normaliser at T=1, without another pass over V.
-        log_norm = torch.logsumexp(-gaps[:, :k], dim=1) + torch.nn.functional.softplus(at_one)
+        log_norm = torch.logsumexp(-gaps[:, :k], dim=1) + torch.nn.functional.softplus(odds[:, one])
         return Selection(
             ids[:, :k],
             (-gaps[:, :k] - log_norm[:, None]).float(),
             odds.float(),
             (top[:, 0] + log_norm).float(),
             1.0,
+            whole_of(ids, top, gaps[:, :k], gaps[:, k:], tail, one),
         )

@@ -13,7 +13,7 @@ import torch
 from softlabels.errors import ConfigError
 from softlabels.estimators import Selection
 from softlabels.estimators.largest import largest
-from softlabels.estimators.tail import log_odds, log_tail
+from softlabels.estimators.tail import log_odds, log_tail, whole_of
 from softlabels.estimators.topk import check_grid, check_k, check_vocab
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ class TopP:
 
     name: ClassVar[str] = "topp"
     uniforms: ClassVar[int] = 0
+    gives_whole: ClassVar[bool] = True
 
     k: int
     """Ids kept at a position, at most."""
@@ -57,9 +58,10 @@ class TopP:
         k = self.k
         top, ids = largest(logits, min(k + 1, logits.shape[1]))  # and the largest of the rest
         gaps = top[:, :1].double() - top.double()
-        tails = log_tail(logits, ids[:, :k], top[:, k:], self.temperatures)
+        tail = log_tail(logits, ids[:, :k], top[:, k:], self.temperatures)
         gaps, beyond_gap, ids = gaps[:, :k], gaps[:, k:], ids[:, :k]
-        rest = tails[:, self.temperatures.index(1.0)] - beyond_gap.sum(1)
+        one = self.temperatures.index(1.0)
+        rest = tail.logs[:, one] - beyond_gap.sum(1)
         log_norm = torch.logaddexp(torch.logsumexp(-gaps, dim=1), rest)[:, None]
         logp = -gaps - log_norm
         # Kept while those before it have not reached the mass: the one that crosses it is kept, too.
@@ -67,11 +69,12 @@ class TopP:
         before[:, 0] = 0.0
         rank = torch.arange(ids.shape[1], device=logits.device)
         kept = (before < self.top_p) | (rank < self.min_k)
-        odds = log_odds(gaps, kept, beyond_gap, tails, self.temperatures)
+        odds = log_odds(gaps, kept, beyond_gap, tail.logs, self.temperatures)
         return Selection(
             ids,
             logp.masked_fill(~kept, -torch.inf).float(),
             odds.float(),
             (top[:, 0] + log_norm[:, 0]).float(),
             1.0,
+            whole_of(ids, top, gaps, beyond_gap, tail, one),
         )

@@ -1,6 +1,9 @@
 """What a report of a store is drawn from: its targets, its bytes, and where its teacher hesitates.
 
-Shapes: N positions, K kept ids.
+What the teacher thought is taken from the summaries of positions, which are of its whole distribution. An older store
+has none: then its uncertainty is told from the kept ids, with the tail as one id, and of a sample not at all.
+
+Shapes: N positions, M of them that something is known of, L that have a label, K kept ids.
 """
 
 from __future__ import annotations
@@ -8,22 +11,25 @@ from __future__ import annotations
 import math
 import zipfile
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
+from softlabels.report.readings import Reading, read, sure_of
 from softlabels.rows import LABEL_SHIFT, Row
 from softlabels.store.encoding import container_of
 from softlabels.store.identity import Identity
 from softlabels.store.reader import Store, StoredRow
-from softlabels.targets import SoftTargets
+from softlabels.store.shard import Shard
+from softlabels.targets import UNBIASED, SoftTargets
 from softlabels.token_text import TokenText
 
-__all__ = ["Choice", "StoreFacts", "Token", "Uncertain", "gather"]
+__all__ = ["Hard", "StoreFacts", "Token", "gather"]
 
 Float64 = npt.NDArray[np.float64]
+Int64 = npt.NDArray[np.int64]
 LISTED = 12
 OWN = "(the file's own)"
 """What of a shard is in no column."""
@@ -31,38 +37,27 @@ TEXTS = 3
 WINDOW = 160
 """Tokens of a text that are shown."""
 CONTEXT = 24
-CHOICES = 5
-
-
-@dataclass(frozen=True, kw_only=True)
-class Choice:
-    """An id that the teacher thought possible."""
-
-    words: str
-    p: float
 
 
 @dataclass(frozen=True, kw_only=True)
 class Token:
-    """A token, and how uncertain the teacher was before it came."""
+    """A token, and what the teacher expected before it came."""
 
     words: str
     entropy: float | None
-    """Nats; None: it was not predicted, or without a soft target."""
-    choices: tuple[Choice, ...] = ()
+    """Nats; None: it was not predicted, or nothing is known."""
+    reading: Reading | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
-class Uncertain:
+class Hard:
     """A position to look at."""
 
     row: int
     position: int
     context: str
-    label: str | None
-    """None: not known."""
-    entropy: float
-    choices: tuple[Choice, ...]
+    entropy: float | None
+    reading: Reading
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -74,20 +69,56 @@ class StoreFacts:
     """Rows that were read."""
     shards: int
     positions: int
+    summarised: bool
+    """Whether the store holds summaries."""
     entropy: Float64
-    """`[M]` of the soft positions, nats; the tail counted as one id, so at least this."""
+    """`[M]`, nats: the teacher's own if `summarised`; else at least this: of the kept ids, the tail counted as one."""
+    label_logp: Float64
+    """`[L]`, nats, at T=1: of the labels; empty if the store holds no summaries."""
     tail: Float64
-    """`[M]`: mass outside the kept set."""
+    """Mass outside the kept set of each soft position; empty if that is a sample."""
+    sure: Float64
+    """Of each soft position of a sample: the mass of the ids that were sure to be kept."""
+    sure_ids: float
+    """How many they are, on average."""
     mass_at: dict[int, float]
-    """Mean mass of the k largest kept ids, by k."""
+    """Mean mass of the k largest kept ids, by k; none if they are a sample."""
     column_bytes: dict[str, int]
     """Compressed, over the shards that were read."""
-    uncertain: list[Uncertain]
-    """The positions with the largest entropy, largest first, one of a row."""
+    hardest: list[Hard]
+    """One of a row: those whose label the teacher found least likely, or else those of the largest entropy."""
     texts: list[tuple[int, list[Token]]]
     """Row numbers and their tokens: the rows with the largest mean entropy."""
     trouble: str | None
     """Why ids are shown in the place of text, if the store has a tokenizer that could not be used."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Places:
+    """A number at some positions, and where they are."""
+
+    values: Float64
+    rows: Int64
+    """Number of the row in the store."""
+    positions: Int64
+    """Number of the position in it."""
+
+    @staticmethod
+    def of(shard: Shard, values: Float64) -> _Places:
+        """Where `values [N]` are not NaN."""
+        counts = [r.n for r in shard.rows]
+        rows = np.repeat(np.arange(len(counts)) + shard.start_row, counts)
+        positions = np.concatenate([np.zeros(0, np.int64), *(np.arange(n) for n in counts)])
+        known = ~np.isnan(values)
+        return _Places(values=values[known], rows=rows[known], positions=positions[known])
+
+    @staticmethod
+    def join(parts: list[_Places]) -> _Places:
+        return _Places(
+            values=np.concatenate([p.values for p in parts]),
+            rows=np.concatenate([p.rows for p in parts]),
+            positions=np.concatenate([p.positions for p in parts]),
+        )
 
 
 def gather(store: Store, *, rows: int) -> StoreFacts:
@@ -99,7 +130,9 @@ def gather(store: Store, *, rows: int) -> StoreFacts:
     identity = store.manifest.identity
     grid = identity.targets.temperatures
     t = 1.0 if 1.0 in grid else grid[0]
-    entropy, tail, largest, where = [], [], [], []
+    sampled = identity.targets.estimator in UNBIASED
+    entropies, logps = list[_Places](), list[_Places]()
+    tail, largest, sure, ids = [], [], list[Float64](), 0
     columns: Counter[str] = Counter()
     seen = positions = 0
     chosen = _spread(store, rows)
@@ -109,26 +142,40 @@ def gather(store: Store, *, rows: int) -> StoreFacts:
         columns.update(_column_bytes(store.folder / record.name, identity))
         seen += len(shard.rows)
         positions += shard.targets.n
+        entropies.append(_Places.of(shard, _entropy(shard.targets, t)))
+        summary = shard.targets.summary
+        nothing = np.full(shard.targets.n, np.nan)
+        logp = nothing if summary is None else summary.label_logp.astype(np.float64)
+        logps.append(_Places.of(shard, logp))
         soft = shard.targets[np.flatnonzero(shard.targets.soft)]
-        of_row = np.repeat(np.arange(len(shard.rows)) + record.start_row, [r.n for r in shard.rows])
-        h, outside, p = _measure(soft, t)
-        entropy.append(h)
-        tail.append(outside)
-        largest.append(p.cumsum(axis=1).sum(axis=0) if soft.n else np.zeros(0))
-        where.append(of_row[shard.targets.soft])
-    h, row_of = np.concatenate(entropy), np.concatenate(where)
+        p = -np.sort(-soft.probs(t).astype(np.float64), axis=1)
+        if sampled:
+            kept = sure_of(p, soft.kept.sum(axis=1), identity.targets.estimator)
+            sure.append(np.where(kept, p, 0.0).sum(axis=1))
+            ids += int(kept.sum())
+        else:
+            tail.append(soft.tail(t).astype(np.float64))
+            largest.append(p.cumsum(axis=1).sum(axis=0) if soft.n else np.zeros(0))
+    entropy, label_logp = _Places.join(entropies), _Places.join(logps)
     text = TokenText(store)
-    uncertain, texts = _most_uncertain(store, h, row_of, t, text), _texts(store, h, row_of, t, text)
+    tails = np.concatenate([np.zeros(0), *tail])
+    masses = np.concatenate([np.zeros(0), *sure])
+    harder = label_logp if len(label_logp.values) else replace(entropy, values=-entropy.values)
+    hardest, texts = _hardest(store, harder, t, text), _texts(store, entropy, t, text)
     return StoreFacts(
         temperature=t,
         rows=seen,
         shards=len(chosen),
         positions=positions,
-        entropy=h,
-        tail=np.concatenate(tail),
-        mass_at=_mass_at(largest, len(h)),
+        summarised=identity.summary is not None,
+        entropy=entropy.values,
+        label_logp=label_logp.values,
+        tail=tails,
+        sure=masses,
+        sure_ids=ids / max(len(masses), 1),
+        mass_at=_mass_at(largest, len(tails)),
         column_bytes=dict(columns.most_common()),
-        uncertain=uncertain,
+        hardest=hardest,
         texts=texts,
         trouble=text.trouble,
     )
@@ -142,13 +189,20 @@ def _spread(store: Store, rows: int) -> list[int]:
     return [int(i) for i in np.unique(np.linspace(0, len(shards) - 1, count).round())]
 
 
-def _measure(soft: SoftTargets, t: float) -> tuple[Float64, Float64, Float64]:
-    """`[M]` entropy, `[M]` tail, `[M, K]` probabilities, largest first."""
-    p = -np.sort(-soft.probs(t).astype(np.float64), axis=1)
-    tail = soft.tail(t).astype(np.float64)
-    bins = np.concatenate([p, tail[:, None]], axis=1)
+def _entropy(targets: SoftTargets, t: float) -> Float64:
+    """`[N]`, nats; NaN where it is not known."""
+    if targets.summary is not None:
+        return targets.summary.entropy.astype(np.float64)
+    h = np.full(targets.n, np.nan)
+    if targets.estimator in UNBIASED:
+        return h
+    soft = targets.soft
+    some = targets[np.flatnonzero(soft)]
+    p = some.probs(t).astype(np.float64)
+    bins = np.concatenate([p, some.tail(t).astype(np.float64)[:, None]], axis=1)
     logs = np.log(bins, out=np.zeros_like(bins), where=bins > 0)
-    return -(bins * logs).sum(axis=1), tail, p
+    h[soft] = -(bins * logs).sum(axis=1)
+    return h
 
 
 def _mass_at(sums: list[Float64], positions: int) -> dict[int, float]:
@@ -194,62 +248,44 @@ def _column_bytes(path: Path, identity: Identity) -> dict[str, int]:
 # -- where it hesitates ----------------------------------------------------------------------------
 
 
-def _most_uncertain(
-    store: Store, h: Float64, row_of: npt.NDArray[np.int64], t: float, text: TokenText
-) -> list[Uncertain]:
-    found: list[Uncertain] = []
+def _hardest(store: Store, found: _Places, t: float, text: TokenText) -> list[Hard]:
+    """The positions of the smallest numbers, one of a row."""
+    hard: list[Hard] = []
     rows: set[int] = set()
-    for n in np.argsort(-h, kind="stable"):
-        row = int(row_of[n])
+    for n in np.argsort(found.values, kind="stable"):
+        row = int(found.rows[n])
         if row in rows:
             continue
         rows.add(row)
-        stored = store.row(row)
-        before = int((row_of[:n] == row).sum())  # soft positions of the row before this one
-        position = int(np.flatnonzero(stored.targets.soft)[before])
-        found.append(_uncertain(stored, position, float(h[n]), t, text))
-        if len(found) == LISTED:
+        hard.append(_hard(store.row(row), int(found.positions[n]), t, text))
+        if len(hard) == LISTED:
             break
-    return found
+    return hard
 
 
-def _uncertain(
-    stored: StoredRow, position: int, entropy: float, t: float, text: TokenText
-) -> Uncertain:
-    tokens = stored.row.inputs.get("input_ids", np.zeros(0, np.int32))
-    place = position
-    if isinstance(stored.row, Row):
-        place = int(stored.row.positions[position])
-        start = place - int(stored.row.position_ids[place])  # where the document begins
-        tokens = tokens[max(start, place + 1 - CONTEXT) : place + 1]
-    label = int(stored.row.labels[position])
-    return Uncertain(
+def _hard(stored: StoredRow, n: int, t: float, text: TokenText) -> Hard:
+    row = stored.row
+    tokens = row.inputs.get("input_ids", np.zeros(0, np.int32))
+    end = int(row.positions[n]) + 1 if isinstance(row, Row) else len(tokens)
+    context = text.many(tokens[max(0, end - CONTEXT) : end].tolist()) if len(tokens) else ""
+    entropy = float(_entropy(stored.targets[n : n + 1], t)[0])
+    return Hard(
         row=stored.index,
-        position=place,
-        context=text.many(tokens[-WINDOW:].tolist()),
-        label=None if label < 0 else text.label(label),
-        entropy=entropy,
-        choices=_choices(stored.targets, position, t, text),
-    )
-
-
-def _choices(targets: SoftTargets, position: int, t: float, text: TokenText) -> tuple[Choice, ...]:
-    one = targets[position : position + 1]
-    p = one.probs(t)[0]
-    order = np.argsort(-p, kind="stable")[:CHOICES]
-    return tuple(
-        Choice(words=text.label(int(one.ids[0, s])), p=float(p[s])) for s in order if one.kept[0, s]
+        position=end - 1 if isinstance(row, Row) else n,
+        context=context,
+        entropy=None if math.isnan(entropy) else entropy,
+        reading=read(stored.targets, n, int(row.labels[n]), t, text),
     )
 
 
 def _texts(
-    store: Store, h: Float64, row_of: npt.NDArray[np.int64], t: float, text: TokenText
+    store: Store, entropy: _Places, t: float, text: TokenText
 ) -> list[tuple[int, list[Token]]]:
     """Of a causal LM: the rows with the largest mean entropy, from their beginning."""
-    if not len(h) or not isinstance(store.row(int(row_of[0])).row, Row):
+    if not len(entropy.rows) or not isinstance(store.row(int(entropy.rows[0])).row, Row):
         return []
-    rows, place = np.unique(row_of, return_inverse=True)
-    mean = np.bincount(place, weights=h) / np.bincount(place)
+    rows, place = np.unique(entropy.rows, return_inverse=True)
+    mean = np.bincount(place, weights=entropy.values) / np.bincount(place)
     chosen = rows[np.argsort(-mean, kind="stable")[:TEXTS]]
     return [(int(r), _tokens(store.row(int(r)), t, text)) for r in chosen]
 
@@ -257,17 +293,14 @@ def _texts(
 def _tokens(stored: StoredRow, t: float, text: TokenText) -> list[Token]:
     row = stored.row
     assert isinstance(row, Row)
-    h, _, _ = _measure(stored.targets, t)
+    h = _entropy(stored.targets, t)
     at = {int(p) + LABEL_SHIFT: n for n, p in enumerate(row.positions)}
     found = []
     for i, token in enumerate(row.input_ids[:WINDOW].tolist()):
         n = at.get(i)
-        known = n is not None and bool(stored.targets.soft[n])
-        found.append(
-            Token(
-                words=text.one(token),
-                entropy=float(h[n]) if known and n is not None else None,
-                choices=_choices(stored.targets, n, t, text) if known and n is not None else (),
-            )
-        )
+        if n is None or math.isnan(h[n]):
+            found.append(Token(words=text.one(token), entropy=None))
+            continue
+        reading = read(stored.targets, n, token, t, text)
+        found.append(Token(words=text.one(token), entropy=float(h[n]), reading=reading))
     return found

@@ -27,7 +27,8 @@ from softlabels.report.page import (
     section,
     table,
 )
-from softlabels.report.store_facts import Choice, StoreFacts, Token, Uncertain
+from softlabels.report.readings import Reading
+from softlabels.report.store_facts import Hard, StoreFacts, Token
 from softlabels.store.reader import Store
 from softlabels.targets import UNBIASED
 
@@ -36,6 +37,8 @@ __all__ = ["render"]
 HEAT = (0.2, 0.4, 0.6, 0.8, 0.95)
 """Shares of the store's positions, calmest first, at which the colour of a token changes."""
 BINS = 20
+CHOICES = 5
+"""Expected ids that are shown of a position."""
 
 
 def render(store: Store, found: StoreFacts) -> str:
@@ -79,6 +82,7 @@ def _key_figures(store: Store, found: StoreFacts) -> Markup:
     n = max(identity.corpus.positions, 1)
     soft = max(statistics.soft_of(identity.corpus.positions), 1)
     t = found.temperature
+    sampled = identity.targets.estimator in UNBIASED
     mass = statistics.kept_mass[identity.targets.temperatures.index(t)] / soft
     items = [
         (
@@ -89,15 +93,14 @@ def _key_figures(store: Store, found: StoreFacts) -> Markup:
         (
             "kept of each",
             f"{statistics.kept_ids / soft:.1f} ids",
-            f"of {store.vocab_size:,}, {identity.targets.estimator}",
+            f"{'a random sample' if sampled else identity.targets.estimator} of {store.vocab_size:,}",
         ),
     ]
-    if identity.targets.estimator not in UNBIASED:
+    if not sampled:
         items.append(
             (f"their mass at T={t:g}", f"{mass:.1%}", "the rest is kept as one exact number")
         )
-    if statistics.teacher_nll is not None:
-        nll = statistics.teacher_nll / n
+    if (nll := statistics.mean_nll(n)) is not None:
         items.append(
             (
                 "the teacher's own loss, nats",
@@ -105,12 +108,15 @@ def _key_figures(store: Store, found: StoreFacts) -> Markup:
                 f"perplexity {math.exp(min(nll, 700)):,.1f}",
             )
         )
+    if (accuracy := statistics.accuracy(n)) is not None:
+        what = "next token" if identity.label_shift else "label"
+        items.append(("the teacher is right", f"{accuracy:.1%}", f"its likeliest id is the {what}"))
     if len(found.entropy):
         median = float(np.median(found.entropy))
         items.append(
             (
                 "median entropy, nats",
-                f"{median:.2f}",
+                f"{median:.2f}" if found.summarised else f"at least {median:.2f}",
                 f"as if {math.exp(median):,.1f} ids were equally likely",
             )
         )
@@ -118,11 +124,12 @@ def _key_figures(store: Store, found: StoreFacts) -> Markup:
 
 
 def _kept(store: Store, found: StoreFacts) -> Markup | None:
+    if store.manifest.identity.targets.estimator in UNBIASED:
+        return _kept_sample(store, found)
     if not found.mass_at:
         return None
-    sampled = store.manifest.identity.targets.estimator in UNBIASED
     t = f"T={found.temperature:g}"
-    name = "share of the weight" if sampled else "share of the teacher's mass"
+    name = "share of the teacher's mass"
     mass = lines(
         [Series("mean", "s0", [(float(k), m) for k, m in found.mass_at.items()])],
         x_name="ids kept, largest first (logarithmic)",
@@ -134,24 +141,44 @@ def _kept(store: Store, found: StoreFacts) -> Markup | None:
     )
     last = max(found.mass_at)
     caption = f"On average the first holds {found.mass_at[1]:.0%}, all {last} hold {found.mass_at[last]:.1%}."
-    figures = [figure("How much the k largest hold", mass, caption)]
-    if not sampled:
-        drawing = _histogram(found.tail, 0.0, 1.0, f"tail mass at {t}", percent=True)
-        mean = float(found.tail.mean())
-        figures.append(
+    drawing = _histogram(found.tail, 0.0, 1.0, f"tail mass at {t}", percent=True)
+    mean = float(found.tail.mean())
+    return section(
+        "What is kept",
+        "The ids that are kept, and the mass of all others, which is stored as one number for each temperature.",
+        charts(
+            figure("How much the k largest hold", mass, caption),
             figure(
                 "What lies outside",
                 drawing,
                 f"Mean {mean:.1%}; kept exactly at each T of the grid.",
-            )
-        )
+            ),
+        ),
+    )
+
+
+def _kept_sample(store: Store, found: StoreFacts) -> Markup | None:
+    """A sample has no mass inside or outside; what it has are ids that were sure to be in it."""
     lead = (
         "A random sample stands for the distribution: its weights average to the teacher's probabilities, so of one "
         "position alone they say little."
-        if sampled
-        else "The ids that are kept, and the mass of all others, which is stored as one number for each temperature."
     )
-    return section("What is kept", lead, charts(*figures))
+    if store.manifest.identity.targets.estimator != "sampled" or not len(found.sure):
+        return section("What is kept", lead)
+    drawing = _histogram(
+        found.sure,
+        0.0,
+        1.0,
+        f"mass of the ids that are sure, at T={found.temperature:g}",
+        percent=True,
+    )
+    caption = (
+        f"On average {found.sure_ids:.1f} ids of a position are sure to be kept, at their own probability, and hold "
+        f"{found.sure.mean():.0%} of the mass. The others are drawn by chance from the rest, and share one weight."
+    )
+    return section(
+        "What is kept", lead, charts(figure("How much of it is certain", drawing, caption))
+    )
 
 
 def _histogram(
@@ -180,18 +207,28 @@ def _histogram(
 
 
 def _hesitation(store: Store, found: StoreFacts) -> Markup | None:
-    if not len(found.entropy):
-        return None
-    sampled = store.manifest.identity.targets.estimator in UNBIASED
-    steps = [float(x) for x in np.quantile(found.entropy, HEAT)]
-    high = float(max(math.ceil(found.entropy.max()), 1))
-    drawing = _histogram(found.entropy, 0.0, high, "entropy, nats")
-    caption = (
-        "Of the stored sample, whose size bounds it."
-        if sampled
-        else "The tail is counted as one id, so the teacher's own is at least this."
-    )
-    parts: list[Child] = [charts(figure("Entropy of the positions", drawing, caption))]
+    causal = bool(store.manifest.identity.label_shift)
+    title = "Where the teacher hesitates"
+    if not len(found.entropy) and not len(found.label_logp):
+        return section(
+            title,
+            "This store holds a sample of each distribution and no summaries of positions (builds keep them since "
+            "format 1.3), so nothing is known of the teacher's certainty at any one position.",
+        )
+    steps = [float(x) for x in np.quantile(found.entropy, HEAT)] if len(found.entropy) else []
+    figures = []
+    if len(found.entropy):
+        high = float(max(math.ceil(found.entropy.max()), 1))
+        drawing = _histogram(found.entropy, 0.0, high, "entropy, nats")
+        caption = (
+            f"The teacher's own, over its whole vocabulary; {found.entropy.mean():.2f} on average."
+            if found.summarised
+            else "The tail is counted as one id, so the teacher's own is at least this."
+        )
+        figures.append(figure("Entropy of the positions", drawing, caption))
+    if len(found.label_logp):
+        figures.append(_losses(found, "next token" if causal else "label"))
+    parts: list[Child] = [charts(*figures)]
     if found.texts:
         names = [f"up to {x:.1f}" for x in steps] + [f"more than {steps[-1]:.1f} nats"]
         parts += [
@@ -199,18 +236,28 @@ def _hesitation(store: Store, found: StoreFacts) -> Markup | None:
             legend([(f"u{i}", name) for i, name in enumerate(names)]),
             [_text(row, tokens, steps) for row, tokens in found.texts],
         ]
-    parts += [
-        element("h3", "The most uncertain positions", class_="top"),
-        _uncertain_table(found.uncertain),
-    ]
+    least = len(found.label_logp) > 0
+    name = "What it least expected" if least else "The most uncertain positions"
+    parts += [element("h3", name, class_="top"), _hard_table(found.hardest, causal=causal)]
     return section(
-        "Where the teacher hesitates",
+        title,
         "Each token has the colour of the teacher's uncertainty before it came; rest the pointer on one to see what "
         "it expected."
         if found.texts
-        else "The rows on which the teacher's answer is least certain.",
+        else "The rows on which the teacher's answer is least certain, or least right.",
         *parts,
     )
+
+
+def _losses(found: StoreFacts, label: str) -> Markup:
+    losses = np.minimum(-found.label_logp, 1e5)  # -inf: less than a store can hold
+    high = float(max(math.ceil(np.quantile(losses, 0.99)), 1))
+    beyond = int((losses > high).sum())
+    drawing = _histogram(np.minimum(losses, high), 0.0, high, f"-log p of the {label}, nats")
+    more = f" The last bar holds the {beyond:,} that are beyond." if beyond else ""
+    sure = float((losses < math.log(2)).mean())
+    caption = f"The {label} had more than half of the mass at {sure:.0%} of the positions.{more}"
+    return figure(f"What the teacher gave the {label}", drawing, caption)
 
 
 def _text(row: int, tokens: Sequence[Token], steps: Sequence[float]) -> Markup:
@@ -221,28 +268,49 @@ def _text(row: int, tokens: Sequence[Token], steps: Sequence[float]) -> Markup:
 
 
 def _token(t: Token, steps: Sequence[float]) -> Markup:
-    if t.entropy is None:
+    if t.entropy is None or t.reading is None:
         return element("span", t.words, class_="w")
     heat = bisect.bisect_left(steps, t.entropy)
-    expected = ", ".join(f"{c.words!r} {c.p:.0%}" for c in t.choices)
+    p = "" if t.reading.label_p is None else f"; {t.words!r} had {_percent(t.reading.label_p)}"
+    expected = ", ".join(
+        f"{words!r} {_percent(p)}" if p is not None else repr(words)
+        for words, p in _expectations(t.reading)
+    )
     return element(
-        "span", t.words, class_=f"u{heat}", title=f"{t.entropy:.2f} nats; expected {expected}"
+        "span",
+        t.words,
+        class_=f"u{heat}",
+        title=f"{t.entropy:.2f} nats; expected {expected or 'nothing that is kept'}{p}",
     )
 
 
-def _uncertain_table(places: Sequence[Uncertain]) -> Markup:
+def _expectations(reading: Reading) -> list[tuple[str, float | None]]:
+    """What the teacher thought likeliest, as far as it is known: no ids that are there by chance."""
+    found: list[tuple[str, float | None]] = [(c.words, c.p) for c in reading.kept[:CHOICES]]
+    top = reading.top
+    if top is not None and top.id not in {c.id for c in reading.kept[:CHOICES]}:
+        found.insert(0, (top.words, top.p))
+    return found[:CHOICES]
+
+
+def _percent(p: float) -> str:
+    return f"{p:.0%}" if p >= 0.095 else f"{p:.1%}" if p >= 0.00095 else f"{p:.0e}"
+
+
+def _hard_table(places: Sequence[Hard], *, causal: bool) -> Markup:
     rows = [
         [
-            Cell.words(quote(p.context, class_="context"), " ", _label(p.label)),
-            Cell.words(_expected(p.choices)),
-            f"{p.entropy:.2f}",
-            f"{p.row}:{p.position}",
+            Cell.words(quote(h.context, class_="context"), " ", _label(h.reading.label_words)),
+            Cell.words(_expected(h.reading)),
+            "" if h.reading.label_p is None else _percent(h.reading.label_p),
+            "" if h.entropy is None else f"{h.entropy:.2f}",
+            f"{h.row}:{h.position}",
         ]
-        for p in places
+        for h in places
     ]
-    return table(
-        ["text, and what came", "what it expected", "entropy", "row:token"], rows, numbers_from=2
-    )
+    came = "text, and what came" if causal else "text, and label"
+    where = "row:token" if causal else "row:position"
+    return table([came, "what it expected", "its p", "entropy", where], rows, numbers_from=2)
 
 
 def _label(label: str | None) -> Markup:
@@ -253,11 +321,13 @@ def _label(label: str | None) -> Markup:
     )
 
 
-def _expected(choices: Sequence[Choice]) -> list[Child]:
+def _expected(reading: Reading) -> list[Child]:
     parts: list[Child] = []
-    for c in choices:
-        words = c.words if c.words.strip() else repr(c.words)
-        parts += [quote(words), f" {c.p:.0%}  "]
+    for words, p in _expectations(reading):
+        parts += [
+            quote(words if words.strip() else repr(words)),
+            f" {_percent(p)}  " if p is not None else "  ",
+        ]
     return parts
 
 

@@ -38,7 +38,6 @@ def card(manifest: Manifest) -> str:
     cost = manifest.cost
     n = corpus.positions or 1
     soft = manifest.statistics.soft_of(corpus.positions)
-    labelled = manifest.statistics.labelled_of(corpus.positions) or 1
     hard_only = (
         f", of which {soft:,} have a soft target (`{targets.positions}`) and the others are hard-label only"
         if targets.positions is not None
@@ -50,11 +49,11 @@ def card(manifest: Manifest) -> str:
         f"{m / max(soft, 1):.4f} at T={t:g}"
         for m, t in zip(manifest.statistics.kept_mass, targets.temperatures, strict=True)
     )
-    perplexity = (
-        f"{manifest.statistics.teacher_nll / labelled:.4f} nats per {'token' if identity.classes is None else 'label'}"
-        if manifest.statistics.teacher_nll is not None
-        else "not known"
-    )
+    loss = manifest.statistics.mean_nll(n)
+    unit = "token" if identity.classes is None else "label"
+    perplexity = "not known" if loss is None else f"{loss:.4f} nats per {unit}"
+    if (accuracy := manifest.statistics.accuracy(n)) is not None:
+        perplexity += f", right about {accuracy:.2%}"
     domain = identity.domain
     if identity.classes is not None:
         domain += f" of {len(identity.classes)} classes"

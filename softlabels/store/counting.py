@@ -10,12 +10,12 @@ from pathlib import Path
 import msgspec
 
 from softlabels.store.files import Address
-from softlabels.store.finish import statistics_of
 from softlabels.store.identity import CorpusRecord
 from softlabels.store.manifest import Statistics
 from softlabels.store.part import Part
 from softlabels.store.plan import RowDigests
 from softlabels.store.shard import Shard
+from softlabels.store.statistics import total
 
 __all__ = ["Counting"]
 
@@ -47,7 +47,7 @@ class Counting:
     @property
     def statistics(self) -> Statistics:
         """Sums over the shards."""
-        return statistics_of(self._statistics)
+        return total(self._statistics)
 
     def corpus(self, whole: CorpusRecord) -> CorpusRecord:
         """The record of a corpus, with what was counted in the place of the whole's."""

@@ -71,6 +71,15 @@ COLUMNS = {
     "ids": ("sc:Integer", True, "The kept ids, one position after the other."),
     "logp": ("sc:Float", True, "Their log-probabilities (of a sample: log-weights), in nats."),
 }
+SUMMARIES = {
+    "label_logp": ("sc:Float", True, "Log-probability of each position's label, at T=1, in nats."),
+    "entropy": ("sc:Float", True, "The teacher's entropy at each position, at T=1, in nats."),
+    "top": (
+        "sc:Integer",
+        True,
+        "Where the likeliest id is: its number among the kept ids, or -1 - id if it is not kept.",
+    ),
+}
 """Type, whether it is a list, and what it holds; `input_digest` is bytes, which Croissant has no type for."""
 
 
@@ -137,6 +146,7 @@ def _record_set(manifest: Manifest) -> dict[str, Any]:
     for t in manifest.identity.targets.temperatures:
         said = f"Log-odds of the mass outside the kept ids at T={t:g}."
         columns[log_odds_column(t)] = ("sc:Float", True, said)
+    columns |= SUMMARIES if manifest.identity.summary is not None else {}
     return {
         "@type": "cr:RecordSet",
         "@id": "rows",

@@ -18,6 +18,7 @@ from softlabels.store.columns import Container, Expected
 from softlabels.store.identity import LARGEST, OPEN_PARTS, OPEN_TARGETS, Identity
 from softlabels.store.manifest import Numbering, Statistics
 from softlabels.store.shard import Shard
+from softlabels.store.summary import same_summary
 from softlabels.targets import SoftTargets
 
 __all__ = [
@@ -226,6 +227,7 @@ def check_round_trip(
         reach = np.where(np.isfinite(logp), np.abs(logp), 0).max(initial=0.0) + 64.0
         slack = 2 * bound.relative_error * reach + bound.absolute_error + 1e-4
         same = bool((error[np.isfinite(logp)] <= slack).all())
+    same = same and same_summary(a.summary, b.summary)
     if not same:
         raise IntegrityError(
             f"{where}: decodes to something else than was encoded; please report this"

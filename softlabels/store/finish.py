@@ -24,15 +24,15 @@ from softlabels.store.manifest import (
     Manifest,
     Plan,
     ShardRecord,
-    Statistics,
     content_digest,
     load_manifest,
 )
 from softlabels.store.parquet import column_bytes
 from softlabels.store.quarantine import retract, sighting
 from softlabels.store.records import FORMAT, FORMAT_VERSION, canonical, seal
+from softlabels.store.statistics import total
 
-__all__ = ["CARD", "MADE", "check_shards", "finish", "make_manifest", "statistics_of", "with_files"]
+__all__ = ["CARD", "MADE", "check_shards", "finish", "make_manifest", "with_files"]
 
 CARD = "README.md"
 MADE: dict[str, Callable[[Manifest], str]] = {CARD: card, CROISSANT: croissant}
@@ -118,7 +118,7 @@ def make_manifest(
         identity=plan.identity,
         shards=shards,
         files=plan.files | _dictionary(store),
-        statistics=statistics_of([(c.positions, c.statistics) for c in commits]),
+        statistics=total([(c.positions, c.statistics) for c in commits]),
         cost=CostRecord(
             seconds=seconds,
             tokens_per_second=plan.identity.corpus.tokens / seconds if seconds else 0.0,
@@ -129,23 +129,6 @@ def make_manifest(
         stated_licence=None if before is None else before.stated_licence,
         column_bytes=_column_bytes(store, plan, shards),
         provenance=plan.provenance,
-    )
-
-
-def statistics_of(shards: Sequence[tuple[int, Statistics]]) -> Statistics:
-    """Sums over shards, of each its positions and its statistics."""
-    nll = [own.teacher_nll for _, own in shards]
-    positions = sum(n for n, _ in shards)
-    soft = sum(own.soft_of(n) for n, own in shards)
-    labelled = sum(own.labelled_of(n) for n, own in shards)
-    return Statistics(
-        kept_ids=sum(own.kept_ids for _, own in shards),
-        kept_mass=[
-            float(sum(values)) for values in zip(*(own.kept_mass for _, own in shards), strict=True)
-        ],
-        teacher_nll=None if None in nll else float(sum(n for n in nll if n is not None)),
-        soft_positions=None if soft == positions else soft,
-        labelled=None if labelled == positions else labelled,
     )
 
 

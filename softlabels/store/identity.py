@@ -27,6 +27,7 @@ __all__ = [
     "ReplaySample",
     "Seed",
     "Sha256",
+    "SummaryRecord",
     "TargetRecord",
     "TeacherRecord",
     "TokenizerRecord",
@@ -149,6 +150,17 @@ class HiddenRecord(Record, frozen=True, kw_only=True):
     """A number is held within this share of the largest absolute value of its position, or 2^-25 if that is more."""
 
 
+class SummaryRecord(Record, frozen=True, kw_only=True):
+    """Summaries of positions: the label's log-probability, the teacher's entropy, its likeliest id."""
+
+    vocab_size: Positive
+    """Over how many ids the teacher's distribution is; a view has fewer."""
+    label_logp: str
+    """How log-probabilities are held: `float16`."""
+    entropy: str
+    """How entropies are held: `root64`."""
+
+
 class EncodingRecord(Record, frozen=True, kw_only=True, omit_defaults=True):
     """How it is held in files."""
 
@@ -227,3 +239,5 @@ class Identity(Record, frozen=True, kw_only=True, omit_defaults=True):
     """Of `masked-lm`: what the teacher's last layer gave at each position; absent: not kept."""
     images: ImageRecord | None = None
     """Of `image-classification`."""
+    summary: SummaryRecord | None = None
+    """What the teacher's whole distribution says at each position; absent: not kept."""

@@ -153,10 +153,36 @@ class Statistics(Record, frozen=True, kw_only=True, omit_defaults=True):
     """Positions with a soft target; absent: all."""
     labelled: Count | None = None
     """Positions whose label is known, over which `teacher_nll` is; absent: all."""
+    teacher_right: Count | None = None
+    """Positions whose label is the teacher's likeliest id; absent: not known."""
+    teacher_entropy: float | None = None
+    """Sum over all positions of the teacher's entropy at T=1; absent: not known."""
+    label_counts: list[Count] | None = None
+    """Of at most 1024 classes: how many labels are of each; absent: not counted."""
 
     def labelled_of(self, positions: int) -> int:
         """How many of `positions`, which these sums are over, have a label."""
         return positions if self.labelled is None else self.labelled
+
+    def mean_nll(self, positions: int) -> float | None:
+        """The teacher's loss: the mean of `teacher_nll` over the labels of `positions`; None: not known."""
+        if self.teacher_nll is None or (labelled := self.labelled_of(positions)) == 0:
+            return None
+        return self.teacher_nll / labelled
+
+    def accuracy(self, positions: int) -> float | None:
+        """Share of the labels of `positions` that are the teacher's likeliest id; None: not known."""
+        if self.teacher_right is None or (labelled := self.labelled_of(positions)) == 0:
+            return None
+        return self.teacher_right / labelled
+
+    @property
+    def commonest_label(self) -> tuple[int, float] | None:
+        """The class that most labels are of, and its share of them; None: not counted."""
+        if not self.label_counts or (labelled := sum(self.label_counts)) == 0:
+            return None
+        most = max(self.label_counts)
+        return self.label_counts.index(most), most / labelled
 
     def soft_of(self, positions: int) -> int:
         """How many of `positions`, which these sums are over, have a soft target."""

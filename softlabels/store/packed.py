@@ -37,6 +37,7 @@ from softlabels.store.packed_rows import (
 )
 from softlabels.store.plain import check_hard, log_odds_column
 from softlabels.store.shard import Shard
+from softlabels.store.summary import summary_of_streams, summary_streams
 from softlabels.targets import UNBIASED, SoftTargets
 
 __all__ = ["shard_of", "streams_of"]
@@ -74,7 +75,7 @@ def streams_of(shard: Shard, identity: Identity, dictionary: Codebook | None) ->
     """
     rows, t = shard.rows, shard.targets
     drawn = identity.targets.k if t.estimator in UNBIASED else 0  # numbers that `_uniforms` draws
-    check_size(t.n, max(t.k, drawn) + hidden_ids(identity), sum(r.size for r in rows))
+    check_size(t.n, max(t.k, drawn) + other_ids(identity), sum(r.size for r in rows))
     codec = make_codec(identity.encoding.values)
     kept = t.kept
     streams: dict[str, Stream] = {}
@@ -123,12 +124,14 @@ def streams_of(shard: Shard, identity: Identity, dictionary: Codebook | None) ->
             band_values, band_codes = value_steps[begin:end].ravel(), code_steps[begin:end].ravel()
         streams[f"values.{begin}"] = pack(band_values)
         streams[f"ids.{begin}"] = pack(band_codes)
-    return streams | hidden_streams(t, identity)
+    summary = summary_streams(t, identity, book, codes, by_token, tokens[by_token])
+    return streams | hidden_streams(t, identity) | summary
 
 
-def hidden_ids(identity: Identity) -> int:
-    """Ids that would take the memory of a position's hidden state."""
-    return 0 if identity.hidden is None else -(-identity.hidden.width // 2)
+def other_ids(identity: Identity) -> int:
+    """Ids that would take the memory of a position's hidden state and summary."""
+    hidden = 0 if identity.hidden is None else -(-identity.hidden.width // 2)
+    return hidden + (0 if identity.summary is None else 2)
 
 
 def _uniforms(shard: Shard, identity: Identity) -> npt.NDArray[np.float64]:
@@ -183,11 +186,12 @@ def shard_of(
             f"{where}: a position keeps {k} ids, the manifest says at most {identity.targets.k}"
         )
     check_hard(counts, identity, where)
-    check_size(n, k + hidden_ids(identity), total, f"{where}: ")
+    check_size(n, k + other_ids(identity), total, f"{where}: ")
     codec = make_codec(identity.encoding.values)
     grid = tuple(identity.targets.temperatures)
     odds = np.stack([codec.odds(numbers(log_odds_column(t), n)) for t in grid], axis=1)
-    ids, gaps = _kept(counts, k, book, contexts(found), codec, streams, where)
+    tokens = contexts(found)
+    ids, gaps = _kept(counts, k, book, tokens, codec, streams, where)
     targets = SoftTargets(
         ids=ids,
         gaps=gaps,
@@ -196,6 +200,7 @@ def shard_of(
         vocab_size=v,
         estimator=identity.targets.estimator,
         hidden=hidden_of_streams(streams, identity, n, where=where),
+        summary=summary_of_streams(streams, identity, book, tokens, ids, counts, where=where),
     )
     targets.validate(where=where, unique=False)
     return Shard(start_row=start_row, rows=found, targets=targets)

@@ -32,7 +32,7 @@ __all__ = [
 
 suffix = "parquet"
 ZSTD_LEVEL = 3
-DICTIONARY = {"segment_lengths", "kept"}
+DICTIONARY = {"segment_lengths", "kept", "entropy", "top"}
 SPLIT = {"input_ids", "ids", "logp"}
 """Columns that are smallest with a dictionary, and with BYTE_STREAM_SPLIT."""
 SLACK = 2**16

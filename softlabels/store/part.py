@@ -112,6 +112,12 @@ def _claims(manifest: Manifest, part: Part) -> Iterator[tuple[str, float, float]
         yield "a kept mass of", mass, min(most, soft) * (1 + SLACK) + SLACK
     if own.teacher_nll is not None and whole.teacher_nll is not None:
         yield "a loss of", own.teacher_nll, whole.teacher_nll * (1 + SLACK) + SLACK
+    if own.teacher_right is not None:
+        most = min(own.labelled_of(positions), whole.teacher_right or 0)
+        yield "labels that the teacher is right about", own.teacher_right, most
+    if own.teacher_entropy is not None:
+        most = (whole.teacher_entropy or 0.0) * (1 + SLACK) + SLACK
+        yield "an entropy of", own.teacher_entropy, most
 
 
 def part_digest(manifest: Manifest, part: Part) -> str:

@@ -22,6 +22,7 @@ from softlabels.store.columns import Column, Expected
 from softlabels.store.hidden import hidden_columns, hidden_expected, hidden_of_columns
 from softlabels.store.identity import Identity
 from softlabels.store.shard import Shard
+from softlabels.store.summary import summary_columns, summary_expected, summary_of_columns
 from softlabels.targets import SoftTargets, gaps_from_logp
 
 __all__ = ["columns_of", "expected_columns", "log_odds_column", "shard_of"]
@@ -75,7 +76,7 @@ def columns_of(shard: Shard, identity: Identity) -> dict[str, Column]:
     for i, temperature in enumerate(t.temperatures):
         column = Column(values=codec.encode(t.log_odds[:, i]), offsets=offsets)
         columns[log_odds_column(temperature)] = column
-    return columns | hidden_columns(t, identity, offsets)
+    return columns | hidden_columns(t, identity, offsets) | summary_columns(t, identity, offsets)
 
 
 def expected_columns(
@@ -100,7 +101,9 @@ def expected_columns(
         log_odds_column(t): Expected(dtype=values, most=positions)
         for t in identity.targets.temperatures
     }
-    return base | odds | hidden_expected(identity, positions)
+    return (
+        base | odds | hidden_expected(identity, positions) | summary_expected(identity, positions)
+    )
 
 
 def shard_of(
@@ -165,6 +168,7 @@ def shard_of(
         vocab_size=identity.teacher.vocab_size,
         estimator=identity.targets.estimator,
         hidden=hidden_of_columns(columns, identity, starts, where=where),
+        summary=summary_of_columns(columns, identity, ids, counts, starts, where=where),
     )
     targets.validate(where=where, unique=False)
     return Shard(start_row=start_row, rows=found, targets=targets, logp=logp if keep_logp else None)

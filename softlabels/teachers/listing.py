@@ -22,6 +22,7 @@ import torch
 from softlabels.config import BuildConfig
 from softlabels.errors import ConfigError, TeacherError
 from softlabels.estimators import Selection
+from softlabels.summary import Summary
 from softlabels.teachers import Teacher
 from softlabels.teachers.segments import Segment
 
@@ -34,6 +35,7 @@ __all__ = [
     "listed_of",
     "no_logits",
     "selection_of",
+    "summary_of",
 ]
 
 FLOOR = 1e-6
@@ -175,4 +177,13 @@ def selection_of(listed: Listed) -> Selection:
         torch.from_numpy(odds.astype(np.float32)[:, None]),
         torch.zeros(len(listed.ids)),
         1.0,
+    )
+
+
+def summary_of(listed: Listed) -> Summary:
+    """What a list says of the whole distribution: the label and the likeliest id, but not the entropy."""
+    return Summary(
+        label_logp=np.minimum(listed.label_logp, 0.0).astype(np.float32),
+        entropy=np.full(len(listed.ids), np.nan, np.float32),
+        top=listed.ids[:, 0].astype(np.int32),
     )

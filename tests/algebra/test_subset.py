@@ -74,7 +74,13 @@ def test_whole_shards_are_shared(built, tmp_path):
     assert [s.rows for s in manifest.shards] == [5, 5, 2]
     assert manifest.provenance.operation == "subset"
     assert manifest.provenance.parameters == {"first": "12"}
-    assert manifest.statistics.teacher_nll is None  # of two rows of five it is not known
+    assert "nats per token, right about" in (tmp_path / "s/README.md").read_text()
+
+
+def test_the_loss_over_some_rows_is_not_known_without_summaries(tmp_path):
+    build_tiny(tmp_path / "a", write_corpus(tmp_path / "text"), position_summary=False)
+    manifest = subset(tmp_path / "a", SubsetConfig(first=2), tmp_path / "s")
+    assert manifest.statistics.teacher_nll is None  # of two rows of a shard it is not known
     assert "not known" in (tmp_path / "s/README.md").read_text()
 
 

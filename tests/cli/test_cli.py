@@ -12,11 +12,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from click.testing import CliRunner, Result
 
 import softlabels
 from softlabels.cli import main as softlabels_main
-from tests.fakes import build_tiny, write_corpus
+from tests.fakes import TinyTeacher, build_tiny, write_corpus
 from trainers.cli import main as softtrain_main
 
 V = 300
@@ -220,15 +221,47 @@ def test_inspect_json(stores):
 
 def test_inspect_a_row(stores):
     lines = softlabels_("inspect", stores["topk"], "--row", 3).stdout.splitlines()
-    assert lines[0] == "row 3: 64 tokens, 63 positions; T=1"
-    assert len(lines) == 2 + 63
+    assert lines[0] == "row 3: 64 tokens, 63 positions"
+    assert lines[1] == "       At T=1. tail: mass of all ids that are not kept."
+    head = next(i for i, line in enumerate(lines) if "its p" in line)
+    assert len(lines[head + 1 :]) == 63
     assert "\x1b" not in "".join(lines)  # colours are for terminals
     stored = softlabels.open_store(stores["topk"]).row(3)
-    for p, line in enumerate(lines[2:]):
-        t, label = stored.targets, stored.row.labels[p]
-        came = t.probs(1.0)[p][t.ids[p] == label]
-        assert line.count("[") == len(came)
-        assert (f"p {came[0]:.3f}" if len(came) else "in tail") in line
+    p = torch.softmax(TinyTeacher().dense(stored.row).double(), 1)
+    for n, line in enumerate(lines[head + 1 :]):
+        t, label = stored.targets, int(stored.row.labels[n])
+        assert line.count("[") == (t.ids[n] == label).sum()
+        words = line.split()
+        at = words.index("tail")
+        assert float(words[at + 1]) == pytest.approx(float(t.tail(1.0)[n]), abs=6e-4, rel=0.5)
+        known = [w for w in words if w.replace(".", "").replace("e-", "").isdigit()]
+        assert float(p[n, label]) == pytest.approx(float(known[1]), abs=6e-4, rel=0.5)
+        assert float(torch.special.entr(p[n]).sum()) == pytest.approx(float(known[2]), abs=0.05)
+
+
+def test_inspect_a_row_of_a_sample_speaks_of_a_sample(stores):
+    """Not of the likeliest ids with a tail of 0.000, which a sample has not."""
+    said = softlabels_("inspect", stores["sampled"], "--row", 3).stdout
+    assert "A sample at T=" in said
+    assert "drawn by" in said
+    assert "tail" not in said
+    stored = softlabels.open_store(stores["sampled"]).row(3)
+    flags = ["--row", 3, "--position", 9]
+    (found,) = json.loads(softlabels_("inspect", stores["sampled"], *flags, "--json").stdout)[
+        "positions"
+    ]
+    assert found["tail"] is None
+    p = torch.softmax(TinyTeacher().dense(stored.row).double(), 1)[9]
+    assert found["label_p"] == pytest.approx(float(p[stored.row.labels[9]]), rel=1e-2)
+    assert found["top"]["id"] == int(p.argmax())
+    assert found["entropy"] == pytest.approx(float(torch.special.entr(p).sum()), rel=0.03)
+    kept = {k["id"] for k in found["kept"] + found["drawn"]}
+    assert kept == set(stored.targets.ids[9][stored.targets.kept[9]].tolist())
+    assert len({k["weight"] for k in found["drawn"]}) == 1
+    assert all(k["p"] > found["drawn"][0]["weight"] for k in found["kept"])
+    full = softlabels_("inspect", stores["sampled"], *flags).stdout
+    assert "each standing for" in full
+    assert ("the teacher is right" in full) == found["right"]
 
 
 @pytest.mark.parametrize("temperature", [None, 2.0])

@@ -84,10 +84,8 @@ def test_some_ids_of_the_candidates_are_tail_of_topp():
 
 def test_one_exp_serves_temperatures_of_powers_of_two(monkeypatch):
     calls = []
-    real = tail_module._scaled
-    monkeypatch.setattr(
-        tail_module, "_scaled", lambda *a, **k: (calls.append(a[2]), real(*a, **k))[1]
-    )
+    real = tail_module._exp
+    monkeypatch.setattr(tail_module, "_exp", lambda y, t: (calls.append(t), real(y, t))[1])
     logits = torch.randn(1, 100)
     for grid, exps in (
         ((1.0, 2.0, 4.0), [4.0]),

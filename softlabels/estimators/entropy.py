@@ -1,0 +1,81 @@
+"""What the teacher's whole distribution says at T=1: its likeliest id, its mass, its entropy.
+
+With y = z - max(z) and R the sum of e^y over all ids but the largest, the entropy is
+
+    log(1 + R) - sum(e^y y) / (1 + R)
+
+Neither term is negative, and R is never added to 1 before its logarithm is taken, so the small entropy of a certain
+teacher keeps its digits. Estimators exponentiate the logits anyway: here that is done some rows at a time, and while
+they are in the cache the second sum is taken, too, which then costs no pass over memory.
+
+Shapes: n positions, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["Whole", "entropy_of", "exponentiate", "tiles", "whole"]
+
+CACHED, LAUNCHED = 2**19, 2**26
+"""Bytes of a tile: a part of a core's cache; on a GPU, enough that launches of kernels do not count."""
+
+
+class Whole(NamedTuple):
+    """Of n distributions over all V ids, at T=1."""
+
+    top: Tensor
+    """`[n] int64`: the likeliest id; of equal ones any."""
+    largest: Tensor
+    """`[n] float32`: its logit."""
+    log_mass: Tensor
+    """`[n] float64`: log-sum-exp of the logits less the largest; nats."""
+    entropy: Tensor
+    """`[n] float64`, nats."""
+
+    def logp(self, logits: Tensor) -> Tensor:
+        """Log-probabilities `[n] float32` of the ids, one of each position, that have `logits [n]`."""
+        gap = self.largest.double() - logits.double()
+        return (-gap - self.log_mass).clamp_max(0.0).float()
+
+
+def tiles(logits: Tensor) -> Iterator[slice]:
+    """Rows of `logits [n, V]`, as many at a time as are worth one look."""
+    size = CACHED if logits.device.type == "cpu" else LAUNCHED
+    step = max(1, size // (4 * logits.shape[1]))
+    return (slice(begin, begin + step) for begin in range(0, len(logits), step))
+
+
+def exponentiate(logits: Tensor, largest: Tensor) -> Tensor:
+    """`logits [n, V]` become `e^y`, `y = z - largest [n, 1]`; returns the sum of `e^y y`, `[n] float64`."""
+    spread = logits.new_empty(len(logits), dtype=torch.float64)
+    for rows in tiles(logits):
+        mass = logits[rows]
+        y = mass - largest[rows]
+        torch.exp(y, out=mass)
+        spread[rows] = y.mul_(mass).sum(1).double()
+    return spread
+
+
+def entropy_of(rest: Tensor, spread: Tensor) -> Tensor:
+    """Entropies `[n] float64` of R and of the sum of `e^y y`, both `[n] float64`."""
+    return (rest.log1p() - spread / (1.0 + rest)).clamp_min(0.0)
+
+
+def whole(logits: Tensor) -> Whole:
+    """Of `logits [n, V] float32`, which are left as they are: for whoever does not exponentiate them at T=1."""
+    largest, top = logits.max(dim=1, keepdim=True)
+    rest = logits.new_empty(len(logits), dtype=torch.float64)
+    spread = torch.empty_like(rest)
+    for rows in tiles(logits):
+        y = logits[rows] - largest[rows]
+        mass = y.exp().scatter_(1, top[rows], 0.0)
+        rest[rows] = mass.sum(1).double()
+        spread[rows] = y.mul_(mass).sum(1).double()
+    return Whole(top[:, 0], largest[:, 0], rest.log1p(), entropy_of(rest, spread))
