@@ -60,5 +60,6 @@ class SurveyProgress:
         return new
 
     def _note(self) -> str:
-        said = f"{self._counts.documents:,} documents, {self._tokens:,} tokens"
+        documents = self._counts.documents
+        said = f"{documents:,} document{'s'[: documents != 1]}, {self._tokens:,} tokens"
         return f"{self._rows:,} rows, {said}" if self._in_bytes else said
