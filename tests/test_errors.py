@@ -27,6 +27,7 @@ BUILTIN = {
     "FormatError": OSError,
     "IntegrityError": OSError,
     "PlanError": OSError,
+    "UnreadableError": OSError,
     "RemoteError": OSError,
     "RunError": OSError,
     "ExportError": ValueError,
