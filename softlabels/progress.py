@@ -135,10 +135,11 @@ class Lines:
 
 
 def amount_of(amount: float, unit: str, *, of: int | None = None) -> str:
-    """A count with its unit, bytes as MB."""
+    """A count with its unit, bytes as MB or kB."""
     if unit == "bytes":
-        scaled = "" if of is None else f" of {of / 1e6:,.1f}"
-        return f"{amount / 1e6:,.1f}{scaled} MB"
+        size, name = (1e6, "MB") if max(amount, of or 0) >= 1e6 else (1e3, "kB")
+        scaled = "" if of is None else f" of {of / size:,.1f}"
+        return f"{amount / size:,.1f}{scaled} {name}"
     whole = "" if of is None else f" of {of:,}"
     return f"{amount:,.0f}{whole} {unit}"
 

@@ -79,7 +79,7 @@ def _closing(out: Path, manifest: Manifest, values: Mapping[str, Any]) -> str:
     place, identity = shlex.quote(str(out)), manifest.identity
     lines = {
         "store": f"{out}, complete",
-        "rows": f"{values['rows']:,} in {values['shards']:,} shards, {values['data_bytes'] / 1e6:,.1f} MB",
+        "rows": f"{values['rows']:,} in {values['shards']:,} shard{'s'[: values['shards'] != 1]}, {values['data_bytes'] / 1e6:,.1f} MB",
         "targets": f"{values['positions']:,} positions, {values['bytes_per_position']:.1f} bytes each "
         f"({identity.targets.estimator}, k={identity.targets.k})",
         "teacher": f"{identity.teacher.name}: {_teacher(values, manifest)}",
