@@ -77,9 +77,10 @@ def build_command(
 def _closing(out: Path, manifest: Manifest, values: Mapping[str, Any]) -> str:
     """What was built, and what can be done with it next."""
     place, identity = shlex.quote(str(out)), manifest.identity
+    shards = values["shards"]
     lines = {
         "store": f"{out}, complete",
-        "rows": f"{values['rows']:,} in {values['shards']:,} shard{'s'[: values['shards'] != 1]}, {values['data_bytes'] / 1e6:,.1f} MB",
+        "rows": f"{values['rows']:,} in {shards:,} shard{'s'[: shards != 1]}, {values['data_bytes'] / 1e6:,.1f} MB",
         "targets": f"{values['positions']:,} positions, {values['bytes_per_position']:.1f} bytes each "
         f"({identity.targets.estimator}, k={identity.targets.k})",
         "teacher": f"{identity.teacher.name}: {_teacher(values, manifest)}",
