@@ -7,8 +7,8 @@ shape, and reads them on one core: everything from the file's bytes (digest, che
 Against it: the same rows as Python lists that are in memory already, put together by `torch.tensor`, as a collate
 function over a list-of-records data set does; and the same with reading them from Parquet. In turns, in one
 process, in CPU seconds and by the clock; the time is the median, a ratio that of each repeat's own ratio. Then:
-what a training loop waits for (steps of a given length), resuming among 10^9 rows, and digests of global batches
-for ranks x workers x a kill x a resume elsewhere.
+what a training loop waits for (whose steps sleep for a given time), and digests of global batches for ranks x
+workers x a stop x a resume elsewhere. Beside other loaders: `loader_peers.py`; what a resume costs: `resume.py`.
 """
 
 from __future__ import annotations
@@ -43,12 +43,11 @@ from softlabels.corpora.packing import Tokenized  # noqa: E402
 from softlabels.rows import Row  # noqa: E402
 from softlabels.store.reader import open_store  # noqa: E402
 from tests.fakes import ByteTokenizer, TinyTeacher  # noqa: E402
-from tests.trainers.test_order import resume_a_billion_rows  # noqa: E402
 from tests.trainers.topology import Topology, run  # noqa: E402
 from trainers.stream import SoftTargetStream  # noqa: E402
 
 VOCAB = 49_152
-PARTS = ("speeds", "waits", "resume", "elasticity")
+PARTS = ("speeds", "waits", "elasticity")
 TARGET = 10.0
 """Of the loader over the collation of lists."""
 
@@ -225,7 +224,7 @@ def waits(store: Path, args: argparse.Namespace) -> dict[str, float]:
 
 
 def elasticity(store: Path) -> list[dict[str, Any]]:
-    """Each topology, killed at a random step and resumed on another, against one that is neither."""
+    """Each topology, stopped at a random step and resumed on another, against one that is neither."""
     chance, steps, options = random.Random(0), 12, {"batch_size": 8, "block_shards": 2}
     whole, final = run(store, Topology(1, -1), steps, **options)
     matrix = [Topology(r, w) for r, w in product((1, 2, 4), (0, 1, 3))]
@@ -236,7 +235,7 @@ def elasticity(store: Path) -> list[dict[str, Any]]:
         begun, state = run(store, first, stop, **options)
         rest, end = run(store, second, steps - stop, state, **options)
         same = begun + rest == whole and end == final
-        rows.append({"begun_on": str(first), "killed_after": stop, "resumed_on": str(second)})
+        rows.append({"begun_on": str(first), "stopped_after": stop, "resumed_on": str(second)})
         rows[-1] |= {"digest": zlib.crc32("".join(begun + rest).encode()), "same": same}
     return rows
 
@@ -270,13 +269,6 @@ def main() -> None:
                     f"{name}: of steps of {args.step_ms:g} ms, {f['share']:.2%} is waiting for the loader; longest "
                     f"{f['worst_ms']:.1f} ms"
                 )
-        if "resume" in args.parts:
-            resumes = [resume_a_billion_rows() for _ in range(args.repeats)]
-            figures["resume"] = {name: median(r[name] for r in resumes) for name in resumes[0]}
-            print(
-                f"resume among 10^9 rows in 10^6 shards: {figures['resume']['seconds']:.2f} s, the order holds at most "
-                f"{figures['resume']['peak_mib']:.0f} MiB\n"
-            )
         if "elasticity" in args.parts:
             figures["elasticity"] = elasticity(stores["open"])
             show_elasticity(figures["elasticity"])
@@ -301,13 +293,13 @@ def show_speeds(found: dict[str, dict[str, float]], args: argparse.Namespace) ->
 
 def show_elasticity(rows: list[dict[str, Any]]) -> None:
     print(
-        "| begun on (ranks x workers) | killed after | resumed on | all batches | as uninterrupted |"
+        "| begun on (ranks x workers) | stopped after | resumed on | all batches | as uninterrupted |"
     )
     print("|---|---|---|---|---|")
     for r in rows:
         same = "same" if r["same"] else "OTHER"
         print(
-            f"| {r['begun_on']} | {r['killed_after']} | {r['resumed_on']} | {r['digest']:08x} | {same} |"
+            f"| {r['begun_on']} | {r['stopped_after']} | {r['resumed_on']} | {r['digest']:08x} | {same} |"
         )
 
 

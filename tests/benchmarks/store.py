@@ -1,11 +1,12 @@
-"""Bytes, error and speed of every way to store the same targets, on a real teacher's logits.
+"""Bytes, error and speed of every way to store the same targets, on a real teacher's logits of two texts or more.
 
-    python tests/benchmarks/store.py --teacher hf:TEACHER --work FOLDER [--json FILE]
+    python -m tests.benchmarks.store --teacher hf:TEACHER --work FOLDER --text NAME=CORPUS=HELDOUT [--json FILE]
 
-Builds four stores in FOLDER (kept, and taken up again): `topk` k=64 and `sampled` k=12, both exact float32,
-of training text for dictionaries and of held-out text to be measured. Then writes and reads the held-out
-shard in each encoding, on one thread, and compares every log-probability. Last, from dense probabilities,
-what sampling and rounding do to the mean and to the squared error.
+Austen's novels come with the project; each `--text` adds another, such as the sources of Python's manual. The
+teacher reads each text once (`store_texts.py`); `topk` k=64 and `sampled` k=12 of both its parts, exact float32, are
+kept in FOLDER. Dictionaries are trained on the first part, of its own text. The held-out part is then written and
+read in each encoding, on one thread, and every log-probability compared. Last, from dense probabilities of Austen,
+what sampling and rounding do to the mean and to the squared error; `--seeds 0` leaves that out.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import argparse
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
@@ -28,51 +29,31 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from softlabels.build import build
 from softlabels.codecs import make_codec
 from softlabels.codecs.codebook import Codebook
 from softlabels.codecs.training import train
-from softlabels.config import BuildConfig
 from softlabels.estimators import make_estimator
+from softlabels.rows import InputRow
 from softlabels.store.encoding import decode_shard, encode_shard
 from softlabels.store.identity import Identity
-from softlabels.store.manifest import Statistics
-from softlabels.store.reader import open_store
 from softlabels.store.shard import Shard
 from softlabels.targets import SoftTargets
-from softlabels.terminal import Bar
+from tests.benchmarks.store_texts import NOTHING, Part, Text, Texts
 
-NOTHING = Statistics(kept_ids=0, kept_mass=[], teacher_nll=None)
 DATA = Path(__file__).parents[2] / "data" / "austen"
-
-
-def stores(args: argparse.Namespace) -> dict[str, list[Shard]]:
-    """The shards of the four stores, built if they aren't there."""
-    found = {}
-    for estimator, k, grid in (("topk", 64, (1.0, 2.0, 4.0)), ("sampled", 12, (1.0,))):
-        for part, text, rows in (
-            ("train", args.train, args.rows),
-            ("heldout", args.heldout, args.heldout_rows),
-        ):
-            config = BuildConfig(
-                teacher=args.teacher,
-                corpus=(text,),
-                estimator=estimator,
-                k=k,
-                temperature=grid,
-                values="float32",
-                dtype=args.dtype,
-                seq_len=256,
-                limit_rows=rows,
-                shard_rows=min(rows, args.heldout_rows),
-            )
-            out = args.work / f"{estimator}-{part}"
-            with Bar() as bar:
-                build(config, out, reporter=bar)
-            store = open_store(out)
-            found[out.name] = [store.read_shard(i) for i in range(len(store.manifest.shards))]
-            found[f"{out.name} identity"] = store.manifest.identity
-    return found
+AUSTEN = Text(name="novels", train=f"text:{DATA}/train/*.txt", heldout=f"text:{DATA}/heldout/*.txt")
+ENCODINGS: tuple[tuple[str, int, tuple[float, ...], tuple[tuple[str, str], ...]], ...] = (
+    (
+        "topk",
+        50,
+        (1.0,),
+        (("packed", "nat8"), ("packed", "nat16"), ("packed", "nat64"), ("open", "float16")),
+    ),
+    ("topk", 50, (1.0, 2.0, 4.0), (("packed", "nat16"),)),
+    ("topk", 64, (1.0,), (("packed", "float16"), ("open", "float16"))),
+    ("sampled", 12, (1.0,), (("packed", "nat8"), ("packed", "nat16"), ("open", "float16"))),
+)
+"""Estimator, k, temperatures; profile and values."""
 
 
 def cut(targets: SoftTargets, k: int, grid: tuple[float, ...]) -> SoftTargets:
@@ -111,6 +92,16 @@ def by_id(targets: SoftTargets) -> np.ndarray[Any, Any]:
     return np.take_along_axis(targets.log_probs(targets.temperatures[0]), order, 1)
 
 
+def divergence(exact: SoftTargets, held: SoftTargets) -> float:
+    """Mean KL of what is held from what is exact, over the kept ids and the tail, at the first temperature; nats."""
+    t = exact.temperatures[0]
+    p = np.concatenate([np.exp(by_id(exact)), exact.tail(t)[:, None]], 1).astype(np.float64)
+    q = np.concatenate([np.exp(by_id(held)), held.tail(t)[:, None]], 1).astype(np.float64)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        terms = np.where(p > 0, p * np.log(p / q), 0.0)
+    return float(terms.sum(1).mean())
+
+
 def timed(call: Callable[[], Any], repeats: int) -> float:
     taken = []
     for _ in range(repeats + 1):
@@ -141,49 +132,47 @@ def measure(
 
     data = write()
     tokens = sum(len(r.input_ids) for r in shard.rows)
-    error = np.abs(by_id(shard.targets) - by_id(read().targets))
+    held = read().targets
+    error = np.abs(by_id(shard.targets) - by_id(held))
     return {
         "encoding": name,
         "bytes": len(data) / shard.targets.n,
         "largest error": float(error.max()),
         "mean error": float(error.mean()),
+        "KL": divergence(shard.targets, held),
         "write": tokens / timed(write, repeats),
         "read": tokens / timed(read, repeats),
     }
 
 
-def dictionary_of(shards: list[Shard], k: int, vocab_size: int) -> Codebook:
-    """One trained on the first k ids of some shards."""
-    tokens = np.concatenate([r.input_ids[r.label_mask] for s in shards for r in s.rows])
-    ids = np.concatenate([s.targets.ids[:, :k] for s in shards])
-    kept = np.concatenate([s.targets.kept[:, :k] for s in shards])
-    data = train(tokens, ids, kept).to_bytes()
+def dictionary_of(shard: Shard, k: int, vocab_size: int) -> Codebook:
+    """One trained on the first k ids of each position."""
+    tokens = np.concatenate([r.input_ids[r.label_mask] for r in shard.rows])
+    t = shard.targets
+    data = train(tokens, t.ids[:, :k], t.kept[:, :k]).to_bytes()
     return Codebook.from_bytes(data, vocab_size=vocab_size, where="dictionary")
 
 
-def encodings(found: dict[str, Any], repeats: int) -> list[dict[str, Any]]:
+def encodings(
+    text: str, train_on: dict[str, Part], heldout: dict[str, Part], repeats: int
+) -> list[dict[str, Any]]:
+    """Each encoding of a text's held-out part, without a dictionary and, packed, with one."""
     rows = []
-    for part, k, grid, ways in (
-        ("topk", 50, (1.0,), [("packed", "nat16"), ("packed", "nat64"), ("open", "float16")]),
-        ("topk", 50, (1.0, 2.0, 4.0), [("packed", "nat16")]),
-        ("topk", 64, (1.0,), [("packed", "float16"), ("open", "float16")]),
-        ("sampled", 12, (1.0,), [("packed", "nat8"), ("packed", "nat16"), ("open", "float16")]),
-    ):
-        (shard,) = found[f"{part}-heldout"]
-        identity = found[f"{part}-heldout identity"]
-        if part == "topk":
+    for kind, k, grid, ways in ENCODINGS:
+        identity, shard = heldout[kind].identity, heldout[kind].shard
+        if kind == "topk":
             shard = replace(shard, targets=cut(shard.targets, k, grid))
-        book = dictionary_of(found[f"{part}-train"], k, identity.teacher.vocab_size)
+        book = dictionary_of(train_on[kind].shard, k, identity.teacher.vocab_size)
         size = len(book.to_bytes())
         for profile, values in ways:
             how = encoded_as(identity, shard.targets, k, profile=profile, values=values)
-            what = f"{part} k={k}, T={', '.join(f'{t:g}' for t in grid)}: {profile} {values}"
-            plain = measure(what, shard, how, None, repeats)
+            what = f"{kind} k={k}, T={', '.join(f'{t:g}' for t in grid)}: {profile} {values}"
+            plain = {"text": text} | measure(what, shard, how, None, repeats)
             rows.append(plain)
             if profile == "packed":
-                row = measure(f"{what}, dictionary", shard, how, book, repeats)
+                row = {"text": text} | measure(f"{what}, dictionary", shard, how, book, repeats)
                 row["dictionary bytes"] = size
-                row["dictionary positions"] = sum(s.targets.n for s in found[f"{part}-train"])
+                row["dictionary positions"] = train_on[kind].shard.targets.n
                 row["pays from"] = size / (plain["bytes"] - row["bytes"])
                 rows.append(row)
     return rows
@@ -193,12 +182,12 @@ def encodings(found: dict[str, Any], repeats: int) -> list[dict[str, Any]]:
 
 
 @torch.no_grad()
-def sampling(args: argparse.Namespace, shard: Shard) -> list[dict[str, Any]]:
+def sampling(args: argparse.Namespace, sequences: Sequence[InputRow]) -> list[dict[str, Any]]:
     """Mean and squared error of stored samples of some positions, over many seeds."""
     from softlabels.teachers import TeacherOptions, open_teacher
 
     teacher = open_teacher(args.teacher, TeacherOptions(dtype="float32"))
-    logits = torch.cat([x.clone() for x in teacher.logits(shard.rows[:2])])
+    logits = torch.cat([x.clone() for x in teacher.logits(sequences[:2])])
     logits = logits[:: max(1, len(logits) // args.positions)][: args.positions]
     p = logits.double().softmax(1).numpy()
     draws, rows = args.seeds, []
@@ -278,11 +267,10 @@ def main() -> None:
     )
     parser.add_argument("--teacher", required=True)
     parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--train", default=f"text:{DATA}/train/*.txt")
-    parser.add_argument("--heldout", default=f"text:{DATA}/heldout/*.txt")
+    parser.add_argument("--text", type=Text.parse, action="append", default=[])
     parser.add_argument("--dtype", default="bfloat16", help="of the teacher's body")
-    parser.add_argument("--rows", type=int, default=820, help="of training text, 256 tokens each")
-    parser.add_argument("--heldout-rows", type=int, default=120)
+    parser.add_argument("--rows", type=int, default=220, help="of training text, 256 tokens each")
+    parser.add_argument("--heldout-rows", type=int, default=40)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--positions", type=int, default=16, help="that are sampled many times")
     parser.add_argument("--seeds", type=int, default=10_000)
@@ -290,14 +278,27 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(os.cpu_count() or 1)
-    found = stores(args)
+    texts = Texts(args.teacher, args.work, dtype=args.dtype)
+    parts = {
+        text.name: (
+            texts.part(f"{text.name}-train", text.train, args.rows),
+            texts.part(f"{text.name}-heldout", text.heldout, args.heldout_rows),
+        )
+        for text in [AUSTEN, *args.text]
+    }
     torch.set_num_threads(1)
     pa.set_cpu_count(1)
-    rows = encodings(found, args.repeats)
+    rows = [
+        row
+        for name, (train_on, heldout) in parts.items()
+        for row in encodings(name, train_on, heldout, args.repeats)
+    ]
     show(rows)
-    torch.set_num_threads(os.cpu_count() or 1)
-    samples = sampling(args, found["sampled-heldout"][0])
-    show(samples)
+    samples = []
+    if args.seeds:
+        torch.set_num_threads(os.cpu_count() or 1)
+        samples = sampling(args, parts[AUSTEN.name][1]["sampled"].shard.rows)
+        show(samples)
     if args.json:
         args.json.write_text(json.dumps({"encodings": rows, "sampling": samples}, indent=2))
 
