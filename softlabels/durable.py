@@ -195,9 +195,7 @@ def appearing(path: Path) -> Iterator[Path]:
     """
     with explained(path):
         make_folder(path.parent)
-        for attempt in earlier_attempts(path):
-            if attempt.is_file():
-                attempt.unlink()
+        _forget_attempts(path)
         temporary = temporary_beside(path)
         try:
             yield temporary
@@ -221,6 +219,8 @@ def replace(path: Path, data: bytes) -> None:
         StoreError: the disk is full, read-only, …: says which, and that nothing is lost.
         IntegrityError: what was read back is not what was written.
     """
+    with explained(path):
+        _forget_attempts(path)
     with explained(path), _written(path, data) as temporary:
         temporary.replace(path)
         sync_folder(path.parent)
@@ -280,6 +280,12 @@ def earlier_attempts(path: Path) -> list[Path]:
     """What processes of ours left of `path` when they died: their temporary files or folders for this very name."""
     beside = path.parent.glob(f"{TEMPORARY}*")
     return [p for p in beside if p.name.endswith(f"-{_shown(path)}") and is_left(p)]
+
+
+def _forget_attempts(path: Path) -> None:
+    for attempt in earlier_attempts(path):
+        if attempt.is_file():
+            attempt.unlink(missing_ok=True)
 
 
 def _shown(path: Path) -> str:

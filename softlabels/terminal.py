@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import sys
+import threading
 import types
 from pathlib import Path
 from typing import Any, NoReturn
@@ -60,6 +61,7 @@ class Commands(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command, turning our errors into messages."""
         signal.signal(signal.SIGTERM, _interrupt)
+        threading.excepthook = _thread_failed
         wait_briefly()
         if not sys.stderr.isatty():
             os.environ.setdefault("TQDM_DISABLE", "1")  # the bars of model libraries, in a log file
@@ -93,6 +95,18 @@ def _in_words(error: Exception, ctx: click.Context) -> str | None:
         return None
     named = getattr(error, "filename", None) or f"{ctx.command_path} {ctx.invoked_subcommand}"
     return sentence(str(named), number, error)
+
+
+def _thread_failed(arguments: threading.ExceptHookArgs) -> None:
+    """A library's own thread, such as TensorBoard's, met a full disk: the command meets it, too, and ends."""
+    error = arguments.exc_value
+    if error is None or (number := error_number(error)) is None:
+        threading.__excepthook__(arguments)
+    else:
+        named = (
+            getattr(error, "filename", None) or f"thread {getattr(arguments.thread, 'name', '')}"
+        )
+        click.echo(f"error: {sentence(str(named), number, error)}", err=True)
 
 
 def _interrupt(signum: int, frame: types.FrameType | None) -> NoReturn:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from softlabels.durable import explained, replace
+from softlabels.durable import explained, replace, sync_folder
 from softlabels.errors import RunError
 from trainers.json_file import finite
 
@@ -41,6 +42,7 @@ class Metrics:
             if kept != there:
                 replace(self._path, kept)
             self._file = self._path.open("a", encoding="utf-8")
+            sync_folder(self._run)
             self._board = _board(self._run, step)
 
     def _until(self, step: int, data: bytes) -> list[str]:
@@ -75,7 +77,7 @@ class Metrics:
                     self._board.add_scalar(name, value, step)
 
     def flush(self) -> None:
-        """Hand all lines to the operating system.
+        """Make all lines durable: what is saved next is resumed from, and they are not written again.
 
         Raises:
             StoreError: the disk is full, …
@@ -83,6 +85,7 @@ class Metrics:
         with explained(self._path):
             if self._file is not None:
                 self._file.flush()
+                os.fsync(self._file.fileno())
             if self._board is not None:
                 self._board.flush()
 

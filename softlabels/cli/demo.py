@@ -16,6 +16,7 @@ import click
 
 from softlabels.cli.build import summary
 from softlabels.config import BuildConfig
+from softlabels.durable import replace
 from softlabels.errors import ConfigError, IntegrityError, PlanError, SoftLabelsError
 from softlabels.options import Command
 from softlabels.own_process import own_environment, own_module
@@ -88,8 +89,7 @@ def demo_command(out: Path, as_json: bool) -> None:
         for store in (train, heldout):
             _verify(store, bar)
     config = out / "student.json"
-    if not config.exists():
-        config.write_text(json.dumps(_student_config(train), indent=2) + "\n", encoding="utf-8")
+    write_config(config, train)
     students: list[_Result] = []
     arguments: list[Any]
     for name, alpha in (("store", ALPHA), ("hard-labels", 0.0)):
@@ -204,6 +204,12 @@ def _verify(store: Path, bar: Bar) -> None:
     if report.problems:
         raise IntegrityError(f"{report.problems[0]}")
     bar.notice(f"verified {store}: {report.files} files, {report.positions:,} positions")
+
+
+def write_config(config: Path, train: Path) -> None:
+    """Leave the students' configuration there, unless it is there already."""
+    if not config.exists():
+        replace(config, f"{json.dumps(_student_config(train), indent=2)}\n".encode())
 
 
 def _student_config(store: Path) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from softlabels.durable import temporary_beside
+from softlabels.durable import appearing
 from softlabels.errors import ConfigError, PairingError
 from softlabels.interchange import EXPORTS, axolotl
 from softlabels.progress import Reporter, Silent
@@ -73,20 +73,18 @@ def export_store(
     make = axolotl.rows_of if kind == "axolotl" else _positions_of
     schema = axolotl.SCHEMA if kind == "axolotl" else TOPK
     report.stage("export", len(store), "rows")
-    temporary = temporary_beside(out)
     records = 0
-    try:
-        with pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
-            batch: list[dict[str, Any]] = []
-            for stored in store:
-                batch += make(stored)
-                report.advance(1)
-                if len(batch) >= BATCH or stored.index == len(store) - 1:
-                    writer.write_table(pa.Table.from_pylist(batch, schema=schema))
-                    records, batch = records + len(batch), []
-        temporary.replace(out)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with (
+        appearing(out) as temporary,
+        pq.ParquetWriter(temporary, schema, compression="zstd") as writer,
+    ):
+        batch: list[dict[str, Any]] = []
+        for stored in store:
+            batch += make(stored)
+            report.advance(1)
+            if len(batch) >= BATCH or stored.index == len(store) - 1:
+                writer.write_table(pa.Table.from_pylist(batch, schema=schema))
+                records, batch = records + len(batch), []
     return records
 
 

@@ -106,11 +106,12 @@ def withdraw(store: Path, shard: PlannedShard, seen: Seen) -> list[Path]:
         StoreError: one of them cannot be moved.
     """
     path = commit_path(store, shard)
-    record = retract(store, path, seen.record, lambda aside: is_record(aside, Commit))
-    if sighting(path) is not None:
-        return [record] if record else []
+    if sighting(path) != seen.record:
+        return []
+    # The shard first: left without its record, a damaged one could be adopted for what it says itself.
     moved = move_aside(store, store / shard.name, seen.shard)
-    return [p for p in (record, moved) if p]
+    record = retract(store, path, seen.record, lambda aside: is_record(aside, Commit))
+    return [p for p in (moved, record) if p]
 
 
 def is_record(path: Path, kind: type[Record]) -> bool:

@@ -22,7 +22,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import BinaryIO
 
-from softlabels.durable import make_folder, publish, replace, sync_folder
+from softlabels.durable import make_folder, publish, replace, sweep, sync_folder
 from softlabels.errors import ConfigError, IntegrityError, StoreError
 from softlabels.store.counting import Counting
 from softlabels.store.demand import Demand, read_vouched
@@ -108,6 +108,7 @@ def pull(
     _check_folder(folder, manifest)  # before anything is written there
     with _alone(folder):
         _check_folder(folder, manifest)
+        sweep(folder)
         _mark(folder, vouched.data)
         moved = _Receiver(origin, folder, manifest, vouched.data).receive(wanted, progress)
         (folder / MARKER).unlink(missing_ok=True)

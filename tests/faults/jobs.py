@@ -1,0 +1,539 @@
+"""What the writers do, and what they start from: jobs that a forked child of the warm process runs in a folder.
+
+All paths are relative to that folder, so that nothing that is written tells which folder it was.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+
+from softlabels.teachers import TEACHERS
+
+__all__ = ["COMMANDS", "JOBS"]
+
+TEACHERS._builtin["fake"] = "tests.fakes:load_tiny"
+JOBS: dict[str, Callable[[], None]] = {}
+BUILD = [
+    "build",
+    "--teacher",
+    "fake:0",
+    "--estimator",
+    "topk",
+    "--k",
+    "4",
+    "--seq-len",
+    "24",
+    "--shard-rows",
+    "3",
+]
+WORDS = (
+    "truth",
+    "fortune",
+    "wife",
+    "however",
+    "feelings",
+    "views",
+    "neighbourhood",
+    "mind",
+    "family",
+    "daughter",
+)
+
+
+def job(function: Callable[[], None]) -> Callable[[], None]:
+    """Make a function a job, by its name."""
+    JOBS[function.__name__] = function
+    return function
+
+
+def cli_softlabels(*arguments: str) -> None:
+    """Run the command, as its console script does."""
+    from softlabels.cli import main
+
+    main(list(arguments), prog_name="softlabels")
+
+
+def cli_softtrain(*arguments: str) -> None:
+    """Run the command, as its console script does."""
+    from trainers.cli import main
+
+    main(list(arguments), prog_name="softtrain")
+
+
+COMMANDS: dict[str, str] = {}
+"""`PROGRAM COMMAND` of each job that is one."""
+
+
+def command(name: str, *arguments: str, of: Callable[..., None] = cli_softlabels) -> None:
+    """A job that is one command."""
+    COMMANDS[name] = f"{of.__name__.removeprefix('cli_')} {arguments[0]}"
+    JOBS[name] = lambda: of(*arguments)
+
+
+# -- what they start from ----------------------------------------------------------------------------------------------
+
+
+def _texts(folder: Path, *, documents: int, seed: int) -> None:
+    """Text in which no row occurs twice."""
+    folder.mkdir()
+    rng = random.Random(seed)
+    for i in range(documents):
+        text = " ".join(f"{rng.choice(WORDS)} {rng.randrange(1000)}" for _ in range(5))
+        (folder / f"{i}.txt").write_text(text, encoding="utf-8")
+
+
+def _store(out: str, corpus: str) -> None:
+    from tests.fakes import build_tiny
+
+    build_tiny(
+        Path(out), f"text:{corpus}/*.txt", k=4, shard_rows=3, seq_len=24, licence="CC-BY-4.0"
+    )
+
+
+@job
+def ground_text() -> None:
+    """A corpus."""
+    _texts(Path("text"), documents=3, seed=0)
+
+
+@job
+def ground_stores() -> None:
+    """Two stores, and text to append."""
+    for name, documents in (("a", 3), ("b", 1)):
+        _texts(Path(f"text-{name}"), documents=documents, seed=documents)
+        _store(name, f"text-{name}")
+    _texts(Path("new"), documents=1, seed=9)
+
+
+@job
+def ground_store() -> None:
+    """One store."""
+    _texts(Path("text"), documents=3, seed=3)
+    _store("a", "text")
+
+
+@job
+def ground_half_built() -> None:
+    """A build that was killed when it was about to record its second shard: the shard is there."""
+    ground_text()
+    from softlabels.store.claims import Claims
+
+    _store("out", "text")
+    out = Path("out")
+    for path in (
+        out / "manifest.json",
+        out / "README.md",
+        *sorted((out / "commits").iterdir())[1:],
+    ):
+        path.unlink()
+    for shard in sorted((out / "data").iterdir())[2:]:
+        shard.unlink()
+    Claims(out).take([1])
+
+
+@job
+def ground_capture() -> None:
+    """Another tool's file."""
+    ground_store()
+    softlabels_quietly("export", "a", "axolotl", "--out", "rows.parquet")
+    shutil.rmtree("a")
+
+
+@job
+def ground_broken() -> None:
+    """A store without its manifest, with a shard that nobody recorded, and a card that is not the manifest's."""
+    from softlabels.durable import temporary_beside
+
+    ground_store()
+    for name in ("manifest.json", "commits/00001.json"):
+        (Path("a") / name).unlink()
+    Path("a/README.md").write_text("Altered.\n", encoding="utf-8")
+    temporary_beside(Path("a/manifest.json")).write_text(
+        "Of a process that died.\n", encoding="utf-8"
+    )
+
+
+@job
+def ground_flipped() -> None:
+    """A store with a damaged shard."""
+    ground_store()
+    shard = sorted(Path("a/data").iterdir())[1]
+    data = bytearray(shard.read_bytes())
+    data[len(data) // 2] ^= 1
+    shard.write_bytes(data)
+
+
+@job
+def ground_keys() -> None:
+    """A store, and a key to sign it with."""
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    ground_store()
+    pem = serialization.Encoding.PEM
+    kind = serialization.PrivateFormat.PKCS8
+    key = ec.generate_private_key(ec.SECP256R1())
+    Path("key.pem").write_bytes(key.private_bytes(pem, kind, serialization.NoEncryption()))
+
+
+@job
+def ground_pulled() -> None:
+    """A part of the store that is at the address."""
+    ground_store()
+    _upload()
+    softlabels_quietly("pull", ADDRESS, "pulled", "--rows", "1")
+
+
+@job
+def ground_address() -> None:
+    """A store, which is at an address, too."""
+    ground_store()
+    _upload()
+
+
+@job
+def ground_damaged_cache() -> None:
+    """A store at an address; its files in the cache are damaged."""
+    ground_address()
+    quietly(_read_remote)
+    for file in Path("cache").iterdir():
+        data = bytearray(file.read_bytes())
+        if data:
+            data[len(data) // 2] ^= 1
+        file.write_bytes(data)
+
+
+STUDENT = {
+    "model_type": "llama",
+    "architectures": ["LlamaForCausalLM"],
+    "vocab_size": 416,
+    "hidden_size": 8,
+    "intermediate_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 1,
+    "num_key_value_heads": 1,
+    "head_dim": 8,
+    "max_position_embeddings": 128,
+    "tie_word_embeddings": True,
+}
+RUN = [
+    "run",
+    "--store",
+    "a",
+    "--student",
+    "hf-config:student.json",
+    "--out",
+    "run",
+    "--batch-size",
+    "2",
+]
+RUN += [
+    "--steps",
+    "4",
+    "--checkpoint-every",
+    "2",
+    "--keep-last",
+    "1",
+    "--log-every",
+    "1",
+    "--dtype",
+    "float32",
+]
+RUN += ["--heldout", "b", "--eval-every", "2", "--ema", "0.9"]
+
+
+@job
+def ground_student() -> None:
+    """Two stores of a small real model, and a student's configuration."""
+    from softlabels.build import build
+    from softlabels.config import BuildConfig
+    from softlabels.teachers import TeacherOptions, open_teacher
+    from tests.teachers.tiny import write_model
+
+    write_model(Path("teacher"))
+    teacher = open_teacher("hf:teacher", TeacherOptions(dtype="float32"))
+    for name, documents in (("a", 3), ("b", 1)):
+        _texts(Path(f"text-{name}"), documents=documents, seed=documents)
+        config = BuildConfig(
+            teacher="hf:teacher",
+            corpus=(f"text:text-{name}/*.txt",),
+            estimator="topk",
+            k=4,
+            seq_len=24,
+            shard_rows=3,
+        )
+        build(config, Path(name), teacher=teacher)
+    shutil.rmtree("teacher")
+    Path("student.json").write_text(json.dumps(STUDENT), encoding="utf-8")
+    Path("prompts.txt").write_text("It is a truth\nHowever\n", encoding="utf-8")
+
+
+@job
+def ground_run() -> None:
+    """A finished run."""
+    ground_student()
+    quietly(cli_softtrain, *RUN)
+
+
+@job
+def ground_stopped_run() -> None:
+    """A run that has saved once, and stopped before it was to save again."""
+    ground_student()
+    import trainers.trainer
+
+    def stop(*arguments: object, **more: object) -> None:
+        raise KeyboardInterrupt
+
+    real, count = trainers.trainer.Trainer._one_step, 0
+
+    def step(*arguments: object, **more: object) -> object:
+        nonlocal count
+        count += 1
+        if count == 4:
+            raise KeyboardInterrupt
+        return real(*arguments, **more)  # type: ignore[arg-type]
+
+    trainers.trainer.Trainer._one_step = step  # type: ignore[assignment,method-assign]
+    assert _exit_code(cli_softtrain, *RUN) == 130
+    Path("run/best/notes.txt").write_text("The user's own.\n", encoding="utf-8")
+
+
+def quietly(of: Callable[..., None], *arguments: str) -> None:
+    """Run a command to its end, which must be a good one."""
+    code = _exit_code(of, *arguments)
+    assert code == 0, f"{arguments}: exit {code}"
+
+
+def _exit_code(of: Callable[..., None], *arguments: str) -> object:
+    try:
+        of(*arguments)
+    except SystemExit as e:
+        return e.code or 0
+    return 0
+
+
+def softlabels_quietly(*arguments: str) -> None:
+    """Run a command to its end, which must be a good one."""
+    quietly(cli_softlabels, *arguments)
+
+
+# -- the other side of push and pull -----------------------------------------------------------------------------------
+
+ADDRESS = "s3://bucket/a"
+
+
+def _upload() -> None:
+    import os
+
+    from tests.store.s3 import upload
+
+    _empty_bucket()
+    upload(Path("a"), os.environ["AWS_ENDPOINT_URL"], "a")
+
+
+def _empty_bucket() -> None:
+    import os
+
+    endpoint = os.environ["AWS_ENDPOINT_URL"]
+    for path, method in (("moto-api/reset", "POST"), ("bucket", "PUT")):
+        request = urllib.request.Request(f"{endpoint}/{path}", data=b"", method=method)
+        urllib.request.urlopen(request, timeout=20).close()
+
+
+# -- writers -----------------------------------------------------------------------------------------------------------
+
+command("build", *BUILD, "--corpus", "text:text/*.txt", "--licence", "CC-BY-4.0", "--out", "out")
+command("build_zarr", *BUILD, "--corpus", "text:text/*.txt", "--container", "zarr", "--out", "out")
+PACKED = [
+    *BUILD,
+    "--corpus",
+    "text:text/*.txt",
+    "--profile",
+    "packed",
+    "--values",
+    "nat16",
+    "--out",
+    "out",
+]
+
+
+@job
+def build_dictionary() -> None:
+    """A packed build that trains a dictionary, on its first shard."""
+    import softlabels.dictionary
+
+    softlabels.dictionary.POSITIONS = 1
+    cli_softlabels(*PACKED)
+
+
+command("merge", "merge", "a", "b", "--out", "out")
+command(
+    "append", "append", "a", "--teacher", "fake:0", "--corpus", "text:new/*.txt", "--out", "out"
+)
+command("subset", "subset", "a", "--first", "7", "--k", "3", "--out", "out")
+command("convert", "convert", "a", "--profile", "packed", "--values", "nat16", "--out", "out")
+command("view", "view", "a", "--vocab", "trim:280", "--out", "out")
+command(
+    "import",
+    "import",
+    "axolotl",
+    "rows.parquet",
+    "--teacher",
+    "fake:0",
+    "--shard-rows",
+    "3",
+    "--out",
+    "out",
+)
+command("export", "export", "a", "topk", "--out", "out.parquet")
+command("repair", "repair", "a")
+command("sign", "sign", "a", "--key", "key.pem")
+command("card", "card", "a")
+command("measure", "measure", "a", "--teacher", "fake:0", "--positions", "100")
+command("inspect", "inspect", "a")
+command("verify", "verify", "a")
+command("diff", "diff", "a", "b")
+command("store_report", "report", "a", "--out", "out.html")
+command("push", "push", "a", "s3://bucket/pushed")
+command("pull", "pull", ADDRESS, "pulled")
+command("run", *RUN, of=cli_softtrain)
+command("resume", *RUN, "--resume", of=cli_softtrain)
+SHORT = [
+    "run",
+    "--store",
+    "a",
+    "--student",
+    "hf-config:student.json",
+    "--out",
+    "run",
+    "--batch-size",
+    "2",
+]
+SHORT += ["--steps", "1", "--dtype", "float32"]
+command("run_short", *SHORT, of=cli_softtrain)
+command("resume_short", *SHORT, "--resume", of=cli_softtrain)
+command("eval", "eval", "run", "--store", "b", of=cli_softtrain)
+command(
+    "ship",
+    "export",
+    "run",
+    "--format",
+    "safetensors",
+    "--heldout",
+    "b",
+    "--out",
+    "shipped",
+    of=cli_softtrain,
+)
+command("run_report", "report", "run", "--store", "b", "--out", "out.html", of=cli_softtrain)
+command(
+    "generate_jsonl",
+    *("generate", "run", "--prompts", "prompts.txt", "--max-new-tokens", "4", "--out", "out.jsonl"),
+    of=cli_softtrain,
+)
+command(
+    "generate_parquet",
+    *(
+        "generate",
+        "run",
+        "--prompts",
+        "prompts.txt",
+        "--max-new-tokens",
+        "4",
+        "--out",
+        "out.parquet",
+    ),
+    of=cli_softtrain,
+)
+command("student", "student", "hf-config:student.json", "--out", "out", of=cli_softtrain)
+
+
+@job
+def cache() -> None:
+    """Read every row of a store at an address; its files are kept."""
+    _read_remote()
+
+
+@job
+def small_cache() -> None:
+    """Likewise, where one shard has room."""
+    largest = max(p.stat().st_size for p in Path("a/data").iterdir())
+    _read_remote(gib=1.5 * largest / 2**30)
+
+
+def _read_remote(gib: float = 1.0) -> None:
+    from softlabels.store.reader import open_store
+    from softlabels.store.remote.cache import CacheOptions
+
+    def read() -> None:
+        for _ in open_store(ADDRESS, cache=CacheOptions(folder="cache", gib=gib)):
+            pass
+
+    _as_command(read)
+
+
+def _as_command(work: Callable[[], None]) -> None:
+    """End as a command does."""
+    import click
+
+    from softlabels.terminal import Commands
+
+    group = Commands("jobs", commands=[click.Command("work", callback=work)])
+    group.main(["work"], prog_name="jobs")
+
+
+@job
+def demo_config() -> None:
+    """The one file that `softlabels demo` writes itself."""
+    from softlabels.cli.demo import write_config
+
+    _as_command(lambda: write_config(Path("demo.json"), Path("a")))
+
+
+@job
+def fill_bucket() -> None:
+    """What is at the address before a case begins: the store `a`, and nothing else."""
+    _upload()
+
+
+# -- writers that an injector must find wanting ------------------------------------------------------------------------
+
+
+@job
+def careless() -> None:
+    """Write a file under its own name."""
+    with Path("out.txt").open("w", encoding="utf-8") as file:
+        file.write("A line that is long enough to be torn.\n")
+
+
+@job
+def forgetful() -> None:
+    """Write a file beside, and rename it, without a thought of the disk."""
+    Path(".tmp-out.txt").write_text("A line.\n", encoding="utf-8")
+    Path(".tmp-out.txt").replace("out.txt")
+
+
+@job
+def grasping() -> None:
+    """Take a file that cannot be read for a damaged one, and remove it."""
+    path = Path("text/0.txt")
+    try:
+        data = path.read_bytes()
+    except OSError:
+        path.unlink()
+        data = b""
+    Path("out.txt").write_bytes(data)
+
+
+@job
+def silent() -> None:
+    """Say nothing of an error."""
+    from contextlib import suppress
+
+    with suppress(OSError):
+        careless()
