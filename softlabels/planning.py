@@ -62,7 +62,7 @@ def make_plan(
         PlanError: the folder holds files of another job, or another builder planned another job.
     """
     identity, shards = survey(config, estimator, corpora, teacher, report)
-    files = for_store(teacher.tokenizer.files())
+    files = for_store(teacher.tokenizer.files(), report.notice)
     if identity.encoding.dictionary_sha256 is not None:
         files[DICTIONARY] = given_dictionary(config.dictionary, teacher.record.vocab_size)
     plan = publish_plan(store, identity, shards, files, shard_rows=config.shard_rows)

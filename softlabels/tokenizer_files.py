@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from softlabels.errors import TokenizerError
@@ -89,14 +89,16 @@ def check_names(names: Iterable[str], *, where: object) -> None:
         )
 
 
-def without_programs(name: str, data: bytes, *, where: object) -> tuple[bytes, list[str]]:
-    """A tokenizer's file without settings that name a program, and which these were.
+def without_programs(
+    name: str, data: bytes, *, where: object, notice: Callable[[str], None]
+) -> bytes:
+    """A tokenizer's file without settings that name a program; `notice` is told if there were any.
 
     Raises:
         TokenizerError: `tokenizer_config.json` is not the JSON of an object.
     """
     if name != CONFIG:
-        return data, []
+        return data
     try:
         settings = json.loads(data)
     except (ValueError, RecursionError) as e:
@@ -105,9 +107,12 @@ def without_programs(name: str, data: bytes, *, where: object) -> tuple[bytes, l
         raise TokenizerError(f"{where}: {CONFIG} is not a JSON object")
     left_out = [key for key in _PROGRAMS if key in settings]
     if not left_out:
-        return data, []
+        return data
+    notice(
+        f"{where}: {name} names programs that would run with the tokenizer ({', '.join(left_out)}); they are left out"
+    )
     kept = {key: value for key, value in settings.items() if key not in left_out}
-    return (json.dumps(kept, indent=2, ensure_ascii=False) + "\n").encode(), left_out
+    return (json.dumps(kept, indent=2, ensure_ascii=False) + "\n").encode()
 
 
 def read_files(folder: Path) -> dict[str, bytes]:
@@ -116,7 +121,7 @@ def read_files(folder: Path) -> dict[str, bytes]:
     return {p.relative_to(folder).as_posix(): p.read_bytes() for p in paths}
 
 
-def for_store(files: Mapping[str, bytes]) -> dict[str, bytes]:
+def for_store(files: Mapping[str, bytes], notice: Callable[[str], None]) -> dict[str, bytes]:
     """A teacher's tokenizer as a store holds it: under `tokenizer/`, without settings that name a program.
 
     Raises:
@@ -125,5 +130,6 @@ def for_store(files: Mapping[str, bytes]) -> dict[str, bytes]:
     where = "the teacher's tokenizer"
     check_names(files, where=where)
     return {
-        FOLDER + name: without_programs(name, data, where=where)[0] for name, data in files.items()
+        FOLDER + name: without_programs(name, data, where=where, notice=notice)
+        for name, data in files.items()
     }

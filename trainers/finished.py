@@ -8,7 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from softlabels.errors import ConfigError, RunError, SoftLabelsError, TokenizerError
+from softlabels.errors import (
+    ConfigError,
+    IntegrityError,
+    RunError,
+    SoftLabelsError,
+    TokenizerError,
+)
+from softlabels.folder_record import RECORD, check_folder
 from softlabels.store.reader import Store, open_store
 from trainers.mixing import mixture_digest, open_stores
 from trainers.tasks import check_pixels
@@ -138,7 +145,7 @@ def open_finished(run: Path, weights: str = "student") -> FinishedRun:
     """Find a student of a finished run.
 
     Raises:
-        RunError: not a run, not finished, or it has no such weights.
+        RunError: not a run, not finished, it has no such weights, or they are not what the run saved.
     """
     try:
         facts = json.loads((run / "run.json").read_text(encoding="utf-8"))
@@ -156,7 +163,20 @@ def open_finished(run: Path, weights: str = "student") -> FinishedRun:
         raise RunError(
             f"{run}: has no {name}, for it was made without {flag}; use --weights student"
         )
+    _check_intact(run / name)
     return FinishedRun(run=run, facts=facts, weights=weights, folder=run / name)
+
+
+def _check_intact(student: Path) -> None:
+    """Compare a student with the record that the run left in it; one of an earlier version has none."""
+    try:
+        check_folder(student)
+    except FileNotFoundError:
+        return
+    except IntegrityError as e:
+        raise RunError(
+            f"{e}. If you changed the student on purpose, delete {student / RECORD}, the record of what was saved"
+        ) from e
 
 
 def provenance(run: Path, store: Store) -> dict[str, Any]:

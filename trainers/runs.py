@@ -155,15 +155,10 @@ def student_tokenizer(store: Store, notice: Callable[[str], None]) -> dict[str, 
         return {}
     names = [n.removeprefix(FOLDER) for n in store.manifest.files if n.startswith(FOLDER)]
     check_names(names, where=store.path)
-    files = {}
-    for name in sorted(names):
-        files[name], left_out = without_programs(name, store.file(FOLDER + name), where=store.path)
-        if left_out:
-            notice(
-                f"{store.path}: {name} names programs that would run with the tokenizer ({', '.join(left_out)}); the "
-                "student's does not"
-            )
-    return files
+    return {
+        name: without_programs(name, store.file(FOLDER + name), where=store.path, notice=notice)
+        for name in sorted(names)
+    }
 
 
 def publish_student(

@@ -123,7 +123,7 @@ def import_store(
     shards = list(plan_shards(survey.watch(reader.read(path)), config.shard_rows))
     identity = _identity(kind, path, build, teacher, survey, shards)
     if plan is None:
-        files = for_store(teacher.tokenizer.files())
+        files = for_store(teacher.tokenizer.files(), report.notice)
         plan = publish_plan(out, identity, shards, files, shard_rows=config.shard_rows)
         sweep_left(out, report.notice)
     if plan.identity != identity or plan.shard_rows != config.shard_rows:

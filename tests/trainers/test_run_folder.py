@@ -360,6 +360,15 @@ def test_a_finished_run_resumes_to_nothing_and_what_lies_in_student_stays(ground
     assert any("has finished, after step 4; nothing is left to do" in x for x in told.lines)
 
 
+def test_a_student_that_is_not_as_it_was_published_is_refused(run):
+    flip(run / "student" / "model.safetensors")
+    with pytest.raises(RunError, match="If you changed the student on purpose"):
+        open_finished(run)
+    (run / "student" / RECORD).unlink()  # what the user vouches for
+    assert open_finished(run).folder == run / "student"
+    assert open_finished(run, "ema").folder == run / "student-ema"
+
+
 def test_a_finished_run_of_an_earlier_version_resumes_to_nothing(ground, run):
     for name in ("student", "student-ema"):
         (run / name / RECORD).unlink()
@@ -440,7 +449,7 @@ def test_nested_chat_templates_are_taken_and_programs_are_not(ground, tmp_path):
     folder = train(config, tmp_path / "run", reporter=told)
     assert (folder / "additional_chat_templates" / "tools.jinja").read_bytes() == b"{{ messages }}"
     assert json.loads((folder / "tokenizer_config.json").read_text()) == {"model_max_length": 9}
-    assert any("(auto_map); the student's does not" in line for line in told.lines)
+    assert any("(auto_map); they are left out" in line for line in told.lines)
     assert "additional_chat_templates/tools.jinja" in check_folder(folder).files
 
 
