@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Whole", "entropy_of", "exponentiate", "tiles", "whole"]
 
-CACHED, LAUNCHED = 2**19, 2**26
+CACHED, LAUNCHED = 3 * 2**18, 2**26
 """Bytes of a tile: a part of a core's cache; on a GPU, enough that launches of kernels do not count."""
 
 

@@ -63,7 +63,8 @@ def log_tail(logits: Tensor, kept: Tensor, beyond: Tensor, temperatures: Sequenc
                     at /= 2
                 logs[rows, temperatures.index(t)] = mass.sum(1).double().log()
                 if t == 1.0:
-                    spread[rows] = (y * mass).sum(1).double()
+                    last = chain is chains[-1]  # then y is needed no more
+                    spread[rows] = torch.mul(y, mass, out=y if last else None).sum(1).double()
     return Tail(logs, spread)
 
 
