@@ -89,7 +89,8 @@ def sentence(what: str, number: int, error: BaseException) -> str:
         error: as it was raised.
     """
     way_out = _WAYS_OUT.get(number, os.strerror(number) if number else str(error))
-    return f"{what}: {way_out}, then run the same command again; what is finished is kept"
+    again = "then run the same command again (a training run: with --resume)"
+    return f"{what}: {way_out}, {again}; what is finished is kept"
 
 
 def error_number(error: BaseException) -> int | None:

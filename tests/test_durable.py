@@ -137,7 +137,9 @@ def test_a_failing_system_call_leaves_nothing_and_says_what_to_do(
             publish(path, DATA)
     assert str(e.value).startswith(f"{path}: ")
     assert SAYS[code] in str(e.value)
-    assert str(e.value).endswith("then run the same command again; what is finished is kept")
+    assert str(e.value).endswith(
+        "then run the same command again (a training run: with --resume); what is finished is kept"
+    )
     assert files_of(tmp_path) == {}
     assert publish(path, DATA) is True
     assert files_of(tmp_path) == {"data/shard.parquet": DATA}

@@ -16,6 +16,7 @@ from tokenizers.models import WordLevel
 
 from softlabels.cli import main as softlabels
 from softlabels.errors import ConfigError
+from softlabels.folder_record import seal_folder
 from softlabels.interchange import EXPORTS
 from softlabels.teachers import TEACHERS
 from softlabels.terminal import Commands
@@ -93,6 +94,7 @@ def ground(tmp_path_factory):
     tokenizer.save(str(folder / "RUN" / "student" / "tokenizer.json"))
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "[EOS]"}
     (folder / "RUN" / "student" / "tokenizer_config.json").write_text(json.dumps(settings))
+    seal_folder(folder / "RUN" / "student", kind="student", step=1)
     return folder
 
 

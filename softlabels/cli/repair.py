@@ -39,7 +39,8 @@ def repair_command(ctx: click.Context, store: Path, dry_run: bool, as_json: bool
     lines = [f"{would}{a.action} {a.file}: {a.reason}" for a in done.actions]
     if done.whole:
         state = "would be whole" if dry_run else "whole"
-        lines.append(f"{store}: {state}; {len(done.actions)} repairs")
+        count = len(done.actions)
+        lines.append(f"{store}: {state}; {count} repair{'' if count == 1 else 's'}")
     if done.quarantine:
         lines.append(
             f"{store}: {len(done.quarantine)} files lie in its quarantine folder, which belongs to no store; look at "

@@ -123,7 +123,7 @@ def repair_store(
     stale = manifest_problem if manifest is None else found.stale_manifest
     if found.rebuild:
         first = "shards are missing, and are made again first"
-        work.withdraw_made(MANIFEST, stale or first, manifest)
+        work.withdraw_made(MANIFEST, (stale or first) + _recorded_later(manifest), manifest)
         for name in MADE:
             work.withdraw_made(name, first, manifest)
     if not found.rebuild:  # else builders may be at work on them
@@ -140,7 +140,7 @@ def repair_store(
     if found.rebuild:  # a builder that had made all may have finished meanwhile
         work.withdraw_made(MANIFEST, "names shards that were withdrawn", None, again=True)
     elif manifest is None or found.stale_manifest is not None:
-        work.finish(plan, found, stale or "missing")
+        work.finish(plan, found, (stale or "missing") + _recorded_later(manifest))
     else:
         _mend_made(work, plan, found, manifest)
     return Repair(
@@ -150,6 +150,20 @@ def repair_store(
         quarantine=quarantined(path),
         command="build" if plan.provenance is None else plan.provenance.operation,
     )
+
+
+def _recorded_later(manifest: Manifest | None) -> str:
+    """What is lost with a manifest, since neither plan nor shards hold it; None: it cannot be read."""
+    again = "after the build, which was in it, must be recorded again"
+    if manifest is None:
+        return f"; a licence, fidelity or release recorded {again}"
+    held = {
+        "licence": manifest.stated_licence,
+        "fidelity": manifest.fidelity,
+        "release": manifest.release,
+    }
+    names = " and ".join(name for name, value in held.items() if value is not None)
+    return f"; the {names} recorded {again}" if names else ""
 
 
 # -- looking --------------------------------------------------------------------------------------

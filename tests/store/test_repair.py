@@ -7,9 +7,11 @@ import os
 import random
 import shutil
 
+import msgspec
 import pytest
 
 from softlabels.errors import FormatError, IntegrityError, StoreError
+from softlabels.store.amend import amend
 from softlabels.store.manifest import Commit, load_manifest
 from softlabels.store.records import read_record
 from softlabels.store.repair import repair_store
@@ -150,6 +152,13 @@ def test_card_and_manifest_are_made_again_from_plan_and_records(built, store, ch
     assert {a.file for a in repair.actions} == set(names)
     assert held_by(store) == files_of(built)
     assert verify_store(store).problems == []
+
+
+def test_what_goes_with_a_manifest_is_named(store):
+    amend(store, lambda m: msgspec.structs.replace(m, stated_licence="MIT"))
+    (store / load_manifest(store).shards[0].name).unlink()
+    reasons = {a.file: a.reason for a in repair_store(store).actions}
+    assert "; the licence recorded after the build, which was in it," in reasons["manifest.json"]
 
 
 def test_a_card_that_this_version_cannot_make_takes_the_manifest_with_it(built, store):

@@ -18,6 +18,7 @@ import torch
 from softlabels.build import build
 from softlabels.config import BuildConfig
 from softlabels.errors import ConfigError, PairingError, RunError
+from softlabels.folder_record import RECORD
 from softlabels.teachers import TeacherOptions, open_teacher
 from softlabels.teachers.tokenizer import HFTokenizer
 from tests.domains import models
@@ -290,8 +291,9 @@ def test_a_classifier_is_refused(tmp_path):
 
 
 def copied(ground: Path, to: Path, change=None) -> Path:
-    """The run without held-out rows, with another tokenizer.json."""
+    """The run without held-out rows, with another tokenizer.json, which its maker no longer vouches for."""
     shutil.copytree(ground / "plain", to)
+    (to / "student" / RECORD).unlink()
     path = to / "student" / "tokenizer.json"
     record = json.loads(path.read_text())
     if change is not None:
