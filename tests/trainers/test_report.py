@@ -169,6 +169,19 @@ def test_runs_are_evaluated_where_that_is_missing(runs, ground, tmp_path):
     assert not (tmp_path / "z.html").exists()
 
 
+def test_a_run_that_cannot_be_written_to_is_evaluated_and_reported(runs, ground, tmp_path):
+    run, heldout = runs[0], ground / "heldout"
+    shutil.rmtree(run / "evaluations")
+    (run / "evaluations").write_bytes(b"")  # so that nothing can be kept there, whoever runs this
+    said = report(run, "--store", heldout, "--out", tmp_path / "page.html")
+    assert f"{run}: the evaluation is not kept in it (" in said
+    assert "ECE" in (tmp_path / "page.html").read_text()
+    result = CliRunner().invoke(main, ["eval", str(run), "--store", str(heldout), "--json"])
+    assert result.exit_code == 0, result.output
+    assert f"{run}: the evaluation is not kept in it (" in result.stderr
+    assert json.loads(result.stdout)["saved"] is None
+
+
 def test_rows_that_were_trained_on_are_no_test(runs, ground, tmp_path):
     report(runs[0], "--out", tmp_path / "x.html", "--store", ground / "train")
     text = check_page((tmp_path / "x.html").read_text(encoding="utf-8"))

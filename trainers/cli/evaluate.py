@@ -83,7 +83,7 @@ def eval_command(
       softtrain eval run --store heldout
     """
     from trainers.evaluation.assess import assess_run
-    from trainers.evaluation.evaluations import save_assessment
+    from trainers.evaluation.evaluations import keep_assessment
 
     with Bar() as bar:
         bar.stage("evaluate", None, "rows")
@@ -100,7 +100,7 @@ def eval_command(
             advance=bar.advance,
             notice=bar.notice,
         )
-    path = save_assessment(run, assessment)
+        path = keep_assessment(run, assessment, bar.notice)
     record = msgspec.to_builtins(assessment)
     detail = {name: record[name] for name in DETAIL}
     emit(
@@ -108,7 +108,7 @@ def eval_command(
             "run": str(run),
             "weights": weights,
             "store": str(store),
-            "saved": str(path),
+            "saved": None if path is None else str(path),
             **found._asdict(),
             **detail,
         },

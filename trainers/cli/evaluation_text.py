@@ -32,7 +32,7 @@ WORST = 3
 """Documents shown."""
 
 
-def evaluation_text(a: Assessment, saved: Path) -> str:
+def evaluation_text(a: Assessment, saved: Path | None) -> str:
     """Tables of scores with intervals, of blind spots, and of context lengths."""
     from rich.console import Console
     from rich.table import Table
@@ -71,7 +71,9 @@ def evaluation_text(a: Assessment, saved: Path) -> str:
             for t, mean, most in zip(d["temperatures"], d["mean"], d["largest"], strict=True)
         )
         lines.append(f"dropped  {each}; {d['emptied']} positions kept no id")
-    return "\n".join([*lines, f"kept in {saved}"])
+    if saved is not None:
+        lines.append(f"kept in {saved}")
+    return "\n".join(lines)
 
 
 def _cells(c: Cells, table_of: Any) -> Any:

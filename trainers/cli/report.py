@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from softlabels.options import Command
 from softlabels.terminal import Bar, LocalPath, emit, json_option
+
+if TYPE_CHECKING:
+    from trainers.evaluation.evaluations import Assessment
 
 __all__ = ["report_command"]
 
@@ -63,13 +67,14 @@ def report_command(
     check_page(out)
     figures = None if latency is None else read_speed(latency)
     digest = None
+    made: dict[Path, Assessment] = {}
     if store is not None:
         from softlabels.store.reader import open_store
 
         digest = open_store(store).digest
         with Bar() as bar:
-            _evaluate_missing(runs, store, digest, weights, bar)
-    reported = gather(runs, digest=digest, weights=weights)
+            made = _evaluate_missing(runs, store, digest, weights, bar)
+    reported = gather(runs, digest=digest, weights=weights, made=made)
     words = ["softtrain", "report", *map(str, runs), "--out", str(out)]
     words += [] if store is None else ["--store", str(store)]
     words += [] if weights == "student" else ["--weights", weights]
@@ -80,15 +85,18 @@ def report_command(
 
 def _evaluate_missing(
     runs: tuple[Path, ...], store: Path, digest: str, weights: str, bar: Bar
-) -> None:
+) -> dict[Path, Assessment]:
     from trainers.report.runs import is_evaluated
 
+    made: dict[Path, Assessment] = {}
     for run in runs:
         if is_evaluated(run, digest, weights):
             continue
         from trainers.evaluation.assess import assess_run
-        from trainers.evaluation.evaluations import save_assessment
+        from trainers.evaluation.evaluations import keep_assessment
 
         bar.stage(f"evaluate {run}", None, "rows")
         _, assessment = assess_run(run, store, weights=weights, advance=bar.advance)
-        save_assessment(run, assessment)
+        keep_assessment(run, assessment, bar.notice)
+        made[run] = assessment
+    return made

@@ -7,13 +7,15 @@ them is more than text and numbers.
 from __future__ import annotations
 
 import hashlib
+import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
 
 from softlabels.durable import replace
-from softlabels.errors import RunError
+from softlabels.errors import RunError, StoreError
 
 __all__ = [
     "FOLDER",
@@ -27,6 +29,7 @@ __all__ = [
     "Scores",
     "StoreFacts",
     "find_assessments",
+    "keep_assessment",
     "save_assessment",
     "weights_digest",
 ]
@@ -244,6 +247,29 @@ def save_assessment(run: Path, assessment: Assessment) -> Path:
         _read(path)  # what is not ours stays
     replace(path, msgspec.json.format(msgspec.json.encode(assessment), indent=1))
     return path
+
+
+def keep_assessment(
+    run: Path, assessment: Assessment, notice: Callable[[str], None]
+) -> Path | None:
+    """Save it, or say why the run cannot take it: the result does not go with its copy.
+
+    Args:
+        run, assessment: as of `save_assessment`.
+        notice: told of a run that cannot be written to, such as another's, or on a full disk.
+
+    Returns:
+        Where it lies; None if it was not kept.
+
+    Raises:
+        RunError: what lies there under its name is no evaluation.
+    """
+    try:
+        return save_assessment(run, assessment)
+    except StoreError as e:
+        reason = os.strerror(e.__cause__.errno or 0) if isinstance(e.__cause__, OSError) else str(e)
+        notice(f"{run}: the evaluation is not kept in it ({reason})")
+        return None
 
 
 def find_assessments(run: Path) -> list[Assessment]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import msgspec
@@ -81,18 +82,25 @@ class Difference:
         return self.low is not None and self.high is not None and self.low * self.high > 0
 
 
-def gather(runs: Sequence[Path], *, digest: str | None, weights: str) -> list[ReportedRun]:
+def gather(
+    runs: Sequence[Path],
+    *,
+    digest: str | None,
+    weights: str,
+    made: Mapping[Path, Assessment] = MappingProxyType({}),
+) -> list[ReportedRun]:
     """Read runs and their evaluations on one store.
 
     Args:
         runs: their folders.
         digest: of the store; None where all were evaluated on one and the same.
         weights: which of a run's weights: `student`, `ema` or `best`.
+        made: evaluations of these weights made just now, which a run need not hold.
 
     Raises:
         RunError: not a run; not evaluated, or evaluated before it changed; no store, or several, in common.
     """
-    evaluated = {run: _assessments(run, weights) for run in runs}
+    evaluated = {run: [made[run]] if run in made else _assessments(run, weights) for run in runs}
     common = set.intersection(*({a.store.digest for a in found} for found in evaluated.values()))
     if digest is not None:
         common &= {digest}
