@@ -27,7 +27,7 @@ from softlabels.store.reader import open_store
 from softlabels.store.repair import repair_store
 from softlabels.store.verify import verify_store
 from tests.fakes import build_tiny
-from tests.store.made_up import STATISTICS, files_of, identity_of, row_of, targets_of
+from tests.store.made_up import STATISTICS, files_of, held_by, identity_of, row_of, targets_of
 from tests.store.test_parquet import START, Shard, assert_same, shard_of
 from trainers import SoftTargetStream
 
@@ -808,7 +808,7 @@ def test_a_store_is_built_verified_repaired_and_trained_from(tmp_path, corpus, p
     assert any(names[1] in p for p in verify_store(opened.path).problems)
     assert [a.file for a in repair_store(opened.path).actions]
     build_tiny(opened.path, corpus, container="zarr", **job)
-    after = files_of(opened.path)
+    after = held_by(opened.path)
     assert after.keys() == before.keys()
     assert [n for n in names if after[n] != before[n]] == []
     assert verify_store(opened.path).problems == []
