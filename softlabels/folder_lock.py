@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
 from softlabels.durable import explained, make_folder
 from softlabels.errors import RunError
-from softlabels.processes import this_process
+from softlabels.processes import Process, this_process
 
 __all__ = ["LOCK", "FolderLock"]
 
@@ -41,7 +42,7 @@ class FolderLock:
         path = self._folder / LOCK
         with explained(path):
             make_folder(self._folder)
-            self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            self._file = self._open(path)
         try:
             import fcntl
 
@@ -62,6 +63,26 @@ class FolderLock:
             os.ftruncate(self._file, 0)
             os.write(self._file, f"{this_process()}\n".encode())
 
+    def _open(self, path: Path) -> int:
+        """The lock's file, made if it is not there; what is not ours is not written to.
+
+        Raises:
+            RunError: a link, a pipe, another name of somebody's file, …
+        """
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+        try:
+            file = os.open(path, flags, 0o644)
+        except OSError as e:
+            if e.errno not in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
+                raise
+            raise _foreign(path) from e
+        regular = stat.S_ISREG(os.fstat(file).st_mode)
+        content = os.pread(file, 200, 0).decode(errors="replace") if regular else "?"
+        if content and Process.parse(content.removesuffix("\n")) is None:
+            os.close(file)
+            raise _foreign(path)
+        return file
+
     def release(self) -> None:
         """Give it back, if it is held."""
         if self._file is not None:
@@ -78,3 +99,9 @@ class FolderLock:
         trace: TracebackType | None,
     ) -> None:
         self.release()
+
+
+def _foreign(path: Path) -> RunError:
+    return RunError(
+        f"{path}: is not a lock of ours, but a link or another file, and is left as it is; move it away"
+    )

@@ -11,7 +11,7 @@ from typing import Any, Generic, TypeVar
 import msgspec
 
 from softlabels.errors import FormatError, IntegrityError, StoreError
-from softlabels.store.records import Record, canonical, read_record_file, seal
+from softlabels.store.records import Record, canonical, read_record_file, regular_size, seal
 
 __all__ = [
     "FOLDER",
@@ -201,7 +201,7 @@ def is_plain(name: str) -> bool:
 def compare(path: Path, file: FileRecord, kind: Seal[Any], *, contents: bool) -> None:
     """Refuse a file that is not as recorded; raises as `read_seal`."""
     try:
-        size = path.stat().st_size
+        size = regular_size(path)
         if size != file.bytes:
             raise IntegrityError(
                 f"{path}: {size} bytes, {kind.file} says {file.bytes}; {kind.remedy}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,9 +14,11 @@ from softlabels.errors import (
     SoftLabelsError,
     TokenizerError,
 )
-from softlabels.folder_record import RECORD, check_folder
+from softlabels.folder_record import RECORD, check_folder, entries
 from softlabels.store.reader import Store, open_store
+from softlabels.store.records import regular_size
 from trainers.mixing import mixture_digest, open_stores
+from trainers.run_record import read_run_record
 from trainers.tasks import check_pixels
 from trainers.vocabulary import check_numbering
 
@@ -146,16 +147,9 @@ def open_finished(run: Path, weights: str = "student") -> FinishedRun:
 
     Raises:
         RunError: not a run, not finished, it has no such weights, or they are not what the run saved.
+        IntegrityError: a pipe or a device is among the student's files.
     """
-    try:
-        facts = json.loads((run / "run.json").read_text(encoding="utf-8"))
-        missing = {"config", "store_digest", "tokenizer_sha256"} - facts.keys()
-        if missing:
-            raise ValueError(f"run.json says nothing of {', '.join(sorted(missing))}")
-    except (OSError, ValueError, AttributeError) as e:
-        raise RunError(
-            f"{run}: not a run ({e}); give a folder that `softtrain run --out` made"
-        ) from e
+    facts = read_run_record(run)
     if not (run / "student" / "config.json").is_file():
         raise RunError(f"{run}: the run has not finished; `softtrain run --resume` goes on with it")
     name, flag = WEIGHTS[weights]
@@ -163,6 +157,8 @@ def open_finished(run: Path, weights: str = "student") -> FinishedRun:
         raise RunError(
             f"{run}: has no {name}, for it was made without {flag}; use --weights student"
         )
+    for path in entries(run / name).values():
+        regular_size(path)
     _check_intact(run / name)
     return FinishedRun(run=run, facts=facts, weights=weights, folder=run / name)
 

@@ -12,7 +12,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -25,6 +24,7 @@ from softlabels.store.reader import Store
 from trainers.config import RunConfig
 from trainers.json_file import write_json
 from trainers.mixing import Pattern, Weight
+from trainers.run_record import RUN_RECORD, read_run_record
 from trainers.schedules import learning_rate
 
 __all__ = ["Length", "in_steps"]
@@ -101,12 +101,11 @@ class Length:
             )
         if self.steps == self.before:
             return None
-        path = run / "run.json"
-        facts = json.loads(path.read_text(encoding="utf-8"))
+        facts = read_run_record(run)
         change = {"after": taken, "from": self.before, "to": self.steps}
         facts["config"]["steps"] = self.steps
         facts["length"] = replace(self, changes=(*self.changes, change)).to_dict()
-        write_json(path, facts)
+        write_json(run / RUN_RECORD, facts)
         old = learning_rate(max(0, taken - 1), replace(config, steps=self.before))
         new = learning_rate(taken, config)
         how = "lengthened" if self.steps > self.before else "shortened"

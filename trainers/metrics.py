@@ -10,6 +10,7 @@ from typing import IO, Any
 
 from softlabels.durable import explained, replace, sync_folder
 from softlabels.errors import RunError
+from softlabels.store.records import read_file
 from trainers.json_file import finite
 
 __all__ = ["Metrics"]
@@ -37,10 +38,11 @@ class Metrics:
             StoreError: the disk is full, read-only, …
         """
         with explained(self._path):
-            there = self._path.read_bytes() if self._path.exists() else b""
+            there = read_file(self._path) if self._path.exists() else b""
             kept = "".join(f"{line}\n" for line in self._until(step, there)).encode()
-            if kept != there:
-                replace(self._path, kept)
+            replace(
+                self._path, kept
+            )  # always: what lies there may be another name of a file elsewhere
             self._file = self._path.open("a", encoding="utf-8")
             sync_folder(self._run)
             self._board = _board(self._run, step)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import MISSING, fields
 from pathlib import Path
@@ -20,6 +19,7 @@ from softlabels.tokenizer_files import FOLDER, check_names, without_programs
 from trainers.checkpoint import CHECKPOINTS
 from trainers.config import RunConfig
 from trainers.finite import check_finite
+from trainers.run_record import RUN_RECORD, read_run_record
 from trainers.saved import holds_student, student_tensors
 from trainers.students import Student
 from trainers.tasks import Task
@@ -74,8 +74,7 @@ def read_run(run: Path, *, resume: bool) -> dict[str, Any] | None:
     Raises:
         RunError: there is a run and none is to be resumed, or the folder holds something else.
     """
-    path = run / "run.json"
-    if not path.exists():
+    if not (run / RUN_RECORD).exists():
         if run.is_dir() and not all(_is_ours(p.name) for p in run.iterdir()):
             raise RunError(f"{run}: is not empty and not a run; choose another --out")
         return None  # nothing to resume yet: a run killed before it began is begun
@@ -83,11 +82,7 @@ def read_run(run: Path, *, resume: bool) -> dict[str, Any] | None:
         raise RunError(
             f"{run}: holds a run already; pass --resume to go on with it, or choose another --out"
         )
-    try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as e:
-        raise RunError(f"{path}: cannot be read ({e}); choose another --out") from e
-    return dict(facts)
+    return read_run_record(run)
 
 
 def _is_ours(name: str) -> bool:

@@ -10,6 +10,8 @@ from typing import Any
 
 from softlabels.errors import RunError
 from softlabels.progress import duration
+from softlabels.store.records import read_file
+from trainers.run_record import read_run_record
 
 __all__ = ["read_config", "summary_of", "summary_text"]
 
@@ -26,8 +28,8 @@ def summary_of(run: Path) -> dict[str, Any]:
         RunError: not a finished run.
     """
     try:
-        facts = json.loads((run / "run.json").read_text(encoding="utf-8"))
-        lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        facts = read_run_record(run)
+        lines = read_file(run / "metrics.jsonl").decode().splitlines()
         records = [json.loads(line) for line in lines]
         last, config = records[-1], facts["config"]
         evaluated = [r for r in records if HELDOUT in r]
@@ -51,7 +53,7 @@ def summary_of(run: Path) -> dict[str, Any]:
 
 def read_config(run: Path) -> dict[str, Any]:
     """What `run.json` records of the run's settings."""
-    return dict(json.loads((run / "run.json").read_text(encoding="utf-8"))["config"])
+    return dict(read_run_record(run)["config"])
 
 
 def _evaluation(record: Mapping[str, Any]) -> dict[str, Any]:

@@ -33,6 +33,7 @@ __all__ = [
     "read_raw",
     "read_record",
     "read_record_file",
+    "regular_size",
     "seal",
 ]
 
@@ -100,7 +101,7 @@ def read_record_file(path: Path) -> bytes:
     """
 
     def read() -> bytes:
-        size = _size(path)
+        size = regular_size(path)
         if size > RECORD_LIMIT:
             raise FormatError(
                 f"{path}: {size} bytes; a record of more than {RECORD_LIMIT} bytes is refused unread"
@@ -179,7 +180,7 @@ def _check_depth(path: object, raw: Any) -> None:
     raise IntegrityError(f"{path}: nested more than {DEPTH_LIMIT} levels deep; {_REMEDY}")
 
 
-def _size(path: Path) -> int:
+def regular_size(path: Path) -> int:
     """Bytes of a regular file. Links are followed (download caches are made of them); what they lead to is checked.
 
     Raises:
@@ -201,7 +202,7 @@ def read_file(path: Path) -> bytes:
     """
 
     def read() -> bytes:
-        if (size := _size(path)) > FILE_LIMIT:
+        if (size := regular_size(path)) > FILE_LIMIT:
             raise IntegrityError(
                 f"{path}: {size} bytes; a file of more than {FILE_LIMIT} bytes is refused unread"
             )
@@ -223,7 +224,7 @@ def check_file(path: Path, *, sha256: str, size: int) -> bytes:
             raise IntegrityError(
                 f"{path}: recorded with {size} bytes; a file of more than {FILE_LIMIT} bytes is refused unread"
             )
-        found = _size(path)
+        found = regular_size(path)
         if found != size:
             raise IntegrityError(
                 f"{path}: {found} bytes, the record says {size}: torn or altered; {_REMEDY}"

@@ -16,6 +16,7 @@ import msgspec
 
 from softlabels.durable import replace
 from softlabels.errors import RunError, StoreError
+from softlabels.store.records import regular_size
 
 __all__ = [
     "FOLDER",
@@ -230,6 +231,7 @@ def weights_digest(folder: Path) -> str:
         raise RunError(f"{folder}: holds no *.safetensors; has the run finished?")
     digest = hashlib.sha256()
     for path in files:
+        regular_size(path)
         with path.open("rb") as f:
             digest.update(hashlib.file_digest(f, "sha256").digest())
     return digest.hexdigest()
@@ -283,7 +285,7 @@ def find_assessments(run: Path) -> list[Assessment]:
 
 def _read(path: Path) -> Assessment:
     try:
-        if path.stat().st_size > LARGEST_BYTES:
+        if regular_size(path) > LARGEST_BYTES:
             raise RunError(f"{path}: more than {LARGEST_BYTES:,} bytes; not an evaluation")
         assessment = msgspec.json.decode(path.read_bytes(), type=Assessment)
     except RunError:

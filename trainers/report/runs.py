@@ -14,9 +14,11 @@ import numpy as np
 
 from softlabels.errors import RunError, SoftLabelsError
 from softlabels.store.manifest import Manifest, load_manifest
+from softlabels.store.records import read_file
 from trainers.evaluation.evaluations import Assessment, Interval, find_assessments, weights_digest
 from trainers.evaluation.resampling import bootstrap
 from trainers.run_command import run_command_of
+from trainers.run_record import read_run_record
 
 __all__ = [
     "Difference",
@@ -161,8 +163,8 @@ def _names(runs: Sequence[Path]) -> list[str]:
 def _reported(run: Path, name: str, found: Assessment) -> ReportedRun:
     path = run / "run.json"
     try:
-        record = msgspec.json.decode(path.read_bytes(), type=RunRecord)
-    except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as e:
+        record = msgspec.convert(read_run_record(run), RunRecord)
+    except msgspec.MsgspecError as e:
         raise RunError(f"{path}: not the record of a run ({e})") from e
     stores = record.config.get("store", [])
     specs = [stores] if isinstance(stores, str) else [str(s) for s in stores]
@@ -191,7 +193,7 @@ def _curves(path: Path) -> dict[str, list[tuple[float, float]]]:
     """Of metrics.jsonl, up to a line that was being written when the run was killed."""
     curves: dict[str, list[tuple[float, float]]] = {}
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = read_file(path).decode().splitlines()
     except FileNotFoundError:
         return {}
     except (OSError, UnicodeDecodeError) as e:

@@ -10,6 +10,7 @@ import msgspec
 from softlabels.errors import ConfigError
 from softlabels.report.html import Child, Markup
 from softlabels.report.page import section, table
+from softlabels.store.records import regular_size
 
 __all__ = ["Speed", "read_speed", "speed"]
 
@@ -45,7 +46,7 @@ def read_speed(path: Path) -> Speed:
         ConfigError: it is something else.
     """
     try:
-        if path.stat().st_size > LARGEST_BYTES:
+        if regular_size(path) > LARGEST_BYTES:
             raise ConfigError(f"--latency {path}: more than {LARGEST_BYTES:,} bytes")
         return msgspec.json.decode(path.read_bytes(), type=Speed)
     except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as e:
