@@ -112,7 +112,7 @@ class Claim:
             if _standing(self.path.parent).get(self.index) != int(self.path.stem.split("-")[1]):
                 return False
             try:
-                return self.path.read_bytes() == self.content
+                return _read(self.path)[0] == self.content
             except FileNotFoundError:
                 return False
 
@@ -200,8 +200,7 @@ def _now(folder: Path) -> float:
 
 def _is_dead(path: Path, now: float) -> bool:
     try:
-        with path.open("rb") as f:  # opening it makes a network file system ask its server
-            data, renewed = f.read(4096), os.fstat(f.fileno()).st_mtime
+        data, renewed = _read(path)
     except FileNotFoundError:
         return False  # released this moment
     if (holder := _holder(data)) is not None:  # else it is not one of ours, and only its age counts
@@ -211,6 +210,13 @@ def _is_dead(path: Path, now: float) -> bool:
         elif is_alive(holder.process) is False:
             return True
     return now - renewed > EXPIRY
+
+
+def _read(path: Path) -> tuple[bytes, float]:
+    """What a claim says, and when it was renewed; whatever lies there, there is an end to reading it."""
+    # Opening it makes a network file system ask its server.
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as f:
+        return f.read(4096), os.fstat(f.fileno()).st_mtime
 
 
 def _holder(data: bytes) -> Holder | None:
@@ -244,7 +250,7 @@ def refuse_living(store: Path) -> None:
             continue
         with explained(path):
             try:
-                holder = _holder(path.read_bytes())
+                holder = _holder(_read(path)[0])
             except FileNotFoundError:
                 continue  # released this moment
         who = f"process {holder.pid} of {holder.host}" if holder else "somebody"

@@ -29,7 +29,7 @@ from softlabels.store.manifest import (
 )
 from softlabels.store.parquet import column_bytes
 from softlabels.store.quarantine import retract, sighting
-from softlabels.store.records import FORMAT, FORMAT_VERSION, canonical, seal
+from softlabels.store.records import FORMAT, FORMAT_VERSION, canonical, read_file, seal
 from softlabels.store.statistics import total
 
 __all__ = ["CARD", "MADE", "check_shards", "finish", "make_manifest", "with_files"]
@@ -57,7 +57,7 @@ def finish(
     manifest = make_manifest(store, plan, commits, before=before)
     publish(store / CARD, card(manifest).encode())
     made = {name: store / name for name in MADE if (store / name).exists()}
-    manifest = with_files(manifest, {name: path.read_bytes() for name, path in made.items()})
+    manifest = with_files(manifest, {name: read_file(path) for name, path in made.items()})
     ours = canonical(manifest)
     publish(store / MANIFEST, ours)
     seen = sighting(store / MANIFEST)
@@ -145,7 +145,7 @@ def _column_bytes(store: Path, plan: Plan, shards: Sequence[ShardRecord]) -> dic
 def _dictionary(store: Path) -> dict[str, FileRecord]:
     """The dictionary that the build trained, or was given, if there is one."""
     path = store / DICTIONARY
-    return {DICTIONARY: _file_record(path.read_bytes())} if path.exists() else {}
+    return {DICTIONARY: _file_record(read_file(path))} if path.exists() else {}
 
 
 def _file_record(data: bytes) -> FileRecord:

@@ -22,6 +22,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from softlabels.durable import explained, is_temporary, leftovers, publish
@@ -240,11 +241,6 @@ def _strangers(path: Path, plan: Plan, manifest: Manifest | None) -> list[str]:
     ]
 
 
-def _digest(path: Path) -> str:
-    with explained(path):
-        return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
 # -- doing ----------------------------------------------------------------------------------------
 
 
@@ -302,7 +298,10 @@ class _Work:
         def ours(aside: Path) -> bool:
             if name == MANIFEST:
                 return is_record(aside, Manifest)
-            return record is not None and _digest(aside) == record.sha256
+            if record is None:
+                return False
+            check = partial(check_file, aside, sha256=record.sha256, size=record.bytes)
+            return attempt(check)[1] is None
 
         if not self.dry_run:
             retract(self.path, file, seen, ours)

@@ -323,3 +323,26 @@ def test_random_damage_is_always_mended(built, store, corpus):
                 assert now[name] == whole[name]
         for name, data in whole.items():  # the next round starts from the original
             (store / name).write_bytes(data)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+def test_what_has_no_end_is_moved_aside_unread(built, store, kind):
+    card = store / "README.md"
+    card.unlink()
+    if kind == "pipe":
+        os.mkfifo(card)
+    else:
+        card.symlink_to("/dev/zero")
+    (store / "manifest.json").unlink()  # the card is looked at when the manifest is made
+    repair = repair_store(store)
+    assert repair.whole
+    assert len(repair.quarantine) == 1
+    assert card.read_bytes() == (built / "README.md").read_bytes()
+
+
+def test_a_pipe_in_the_place_of_a_claim_holds_nobody_up(store):
+    (store / "manifest.json").unlink()
+    (store / "claims").mkdir()
+    os.mkfifo(store / "claims" / "00000-0.json")
+    with pytest.raises(StoreError, match=r"a builder is at work on it \(somebody holds shard 0\)"):
+        repair_store(store)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import shutil
 import threading
+import time
 import tracemalloc
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -13,6 +15,7 @@ import pytest
 
 from softlabels.errors import FormatError, IntegrityError, RemoteError, SoftLabelsError
 from softlabels.store.reader import open_store
+from softlabels.store.remote import web as web_module
 from softlabels.store.remote.client import Client
 from softlabels.store.remote.web import Web, WebFailure
 
@@ -276,3 +279,89 @@ def test_a_signature_is_checked_at_an_address(serve, built, tmp_path):
     (store / "manifest.json.sig").unlink()
     with pytest.raises(IntegrityError, match="not signed"):
         open_store(server.url, key=public)
+
+
+# -- holding up -----------------------------------------------------------------------------------
+
+
+def slow_headers(it: Hostile) -> None:
+    it.wfile.write(b"HTTP/1.1 200 OK\r\nX: ")
+    drip(it, b"a")
+
+
+def slow_body(it: Hostile) -> None:
+    it.head(Content_Length="100000")
+    drip(it, b"a")
+
+
+def slow_chunks(it: Hostile) -> None:
+    it.head(Transfer_Encoding="chunked")
+    drip(it, b"1\r\na\r\n")
+
+
+def continued(it: Hostile) -> None:
+    """Every one of these says that the answer is still to come."""
+    drip(it, b"HTTP/1.1 100 Continue\r\n\r\n" * 100)
+
+
+def trailers(it: Hostile) -> None:
+    it.head(Transfer_Encoding="chunked")
+    it.wfile.write(b"5\r\nhello\r\n0\r\n")
+    drip(it, b"X-A: a\r\n" * 100)
+
+
+def drip(it: Hostile, piece: bytes) -> None:
+    for _ in range(2000):
+        it.wfile.write(piece)
+        time.sleep(0.01)
+
+
+SLOW = [slow_headers, slow_body, slow_chunks, continued, trailers]
+
+
+@pytest.mark.parametrize("act", SLOW, ids=lambda a: a.__name__)
+def test_a_server_that_only_trickles_is_given_up(serve, act, monkeypatch):
+    monkeypatch.setattr(web_module, "WINDOW", 0.3)
+    began = time.monotonic()
+    with pytest.raises(RemoteError, match=r"sent fewer than 65,536 bytes in 0\.3 seconds"):
+        Client(serve(act).url).read("manifest.json", limit=MEGABYTE)
+    with pytest.raises(RemoteError, match="sent fewer than"):
+        Client(serve(act).url).fetch("x", io.BytesIO(), 0, 10**6, threading.Event())
+    assert time.monotonic() - began < 5
+
+
+def test_a_slow_server_that_sends_enough_is_not_given_up(serve, monkeypatch):
+    monkeypatch.setattr(web_module, "WINDOW", 0.2)
+
+    def act(it: Hostile) -> None:
+        it.head(Content_Length=str(MEGABYTE))
+        for _ in range(8):
+            it.wfile.write(b"x" * (MEGABYTE // 8))
+            time.sleep(0.1)
+
+    client = Client(serve(act).url)
+    for _ in range(2):  # the second over the connection of the first
+        assert client.read("x", limit=MEGABYTE) == b"x" * MEGABYTE
+
+
+def test_a_server_that_begins_anew_each_time_is_given_up(serve):
+    def act(it: Hostile) -> None:
+        it.head(Content_Length="100")
+        it.wfile.write(b"x" * 50)
+        it.close_connection = True
+
+    server = serve(act)
+    with pytest.raises(RemoteError, match=r"nothing came for 0\.5 seconds"):
+        Client(server.url, patience=0.5).fetch("x", io.BytesIO(), 0, 100, threading.Event())
+
+
+def negative_chunk(it: Hostile) -> None:
+    it.head(Transfer_Encoding="chunked")
+    it.wfile.write(b"-5\r\nhello\r\n0\r\n\r\n")
+    it.close_connection = True
+
+
+@pytest.mark.parametrize("act", [negative_chunk, lambda it: it.head(302, Location="http://[::1")])
+def test_what_is_no_http_is_a_sentence(serve, act):
+    with pytest.raises(RemoteError):
+        Client(serve(act).url, patience=0.0).read("x", limit=100)

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from softlabels.errors import IntegrityError, RunError, StoreError, TokenizerError
 from softlabels.folder_lock import LOCK, FolderLock
 from softlabels.folder_record import RECORD, check_folder
+from softlabels.processes import this_process
 from softlabels.store.manifest import FileRecord, load_manifest
 from softlabels.store.reader import open_store
 from softlabels.store.records import canonical, seal
@@ -324,7 +325,7 @@ def test_a_run_that_was_killed_before_its_record_begins_again(ground, tmp_path):
     run = tmp_path / "run"
     run.mkdir()
     assert read_run(run, resume=False) is None
-    (run / LOCK).write_text("somebody\n")
+    (run / LOCK).write_text(f"{this_process()}\n")
     (run / ".tmp-host-abc.1.2.3-0123abcd-run.json").write_text("{")
     (run / ".tmp-run.json").write_text("{")
     assert read_run(run, resume=False) is None

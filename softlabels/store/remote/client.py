@@ -36,6 +36,8 @@ PATIENCE = 180.0
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0
 PIECE = 2**20
 """Bytes handed on at a time."""
+PROGRESS = 2**16
+"""Bytes beyond all that came before, of the same file, that count as progress."""
 FILES_LIMIT = 2**20
 """Names that a listing may hold; a manifest names less than a fifth of that."""
 PASSING = (408, 425, 429)
@@ -103,7 +105,7 @@ class Client:
             Cancelled: `stop` was set.
             RemoteError: out of reach.
         """
-        done = begun
+        done = furthest = begun
         patience = _Patience(self.root / name, self.patience, stop)
         while done < size:
             try:
@@ -113,7 +115,9 @@ class Client:
                             raise self._other_size(name, f"more than {size}", size)
                         sink.write(piece)
                         done += len(piece)
-                        patience.progressed()
+                        if done >= furthest + PROGRESS or done == size:
+                            furthest = done
+                            patience.progressed()
                 if done < size:
                     raise self._other_size(name, done, size)
             except RangesIgnored:

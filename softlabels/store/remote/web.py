@@ -3,6 +3,8 @@
 The library is urllib3, since obstore reads the body of an error whole and follows wherever it is led to.
 
 - No more is read than whoever asks takes: a body is a stream, and that of an error is not read at all.
+- Silence ends a request after `SILENCE`; one that only trickles, headers and all that HTTP may put between and after
+  the bytes included, ends after `WINDOW` seconds in which fewer than `LEAST` bytes of the body came.
 - Where a server leads to another host, that is refused, for it would have this machine ask whatever it likes,
   in its own network too. The variable SOFTLABELS_REDIRECTS names the hosts that may be led to; the Hub may lead
   anywhere, since it keeps its files elsewhere. No other host is told who asks, and https never leads to http.
@@ -12,16 +14,19 @@ from __future__ import annotations
 
 import os
 import re
+import socket
+import threading
 import urllib.request
 import weakref
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
 from urllib.parse import SplitResult, urljoin, urlsplit
 
 from softlabels.errors import MissingExtraError
 
 if TYPE_CHECKING:
-    from urllib3 import BaseHTTPResponse, PoolManager
+    from urllib3 import BaseHTTPResponse, HTTPConnectionPool, PoolManager
 
 __all__ = ["RangesIgnored", "Web", "WebFailure"]
 
@@ -30,6 +35,8 @@ ALLOWED = "SOFTLABELS_REDIRECTS"
 LEADS, LEAD_STATUSES = 5, (301, 302, 303, 307, 308)
 CONNECT, SILENCE = 5.0, 15.0
 """Seconds to connect, and seconds without a byte after which a request has failed."""
+WINDOW, LEAST = 60.0, 2**16
+"""A server that sends fewer bytes of a body in so many seconds is taken to hold us up."""
 PASSING = (408, 425, 429)
 """Statuses of the 4xx that are worth another try."""
 
@@ -51,22 +58,94 @@ class RangesIgnored(Exception):
     """The server sends whole files only."""
 
 
-class Body:
-    """What comes, `size` bytes at a time; closed, the rest is not read."""
+class Watch:
+    """Shuts the connections of one request down when it is held up; reading them then fails, or ends early."""
 
-    def __init__(self, answer: BaseHTTPResponse, size: int) -> None:
-        self._answer, self._size = answer, size
-        self.close = answer.close
+    def __init__(self) -> None:
+        self.held_up = False
+        self._socket: socket.socket | None = None
+        self._came = self._before = 0
+        self._lock = threading.Lock()
+        self._ended = threading.Event()
+        threading.Thread(target=self._look, daemon=True).start()
+
+    def over(self, connected: socket.socket) -> None:
+        """The connection that is read from now on."""
+        self._socket = connected
+
+    def came(self, size: int) -> None:
+        """So many bytes of the body."""
+        self._came += size
+
+    def end(self) -> None:
+        """The request is over: its connection may become another's."""
+        with self._lock:
+            self._ended.set()
+
+    def failure(self, error: Exception | None) -> WebFailure:
+        """What to say of an error, if the watch was not the cause of it."""
+        if self.held_up or error is None:
+            return WebFailure(
+                f"sent fewer than {LEAST:,} bytes in {WINDOW:g} seconds, without an end",
+                "check the network and the server, then run the same command again",
+            )
+        return WebFailure(_line(error))
+
+    def _look(self) -> None:
+        while not self._ended.wait(WINDOW):
+            with self._lock:
+                if self._ended.is_set():
+                    return
+                if self._came - self._before < LEAST:
+                    self.held_up = True
+                    self._shut()
+                self._before = self._came
+
+    def _shut(self) -> None:
+        if self._socket is not None:
+            with suppress(OSError):  # of TLS, too, the connection itself
+                socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
+
+
+_request = threading.local()
+"""`watch`: of the request that this thread makes."""
+
+
+class _Watched:
+    """Of a connection: tells the watch of the request which one it is."""
+
+    sock: socket.socket | None
+
+    def getresponse(self) -> Any:
+        watch = getattr(_request, "watch", None)
+        if watch is not None and self.sock is not None:
+            watch.over(self.sock)
+        return super().getresponse()  # type: ignore[misc]
+
+
+class Body:
+    """What comes, at most `size` bytes at a time; closed, the rest is not read."""
+
+    def __init__(self, answer: BaseHTTPResponse, size: int, watch: Watch) -> None:
+        self._answer, self._size, self._watch = answer, size, watch
+
+    def close(self) -> None:
+        """Read no more."""
+        self._watch.end()
+        self._answer.close()
 
     def __iter__(self) -> Iterator[bytes]:
         from urllib3.exceptions import HTTPError
 
         try:
             # Not by its stream(), which reads lines without end.
-            while piece := self._answer.read(self._size, decode_content=False):
+            while piece := self._answer.read1(self._size, decode_content=False):
+                self._watch.came(len(piece))
                 yield piece
-        except (HTTPError, OSError) as e:
-            raise WebFailure(_line(e)) from e
+        except (HTTPError, OSError, ValueError) as e:  # a ValueError: of a length below 0
+            raise self._watch.failure(e) from e
+        if self._watch.held_up:
+            raise self._watch.failure(None)
 
 
 class Web:
@@ -98,7 +177,8 @@ class Web:
             FileNotFoundError: there is none.
             WebFailure: out of reach.
         """
-        answer = self._ask("HEAD", name, {})
+        answer, watch = self._ask("HEAD", name, {})
+        watch.end()
         answer.close()
         return _length(answer)
 
@@ -110,13 +190,28 @@ class Web:
             RangesIgnored: it does not go on from `begun`.
             WebFailure: out of reach, also while pieces are taken.
         """
-        answer = self._ask("GET", name, {"Range": f"bytes={begun}-"} if begun else {})
+        answer, watch = self._ask("GET", name, {"Range": f"bytes={begun}-"} if begun else {})
+        body = Body(answer, piece, watch)
         if begun and not _begins_at(answer, begun):
-            answer.close()
+            body.close()
             raise RangesIgnored
-        return _length(answer), Body(answer, piece)
+        return _length(answer), body
 
-    def _ask(self, method: str, name: str, more: Mapping[str, str]) -> BaseHTTPResponse:
+    def _ask(
+        self, method: str, name: str, more: Mapping[str, str]
+    ) -> tuple[BaseHTTPResponse, Watch]:
+        watch = _request.watch = Watch()
+        try:
+            return self._answered(method, name, more, watch), watch
+        except BaseException:
+            watch.end()
+            raise
+        finally:
+            _request.watch = None
+
+    def _answered(
+        self, method: str, name: str, more: Mapping[str, str], watch: Watch
+    ) -> BaseHTTPResponse:
         from urllib3.exceptions import HTTPError
 
         url = f"{self._url}/{name}"
@@ -129,7 +224,7 @@ class Web:
                     method, url, headers=headers, redirect=False, preload_content=False
                 )
             except (HTTPError, OSError) as e:
-                raise WebFailure(_line(e)) from e
+                raise watch.failure(e) from e
             if answer.status not in LEAD_STATUSES:
                 return self._accepted(answer, name)
             answer.close()
@@ -138,8 +233,11 @@ class Web:
 
     def _led(self, url: str, location: str) -> str:
         """Where a server leads to, if it may."""
-        target = urljoin(url, location)
-        now, then = urlsplit(url), urlsplit(target)
+        try:
+            target = urljoin(url, location)
+            now, then = urlsplit(url), urlsplit(target)
+        except ValueError as e:
+            raise WebFailure(f"leads to {location[:200]!r}", "that is no address of a file") from e
         if then.scheme not in ("http", "https") or not then.hostname or "@" in then.netloc:
             raise WebFailure(f"leads to {target[:200]!r}", "that is no address of a file")
         if (now.scheme, then.scheme) == ("https", "http"):
@@ -193,9 +291,29 @@ def _pool_of(url: str) -> PoolManager:
         "retries": False,
         "maxsize": 8,
     }
+    pool: PoolManager
     if proxy and not urllib.request.proxy_bypass(host):
-        return urllib3.ProxyManager(proxy, **options)  # type: ignore[arg-type]
-    return urllib3.PoolManager(**options)  # type: ignore[arg-type]
+        pool = urllib3.ProxyManager(proxy, **options)  # type: ignore[arg-type]
+    else:
+        pool = urllib3.PoolManager(**options)  # type: ignore[arg-type]
+    pool.pool_classes_by_scheme = {"http": _watched_http(), "https": _watched_https()}
+    return pool
+
+
+def _watched_http() -> type[HTTPConnectionPool]:
+    from urllib3.connection import HTTPConnection
+    from urllib3.connectionpool import HTTPConnectionPool
+
+    connection = type("WatchedConnection", (_Watched, HTTPConnection), {})
+    return type("WatchedPool", (HTTPConnectionPool,), {"ConnectionCls": connection})
+
+
+def _watched_https() -> type[HTTPConnectionPool]:
+    from urllib3.connection import HTTPSConnection
+    from urllib3.connectionpool import HTTPSConnectionPool
+
+    connection = type("WatchedTlsConnection", (_Watched, HTTPSConnection), {})
+    return type("WatchedTlsPool", (HTTPSConnectionPool,), {"ConnectionCls": connection})
 
 
 def _length(answer: BaseHTTPResponse) -> int | None:
