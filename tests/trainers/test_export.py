@@ -322,7 +322,7 @@ def test_no_run_or_an_unfinished_one(ground, tmp_path):
     with pytest.raises(RunError, match=r"has not finished"):
         export(run, tmp_path / "out", config_of(ground))
     (run / "run.json").write_text("{}")
-    with pytest.raises(RunError, match=r"run.json says nothing of config, store_digest"):
+    with pytest.raises(RunError, match=r"missing required field `config`"):
         export(run, tmp_path / "out", config_of(ground))
     assert not (tmp_path / "out").exists()
 
