@@ -57,10 +57,14 @@ def declared_columns(data: bytes) -> tuple[int, dict[str, Declared]]:
     end = len(data) - 8
     footer = _Compact(data, end - footer_length(data), end).struct()
     columns: dict[str, Declared] = {}
+    held = 0
     try:
         for group in footer[4]:
             for chunk in group[1]:
                 about = chunk[3]
+                held += max(0, int(about[7]))
+                if held > len(data):  # each would be walked through again
+                    raise ValueError("columns that lie over each other")
                 column = columns.setdefault(about[3][0].decode(), Declared())
                 entries, size, plain = _pages(data, about)
                 entries = max(entries, int(about[5]))

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from softlabels.codecs import make_codec
 from softlabels.errors import IntegrityError, SoftLabelsError, TargetError
 from softlabels.store.encoding import decode_shard, encode_shard, read_statistics
+from softlabels.store.footer import declared_columns
 from softlabels.store.manifest import Statistics, load_manifest
 from softlabels.store.plain import log_odds_column
 from softlabels.store.shard import Shard
@@ -646,3 +647,19 @@ def test_altered_and_torn_bytes_never_escape_as_another_error(table):
         except (IntegrityError, TargetError):
             found += 1
     assert found > 400
+
+
+def test_columns_over_each_other_are_not_walked_through_again_and_again():
+    """30 KB that would take the reader minutes: each of 4,000 columns is the same 1,500 pages."""
+    body = bytes.fromhex("1500150015002c150015000000") * 1500
+    size = varint(2 * len(body))
+    about = b"\x15\x04\x19\x05\x19\x18\x01a\x15\x00\x16\x00\x16\x02\x16" + size + b"\x26\x08\x00"
+    chunk = b"\x3c" + about + b"\x00"
+    footer = b"\x36\x00\x19\x1c\x19\xfc" + varint(4000) + chunk * 4000 + b"\x00\x00"
+    data = b"PAR1" + body + footer + len(footer).to_bytes(4, "little") + b"PAR1"
+    with pytest.raises(ValueError, match="lie over each other"):
+        declared_columns(data)
+
+
+def varint(n: int) -> bytes:
+    return bytes([n & 127 | 128]) + varint(n >> 7) if n > 127 else bytes([n])
