@@ -23,9 +23,9 @@ from softlabels.errors import RunError
 from softlabels.store.reader import Store
 from trainers.config import RunConfig
 from trainers.json_file import write_json
+from trainers.learning_rate import learning_rate
 from trainers.mixing import Pattern, Weight
 from trainers.run_record import RUN_RECORD, read_run_record
-from trainers.schedules import learning_rate
 
 __all__ = ["Length", "in_steps"]
 

@@ -24,13 +24,14 @@ from trainers.evaluation.heldout import open_heldout
 from trainers.finished import provenance
 from trainers.json_file import write_json
 from trainers.kernels import apply_kernels
+from trainers.learning_rate import learning_rate
 from trainers.length import Length, in_steps
 from trainers.microbatches import split_batch
 from trainers.mixing import mixture_digest, open_stores
 from trainers.parallel import Ranks, joined
 from trainers.reporting import RunReporter, Silent
 from trainers.runs import check_same_run, mend_run, read_run, student_tokenizer
-from trainers.schedules import LossSchedule, learning_rate
+from trainers.schedules import LossSchedule
 from trainers.students import Student, check_tokenizer, check_vocab, make_student
 from trainers.students.context import check_context
 from trainers.tasks import Task

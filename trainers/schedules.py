@@ -1,4 +1,4 @@
-"""Learning rate, share of the soft loss and its temperature over the steps of a run.
+"""The share of the soft loss and its temperature over the steps of a run.
 
 A schedule is a function of the step's number alone, so a resumed run goes on exactly as it would have.
 
@@ -13,10 +13,9 @@ from dataclasses import dataclass, replace
 
 from softlabels.errors import ConfigError, PairingError
 from softlabels.store.identity import TargetRecord
-from trainers.config import RunConfig
 from trainers.losses import DistillLoss
 
-__all__ = ["LossSchedule", "Schedule", "learning_rate"]
+__all__ = ["LossSchedule", "Schedule"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,13 +142,3 @@ class LossSchedule:
 
     def _with(self, *, alpha: float) -> DistillLoss:
         return replace(self.loss, alpha=alpha)
-
-
-def learning_rate(step: int, config: RunConfig) -> float:
-    """Of the step numbered from 0: linear warm-up, then a cosine down to `min_lr` of the peak."""
-    warmup = config.warmup_steps
-    if step < warmup:
-        return config.lr * (step + 1) / warmup
-    progress = (step - warmup) / max(1, config.steps - warmup)
-    low = config.min_lr
-    return config.lr * (low + (1 - low) * 0.5 * (1 + math.cos(math.pi * progress)))

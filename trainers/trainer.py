@@ -32,13 +32,14 @@ from trainers.ema import Ema
 from trainers.evaluation.evaluate import Evaluation
 from trainers.evaluation.heldout import HeldOut
 from trainers.finite import check_finite, is_finite, not_finite
+from trainers.learning_rate import learning_rate
 from trainers.length import Length
 from trainers.metrics import Metrics
 from trainers.mixing import Weight, make_stream
 from trainers.parallel import Ranks
 from trainers.reporting import RunReporter
 from trainers.runs import is_published, publish_student
-from trainers.schedules import LossSchedule, learning_rate
+from trainers.schedules import LossSchedule
 from trainers.shards import is_dealt_out, local, whole
 from trainers.step import Gradients
 from trainers.stopping import StopRequest

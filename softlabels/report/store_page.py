@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import bisect
 import math
 import shlex
-from collections.abc import Sequence
 
 import msgspec
 import numpy as np
@@ -15,7 +13,6 @@ from softlabels.report.charts import Series, bars, lines
 from softlabels.report.fidelity import fidelity_table
 from softlabels.report.html import Child, Markup, element
 from softlabels.report.page import (
-    Cell,
     charts,
     commands,
     facts,
@@ -23,12 +20,11 @@ from softlabels.report.page import (
     legend,
     note,
     page,
-    quote,
     section,
     table,
 )
-from softlabels.report.readings import Reading
-from softlabels.report.store_facts import Hard, StoreFacts, Token
+from softlabels.report.single_positions import hard_table, row_text
+from softlabels.report.store_facts import StoreFacts
 from softlabels.store.reader import Store
 from softlabels.targets import UNBIASED
 
@@ -37,8 +33,6 @@ __all__ = ["render"]
 HEAT = (0.2, 0.4, 0.6, 0.8, 0.95)
 """Shares of the store's positions, calmest first, at which the colour of a token changes."""
 BINS = 20
-CHOICES = 5
-"""Expected ids that are shown of a position."""
 
 
 def render(store: Store, found: StoreFacts) -> str:
@@ -234,11 +228,11 @@ def _hesitation(store: Store, found: StoreFacts) -> Markup | None:
         parts += [
             element("h3", "The rows it found hardest", class_="top"),
             legend([(f"u{i}", name) for i, name in enumerate(names)]),
-            [_text(row, tokens, steps) for row, tokens in found.texts],
+            [row_text(row, tokens, steps) for row, tokens in found.texts],
         ]
     least = len(found.label_logp) > 0
     name = "What it least expected" if least else "The most uncertain positions"
-    parts += [element("h3", name, class_="top"), _hard_table(found.hardest, causal=causal)]
+    parts += [element("h3", name, class_="top"), hard_table(found.hardest, causal=causal)]
     return section(
         title,
         "Each token has the colour of the teacher's uncertainty before it came; rest the pointer on one to see what "
@@ -258,77 +252,6 @@ def _losses(found: StoreFacts, label: str) -> Markup:
     sure = float((losses < math.log(2)).mean())
     caption = f"The {label} had more than half of the mass at {sure:.0%} of the positions.{more}"
     return figure(f"What the teacher gave the {label}", drawing, caption)
-
-
-def _text(row: int, tokens: Sequence[Token], steps: Sequence[float]) -> Markup:
-    shown = [_token(t, steps) for t in tokens]
-    return element(
-        "div", element("p", f"row {row}", class_="small"), element("div", shown, class_="tokens")
-    )
-
-
-def _token(t: Token, steps: Sequence[float]) -> Markup:
-    if t.entropy is None or t.reading is None:
-        return element("span", t.words, class_="w")
-    heat = bisect.bisect_left(steps, t.entropy)
-    p = "" if t.reading.label_p is None else f"; {t.words!r} had {_percent(t.reading.label_p)}"
-    expected = ", ".join(
-        f"{words!r} {_percent(p)}" if p is not None else repr(words)
-        for words, p in _expectations(t.reading)
-    )
-    return element(
-        "span",
-        t.words,
-        class_=f"u{heat}",
-        title=f"{t.entropy:.2f} nats; expected {expected or 'nothing that is kept'}{p}",
-    )
-
-
-def _expectations(reading: Reading) -> list[tuple[str, float | None]]:
-    """What the teacher thought likeliest, as far as it is known: no ids that are there by chance."""
-    found: list[tuple[str, float | None]] = [(c.words, c.p) for c in reading.kept[:CHOICES]]
-    top = reading.top
-    if top is not None and top.id not in {c.id for c in reading.kept[:CHOICES]}:
-        found.insert(0, (top.words, top.p))
-    return found[:CHOICES]
-
-
-def _percent(p: float) -> str:
-    return f"{p:.0%}" if p >= 0.095 else f"{p:.1%}" if p >= 0.00095 else f"{p:.0e}"
-
-
-def _hard_table(places: Sequence[Hard], *, causal: bool) -> Markup:
-    rows = [
-        [
-            Cell.words(quote(h.context, class_="context"), " ", _label(h.reading.label_words)),
-            Cell.words(_expected(h.reading)),
-            "" if h.reading.label_p is None else _percent(h.reading.label_p),
-            "" if h.entropy is None else f"{h.entropy:.2f}",
-            f"{h.row}:{h.position}",
-        ]
-        for h in places
-    ]
-    came = "text, and what came" if causal else "text, and label"
-    where = "row:token" if causal else "row:position"
-    return table([came, "what it expected", "its p", "entropy", where], rows, numbers_from=2)
-
-
-def _label(label: str | None) -> Markup:
-    return (
-        element("span", "(no label)", class_="small")
-        if label is None
-        else quote(label, name="mark")
-    )
-
-
-def _expected(reading: Reading) -> list[Child]:
-    parts: list[Child] = []
-    for words, p in _expectations(reading):
-        parts += [
-            quote(words if words.strip() else repr(words)),
-            f" {_percent(p)}  " if p is not None else "  ",
-        ]
-    return parts
 
 
 # -- bytes and identity ----------------------------------------------------------------------------

@@ -15,10 +15,10 @@ from softlabels.errors import ConfigError, RunError
 from softlabels.store.reader import open_store
 from tests.fakes import build_tiny, write_corpus
 from trainers.config import RunConfig
+from trainers.learning_rate import learning_rate
 from trainers.length import Length, in_steps
 from trainers.loop import train
 from trainers.mixing import open_stores
-from trainers.schedules import learning_rate
 
 pytest.importorskip("transformers")
 
