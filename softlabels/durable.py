@@ -58,6 +58,10 @@ _WAYS_OUT = {
     errno.EACCES: "permission denied: check the owner of the folder",
     errno.EPERM: "not permitted here (does the file system support hard links?): choose another --out",
     errno.EOPNOTSUPP: "the file system has no hard links: choose another --out",
+    errno.EEXIST: "what has this name already is no folder (a link to nowhere?): choose another --out",
+    errno.ENOTDIR: "a folder of this path is a file: choose another --out",
+    errno.EISDIR: "is a folder, where a file belongs: move it away",
+    errno.ENAMETOOLONG: "the name is too long here: choose another --out",
 }
 _NAME_LENGTH = 32
 """Characters of the final name that the temporary one shows: names have an end."""

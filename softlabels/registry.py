@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from importlib import import_module
 from importlib.metadata import entry_points
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Generic, TypeVar, cast
 
 from softlabels.errors import ConfigError
@@ -80,6 +80,10 @@ def split_spec(spec: str, *, flag: str, example: str = "hf:path/to/model") -> tu
     """
     name, colon, argument = spec.partition(":")
     if not (name and colon and argument):
+        if flag == "--student" and spec.endswith(".json"):
+            example = f"hf-config:{spec}"
+        elif spec and Path(spec).exists():
+            example = f"hf:{spec}"
         raise ConfigError(f"{flag} {spec!r}: expected NAME:ARGUMENT, e.g. {example}")
     return name, argument
 

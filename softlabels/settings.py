@@ -14,7 +14,16 @@ import msgspec
 
 from softlabels.errors import ConfigError
 
-__all__ = ["LOCAL_ONLY", "Group", "check_at_least", "from_sources", "out_from", "read_toml"]
+__all__ = [
+    "LOCAL_ONLY",
+    "OUT",
+    "Group",
+    "check_at_least",
+    "from_sources",
+    "in_store",
+    "out_from",
+    "read_toml",
+]
 
 C = TypeVar("C")
 
@@ -48,7 +57,7 @@ def out_from(toml: Path | None, flag: Path | None) -> Path:
     """Where a command writes: `--out`, or the key `out` of the config file.
 
     Raises:
-        ConfigError: neither is given, or the key is no local path.
+        ConfigError: neither is given, or the key is no local path, or one in a store.
     """
     if flag is not None:
         return flag
@@ -59,7 +68,30 @@ def out_from(toml: Path | None, flag: Path | None) -> Path:
         raise ConfigError(f"{toml}: key 'out': {value!r}, expected the path of a folder")
     if "://" in value:
         raise ConfigError(f"{toml}: key 'out': {value!r}: {LOCAL_ONLY}")
+    if trouble := in_store(Path(value)):
+        raise ConfigError(f"{toml}: key 'out': {trouble}")
     return Path(value)
+
+
+def in_store(out: Path) -> str | None:
+    """Why not to write to a place, if it lies in a store: there it would be no part of it, and `verify` reports it."""
+    for folder in out.absolute().resolve().parents:
+        if any(_is_record(folder / name) for name in ("plan.json", "manifest.json")):
+            return f"{out}: lies in the store {folder}; choose a place outside of it"
+    return None
+
+
+def _is_record(path: Path) -> bool:
+    from softlabels.store.records import FORMAT
+
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=_Named).format == FORMAT
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return False
+
+
+class _Named(msgspec.Struct):
+    format: str
 
 
 def from_sources(

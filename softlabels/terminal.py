@@ -19,7 +19,7 @@ from softlabels.errors import SoftLabelsError
 from softlabels.options import ALIASES_LINE, SETTINGS
 from softlabels.printable import for_terminal, printable
 from softlabels.progress import Lines, rate_of
-from softlabels.settings import LOCAL_ONLY
+from softlabels.settings import LOCAL_ONLY, OUT, in_store
 
 __all__ = [
     "Bar",
@@ -114,16 +114,24 @@ def _interrupt(signum: int, frame: types.FrameType | None) -> NoReturn:
 
 
 class LocalPath(click.Path):
-    """A path on this machine; an address is refused, not taken for a folder named `s3:`."""
+    """A path on this machine; an address is refused, not taken for a folder named `s3:`.
 
-    def __init__(self, *, file_okay: bool = True) -> None:
+    A path that is written to (`--out`, or as said) is refused inside a store.
+    """
+
+    def __init__(self, *, file_okay: bool = True, written: bool = False) -> None:
         super().__init__(file_okay=file_okay, path_type=Path)
+        self._written = written
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Check and make a `Path`."""
         if "://" in str(value):
             self.fail(f"{value!r}: {LOCAL_ONLY}", param, ctx)
-        return super().convert(value, param, ctx)
+        path: Any = super().convert(value, param, ctx)
+        written = self._written or (param is not None and param.name == OUT)
+        if written and (trouble := in_store(path)):
+            self.fail(trouble, param, ctx)
+        return path
 
 
 class StorePlace(click.ParamType):  # type: ignore[type-arg,unused-ignore]

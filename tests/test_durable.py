@@ -78,6 +78,7 @@ SAYS = {
     errno.EPERM: "does the file system support hard links?",
     errno.EOPNOTSUPP: "the file system has no hard links: choose another --out",
     errno.EIO: os.strerror(errno.EIO),
+    errno.ENOTDIR: "a folder of this path is a file: choose another --out",
 }
 CALLS = ["mkdir", "open", "write", "fsync", "read", "link"]
 
@@ -370,3 +371,9 @@ def test_what_another_process_published_is_made_durable_before_it_is_built_upon(
     monkeypatch.setattr(durable, "sync_folder", synced.append)
     assert publish(path, DATA) is False
     assert synced == [tmp_path]
+
+
+def test_a_link_to_nowhere_is_no_folder(tmp_path):
+    (tmp_path / "out").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(StoreError, match=r"is no folder \(a link to nowhere\?\): choose another"):
+        publish(tmp_path / "out" / "file", b"x")

@@ -10,6 +10,7 @@ import functools
 import http.server
 import json
 import os
+import shutil
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -327,3 +328,19 @@ def test_a_pull_that_died_goes_on_and_takes_over_only_what_it_brought(ground, se
     (tmp_path / "bare" / shard).write_bytes(b"torn")  # by whom, nothing says
     with pytest.raises(IntegrityError, match="is not of the store that is pulled"):
         pull(served, tmp_path / "bare")
+
+
+@pytest.mark.parametrize("name", sorted(INVOCATIONS))
+def test_nothing_is_written_into_a_store(ground, tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    store = Path(shutil.copytree(ground / "store", tmp_path / "store"))
+    (store / "plan.json").unlink()  # as in one that was pulled
+    (tmp_path / "link").symlink_to(store)
+    before = snapshot(store)
+    arguments = INVOCATIONS[name](ground)
+    for out in ("store/data/new", "link/new.jsonl"):
+        place = [out] if name == PULL else ["--out", out]
+        done = CliRunner().invoke(MAINS[name.split()[0]], [*arguments, *place])
+        assert done.exit_code == 2, done.output
+        assert f"{out}: lies in the store {store}; choose a place outside of it" in done.output
+    assert snapshot(store) == before

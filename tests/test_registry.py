@@ -128,3 +128,12 @@ def test_split_spec(spec, parts):
 def test_split_spec_refuses(spec):
     with pytest.raises(ConfigError, match=rf"^--teacher '{spec}': expected NAME:ARGUMENT, e\.g\. "):
         split_spec(spec, flag="--teacher")
+
+
+def test_split_spec_names_what_is_here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "teacher").mkdir()
+    with pytest.raises(ConfigError, match=r"e\.g\. hf:teacher$"):
+        split_spec("teacher", flag="--teacher")
+    with pytest.raises(ConfigError, match=r"e\.g\. hf-config:student\.json$"):
+        split_spec("student.json", flag="--student")

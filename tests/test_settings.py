@@ -296,3 +296,11 @@ def test_warmup_defaults_to_a_twentieth():
     assert RunConfig(**RUN, steps=1000).warmup_steps == 50
     assert RunConfig(**RUN, steps=5).warmup_steps == 1
     assert RunConfig(**RUN, steps=5, warmup=0).warmup_steps == 0
+
+
+def test_out_in_a_file_is_no_place_in_a_store(toml, tmp_path):
+    (tmp_path / "manifest.json").write_text('{"format": "softlabels"}', encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"key 'out': .*run: lies in the store "):
+        out_from(toml(f'out = "{tmp_path}/run"'), None)
+    (tmp_path / "manifest.json").write_text('{"format": "another"}', encoding="utf-8")
+    assert out_from(toml(f'out = "{tmp_path}/run"'), None) == tmp_path / "run"

@@ -43,7 +43,10 @@ def summary_of(run: Path) -> dict[str, Any]:
             **{name: last.get(name) for name in ("loss", "soft", "hard")},
         }
     except (OSError, ValueError, KeyError, IndexError, TypeError) as e:
-        raise RunError(f"{run}: cannot be summed up ({type(e).__name__}: {e})") from e
+        raise RunError(
+            f"{run}: cannot be summed up, for run.json or metrics.jsonl there is damaged or gone ({e}); the student "
+            f"in {run / 'student'} is not touched by that, and a copy put back is read again"
+        ) from e
     if evaluated:
         known = [r for r in evaluated if r[HELDOUT] is not None]
         best = min(known, key=lambda r: r[HELDOUT], default=evaluated[-1])

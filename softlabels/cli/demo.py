@@ -20,7 +20,7 @@ from softlabels.durable import replace
 from softlabels.errors import ConfigError, IntegrityError, PlanError, SoftLabelsError
 from softlabels.options import Command
 from softlabels.own_process import own_environment, own_module
-from softlabels.terminal import Bar, emit, json_option
+from softlabels.terminal import Bar, LocalPath, emit, json_option
 
 __all__ = ["demo_command"]
 
@@ -65,7 +65,7 @@ STUDENT = {
     "--out",
     default="demo-out",
     show_default=True,
-    type=click.Path(path_type=Path),
+    type=LocalPath(),
     help="Folder for stores and runs.",
 )
 @json_option

@@ -53,7 +53,7 @@ def push_command(store: Path, url: str, alone: bool, as_json: bool) -> None:
 
 @click.command("pull", cls=Command)
 @click.argument("url")
-@click.argument("folder", type=LocalPath(file_okay=False))
+@click.argument("folder", type=LocalPath(file_okay=False, written=True))
 @click.option("--share", type=float, help="Only so much of the rows, e.g. 0.1, in whole shards.")
 @click.option("--rows", type=int, help="Only so many rows, at least, in whole shards.")
 @demand_options

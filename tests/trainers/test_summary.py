@@ -97,5 +97,5 @@ def test_json_gives_the_results_as_one_object(stores, tmp_path):
 
 
 def test_what_is_not_a_run_is_not_summed_up(tmp_path):
-    with pytest.raises(RunError, match="cannot be summed up"):
+    with pytest.raises(RunError, match=r"cannot be summed up, for run\.json or metrics\.jsonl"):
         summary_of(tmp_path)
