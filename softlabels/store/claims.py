@@ -261,8 +261,10 @@ def refuse_living(store: Path) -> None:
 
 
 def claim_files(store: Path) -> list[Path]:
-    """All claims of a store, whoever made them."""
+    """All claims of a store, whoever made them; none where the folder is a link, and so another's."""
     folder = store / CLAIMS
+    if folder.is_symlink():
+        return []
     return [folder / name for name in sorted(_names(folder)) if _NAME.fullmatch(name)]
 
 
@@ -271,6 +273,8 @@ def clear_claims(store: Path) -> None:
 
     A builder that has not noticed yet may put one more there; it comes by here, too, when it does.
     """
+    if (store / CLAIMS).is_symlink():
+        return
     with suppress(OSError):  # gone already, or a living builder's temporary file is in it
         for path in claim_files(store):
             path.unlink(missing_ok=True)

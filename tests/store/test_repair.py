@@ -346,3 +346,13 @@ def test_a_pipe_in_the_place_of_a_claim_holds_nobody_up(store):
     os.mkfifo(store / "claims" / "00000-0.json")
     with pytest.raises(StoreError, match=r"a builder is at work on it \(somebody holds shard 0\)"):
         repair_store(store)
+
+
+def test_claims_in_a_folder_elsewhere_are_not_removed(store, tmp_path):
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "00001-0.json").write_text("mine")
+    os.utime(elsewhere / "00001-0.json", (0, 0))
+    (store / "claims").symlink_to(elsewhere)
+    repair_store(store)
+    assert (elsewhere / "00001-0.json").read_text() == "mine"
