@@ -42,7 +42,7 @@ def open_inputs(config: BuildConfig) -> Sequence[Corpus]:
     if config.of_images:
         return [cast(Corpus, open_images(config.corpus, flag="--corpus"))]
     corpora = open_corpora(config.corpus)
-    check_begin(corpora)
+    check_begin(corpora, skip_empty=config.skip_empty)
     return corpora
 
 

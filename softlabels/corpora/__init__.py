@@ -131,15 +131,17 @@ def named(specs: Sequence[str]) -> list[str]:
     return [spelled_out(spec, CORPORA.__contains__) for spec in specs]
 
 
-def check_begin(corpora: Iterable[Corpus]) -> None:
+def check_begin(corpora: Iterable[Corpus], *, skip_empty: bool) -> None:
     """Read the first documents of each corpus, so that what is wrong from the start is said before a teacher loads.
 
     Raises:
-        CorpusError: a file that cannot be read, a column that is not there, a record that is none.
+        CorpusError: a file that cannot be read, a column that is not there, a record that is none, an empty document
+            unless `skip_empty`.
     """
     for corpus in corpora:
-        for _ in islice(corpus.documents(), BEGIN):
-            pass
+        for document in islice(corpus.documents(), BEGIN):
+            if document.empty() and not skip_empty:
+                raise _nothing_to_teach(document)
 
 
 def documents_of(
@@ -155,11 +157,15 @@ def documents_of(
         for document in corpus.documents():
             if document.empty():
                 if not skip_empty:
-                    raise CorpusError(
-                        f"{document.where}: the text is empty, so there is nothing to teach; remove it, or pass "
-                        "--skip-empty to leave such documents out (they are counted in the manifest)"
-                    )
+                    raise _nothing_to_teach(document)
                 yield number, None
             else:
                 yield number, document
             number += 1
+
+
+def _nothing_to_teach(document: Document) -> CorpusError:
+    return CorpusError(
+        f"{document.where}: the text is empty, so there is nothing to teach; remove it, or pass --skip-empty to leave "
+        "such documents out (they are counted in the manifest)"
+    )

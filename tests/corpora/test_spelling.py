@@ -101,6 +101,7 @@ def test_images_have_names_of_their_own():
         ("bad.jsonl", '{"text": "fine"}\nnot json\n', "bad.jsonl:2: not a JSON object"),
         ("bad.jsonl", '{"body": "x"}\n', "bad.jsonl:1: expected "),
         ("latin.txt", b"caf\xe9", "latin.txt: byte 3 is not UTF-8"),
+        ("empty.txt", "", "empty.txt: the text is empty"),
         ("x.parquet#title", {"text": ["a"]}, "x.parquet: has columns text; expected 'title'"),
     ],
 )

@@ -133,7 +133,7 @@ def test_resume_asks_for_the_same_vocabulary(ground, tmp_path):
     before = (run / "view.json").read_bytes()
     again = replace(config, vocab=f"map:{moved}?size=320")
     assert train(again, run, resume=True, reporter=heard) == folder
-    assert "no shard was read" in heard.said[-1]
+    assert "has finished, after step 8" in heard.said[-1]
     assert (run / "view.json").read_bytes() == before
     other = np.load(ground / "map.npy")
     other[[70, 71]] = other[[71, 70]]
