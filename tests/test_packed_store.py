@@ -16,7 +16,7 @@ from softlabels.store.verify import verify_store
 from softlabels.targets import UNBIASED
 from tests.fakes import TinyTeacher, build_tiny
 from tests.fixtures.make import DOCUMENTS
-from tests.store.made_up import files_of
+from tests.store.made_up import files_of, held_by
 from tests.trainers.test_loop import LLAMA
 from trainers.config import RunConfig
 from trainers.loop import train
@@ -111,7 +111,7 @@ def test_a_damaged_packed_store_is_mended(tmp_path, corpus, kind):
     assert repair_store(store).rebuild == [name]
     build_tiny(store, corpus, **KINDS[kind], **SMALL)
     assert verify_store(store).problems == []
-    now = files_of(store)
+    now = held_by(store)
     assert now.keys() == whole.keys()
     assert {n: d for n, d in now.items() if n.startswith("data/")} == {
         n: d for n, d in whole.items() if n.startswith("data/")
