@@ -64,7 +64,7 @@ def build(
     store = Path(out)
     estimator = make_estimator(config.estimator, config.estimator_parameters)
     corpora = open_inputs(config)
-    refuse_overlap(corpora, store)
+    refuse_overlap(corpora, config.corpus, store)
     plan = begun(store, report.notice)
     if plan is not None and plan.provenance is not None:
         raise PlanError(

@@ -106,7 +106,7 @@ def append(
     job = _job(store, config)
     estimator = make_estimator(job.estimator, job.estimator_parameters)
     corpora = open_inputs(job)
-    refuse_overlap(corpora, out)
+    refuse_overlap(corpora, [c.spec for c in corpora], out)
     begun(out, report.notice)  # a foreign folder is refused before the work
     report.stage("check", len(store.manifest.shards), "shards")
     digests, scanned = RowDigests(), list[Scanned]()

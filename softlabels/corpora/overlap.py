@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from softlabels.corpora import Corpus
 from softlabels.errors import ConfigError
 
 __all__ = ["refuse_overlap"]
@@ -26,8 +25,13 @@ WRITTEN = (
 """Names such as a store has."""
 
 
-def refuse_overlap(corpora: Sequence[Corpus], store: Path) -> None:
+def refuse_overlap(corpora: Sequence[object], specs: Sequence[str], store: Path) -> None:
     """Refuse a store whose folder holds files of the corpus, or whose own files the corpus would take in.
+
+    Args:
+        corpora: opened, of text or of images; their `paths` or `folder` are looked at, where they have any.
+        specs: of them, `name:argument`.
+        store: the folder that is to become one.
 
     Raises:
         ConfigError: names the file.
@@ -38,15 +42,16 @@ def refuse_overlap(corpora: Sequence[Corpus], store: Path) -> None:
         for path in [*getattr(corpus, "paths", ()), *([folder] if folder else [])]:
             if path.resolve().is_relative_to(store.resolve()):
                 raise ConfigError(
-                    f"--out {store}: holds a file of --corpus {corpus.spec} ({path}); a store must not lie among the "
-                    "files that it is made from: choose another --out"
+                    f"--out {store}: holds a file of --corpus ({path}); a store must not lie among the files that it "
+                    "is made from: choose another --out"
                 )
-        pattern = corpus.spec.partition(":")[2].partition("#")[0]
+    for spec in specs:
+        pattern = spec.partition(":")[2].partition("#")[0]
         parts = Path(os.path.abspath(pattern)).parts  # noqa: PTH100  a pattern is not to be resolved
         for name in WRITTEN:
             if _covers(parts, (inside / name).parts):
                 raise ConfigError(
-                    f"--out {store}: --corpus {corpus.spec} would take in the store's own {name}; choose an --out that "
+                    f"--out {store}: --corpus {spec} would take in the store's own {name}; choose an --out that "
                     "the pattern does not cover"
                 )
 

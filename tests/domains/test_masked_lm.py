@@ -233,7 +233,10 @@ def test_a_store_holds_what_the_teacher_says_of_the_masked_text(
             logits = model(input_ids=torch.from_numpy(row.fed_ids)[None].long()).logits[0].double()
         expected = torch.softmax(logits[torch.from_numpy(row.label_mask)] / temperature, dim=1)
         spread.append(expected)
-        np.testing.assert_allclose(stored.targets.dense(temperature), expected, atol=2e-6)
+        found = stored.targets.dense(
+            temperature
+        )  # of float32 logits in another batch: 1e-5 of each
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=2e-6)
     assert torch.cat(spread).std(dim=0).max() > 0.01, "a teacher without opinions proves nothing"
 
 

@@ -55,11 +55,12 @@ def test_a_store_made_by_one_is_trusted_and_trained_on_by_another(people):
     assert "60 rows" in card
     assert b.proxy.gets("/data/") == []
 
-    b.run("softlabels", "pull", ADDRESS, "tenth", "--share", "0.1")
+    pulled = b.run("softlabels", "pull", ADDRESS, "tenth", "--share", "0.1", "--key", "maker.pem")
+    which = ("--key", "maker.pem", "--digest", re.search("digest ([0-9a-f]{64})", pulled)[1])
     assert len(b.proxy.gets("/data/")) == 3
     assert (b.home / "tenth" / PART).exists()
-    assert "signed by the key" in b.run("softlabels", "verify", "tenth", "--key", "maker.pem")
-    b.run("trainers", *TRAIN, *STUDENT, "--store", "tenth", "--out", "run")
+    assert "signed by the key" in b.run("softlabels", "verify", "tenth", *which)
+    b.run("trainers", *TRAIN, *STUDENT, "--store", "tenth", *which, "--out", "run")
 
     b.run("softlabels", "pull", ADDRESS, "store")
     had = len(b.proxy.gets("/data/"))
