@@ -49,7 +49,7 @@ _OURS = re.compile(
 )
 """Host and pid alone are what names held before they told boots and namespaces apart. A host's own name may end in `-`
 and digits."""
-_OS_ERROR = re.compile(r"\(os error ([0-9]{1,4})\)")
+_OS_ERROR = re.compile(r"\(os error ([0-9]{1,4})\)|unable to (?:open|mmap|stat) .*\(([0-9]{1,4})\)")
 _WAYS_OUT = {
     errno.ENOSPC: "the disk is full: free space",
     errno.EDQUOT: "your quota is used up: free space",
@@ -100,12 +100,13 @@ def sentence(what: str, number: int, error: BaseException) -> str:
 def error_number(error: BaseException) -> int | None:
     """The errno of a failed system call, 0 where it is not told; None: the error is of another kind.
 
-    Libraries written in Rust (safetensors, tokenizers, obstore) raise errors of their own that tell it in words.
+    Libraries written in Rust (safetensors, tokenizers, obstore), and torch, raise errors of their own that tell it in
+    words.
     """
     if isinstance(error, OSError):
         return error.errno or 0
     match = _OS_ERROR.search(str(error)) if isinstance(error, Exception) else None
-    return None if match is None else int(match[1])
+    return None if match is None else int(match[1] or match[2])
 
 
 # -- folders --------------------------------------------------------------------------------------

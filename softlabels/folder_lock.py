@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import stat
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,8 @@ __all__ = ["LOCK", "FolderLock"]
 
 LOCK = ".softtrain.lock"
 """Stays in the folder: whoever removed it could remove it from under another process."""
+_TORN = re.compile(r"[\w.\-\0]{1,199}")
+"""What a power failure may leave of a line of ours: it locks as well, and is not written to, for it may be another's."""
 _TAKEN = {errno.EAGAIN, errno.EACCES, errno.EWOULDBLOCK}
 
 
@@ -31,6 +34,8 @@ class FolderLock:
     def __init__(self, folder: Path, notice: Callable[[str], None]) -> None:
         self._folder, self._notice = folder, notice
         self._file: int | None = None
+        self._ours = False
+        """Whether the file says what we write there, or nothing."""
 
     def acquire(self) -> None:
         """Take it.
@@ -59,6 +64,8 @@ class FolderLock:
                 f"{self._folder}: cannot be locked here ({e}); see to it that no other run writes there"
             )
             return
+        if not self._ours:
+            return
         with explained(path):
             os.ftruncate(self._file, 0)
             os.write(self._file, f"{this_process()}\n".encode())
@@ -78,7 +85,8 @@ class FolderLock:
             raise _foreign(path) from e
         regular = stat.S_ISREG(os.fstat(file).st_mode)
         content = os.pread(file, 200, 0).decode(errors="replace") if regular else "?"
-        if content and Process.parse(content.removesuffix("\n")) is None:
+        self._ours = not content or Process.parse(content.removesuffix("\n")) is not None
+        if not self._ours and not _TORN.fullmatch(content):
             os.close(file)
             raise _foreign(path)
         return file

@@ -94,7 +94,8 @@ def describe_files(folder: Path, *, without: str) -> dict[str, FileRecord]:
 
 def entries(folder: Path) -> dict[str, Path]:
     """All that lies in a folder and below, by name; links are not followed."""
-    found = (Path(root, n) for root, dirs, files in os.walk(folder) for n in [*dirs, *files])
+    walk = os.walk(folder, onerror=_refuse)  # what cannot be listed is not empty
+    found = (Path(root, n) for root, dirs, files in walk for n in [*dirs, *files])
     return {path.relative_to(folder).as_posix(): path for path in found}
 
 
@@ -218,3 +219,7 @@ def compare(path: Path, file: FileRecord, kind: Seal[Any], *, contents: bool) ->
         raise StoreError(
             f"{path}: cannot be read now ({e.strerror}); nothing was changed, try again"
         ) from e
+
+
+def _refuse(error: OSError) -> None:
+    raise error

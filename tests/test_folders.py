@@ -274,3 +274,13 @@ def test_a_file_system_without_locks_is_said(tmp_path, monkeypatch):
     with FolderLock(tmp_path, notices.append) as lock:
         lock.acquire()
     assert "cannot be locked here" in notices[0]
+
+
+@pytest.mark.parametrize("torn", [b"host-83d349a0ac45.40265", b"\0" * 40])
+def test_a_lock_that_a_power_failure_tore_still_locks(tmp_path, torn):
+    (tmp_path / LOCK).write_bytes(torn)
+    with FolderLock(tmp_path, [].append) as lock:
+        lock.acquire()
+        assert (tmp_path / LOCK).read_bytes() == torn
+        with pytest.raises(RunError, match="another run"):
+            FolderLock(tmp_path, [].append).acquire()

@@ -31,6 +31,7 @@ class Words:
     """The tokenizer that a run's student was saved with, used as the builder used it."""
 
     def __init__(self, folder: Path) -> None:
+        from tokenizers import Tokenizer
         from transformers import AutoTokenizer
 
         if not (folder / "tokenizer.json").is_file():
@@ -40,10 +41,16 @@ class Words:
                 "or written"
             )
         file = folder / "tokenizer.json"
-        TokenizerProcess(
-            file.read_bytes(), where=file
-        ).close()  # it may be of a store from anywhere
-        self.inner: Any = AutoTokenizer.from_pretrained(folder)
+        data = file.read_bytes()
+        TokenizerProcess(data, where=file).close()  # it may be of a store from anywhere
+        try:
+            self.inner: Any = AutoTokenizer.from_pretrained(folder)
+        except ValueError as e:
+            raise RunError(f"{folder}: its tokenizer cannot be loaded ({e})") from e
+        if self.inner.get_vocab() != Tokenizer.from_buffer(data).get_vocab():
+            raise RunError(  # a file that cannot be looked at is, to the library, one that is not there
+                f"{file}: was not read whole; run the same command again"
+            )
         self.inner.model_max_length = int(1e30)
         self.end: int | None = self.inner.eos_token_id
 

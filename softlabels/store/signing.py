@@ -19,7 +19,7 @@ from tempfile import TemporaryDirectory
 
 import msgspec
 
-from softlabels.durable import replace
+from softlabels.durable import replace, sweep
 from softlabels.errors import IntegrityError
 from softlabels.store.amend import amend
 from softlabels.store.files import LocalFiles
@@ -68,6 +68,7 @@ def sign_store(
     refuse_part(store)
     data = read_manifest_bytes(LocalFiles(store))
     manifest = parse_manifest(data, store)
+    sweep(store)  # what a process that died while it signed has left would count as a problem
     report = verify_store(store)
     if report.problems:
         raise IntegrityError(

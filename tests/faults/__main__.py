@@ -40,8 +40,10 @@ def main() -> int:
     with ExitStack() as stack:
         remote = any(w.remote for w in writers)
         benches: queue.SimpleQueue[Bench] = queue.SimpleQueue()
-        for _ in range(arguments.jobs):
-            benches.put(open_bench(remote=remote, stack=stack))
+        first = open_bench(remote=remote, stack=stack)
+        benches.put(first)
+        for _ in range(1, arguments.jobs):
+            benches.put(open_bench(remote=remote, stack=stack, like=first))
         lock = threading.Lock()
 
         def one(writer: Writer, case: Case | Outage) -> None:
@@ -65,9 +67,7 @@ def main() -> int:
 
         with ThreadPoolExecutor(arguments.jobs) as pool:
             for writer in writers:
-                bench = benches.get()
-                cases = [*_cases(bench, writer, faults, arguments)]
-                benches.put(bench)
+                cases = [*_cases(first, writer, faults, arguments)]
                 for _ in pool.map(lambda c, w=writer: one(w, c), cases):
                     pass
                 print(_line(writer.name, counts[writer.name]), file=sys.stderr, flush=True)

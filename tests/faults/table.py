@@ -21,6 +21,12 @@ class Writer:
     """What finishes it afterwards; empty: the same job."""
     may_change: tuple[str, ...] = ()
     """Files of the ground that it may replace or remove; every other one stays, the same file with the same bytes."""
+    may_stay: tuple[str, ...] = ()
+    """What was to go and could not be looked at: it stays, whole."""
+    promises: bool = True
+    """Whether what it publishes survives a power failure; a cache need not, whose every byte is checked when read."""
+    may_go: tuple[str, ...] = ()
+    """Of these, files that it moves aside before it makes them again."""
     passing: tuple[str, ...] = ("*/claims", "*/claims/*")
     """What is there only while work goes on."""
     growing: tuple[str, ...] = ()
@@ -51,6 +57,10 @@ class Writer:
     def changes(self, name: str) -> bool:
         """Whether a file of the ground may change."""
         return any(fnmatch(name, p) for p in self.may_change)
+
+    def withdraws(self, name: str) -> bool:
+        """Whether a file may be missing in between."""
+        return any(fnmatch(name, p) for p in self.may_go)
 
     def passes(self, name: str) -> bool:
         """Whether it is there only while work goes on."""
@@ -104,6 +114,7 @@ WRITERS: dict[str, Writer] = {
             ground="ground_broken",
             job="repair",
             may_change=("a/README.md", "a/.tmp-*"),
+            may_go=("a/README.md",),
         ),
         Writer(
             name="repair, withdrawing",
@@ -143,6 +154,7 @@ WRITERS: dict[str, Writer] = {
         ),
         Writer(
             name="cache",
+            promises=False,
             ground="ground_address",
             job="cache",
             remote=True,
@@ -150,6 +162,7 @@ WRITERS: dict[str, Writer] = {
         ),
         Writer(
             name="cache, damaged and small",
+            promises=False,
             ground="ground_damaged_cache",
             job="small_cache",
             remote=True,
@@ -160,6 +173,7 @@ WRITERS: dict[str, Writer] = {
         Writer(name="run", ground="ground_student", job="run", again="resume", **_RUN),  # type: ignore[arg-type]
         Writer(
             name="run, resumed",
+            may_stay=("run/checkpoints/*",),
             ground="ground_stopped_run",
             job="resume",
             may_change=(

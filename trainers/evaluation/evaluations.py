@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import msgspec
 
-from softlabels.durable import replace
+from softlabels.durable import is_temporary, replace
 from softlabels.errors import RunError, StoreError
 from softlabels.store.records import regular_size
 
@@ -280,7 +280,8 @@ def find_assessments(run: Path) -> list[Assessment]:
     Raises:
         RunError: names the file that is not one.
     """
-    return [_read(path) for path in sorted((run / FOLDER).glob("*.json"))]
+    files = sorted((run / FOLDER).glob("*.json"))
+    return [_read(path) for path in files if not is_temporary(path.name)]
 
 
 def _read(path: Path) -> Assessment:

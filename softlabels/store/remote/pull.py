@@ -22,7 +22,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import BinaryIO
 
-from softlabels.durable import make_folder, publish, replace, sweep, sync_folder
+from softlabels.durable import is_temporary, make_folder, publish, replace, sweep, sync_folder
 from softlabels.errors import ConfigError, IntegrityError, StoreError
 from softlabels.store.counting import Counting
 from softlabels.store.demand import Demand, read_vouched
@@ -172,7 +172,8 @@ def _check_folder(folder: Path, manifest: Manifest) -> None:
     recorded = {s.name: s.sha256 for s in manifest.shards}
     recorded |= {name: record.sha256 for name, record in manifest.files.items()}
     for name in LocalFiles(folder).names() or []:
-        if name in ours or name.rpartition("/")[2].startswith(COMING):
+        last = name.rpartition("/")[2]
+        if name in ours or last.startswith(COMING) or is_temporary(last):
             continue
         if present and name not in coming:
             continue  # it is in nobody's way
