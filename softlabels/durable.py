@@ -28,6 +28,7 @@ __all__ = [
     "earlier_attempts",
     "error_number",
     "explained",
+    "forget_attempts",
     "is_left",
     "is_temporary",
     "leftovers",
@@ -201,7 +202,7 @@ def appearing(path: Path) -> Iterator[Path]:
     """
     with explained(path):
         make_folder(path.parent)
-        _forget_attempts(path)
+        forget_attempts(path)
         temporary = temporary_beside(path)
         try:
             yield temporary
@@ -226,7 +227,7 @@ def replace(path: Path, data: bytes) -> None:
         IntegrityError: what was read back is not what was written.
     """
     with explained(path):
-        _forget_attempts(path)
+        forget_attempts(path)
     with explained(path), _written(path, data) as temporary:
         temporary.replace(path)
         sync_folder(path.parent)
@@ -288,7 +289,8 @@ def earlier_attempts(path: Path) -> list[Path]:
     return [p for p in beside if p.name.endswith(f"-{_shown(path)}") and is_left(p)]
 
 
-def _forget_attempts(path: Path) -> None:
+def forget_attempts(path: Path) -> None:
+    """Remove the files of `earlier_attempts`."""
     for attempt in earlier_attempts(path):
         if attempt.is_file():
             attempt.unlink(missing_ok=True)

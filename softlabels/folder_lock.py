@@ -19,7 +19,7 @@ __all__ = ["LOCK", "FolderLock"]
 LOCK = ".softtrain.lock"
 """Stays in the folder: whoever removed it could remove it from under another process."""
 _TORN = re.compile(r"[\w.\-\0]{1,199}")
-"""What a power failure may leave of a line of ours: it locks as well, and is not written to, for it may be another's."""
+"""What a power failure may leave of a line of ours: it locks, too, and is not written to, for it may be another's."""
 _TAKEN = {errno.EAGAIN, errno.EACCES, errno.EWOULDBLOCK}
 
 

@@ -17,6 +17,7 @@ from softlabels.errors import (
 from softlabels.folder_record import RECORD, check_folder, entries
 from softlabels.store.reader import Store, open_store
 from softlabels.store.records import regular_size
+from trainers.evaluation.evaluations import tensor_files
 from trainers.mixing import mixture_digest, open_stores
 from trainers.run_record import read_run_record
 from trainers.tasks import check_pixels
@@ -52,7 +53,7 @@ class FinishedRun:
     def digest(self) -> str:
         """sha256 over the student's weights, as stored."""
         total = hashlib.sha256()
-        for path in sorted(self.folder.glob("*.safetensors")):
+        for path in tensor_files(self.folder):
             with path.open("rb") as f:
                 content = hashlib.file_digest(f, "sha256").hexdigest()
             total.update(f"{path.name}\0{content}\n".encode())

@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from softlabels.durable import appearing
+from softlabels.durable import appearing, forget_attempts
 from softlabels.errors import ConfigError, CorpusError, PairingError, RunError
 from trainers.finished import open_finished
 from trainers.prompts import Prompt, Words, read_prompts
@@ -88,6 +88,7 @@ def generate(
     if out.suffix not in (".jsonl", ".parquet"):
         raise ConfigError(f"--out {out}: expected a name that ends in .jsonl or .parquet")
     if out.exists():
+        forget_attempts(out)
         raise ConfigError(f"--out {out}: is there already; choose another")
     finished = open_finished(run, weights)
     if finished.domain != "causal-lm":

@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from softlabels.durable import appearing
+from softlabels.durable import appearing, forget_attempts
 from softlabels.errors import ConfigError, PairingError
 from softlabels.interchange import EXPORTS, axolotl
 from softlabels.progress import Reporter, Silent
@@ -64,6 +64,7 @@ def export_store(
     if kind not in EXPORTS:
         raise ConfigError(f"{kind!r}: expected one of {', '.join(EXPORTS)}")
     if out.exists():
+        forget_attempts(out)
         raise ConfigError(f"--out {out}: exists already; choose another name, or remove it")
     if not out.parent.is_dir():
         raise ConfigError(f"--out {out}: its folder does not exist; make it first")

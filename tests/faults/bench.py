@@ -231,7 +231,7 @@ class Bench:
                 return  # and there is nothing to finish
         if after == before and ended.status != -9:
             return  # it was refused before it began
-        complete = not list(_differences(writer, normal, after))
+        complete = not list(_differences(writer, normal, _lasting(after)))
         yield from self.recover(writer, normal, before, complete=complete)
 
     def survive(self, writer: Writer, outage: Outage) -> str | None:
@@ -257,7 +257,7 @@ class Bench:
             )
             if found not in legal and not grown:
                 yield f"{name} was said to be safe, and is {'lost' if found is None else 'torn'}"
-        complete = not list(_differences(writer, normal, before))
+        complete = not list(_differences(writer, normal, _lasting(before)))
         again = self.run(writer.finish, Order())
         if not _well(again, writer) and not (writer.once and complete and again.status == 2):
             yield f"it is not finished by {writer.finish!r}: {again.why()}"
@@ -277,9 +277,16 @@ class Bench:
 
 def _well(ended: Ended, writer: Writer) -> bool:
     """Whether it ended as it does without a fault."""
+    if writer.declined(ended.output):
+        return False
     return ended.status == writer.exits and (
         writer.says in ended.output if writer.says else not ended.refused
     )
+
+
+def _lasting(files: dict[str, File]) -> dict[str, File]:
+    """Those that are not being written."""
+    return {name: file for name, file in files.items() if not is_temporary(name)}
 
 
 def _begins(longer: str, shorter: str) -> bool:
@@ -295,7 +302,7 @@ def _told(ended: Ended, writer: Writer, *, killed: bool) -> Iterator[str]:
         if ended.status != -9:
             yield f"was to be killed: {ended.why()}"
         return
-    if _well(ended, writer):
+    if _well(ended, writer) or writer.declined(ended.output):
         return
     if "Traceback" in ended.output:
         yield f"a traceback: {ended.why()}"
@@ -352,7 +359,7 @@ def _differences(writer: Writer, normal: Undisturbed, after: dict[str, File]) ->
         if name not in after:
             yield f"{name} is missing"
         elif name not in normal.final:
-            if name in normal.before and any(fnmatch(name, p) for p in writer.may_stay):
+            if name in normal.legal and any(fnmatch(name, p) for p in writer.may_stay):
                 continue
             yield f"{name} is left over"
         elif after[name].essence != normal.final[name]:

@@ -38,6 +38,8 @@ class Writer:
     """Exit code without a fault."""
     says: str = ""
     """What it then says, where that is an error."""
+    declines: str = ""
+    """What it says when its result is shown and could not be kept; it then ends well."""
     beside: bool = False
     """Another process does the same at the same time, and meets no fault."""
     remote: bool = False
@@ -57,6 +59,10 @@ class Writer:
     def changes(self, name: str) -> bool:
         """Whether a file of the ground may change."""
         return any(fnmatch(name, p) for p in self.may_change)
+
+    def declined(self, output: str) -> bool:
+        """Whether it said that its result was not kept."""
+        return bool(self.declines) and self.declines in output
 
     def withdraws(self, name: str) -> bool:
         """Whether a file may be missing in between."""
@@ -170,7 +176,14 @@ WRITERS: dict[str, Writer] = {
             passing=("cache/*.part",),
             untold=("cache/*",),
         ),
-        Writer(name="run", ground="ground_student", job="run", again="resume", **_RUN),  # type: ignore[arg-type]
+        Writer(
+            name="run",
+            ground="ground_student",
+            job="run",
+            again="resume",
+            may_stay=("run/checkpoints/*",),
+            **_RUN,
+        ),  # type: ignore[arg-type]
         Writer(
             name="run, resumed",
             may_stay=("run/checkpoints/*",),
@@ -192,9 +205,14 @@ WRITERS: dict[str, Writer] = {
             only="run/tensorboard*",
             **(_RUN | {"spared": ""}),  # type: ignore[arg-type]
         ),
-        Writer(name="evaluation", ground="ground_run", job="eval"),
+        Writer(name="evaluation", ground="ground_run", job="eval", declines="is not kept in it"),
         Writer(name="export of a student", ground="ground_run", job="ship", once=True),
-        Writer(name="report of a run", ground="ground_run", job="run_report"),
+        Writer(
+            name="report of a run",
+            ground="ground_run",
+            job="run_report",
+            declines="is not kept in it",
+        ),
         Writer(name="generate, texts", ground="ground_run", job="generate_jsonl", once=True),
         Writer(name="generate, ids", ground="ground_run", job="generate_parquet", once=True),
         Writer(name="demo, its student's configuration", ground="ground_store", job="demo_config"),

@@ -26,6 +26,7 @@ from trainers.evaluation.evaluations import (
     Place,
     Scores,
     StoreFacts,
+    tensor_files,
     weights_digest,
 )
 from trainers.evaluation.measure import Measured, measure
@@ -87,7 +88,7 @@ def assess_run(
         weights=weights,
         weights_sha256=weights_digest(folder),
         parameters=student.parameter_count,
-        student_bytes=sum(p.stat().st_size for p in folder.glob("*.safetensors")),
+        student_bytes=sum(p.stat().st_size for p in tensor_files(folder)),
         store=_store_facts(opened, vocab),
         scores=Scores(**values),
         intervals={

@@ -32,6 +32,7 @@ __all__ = [
     "find_assessments",
     "keep_assessment",
     "save_assessment",
+    "tensor_files",
     "weights_digest",
 ]
 
@@ -220,13 +221,22 @@ class Assessment(_Record, frozen=True, kw_only=True):
     """Sum over each row, so that runs can be compared row by row."""
 
 
+def tensor_files(folder: Path) -> list[Path]:
+    """The model files of a student, in order of name.
+
+    Raises:
+        OSError: the folder cannot be listed; `glob` would find it empty.
+    """
+    return sorted(p for p in folder.iterdir() if p.suffix == ".safetensors")
+
+
 def weights_digest(folder: Path) -> str:
     """sha256 over the model files of a student, in order of name.
 
     Raises:
         RunError: there is none.
     """
-    files = sorted(folder.glob("*.safetensors"))
+    files = tensor_files(folder)
     if not files:
         raise RunError(f"{folder}: holds no *.safetensors; has the run finished?")
     digest = hashlib.sha256()
@@ -280,7 +290,10 @@ def find_assessments(run: Path) -> list[Assessment]:
     Raises:
         RunError: names the file that is not one.
     """
-    files = sorted((run / FOLDER).glob("*.json"))
+    try:
+        files = sorted(p for p in (run / FOLDER).iterdir() if p.suffix == ".json")
+    except FileNotFoundError:
+        return []
     return [_read(path) for path in files if not is_temporary(path.name)]
 
 
