@@ -219,7 +219,7 @@ def test_a_plan_of_other_checks_is_not_gone_on_with(ground, tmp_path):
 
 def test_inspect_says_which_view_a_row_is(ground):
     done = CliRunner().invoke(main, ["inspect", str(ground / "store"), "--row", "5"])
-    assert done.stdout.startswith("row 5: image 2, view 1; T=1\n")
+    assert done.stdout.startswith("row 5: image 2, view 1\n       At T=1. ")
     assert len(done.stdout.splitlines()) == 3
 
 
