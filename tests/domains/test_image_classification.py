@@ -220,7 +220,9 @@ def test_a_plan_of_other_checks_is_not_gone_on_with(ground, tmp_path):
 def test_inspect_says_which_view_a_row_is(ground):
     done = CliRunner().invoke(main, ["inspect", str(ground / "store"), "--row", "5"])
     assert done.stdout.startswith("row 5: image 2, view 1\n       At T=1. ")
-    assert len(done.stdout.splitlines()) == 3
+    assert (
+        len(done.stdout.splitlines()) == 6
+    )  # three of head, a blank, names of columns, the one position
 
 
 def test_other_images_are_refused(ground, tmp_path):
