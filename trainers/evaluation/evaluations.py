@@ -292,7 +292,7 @@ def find_assessments(run: Path) -> list[Assessment]:
     """
     try:
         files = sorted(p for p in (run / FOLDER).iterdir() if p.suffix == ".json")
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return []
     return [_read(path) for path in files if not is_temporary(path.name)]
 

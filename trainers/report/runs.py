@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from softlabels.durable import error_number
 from softlabels.errors import RunError, SoftLabelsError
 from softlabels.store.manifest import Manifest, load_manifest
 from softlabels.store.records import read_file
@@ -184,8 +185,15 @@ def _manifest(spec: str) -> Manifest | None:
     for path in (spec, spec.rpartition("=")[0]):
         try:
             return load_manifest(Path(path)) if path else None
-        except (SoftLabelsError, ValueError):  # no store there; or nothing that could be a path
-            continue
+        except (
+            SoftLabelsError,
+            ValueError,
+        ) as e:  # no store there, or nothing that could be a path
+            cause = e if e.__cause__ is None else e.__cause__
+            if error_number(cause) and not isinstance(
+                cause, FileNotFoundError | NotADirectoryError
+            ):
+                raise  # there may be one: it cannot be looked at
     return None
 
 
