@@ -12,7 +12,7 @@ from pathlib import Path
 
 import click
 
-from softlabels.cli import main as softlabels_main
+from softlabels.cli.main import main as softlabels_main
 from trainers.cli import main as softtrain_main
 
 PATH = Path(__file__).with_name("cli.md")

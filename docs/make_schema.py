@@ -13,8 +13,9 @@ from typing import Any
 
 import msgspec
 
-from softlabels.options import field_help
-from softlabels.store import identity, manifest, part, records
+from softlabels.cli.options import field_help
+from softlabels.core import records
+from softlabels.format import identity, manifest, part
 
 PATH = Path(__file__).with_name("manifest.schema.json")
 COMMAND = "python docs/make_schema.py"

@@ -17,14 +17,14 @@ __version__ = "0.1.0"
 _LAZY = {
     "open_store": "softlabels.store.reader",
     "Store": "softlabels.store.reader",
-    "SoftTargets": "softlabels.targets",
-    "Row": "softlabels.rows",
+    "SoftTargets": "softlabels.core.targets",
+    "Row": "softlabels.core.rows",
 }
 
 if TYPE_CHECKING:
-    from softlabels.rows import Row
+    from softlabels.core.rows import Row
+    from softlabels.core.targets import SoftTargets
     from softlabels.store.reader import Store, open_store
-    from softlabels.targets import SoftTargets
 
 __all__ = ["Row", "SoftTargets", "Store", "__version__", "open_store"]
 

@@ -1,5 +1,5 @@
 """`python -m softlabels`."""
 
-from softlabels.cli import main
+from softlabels.cli.main import main
 
 main(prog_name="softlabels")

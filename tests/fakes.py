@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from softlabels.build import build
-from softlabels.config import BuildConfig
+from softlabels.builder.build import build
+from softlabels.builder.config import BuildConfig
+from softlabels.core.rows import Row
 from softlabels.corpora.packing import Tokenized
-from softlabels.rows import Row
-from softlabels.store.identity import TeacherRecord, TokenizerRecord
-from softlabels.store.manifest import Manifest
+from softlabels.format.identity import TeacherRecord, TokenizerRecord
+from softlabels.format.manifest import Manifest
 
 BYTES = 256
 EOS = 256

@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 import torch
 
-from softlabels import durable
-from softlabels.build import build
+from softlabels.builder.build import build
+from softlabels.builder.teach import draw_uniforms
+from softlabels.core import durable
 from softlabels.corpora import open_corpora
 from softlabels.corpora.packing import pack
 from softlabels.errors import ConfigError, CorpusError, NonFiniteError, PlanError, StoreError
-from softlabels.store.manifest import load_manifest
+from softlabels.format.manifest import load_manifest
 from softlabels.store.reader import open_store
 from softlabels.store.verify import verify_store
-from softlabels.teach import draw_uniforms
 from tests.fakes import ByteTokenizer, TinyTeacher, build_tiny, config_of, write_corpus
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from softlabels.build import build
-from softlabels.dry_run import dry_run
+from softlabels.builder.build import build
+from softlabels.builder.dry_run import dry_run
 from softlabels.errors import ConfigError
 from softlabels.teachers.ensemble import Ensemble
 from tests.fakes import TinyTeacher, config_of, write_corpus

@@ -6,7 +6,7 @@ import time
 
 import torch
 
-from softlabels.devices import bfloat16_speed_up
+from softlabels.core.devices import bfloat16_speed_up
 
 
 def test_a_core_that_others_take_meanwhile_does_not_count(monkeypatch):

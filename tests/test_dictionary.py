@@ -11,16 +11,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from softlabels import dictionary as made
-from softlabels.build import build
+from softlabels.builder import dictionary as made
+from softlabels.builder.build import build
+from softlabels.builder.dry_run import dry_run
 from softlabels.codecs.codebook import Codebook
-from softlabels.dry_run import dry_run
 from softlabels.errors import ConfigError, IntegrityError, PlanError
-from softlabels.store.dictionaries import DICTIONARY
-from softlabels.store.encoding import dictionary_of
-from softlabels.store.plan import read_plan
+from softlabels.format.dictionaries import DICTIONARY
+from softlabels.format.encoding import dictionary_of
+from softlabels.making.plan import read_plan
+from softlabels.making.repair import repair_store
 from softlabels.store.reader import open_store
-from softlabels.store.repair import repair_store
 from softlabels.store.verify import verify_store
 from tests.fakes import TinyTeacher, build_tiny, config_of
 from tests.store.made_up import files_of
@@ -209,7 +209,7 @@ def test_repair_of_an_unfinished_store_knows_it(corpus, small, tmp_path):
 def test_several_builders_agree_on_one(corpus, tmp_path):
     script = f"""
 import sys
-from softlabels import dictionary
+from softlabels.builder import dictionary
 dictionary.POSITIONS = 2_000
 from tests.fakes import build_tiny
 build_tiny({str(tmp_path / "store")!r}, {corpus!r}, **{HOW!r})

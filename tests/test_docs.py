@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 from softlabels import open_store
-from softlabels.cli import main as softlabels_main
-from softlabels.store.records import FORMAT_VERSION
+from softlabels.cli.main import main as softlabels_main
+from softlabels.core.records import FORMAT_VERSION
 from tests.fakes import build_tiny, write_corpus
 from trainers.cli import main as softtrain_main
 

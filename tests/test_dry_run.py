@@ -8,8 +8,8 @@ import signal
 import pytest
 from click.testing import CliRunner
 
-from softlabels.cli import main
-from softlabels.dry_run import SAMPLE_ROWS, dry_run
+from softlabels.builder.dry_run import SAMPLE_ROWS, dry_run
+from softlabels.cli.main import main
 from softlabels.errors import ConfigError, CorpusError, PlanError
 from softlabels.teachers import TEACHERS
 from tests.fakes import TinyTeacher, build_tiny, config_of, write_corpus
@@ -122,7 +122,7 @@ def write_large(folder, kind: str, megabytes: int) -> str:
 @pytest.mark.parametrize("kind", ["one file", "files", "lines"])
 def test_its_cost_does_not_grow_with_the_corpus(tmp_path, monkeypatch, kind):
     """What is tokenised is the same of 0.2 MB and of 0.8 MB, and what is said of them is within a twentieth."""
-    monkeypatch.setattr("softlabels.dry_run.BEGINNING_BYTES", 60_000)
+    monkeypatch.setattr("softlabels.builder.dry_run.BEGINNING_BYTES", 60_000)
     counted = []
     for megabytes in (2, 8):
         teacher, corpus = TinyTeacher(), write_large(tmp_path / str(megabytes), kind, megabytes)
@@ -145,7 +145,7 @@ def test_its_cost_does_not_grow_with_the_corpus(tmp_path, monkeypatch, kind):
 
 
 def test_a_limit_of_rows_bounds_the_estimate(tmp_path, monkeypatch):
-    monkeypatch.setattr("softlabels.dry_run.BEGINNING_BYTES", 60_000)
+    monkeypatch.setattr("softlabels.builder.dry_run.BEGINNING_BYTES", 60_000)
     corpus = write_large(tmp_path / "c", "files", 8)
     for limit, rows, exact in ((50, 50, True), (1000, 1000, False), (10**6, 3200, False)):
         found = dry_run(

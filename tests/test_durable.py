@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from softlabels import durable
-from softlabels.durable import (
+from softlabels.core import durable
+from softlabels.core.durable import (
     STALE_SECONDS,
     is_temporary,
     publish,
@@ -23,8 +23,8 @@ from softlabels.durable import (
     sweep,
     temporary_beside,
 )
+from softlabels.core.processes import Process, this_process
 from softlabels.errors import IntegrityError, StoreError
-from softlabels.processes import Process, this_process
 from tests.store.made_up import files_of
 
 DATA = b"some bytes\n" * 1000
@@ -206,7 +206,7 @@ def test_a_process_that_dies_while_publishing_leaves_only_what_sweep_removes(tmp
     path.parent.mkdir()
     code = (
         "import os, sys, pathlib\n"
-        "from softlabels.durable import publish\n"
+        "from softlabels.core.durable import publish\n"
         f"path, call = pathlib.Path(sys.argv[1]), {call!r}\n"
         "die = lambda *a, **k: os._exit(9)\n"
         "setattr(pathlib.Path if call == 'unlink' else os, call, die)\n"
@@ -228,9 +228,7 @@ def test_a_process_that_dies_while_publishing_leaves_only_what_sweep_removes(tmp
 @pytest.fixture
 def other_process():
     """A process that lives until it is told to end, and its name."""
-    code = (
-        "from softlabels.processes import this_process; print(this_process(), flush=True); input()"
-    )
+    code = "from softlabels.core.processes import this_process; print(this_process(), flush=True); input()"
     root = Path(__file__).parents[1]
     process = subprocess.Popen(
         [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=root

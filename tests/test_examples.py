@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from softlabels.cli import main as softlabels_main
+from softlabels.cli.main import main as softlabels_main
 from tests.fakes import TEXT
 from trainers.cli import main as softtrain_main
 

@@ -7,11 +7,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from softlabels import folders
-from softlabels.errors import FormatError, IntegrityError, RunError, StoreError
-from softlabels.folder_lock import LOCK, FolderLock
-from softlabels.folder_record import FOLDER, RECORD, check_folder, seal_folder, write_seal
-from softlabels.folders import (
+from softlabels.core import folders
+from softlabels.core.folder_lock import LOCK, FolderLock
+from softlabels.core.folder_record import FOLDER, RECORD, check_folder, seal_folder, write_seal
+from softlabels.core.folders import (
     GOING,
     filling,
     mend_folders,
@@ -19,6 +18,7 @@ from softlabels.folders import (
     remove_folder,
     sweep_folders,
 )
+from softlabels.errors import FormatError, IntegrityError, RunError, StoreError
 
 
 class Killed(BaseException):

@@ -23,20 +23,20 @@ import pytest
 from click.testing import CliRunner
 
 import softlabels.algebra.append
-import softlabels.build
+import softlabels.builder.build
 import softlabels.interchange.importing
-from softlabels.build import build
-from softlabels.cli import main as softlabels_main
-from softlabels.config import BuildConfig
-from softlabels.durable import publish
+from softlabels.builder.build import build
+from softlabels.builder.config import BuildConfig
+from softlabels.cli.main import main as softlabels_main
+from softlabels.core.durable import publish
+from softlabels.core.processes import this_process
 from softlabels.errors import ConfigError, IntegrityError
-from softlabels.processes import this_process
 from softlabels.store.remote.pull import MARKER, pull
 from softlabels.store.verify import verify_store
 from tests.fakes import TinyTeacher, build_tiny, write_corpus
 from trainers.cli import main as trainers_main
-from trainers.config import RunConfig
-from trainers.loop import train
+from trainers.run.config import RunConfig
+from trainers.run.setup import train
 
 MAINS = {"softlabels": softlabels_main, "softtrain": trainers_main}
 PULL = "softlabels pull"
@@ -215,7 +215,7 @@ def served(ground):
 def _teacher(monkeypatch):
     """The commands' teacher is at hand."""
     for module, name in (
-        (softlabels.build, "open_teachers"),
+        (softlabels.builder.build, "open_teachers"),
         (softlabels.algebra.append, "open_teachers"),
         (softlabels.interchange.importing, "open_teacher"),
     ):

@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from softlabels.core.local_model import find_model
 from softlabels.errors import ConfigError, TeacherError
-from softlabels.local_model import find_model
 from softlabels.store.reader import open_store
 from softlabels.teachers import TeacherOptions, open_teacher
 from tests.fakes import build_tiny, write_corpus
-from trainers.config import RunConfig
-from trainers.loop import train
+from trainers.run.config import RunConfig
+from trainers.run.setup import train
 from trainers.students import make_student
 
 LLAMA = {
@@ -115,7 +115,7 @@ def test_a_path_that_is_no_name_of_the_hub_is_a_path(argument, tmp_path, monkeyp
 
 
 def test_a_gguf_file_is_not_asked_for_a_class_head(tmp_path):
-    from trainers.tasks import Task
+    from trainers.data.tasks import Task
 
     (tmp_path / "a.gguf").touch()
     task = Task(domain="sequence-classification", classes=("a", "b"))

@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from softlabels.build import build
+from softlabels.builder.build import build
+from softlabels.builder.plan import make_plan
+from softlabels.core.progress import Silent
 from softlabels.corpora import open_corpora
 from softlabels.errors import PlanError
 from softlabels.estimators import make_estimator
-from softlabels.planning import make_plan
-from softlabels.progress import Silent
-from softlabels.store.claims import Claims
-from softlabels.store.plan import check_folder
+from softlabels.making.claims import Claims
+from softlabels.making.plan import check_folder
 from softlabels.store.reader import open_store
 from softlabels.store.verify import verify_store
 from tests.fakes import TinyTeacher, build_tiny, config_of, write_corpus

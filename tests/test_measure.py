@@ -14,14 +14,14 @@ import torch
 from click.testing import CliRunner
 
 from softlabels import open_store
-from softlabels.build import build
-from softlabels.cli import main
+from softlabels.builder.build import build
+from softlabels.builder.measure import MeasureConfig, check_gate, measure
+from softlabels.cli.main import main
 from softlabels.errors import FidelityError, StoreError, TeacherError, TokenizerError
 from softlabels.estimators.topk import TopK
-from softlabels.measure import MeasureConfig, check_gate, measure
-from softlabels.store import amend
-from softlabels.store.manifest import load_manifest
-from softlabels.store.repair import repair_store
+from softlabels.format.manifest import load_manifest
+from softlabels.making import amend
+from softlabels.making.repair import repair_store
 from softlabels.store.verify import verify_store
 from softlabels.teachers import TEACHERS
 from tests.fakes import TinyTeacher, build_tiny, config_of, write_corpus
@@ -155,7 +155,7 @@ def test_the_interval_covers_the_mean_of_all_rows(built):
 
 def test_many_rows_give_the_interval_of_a_normal_distribution(monkeypatch):
     """Rows of 1 to 9 positions, whose figures have a part in common: both ways agree."""
-    from softlabels import fidelity
+    from softlabels.builder import fidelity
 
     rng = np.random.default_rng(0)
     n = rng.integers(1, 10, 1500).astype(np.float64)

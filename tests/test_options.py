@@ -11,12 +11,12 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from softlabels.cli import main as softlabels_main
-from softlabels.config import BuildConfig
-from softlabels.options import ALIASES, ALIASES_LINE, OTHERWISE, Command
-from softlabels.settings import Group
+from softlabels.builder.config import BuildConfig
+from softlabels.cli.main import main as softlabels_main
+from softlabels.cli.options import ALIASES, ALIASES_LINE, OTHERWISE, Command
+from softlabels.core.settings import Group
 from trainers.cli import main as softtrain_main
-from trainers.config import RunConfig
+from trainers.run.config import RunConfig
 
 MAINS = {"softlabels": softlabels_main, "softtrain": softtrain_main}
 COMMANDS = [

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import softlabels
-from softlabels.own_process import own_environment, own_module
+from softlabels.core.own_process import own_environment, own_module
 from tests.fakes import build_tiny, write_corpus
 
 ROOT = Path(softlabels.__file__).parents[1]

@@ -9,17 +9,17 @@ import time
 import numpy as np
 import pytest
 
-from softlabels.store.manifest import load_manifest
+from softlabels.core.targets import UNBIASED
+from softlabels.format.manifest import load_manifest
+from softlabels.making.repair import repair_store
 from softlabels.store.reader import open_store
-from softlabels.store.repair import repair_store
 from softlabels.store.verify import verify_store
-from softlabels.targets import UNBIASED
 from tests.fakes import TinyTeacher, build_tiny
 from tests.fixtures.make import DOCUMENTS
 from tests.store.made_up import files_of, held_by
 from tests.trainers.test_loop import LLAMA
-from trainers.config import RunConfig
-from trainers.loop import train
+from trainers.run.config import RunConfig
+from trainers.run.setup import train
 
 KINDS = {
     "topk": {"estimator": "topk", "temperature": (1.0, 2.0)},

@@ -10,14 +10,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from softlabels.builder.teach import draw_uniforms
+from softlabels.core.positions import PositionRule
+from softlabels.core.targets import SoftTargets
 from softlabels.errors import ConfigError, PlanError, TargetError
 from softlabels.estimators.entropy import whole
-from softlabels.positions import PositionRule
-from softlabels.store.manifest import load_manifest
+from softlabels.format.manifest import load_manifest
 from softlabels.store.reader import open_store
 from softlabels.store.verify import verify_store
-from softlabels.targets import SoftTargets
-from softlabels.teach import draw_uniforms
 from tests.fakes import TinyTeacher, build_tiny, config_of, write_corpus
 
 
@@ -279,7 +279,7 @@ def test_inspect_says_which_are_hard_label_only(corpus, tmp_path):
 
     from click.testing import CliRunner
 
-    from softlabels.cli import main
+    from softlabels.cli.main import main
 
     build_tiny(tmp_path / "s", corpus, positions="entropy:0.25", limit_rows=4)
     soft = open_store(tmp_path / "s").row(1).targets.soft

@@ -13,18 +13,18 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
-from softlabels.cli import main
-from softlabels.errors import SoftLabelsError
-from softlabels.printable import (
+from softlabels.cli.main import main
+from softlabels.core.printable import (
     emphasis,
     for_markdown,
     for_terminal,
     printable,
     printable_record,
 )
-from softlabels.store.card import card
-from softlabels.store.croissant import croissant
-from softlabels.store.manifest import MANIFEST, load_manifest
+from softlabels.errors import SoftLabelsError
+from softlabels.format.manifest import MANIFEST, load_manifest
+from softlabels.making.card import card
+from softlabels.making.croissant import croissant
 from tests.fakes import build_tiny, write_corpus
 from tests.store.made_up import write_sealed
 
@@ -163,7 +163,7 @@ def test_emphasis_is_the_only_style():
 def test_errors_and_notices_pass_through_the_same(monkeypatch, capsys):
     import click
 
-    from softlabels.terminal import Bar, Commands, say
+    from softlabels.cli.terminal import Bar, Commands, say
 
     @click.group(cls=Commands)
     def group() -> None: ...

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from softlabels import processes
-from softlabels.processes import Process, is_alive, this_process
+from softlabels.core import processes
+from softlabels.core.processes import Process, is_alive, this_process
 
 FORK = multiprocessing.get_context("fork")
 

@@ -11,13 +11,13 @@ import signal
 import pytest
 from click.testing import CliRunner
 
-from softlabels.cli import main
+from softlabels.cli.main import main
+from softlabels.core.progress import INTERVAL, Lines, Silent, amount_of, duration, interval, rate_of
 from softlabels.corpora import open_corpora
 from softlabels.corpora.packing import CorpusCounts, pack
 from softlabels.corpora.survey import SurveyProgress
 from softlabels.errors import ConfigError
-from softlabels.progress import INTERVAL, Lines, Silent, amount_of, duration, interval, rate_of
-from softlabels.store.manifest import load_manifest
+from softlabels.format.manifest import load_manifest
 from softlabels.teachers import TEACHERS
 from tests.fakes import ByteTokenizer, write_corpus
 

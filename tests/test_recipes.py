@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from softlabels.build import build
-from softlabels.config import BuildConfig
+from softlabels.builder.build import build
+from softlabels.builder.config import BuildConfig
 from softlabels.store.reader import open_store
 from softlabels.teachers import TeacherOptions, open_teacher
 from tests.teachers.tiny import write_model

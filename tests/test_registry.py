@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from softlabels import registry
 from softlabels.codecs import CODECS
 from softlabels.codecs.floating import Float16
+from softlabels.core import registry
+from softlabels.core.registry import Registry, split_spec
 from softlabels.corpora import CORPORA
 from softlabels.errors import ConfigError
 from softlabels.estimators import ESTIMATORS
-from softlabels.registry import Registry, split_spec
 from softlabels.teachers import TEACHERS
 from trainers.students import STUDENTS
 

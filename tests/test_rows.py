@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from softlabels.rows import BEGINNING, LABEL_SHIFT, Cursor, Row, pad_rows
+from softlabels.core.rows import BEGINNING, LABEL_SHIFT, Cursor, Row, pad_rows
 
 
 def row_of(ids, segments=None, mask=None):

@@ -14,16 +14,16 @@ from click.testing import CliRunner, Result
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
-from softlabels.cli import main as softlabels
+from softlabels.cli.main import main as softlabels
+from softlabels.cli.terminal import Commands
+from softlabels.core.folder_record import seal_folder
 from softlabels.errors import ConfigError
-from softlabels.folder_record import seal_folder
 from softlabels.interchange import EXPORTS
 from softlabels.teachers import TEACHERS
-from softlabels.terminal import Commands
 from tests.fakes import build_tiny, write_corpus
 from trainers.cli import main as softtrain
-from trainers.config import RunConfig
-from trainers.loop import train
+from trainers.run.config import RunConfig
+from trainers.run.setup import train
 
 STUDENT = {
     "model_type": "llama",

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from softlabels.config import BuildConfig
+from softlabels.builder.config import BuildConfig
+from softlabels.cli.options import field_help
+from softlabels.core.settings import check_at_least, from_sources, out_from
 from softlabels.errors import ConfigError
-from softlabels.options import field_help
-from softlabels.settings import check_at_least, from_sources, out_from
-from trainers.config import RunConfig
+from trainers.run.config import RunConfig
 
 BUILD = {"teacher": "hf:t", "corpus": ("text:*.txt",)}
 RUN = {"store": "s", "student": "hf:t"}

@@ -13,7 +13,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from softlabels.cli import main
+from softlabels.cli.main import main
 from softlabels.codecs.summary import entropy_bound
 from softlabels.report.html import Markup, element, text
 from softlabels.report.store_facts import gather

@@ -14,14 +14,14 @@ from softlabels.algebra.convert import convert
 from softlabels.algebra.merge import merge
 from softlabels.algebra.subset import SubsetConfig, subset
 from softlabels.algebra.view import view
-from softlabels.build import build
-from softlabels.cli import main
+from softlabels.builder.build import build
+from softlabels.builder.config import BuildConfig
+from softlabels.cli.main import main
 from softlabels.codecs.summary import entropy_bound
-from softlabels.config import BuildConfig
 from softlabels.errors import PairingError, PlanError
 from softlabels.estimators import ESTIMATORS
-from softlabels.store.encoding import read_statistics
-from softlabels.store.manifest import load_manifest
+from softlabels.format.encoding import read_statistics
+from softlabels.format.manifest import load_manifest
 from softlabels.store.reader import open_store
 from softlabels.teachers.ensemble import Ensemble
 from softlabels.teachers.listing import Listed, summary_of
@@ -297,7 +297,7 @@ def test_rows_with_and_without_are_not_stacked(tmp_path, corpus):
 
 
 def test_the_dry_run_counts_their_bytes(tmp_path, corpus):
-    from softlabels.dry_run import dry_run
+    from softlabels.builder.dry_run import dry_run
     from tests.fakes import config_of
 
     sizes = [

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from softlabels.core.targets import SoftTargets, gaps_from_logp
 from softlabels.errors import PairingError, TargetError
-from softlabels.targets import SoftTargets, gaps_from_logp
 
 GRID = (0.5, 1.0, 2.0, 10.0)
 

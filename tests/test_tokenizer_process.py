@@ -13,12 +13,13 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from softlabels import open_store, tokenizer_process
-from softlabels.cli import main
+from softlabels import open_store
+from softlabels.cli.main import main
 from softlabels.errors import TokenizerError
-from softlabels.store.manifest import MANIFEST
-from softlabels.token_text import TokenText
-from softlabels.tokenizer_process import TokenizerProcess
+from softlabels.format.manifest import MANIFEST
+from softlabels.store import tokenizer_process
+from softlabels.store.token_text import TokenText
+from softlabels.store.tokenizer_process import TokenizerProcess
 from tests.fakes import build_tiny, write_corpus
 from tests.store.made_up import write_sealed
 
@@ -90,9 +91,9 @@ def test_text_that_grows_ends_the_child_only():
     """The process that asks stays as small as it was."""
     code = f"""
 import resource
-from softlabels import tokenizer_process
+from softlabels.store import tokenizer_process
 from softlabels.errors import TokenizerError
-from softlabels.tokenizer_process import TokenizerProcess
+from softlabels.store.tokenizer_process import TokenizerProcess
 found = TokenizerProcess({BOMB!r}, where="x")
 tokenizer_process.PATIENCE = 1.0
 assert found.decode([1]) == "b"
@@ -166,7 +167,7 @@ def test_inspect_shows_ids_and_says_why(store, monkeypatch):
 
 
 def test_a_students_tokenizer_is_tried_before_it_is_loaded(tmp_path):
-    from trainers.prompts import Words
+    from trainers.generation.prompts import Words
 
     (tmp_path / "tokenizer.json").write_bytes(DEEP)
     with pytest.raises(TokenizerError, match=r"tokenizer\.json: "):

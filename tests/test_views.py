@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from softlabels.core.rows import Row
+from softlabels.core.targets import SoftTargets, gaps_from_logp
+from softlabels.core.views import Dropped, VocabView
 from softlabels.errors import ConfigError, PairingError
-from softlabels.rows import Row
 from softlabels.store.reader import open_store
-from softlabels.targets import SoftTargets, gaps_from_logp
-from softlabels.views import Dropped, VocabView
 from tests.fakes import build_tiny, write_corpus
 
 GRID = (0.5, 1.0, 4.0)

@@ -6,14 +6,14 @@ import time
 import pytest
 import torch
 
-from softlabels.build import build
+from softlabels.builder.build import build
+from softlabels.builder.shard_builder import ShardBuilder
+from softlabels.builder.writer import Writer
 from softlabels.errors import NonFiniteError, StoreError
-from softlabels.shards import ShardBuilder
-from softlabels.store.claims import Claims, claim_files
-from softlabels.store.manifest import load_manifest
+from softlabels.format.manifest import load_manifest
+from softlabels.making.claims import Claims, claim_files
 from softlabels.store.reader import open_store
 from softlabels.store.verify import verify_store
-from softlabels.writer import Writer
 from tests.fakes import TinyTeacher, build_tiny, config_of, write_corpus
 
 
@@ -143,7 +143,7 @@ def test_of_two_errors_the_teacher_s_is_raised_and_the_writer_s_is_told(
 
 
 def test_claims_are_renewed_while_there_is_nothing_to_do_but_wait(tmp_path, monkeypatch):
-    monkeypatch.setattr("softlabels.writer.LOOK", 0.01)
+    monkeypatch.setattr("softlabels.builder.writer.LOOK", 0.01)
     claims = Claims(tmp_path)
     renewed = []
     writing, waiting = claims.take([0]), claims.take([1])

@@ -14,23 +14,23 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 _LAZY = {
-    "SoftTargetStream": "trainers.stream",
-    "MixedStream": "trainers.mixing",
-    "SoftTargetDataset": "trainers.dataset",
-    "Batch": "trainers.batch",
-    "DistillLoss": "trainers.losses",
-    "Head": "trainers.topk_tail",
-    "RunConfig": "trainers.config",
+    "SoftTargetStream": "trainers.data.stream",
+    "MixedStream": "trainers.data.mixing",
+    "SoftTargetDataset": "trainers.data.dataset",
+    "Batch": "trainers.data.batch",
+    "DistillLoss": "trainers.loss.losses",
+    "Head": "trainers.loss.topk_tail",
+    "RunConfig": "trainers.run.config",
 }
 
 if TYPE_CHECKING:
-    from trainers.batch import Batch
-    from trainers.config import RunConfig
-    from trainers.dataset import SoftTargetDataset
-    from trainers.losses import DistillLoss
-    from trainers.mixing import MixedStream
-    from trainers.stream import SoftTargetStream
-    from trainers.topk_tail import Head
+    from trainers.data.batch import Batch
+    from trainers.data.dataset import SoftTargetDataset
+    from trainers.data.mixing import MixedStream
+    from trainers.data.stream import SoftTargetStream
+    from trainers.loss.losses import DistillLoss
+    from trainers.loss.topk_tail import Head
+    from trainers.run.config import RunConfig
 
 __all__ = [
     "Batch",

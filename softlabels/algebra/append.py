@@ -28,23 +28,23 @@ from softlabels.algebra.combine import (
 )
 from softlabels.algebra.derive import begin, commit_pieces, make_plan
 from softlabels.algebra.sources import Scanned, files_of, open_source, provenance_of, scan
-from softlabels.build import teacher_options
-from softlabels.build_rows import open_inputs
-from softlabels.config import BuildConfig
+from softlabels.builder.build import teacher_options
+from softlabels.builder.config import BuildConfig
+from softlabels.builder.plan import survey
+from softlabels.builder.rows import open_inputs
+from softlabels.builder.shard_builder import ShardBuilder
+from softlabels.core.progress import Reporter, Silent
 from softlabels.corpora.overlap import refuse_overlap
 from softlabels.errors import PairingError
 from softlabels.estimators import make_estimator
-from softlabels.planning import survey
-from softlabels.progress import Reporter, Silent
-from softlabels.shards import ShardBuilder
-from softlabels.store.claims import clear_claims
-from softlabels.store.complete import complete
-from softlabels.store.dictionaries import FOLDER
-from softlabels.store.encoding import container_of
-from softlabels.store.finish import finish
-from softlabels.store.identity import Identity, TeacherRecord
-from softlabels.store.manifest import Manifest, PlannedShard
-from softlabels.store.plan import RowDigests, begun, read_plan
+from softlabels.format.dictionaries import FOLDER
+from softlabels.format.encoding import container_of
+from softlabels.format.identity import Identity, TeacherRecord
+from softlabels.format.manifest import Manifest, PlannedShard
+from softlabels.making.claims import clear_claims
+from softlabels.making.complete import complete
+from softlabels.making.finish import finish
+from softlabels.making.plan import RowDigests, begun, read_plan
 from softlabels.store.reader import Store
 from softlabels.teachers import Teacher, TeacherOptions
 from softlabels.teachers.ensemble import open_teachers

@@ -11,15 +11,15 @@ import msgspec
 from softlabels.algebra.derive import Piece, Reused
 from softlabels.algebra.sources import Scanned, files_of
 from softlabels.errors import PairingError
-from softlabels.store.dictionaries import FOLDER
-from softlabels.store.identity import (
+from softlabels.format.dictionaries import FOLDER
+from softlabels.format.identity import (
     OPEN_PARTS,
     CorpusRecord,
     EncodingRecord,
     Identity,
     TeacherRecord,
 )
-from softlabels.store.manifest import PlannedShard
+from softlabels.format.manifest import PlannedShard
 from softlabels.store.reader import Store
 
 __all__ = [

@@ -9,14 +9,14 @@ import msgspec
 from softlabels.algebra.recode import recoded
 from softlabels.algebra.rewrite import rewrite, survey
 from softlabels.algebra.sources import files_of, open_source
-from softlabels.dictionary import IDS, POSITIONS, given_dictionary, trained
+from softlabels.builder.dictionary import IDS, POSITIONS, given_dictionary, trained
+from softlabels.core.progress import Reporter, Silent
 from softlabels.errors import ConfigError
-from softlabels.progress import Reporter, Silent
-from softlabels.store.dictionaries import DICTIONARY
-from softlabels.store.identity import Identity
-from softlabels.store.manifest import Manifest
+from softlabels.format.dictionaries import DICTIONARY
+from softlabels.format.identity import Identity
+from softlabels.format.manifest import Manifest
+from softlabels.format.shard import Shard
 from softlabels.store.reader import Store
-from softlabels.store.shard import Shard
 
 __all__ = ["convert"]
 

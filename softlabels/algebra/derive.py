@@ -20,23 +20,14 @@ from pathlib import Path
 import msgspec
 
 from softlabels.codecs.codebook import Codebook
-from softlabels.durable import publish, publish_link
+from softlabels.core.durable import publish, publish_link
+from softlabels.core.progress import Reporter
+from softlabels.core.records import FORMAT, FORMAT_VERSION, check_file
 from softlabels.errors import FormatError, IntegrityError, PlanError
-from softlabels.progress import Reporter
-from softlabels.store.commit import (
-    adopt_shard,
-    commit_shard,
-    committed,
-    look,
-    record_shard,
-    withdraw,
-)
-from softlabels.store.complete import complete
-from softlabels.store.dictionaries import Dictionaries
-from softlabels.store.encoding import check_round_trip, container_of, encode_shard
-from softlabels.store.finish import finish
-from softlabels.store.identity import Identity
-from softlabels.store.manifest import (
+from softlabels.format.dictionaries import Dictionaries
+from softlabels.format.encoding import check_round_trip, container_of, encode_shard
+from softlabels.format.identity import Identity
+from softlabels.format.manifest import (
     Commit,
     FileRecord,
     Manifest,
@@ -45,11 +36,20 @@ from softlabels.store.manifest import (
     Provenance,
     Statistics,
 )
-from softlabels.store.plan import PLAN, begun, publish_named, sweep_left
-from softlabels.store.quarantine import move_aside, sighting
-from softlabels.store.records import FORMAT, FORMAT_VERSION, check_file
-from softlabels.store.shard import Shard
-from softlabels.store.statistics import statistics_of
+from softlabels.format.shard import Shard
+from softlabels.format.statistics import statistics_of
+from softlabels.making.commit import (
+    adopt_shard,
+    commit_shard,
+    committed,
+    look,
+    record_shard,
+    withdraw,
+)
+from softlabels.making.complete import complete
+from softlabels.making.finish import finish
+from softlabels.making.plan import PLAN, begun, publish_named, sweep_left
+from softlabels.making.quarantine import move_aside, sighting
 
 __all__ = ["Made", "Piece", "Reused", "begin", "commit_pieces", "derive", "make_plan", "named"]
 

@@ -25,11 +25,11 @@ import numpy as np
 import numpy.typing as npt
 
 from softlabels.algebra.sources import scan
+from softlabels.core.progress import Reporter, Silent
+from softlabels.core.targets import UNBIASED, SoftTargets
 from softlabels.errors import PairingError
-from softlabels.progress import Reporter, Silent
+from softlabels.format.shard import StoredRow
 from softlabels.store.reader import Store, open_store
-from softlabels.store.shard import StoredRow
-from softlabels.targets import UNBIASED, SoftTargets
 
 __all__ = ["Difference", "diff"]
 

@@ -29,9 +29,9 @@ from softlabels.algebra.combine import (
 )
 from softlabels.algebra.derive import Piece, derive, make_plan, named
 from softlabels.algebra.sources import Scanned, files_of, open_source, provenance_of, scan
+from softlabels.core.progress import Reporter, Silent
 from softlabels.errors import ConfigError
-from softlabels.progress import Reporter, Silent
-from softlabels.store.manifest import Manifest
+from softlabels.format.manifest import Manifest
 
 __all__ = ["merge"]
 

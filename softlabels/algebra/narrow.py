@@ -17,8 +17,8 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
-from softlabels.store.shard import Shard
-from softlabels.targets import SoftTargets
+from softlabels.core.targets import SoftTargets
+from softlabels.format.shard import Shard
 
 __all__ = ["fewer_ids", "fewer_temperatures", "without_labels", "without_targets"]
 

@@ -28,7 +28,7 @@ import numpy as np
 import numpy.typing as npt
 
 from softlabels.errors import ConfigError, MissingExtraError
-from softlabels.store.shard import Shard
+from softlabels.format.shard import Shard
 
 if TYPE_CHECKING:
     import polars as pl

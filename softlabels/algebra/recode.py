@@ -6,8 +6,8 @@ import msgspec
 
 from softlabels.codecs import CODECS, make_codec
 from softlabels.errors import ConfigError
-from softlabels.store.encoding import CONTAINERS, PROFILES
-from softlabels.store.identity import EncodingRecord, Identity
+from softlabels.format.encoding import CONTAINERS, PROFILES
+from softlabels.format.identity import EncodingRecord, Identity
 
 __all__ = ["recoded", "rounded_again"]
 

@@ -24,17 +24,17 @@ import numpy.typing as npt
 from softlabels.algebra.derive import Made, Piece, Reused, derive, make_plan, named
 from softlabels.algebra.sources import files_of, provenance_of, share_of_cost
 from softlabels.codecs.codebook import Codebook
+from softlabels.core.progress import Reporter
+from softlabels.core.records import read_file
+from softlabels.core.rows import InputRow
+from softlabels.core.targets import SoftTargets
 from softlabels.errors import ConfigError, IntegrityError
-from softlabels.progress import Reporter
-from softlabels.rows import InputRow
-from softlabels.store.dictionaries import FOLDER
-from softlabels.store.encoding import read_statistics
-from softlabels.store.identity import OPEN_PARTS, Identity
-from softlabels.store.manifest import Manifest, PlannedShard
+from softlabels.format.dictionaries import FOLDER
+from softlabels.format.encoding import read_statistics
+from softlabels.format.identity import OPEN_PARTS, Identity
+from softlabels.format.manifest import Manifest, PlannedShard
+from softlabels.format.shard import Shard, inputs_digest
 from softlabels.store.reader import Store
-from softlabels.store.records import read_file
-from softlabels.store.shard import Shard, inputs_digest
-from softlabels.targets import SoftTargets
 
 __all__ = ["Survey", "rewrite", "survey", "take"]
 

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import msgspec
 
+from softlabels.core.progress import Reporter
+from softlabels.core.records import FORMAT_VERSION, check_file
 from softlabels.domains import domain_module
 from softlabels.errors import FormatError, IntegrityError, PlanError
-from softlabels.progress import Reporter
-from softlabels.store.encoding import input_digests, read_statistics
-from softlabels.store.manifest import Manifest, Provenance, ShardRecord, SourceRecord, Statistics
+from softlabels.format.encoding import input_digests, read_statistics
+from softlabels.format.manifest import Manifest, Provenance, ShardRecord, SourceRecord, Statistics
 from softlabels.store.reader import Store, open_store
-from softlabels.store.records import FORMAT_VERSION, check_file
 
 DIGEST_BYTES = 16
 """Of a row's input digest. A domain whose files hold fewer has its rows decoded."""

@@ -15,14 +15,14 @@ from softlabels.algebra.recode import rounded_again
 from softlabels.algebra.rewrite import rewrite, survey
 from softlabels.algebra.sources import DIGEST_BYTES, open_source
 from softlabels.codecs import make_codec
+from softlabels.core.progress import Reporter, Silent
+from softlabels.core.settings import check_at_least
 from softlabels.domains import domain_module
 from softlabels.errors import ConfigError, PairingError
-from softlabels.progress import Reporter, Silent
-from softlabels.settings import check_at_least
-from softlabels.store.identity import OPEN_TARGETS, EncodingRecord, Identity, TargetRecord
-from softlabels.store.manifest import Manifest
+from softlabels.format.identity import OPEN_TARGETS, EncodingRecord, Identity, TargetRecord
+from softlabels.format.manifest import Manifest
+from softlabels.format.shard import Shard
 from softlabels.store.reader import Store
-from softlabels.store.shard import Shard
 
 __all__ = ["SubsetConfig", "subset"]
 

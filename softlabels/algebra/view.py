@@ -1,4 +1,4 @@
-"""`view`: a store in another vocabulary, written down; `softlabels.views` says what it then means."""
+"""`view`: a store in another vocabulary, written down; `softlabels.core.views` says what it then means."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import numpy as np
 from softlabels.algebra.recode import rounded_again
 from softlabels.algebra.rewrite import rewrite, survey
 from softlabels.algebra.sources import files_of, open_source
+from softlabels.core.progress import Reporter, Silent
+from softlabels.core.records import canonical
+from softlabels.core.views import Dropped, VocabView
 from softlabels.errors import ConfigError
-from softlabels.progress import Reporter, Silent
-from softlabels.store.identity import EncodingRecord, Identity, TokenizerRecord
-from softlabels.store.manifest import Manifest
+from softlabels.format.identity import EncodingRecord, Identity, TokenizerRecord
+from softlabels.format.manifest import Manifest
 from softlabels.store.reader import Store
-from softlabels.store.records import canonical
-from softlabels.views import Dropped, VocabView
 
 __all__ = ["view"]
 

@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from softlabels.config import BuildConfig
+from softlabels.builder.config import BuildConfig
+from softlabels.cli.options import Command, config_options
+from softlabels.cli.terminal import Bar, LocalPath, emit, json_option
+from softlabels.core.progress import duration
+from softlabels.core.settings import out_from
 from softlabels.errors import ConfigError
-from softlabels.options import Command, config_options
-from softlabels.progress import duration
-from softlabels.settings import out_from
-from softlabels.terminal import Bar, LocalPath, emit, json_option
 
 if TYPE_CHECKING:
-    from softlabels.store.manifest import Manifest
+    from softlabels.format.manifest import Manifest
 
 __all__ = ["build_command", "summary"]
 
@@ -66,7 +66,7 @@ def build_command(
     if dry_run:
         _dry_run(config, out, price, as_json=as_json)
         return
-    from softlabels.build import build
+    from softlabels.builder.build import build
 
     with Bar() as bar:
         manifest = build(config, out, reporter=bar)
@@ -130,7 +130,7 @@ def _price(text: str) -> tuple[float, str]:
 def _dry_run(
     config: BuildConfig, out: Path, price: tuple[float, str] | None, *, as_json: bool
 ) -> None:
-    from softlabels.dry_run import dry_run
+    from softlabels.builder.dry_run import dry_run
 
     with Bar() as bar:
         e = dry_run(config, out, reporter=bar)

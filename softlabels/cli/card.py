@@ -6,8 +6,8 @@ from pathlib import Path
 
 import click
 
-from softlabels.options import Command
-from softlabels.terminal import LocalPath, emit, json_option, say
+from softlabels.cli.options import Command
+from softlabels.cli.terminal import LocalPath, emit, json_option, say
 
 __all__ = ["card_command"]
 
@@ -32,10 +32,10 @@ def card_command(store: Path, licence: str | None, check_licence: bool, as_json:
     """
     import msgspec
 
-    from softlabels.store.amend import amend
-    from softlabels.store.finish import MADE
-    from softlabels.store.licences import require_spdx, stateable
-    from softlabels.store.manifest import SIGNATURE, Manifest, load_manifest
+    from softlabels.format.manifest import SIGNATURE, Manifest, load_manifest
+    from softlabels.making.amend import amend
+    from softlabels.making.finish import MADE
+    from softlabels.making.licences import require_spdx, stateable
 
     stated = None if licence is None else stateable(licence)
 

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import click
 
-from softlabels.terminal import LocalPath
+from softlabels.cli.terminal import LocalPath
 
 __all__ = ["demand_options"]
 

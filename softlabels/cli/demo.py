@@ -14,13 +14,13 @@ from typing import Any
 
 import click
 
+from softlabels.builder.config import BuildConfig
 from softlabels.cli.build import summary
-from softlabels.config import BuildConfig
-from softlabels.durable import replace
+from softlabels.cli.options import Command
+from softlabels.cli.terminal import Bar, LocalPath, emit, json_option
+from softlabels.core.durable import replace
+from softlabels.core.own_process import own_environment, own_module
 from softlabels.errors import ConfigError, IntegrityError, PlanError, SoftLabelsError
-from softlabels.options import Command
-from softlabels.own_process import own_environment, own_module
-from softlabels.terminal import Bar, LocalPath, emit, json_option
 
 __all__ = ["demo_command"]
 
@@ -123,7 +123,7 @@ def _refuse_foreign(out: Path) -> None:
     Raises:
         PlanError: names what was found.
     """
-    from softlabels.store.plan import begun
+    from softlabels.making.plan import begun
 
     if out.exists() and not out.is_dir():
         raise PlanError(f"--out {out}: is a file, not a folder; choose another --out")
@@ -167,8 +167,8 @@ def teacher_folder() -> Path:
 
 
 def _build_stores(text: Path, train: Path, heldout: Path, bar: Bar) -> dict[str, Any]:
-    from softlabels.build import build
-    from softlabels.store.manifest import MANIFEST, load_manifest
+    from softlabels.builder.build import build
+    from softlabels.format.manifest import MANIFEST, load_manifest
     from softlabels.teachers import TeacherOptions, open_teacher
 
     teacher = None
@@ -213,7 +213,7 @@ def write_config(config: Path, train: Path) -> None:
 
 
 def _student_config(store: Path) -> dict[str, Any]:
-    from softlabels.store.manifest import load_manifest
+    from softlabels.format.manifest import load_manifest
 
     identity = load_manifest(store).identity
     special = identity.tokenizer.special_ids

@@ -10,10 +10,10 @@ import click
 
 from softlabels.cli.build import summary
 from softlabels.cli.demands import demand_options
+from softlabels.cli.options import Command
+from softlabels.cli.terminal import StorePlace, emit, json_option, say
+from softlabels.core.printable import printable, printable_record
 from softlabels.errors import ConfigError
-from softlabels.options import Command
-from softlabels.printable import printable, printable_record
-from softlabels.terminal import StorePlace, emit, json_option, say
 
 __all__ = ["inspect_command"]
 
@@ -63,8 +63,8 @@ def inspect_command(
 
 
 def _show_store(opened: Any, *, as_json: bool) -> None:
-    from softlabels.store.fidelity_table import fidelity_line
-    from softlabels.targets import UNBIASED
+    from softlabels.core.targets import UNBIASED
+    from softlabels.format.fidelity_table import fidelity_line
 
     figures = summary(opened.manifest)
     manifest = printable_record(opened.manifest)
@@ -212,10 +212,10 @@ def _show_row(
     opened: Any, index: int, position: int | None, temperature: float | None, *, as_json: bool
 ) -> None:
     from softlabels.cli import row_text
+    from softlabels.core.targets import UNBIASED
     from softlabels.domains.image_classification import ImageRow
     from softlabels.report.readings import read
-    from softlabels.targets import UNBIASED
-    from softlabels.token_text import TokenText
+    from softlabels.store.token_text import TokenText
 
     stored = opened.row(index)
     targets, row = stored.targets, stored.row

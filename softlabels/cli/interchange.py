@@ -8,8 +8,8 @@ from typing import Any
 import click
 
 from softlabels.cli.demands import demand_options
-from softlabels.options import Command
-from softlabels.terminal import Bar, LocalPath, emit, json_option
+from softlabels.cli.options import Command
+from softlabels.cli.terminal import Bar, LocalPath, emit, json_option
 
 __all__ = ["export_command", "import_command"]
 

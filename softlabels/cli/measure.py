@@ -9,9 +9,9 @@ from typing import Any
 import click
 
 from softlabels.cli.demands import demand_options
+from softlabels.cli.options import Command, Seed
+from softlabels.cli.terminal import Bar, LocalPath, emit, json_option
 from softlabels.errors import ConfigError
-from softlabels.options import Command, Seed
-from softlabels.terminal import Bar, LocalPath, emit, json_option
 
 __all__ = ["measure_command"]
 
@@ -70,9 +70,9 @@ def measure_command(
         raise ConfigError(f"--max-kl {max_kl:g}: expected a number of 0 or more")
     import msgspec
 
-    from softlabels.measure import MeasureConfig, check_gate, measure
+    from softlabels.builder.measure import MeasureConfig, check_gate, measure
+    from softlabels.format.fidelity_table import fidelity_rows
     from softlabels.store.demand import Demand
-    from softlabels.store.fidelity_table import fidelity_rows
 
     config = MeasureConfig(**flags)
     demand = Demand(key=key, digest=digest, release=release)

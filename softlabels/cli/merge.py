@@ -8,9 +8,9 @@ from typing import Any
 import click
 
 from softlabels.cli.build import summary
+from softlabels.cli.options import Command
+from softlabels.cli.terminal import Bar, LocalPath, emit, json_option
 from softlabels.errors import ConfigError
-from softlabels.options import Command
-from softlabels.terminal import Bar, LocalPath, emit, json_option
 
 __all__ = ["append_command", "merge_command", "show"]
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import click
 
-from softlabels.options import Command
-from softlabels.terminal import Bar, LocalPath, emit, json_option, say
+from softlabels.cli.options import Command
+from softlabels.cli.terminal import Bar, LocalPath, emit, json_option, say
 
 __all__ = ["repair_command"]
 
@@ -30,7 +30,7 @@ def repair_command(ctx: click.Context, store: Path, dry_run: bool, as_json: bool
       softlabels repair store --dry-run
       softlabels repair store
     """
-    from softlabels.store.repair import repair_store
+    from softlabels.making.repair import repair_store
 
     with Bar() as bar:
         bar.stage("repair", None, "shards")

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from softlabels.printable import emphasis
+from softlabels.core.printable import emphasis
 from softlabels.report.readings import Choice, Reading
 
 __all__ = ["as_json", "legend", "line", "page"]

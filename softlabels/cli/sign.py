@@ -6,8 +6,8 @@ from pathlib import Path
 
 import click
 
-from softlabels.options import Command
-from softlabels.terminal import LocalPath, emit, json_option
+from softlabels.cli.options import Command
+from softlabels.cli.terminal import LocalPath, emit, json_option
 
 __all__ = ["sign_command"]
 
@@ -35,7 +35,7 @@ def sign_command(
       softlabels sign store --key key.pem
       softlabels sign store --key key.pem --release maker/austen@2
     """
-    from softlabels.store.manifest import SIGNATURE
+    from softlabels.format.manifest import SIGNATURE
     from softlabels.store.signing import sign_store
 
     password = None

@@ -8,9 +8,9 @@ from typing import Any
 import click
 
 from softlabels.cli.merge import show
-from softlabels.options import Command, Seed
-from softlabels.printable import printable
-from softlabels.terminal import Bar, LocalPath, emit, json_option
+from softlabels.cli.options import Command, Seed
+from softlabels.cli.terminal import Bar, LocalPath, emit, json_option
+from softlabels.core.printable import printable
 
 __all__ = ["convert_command", "diff_command", "subset_command", "view_command"]
 

@@ -8,8 +8,8 @@ from typing import Any
 import click
 
 from softlabels.cli.demands import demand_options
-from softlabels.options import Command
-from softlabels.terminal import Bar, StorePlace, emit, json_option, say
+from softlabels.cli.options import Command
+from softlabels.cli.terminal import Bar, StorePlace, emit, json_option, say
 
 __all__ = ["verify_command"]
 

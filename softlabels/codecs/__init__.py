@@ -15,8 +15,8 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from softlabels.registry import Registry
-from softlabels.targets import SoftTargets
+from softlabels.core.registry import Registry
+from softlabels.core.targets import SoftTargets
 
 __all__ = ["CODECS", "Numbers", "PlainCodec", "ValueCodec", "make_codec"]
 

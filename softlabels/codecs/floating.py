@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from softlabels.codecs import Numbers
+from softlabels.core.targets import SoftTargets
 from softlabels.errors import TargetError
-from softlabels.targets import SoftTargets
 
 __all__ = ["Float16", "Float32", "stored_logp"]
 

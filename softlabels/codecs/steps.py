@@ -22,8 +22,8 @@ import numpy as np
 import numpy.typing as npt
 
 from softlabels.codecs import Numbers
+from softlabels.core.targets import UNBIASED, SoftTargets
 from softlabels.errors import TargetError
-from softlabels.targets import UNBIASED, SoftTargets
 
 __all__ = ["Steps", "nat8", "nat16", "nat32", "nat64"]
 

@@ -15,8 +15,8 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from softlabels.core.registry import Registry, split_spec
 from softlabels.errors import CorpusError
-from softlabels.registry import Registry, split_spec
 
 __all__ = [
     "CORPORA",

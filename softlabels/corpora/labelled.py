@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
+from softlabels.core.rows import BEGINNING, UNLABELLED, Cursor
 from softlabels.corpora import Corpus, Document, documents_of
 from softlabels.corpora.packing import CorpusCounts
 from softlabels.errors import CorpusError
-from softlabels.rows import BEGINNING, UNLABELLED, Cursor
 
 __all__ = ["Cut", "label_id", "one_row_each"]
 

@@ -20,9 +20,9 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from softlabels.core.rows import BEGINNING, Cursor, Row
 from softlabels.corpora import Corpus, Document, Message, documents_of
 from softlabels.errors import ConfigError, CorpusError
-from softlabels.rows import BEGINNING, Cursor, Row
 
 __all__ = ["CorpusCounts", "Tokenized", "Tokenizer", "pack"]
 

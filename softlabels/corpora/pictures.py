@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from softlabels.config import BuildConfig
+from softlabels.builder.config import BuildConfig
+from softlabels.core.rows import BEGINNING, UNLABELLED, Cursor
 from softlabels.corpora.labelled import label_id
 from softlabels.corpora.packing import CorpusCounts
 from softlabels.domains.image_classification import ImageRow
+from softlabels.format.identity import ImageRecord, ReplaySample
 from softlabels.images.recipe import Recipe
 from softlabels.images.sources import ImageSource
 from softlabels.images.views import (
@@ -19,8 +21,6 @@ from softlabels.images.views import (
     is_checked,
     software,
 )
-from softlabels.rows import BEGINNING, UNLABELLED, Cursor
-from softlabels.store.identity import ImageRecord, ReplaySample
 from softlabels.teachers import ImageTeacher
 
 __all__ = ["image_record", "image_rows", "image_settings", "make_views"]

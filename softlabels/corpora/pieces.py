@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from softlabels.core.rows import BEGINNING, Cursor
 from softlabels.corpora import Corpus, documents_of
 from softlabels.corpora.packing import CorpusCounts
 from softlabels.domains import masked_lm
 from softlabels.domains.masking import unmaskable
 from softlabels.errors import CorpusError
-from softlabels.rows import BEGINNING, Cursor
-from softlabels.store.identity import MaskingRecord
+from softlabels.format.identity import MaskingRecord
 from softlabels.teachers import TextTokenizer
 
 __all__ = ["masked_texts"]

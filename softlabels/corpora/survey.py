@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from softlabels.core.progress import Reporter
 from softlabels.corpora import BytesRead
 from softlabels.corpora.packing import CorpusCounts
-from softlabels.progress import Reporter
 
 __all__ = ["SurveyProgress"]
 

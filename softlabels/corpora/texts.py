@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from softlabels.core.rows import Cursor
 from softlabels.corpora import Corpus, Document
 from softlabels.corpora.labelled import Cut, label_id, one_row_each
 from softlabels.domains import sequence_classification
 from softlabels.domains.text import TextRow
 from softlabels.errors import CorpusError
-from softlabels.rows import Cursor
 from softlabels.teachers import TextTeacher
 
 __all__ = ["classified_texts"]

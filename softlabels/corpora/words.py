@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
+from softlabels.core.rows import Cursor
 from softlabels.corpora import Corpus, Document
 from softlabels.corpora.labelled import Cut, label_id, one_row_each
 from softlabels.domains import token_classification
 from softlabels.domains.text import TextRow
 from softlabels.errors import CorpusError
-from softlabels.rows import Cursor
 from softlabels.teachers import TextTeacher
 
 __all__ = ["classified_words"]

@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 from importlib import import_module
 from typing import Any, Protocol, cast
 
-from softlabels.rows import InputRow
-from softlabels.store.columns import Column, Expected
-from softlabels.store.identity import Identity
+from softlabels.core.rows import InputRow
+from softlabels.format.columns import Column, Expected
+from softlabels.format.identity import Identity
 
 __all__ = ["DOMAINS", "Domain", "domain_module", "packed_digest_bytes"]
 

@@ -1,4 +1,4 @@
-"""`causal-lm`: position t predicts token t+1; rows are `softlabels.rows.Row`."""
+"""`causal-lm`: position t predicts token t+1; rows are `softlabels.core.rows.Row`."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from softlabels.core.rows import LABEL_SHIFT, Row
 from softlabels.domains.columns import listed, lists_of
 from softlabels.errors import IntegrityError
-from softlabels.rows import LABEL_SHIFT, Row
-from softlabels.store.columns import Column, Expected
-from softlabels.store.identity import Identity
+from softlabels.format.columns import Column, Expected
+from softlabels.format.identity import Identity
 
 __all__ = ["DIGEST_BYTES", "LABEL_SHIFT", "check", "columns", "expected", "rows_of"]
 

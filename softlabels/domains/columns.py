@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from softlabels.store.columns import Column
+from softlabels.format.columns import Column
 
 __all__ = ["listed", "lists_of", "scalar"]
 

@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from softlabels.core.rows import UNLABELLED, Int32, Int64, PaddedRows
 from softlabels.domains.columns import scalar
 from softlabels.errors import IntegrityError, PairingError
+from softlabels.format.columns import Column, Expected
+from softlabels.format.identity import Identity
 from softlabels.images.pixels import Pixels
 from softlabels.images.views import ImageViews, is_checked
-from softlabels.rows import UNLABELLED, Int32, Int64, PaddedRows
-from softlabels.store.columns import Column, Expected
-from softlabels.store.identity import Identity
 
 __all__ = [
     "DIGEST_BYTES",

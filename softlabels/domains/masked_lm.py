@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from softlabels.core.rows import UNLABELLED, Int32
 from softlabels.domains.columns import listed, lists_of, scalar
 from softlabels.domains.masking import ATTENDED, mask_tokens, masking_of
 from softlabels.domains.text import TextRow, check_text
 from softlabels.errors import IntegrityError
-from softlabels.rows import UNLABELLED, Int32
-from softlabels.store.columns import Column, Expected
-from softlabels.store.identity import Identity, MaskingRecord, TokenizerRecord
+from softlabels.format.columns import Column, Expected
+from softlabels.format.identity import Identity, MaskingRecord, TokenizerRecord
 
 __all__ = [
     "DIGEST_BYTES",

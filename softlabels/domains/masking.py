@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from softlabels.errors import FormatError
-from softlabels.store.identity import Identity, MaskingRecord, TokenizerRecord
+from softlabels.format.identity import Identity, MaskingRecord, TokenizerRecord
 
 __all__ = ["ATTENDED", "MASKED", "TARGETS", "mask_tokens", "masking_of", "unmaskable"]
 

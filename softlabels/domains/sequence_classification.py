@@ -9,8 +9,8 @@ import numpy.typing as npt
 
 from softlabels.domains.columns import listed, lists_of, scalar
 from softlabels.domains.text import TextRow, check_text
-from softlabels.store.columns import Column, Expected
-from softlabels.store.identity import Identity
+from softlabels.format.columns import Column, Expected
+from softlabels.format.identity import Identity
 
 __all__ = ["DIGEST_BYTES", "LABEL_SHIFT", "check", "columns", "expected", "make_row", "rows_of"]
 

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from softlabels.core.rows import UNLABELLED, Bool, Int32, Int64, PaddedRows
 from softlabels.errors import IntegrityError
-from softlabels.rows import UNLABELLED, Bool, Int32, Int64, PaddedRows
 
 __all__ = ["TextRow", "check_text"]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
-from softlabels.registry import Registry
+from softlabels.core.registry import Registry
 
 if TYPE_CHECKING:
     from torch import Tensor

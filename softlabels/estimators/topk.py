@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
+from softlabels.core.targets import LARGEST_GRID
 from softlabels.errors import ConfigError
 from softlabels.estimators import Selection
 from softlabels.estimators.largest import largest
 from softlabels.estimators.tail import log_odds, log_tail, whole_of
-from softlabels.targets import LARGEST_GRID
 
 if TYPE_CHECKING:
     from torch import Tensor

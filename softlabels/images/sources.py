@@ -14,9 +14,9 @@ import bisect
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+from softlabels.core.registry import Registry, split_spec
 from softlabels.errors import ConfigError
 from softlabels.images.pixels import Pixels
-from softlabels.registry import Registry, split_spec
 
 __all__ = ["IMAGES", "Chain", "ImageSource", "open_images"]
 

@@ -14,11 +14,11 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from softlabels.core.rows import Row
 from softlabels.errors import CorpusError
+from softlabels.format.shard import StoredRow
 from softlabels.interchange import ForeignRow
 from softlabels.interchange.tables import matrix, records, vector
-from softlabels.rows import Row
-from softlabels.store.shard import StoredRow
 
 __all__ = ["SCHEMA", "read", "rows_of"]
 

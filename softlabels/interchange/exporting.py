@@ -14,15 +14,15 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from softlabels.durable import appearing, forget_attempts
+from softlabels.core.durable import appearing, forget_attempts
+from softlabels.core.progress import Reporter, Silent
+from softlabels.core.rows import Row
+from softlabels.core.targets import UNBIASED
 from softlabels.errors import ConfigError, PairingError
+from softlabels.format.shard import StoredRow
 from softlabels.interchange import EXPORTS, axolotl
-from softlabels.progress import Reporter, Silent
-from softlabels.rows import Row
 from softlabels.store.demand import Demand
 from softlabels.store.reader import Store, open_store
-from softlabels.store.shard import StoredRow
-from softlabels.targets import UNBIASED
 
 __all__ = ["export_store"]
 

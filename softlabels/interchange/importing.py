@@ -21,29 +21,29 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
+from softlabels.builder.config import BuildConfig
 from softlabels.codecs import make_codec
-from softlabels.config import BuildConfig
+from softlabels.core.progress import Reporter, Silent
+from softlabels.core.rows import BEGINNING, LABEL_SHIFT, Cursor, Row
+from softlabels.core.targets import SoftTargets, gaps_from_logp
 from softlabels.errors import ConfigError, CorpusError, PlanError
-from softlabels.interchange import IMPORTS, ForeignRow, reader_of
-from softlabels.progress import Reporter, Silent
-from softlabels.rows import BEGINNING, LABEL_SHIFT, Cursor, Row
-from softlabels.store.commit import commit_shard, committed
-from softlabels.store.complete import complete
-from softlabels.store.encoding import encode_shard
-from softlabels.store.finish import finish
-from softlabels.store.identity import CorpusRecord, EncodingRecord, Identity, TargetRecord
-from softlabels.store.manifest import (
+from softlabels.format.encoding import encode_shard
+from softlabels.format.identity import CorpusRecord, EncodingRecord, Identity, TargetRecord
+from softlabels.format.manifest import (
     Commit,
     Manifest,
     Plan,
     PlannedShard,
     Statistics,
 )
-from softlabels.store.plan import RowDigests, begun, plan_shards, publish_plan, sweep_left
-from softlabels.store.shard import Shard
-from softlabels.targets import SoftTargets, gaps_from_logp
+from softlabels.format.shard import Shard
+from softlabels.interchange import IMPORTS, ForeignRow, reader_of
+from softlabels.making.commit import commit_shard, committed
+from softlabels.making.complete import complete
+from softlabels.making.finish import finish
+from softlabels.making.plan import RowDigests, begun, plan_shards, publish_plan, sweep_left
+from softlabels.store.tokenizer_files import for_store
 from softlabels.teachers import Teacher, TeacherOptions, open_teacher
-from softlabels.tokenizer_files import for_store
 
 __all__ = ["ImportConfig", "Imported", "import_store"]
 

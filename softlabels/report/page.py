@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from softlabels.durable import replace
+from softlabels.core.durable import replace
 from softlabels.errors import ConfigError
 from softlabels.report.html import Child, Markup, element
 

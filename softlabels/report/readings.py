@@ -14,10 +14,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from softlabels.rows import UNLABELLED
-from softlabels.summary import UNKNOWN
-from softlabels.targets import UNBIASED, SoftTargets
-from softlabels.token_text import TokenText
+from softlabels.core.rows import UNLABELLED
+from softlabels.core.summary import UNKNOWN
+from softlabels.core.targets import UNBIASED, SoftTargets
+from softlabels.store.token_text import TokenText
 
 __all__ = ["Choice", "Reading", "Top", "read", "sure_of"]
 

@@ -17,14 +17,14 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from softlabels.core.rows import LABEL_SHIFT, Row
+from softlabels.core.targets import UNBIASED, SoftTargets
+from softlabels.format.encoding import container_of
+from softlabels.format.identity import Identity
+from softlabels.format.shard import Shard
 from softlabels.report.readings import Reading, read, sure_of
-from softlabels.rows import LABEL_SHIFT, Row
-from softlabels.store.encoding import container_of
-from softlabels.store.identity import Identity
 from softlabels.store.reader import Store, StoredRow
-from softlabels.store.shard import Shard
-from softlabels.targets import UNBIASED, SoftTargets
-from softlabels.token_text import TokenText
+from softlabels.store.token_text import TokenText
 
 __all__ = ["Hard", "StoreFacts", "Token", "gather"]
 

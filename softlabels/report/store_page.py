@@ -9,6 +9,7 @@ import msgspec
 import numpy as np
 
 import softlabels
+from softlabels.core.targets import UNBIASED
 from softlabels.report.charts import Series, bars, lines
 from softlabels.report.fidelity import fidelity_table
 from softlabels.report.html import Child, Markup, element
@@ -26,7 +27,6 @@ from softlabels.report.page import (
 from softlabels.report.single_positions import hard_table, row_text
 from softlabels.report.store_facts import StoreFacts
 from softlabels.store.reader import Store
-from softlabels.targets import UNBIASED
 
 __all__ = ["render"]
 

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import msgspec
 
-from softlabels.store.files import Address
-from softlabels.store.identity import CorpusRecord
-from softlabels.store.manifest import Statistics
-from softlabels.store.part import Part
-from softlabels.store.plan import RowDigests
-from softlabels.store.shard import Shard
-from softlabels.store.statistics import total
+from softlabels.format.files import Address
+from softlabels.format.identity import CorpusRecord
+from softlabels.format.manifest import Statistics
+from softlabels.format.part import Part
+from softlabels.format.shard import Shard
+from softlabels.format.statistics import total
+from softlabels.making.plan import RowDigests
 
 __all__ = ["Counting"]
 

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from softlabels.errors import ConfigError, IntegrityError
-from softlabels.store.files import Address, StoreFiles
-from softlabels.store.manifest import Manifest, parse_manifest, read_manifest_bytes
-from softlabels.store.part import Part, part_digest, read_part
-from softlabels.store.release import parse_release
+from softlabels.format.files import Address, StoreFiles
+from softlabels.format.manifest import Manifest, parse_manifest, read_manifest_bytes
+from softlabels.format.part import Part, part_digest, read_part
+from softlabels.format.release import parse_release
 from softlabels.store.signature import PublicKey
 
 __all__ = ["Demand", "Vouched", "demands_for", "read_vouched"]

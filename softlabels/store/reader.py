@@ -12,25 +12,25 @@ from typing import Any, cast
 import numpy as np
 
 from softlabels.codecs import CODECS
+from softlabels.core.registry import Registry
+from softlabels.core.rows import Row
+from softlabels.core.views import Dropped, VocabView
 from softlabels.domains import DOMAINS, domain_module
 from softlabels.domains.image_classification import ImageRow
 from softlabels.errors import ConfigError, FormatError, IntegrityError, PairingError
+from softlabels.format.dictionaries import Dictionaries
+from softlabels.format.encoding import CONTAINERS, READABLE, decode_shard, read_statistics
+from softlabels.format.files import Address, Recorded, StoreFiles
+from softlabels.format.identity import Identity
+from softlabels.format.inputs import Inputs
+from softlabels.format.manifest import Manifest, ShardRecord, Statistics
+from softlabels.format.part import Part, part_manifest
+from softlabels.format.pictures import open_views
+from softlabels.format.shard import Shard, StoredRow
 from softlabels.images.views import ImageViews
-from softlabels.registry import Registry
-from softlabels.rows import Row
 from softlabels.store.demand import Demand, Vouched, read_vouched
-from softlabels.store.dictionaries import Dictionaries
-from softlabels.store.encoding import CONTAINERS, READABLE, decode_shard, read_statistics
-from softlabels.store.files import Address, Recorded, StoreFiles
-from softlabels.store.identity import Identity
-from softlabels.store.inputs import Inputs
-from softlabels.store.manifest import Manifest, ShardRecord, Statistics
-from softlabels.store.part import Part, part_manifest
-from softlabels.store.pictures import open_views
 from softlabels.store.remote.cache import CacheOptions
 from softlabels.store.remote.files import files_of
-from softlabels.store.shard import Shard, StoredRow
-from softlabels.views import Dropped, VocabView
 
 __all__ = ["Shard", "Store", "StoredRow", "check_known", "open_store"]
 
@@ -272,7 +272,7 @@ def open_store(
     Args:
         url: its folder, or its address (`s3://`, `gs://`, `https://`, `hf://`), which needs the extra `remote`.
         cached_shards: decoded shards to hold.
-        view: `trim:N` or `map:FILE`, another vocabulary to read it in (`softlabels.views`).
+        view: `trim:N` or `map:FILE`, another vocabulary to read it in (`softlabels.core.views`).
         inputs: of a store without inputs, a store that holds them; rows are found by digest.
         cache: where files of an address are kept, and how many bytes of them; default as the environment says.
         images: of a store of images, where they lie: `arrays:FILE.npz` and so on (`softlabels.images.sources`).

@@ -14,8 +14,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from softlabels.errors import ConfigError, IntegrityError, MissingExtraError
-from softlabels.store.files import StoreFiles
-from softlabels.store.manifest import MANIFEST, SIGNATURE
+from softlabels.format.files import StoreFiles
+from softlabels.format.manifest import MANIFEST, SIGNATURE
 
 __all__ = ["PublicKey", "bad_key", "model_signing", "only_this_file"]
 

@@ -19,20 +19,20 @@ from tempfile import TemporaryDirectory
 
 import msgspec
 
-from softlabels.durable import replace, sweep
+from softlabels.core.durable import replace, sweep
+from softlabels.core.records import FORMAT_VERSION, canonical, minor_of, read_file
 from softlabels.errors import IntegrityError
-from softlabels.store.amend import amend
-from softlabels.store.files import LocalFiles
-from softlabels.store.manifest import (
+from softlabels.format.files import LocalFiles
+from softlabels.format.manifest import (
     MANIFEST,
     SIGNATURE,
     Manifest,
     parse_manifest,
     read_manifest_bytes,
 )
-from softlabels.store.part import refuse_part
-from softlabels.store.records import FORMAT_VERSION, canonical, minor_of, read_file
-from softlabels.store.release import Release, parse_release
+from softlabels.format.part import refuse_part
+from softlabels.format.release import Release, parse_release
+from softlabels.making.amend import amend
 from softlabels.store.signature import bad_key, model_signing, only_this_file
 from softlabels.store.verify import verify_store
 

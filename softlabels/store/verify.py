@@ -9,18 +9,18 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from softlabels.durable import TEMPORARY
+from softlabels.core.durable import TEMPORARY
+from softlabels.core.records import parse_record
 from softlabels.errors import IntegrityError, SoftLabelsError
+from softlabels.format.files import Recorded, StoreFiles
+from softlabels.format.manifest import MANIFEST, SIGNATURE, Commit, Plan
+from softlabels.format.part import PART
+from softlabels.making.finish import MADE
+from softlabels.making.plan import PLAN
+from softlabels.making.quarantine import QUARANTINE
 from softlabels.store.counting import Counting
 from softlabels.store.demand import Demand, Vouched, read_vouched
-from softlabels.store.files import Recorded, StoreFiles
-from softlabels.store.finish import MADE
-from softlabels.store.manifest import MANIFEST, SIGNATURE, Commit, Plan
-from softlabels.store.part import PART
-from softlabels.store.plan import PLAN
-from softlabels.store.quarantine import QUARANTINE
 from softlabels.store.reader import Store
-from softlabels.store.records import parse_record
 from softlabels.store.remote.cache import CacheOptions
 from softlabels.store.remote.files import files_of
 

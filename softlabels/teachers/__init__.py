@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
+from softlabels.core.registry import Registry, split_spec
 from softlabels.corpora.packing import Tokenizer
 from softlabels.errors import ConfigError
-from softlabels.registry import Registry, split_spec
-from softlabels.store.identity import TeacherRecord, TokenizerRecord
+from softlabels.format.identity import TeacherRecord, TokenizerRecord
 
 if TYPE_CHECKING:
     import numpy as np

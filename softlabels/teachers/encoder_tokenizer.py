@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from softlabels.errors import ConfigError, TeacherError
-from softlabels.store.identity import TokenizerRecord
-from softlabels.tokenizer_files import read_files
+from softlabels.format.identity import TokenizerRecord
+from softlabels.store.tokenizer_files import read_files
 
 __all__ = ["EncoderTokenizer"]
 

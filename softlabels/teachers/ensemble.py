@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from softlabels.errors import ConfigError, TokenizerError
-from softlabels.store.identity import TeacherRecord
+from softlabels.format.identity import TeacherRecord
 from softlabels.teachers import Remarking, Teacher, TeacherOptions, open_teacher
 from softlabels.teachers.listing import ListingTeacher
 

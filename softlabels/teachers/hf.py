@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from softlabels.devices import choose
+from softlabels.core.devices import choose
+from softlabels.core.local_model import find_model, load_weights, loading, offline_transformers
+from softlabels.core.registry import without_folder
+from softlabels.core.rows import Row, pad_rows
 from softlabels.errors import TeacherError
-from softlabels.local_model import find_model, load_weights, loading, offline_transformers
-from softlabels.registry import without_folder
-from softlabels.rows import Row, pad_rows
 from softlabels.teachers import MIB, TeacherOptions
 from softlabels.teachers.hf_encoder import HEADS, HFEncoderTeacher, load_hf_encoder
 from softlabels.teachers.hf_masked import HFMaskedTeacher

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from softlabels.devices import choose
+from softlabels.core.devices import choose
+from softlabels.core.local_model import LocalModel, loading
+from softlabels.core.registry import without_folder
 from softlabels.domains.text import TextRow
 from softlabels.errors import TeacherError
-from softlabels.local_model import LocalModel, loading
-from softlabels.registry import without_folder
 from softlabels.teachers import MIB, TeacherOptions
 from softlabels.teachers.encoder_tokenizer import EncoderTokenizer
 from softlabels.teachers.hf_masked import HFMaskedTeacher

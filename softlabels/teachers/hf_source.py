@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from softlabels.core.rows import PaddedRows
 from softlabels.domains.text import TextRow
-from softlabels.rows import PaddedRows
-from softlabels.store.identity import TeacherRecord
+from softlabels.format.identity import TeacherRecord
 
 __all__ = ["HFSource", "pad_texts"]
 

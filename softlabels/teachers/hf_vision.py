@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
+from softlabels.core.local_model import LocalModel, loading
+from softlabels.core.registry import without_folder
 from softlabels.errors import TeacherError
-from softlabels.local_model import LocalModel, loading
-from softlabels.registry import without_folder
 from softlabels.teachers import TeacherOptions
 from softlabels.teachers.vision import Model, VisionTeacher
 

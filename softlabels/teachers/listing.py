@@ -19,10 +19,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from softlabels.config import BuildConfig
+from softlabels.builder.config import BuildConfig
+from softlabels.core.summary import Summary
 from softlabels.errors import ConfigError, TeacherError
 from softlabels.estimators import Selection
-from softlabels.summary import Summary
 from softlabels.teachers import Teacher
 from softlabels.teachers.segments import Segment
 

@@ -18,10 +18,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from softlabels.core.registry import without_folder
+from softlabels.core.rows import Row
 from softlabels.errors import ConfigError, MissingExtraError, TeacherError
-from softlabels.registry import without_folder
-from softlabels.rows import Row
-from softlabels.store.identity import TeacherRecord
+from softlabels.format.identity import TeacherRecord
 from softlabels.teachers import MIB, TeacherOptions, causal_only
 from softlabels.teachers.hf import digest_files
 from softlabels.teachers.segments import Rectangle, dense_chunks, probe_width

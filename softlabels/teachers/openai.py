@@ -25,9 +25,9 @@ from urllib.parse import parse_qsl
 import numpy as np
 from torch import Tensor
 
+from softlabels.core.rows import Row
 from softlabels.errors import ConfigError, TeacherError
-from softlabels.rows import Row
-from softlabels.store.identity import TeacherRecord
+from softlabels.format.identity import TeacherRecord
 from softlabels.teachers import TeacherOptions, causal_only
 from softlabels.teachers.listing import Listed, floor_remark, listed_of, no_logits
 from softlabels.teachers.segments import Segment, segments_of

@@ -30,9 +30,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from softlabels.core.rows import Row
 from softlabels.errors import ConfigError, TeacherError
-from softlabels.rows import Row
-from softlabels.store.identity import TeacherRecord
+from softlabels.format.identity import TeacherRecord
 from softlabels.teachers import MIB, TeacherOptions, causal_only
 from softlabels.teachers.segments import Rectangle, dense_chunks, probe_width
 from softlabels.teachers.tokenizer import HFTokenizer, check_covers, load_tokenizer

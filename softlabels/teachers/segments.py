@@ -14,8 +14,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from softlabels.core.rows import Row
 from softlabels.errors import TeacherError
-from softlabels.rows import Row
 
 __all__ = ["Rectangle", "Segment", "dense_chunks", "probe_width", "rectangles", "segments_of"]
 

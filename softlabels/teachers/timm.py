@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
+from softlabels.core.registry import without_folder
 from softlabels.errors import MissingExtraError, TeacherError
-from softlabels.registry import without_folder
 from softlabels.teachers import TeacherOptions
 from softlabels.teachers.vision import (
     Model,

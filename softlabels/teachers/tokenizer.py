@@ -15,8 +15,8 @@ import numpy.typing as npt
 from softlabels.corpora import Message
 from softlabels.corpora.packing import Tokenized
 from softlabels.errors import CorpusError, MissingExtraError, TeacherError
-from softlabels.store.identity import TeacherRecord, TokenizerRecord
-from softlabels.tokenizer_files import read_files
+from softlabels.format.identity import TeacherRecord, TokenizerRecord
+from softlabels.store.tokenizer_files import read_files
 
 __all__ = ["HFTokenizer", "check_covers", "load_tokenizer", "repair_pre_tokenizer"]
 

@@ -12,12 +12,12 @@ from urllib.parse import parse_qsl
 import torch
 from torch import Tensor
 
-from softlabels.devices import choose
+from softlabels.core.devices import choose
+from softlabels.core.records import canonical
+from softlabels.core.registry import without_folder
 from softlabels.domains.image_classification import NAME, ImageRow
 from softlabels.errors import ConfigError, TeacherError
-from softlabels.registry import without_folder
-from softlabels.store.identity import TeacherRecord, TokenizerRecord
-from softlabels.store.records import canonical
+from softlabels.format.identity import TeacherRecord, TokenizerRecord
 from softlabels.teachers import TeacherOptions
 
 __all__ = [

@@ -18,10 +18,10 @@ from urllib.parse import parse_qsl
 import numpy as np
 from torch import Tensor
 
+from softlabels.core.registry import without_folder
+from softlabels.core.rows import Row
 from softlabels.errors import ConfigError, MissingExtraError, TeacherError
-from softlabels.registry import without_folder
-from softlabels.rows import Row
-from softlabels.store.identity import TeacherRecord
+from softlabels.format.identity import TeacherRecord
 from softlabels.teachers import TeacherOptions, causal_only
 from softlabels.teachers.hf import context_of, digest_files, weight_files
 from softlabels.teachers.listing import Listed, floor_remark, listed_of, no_logits

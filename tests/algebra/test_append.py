@@ -10,7 +10,7 @@ import pytest
 from softlabels.algebra.append import AppendConfig, append
 from softlabels.algebra.merge import merge
 from softlabels.errors import CorpusError, IntegrityError, NonFiniteError, PairingError, PlanError
-from softlabels.store.encoding import dictionary_of
+from softlabels.format.encoding import dictionary_of
 from softlabels.store.reader import open_store
 from softlabels.store.verify import verify_store
 from tests.algebra.compare import content, same

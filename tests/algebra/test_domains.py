@@ -11,8 +11,8 @@ from softlabels.algebra.diff import diff
 from softlabels.algebra.merge import merge
 from softlabels.algebra.subset import SubsetConfig, subset
 from softlabels.algebra.view import view
-from softlabels.build import build
-from softlabels.config import BuildConfig
+from softlabels.builder.build import build
+from softlabels.builder.config import BuildConfig
 from softlabels.errors import ConfigError, PairingError
 from softlabels.store.reader import open_store
 from softlabels.store.verify import verify_store

@@ -199,7 +199,7 @@ def test_a_converted_store_is_as_near_as_its_codec(tmp_path):
 
 
 def test_packed_shards_are_coded_with_a_dictionary_where_it_pays(tmp_path, monkeypatch):
-    from softlabels.store.encoding import dictionary_of
+    from softlabels.format.encoding import dictionary_of
 
     (tmp_path / "text").mkdir()
     for i in range(30):

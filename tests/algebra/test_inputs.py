@@ -18,9 +18,9 @@ from tests.algebra.compare import content, same, varied_corpus
 from tests.fakes import TinyTeacher, build_tiny
 from tests.store.made_up import reseal
 from tests.trainers.test_loop import LLAMA
-from trainers.config import RunConfig
-from trainers.loop import train
-from trainers.stream import SoftTargetStream
+from trainers.data.stream import SoftTargetStream
+from trainers.run.config import RunConfig
+from trainers.run.setup import train
 
 
 @pytest.fixture(scope="module")

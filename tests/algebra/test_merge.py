@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from softlabels.algebra.merge import merge
+from softlabels.core.progress import Silent
 from softlabels.errors import ConfigError, FormatError, IntegrityError, PairingError, PlanError
-from softlabels.progress import Silent
+from softlabels.making.repair import repair_store
 from softlabels.store.reader import open_store
-from softlabels.store.repair import repair_store
 from softlabels.store.verify import verify_store
 from tests.algebra.compare import content, same
 from tests.fakes import TinyTeacher, build_tiny, write_corpus
@@ -237,7 +237,7 @@ def test_a_lost_shard_is_withdrawn_by_repair_and_made_again(tmp_path, kind):
 def test_inspect_says_what_it_was_made_from(tmp_path):
     from click.testing import CliRunner
 
-    from softlabels.cli import main
+    from softlabels.cli.main import main
 
     merge(parts(tmp_path, 2, licence="MIT"), tmp_path / "m", licence="Apache-2.0")
     shown = CliRunner().invoke(main, ["inspect", str(tmp_path / "m")]).stdout

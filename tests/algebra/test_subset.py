@@ -12,12 +12,12 @@ from softlabels.algebra.merge import merge
 from softlabels.algebra.narrow import fewer_ids
 from softlabels.algebra.predicate import COLUMNS, row_columns
 from softlabels.algebra.subset import SubsetConfig, subset
+from softlabels.core.targets import SoftTargets, gaps_from_logp
 from softlabels.errors import ConfigError, IntegrityError, PairingError
 from softlabels.estimators import make_estimator
+from softlabels.format.shard import Shard
 from softlabels.store.reader import open_store
-from softlabels.store.shard import Shard
 from softlabels.store.verify import verify_store
-from softlabels.targets import SoftTargets, gaps_from_logp
 from tests.algebra.compare import content, same, varied_corpus
 from tests.algebra.test_merge import KINDS, parts
 from tests.fakes import build_tiny, write_corpus

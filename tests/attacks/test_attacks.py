@@ -36,7 +36,7 @@ import json, resource, sys, time
 from pathlib import Path
 import softlabels
 from softlabels.errors import SoftLabelsError
-from softlabels.store.repair import repair_store
+from softlabels.making.repair import repair_store
 from softlabels.store.verify import verify_store
 
 def status(name):

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from softlabels import open_store
-from softlabels.config import BuildConfig
+from softlabels.builder.config import BuildConfig
 from softlabels.errors import ConfigError, FormatError
-from softlabels.store.identity import ROWS_LIMIT
-from softlabels.store.manifest import MANIFEST, load_manifest
+from softlabels.format.identity import ROWS_LIMIT
+from softlabels.format.manifest import MANIFEST, load_manifest
 from tests.fakes import build_tiny, write_corpus
 from tests.store.made_up import write_sealed
 
@@ -76,7 +76,7 @@ def test_what_can_be_is_opened(good, tmp_path):
 TRAIN = """
 import resource, sys, tracemalloc
 from softlabels.errors import IntegrityError
-from trainers.stream import SoftTargetStream
+from trainers.data.stream import SoftTargetStream
 tracemalloc.start()
 for prefetch in (0, 2):
     stream = SoftTargetStream(sys.argv[1], batch_size=4, prefetch=prefetch)

@@ -20,8 +20,8 @@ import pytest
 from softlabels.codecs import codebook
 from softlabels.codecs.streams import Stream, join, pack, split, unpack
 from softlabels.codecs.training import order_of
-from softlabels.store.dictionaries import DICTIONARY
-from softlabels.store.parquet import read_facts, read_streams, write_streams
+from softlabels.format.containers.parquet import read_facts, read_streams, write_streams
+from softlabels.format.dictionaries import DICTIONARY
 from tests.attacks.test_attacks import MEGABYTES, ROOT, SECONDS, TRY
 from tests.fakes import build_tiny, write_corpus
 from tests.store.made_up import reseal, write_sealed

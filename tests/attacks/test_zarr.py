@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from numcodecs.zstd import Zstd
 
-from softlabels.store.archive import write_archive
+from softlabels.format.archive import write_archive
 from tests.attacks.test_attacks import check_refused, pytestmark, reseal_shard, shard_file
 from tests.fakes import build_tiny, write_corpus
 from tests.store.made_up import reseal

@@ -28,15 +28,15 @@ os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 
 import torch
 
-from softlabels.build import teacher_options
-from softlabels.build_rows import packed_rows
-from softlabels.config import BuildConfig
+from softlabels.builder.build import teacher_options
+from softlabels.builder.config import BuildConfig
+from softlabels.builder.plan import make_plan
+from softlabels.builder.rows import packed_rows
+from softlabels.builder.shard_builder import ShardBuilder
+from softlabels.builder.teach import _batches, teach
+from softlabels.core.progress import Silent
 from softlabels.corpora import open_corpora
 from softlabels.estimators import make_estimator
-from softlabels.planning import make_plan
-from softlabels.progress import Silent
-from softlabels.shards import ShardBuilder
-from softlabels.teach import _batches, teach
 from softlabels.teachers import open_teacher
 
 TARGET = 1.05

@@ -37,14 +37,14 @@ import torch
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
-from softlabels.build import build  # noqa: E402
-from softlabels.config import BuildConfig  # noqa: E402
+from softlabels.builder.build import build  # noqa: E402
+from softlabels.builder.config import BuildConfig  # noqa: E402
+from softlabels.core.rows import Row  # noqa: E402
 from softlabels.corpora.packing import Tokenized  # noqa: E402
-from softlabels.rows import Row  # noqa: E402
 from softlabels.store.reader import open_store  # noqa: E402
 from tests.fakes import ByteTokenizer, TinyTeacher  # noqa: E402
 from tests.trainers.topology import Topology, run  # noqa: E402
-from trainers.stream import SoftTargetStream  # noqa: E402
+from trainers.data.stream import SoftTargetStream  # noqa: E402
 
 VOCAB = 49_152
 PARTS = ("speeds", "waits", "elasticity")

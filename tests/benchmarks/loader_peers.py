@@ -39,7 +39,7 @@ import torch
 from softlabels.algebra.convert import convert
 from softlabels.store.reader import open_store
 from tests.benchmarks.loader import make_store
-from trainers.stream import SoftTargetStream
+from trainers.data.stream import SoftTargetStream
 
 Row = dict[str, np.ndarray]
 COLUMNS = ("input_ids", "label_mask", "ids", "logp", "log_odds_T1")

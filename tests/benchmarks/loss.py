@@ -32,10 +32,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from softlabels.targets import SoftTargets
-from trainers.losses import DistillLoss
-from trainers.stream import Batch
-from trainers.topk_tail import Head
+from softlabels.core.targets import SoftTargets
+from trainers.data.stream import Batch
+from trainers.loss.losses import DistillLoss
+from trainers.loss.topk_tail import Head
 
 MIB = 2**20
 GRID = (1.0, 2.0)

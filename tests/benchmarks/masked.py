@@ -28,10 +28,10 @@ import torch
 import transformers
 from torch import nn
 
+from softlabels.core.rows import UNLABELLED
 from softlabels.corpora import open_corpora
 from softlabels.corpora.pieces import masked_texts
-from softlabels.rows import UNLABELLED
-from softlabels.store.identity import MaskingRecord
+from softlabels.format.identity import MaskingRecord
 from softlabels.teachers.hf_encoder import EncoderTokenizer
 from trainers.students.encoders import catch_head_input
 

@@ -37,13 +37,13 @@ def one(args: argparse.Namespace) -> dict[str, float]:
     """Some steps in one of the two ways."""
     import torch
 
-    from softlabels.devices import choose
+    from softlabels.builder.teach import teach
+    from softlabels.core.devices import choose
     from softlabels.estimators import make_estimator
     from softlabels.store.reader import open_store
-    from softlabels.teach import teach
     from softlabels.teachers import TeacherOptions, open_teacher
-    from trainers.losses import DistillLoss
-    from trainers.stream import SoftTargetStream
+    from trainers.data.stream import SoftTargetStream
+    from trainers.loss.losses import DistillLoss
     from trainers.students import make_student
 
     store = open_store(args.store, cached_shards=16)

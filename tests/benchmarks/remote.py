@@ -31,11 +31,11 @@ from safetensors.numpy import load_file
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
-from softlabels.store.manifest import load_manifest  # noqa: E402
+from softlabels.format.manifest import load_manifest  # noqa: E402
 from tests.benchmarks.loader import make_store  # noqa: E402
 from tests.store.s3 import Proxy, environment, s3_server, upload  # noqa: E402
-from trainers.config import RunConfig  # noqa: E402
-from trainers.loop import train  # noqa: E402
+from trainers.run.config import RunConfig  # noqa: E402
+from trainers.run.setup import train  # noqa: E402
 
 STUDENT = {
     "model_type": "llama",

@@ -26,11 +26,11 @@ from typing import Any
 
 import msgspec
 
-from softlabels.store.manifest import Plan, content_digest, load_manifest
+from softlabels.core.records import RECORD_LIMIT, canonical, read_record, seal
+from softlabels.format.manifest import Plan, content_digest, load_manifest
 from softlabels.store.reader import open_store
-from softlabels.store.records import RECORD_LIMIT, canonical, read_record, seal
 from tests.fakes import build_tiny
-from trainers.stream import SoftTargetStream
+from trainers.data.stream import SoftTargetStream
 
 TOKENS = 8
 

@@ -32,12 +32,12 @@ import torch
 from softlabels.codecs import make_codec
 from softlabels.codecs.codebook import Codebook
 from softlabels.codecs.training import train
+from softlabels.core.rows import InputRow
+from softlabels.core.targets import SoftTargets
 from softlabels.estimators import make_estimator
-from softlabels.rows import InputRow
-from softlabels.store.encoding import decode_shard, encode_shard
-from softlabels.store.identity import Identity
-from softlabels.store.shard import Shard
-from softlabels.targets import SoftTargets
+from softlabels.format.encoding import decode_shard, encode_shard
+from softlabels.format.identity import Identity
+from softlabels.format.shard import Shard
 from tests.benchmarks.store_texts import NOTHING, Part, Text, Texts
 
 DATA = Path(__file__).parents[2] / "data" / "austen"

@@ -17,19 +17,19 @@ from typing import Any
 import msgspec
 import torch
 
-from softlabels.build import teacher_options
-from softlabels.config import BuildConfig
+from softlabels.builder.build import teacher_options
+from softlabels.builder.config import BuildConfig
+from softlabels.builder.plan import packed_rows, survey
+from softlabels.builder.teach import teach
+from softlabels.core.progress import Silent
+from softlabels.core.rows import InputRow
+from softlabels.core.targets import SoftTargets
 from softlabels.corpora import open_corpora
 from softlabels.estimators import make_estimator
-from softlabels.planning import packed_rows, survey
-from softlabels.progress import Silent
-from softlabels.rows import InputRow
-from softlabels.store.encoding import decode_shard, encode_shard
-from softlabels.store.identity import Identity
-from softlabels.store.manifest import Statistics
-from softlabels.store.shard import Shard
-from softlabels.targets import SoftTargets
-from softlabels.teach import teach
+from softlabels.format.encoding import decode_shard, encode_shard
+from softlabels.format.identity import Identity
+from softlabels.format.manifest import Statistics
+from softlabels.format.shard import Shard
 from softlabels.teachers import Teacher, open_teacher
 
 NOTHING = Statistics(kept_ids=0, kept_mass=[], teacher_nll=None)

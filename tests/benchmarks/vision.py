@@ -27,15 +27,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from softlabels.build import build
+from softlabels.builder.build import build
+from softlabels.builder.config import BuildConfig
 from softlabels.codecs.training import train as train_codebook
-from softlabels.config import BuildConfig
+from softlabels.core.targets import SoftTargets
 from softlabels.domains.image_classification import ImageRow
 from softlabels.images.recipe import Recipe
 from softlabels.images.sources import open_images
 from softlabels.images.views import ImageViews, digest_of
 from softlabels.store.reader import open_store
-from softlabels.targets import SoftTargets
 from softlabels.teachers import TeacherOptions
 from softlabels.teachers.vision import Model, VisionTeacher
 
@@ -127,9 +127,9 @@ def train_teacher(data: Path, out: Path, *, epochs: int, batch: int = 32, lr: fl
 
 def students(data: Path, out: Path, *, steps: int, student: str, seeds: int) -> None:
     """The stores, then students of equal steps: on hard labels alone, and from the store."""
-    from trainers.config import RunConfig
     from trainers.evaluation.evaluate import evaluate_run
-    from trainers.loop import train
+    from trainers.run.config import RunConfig
+    from trainers.run.setup import train
 
     train_images, test_images = f"idx:{data / 'train'}", f"idx:{data / 't10k'}"
     common: dict[str, Any] = {

@@ -8,7 +8,7 @@ import signal
 import pytest
 from click.testing import CliRunner
 
-from softlabels.cli import main
+from softlabels.cli.main import main
 from softlabels.store.reader import open_store
 from tests.algebra.compare import varied_corpus
 from tests.fakes import build_tiny, load_tiny

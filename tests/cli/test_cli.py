@@ -16,7 +16,7 @@ import torch
 from click.testing import CliRunner, Result
 
 import softlabels
-from softlabels.cli import main as softlabels_main
+from softlabels.cli.main import main as softlabels_main
 from tests.fakes import TinyTeacher, build_tiny, write_corpus
 from trainers.cli import main as softtrain_main
 
@@ -506,7 +506,7 @@ def test_threads_wait_briefly_unless_the_user_says_how(own):
     """torch reads it when it is imported, so it must stand before."""
     code = (
         "import os, sys\n"
-        "from softlabels.terminal import wait_briefly\n"
+        "from softlabels.cli.terminal import wait_briefly\n"
         "wait_briefly()\n"
         "assert 'torch' not in sys.modules\n"
         "print({k: v for k, v in os.environ.items() if 'OMP_' in k})"

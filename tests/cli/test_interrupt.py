@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 CODE = """
 from softlabels.teachers import TEACHERS
 TEACHERS._builtin["fake"] = "tests.fakes:load_tiny"
-from softlabels.cli import main
+from softlabels.cli.main import main
 main(prog_name="softlabels")
 """
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from softlabels.cli import main
+from softlabels.cli.main import main
 from tests.fakes import build_tiny, write_corpus
 
 SHARD = "data/train-00001-of-00003.parquet"

@@ -6,7 +6,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from softlabels.cli import main as softlabels
+from softlabels.cli.main import main as softlabels
 from trainers.cli import main as softtrain
 
 

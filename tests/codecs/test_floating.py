@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from softlabels.codecs import CODECS, make_codec
+from softlabels.core.targets import SoftTargets
 from softlabels.errors import ConfigError, TargetError
-from softlabels.targets import SoftTargets
 
 ids = pytest.mark.parametrize("codec_id", ["float16", "float32"])
 values32 = st.floats(-65504, 65504, width=32) | st.floats(-20, 0, width=32) | st.just(-np.inf)

@@ -12,8 +12,8 @@ from hypothesis.extra import numpy as hnp
 
 from softlabels.codecs import CODECS, Numbers, make_codec
 from softlabels.codecs.steps import Steps
+from softlabels.core.targets import SoftTargets
 from softlabels.errors import TargetError
-from softlabels.targets import SoftTargets
 
 NAMES = ["nat8", "nat16", "nat32", "nat64"]
 codecs = pytest.mark.parametrize("codec_id", NAMES)

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from softlabels.core.rows import BEGINNING, Cursor, Row
 from softlabels.corpora import Document
 from softlabels.corpora.packing import CorpusCounts, Tokenized, pack
 from softlabels.errors import ConfigError, CorpusError
-from softlabels.rows import BEGINNING, Cursor, Row
 from tests.fakes import EOS, ByteTokenizer
 
 TOKENIZER = ByteTokenizer()

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from click.testing import CliRunner
 
-from softlabels.cli import main
-from softlabels.config import BuildConfig
+from softlabels.builder.config import BuildConfig
+from softlabels.cli.main import main
 from softlabels.corpora import named
 from softlabels.errors import ConfigError
 from softlabels.teachers import TEACHERS

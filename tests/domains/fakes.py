@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 
 from softlabels.domains.text import TextRow
-from softlabels.store.identity import TeacherRecord, TokenizerRecord
+from softlabels.format.identity import TeacherRecord, TokenizerRecord
 
 CLS, SEP, MASK, PAD = 256, 257, 258, 259
 Int32 = npt.NDArray[np.int32]

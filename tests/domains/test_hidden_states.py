@@ -13,8 +13,9 @@ import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from softlabels.build import build
+from softlabels.builder.build import build
 from softlabels.codecs.hidden import HIDDEN_CODECS
+from softlabels.core.targets import SoftTargets
 from softlabels.errors import (
     ConfigError,
     IntegrityError,
@@ -23,21 +24,20 @@ from softlabels.errors import (
     RunError,
     TargetError,
 )
-from softlabels.store.encoding import decode_shard, encode_shard
-from softlabels.store.hidden import hidden_of_streams, hidden_streams
-from softlabels.store.manifest import Statistics
+from softlabels.format.encoding import decode_shard, encode_shard
+from softlabels.format.hidden import hidden_of_streams, hidden_streams
+from softlabels.format.manifest import Statistics
+from softlabels.format.shard import Shard
 from softlabels.store.reader import open_store
-from softlabels.store.shard import Shard
 from softlabels.store.verify import verify_store
-from softlabels.targets import SoftTargets
 from tests.domains import models
 from tests.domains.test_masked_lm import config, run_config
-from trainers.batch import collate
-from trainers.loop import train
-from trainers.losses import DistillLoss
-from trainers.microbatches import split_batch
+from trainers.data.batch import collate
+from trainers.data.microbatches import split_batch
+from trainers.data.tasks import Task
+from trainers.loss.losses import DistillLoss
+from trainers.run.setup import train
 from trainers.students import make_student
-from trainers.tasks import Task
 
 D = 16
 

@@ -15,11 +15,12 @@ import transformers
 from click.testing import CliRunner
 from torch.utils.data import DataLoader
 
-from softlabels.build import build
-from softlabels.cli import main
-from softlabels.config import BuildConfig
+from softlabels.builder.build import build
+from softlabels.builder.config import BuildConfig
+from softlabels.builder.dry_run import dry_run
+from softlabels.cli.main import main
+from softlabels.core.rows import UNLABELLED
 from softlabels.domains.image_classification import ImageRow, columns, rows_of
-from softlabels.dry_run import dry_run
 from softlabels.errors import (
     ConfigError,
     CorpusError,
@@ -28,18 +29,17 @@ from softlabels.errors import (
     PlanError,
     TeacherError,
 )
-from softlabels.rows import UNLABELLED
 from softlabels.store.reader import open_store
 from softlabels.store.verify import verify_store
 from tests.domains import pictures
-from trainers.batch import collate
-from trainers.config import RunConfig
-from trainers.dataset import SoftTargetDataset
+from trainers.data.batch import collate
+from trainers.data.dataset import SoftTargetDataset
+from trainers.data.stream import SoftTargetStream
+from trainers.data.tasks import Task
 from trainers.evaluation.evaluate import evaluate, evaluate_run
-from trainers.loop import train
-from trainers.stream import SoftTargetStream
+from trainers.run.config import RunConfig
+from trainers.run.setup import train
 from trainers.students import load_student, make_student
-from trainers.tasks import Task
 
 AUGMENT = "crop:2,flip,colour:0.2,mixup:0.2,cutmix:0.2"
 VIEWS = 2

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from click.testing import CliRunner
 
-from softlabels.cli import main as softlabels_main
+from softlabels.cli.main import main as softlabels_main
 from tests.domains import pictures
 from trainers.cli import main as softtrain_main
 

@@ -12,16 +12,16 @@ import numpy as np
 import pytest
 import torch
 
-from softlabels.build import build
-from softlabels.config import BuildConfig
+from softlabels.builder.build import build
+from softlabels.builder.config import BuildConfig
 from softlabels.errors import ConfigError, MissingExtraError, TeacherError
 from softlabels.store.reader import open_store
 from tests.domains import pictures
-from trainers.config import RunConfig
+from trainers.data.tasks import Task
 from trainers.evaluation.evaluate import evaluate_run
-from trainers.loop import train
+from trainers.run.config import RunConfig
+from trainers.run.setup import train
 from trainers.students import make_student
-from trainers.tasks import Task
 
 MODELS = {"timm": "resnet10t", "torchvision": "mobilenet_v3_small"}
 

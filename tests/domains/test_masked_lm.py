@@ -16,8 +16,9 @@ import pytest
 import torch
 import transformers
 
-from softlabels.build import build
-from softlabels.config import BuildConfig
+from softlabels.builder.build import build
+from softlabels.builder.config import BuildConfig
+from softlabels.core.rows import UNLABELLED
 from softlabels.domains import masked_lm
 from softlabels.domains.masking import mask_tokens
 from softlabels.errors import (
@@ -29,19 +30,18 @@ from softlabels.errors import (
     PlanError,
     TeacherError,
 )
-from softlabels.rows import UNLABELLED
-from softlabels.store.columns import Column
-from softlabels.store.identity import MaskingRecord, TokenizerRecord
+from softlabels.format.columns import Column
+from softlabels.format.identity import MaskingRecord, TokenizerRecord
 from softlabels.store.reader import open_store
 from softlabels.store.verify import verify_store
 from tests.domains import models
-from trainers.batch import collate
-from trainers.config import RunConfig
+from trainers.data.batch import collate
+from trainers.data.tasks import Task
 from trainers.evaluation.evaluate import evaluate, evaluate_run
-from trainers.loop import train
-from trainers.losses import DistillLoss
+from trainers.loss.losses import DistillLoss
+from trainers.run.config import RunConfig
+from trainers.run.setup import train
 from trainers.students import make_student
-from trainers.tasks import Task
 
 DOMAIN = "masked-lm"
 V = len(models.MARKS) + len(models.WORDS)
@@ -307,8 +307,8 @@ def test_an_identity_that_does_not_say_how_to_mask_is_refused(ground):
 
 
 def test_a_killed_build_goes_on_in_the_midst_of_a_view(ground, tmp_path, monkeypatch):
-    from softlabels.build_rows import PlannedRows
-    from softlabels.store.plan import load_plan
+    from softlabels.builder.rows import PlannedRows
+    from softlabels.making.plan import load_plan
 
     build(config(ground, views=3), tmp_path / "s")
     plan = load_plan(tmp_path / "s")

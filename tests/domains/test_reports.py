@@ -9,18 +9,18 @@ import pytest
 import sklearn.metrics
 from click.testing import CliRunner
 
-from softlabels.build import build
-from softlabels.cli import main as softlabels_main
-from softlabels.config import BuildConfig
+from softlabels.builder.build import build
+from softlabels.builder.config import BuildConfig
+from softlabels.cli.main import main as softlabels_main
 from softlabels.store.reader import open_store
 from tests.domains import models
 from tests.pages import check_page
 from trainers.cli import main as softtrain_main
-from trainers.config import RunConfig
 from trainers.evaluation.assess import assess_run
 from trainers.evaluation.evaluate import open_run
 from trainers.evaluation.measure import measure
-from trainers.loop import train
+from trainers.run.config import RunConfig
+from trainers.run.setup import train
 
 
 @pytest.fixture(scope="module")

@@ -10,20 +10,20 @@ import pytest
 import torch
 import transformers
 
-from softlabels.build import build
-from softlabels.config import BuildConfig
+from softlabels.builder.build import build
+from softlabels.builder.config import BuildConfig
+from softlabels.core.rows import UNLABELLED
 from softlabels.errors import CorpusError, IntegrityError
-from softlabels.rows import UNLABELLED
 from softlabels.store.reader import open_store
 from softlabels.store.verify import verify_store
 from tests.domains import models
-from trainers.batch import collate
-from trainers.config import RunConfig
+from trainers.data.batch import collate
+from trainers.data.tasks import Task
 from trainers.evaluation.evaluate import evaluate, evaluate_run
-from trainers.loop import train
-from trainers.losses import DistillLoss
+from trainers.loss.losses import DistillLoss
+from trainers.run.config import RunConfig
+from trainers.run.setup import train
 from trainers.students import make_student
-from trainers.tasks import Task
 
 DOMAIN = "token-classification"
 

@@ -1,9 +1,9 @@
 import pytest
 import torch
 
+from softlabels.core.targets import SoftTargets, gaps_from_logp
 from softlabels.errors import ConfigError
 from softlabels.estimators.dense import Dense
-from softlabels.targets import SoftTargets, gaps_from_logp
 
 
 def test_every_class_is_kept_at_every_temperature():

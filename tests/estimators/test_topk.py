@@ -3,10 +3,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from softlabels.core.targets import SoftTargets, gaps_from_logp
 from softlabels.errors import ConfigError
 from softlabels.estimators import make_estimator
 from softlabels.estimators.topk import TopK
-from softlabels.targets import SoftTargets, gaps_from_logp
 
 
 def targets_of(estimator, logits, uniforms=None):

@@ -3,10 +3,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from softlabels.core.targets import SoftTargets, gaps_from_logp
 from softlabels.errors import ConfigError
 from softlabels.estimators import make_estimator
 from softlabels.estimators.topp import TopP
-from softlabels.targets import SoftTargets, gaps_from_logp
 
 GRID = (0.5, 1.0, 2.0)
 

@@ -53,7 +53,7 @@ def job(function: Callable[[], None]) -> Callable[[], None]:
 
 def cli_softlabels(*arguments: str) -> None:
     """Run the command, as its console script does."""
-    from softlabels.cli import main
+    from softlabels.cli.main import main
 
     main(list(arguments), prog_name="softlabels")
 
@@ -121,7 +121,7 @@ def ground_store() -> None:
 def ground_half_built() -> None:
     """A build that was killed when it was about to record its second shard: the shard is there."""
     ground_text()
-    from softlabels.store.claims import Claims
+    from softlabels.making.claims import Claims
 
     _store("out", "text")
     out = Path("out")
@@ -147,7 +147,7 @@ def ground_capture() -> None:
 @job
 def ground_broken() -> None:
     """A store without its manifest, with a shard that nobody recorded, and a card that is not the manifest's."""
-    from softlabels.durable import temporary_beside
+    from softlabels.core.durable import temporary_beside
 
     ground_store()
     for name in ("manifest.json", "commits/00001.json"):
@@ -250,8 +250,8 @@ RUN += ["--heldout", "b", "--eval-every", "2", "--ema", "0.9"]
 @job
 def ground_student() -> None:
     """Two stores of a small real model, and a student's configuration."""
-    from softlabels.build import build
-    from softlabels.config import BuildConfig
+    from softlabels.builder.build import build
+    from softlabels.builder.config import BuildConfig
     from softlabels.teachers import TeacherOptions, open_teacher
     from tests.teachers.tiny import write_model
 
@@ -284,12 +284,12 @@ def ground_run() -> None:
 def ground_stopped_run() -> None:
     """A run that has saved once, and stopped before it was to save again."""
     ground_student()
-    import trainers.trainer
+    import trainers.run.loop
 
     def stop(*arguments: object, **more: object) -> None:
         raise KeyboardInterrupt
 
-    real, count = trainers.trainer.Trainer._one_step, 0
+    real, count = trainers.run.loop.Trainer._one_step, 0
 
     def step(*arguments: object, **more: object) -> object:
         nonlocal count
@@ -298,7 +298,7 @@ def ground_stopped_run() -> None:
             raise KeyboardInterrupt
         return real(*arguments, **more)  # type: ignore[arg-type]
 
-    trainers.trainer.Trainer._one_step = step  # type: ignore[assignment,method-assign]
+    trainers.run.loop.Trainer._one_step = step  # type: ignore[assignment,method-assign]
     assert _exit_code(cli_softtrain, *RUN) == 130
     Path("run/best/notes.txt").write_text("The user's own.\n", encoding="utf-8")
 
@@ -365,9 +365,9 @@ PACKED = [
 @job
 def build_dictionary() -> None:
     """A packed build that trains a dictionary, on its first shard."""
-    import softlabels.dictionary
+    import softlabels.builder.dictionary
 
-    softlabels.dictionary.POSITIONS = 1
+    softlabels.builder.dictionary.POSITIONS = 1
     cli_softlabels(*PACKED)
 
 
@@ -484,7 +484,7 @@ def _as_command(work: Callable[[], None]) -> None:
     """End as a command does."""
     import click
 
-    from softlabels.terminal import Commands
+    from softlabels.cli.terminal import Commands
 
     group = Commands("jobs", commands=[click.Command("work", callback=work)])
     group.main(["work"], prog_name="jobs")

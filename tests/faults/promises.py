@@ -16,9 +16,9 @@ from tests.faults.trace import mark
 __all__ = ["PROMISES", "note_promises"]
 
 PROMISES = {
-    "softlabels.durable:_linked": "path",
-    "softlabels.durable:replace": "path",
-    "softlabels.folders:publish_folder": "final",
+    "softlabels.core.durable:_linked": "path",
+    "softlabels.core.durable:replace": "path",
+    "softlabels.core.folders:publish_folder": "final",
 }
 """Functions that return when a file or folder is durable, and the argument that names it."""
 

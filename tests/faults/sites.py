@@ -12,7 +12,7 @@ __all__ = ["EXEMPT", "READ_ONLY", "sites"]
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("softlabels", "trainers")
 OURS = {
-    "softlabels.durable": (
+    "softlabels.core.durable": (
         "publish",
         "replace",
         "publish_link",
@@ -20,7 +20,7 @@ OURS = {
         "make_folder",
         "sweep",
     ),
-    "softlabels.folders": (
+    "softlabels.core.folders": (
         "filling",
         "publish_folder",
         "remove_folder",
@@ -51,10 +51,10 @@ EXEMPT: dict[str, str] = {
     "softlabels/store/signature.py:PublicKey.check": _SCRATCH,
     "softlabels/teachers/encoder_tokenizer.py:EncoderTokenizer.files": _SCRATCH,
     "softlabels/teachers/tokenizer.py:HFTokenizer.files": _SCRATCH,
-    "trainers/latency.py:measure": _SCRATCH,
-    "trainers/latency.py:_converted": _SCRATCH,
-    "trainers/latency.py:_save": _SCRATCH,
-    "trainers/latency.py:_in_a_process": _SCRATCH,
+    "trainers/exports/latency.py:measure": _SCRATCH,
+    "trainers/exports/latency.py:_converted": _SCRATCH,
+    "trainers/exports/latency.py:_save": _SCRATCH,
+    "trainers/exports/latency.py:_in_a_process": _SCRATCH,
     "trainers/exports/image_classification.py:ImageClassification.describe": _FILLED,
     "trainers/exports/onnx_int8.py:OnnxInt8.write": _FILLED,
     "trainers/students/images.py:ImageStudent.save": _FILLED,

@@ -46,7 +46,7 @@ def test_a_writer_recovers_from_a_sample_of_faults(bench, name):
 
 
 def test_every_command_writes_in_the_table_or_nowhere(bench):
-    from softlabels.cli import main as softlabels
+    from softlabels.cli.main import main as softlabels
     from tests.faults.jobs import COMMANDS
     from tests.faults.sites import COMPOSED, READ_ONLY
     from trainers.cli import main as softtrain

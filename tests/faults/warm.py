@@ -149,7 +149,7 @@ OPTIONAL = (
         "softlabels.teachers.",
         "trainers.integrations",
         "trainers.exports.onnx",
-        "trainers.latency_worker",
+        "trainers.exports.latency_worker",
     ),
     *("trainers.evaluation.hf", "softlabels.store.remote.hub"),
 )
@@ -172,7 +172,7 @@ def _import_all() -> None:
     import tests.faults.jobs
     import tests.faults.promises
     import trainers
-    from softlabels.registry import Registry
+    from softlabels.core.registry import Registry
 
     for package in (softlabels, trainers):
         for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):

@@ -13,13 +13,13 @@ import pytest
 from click.testing import CliRunner
 
 from softlabels import open_store
-from softlabels.cli import main
+from softlabels.builder.measure import MeasureConfig, measure
+from softlabels.cli.main import main
 from softlabels.errors import ConfigError, CorpusError, PairingError, PlanError
+from softlabels.format.manifest import load_manifest
 from softlabels.interchange import importing
 from softlabels.interchange.exporting import export_store
 from softlabels.interchange.importing import ImportConfig, import_store
-from softlabels.measure import MeasureConfig, measure
-from softlabels.store.manifest import load_manifest
 from softlabels.store.verify import verify_store
 from softlabels.teachers import TEACHERS
 from tests.fakes import TinyTeacher, build_tiny, write_corpus

@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 
 from softlabels.codecs import make_codec
-from softlabels.rows import Row
-from softlabels.store.identity import (
+from softlabels.core.records import canonical
+from softlabels.core.rows import Row
+from softlabels.core.targets import SoftTargets
+from softlabels.format.identity import (
     CorpusRecord,
     EncodingRecord,
     Identity,
@@ -19,9 +21,7 @@ from softlabels.store.identity import (
     TeacherRecord,
     TokenizerRecord,
 )
-from softlabels.store.manifest import Statistics
-from softlabels.store.records import canonical
-from softlabels.targets import SoftTargets
+from softlabels.format.manifest import Statistics
 
 SHA = "0123456789abcdef" * 4
 

@@ -9,9 +9,9 @@ import msgspec
 import pytest
 
 from softlabels.errors import IntegrityError
-from softlabels.store import amend as amend_module
-from softlabels.store.amend import amend
-from softlabels.store.manifest import load_manifest
+from softlabels.format.manifest import load_manifest
+from softlabels.making import amend as amend_module
+from softlabels.making.amend import amend
 from softlabels.store.verify import verify_store
 
 FORK = multiprocessing.get_context("fork")

@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from softlabels.store.encoding import CONTAINERS, PROFILES
+from softlabels.format.encoding import CONTAINERS, PROFILES
 from tests.benchmarks.bit_flips import flip, make_store
 
 

@@ -16,16 +16,16 @@ from click.testing import CliRunner
 
 from softlabels import open_store
 from softlabels.algebra.merge import merge
-from softlabels.cli import main
+from softlabels.builder.measure import MeasureConfig, measure
+from softlabels.cli.main import main
 from softlabels.errors import ConfigError, MissingExtraError
-from softlabels.measure import MeasureConfig, measure
-from softlabels.store.amend import amend
-from softlabels.store.card import card
-from softlabels.store.croissant import croissant
-from softlabels.store.finish import MADE
-from softlabels.store.licences import require_spdx
-from softlabels.store.manifest import Manifest, load_manifest
-from softlabels.store.repair import repair_store
+from softlabels.format.manifest import Manifest, load_manifest
+from softlabels.making.amend import amend
+from softlabels.making.card import card
+from softlabels.making.croissant import croissant
+from softlabels.making.finish import MADE
+from softlabels.making.licences import require_spdx
+from softlabels.making.repair import repair_store
 from softlabels.store.verify import verify_store
 from tests.fakes import TinyTeacher, build_tiny
 from tests.store.made_up import files_of, held_by

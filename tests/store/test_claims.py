@@ -12,11 +12,11 @@ import time
 import msgspec
 import pytest
 
+from softlabels.core.processes import Process, this_process
 from softlabels.errors import StoreError
-from softlabels.processes import Process, this_process
-from softlabels.store import claims as claims_module
-from softlabels.store.claims import EXPIRY, RENEWAL, Claims, Holder, clear_claims
-from softlabels.store.repair import repair_store
+from softlabels.making import claims as claims_module
+from softlabels.making.claims import EXPIRY, RENEWAL, Claims, Holder, clear_claims
+from softlabels.making.repair import repair_store
 from softlabels.store.verify import verify_store
 from tests.store.made_up import files_of
 

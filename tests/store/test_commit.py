@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from softlabels.durable import publish
+from softlabels.core.durable import publish
+from softlabels.core.records import read_record
 from softlabels.errors import IntegrityError
-from softlabels.store.commit import (
+from softlabels.format.manifest import Commit, load_manifest
+from softlabels.making.commit import (
     adopt_shard,
     commit_path,
     commit_shard,
@@ -17,10 +19,8 @@ from softlabels.store.commit import (
     look,
     withdraw,
 )
-from softlabels.store.manifest import Commit, load_manifest
-from softlabels.store.plan import load_plan
-from softlabels.store.records import read_record
-from softlabels.store.repair import repair_store
+from softlabels.making.plan import load_plan
+from softlabels.making.repair import repair_store
 from softlabels.store.verify import verify_store
 from tests.fakes import build_tiny
 from tests.store.made_up import files_of, reseal

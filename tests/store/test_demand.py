@@ -10,14 +10,14 @@ import pytest
 from click.testing import CliRunner
 
 from softlabels import open_store
-from softlabels.cli import main
+from softlabels.cli.main import main
+from softlabels.core.records import FORMAT, FORMAT_VERSION
 from softlabels.errors import ConfigError, FormatError, IntegrityError
+from softlabels.format.files import LocalFiles
+from softlabels.format.manifest import MANIFEST, load_manifest
+from softlabels.format.part import PART, part_digest, read_part
+from softlabels.format.release import Release, parse_release
 from softlabels.store.demand import Demand, demands_for, read_vouched
-from softlabels.store.files import LocalFiles
-from softlabels.store.manifest import MANIFEST, load_manifest
-from softlabels.store.part import PART, part_digest, read_part
-from softlabels.store.records import FORMAT, FORMAT_VERSION
-from softlabels.store.release import Release, parse_release
 from softlabels.store.signing import sign_store
 from softlabels.store.verify import verify_store
 from tests.store.keys import write_pair

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from softlabels.cli import main
-from softlabels.store.card import card
-from softlabels.store.manifest import load_manifest
+from softlabels.cli.main import main
+from softlabels.core.targets import SoftTargets
+from softlabels.format.manifest import load_manifest
+from softlabels.making.card import card
 from softlabels.store.reader import open_store
 from softlabels.store.verify import verify_store
-from softlabels.targets import SoftTargets
 from tests.fixtures.make import DERIVED, LABELLED, STORES, TEXT_STORES, contents, opened
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from softlabels.errors import ConfigError, IntegrityError, RemoteError
-from softlabels.store.manifest import MANIFEST, load_manifest
+from softlabels.format.manifest import MANIFEST, load_manifest
 from softlabels.store.remote import hub
 from softlabels.store.remote.hub import push_to_hub
 from tests.fakes import build_tiny, write_corpus

@@ -14,11 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from softlabels.errors import FormatError, IntegrityError, PlanError, SoftLabelsError
-from softlabels.store.manifest import Commit, Manifest, Plan, content_digest, load_manifest
-from softlabels.store.plan import load_plan
-from softlabels.store.reader import open_store
-from softlabels.store.records import (
+from softlabels.core.records import (
     FORMAT_VERSION,
     RECORD_LIMIT,
     canonical,
@@ -26,6 +22,10 @@ from softlabels.store.records import (
     read_record,
     seal,
 )
+from softlabels.errors import FormatError, IntegrityError, PlanError, SoftLabelsError
+from softlabels.format.manifest import Commit, Manifest, Plan, content_digest, load_manifest
+from softlabels.making.plan import load_plan
+from softlabels.store.reader import open_store
 from softlabels.store.verify import verify_store
 from tests.fakes import build_tiny
 from tests.store.made_up import reseal, write_sealed
@@ -444,7 +444,7 @@ def test_a_plan_out_of_order_is_refused(store, changes):
 
 
 def test_a_plan_that_no_reader_would_read_is_not_written(tmp_path, corpus, monkeypatch):
-    monkeypatch.setattr("softlabels.store.plan.RECORD_LIMIT", 5000)
+    monkeypatch.setattr("softlabels.making.plan.RECORD_LIMIT", 5000)
     with pytest.raises(
         PlanError, match=r"20 shards make a plan of .* raise --shard-rows \(now 1\)"
     ):

@@ -10,18 +10,18 @@ from pathlib import Path
 
 import pytest
 
-from softlabels import shards as shards_module
+from softlabels.builder import shard_builder as shards_module
+from softlabels.core.records import read_record
 from softlabels.errors import IntegrityError, StoreError, UnreadableError
-from softlabels.store import claims as claims_module
-from softlabels.store import finish as finish_module
-from softlabels.store.claims import Claims
-from softlabels.store.commit import commit_path
-from softlabels.store.finish import finish
-from softlabels.store.manifest import Commit, load_manifest
-from softlabels.store.plan import load_plan
-from softlabels.store.quarantine import quarantined
-from softlabels.store.records import read_record
-from softlabels.store.repair import repair_store
+from softlabels.format.manifest import Commit, load_manifest
+from softlabels.making import claims as claims_module
+from softlabels.making import finish as finish_module
+from softlabels.making.claims import Claims
+from softlabels.making.commit import commit_path
+from softlabels.making.finish import finish
+from softlabels.making.plan import load_plan
+from softlabels.making.quarantine import quarantined
+from softlabels.making.repair import repair_store
 from softlabels.store.verify import verify_store
 from tests.fakes import TinyTeacher, build_tiny
 from tests.store.made_up import files_of
@@ -55,7 +55,7 @@ def unfinished(store):
 def test_a_read_that_fails_is_no_reason_to_withdraw(unfinished, corpus, monkeypatch, name, code):
     before = files_of(unfinished)
     read = Path.read_bytes
-    monkeypatch.setattr("softlabels.store.records.STALE_PAUSES", (0.0, 0.0))
+    monkeypatch.setattr("softlabels.core.records.STALE_PAUSES", (0.0, 0.0))
 
     def failing(self):
         if self == unfinished / name:

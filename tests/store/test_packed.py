@@ -22,20 +22,20 @@ from softlabels.codecs import CODECS, make_codec
 from softlabels.codecs.codebook import Codebook
 from softlabels.codecs.streams import Stream, pack, unpack
 from softlabels.codecs.training import train
+from softlabels.core.rows import Row
+from softlabels.core.targets import UNBIASED, SoftTargets
 from softlabels.errors import IntegrityError, SoftLabelsError, TargetError
-from softlabels.rows import Row
-from softlabels.store import packed, packed_rows
-from softlabels.store.commit import adopt_shard
-from softlabels.store.dictionaries import DICTIONARY, Dictionaries
-from softlabels.store.encoding import decode_shard, dictionary_of, encode_shard, read_statistics
-from softlabels.store.manifest import Statistics, load_manifest
-from softlabels.store.parquet import read_streams
-from softlabels.store.plan import load_plan
+from softlabels.format import packed, packed_rows
+from softlabels.format.containers.parquet import read_streams
+from softlabels.format.dictionaries import DICTIONARY, Dictionaries
+from softlabels.format.encoding import decode_shard, dictionary_of, encode_shard, read_statistics
+from softlabels.format.manifest import Statistics, load_manifest
+from softlabels.format.shard import Shard
+from softlabels.making.commit import adopt_shard
+from softlabels.making.plan import load_plan
+from softlabels.making.repair import repair_store
 from softlabels.store.reader import open_store
-from softlabels.store.repair import repair_store
-from softlabels.store.shard import Shard
 from softlabels.store.verify import verify_store
-from softlabels.targets import UNBIASED, SoftTargets
 from tests.fakes import build_tiny
 from tests.store.made_up import STATISTICS, files_of, identity_of, row_of, targets_of, write_sealed
 

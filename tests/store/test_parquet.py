@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 
 from softlabels.codecs import make_codec
 from softlabels.errors import IntegrityError, SoftLabelsError, TargetError
-from softlabels.store.encoding import decode_shard, encode_shard, read_statistics
-from softlabels.store.footer import declared_columns
-from softlabels.store.manifest import Statistics, load_manifest
-from softlabels.store.plain import log_odds_column
-from softlabels.store.shard import Shard
+from softlabels.format.encoding import decode_shard, encode_shard, read_statistics
+from softlabels.format.footer import declared_columns
+from softlabels.format.manifest import Statistics, load_manifest
+from softlabels.format.plain import log_odds_column
+from softlabels.format.shard import Shard
 from tests.store.made_up import STATISTICS, identity_of, row_of, targets_of
 
 START = 10
@@ -611,7 +611,7 @@ def test_no_rows_at_all(table):
 
 
 def test_a_shard_that_no_reader_would_read_is_not_written(monkeypatch):
-    monkeypatch.setattr("softlabels.store.parquet.DECODED_LIMIT", 100)
+    monkeypatch.setattr("softlabels.format.containers.parquet.DECODED_LIMIT", 100)
     shard = shard_of(np.random.default_rng(0), [[5], [6, 3]], IDENTITY, learn=1)
     with pytest.raises(TargetError, match=r"2 rows takes \d+ bytes, .* lower --shard-rows"):
         encode_shard(shard, IDENTITY, STATISTICS)

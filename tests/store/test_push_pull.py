@@ -15,16 +15,16 @@ import msgspec
 import pytest
 from click.testing import CliRunner
 
-from softlabels.cli import main
+from softlabels.cli.main import main
 from softlabels.errors import ConfigError, FormatError, IntegrityError, RemoteError, StoreError
-from softlabels.store.manifest import MANIFEST, load_manifest
-from softlabels.store.part import PART
+from softlabels.format.manifest import MANIFEST, load_manifest
+from softlabels.format.part import PART
+from softlabels.making.repair import repair_store
 from softlabels.store.reader import open_store
 from softlabels.store.remote import pull as pulling
 from softlabels.store.remote.client import Client
 from softlabels.store.remote.pull import pull
 from softlabels.store.remote.push import probe, push
-from softlabels.store.repair import repair_store
 from softlabels.store.verify import verify_store
 from tests.fakes import build_tiny, write_corpus
 from tests.store.made_up import files_of, reseal

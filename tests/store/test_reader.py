@@ -10,8 +10,8 @@ import pytest
 
 import softlabels
 from softlabels.errors import ConfigError, FormatError, IntegrityError
+from softlabels.format.manifest import load_manifest
 from softlabels.store import reader
-from softlabels.store.manifest import load_manifest
 from softlabels.store.reader import open_store
 from softlabels.store.verify import verify_store
 from tests.fakes import TinyTeacher, build_tiny

@@ -349,7 +349,7 @@ def test_the_hub_and_who_asks(built, web, tmp_path, monkeypatch):
 def test_inspect_and_verify_take_addresses(url, proxy):
     from click.testing import CliRunner
 
-    from softlabels.cli import main
+    from softlabels.cli.main import main
 
     shown = CliRunner().invoke(main, ["inspect", url, "--row", "0"])
     assert shown.exit_code == 0, shown.output

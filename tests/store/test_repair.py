@@ -10,11 +10,11 @@ import shutil
 import msgspec
 import pytest
 
+from softlabels.core.records import read_record
 from softlabels.errors import FormatError, IntegrityError, StoreError
-from softlabels.store.amend import amend
-from softlabels.store.manifest import Commit, load_manifest
-from softlabels.store.records import read_record
-from softlabels.store.repair import repair_store
+from softlabels.format.manifest import Commit, load_manifest
+from softlabels.making.amend import amend
+from softlabels.making.repair import repair_store
 from softlabels.store.verify import verify_store
 from tests.fakes import TinyTeacher, build_tiny
 from tests.store.made_up import files_of, held_by, reseal, write_sealed

@@ -13,13 +13,13 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from softlabels.cli import main
+from softlabels.builder.measure import MeasureConfig, measure
+from softlabels.cli.main import main
 from softlabels.errors import ConfigError, IntegrityError, MissingExtraError
-from softlabels.measure import MeasureConfig, measure
+from softlabels.format.files import LocalFiles
+from softlabels.format.manifest import load_manifest
+from softlabels.making.repair import repair_store
 from softlabels.store.demand import Demand, read_vouched
-from softlabels.store.files import LocalFiles
-from softlabels.store.manifest import load_manifest
-from softlabels.store.repair import repair_store
 from softlabels.store.signing import sign_store
 from softlabels.store.verify import verify_store
 from tests.fakes import TinyTeacher

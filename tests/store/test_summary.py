@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 
 from softlabels.codecs import summary as codec
 from softlabels.codecs.streams import pack, unpack
+from softlabels.core.summary import Summary
+from softlabels.core.targets import SoftTargets
 from softlabels.errors import FormatError, IntegrityError, TargetError
-from softlabels.store import packed
-from softlabels.store.encoding import check_round_trip, decode_shard, encode_shard
-from softlabels.store.shard import Shard
-from softlabels.store.summary import summary_record
-from softlabels.summary import Summary
-from softlabels.targets import SoftTargets
+from softlabels.format import packed
+from softlabels.format.encoding import check_round_trip, decode_shard, encode_shard
+from softlabels.format.shard import Shard
+from softlabels.format.summaries import summary_record
 from tests.store.made_up import STATISTICS, identity_of, row_of, targets_of
 
 V = 300
@@ -196,8 +196,8 @@ def test_streams_that_stand_for_nothing_are_refused(name, value, said):
     ],
 )
 def test_columns_that_no_teacher_says_are_refused(name, value, said):
-    from softlabels.store.plain import columns_of
-    from softlabels.store.plain import shard_of as plain_shard
+    from softlabels.format.plain import columns_of
+    from softlabels.format.plain import shard_of as plain_shard
 
     made = identity()
     columns = columns_of(shard_of(2, made), made)
@@ -218,7 +218,7 @@ def test_a_shard_whose_summaries_take_a_readers_memory_is_not_written(monkeypatc
     n, k = shard.targets.n, shard.targets.k
     tokens = sum(r.size for r in shard.rows)
     monkeypatch.setattr(
-        "softlabels.store.packed_rows.DECODED_LIMIT", 8 * n * (k + 2) + 4 * tokens - 1
+        "softlabels.format.packed_rows.DECODED_LIMIT", 8 * n * (k + 2) + 4 * tokens - 1
     )
     with pytest.raises(TargetError, match="lower --shard-rows"):
         packed.streams_of(shard, made, None)

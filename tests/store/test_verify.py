@@ -10,10 +10,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from softlabels.core.records import read_record
 from softlabels.errors import FormatError, StoreError
-from softlabels.store.encoding import decode_shard, encode_shard
-from softlabels.store.manifest import Commit, load_manifest
-from softlabels.store.records import read_record
+from softlabels.format.encoding import decode_shard, encode_shard
+from softlabels.format.manifest import Commit, load_manifest
 from softlabels.store.verify import verify_store
 from tests.fakes import build_tiny
 from tests.store.made_up import files_of, reseal

@@ -18,13 +18,13 @@ from numcodecs.zstd import Zstd
 
 from softlabels.codecs.streams import Stream
 from softlabels.errors import IntegrityError, TargetError
-from softlabels.store import zarr as container
-from softlabels.store.archive import Archive, write_archive
-from softlabels.store.columns import Column, Expected
-from softlabels.store.encoding import decode_shard, encode_shard, read_statistics
-from softlabels.store.manifest import Statistics
+from softlabels.format.archive import Archive, write_archive
+from softlabels.format.columns import Column, Expected
+from softlabels.format.containers import zarr as container
+from softlabels.format.encoding import decode_shard, encode_shard, read_statistics
+from softlabels.format.manifest import Statistics
+from softlabels.making.repair import repair_store
 from softlabels.store.reader import open_store
-from softlabels.store.repair import repair_store
 from softlabels.store.verify import verify_store
 from tests.fakes import build_tiny
 from tests.store.made_up import STATISTICS, files_of, held_by, identity_of, row_of, targets_of
@@ -709,11 +709,11 @@ def test_numbers_of_another_width_than_the_manifest_says():
 
 
 def test_a_shard_that_no_reader_would_read_is_neither_written_nor_read(small, monkeypatch):
-    monkeypatch.setattr("softlabels.store.zarr.DECODED_LIMIT", 100)
+    monkeypatch.setattr("softlabels.format.containers.zarr.DECODED_LIMIT", 100)
     with pytest.raises(TargetError, match=r"a shard takes \d+ bytes, .* lower --shard-rows"):
         container.write_columns(COLUMNS, FACTS)
     assert "would decode to 150 bytes, more than the 100" in refusal_of(small)
-    monkeypatch.setattr("softlabels.store.zarr.SIZE_LIMIT", 100)
+    monkeypatch.setattr("softlabels.format.containers.zarr.SIZE_LIMIT", 100)
     with pytest.raises(TargetError, match="is too large for one zip file; lower --shard-rows"):
         container.write_streams(STREAMS, FACTS)
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from softlabels.rows import Row
+from softlabels.core.rows import Row
 from softlabels.teachers import Teacher
 from tests.teachers.tiny import log_probs
 

@@ -10,11 +10,11 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from softlabels.build import build
-from softlabels.cli import main
+from softlabels.builder.build import build
+from softlabels.cli.main import main
+from softlabels.core.progress import Silent
 from softlabels.errors import ConfigError, PlanError, TokenizerError
-from softlabels.progress import Silent
-from softlabels.store.manifest import load_manifest
+from softlabels.format.manifest import load_manifest
 from softlabels.store.reader import open_store
 from softlabels.teachers import TeacherOptions, open_teacher
 from softlabels.teachers.ensemble import Ensemble, open_teachers, parse_weights

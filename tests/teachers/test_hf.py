@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from softlabels.build import build
-from softlabels.config import BuildConfig
+from softlabels.builder.build import build
+from softlabels.builder.config import BuildConfig
+from softlabels.core.rows import Row
 from softlabels.corpora import open_corpora
 from softlabels.corpora.packing import pack
 from softlabels.errors import ConfigError, TeacherError
 from softlabels.estimators.topk import TopK
-from softlabels.rows import Row
 from softlabels.store.reader import open_store
 from softlabels.teachers import TeacherOptions, open_teacher
 
@@ -125,8 +125,8 @@ class TestRealTeacher:
 
     def test_measuring_finds_what_is_wrong_with_a_store(self, teacher, tmp_path, monkeypatch):
         """The same rows four times: as they should be, too few ids, no tail, targets off by one position."""
+        from softlabels.builder.measure import MeasureConfig, check_gate, measure
         from softlabels.errors import FidelityError
-        from softlabels.measure import MeasureConfig, check_gate, measure
 
         class Shifted:
             record, tokenizer = teacher.record, teacher.tokenizer
@@ -228,7 +228,7 @@ def test_a_path_that_is_not_there_is_refused(tmp_path):
 
 
 def test_impossible_devices_and_dtypes_are_refused():
-    from softlabels.devices import choose
+    from softlabels.core.devices import choose
 
     with pytest.raises(ConfigError, match="not a device"):
         choose("gpu", "auto")

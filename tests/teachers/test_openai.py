@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from softlabels.build import build
-from softlabels.config import BuildConfig
-from softlabels.dry_run import dry_run
+from softlabels.builder.build import build
+from softlabels.builder.config import BuildConfig
+from softlabels.builder.dry_run import dry_run
+from softlabels.core.progress import Silent
 from softlabels.errors import ConfigError, TeacherError
-from softlabels.progress import Silent
 from softlabels.store.reader import open_store
 from softlabels.teachers import TeacherOptions, open_teacher
 from softlabels.teachers import server as server_module

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from softlabels.build import build
-from softlabels.config import BuildConfig
+from softlabels.builder.build import build
+from softlabels.builder.config import BuildConfig
 from softlabels.errors import ConfigError, TeacherError
 from softlabels.store.reader import open_store
 from softlabels.teachers import TeacherOptions, open_teacher

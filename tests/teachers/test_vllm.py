@@ -14,9 +14,9 @@ from typing import ClassVar
 import numpy as np
 import pytest
 
-from softlabels.build import build
+from softlabels.builder.build import build
+from softlabels.core.rows import Row
 from softlabels.errors import ConfigError, MissingExtraError, TeacherError
-from softlabels.rows import Row
 from softlabels.teachers import TeacherOptions, open_teacher
 from tests.teachers.test_openai import check_equal, config_of
 from tests.teachers.tiny import VOCAB, log_probs, write_model, write_texts

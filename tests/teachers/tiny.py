@@ -9,9 +9,9 @@ import numpy as np
 import torch
 import transformers
 
+from softlabels.core.rows import Row
 from softlabels.corpora import open_corpora
 from softlabels.corpora.packing import pack
-from softlabels.rows import Row
 from softlabels.teachers import Teacher
 from tests.fakes import TEXT
 from tests.teachers.test_tokenizer import make

@@ -13,10 +13,10 @@ import numpy as np
 
 from tests.fakes import build_tiny, write_corpus
 from tests.trainers.test_loop import LLAMA
-from trainers.config import RunConfig
 from trainers.exports.domains import domain_of
 from trainers.exports.formats import Runner
-from trainers.loop import train
+from trainers.run.config import RunConfig
+from trainers.run.setup import train
 
 ROOT = Path(__file__).parents[2]
 

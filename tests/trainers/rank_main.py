@@ -8,8 +8,8 @@ from pathlib import Path
 import torch.distributed as dist
 
 from softlabels.errors import SoftLabelsError
-from trainers.config import RunConfig
-from trainers.loop import train
+from trainers.run.config import RunConfig
+from trainers.run.setup import train
 from trainers.students import Student
 
 

@@ -10,7 +10,7 @@ import pytest
 from softlabels.errors import IntegrityError
 from softlabels.store.reader import open_store
 from tests.fakes import build_tiny, write_corpus
-from trainers.stream import SoftTargetStream
+from trainers.data.stream import SoftTargetStream
 
 BLOCK = 2
 

@@ -14,10 +14,10 @@ from softlabels.errors import ConfigError, RunError, TokenizerError
 from tests.fakes import TinyTeacher, build_tiny, write_corpus
 from tests.trainers.test_loop import LLAMA
 from trainers.cli import main
-from trainers.config import RunConfig
 from trainers.evaluation.evaluate import evaluate_run
 from trainers.evaluation.forgetting import read_forgetting
-from trainers.loop import train
+from trainers.run.config import RunConfig
+from trainers.run.setup import train
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +104,7 @@ def test_watching_does_not_change_the_training(ground, tmp_path):
 
 
 def test_a_run_that_goes_on_keeps_the_first_evaluation(ground, tmp_path, monkeypatch):
-    from trainers import trainer
+    from trainers.run import loop as trainer
 
     step = trainer.Trainer._one_step
 

@@ -17,7 +17,7 @@ from softlabels.errors import RunError
 from softlabels.store.reader import Store, open_store
 from tests.fakes import TinyTeacher, build_tiny, write_corpus
 from trainers.cli import main
-from trainers.config import RunConfig
+from trainers.data.stream import collate
 from trainers.evaluation import blind_spots, groups
 from trainers.evaluation.assess import assess_run
 from trainers.evaluation.calibration import BINS, reliability
@@ -31,8 +31,8 @@ from trainers.evaluation.evaluations import find_assessments, save_assessment
 from trainers.evaluation.measure import Measured, measure
 from trainers.evaluation.resampling import bootstrap, row_weights
 from trainers.evaluation.scores import FEW_CLASSES, TOP_K, row_sums, scores
-from trainers.loop import train
-from trainers.stream import collate
+from trainers.run.config import RunConfig
+from trainers.run.setup import train
 from trainers.students import Student, make_student
 
 LLAMA = {

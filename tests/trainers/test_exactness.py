@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 import torch
 
+from softlabels.core.targets import SoftTargets
 from softlabels.errors import ConfigError, PairingError
-from softlabels.store.identity import TargetRecord
-from softlabels.targets import SoftTargets
-from trainers.divergences import DIVERGENCES
-from trainers.losses import DistillLoss
-from trainers.position_weights import WEIGHTS
-from trainers.schedules import LossSchedule
-from trainers.stream import Batch
-from trainers.topk_tail import Head, topk_tail
+from softlabels.format.identity import TargetRecord
+from trainers.data.stream import Batch
+from trainers.loss.divergences import DIVERGENCES
+from trainers.loss.losses import DistillLoss
+from trainers.loss.position_weights import WEIGHTS
+from trainers.loss.schedules import LossSchedule
+from trainers.loss.topk_tail import Head, topk_tail
 
 N, D, V = 9, 6, 40
 GRID = (1.0, 2.0, 4.0)

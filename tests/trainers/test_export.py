@@ -11,7 +11,9 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from softlabels.durable import temporary_beside
+from softlabels.core.durable import temporary_beside
+from softlabels.core.folder_record import digest_of
+from softlabels.core.records import canonical
 from softlabels.errors import (
     ConfigError,
     ExportError,
@@ -20,18 +22,16 @@ from softlabels.errors import (
     RunError,
     TokenizerError,
 )
-from softlabels.folder_record import digest_of
 from softlabels.store.reader import open_store
-from softlabels.store.records import canonical
 from tests.fakes import TinyTeacher, build_tiny, write_corpus
 from tests.trainers.exporting import LM, distorted, make_run, make_stores
 from trainers.cli import main
-from trainers.export import export
 from trainers.exports import weights
 from trainers.exports.check import compare, verdict
 from trainers.exports.config import ExportConfig
 from trainers.exports.domains import domain_of, spread
 from trainers.exports.record import read_export
+from trainers.exports.student import export
 from trainers.exports.weights import torch_runner
 from trainers.students import load_student
 

@@ -8,19 +8,19 @@ import numpy as np
 import pytest
 import torch
 
-from softlabels.build import build
+from softlabels.builder.build import build
 from softlabels.store.reader import open_store
 from tests.domains import models
 from tests.domains.test_sequence_classification import config
 from tests.trainers.exporting import fresh, log_softmax
 from tests.trainers.test_export_formats import ASK
-from trainers.config import RunConfig
-from trainers.export import export
+from trainers.data.tasks import Task
 from trainers.exports.config import ExportConfig
 from trainers.exports.sequence_classification import SEQUENCE_CLASSIFICATION as DOMAIN
-from trainers.loop import train
+from trainers.exports.student import export
+from trainers.run.config import RunConfig
+from trainers.run.setup import train
 from trainers.students import load_student
-from trainers.tasks import Task
 
 pytest.importorskip("onnxruntime", reason="needs the extra `onnx`")
 pytest.importorskip("onnxscript", reason="needs the extra `onnx`")

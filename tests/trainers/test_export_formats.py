@@ -25,11 +25,11 @@ from tests.trainers.exporting import (
     make_stores,
 )
 from trainers.evaluation.evaluate import evaluate_run
-from trainers.export import export
 from trainers.exports import FORMATS, onnx_float, onnx_int8
 from trainers.exports.config import ExportConfig
 from trainers.exports.onnx_float import export_onnx
 from trainers.exports.record import read_export
+from trainers.exports.student import export
 from trainers.students import load_student
 
 

@@ -21,8 +21,8 @@ import onnx
 import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
-from softlabels.build import build
-from softlabels.config import BuildConfig
+from softlabels.builder.build import build
+from softlabels.builder.config import BuildConfig
 from softlabels.errors import ConfigError, CorpusError, ExportError, PairingError
 from softlabels.images.recipe import Recipe
 from softlabels.images.sources import open_images
@@ -32,18 +32,18 @@ from tests.domains import pictures
 from tests.trainers.exporting import ROOT, distorted, fresh, log_softmax
 from tests.trainers.test_export_formats import ASK, TORCH_ONLY
 from trainers.cli import main
-from trainers.config import RunConfig
-from trainers.export import export
+from trainers.data.tasks import Task
 from trainers.exports import FORMATS, onnx_float, onnx_int8
 from trainers.exports.config import ExportConfig
 from trainers.exports.convolutions import quantise_kernels
 from trainers.exports.image_classification import IMAGE_CLASSIFICATION as DOMAIN
+from trainers.exports.latency import measure
 from trainers.exports.onnx_float import export_onnx
 from trainers.exports.record import read_export
-from trainers.latency import measure
-from trainers.loop import train
+from trainers.exports.student import export
+from trainers.run.config import RunConfig
+from trainers.run.setup import train
 from trainers.students import load_student, small_cnn
-from trainers.tasks import Task
 
 CNN = "cnn:16x3"
 INT8 = {"onnx-int8": 0.01, "onnx-int8-static": 0.03}

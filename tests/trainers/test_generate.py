@@ -11,17 +11,17 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from softlabels.build import build
-from softlabels.config import BuildConfig
+from softlabels.builder.build import build
+from softlabels.builder.config import BuildConfig
 from softlabels.errors import ConfigError, CorpusError, RunError
 from softlabels.store.reader import open_store
 from softlabels.teachers import TeacherOptions, open_teacher
 from tests.teachers.tiny import VOCAB, write_model, write_texts
 from trainers.cli import main
-from trainers.config import RunConfig
-from trainers.generate import generate
-from trainers.loop import train
-from trainers.sampling import Sampling, draws, pick, sample
+from trainers.generation.sampling import Sampling, draws, pick, sample
+from trainers.generation.texts import generate
+from trainers.run.config import RunConfig
+from trainers.run.setup import train
 from trainers.students import load_student
 
 STUDENT = {

@@ -13,10 +13,10 @@ from softlabels.errors import ConfigError, RunError, TokenizerError
 from tests.fakes import TinyTeacher, build_tiny, write_corpus
 from tests.trainers.test_loop import LLAMA
 from trainers.cli import main
-from trainers.config import RunConfig
-from trainers.ema import Ema
 from trainers.evaluation.evaluate import evaluate_run
-from trainers.loop import train
+from trainers.run.config import RunConfig
+from trainers.run.ema import Ema
+from trainers.run.setup import train
 from trainers.students import make_student
 
 

@@ -13,17 +13,17 @@ import pytest
 import sklearn.metrics
 import torch
 
-from softlabels.build import build
+from softlabels.builder.build import build
+from softlabels.core.rows import UNLABELLED
 from softlabels.errors import ConfigError, RunError
-from softlabels.rows import UNLABELLED
 from softlabels.store.reader import open_store
 from tests.domains import models, test_sequence_classification, test_token_classification
 from tests.fakes import build_tiny, write_corpus
 from tests.trainers.test_loop import LLAMA
-from trainers.config import RunConfig
 from trainers.evaluation.evaluate import evaluate_run
 from trainers.integrations.evaluate import answers
-from trainers.loop import train
+from trainers.run.config import RunConfig
+from trainers.run.setup import train
 
 METRIC = '''
 import datasets

@@ -6,19 +6,19 @@ import shutil
 
 import pytest
 
+from softlabels.core.folder_lock import LOCK, FolderLock
+from softlabels.core.folder_record import RECORD, check_folder, digest_of
+from softlabels.core.records import canonical
 from softlabels.errors import RunError, SoftLabelsError, StoreError
-from softlabels.folder_lock import LOCK, FolderLock
-from softlabels.folder_record import RECORD, check_folder, digest_of
-from softlabels.store.records import canonical
 from tests.fakes import build_tiny, write_corpus
 from tests.trainers.test_run_folder import STUDENT, config_of
 from trainers.evaluation.evaluations import find_assessments, weights_digest
-from trainers.finished import open_finished
-from trainers.loop import train
-from trainers.metrics import Metrics
 from trainers.report.runs import _curves
-from trainers.runs import read_run
-from trainers.summary import summary_of
+from trainers.run.finished import open_finished
+from trainers.run.folder import read_run
+from trainers.run.metrics import Metrics
+from trainers.run.setup import train
+from trainers.run.summary import summary_of
 
 
 @pytest.mark.parametrize("link", ["symlink_to", "hardlink_to"])

@@ -9,9 +9,9 @@ import torch
 
 from softlabels.errors import ConfigError, MissingExtraError
 from tests.fakes import build_tiny, write_corpus
-from trainers.config import RunConfig
-from trainers.kernels import KERNELS, apply_kernels
-from trainers.loop import train
+from trainers.run.config import RunConfig
+from trainers.run.kernels import KERNELS, apply_kernels
+from trainers.run.setup import train
 from trainers.students import make_student
 
 pytest.importorskip("transformers", reason="needs the extra hf")

@@ -15,12 +15,12 @@ pytest.importorskip("onnxscript", reason="needs onnxscript")
 
 from softlabels.errors import ConfigError, IntegrityError, RunError
 from tests.trainers.exporting import ROOT, make_run, make_stores
-from trainers import latency
 from trainers.cli import main
-from trainers.export import export
+from trainers.exports import latency
 from trainers.exports.config import ExportConfig
+from trainers.exports.latency import measure
 from trainers.exports.record import read_export
-from trainers.latency import measure
+from trainers.exports.student import export
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +99,7 @@ import subprocess, sys
 ballast = b"x" * (300 * 2**20)
 print(subprocess.check_output([sys.executable, "-c", sys.argv[1]], text=True))
 """
-    child = "from trainers.latency_worker import peak_bytes; print(peak_bytes())"
+    child = "from trainers.exports.latency_worker import peak_bytes; print(peak_bytes())"
     done = subprocess.run(
         [sys.executable, "-c", code, child],
         capture_output=True,

@@ -14,11 +14,11 @@ from safetensors.torch import load_file
 from softlabels.errors import ConfigError, RunError
 from softlabels.store.reader import open_store
 from tests.fakes import build_tiny, write_corpus
-from trainers.config import RunConfig
-from trainers.learning_rate import learning_rate
-from trainers.length import Length, in_steps
-from trainers.loop import train
-from trainers.mixing import open_stores
+from trainers.data.mixing import open_stores
+from trainers.run.config import RunConfig
+from trainers.run.learning_rate import learning_rate
+from trainers.run.length import Length, in_steps
+from trainers.run.setup import train
 
 pytest.importorskip("transformers")
 

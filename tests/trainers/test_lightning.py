@@ -13,8 +13,8 @@ import torch
 
 from softlabels.errors import ConfigError, PairingError, RunError, TokenizerError
 from tests.fakes import TinyTeacher, build_tiny, write_corpus
-from trainers.losses import DistillLoss
-from trainers.stream import SoftTargetStream
+from trainers.data.stream import SoftTargetStream
+from trainers.loss.losses import DistillLoss
 from trainers.students import make_student
 
 pytest.importorskip("transformers", reason="needs the extra hf")

@@ -15,17 +15,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from softlabels.build import build
-from softlabels.config import BuildConfig
+from softlabels.builder.build import build
+from softlabels.builder.config import BuildConfig
+from softlabels.core.folder_record import RECORD
 from softlabels.errors import ConfigError, PairingError, RunError
-from softlabels.folder_record import RECORD
 from softlabels.teachers import TeacherOptions, open_teacher
 from softlabels.teachers.tokenizer import HFTokenizer
 from tests.domains import models
 from tests.domains.test_sequence_classification import config as classifier_config
 from tests.teachers.tiny import VOCAB, write_model, write_texts
-from trainers.config import RunConfig
-from trainers.loop import train
+from trainers.run.config import RunConfig
+from trainers.run.setup import train
 from trainers.students import load_student
 
 ROOT = Path(__file__).parents[2]

@@ -19,10 +19,10 @@ from safetensors.torch import load_file
 from softlabels.errors import ConfigError, PairingError, RunError, TokenizerError
 from softlabels.store.reader import open_store
 from tests.fakes import TinyTeacher, build_tiny, write_corpus
-from trainers.config import RunConfig
+from trainers.data.stream import SoftTargetStream, collate
 from trainers.evaluation.evaluate import evaluate_run, expected_calibration_error
-from trainers.loop import learning_rate, train
-from trainers.stream import SoftTargetStream, collate
+from trainers.run.config import RunConfig
+from trainers.run.setup import learning_rate, train
 from trainers.students import make_student
 
 LLAMA = {
@@ -347,8 +347,8 @@ def test_the_trainer_imports_no_teacher(ground, tmp_path):
     config = json.dumps(config_of(ground, steps=2).to_dict())
     code = f"""
 import json, sys
-from trainers.config import RunConfig
-from trainers.loop import train
+from trainers.run.config import RunConfig
+from trainers.run.setup import train
 train(RunConfig(**json.loads({config!r})), {str(tmp_path / "run")!r})
 theirs = ("teachers", "teach", "build", "corpora", "estimators", "store.plan", "store.commit")
 bad = [m for m in sys.modules if m.startswith((*(f"softlabels.{{t}}" for t in theirs), "gguf"))]

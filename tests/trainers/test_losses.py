@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 import torch
 
+from softlabels.core.targets import SoftTargets, gaps_from_logp
 from softlabels.errors import ConfigError, PairingError
 from softlabels.estimators import make_estimator
-from softlabels.store.identity import TargetRecord
-from softlabels.targets import SoftTargets, gaps_from_logp
-from trainers.divergences import DIVERGENCES, Shape
-from trainers.losses import DistillLoss, check_pairing
-from trainers.stream import Batch
-from trainers.topk_tail import Head
+from softlabels.format.identity import TargetRecord
+from trainers.data.stream import Batch
+from trainers.loss.divergences import DIVERGENCES, Shape
+from trainers.loss.losses import DistillLoss, check_pairing
+from trainers.loss.topk_tail import Head
 
 N, D, V = 12, 6, 40
 GRID = (1.0, 2.0, 4.0)

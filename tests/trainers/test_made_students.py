@@ -15,12 +15,12 @@ from softlabels.errors import ConfigError, PairingError
 from softlabels.store.reader import open_store
 from tests.fakes import build_tiny, write_corpus
 from trainers.cli import main
-from trainers.config import RunConfig
-from trainers.loop import train
+from trainers.data.tasks import Task
+from trainers.run.config import RunConfig
+from trainers.run.setup import train
 from trainers.students import make_student
 from trainers.students.context import check_context, context_of
 from trainers.students.made import CLOSE, parse_size, shape_of
-from trainers.tasks import Task
 
 pytest.importorskip("transformers")
 

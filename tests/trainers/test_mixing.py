@@ -13,7 +13,7 @@ from softlabels.store.reader import open_store
 from tests.fakes import TinyTeacher, build_tiny, write_corpus
 from tests.trainers.topology import Topology, digest, run
 from trainers import MixedStream, SoftTargetStream
-from trainers.mixing import Pattern, make_stream, parse_stores
+from trainers.data.mixing import Pattern, make_stream, parse_stores
 
 OPTIONS = {"batch_size": 8, "seed": 5, "block_shards": 2}
 

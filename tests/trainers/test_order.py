@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from softlabels.errors import ConfigError
-from trainers.order import RowOrder
+from trainers.data.order import RowOrder
 
 sizes = st.lists(st.integers(1, 9), min_size=1, max_size=25)
 blocks = st.integers(1, 8)

@@ -18,12 +18,12 @@ from softlabels.errors import ConfigError
 from softlabels.store.reader import open_store
 from tests.fakes import build_tiny, write_corpus
 from tests.trainers.test_loop import LLAMA
-from trainers.config import RunConfig
-from trainers.gradients import GradientTree
-from trainers.microbatches import split_batch, widen
-from trainers.parallel import Ranks
-from trainers.stopping import StopRequest
-from trainers.stream import SoftTargetStream
+from trainers.data.microbatches import split_batch, widen
+from trainers.data.stream import SoftTargetStream
+from trainers.run.config import RunConfig
+from trainers.run.gradients import GradientTree
+from trainers.run.reduce import Ranks
+from trainers.run.stopping import StopRequest
 
 ROOT = Path(__file__).parents[2]
 

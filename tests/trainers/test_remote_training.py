@@ -17,9 +17,9 @@ import pytest
 from safetensors.numpy import load_file
 
 from softlabels.errors import RemoteError
-from softlabels.store.manifest import MANIFEST, load_manifest
-from softlabels.store.part import PART
-from softlabels.store.plan import RowDigests
+from softlabels.format.manifest import MANIFEST, load_manifest
+from softlabels.format.part import PART
+from softlabels.making.plan import RowDigests
 from softlabels.store.reader import open_store
 from softlabels.store.remote.cache import CacheOptions
 from softlabels.store.remote.client import Client
@@ -28,9 +28,9 @@ from tests.fakes import build_tiny, write_corpus
 from tests.store.made_up import reseal
 from tests.store.s3 import Proxy, environment, s3_server, upload
 from tests.trainers.test_loop import LLAMA, config_of
-from trainers.dataset import SoftTargetDataset
-from trainers.loop import train
-from trainers.stream import SoftTargetStream
+from trainers.data.dataset import SoftTargetDataset
+from trainers.data.stream import SoftTargetStream
+from trainers.run.setup import train
 
 ROOT = Path(__file__).parents[2]
 

@@ -16,13 +16,13 @@ from softlabels.store.reader import open_store
 from tests.fakes import build_tiny, write_corpus
 from tests.pages import HOSTILE, browser, check_page, look_at
 from trainers.cli import main
-from trainers.config import RunConfig
 from trainers.evaluation.assess import assess_run
 from trainers.evaluation.evaluations import find_assessments, save_assessment
-from trainers.loop import train
 from trainers.report.page import render
 from trainers.report.runs import difference, gather
-from trainers.run_command import run_command_of
+from trainers.run.command import run_command_of
+from trainers.run.config import RunConfig
+from trainers.run.setup import train
 
 LLAMA = {
     "model_type": "llama",

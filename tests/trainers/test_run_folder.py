@@ -9,24 +9,24 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from softlabels.core.folder_lock import LOCK, FolderLock
+from softlabels.core.folder_record import RECORD, check_folder
+from softlabels.core.processes import this_process
+from softlabels.core.records import canonical, seal
 from softlabels.errors import IntegrityError, RunError, StoreError, TokenizerError
-from softlabels.folder_lock import LOCK, FolderLock
-from softlabels.folder_record import RECORD, check_folder
-from softlabels.processes import this_process
-from softlabels.store.manifest import FileRecord, load_manifest
+from softlabels.format.manifest import FileRecord, load_manifest
 from softlabels.store.reader import open_store
-from softlabels.store.records import canonical, seal
 from tests.fakes import TinyTeacher, build_tiny, write_corpus
-from trainers import saved
-from trainers.checkpoint import newest_intact, newest_step
-from trainers.config import RunConfig
-from trainers.ema import Ema
-from trainers.finished import open_finished
-from trainers.loop import train
-from trainers.metrics import Metrics
 from trainers.report.runs import _curves
-from trainers.runs import read_run
-from trainers.step import Gradients
+from trainers.run import saved
+from trainers.run.checkpoint import newest_intact, newest_step
+from trainers.run.config import RunConfig
+from trainers.run.ema import Ema
+from trainers.run.finished import open_finished
+from trainers.run.folder import read_run
+from trainers.run.metrics import Metrics
+from trainers.run.setup import train
+from trainers.run.step import Gradients
 from trainers.students import make_student
 
 STUDENT = {
@@ -193,7 +193,7 @@ def test_only_proven_checkpoints_are_pruned(ground, run):
 
 def test_what_is_written_is_read_back_before_older_checkpoints_go(ground, run, monkeypatch):
     shutil.rmtree(checkpoint(run, 4))
-    from trainers import checkpoint as module
+    from trainers.run import checkpoint as module
 
     def lying(tensors, path):
         save_file(tensors, path)
@@ -490,7 +490,7 @@ def test_the_published_student_is_the_one_in_memory(ground, tmp_path, monkeypatc
 def test_a_student_saved_under_other_names_is_loaded_back(ground, tmp_path):
     from safetensors.torch import save_file
 
-    from trainers.tasks import CAUSAL
+    from trainers.data.tasks import CAUSAL
 
     student = make_student(f"hf-config:{ground / 'student.json'}", seed=0)
     student.save(tmp_path)

@@ -8,8 +8,8 @@ import torch
 from softlabels.errors import IntegrityError, RunError
 from softlabels.store.reader import open_store
 from tests.fakes import build_tiny, write_corpus
-from trainers.loop import split_batch
-from trainers.stream import RowOrder, SoftTargetStream
+from trainers.data.stream import RowOrder, SoftTargetStream
+from trainers.run.setup import split_batch
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from softlabels.errors import RunError
 from tests.fakes import build_tiny, write_corpus
 from trainers.cli import main
-from trainers.summary import summary_of
+from trainers.run.summary import summary_of
 
 pytest.importorskip("transformers")
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from trainers.topk_tail import Head, topk_tail
+from trainers.loss.topk_tail import Head, topk_tail
 
 
 def dense(hidden, weight, bias, ids, kept, labels, t, softcap, scale):

@@ -14,9 +14,9 @@ import torch
 
 from softlabels.errors import ConfigError, PairingError, TokenizerError
 from tests.fakes import TinyTeacher, build_tiny, write_corpus
-from trainers.loop import split_batch
-from trainers.losses import DistillLoss
-from trainers.stream import SoftTargetStream
+from trainers.data.stream import SoftTargetStream
+from trainers.loss.losses import DistillLoss
+from trainers.run.setup import split_batch
 from trainers.students import Student, make_student
 
 transformers = pytest.importorskip("transformers", reason="needs the extra hf")

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 
 from softlabels.errors import ConfigError, IntegrityError, RunError
-from softlabels.store.manifest import MANIFEST, load_manifest
+from softlabels.format.manifest import MANIFEST, load_manifest
 from softlabels.store.signing import sign_store
 from tests.fakes import build_tiny, write_corpus
 from tests.store.keys import write_pair
 from tests.store.made_up import reseal
-from trainers.config import RunConfig
-from trainers.loop import train
+from trainers.run.config import RunConfig
+from trainers.run.setup import train
 
 pytest.importorskip("model_signing", reason="needs the extra `sign`")
 

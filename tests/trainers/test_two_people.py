@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from softlabels.store.manifest import MANIFEST, load_manifest
-from softlabels.store.part import PART
+from softlabels.format.manifest import MANIFEST, load_manifest
+from softlabels.format.part import PART
 from tests.fakes import write_corpus
 from tests.store.made_up import reseal
 from tests.store.s3 import Proxy, s3_server

@@ -16,13 +16,13 @@ from softlabels.errors import ConfigError, PairingError, RunError, TokenizerErro
 from softlabels.store.reader import open_store
 from tests.fakes import TinyTeacher, build_tiny, write_corpus
 from tests.trainers.test_loop import LLAMA
-from trainers.config import RunConfig
+from trainers.data.stream import SoftTargetStream, collate
 from trainers.evaluation.evaluate import evaluate_run
-from trainers.loop import train
-from trainers.losses import DistillLoss
-from trainers.stream import SoftTargetStream, collate
+from trainers.loss.losses import DistillLoss
+from trainers.loss.topk_tail import Head
+from trainers.run.config import RunConfig
+from trainers.run.setup import train
 from trainers.students import make_student
-from trainers.topk_tail import Head
 
 TEXT_IDS = 257  # the tokenizer's; the teacher's head is padded to 300
 

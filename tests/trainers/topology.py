@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch.utils.data import DataLoader
 
-from softlabels.targets import SoftTargets
-from trainers.batch import Batch
-from trainers.dataset import SoftTargetDataset
-from trainers.stream import SoftTargetStream
+from softlabels.core.targets import SoftTargets
+from trainers.data.batch import Batch
+from trainers.data.dataset import SoftTargetDataset
+from trainers.data.stream import SoftTargetStream
 
 
 class Topology(NamedTuple):

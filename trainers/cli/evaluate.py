@@ -7,8 +7,8 @@ from pathlib import Path
 import click
 import msgspec
 
-from softlabels.options import Command, Seed
-from softlabels.terminal import Bar, LocalPath, StorePlace, emit, json_option
+from softlabels.cli.options import Command, Seed
+from softlabels.cli.terminal import Bar, LocalPath, StorePlace, emit, json_option
 from trainers.cli.evaluation_text import evaluation_text
 
 __all__ = ["eval_command"]

@@ -6,7 +6,7 @@ import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from softlabels.printable import printable
+from softlabels.core.printable import printable
 
 if TYPE_CHECKING:
     from trainers.evaluation.evaluations import Assessment, Cells, Group

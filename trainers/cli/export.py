@@ -8,8 +8,8 @@ from typing import Any
 import click
 import msgspec
 
-from softlabels.options import Command, config_options
-from softlabels.terminal import Bar, LocalPath, emit, json_option
+from softlabels.cli.options import Command, config_options
+from softlabels.cli.terminal import Bar, LocalPath, emit, json_option
 from trainers.exports.config import ExportConfig
 
 __all__ = ["export_command"]
@@ -32,7 +32,7 @@ def export_command(run: Path, out: Path, as_json: bool, **flags: Any) -> None:
       softtrain export run --format onnx-int8 --heldout heldout --out student-int8
     """
     config = ExportConfig.from_flags(flags)
-    from trainers.export import export
+    from trainers.exports.student import export
 
     with Bar() as bar:
         record = export(run, out, config, bar)

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import click
 
-from softlabels.options import Command, Seed
-from softlabels.terminal import Bar, LocalPath, emit, json_option
+from softlabels.cli.options import Command, Seed
+from softlabels.cli.terminal import Bar, LocalPath, emit, json_option
 
 __all__ = ["generate_command"]
 
@@ -104,8 +104,8 @@ def generate_command(
       softtrain generate run --prompts store --limit 1000 --out own.parquet
       softlabels build --teacher hf:teacher --corpus ids:own.parquet --out own-store
     """
-    from trainers.generate import generate
-    from trainers.sampling import Sampling
+    from trainers.generation.sampling import Sampling
+    from trainers.generation.texts import generate
 
     sampling = Sampling(
         temperature=temperature, top_p=top_p, max_new_tokens=max_new_tokens, seed=seed

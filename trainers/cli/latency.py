@@ -9,8 +9,8 @@ from typing import Any
 
 import click
 
-from softlabels.options import Command
-from softlabels.terminal import Bar, LocalPath, emit, json_option
+from softlabels.cli.options import Command
+from softlabels.cli.terminal import Bar, LocalPath, emit, json_option
 
 __all__ = ["latency_command"]
 
@@ -76,7 +76,7 @@ def latency_command(
     Example:
       softtrain latency run student-int8 --teacher hf:models/teacher --store heldout
     """
-    from trainers.latency import ENGINES, measure
+    from trainers.exports.latency import ENGINES, measure
 
     with Bar() as bar:
         bar.stage("convert", None, "models")

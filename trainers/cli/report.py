@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from softlabels.options import Command
-from softlabels.terminal import Bar, LocalPath, emit, json_option
+from softlabels.cli.options import Command
+from softlabels.cli.terminal import Bar, LocalPath, emit, json_option
 
 if TYPE_CHECKING:
     from trainers.evaluation.evaluations import Assessment

@@ -8,10 +8,10 @@ from typing import Any
 
 import click
 
-from softlabels.options import Command, config_options
-from softlabels.settings import out_from
-from softlabels.terminal import Bar, LocalPath, emit, json_option
-from trainers.config import RunConfig
+from softlabels.cli.options import Command, config_options
+from softlabels.cli.terminal import Bar, LocalPath, emit, json_option
+from softlabels.core.settings import out_from
+from trainers.run.config import RunConfig
 
 __all__ = ["run_command"]
 
@@ -71,10 +71,10 @@ def run_command(
     config = RunConfig.from_sources(config_file, flags)
     out = out_from(config_file, out)
     from trainers.evaluation.forgetting import read_forgetting
-    from trainers.loop import train
-    from trainers.parallel import is_first
-    from trainers.summary import read_config, summary_of, summary_text
-    from trainers.vocabulary import read_dropped
+    from trainers.run.reduce import is_first
+    from trainers.run.setup import train
+    from trainers.run.summary import read_config, summary_of, summary_text
+    from trainers.run.vocabulary import read_dropped
 
     begun = time.monotonic()
     with Bar(quiet=not is_first()) as bar:

@@ -7,11 +7,11 @@ from typing import Any
 
 import click
 
+from softlabels.cli.options import Command, Seed
+from softlabels.cli.terminal import Bar, LocalPath, StorePlace, emit, json_option
+from softlabels.core.folder_record import seal_folder
+from softlabels.core.folders import filling, publish_folder
 from softlabels.errors import ConfigError
-from softlabels.folder_record import seal_folder
-from softlabels.folders import filling, publish_folder
-from softlabels.options import Command, Seed
-from softlabels.terminal import Bar, LocalPath, StorePlace, emit, json_option
 
 __all__ = ["student_command"]
 
@@ -67,9 +67,9 @@ def student_command(
     if out.exists():
         raise ConfigError(f"--out {out}: is there already; choose another")
     from softlabels.store.reader import open_store
+    from trainers.data.tasks import CAUSAL, Task
     from trainers.students import check_tokenizer, check_vocab, make_student
     from trainers.students.context import check_context, context_of
-    from trainers.tasks import CAUSAL, Task
 
     spec = spec if spec is not None else f"new:{params}"
     store = None if like is None else open_store(like)

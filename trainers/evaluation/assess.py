@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 import softlabels
-from softlabels.rows import Row
+from softlabels.core.rows import Row
 from softlabels.store.reader import Store
-from softlabels.token_text import TokenText
+from softlabels.store.token_text import TokenText
 from trainers.evaluation import blind_spots, groups
 from trainers.evaluation.calibration import BINS, Bins, reliability
 from trainers.evaluation.evaluate import Evaluation, open_run, summarise
@@ -32,7 +32,7 @@ from trainers.evaluation.evaluations import (
 from trainers.evaluation.measure import Measured, measure
 from trainers.evaluation.resampling import bootstrap
 from trainers.evaluation.scores import FEW_CLASSES, row_sums, scores
-from trainers.finished import WEIGHTS
+from trainers.run.finished import WEIGHTS
 
 __all__ = ["assess_run"]
 

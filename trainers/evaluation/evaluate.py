@@ -11,12 +11,12 @@ from torch import Tensor
 
 from softlabels.errors import RunError
 from softlabels.store.reader import Store, open_store
+from trainers.data.tasks import Task, check_pixels
 from trainers.evaluation.calibration import BINS, reliability
 from trainers.evaluation.measure import Measured, measure
 from trainers.evaluation.scores import macro_f1, row_sums, scores
-from trainers.finished import open_finished
+from trainers.run.finished import open_finished
 from trainers.students import Student, load_student
-from trainers.tasks import Task, check_pixels
 
 __all__ = [
     "Evaluation",
@@ -62,7 +62,7 @@ class Evaluation(NamedTuple):
     teacher_accuracy: float | None
     teacher_ece: float | None
     dropped: dict[str, Any] | None = None
-    """What the view dropped of the teacher's mass (`softlabels.views.Dropped`); None without one."""
+    """What the view dropped of the teacher's mass (`softlabels.core.views.Dropped`); None without one."""
 
 
 def expected_calibration_error(confidence: Tensor, correct: Tensor, bins: int = BINS) -> float:

@@ -14,9 +14,9 @@ from typing import Annotated, Any
 
 import msgspec
 
-from softlabels.durable import is_temporary, replace
+from softlabels.core.durable import is_temporary, replace
+from softlabels.core.records import regular_size
 from softlabels.errors import RunError, StoreError
-from softlabels.store.records import regular_size
 
 __all__ = [
     "FOLDER",

@@ -16,12 +16,12 @@ import torch
 from softlabels.errors import ConfigError, RunError
 from softlabels.store.reader import Store
 from softlabels.store.remote.cache import CacheOptions
+from trainers.data.tasks import Task
 from trainers.evaluation.evaluate import Evaluation, evaluate
 from trainers.evaluation.evaluations import weights_digest
 from trainers.evaluation.heldout import open_heldout
-from trainers.json_file import write_json
+from trainers.run.json_file import write_json
 from trainers.students import Student, load_student
-from trainers.tasks import Task
 
 __all__ = ["Forgetting", "open_watched", "read_forgetting"]
 

@@ -11,9 +11,9 @@ import torch
 from softlabels.errors import RunError, TokenizerError
 from softlabels.store.reader import Store, open_store
 from softlabels.store.remote.cache import CacheOptions
+from trainers.data.tasks import check_pixels
 from trainers.evaluation.evaluate import Evaluation, evaluate
 from trainers.students import Student
-from trainers.tasks import check_pixels
 
 __all__ = ["HeldOut", "open_heldout"]
 

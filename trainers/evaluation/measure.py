@@ -13,17 +13,17 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from softlabels.devices import choose
+from softlabels.core.devices import choose
+from softlabels.core.rows import UNLABELLED, Row
+from softlabels.core.targets import UNBIASED, SoftTargets
 from softlabels.errors import RunError
-from softlabels.rows import UNLABELLED, Row
+from softlabels.format.shard import StoredRow
 from softlabels.store.reader import Store
-from softlabels.store.shard import StoredRow
-from softlabels.targets import UNBIASED, SoftTargets
-from trainers.batch import Batch, collate
-from trainers.position_weights import teacher_bins
+from trainers.data.batch import Batch, collate
+from trainers.loss.position_weights import teacher_bins
+from trainers.loss.topk_tail import Head, chunk_rows, head_logits, topk_tail
 from trainers.students import Student, check_vocab
 from trainers.students.context import check_context
-from trainers.topk_tail import Head, chunk_rows, head_logits, topk_tail
 
 __all__ = ["Measured", "acceptance", "measure"]
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from softlabels.registry import Registry
+from softlabels.core.registry import Registry
 
 if TYPE_CHECKING:
     from trainers.exports.formats import Format

@@ -17,7 +17,7 @@ from trainers.exports.domains import Example, Laid
 from trainers.exports.texts import Texts, text_example
 
 if TYPE_CHECKING:
-    from softlabels.rows import Row
+    from softlabels.core.rows import Row
     from softlabels.store.reader import Store
 
 __all__ = ["CAUSAL_LM", "CausalLM"]

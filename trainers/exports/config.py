@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from softlabels.core.settings import check_at_least, from_sources
 from softlabels.errors import ConfigError
-from softlabels.settings import check_at_least, from_sources
 from trainers.exports import FORMATS
 
 __all__ = ["ExportConfig"]

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from softlabels.core.registry import Registry
 from softlabels.errors import ConfigError
-from softlabels.registry import Registry
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from trainers.tasks import LOADERS
+from trainers.data.tasks import LOADERS
 
 __all__ = ["Origin", "of_transformers"]
 

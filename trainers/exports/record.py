@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from softlabels.core.folder_record import Seal, SealedRecord, read_seal
+from softlabels.core.records import Record
 from softlabels.errors import FormatError, RunError
-from softlabels.folder_record import Seal, SealedRecord, read_seal
-from softlabels.store.records import Record
 
 __all__ = [
     "EXPORT",

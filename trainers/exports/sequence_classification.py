@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from softlabels.rows import UNLABELLED
+from softlabels.core.rows import UNLABELLED
 from trainers.exports.domains import Example, Laid
 from trainers.exports.texts import Texts, text_example
 

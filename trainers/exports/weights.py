@@ -28,8 +28,8 @@ def torch_runner(folder: Path, domain: Domain, threads: int | None) -> Runner:
     """The model of a folder in PyTorch, float32."""
     import torch
 
+    from trainers.data.tasks import Task
     from trainers.students import load_student
-    from trainers.tasks import Task
 
     if threads is not None:
         torch.set_num_threads(threads)

@@ -13,10 +13,10 @@ from __future__ import annotations
 import warnings
 
 from softlabels.store.reader import Store
-from trainers.losses import DistillLoss
+from trainers.loss.losses import DistillLoss
+from trainers.run.vocabulary import renumbers
 from trainers.students import Student, check_tokenizer, check_vocab
 from trainers.students.context import check_context
-from trainers.vocabulary import renumbers
 
 __all__ = ["check_fit"]
 

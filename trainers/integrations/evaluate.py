@@ -20,11 +20,11 @@ import torch
 
 from softlabels.errors import ConfigError, RunError
 from softlabels.store.reader import Store
-from trainers.batch import collate
+from trainers.data.batch import collate
 from trainers.evaluation.evaluate import open_run
 from trainers.evaluation.measure import measure
+from trainers.loss.topk_tail import head_logits
 from trainers.students import Student
-from trainers.topk_tail import head_logits
 
 __all__ = ["Answers", "answers"]
 

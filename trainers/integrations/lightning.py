@@ -14,10 +14,10 @@ from typing import Any
 import torch
 
 from softlabels.errors import ConfigError, MissingExtraError
+from trainers.data.stream import SoftTargetStream
 from trainers.integrations import check_fit
 from trainers.integrations.steps import StepPart, step_parts
-from trainers.losses import DistillLoss
-from trainers.stream import SoftTargetStream
+from trainers.loss.losses import DistillLoss
 from trainers.students import Student
 
 try:

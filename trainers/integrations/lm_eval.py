@@ -15,8 +15,8 @@ from typing import Any, NoReturn
 import torch
 
 from softlabels.errors import ConfigError, MissingExtraError, PairingError, SoftLabelsError
-from trainers.finished import WEIGHTS, open_finished
-from trainers.prompts import Words
+from trainers.generation.prompts import Words
+from trainers.run.finished import WEIGHTS, open_finished
 
 __all__ = ["SoftTrainLM"]
 

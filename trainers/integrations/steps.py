@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from softlabels.errors import ConfigError
-from trainers.loop import split_batch
-from trainers.stream import Batch, SoftTargetStream
+from trainers.data.stream import Batch, SoftTargetStream
+from trainers.run.setup import split_batch
 
 __all__ = ["StepPart", "step_parts"]
 

@@ -19,7 +19,7 @@ from softlabels.errors import ConfigError, MissingExtraError
 from trainers.integrations import check_fit
 from trainers.integrations.head_input import head_input
 from trainers.integrations.rows import EpochSampler, StoreRows, collate_rows
-from trainers.losses import DistillLoss
+from trainers.loss.losses import DistillLoss
 from trainers.students import Student
 
 try:

@@ -12,14 +12,14 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from softlabels.durable import error_number
+from softlabels.core.durable import error_number
+from softlabels.core.records import read_file
 from softlabels.errors import RunError, SoftLabelsError
-from softlabels.store.manifest import Manifest, load_manifest
-from softlabels.store.records import read_file
+from softlabels.format.manifest import Manifest, load_manifest
 from trainers.evaluation.evaluations import Assessment, Interval, find_assessments, weights_digest
 from trainers.evaluation.resampling import bootstrap
-from trainers.run_command import run_command_of
-from trainers.run_record import read_run_record
+from trainers.run.command import run_command_of
+from trainers.run.record import read_run_record
 
 __all__ = [
     "Difference",

@@ -7,10 +7,10 @@ from typing import Annotated
 
 import msgspec
 
+from softlabels.core.records import regular_size
 from softlabels.errors import ConfigError
 from softlabels.report.html import Child, Markup
 from softlabels.report.page import section, table
-from softlabels.store.records import regular_size
 
 __all__ = ["Speed", "read_speed", "speed"]
 
@@ -19,7 +19,7 @@ LARGEST_BYTES = 2**24
 
 
 class Figure(msgspec.Struct, frozen=True, kw_only=True):
-    """Of `trainers.latency.Figures`, what is shown; bytes, and wall seconds of one call at batch 1."""
+    """Of `trainers.exports.latency.Figures`, what is shown; bytes, and wall seconds of one call at batch 1."""
 
     name: str
     engine: str

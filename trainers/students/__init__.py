@@ -3,7 +3,7 @@
     new:SIZE                   from scratch, made to fit the store, see `made.py`
     hf-config:FILE             from scratch, weights drawn from the run's seed
     layers-of:PATH?keep=0,2,4  some layers of a model, with its embeddings, final norm and head
-    hf:PATH                    a student saved earlier, or any model that is here (`softlabels/local_model.py`)
+    hf:PATH                    a student saved earlier, or any model that is here (`softlabels/core/local_model.py`)
     cnn:, timm:, torchvision:  of images, see `images.py`
 
 A store's domain decides what kind of model that is: a causal LM, or an encoder with a head over the store's classes
@@ -19,12 +19,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from softlabels.core.registry import Registry, split_spec
 from softlabels.errors import PairingError, TokenizerError
-from softlabels.registry import Registry, split_spec
 from softlabels.store.reader import Store
-from trainers.stream import Batch
-from trainers.tasks import CAUSAL, Task
-from trainers.topk_tail import Head
+from trainers.data.stream import Batch
+from trainers.data.tasks import CAUSAL, Task
+from trainers.loss.topk_tail import Head
 
 __all__ = [
     "STUDENTS",

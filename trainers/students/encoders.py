@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from softlabels.errors import ConfigError
-from trainers.batch import Batch
+from trainers.data.batch import Batch
+from trainers.loss.topk_tail import Head
 from trainers.students import Student
-from trainers.topk_tail import Head
 
 __all__ = ["EncoderStudent", "class_head", "token_head"]
 

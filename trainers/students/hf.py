@@ -14,12 +14,12 @@ from urllib.parse import parse_qsl
 import torch
 from torch import Tensor
 
+from softlabels.core.local_model import find_model, load_weights, loading, offline_transformers
 from softlabels.errors import ConfigError
-from softlabels.local_model import find_model, load_weights, loading, offline_transformers
+from trainers.data.tasks import CAUSAL, LOADERS, Task
 from trainers.students import Student
 from trainers.students.encoders import EncoderStudent, class_head, token_head
 from trainers.students.images import HFImageStudent, load_saved, saved_spec
-from trainers.tasks import CAUSAL, LOADERS, Task
 
 __all__ = ["drawn", "from_config", "from_folder", "from_layers"]
 

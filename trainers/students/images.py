@@ -22,10 +22,10 @@ from torch import Tensor, nn
 
 from softlabels.domains.image_classification import NAME
 from softlabels.errors import ConfigError, MissingExtraError
-from trainers.batch import Batch
+from trainers.data.batch import Batch
+from trainers.data.tasks import CAUSAL, Task
 from trainers.students.cnn import make_cnn
 from trainers.students.encoders import EncoderStudent, class_head
-from trainers.tasks import CAUSAL, Task
 
 __all__ = [
     "HFImageStudent",

@@ -18,10 +18,10 @@ import math
 import re
 from typing import Any, NamedTuple
 
+from softlabels.core.local_model import offline_transformers
 from softlabels.errors import ConfigError
-from softlabels.local_model import offline_transformers
+from trainers.data.tasks import CAUSAL, TOKENS, Task
 from trainers.students import Student
-from trainers.tasks import CAUSAL, TOKENS, Task
 
 __all__ = ["Shape", "config_of", "from_size", "parse_size", "shape_of"]
 

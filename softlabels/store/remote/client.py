@@ -19,9 +19,9 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
+from softlabels.core.records import RECORD_LIMIT
 from softlabels.errors import IntegrityError, MissingExtraError, RemoteError, SoftLabelsError
-from softlabels.store.files import Address
-from softlabels.store.records import RECORD_LIMIT
+from softlabels.format.files import Address
 from softlabels.store.remote.addresses import check_address, open_address, open_web
 from softlabels.store.remote.cache import Cancelled
 from softlabels.store.remote.web import RangesIgnored, Web, WebFailure

@@ -12,9 +12,9 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import BinaryIO
 
+from softlabels.core.records import FILE_LIMIT, RECORD_LIMIT
 from softlabels.errors import FormatError, IntegrityError, RemoteError
-from softlabels.store.files import Address, LocalFiles, Recorded, StoreFiles
-from softlabels.store.records import FILE_LIMIT, RECORD_LIMIT
+from softlabels.format.files import Address, LocalFiles, Recorded, StoreFiles
 from softlabels.store.remote.cache import CacheOptions, Cancelled, FileCache
 from softlabels.store.remote.client import Client
 

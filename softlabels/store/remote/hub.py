@@ -21,7 +21,7 @@ from softlabels.errors import (
     RemoteError,
     StoreError,
 )
-from softlabels.store.manifest import MANIFEST, SIGNATURE, Manifest, load_manifest
+from softlabels.format.manifest import MANIFEST, SIGNATURE, Manifest, load_manifest
 from softlabels.store.remote.addresses import hub_place
 from softlabels.store.remote.push import Progress, shareable
 from softlabels.store.remote.transfer import Transfer, check_grown

@@ -22,22 +22,8 @@ from itertools import accumulate
 from pathlib import Path
 from typing import BinaryIO
 
-from softlabels.durable import is_temporary, make_folder, publish, replace, sweep, sync_folder
-from softlabels.errors import ConfigError, IntegrityError, StoreError
-from softlabels.store.counting import Counting
-from softlabels.store.demand import Demand, read_vouched
-from softlabels.store.files import LocalFiles, Recorded
-from softlabels.store.manifest import (
-    MANIFEST,
-    SIGNATURE,
-    Manifest,
-    Plan,
-    load_manifest,
-)
-from softlabels.store.part import PART, Part, part_digest
-from softlabels.store.plan import PLAN
-from softlabels.store.reader import Store, check_known
-from softlabels.store.records import (
+from softlabels.core.durable import is_temporary, make_folder, publish, replace, sweep, sync_folder
+from softlabels.core.records import (
     FORMAT,
     FORMAT_VERSION,
     RECORD_LIMIT,
@@ -45,6 +31,20 @@ from softlabels.store.records import (
     read_record,
     seal,
 )
+from softlabels.errors import ConfigError, IntegrityError, StoreError
+from softlabels.format.files import LocalFiles, Recorded
+from softlabels.format.manifest import (
+    MANIFEST,
+    SIGNATURE,
+    Manifest,
+    Plan,
+    load_manifest,
+)
+from softlabels.format.part import PART, Part, part_digest
+from softlabels.making.plan import PLAN
+from softlabels.store.counting import Counting
+from softlabels.store.demand import Demand, read_vouched
+from softlabels.store.reader import Store, check_known
 from softlabels.store.remote.cache import CacheOptions
 from softlabels.store.remote.client import Client
 from softlabels.store.remote.files import RemoteFiles

@@ -19,13 +19,13 @@ from pathlib import Path
 from secrets import token_hex
 from typing import BinaryIO, cast
 
+from softlabels.core.records import RECORD_LIMIT
 from softlabels.errors import ConfigError, FormatError, IntegrityError, RemoteError, StoreError
-from softlabels.store.files import LocalFiles
-from softlabels.store.licences import require_spdx
-from softlabels.store.manifest import MANIFEST, SIGNATURE, Manifest, load_manifest, read_manifest
-from softlabels.store.part import refuse_part
-from softlabels.store.plan import PLAN
-from softlabels.store.records import RECORD_LIMIT
+from softlabels.format.files import LocalFiles
+from softlabels.format.manifest import MANIFEST, SIGNATURE, Manifest, load_manifest, read_manifest
+from softlabels.format.part import refuse_part
+from softlabels.making.licences import require_spdx
+from softlabels.making.plan import PLAN
 from softlabels.store.remote.addresses import writable
 from softlabels.store.remote.client import Client
 from softlabels.store.remote.files import RemoteFiles

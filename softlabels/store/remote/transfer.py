@@ -9,11 +9,11 @@ from typing import TypeVar
 
 import msgspec
 
+from softlabels.core.records import parse_record
 from softlabels.errors import IntegrityError
-from softlabels.store.files import StoreFiles
-from softlabels.store.manifest import Commit, Manifest, Plan
-from softlabels.store.plan import PLAN
-from softlabels.store.records import parse_record
+from softlabels.format.files import StoreFiles
+from softlabels.format.manifest import Commit, Manifest, Plan
+from softlabels.making.plan import PLAN
 
 __all__ = [
     "Transfer",

@@ -1,0 +1,255 @@
+"""What a build is asked for: a frozen dataclass, from flags, from TOML, or from Python."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+from softlabels.core.settings import Group, check_at_least, from_sources
+from softlabels.errors import ConfigError
+from softlabels.format.identity import LARGEST_VIEW, ROWS_LIMIT
+
+__all__ = ["BuildConfig"]
+T = TypeVar("T")
+Teacher = Annotated[T, Group("Teacher")]
+Corpus = Annotated[T, Group("Corpus")]
+Targets = Annotated[T, Group("Targets")]
+Views = Annotated[T, Group("Masks and views")]
+Files = Annotated[T, Group("Files")]
+Devices = Annotated[T, Group("Device and memory")]
+
+
+VIEWED = ("masked-lm", "image-classification")
+"""Domains in which a text or an image may be taught in several views."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildConfig:
+    """One build: teacher, corpus, what to keep, how to run."""
+
+    teacher: Teacher[tuple[str, ...] | str]
+    """`hf:PATH`, `onnx:FILE`, `py:MODULE.FUNCTION`, `vllm:PATH`, `openai:URL`; several, as `hf:PATH=WEIGHT`, are
+    averaged."""
+    corpus: Corpus[tuple[str, ...]]
+    """`text:GLOB`, `jsonl:GLOB`, `parquet:GLOB#COLUMN`, `dataset:PATH#COLUMN`, `ids:GLOB`; a path alone goes by its
+    suffix (`book.txt`, `chats.jsonl`, a folder of such files). Records are texts, conversations, prompts with
+    completions; see docs/corpora.md. Of images `images:FOLDER`, `image-parquet:GLOB`, `arrays:FILE`, `idx:PREFIX`.
+    Several are taken in order."""
+    domain: Corpus[str] = "causal-lm"
+    """What is taught: `causal-lm`, `masked-lm`, `sequence-classification`, `token-classification` or
+    `image-classification`."""
+    augment: Views[str | None] = None
+    """How views differ from their image, e.g. `crop:4,flip,colour:0.2,mixup:0.2`; see docs/vision.md."""
+    image_size: Views[int | None] = None
+    """Pixels of an image's side as the teacher sees it; default the teacher's own."""
+    check_every: Views[int | None] = None
+    """Views for each one that carries a check of its pixels; default 16. 1 checks all, for 0.9 bytes more each."""
+    truncate: Corpus[bool] = False
+    """Cut texts that are longer than a row, and count them, rather than refuse them, where a text is one row."""
+    average: Teacher[str] = "probs"
+    """What to average over several teachers: their `probs` or their `logits`."""
+    estimator: Targets[str] = "sampled"
+    """What to keep of each distribution: `sampled`, `topk`, `topp`, `rs` or `dense`."""
+    k: Targets[int] = 12
+    """Ids kept at each position; the most for `topp`, the draws for `rs`, all V for `dense`."""
+    top_p: Targets[float | None] = None
+    """Mass to reach with the fewest ids, for `topp`."""
+    min_k: Targets[int | None] = None
+    """Fewest ids to keep at a position, for `topp`; default 1."""
+    temperature: Targets[tuple[float, ...]] = (1.0,)
+    """Temperatures at which the store is exact (topk, topp, dense) or unbiased (sampled, rs: one)."""
+    seq_len: Corpus[int] = 512
+    """Tokens in a row, at most."""
+    shard_rows: Files[int] = 256
+    """Rows in a shard. A killed builder loses at most two: one being taught, one being written."""
+    limit_rows: Corpus[int | None] = None
+    """Stop after this many rows of the corpus."""
+    profile: Files[str] = "open"
+    """`open`: plain columns that other tools read; `packed`: about half the bytes."""
+    container: Files[str] = "parquet"
+    """`parquet` or `zarr`."""
+    values: Files[str | None] = None
+    """Codec of the stored numbers: `float16`, `float32`, or, packed, `nat8` to `nat64`: log-probabilities
+    within 1/16 to 1/128 nat. Default: float16 if open; packed, nat16 (nat8 takes a top-50 from 82 to 76 bytes a
+    position), or nat8 of a sample, whose rounding is unbiased."""
+    dictionary: Files[str] = "auto"
+    """Dictionary of ids of a packed store: `auto` trains one on the first 200,000 positions, where it pays; `none`; or
+    the path of one, or of a store that has one."""
+    positions: Targets[str | None] = None
+    """Which positions get a soft target: `random:SHARE`, or `entropy:SHARE` (of each row the least certain); the
+    others are hard-label only. Default: all do."""
+    seed: Targets[int] = 0
+    """Seed of random estimators, of `--positions random:…` and of masks."""
+    mask_share: Views[float | None] = None
+    """Share of a text's tokens that are hidden, for `masked-lm`; default 0.15."""
+    mask_targets: Views[str | None] = None
+    """Where targets are, for `masked-lm`: `masked`, at the hidden tokens (default), or `attended`, at all tokens."""
+    hidden: Targets[str | None] = None
+    """Keep the teacher's last hidden states as well, as `int8` or `float16`, for `masked-lm`."""
+    position_summary: Targets[bool] = True
+    """Keep the label's exact log-probability, the teacher's entropy and its likeliest id: up to 3 bytes a position."""
+    views: Views[int] = 1
+    """Masked views of each text, or augmented views of each image."""
+    skip_empty: Corpus[bool] = False
+    """Leave empty documents out (and count them) rather than refuse them."""
+    licence: Corpus[str] = "unknown"
+    """Licence of the stored targets, as an SPDX expression if there is one; recorded, not interpreted."""
+    device: Devices[str] = "auto"
+    """Where the teacher runs: `auto`, `cpu`, `cuda` or `cuda:N`."""
+    dtype: Devices[str] = "auto"
+    """Precision of the teacher's body: `auto`, `float32`, `bfloat16` or `float16`; its head computes in float32."""
+    batch_tokens: Devices[int] = 2048
+    """Tokens in one forward pass of the teacher, padding included."""
+    head_mib: Devices[int | None] = None
+    """MiB of logits that exist at a time; default 16 on a CPU, 256 on a GPU."""
+
+    def __post_init__(self) -> None:
+        from softlabels.codecs import CODECS, make_codec  # NumPy, which --help can do without
+        from softlabels.core.positions import PositionRule
+        from softlabels.domains import DOMAINS
+        from softlabels.estimators import ESTIMATORS
+        from softlabels.format.encoding import CONTAINERS, PROFILES
+
+        if not isinstance(self.teacher, str) and len(self.teacher) == 1:
+            object.__setattr__(self, "teacher", self.teacher[0])
+        if not self.teacher:
+            raise ConfigError("--teacher: give at least one")
+        if self.average not in ("probs", "logits"):
+            raise ConfigError(f"--average {self.average!r}: expected probs or logits")
+        if self.average != "probs" and isinstance(self.teacher, str):
+            raise ConfigError(f"--average {self.average}: belongs to several --teacher")
+        if not self.corpus:
+            raise ConfigError("--corpus: give at least one")
+        if not self.of_images:
+            from softlabels.corpora import named
+
+            object.__setattr__(self, "corpus", tuple(named(self.corpus)))
+        check_at_least(
+            self,
+            seq_len=2,
+            shard_rows=1,
+            batch_tokens=1,
+            limit_rows=1,
+            head_mib=1,
+            views=1,
+            seed=0,
+            image_size=1,
+            check_every=1,
+        )
+        for flag, name, known in (
+            ("--domain", self.domain, tuple(DOMAINS)),
+            ("--estimator", self.estimator, ESTIMATORS.names()),
+            ("--values", self.stored_values, CODECS.names()),
+            ("--profile", self.profile, PROFILES),
+            ("--container", self.container, CONTAINERS),
+        ):
+            if name not in known:  # before the teacher is loaded
+                raise ConfigError(f"{flag} {name!r}: expected one of {', '.join(known)}")
+        if (self.top_p is not None or self.min_k is not None) and self.estimator != "topp":
+            raise ConfigError("--top-p and --min-k belong to --estimator topp")
+        if self.estimator == "topp" and self.top_p is None:
+            raise ConfigError(
+                "--top-p is missing: --estimator topp keeps the fewest ids that reach it"
+            )
+        if self.profile != "packed" and self.dictionary not in ("auto", "none"):
+            raise ConfigError(f"--dictionary {self.dictionary}: belongs to --profile packed")
+        if self.positions is not None:
+            PositionRule.parse(self.positions)
+        self._check_masking()
+        self._check_images()
+        for flag, value, most in (
+            ("shard-rows", self.shard_rows, ROWS_LIMIT),
+            ("image-size", self.image_size or 1, LARGEST_VIEW),
+        ):
+            if value > most:
+                raise ConfigError(f"--{flag} {value}: expected at most {most}")
+        if self.seed >= 2**63:
+            raise ConfigError(f"--seed {self.seed}: expected less than 2**63")
+        if self.profile == "open" and not make_codec(self.stored_values).plain:
+            raise ConfigError(
+                f"--values {self.values}: the profile 'open' holds float16 or float32; use --profile packed"
+            )
+
+    def _check_masking(self) -> None:
+        from softlabels.codecs.hidden import HIDDEN_CODECS
+        from softlabels.domains.masking import TARGETS
+
+        if self.hidden is not None and self.domain != "masked-lm":
+            raise ConfigError(
+                f"--hidden {self.hidden}: belongs to --domain masked-lm, not to {self.domain}"
+            )
+        if self.hidden not in (None, *HIDDEN_CODECS):
+            raise ConfigError(
+                f"--hidden {self.hidden!r}: expected one of {', '.join(HIDDEN_CODECS)}"
+            )
+        given = self.mask_share is not None or self.mask_targets is not None
+        if given and self.domain != "masked-lm":
+            raise ConfigError(
+                f"--mask-share and --mask-targets belong to --domain masked-lm, not to {self.domain}"
+            )
+        if self.views > 1 and self.domain not in VIEWED:
+            raise ConfigError(
+                f"--views {self.views}: belongs to --domain {' or '.join(VIEWED)}, not to {self.domain}"
+            )
+        if self.mask_share is not None and not 0 < self.mask_share <= 1:
+            raise ConfigError(
+                f"--mask-share {self.mask_share}: expected a share above 0 and at most 1"
+            )
+        if self.mask_targets not in (None, *TARGETS):
+            raise ConfigError(
+                f"--mask-targets {self.mask_targets!r}: expected one of {', '.join(TARGETS)}"
+            )
+        if self.views >= 2**31:
+            raise ConfigError(f"--views {self.views}: expected less than 2**31")
+
+    @property
+    def of_images(self) -> bool:
+        """Whether rows are views of images."""
+        return self.domain == "image-classification"
+
+    @property
+    def row_tokens(self) -> int:
+        """Tokens in a row, at most; an image counts as one."""
+        return 1 if self.of_images else self.seq_len
+
+    def _check_images(self) -> None:
+        from softlabels.images.recipe import Recipe
+
+        given = any(x is not None for x in (self.augment, self.image_size, self.check_every))
+        if given and not self.of_images:
+            raise ConfigError(
+                "--augment, --image-size and --check-every belong to --domain image-classification"
+            )
+        if self.of_images and self.views > 1 and not Recipe.parse(self.augment or "").random:
+            raise ConfigError(
+                f"--views {self.views}: all views of an image are the same without an --augment that draws something"
+            )
+
+    @classmethod
+    def from_sources(cls, toml: Path | None, flags: Mapping[str, Any]) -> BuildConfig:
+        """Flags over TOML over defaults; see `softlabels.core.settings`."""
+        return from_sources(cls, toml, flags, required=("teacher", "corpus"))
+
+    @property
+    def stored_values(self) -> str:
+        """Codec of the stored numbers."""
+        from softlabels.core.targets import UNBIASED
+
+        if self.values is not None:
+            return self.values
+        if self.profile != "packed":
+            return "float16"
+        return "nat8" if self.estimator in UNBIASED else "nat16"
+
+    @property
+    def estimator_parameters(self) -> dict[str, Any]:
+        """What the estimator is made from."""
+        given = {"k": self.k, "temperatures": tuple(sorted(self.temperature))}
+        given |= {"top_p": self.top_p} if self.top_p is not None else {}
+        return given | ({"min_k": self.min_k} if self.min_k is not None else {})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as TOML would hold them."""
+        return asdict(self)

@@ -1,0 +1,50 @@
+"""The `softlabels` command."""
+
+from __future__ import annotations
+
+import click
+
+import softlabels
+from softlabels.cli.build import build_command
+from softlabels.cli.card import card_command
+from softlabels.cli.demo import demo_command
+from softlabels.cli.inspect import inspect_command
+from softlabels.cli.interchange import export_command, import_command
+from softlabels.cli.measure import measure_command
+from softlabels.cli.merge import append_command, merge_command
+from softlabels.cli.repair import repair_command
+from softlabels.cli.report import report_command
+from softlabels.cli.share import pull_command, push_command
+from softlabels.cli.sign import sign_command
+from softlabels.cli.subset import convert_command, diff_command, subset_command, view_command
+from softlabels.cli.terminal import Commands
+from softlabels.cli.verify import verify_command
+
+__all__ = ["main"]
+
+
+@click.group(cls=Commands)
+@click.version_option(softlabels.__version__, prog_name="softlabels")
+def main() -> None:
+    """Run a teacher once; keep its soft targets in a store that many students can train from."""
+
+
+main.add_command(demo_command)
+main.add_command(build_command)
+main.add_command(inspect_command)
+main.add_command(verify_command)
+main.add_command(repair_command)
+main.add_command(push_command)
+main.add_command(pull_command)
+main.add_command(measure_command)
+main.add_command(import_command)
+main.add_command(export_command)
+main.add_command(card_command)
+main.add_command(sign_command)
+main.add_command(merge_command)
+main.add_command(append_command)
+main.add_command(subset_command)
+main.add_command(view_command)
+main.add_command(convert_command)
+main.add_command(diff_command)
+main.add_command(report_command)

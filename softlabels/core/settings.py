@@ -1,0 +1,163 @@
+"""Frozen config dataclasses from flags, TOML or Python: one reader for builder and trainer."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from softlabels.errors import ConfigError
+
+__all__ = [
+    "LOCAL_ONLY",
+    "OUT",
+    "Group",
+    "check_at_least",
+    "from_sources",
+    "in_store",
+    "out_from",
+    "read_toml",
+]
+
+C = TypeVar("C")
+
+OUT = "out"
+"""Key of a config file that is the command's own and no part of what is recorded: where it writes."""
+LOCAL_ONLY = "this is written to, or changed, in a local folder only; `softlabels push` and `pull` copy a store"
+
+
+@dataclass(frozen=True)
+class Group:
+    """Marks a config's field (`Annotated[T, Group("Loss")]`): the heading under which `--help` shows its flag."""
+
+    heading: str
+
+
+def read_toml(toml: Path) -> dict[str, Any]:
+    """The keys of a config file.
+
+    Raises:
+        ConfigError: it cannot be read, or is not TOML; with line and column.
+    """
+    try:
+        return tomllib.loads(toml.read_text(encoding="utf-8"))
+    except OSError as e:
+        raise ConfigError(f"{toml}: {e.strerror}") from e
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as e:
+        raise ConfigError(f"{toml}: not TOML: {e}") from e
+
+
+def out_from(toml: Path | None, flag: Path | None) -> Path:
+    """Where a command writes: `--out`, or the key `out` of the config file.
+
+    Raises:
+        ConfigError: neither is given, or the key is no local path, or one in a store.
+    """
+    if flag is not None:
+        return flag
+    value = None if toml is None else read_toml(toml).get(OUT)
+    if value is None:
+        raise ConfigError("--out is missing (or 'out' in the config file)")
+    if not isinstance(value, str) or not value:
+        raise ConfigError(f"{toml}: key 'out': {value!r}, expected the path of a folder")
+    if "://" in value:
+        raise ConfigError(f"{toml}: key 'out': {value!r}: {LOCAL_ONLY}")
+    if trouble := in_store(Path(value)):
+        raise ConfigError(f"{toml}: key 'out': {trouble}")
+    return Path(value)
+
+
+def in_store(out: Path) -> str | None:
+    """Why not to write to a place, if it lies in a store: there it would be no part of it, and `verify` reports it."""
+    for folder in out.absolute().resolve().parents:
+        if any(_is_record(folder / name) for name in ("plan.json", "manifest.json")):
+            return f"{out}: lies in the store {folder}; choose a place outside of it"
+    return None
+
+
+def _is_record(path: Path) -> bool:
+    from softlabels.core.records import FORMAT
+
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=_Named).format == FORMAT
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return False
+
+
+class _Named(msgspec.Struct):
+    format: str
+
+
+def from_sources(
+    cls: type[C],
+    toml: Path | None,
+    flags: Mapping[str, Any],
+    *,
+    required: Sequence[str],
+    either: Sequence[tuple[str, str]] = (),
+) -> C:
+    """Flags over TOML over defaults; a flag that is None or empty was not given.
+
+    Args:
+        cls: the config's class.
+        toml: a file of its fields.
+        flags: values of its fields.
+        required: fields that must be given.
+        either: pairs of fields that say one thing in two ways; a flag for one also wins over a file's other.
+
+    Raises:
+        ConfigError: unreadable TOML, an unknown key, a wrong type, a missing field, both fields of a pair, an
+            impossible value; what is wrong in the file is said with its name and the key.
+    """
+    known = list(cls.__dataclass_fields__)  # type: ignore[attr-defined]
+    written = {} if toml is None else read_toml(toml)
+    written.pop(OUT, None)
+    for name in sorted(written.keys() - known):
+        near = get_close_matches(name.replace("-", "_").lower(), known, n=1)
+        meant = f"did you mean {near[0]!r}?" if near else f"known: {', '.join([OUT, *known])}"
+        raise ConfigError(f"{toml}: unknown key {name!r}; {meant}")
+    given = {k: v for k, v in flags.items() if v is not None and v != ()}
+    for one, other in [*either, *((b, a) for a, b in either)]:
+        if one in given:
+            written.pop(other, None)
+    values = written | given
+    for one, other in either:
+        if one in values and other in values:
+            raise ConfigError(f"--{one} and --{other} say the same in two ways; give one")
+    for name in required:
+        if name not in values:
+            flag = name.replace("_", "-")
+            raise ConfigError(f"--{flag} is missing (or {name!r} in the config file)")
+    try:
+        return msgspec.convert(values, cls)
+    except msgspec.ValidationError as e:
+        if isinstance(e.__cause__, ConfigError):  # from __post_init__: it names the flag
+            raise _placed(e.__cause__, toml, written.keys() - given) from None
+        what, _, where = str(e).replace("array", "list").partition(" - at `$.")
+        key = re.split(r"[`.\[]", where)[0]
+        raise ConfigError(f"{toml or 'config'}: key {key!r}: {what[:1].lower()}{what[1:]}") from e
+
+
+def _placed(error: ConfigError, toml: Path | None, keys: Set[str]) -> ConfigError:
+    """The error of a field's value; where the value is from the file, with the file and the key."""
+    named = re.match(r"--([a-z0-9-]+)", str(error))
+    key = named[1].replace("-", "_") if named else None
+    return ConfigError(f"{toml}: key {key!r}: {error}") if key in keys else error
+
+
+def check_at_least(config: object, **lowest: int) -> None:
+    """Refuse whole numbers below their lowest; None passes.
+
+    Raises:
+        ConfigError: names the flag.
+    """
+    for name, low in lowest.items():
+        value = getattr(config, name)
+        if value is not None and value < low:
+            raise ConfigError(f"--{name.replace('_', '-')} {value}: expected at least {low}")

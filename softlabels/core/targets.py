@@ -1,0 +1,316 @@
+"""What the teacher said, in memory: the sparse distribution at each of N positions.
+
+A target is independent of how it is stored and sums to one at every temperature by construction.
+Two things are kept for each position:
+
+- gaps `g_k = z_max - z_k >= 0` of the kept ids to the largest kept logit (a temperature is only a
+  division of gaps), and
+- for each temperature T of the grid the tail's log-odds
+  `lambda_T = log(mass outside the kept set at T) - log(mass inside)`, measured over the whole
+  vocabulary when the store was built.
+
+Hence `p_k = sigmoid(-lambda_T) * softmax(-g / T)_k` and `tail = sigmoid(lambda_T)`. At a T outside the
+grid nothing can be said about the tail, so nothing is: `PairingError`.
+
+A `sampled` target is an unbiased estimate at its one temperature: the "gaps" are those of its log
+weights, already at that temperature, and there is no tail (`lambda = -inf`).
+
+Shapes: N positions, K kept ids (the longest kept set; shorter ones are padded), V vocabulary, G
+temperatures of the grid.
+
+A position may be *hard-label only*: learnt from its label, without a soft target. It keeps no id and all
+its log-odds are `+inf`, so the formulas above give it no probability and a tail of 1. `soft` says which are not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from softlabels.core.summary import Summary
+from softlabels.errors import PairingError, TargetError
+
+__all__ = ["LARGEST_GRID", "UNBIASED", "SoftTargets", "gaps_from_logp"]
+
+Float32 = npt.NDArray[np.float32]
+Int32 = npt.NDArray[np.int32]
+
+LARGEST_GRID = 1024
+"""Temperatures of a store, at most."""
+UNBIASED = frozenset({"sampled", "rs"})
+"""Estimators whose kept set is a random sample: weights at one temperature, never a tail."""
+
+
+def gaps_from_logp(logp: Float32) -> Float32:
+    """Gaps `[N, K]` to the largest entry of each row; `-inf` (not kept) becomes `+inf`.
+
+    An all-`-inf` row has no largest entry and gives NaN, which `SoftTargets` refuses.
+    """
+    with np.errstate(invalid="ignore"):
+        gaps: Float32 = logp.max(axis=1, keepdims=True, initial=-np.inf) - logp
+    return gaps.astype(np.float32, copy=False)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SoftTargets:
+    """The teacher's sparse distributions at N positions."""
+
+    ids: Int32
+    """`[N, K] int32`, unique among the kept ids of a row. A padded slot repeats the row's first id (any, if none is
+    kept)."""
+    gaps: Float32
+    """`[N, K] float32`, nats; `+inf` marks a slot that is not kept. At least one 0 in each row that keeps any."""
+    log_odds: Float32
+    """`[N, G] float32`, nats; `-inf` where nothing lies outside the kept set; `+inf` in a row that keeps none."""
+    temperatures: tuple[float, ...]
+    """The grid, in the order of `log_odds`' columns."""
+    vocab_size: int
+    """V."""
+    estimator: str
+    """What the kept set is: `topk`, `sampled`, …"""
+    hidden: Float32 | None = None
+    """`[N, D] float32`: what the teacher's last layer gave, where a store keeps it."""
+    summary: Summary | None = None
+    """Of each position what the teacher's whole distribution says, where a store keeps it; of positions without a
+    soft target, too."""
+
+    def __post_init__(self) -> None:
+        shape = self.ids.shape
+        if len(shape) != 2 or self.gaps.shape != shape or self.log_odds.ndim != 2:
+            raise TargetError(
+                f"targets: ids {shape}, gaps {self.gaps.shape} and log_odds {self.log_odds.shape} "
+                "must be [N, K], [N, K] and [N, G]"
+            )
+        if self.log_odds.shape != (shape[0], len(self.temperatures)):
+            raise TargetError(
+                f"targets: log_odds is {self.log_odds.shape}, expected "
+                f"({shape[0]}, {len(self.temperatures)}) for the grid {list(self.temperatures)}"
+            )
+        if self.hidden is not None and (self.hidden.ndim != 2 or len(self.hidden) != shape[0]):
+            raise TargetError(
+                f"targets: hidden is {self.hidden.shape}, expected [N, D] with N = {shape[0]}"
+            )
+        if self.summary is not None and self.summary.n != shape[0]:
+            raise TargetError(f"targets: summary is of {self.summary.n} positions, not {shape[0]}")
+
+    # -- checking ---------------------------------------------------------------------------------
+
+    def validate(self, *, where: str = "targets", unique: bool = True) -> None:
+        """Check every invariant that a file could break; `unique=False` leaves out the one that sorts.
+
+        Raises:
+            TargetError: names `where`, the position and the value.
+        """
+        if self.n == 0:
+            return
+        if self.summary is not None:
+            self.summary.validate(self.vocab_size, where=where)
+        hard: npt.NDArray[np.bool_] = np.asarray(np.isposinf(self.log_odds).all(axis=1))
+        if hard.any():
+            hard &= ~self.soft
+        if self.k == 0:
+            if not hard.all():
+                raise TargetError(
+                    f"{where}: the kept set is empty at every position; expected at least one id, or "
+                    "log-odds of +inf at each temperature (hard label only)"
+                )
+            return
+        # The extremes first: they are found ten times as fast as where they lie.
+        if self.ids.min() < 0 or self.ids.max() >= self.vocab_size:
+            self._refuse(
+                where,
+                (self.ids < 0) | (self.ids >= self.vocab_size),
+                self.ids,
+                f"an id outside 0..{self.vocab_size - 1}",
+            )
+        if not self.gaps.min() >= 0:
+            self._refuse(
+                where,
+                np.isnan(self.gaps) | (self.gaps < 0),
+                self.gaps,
+                "a gap that is negative or NaN, or an empty kept set",
+            )
+        self._refuse(where, np.isnan(self.log_odds), self.log_odds, "NaN for the tail's log-odds")
+        self._refuse(
+            where,
+            np.isposinf(self.log_odds) & ~hard[:, None],
+            self.log_odds,
+            "a kept set without any mass",
+        )
+        if self.gaps[:, 0].any():  # else the first is the smallest
+            smallest = self.gaps.min(axis=1, keepdims=True)
+            wrong = (smallest != 0) & ~hard[:, None]
+            self._refuse(where, wrong, smallest, "a kept set whose smallest gap is not 0")
+        if not unique:
+            return
+        order = np.where(self.kept, self.ids, -1 - np.arange(self.k, dtype=np.int64)[None, :])
+        order.sort(axis=1)
+        twice = order[:, 1:] == order[:, :-1]
+        self._refuse(where, twice, order[:, 1:], "an id kept twice")
+
+    def _refuse(
+        self, where: str, bad: npt.NDArray[np.bool_], values: npt.NDArray[np.generic], what: str
+    ) -> None:
+        if bad.any():
+            position, slot = np.argwhere(bad)[0]
+            raise TargetError(
+                f"{where}: position {position} has {what} (found {values[position, slot]})"
+            )
+
+    # -- sizes ------------------------------------------------------------------------------------
+
+    @property
+    def n(self) -> int:
+        """N, the number of positions."""
+        return int(self.ids.shape[0])
+
+    @property
+    def k(self) -> int:
+        """K, the longest kept set."""
+        return int(self.ids.shape[1])
+
+    def __len__(self) -> int:
+        return self.n
+
+    @property
+    def kept(self) -> npt.NDArray[np.bool_]:
+        """`[N, K]`: False where a slot is padding."""
+        return np.isfinite(self.gaps)
+
+    @property
+    def soft(self) -> npt.NDArray[np.bool_]:
+        """`[N]`: False where a position is hard-label only: it keeps no id."""
+        return np.asarray(self.kept.any(axis=1))
+
+    # -- probabilities ----------------------------------------------------------------------------
+
+    def grid_index(self, temperature: float) -> int:
+        """Column of `temperature` in the grid.
+
+        Raises:
+            PairingError: it isn't there, and cannot be recovered from a truncated head.
+        """
+        for i, t in enumerate(self.temperatures):
+            if t == temperature:
+                return i
+        grid = ", ".join(f"{t:g}" for t in self.temperatures)
+        raise PairingError(
+            f"temperature {temperature:g} is not in the store's grid ({grid}), and the mass outside the kept "
+            f"ids at another temperature cannot be recovered; use one of the grid, or build a store with "
+            f"--temperature {temperature:g}"
+        )
+
+    def log_probs(self, temperature: float) -> Float32:
+        """Log-probabilities `[N, K] float32` of the kept ids at T; `-inf` in padded slots and without a soft target.
+
+        For an unbiased estimator these are log weights, which sum to one like probabilities.
+        """
+        odds = self.log_odds[:, self.grid_index(temperature)]
+        scale = 1.0 if self.estimator in UNBIASED else temperature
+        scores: Float32 = -self.gaps / np.float32(scale)
+        total = np.exp(scores).sum(axis=1)  # the largest score is 0: no overflow
+        log_norm = np.log(np.where(total > 0, total, np.float32(1)))  # 0: hard label only
+        scores -= log_norm[:, None]
+        scores -= np.logaddexp(np.float32(0), odds)[:, None]
+        return scores
+
+    def probs(self, temperature: float) -> Float32:
+        """Probabilities `[N, K] float32` of the kept ids at T; 0 in padded slots."""
+        return np.exp(self.log_probs(temperature))
+
+    @property
+    def logp(self) -> Float32:
+        """`log_probs(1.0)`."""
+        return self.log_probs(1.0)
+
+    def tail(self, temperature: float) -> Float32:
+        """Mass `[N] float32` outside the kept set at T; 1 where nothing is kept."""
+        odds = self.log_odds[:, self.grid_index(temperature)]
+        return np.exp(-np.logaddexp(np.float32(0.0), -odds)).astype(np.float32, copy=False)
+
+    def dense(self, temperature: float) -> Float32:
+        """`[N, V] float32`, rows summing to one: the tail is spread evenly over the ids not kept.
+
+        Only the kept entries and the sum of the others are known; this is for looking and for small C. Of a
+        position without a soft target nothing is known: its row is even.
+        """
+        outside = self.vocab_size - self.kept.sum(axis=1)
+        tail = self.tail(temperature)
+        each = np.divide(tail, outside, out=np.zeros_like(tail), where=outside > 0)
+        out = np.repeat(each[:, None], self.vocab_size, axis=1)
+        rows, slots = np.nonzero(self.kept)
+        out[rows, self.ids[rows, slots]] = self.probs(temperature)[rows, slots]
+        return out
+
+    # -- changing ---------------------------------------------------------------------------------
+
+    def hard_label_only(self, where: npt.NDArray[np.bool_]) -> SoftTargets:
+        """The same targets, without distributions at the positions `where [N]`; their summary stays."""
+        return replace(
+            self,
+            gaps=np.where(where[:, None], np.float32(np.inf), self.gaps),
+            log_odds=np.where(where[:, None], np.float32(np.inf), self.log_odds),
+        )
+
+    # -- joining ----------------------------------------------------------------------------------
+
+    def __getitem__(self, index: slice | npt.NDArray[np.generic]) -> SoftTargets:
+        return SoftTargets(
+            ids=self.ids[index],
+            gaps=self.gaps[index],
+            log_odds=self.log_odds[index],
+            temperatures=self.temperatures,
+            vocab_size=self.vocab_size,
+            estimator=self.estimator,
+            hidden=None if self.hidden is None else self.hidden[index],
+            summary=None if self.summary is None else self.summary[index],
+        )
+
+    @staticmethod
+    def concatenate(parts: Sequence[SoftTargets]) -> SoftTargets:
+        """Stack positions; a shorter kept set is padded by repeating its first id, marked not kept.
+
+        Raises:
+            TargetError: the parts differ in grid, vocabulary, estimator or width of hidden states, or some have
+                summaries.
+        """
+        first = parts[0]
+        states = [p.hidden for p in parts if p.hidden is not None]
+        summaries = [p.summary for p in parts if p.summary is not None]
+        facts = {
+            (
+                p.temperatures,
+                p.vocab_size,
+                p.estimator,
+                0 if p.hidden is None else p.hidden.shape[1],
+                p.summary is None,
+            )
+            for p in parts
+        }
+        if len(facts) != 1:
+            raise TargetError(
+                f"targets of different stores cannot be stacked: {sorted(map(str, facts))}"
+            )
+        k = max(p.k for p in parts)
+        ids, gaps = [], []
+        for p in parts:
+            short = k - p.k
+            first_id = p.ids[:, :1] if p.k else np.zeros((p.n, 1), np.int32)
+            ids.append(
+                p.ids if not short else np.hstack([p.ids, np.repeat(first_id, short, axis=1)])
+            )
+            fill = np.full((p.n, short), np.inf, np.float32)
+            gaps.append(p.gaps if not short else np.hstack([p.gaps, fill]))
+        return SoftTargets(
+            ids=np.concatenate(ids),
+            gaps=np.concatenate(gaps),
+            log_odds=np.concatenate([p.log_odds for p in parts]),
+            temperatures=first.temperatures,
+            vocab_size=first.vocab_size,
+            estimator=first.estimator,
+            hidden=np.concatenate(states) if states else None,
+            summary=Summary.concatenate(summaries) if summaries else None,
+        )

@@ -1,0 +1,1 @@
+"""Kinds of files that hold a shard's columns."""

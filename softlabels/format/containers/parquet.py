@@ -1,0 +1,266 @@
+"""Container `parquet`: one file, every page with its checksum.
+
+Columns become Parquet columns, one-level lists among them. Streams become a table of `stream`, `entries`
+and `data`, a record for each: they are coded already, and any Parquet reader still lists them.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from softlabels.codecs.streams import Stream
+from softlabels.errors import IntegrityError, TargetError
+from softlabels.format.columns import DECODED_LIMIT, Column, Expected, Facts
+from softlabels.format.footer import Declared, declared_columns, footer_length
+
+__all__ = [
+    "column_bytes",
+    "read_columns",
+    "read_facts",
+    "read_streams",
+    "suffix",
+    "write_columns",
+    "write_streams",
+]
+
+suffix = "parquet"
+ZSTD_LEVEL = 3
+DICTIONARY = {"segment_lengths", "kept", "entropy", "top"}
+SPLIT = {"input_ids", "ids", "logp"}
+"""Columns that are smallest with a dictionary, and with BYTE_STREAM_SPLIT."""
+SLACK = 2**16
+"""Bytes by which the streams of a file may exceed its size: names, and counts."""
+
+
+def _write(table: pa.Table, facts: Facts, **how: Any) -> bytes:
+    sink = io.BytesIO()
+    with pq.ParquetWriter(
+        sink, table.schema, write_page_checksum=True, store_schema=False, **how
+    ) as writer:
+        writer.write_table(table, row_group_size=max(len(table), 1))
+        # Not as the schema's metadata: that is left out together with the Arrow schema.
+        writer.add_key_value_metadata(dict(facts))
+    return sink.getvalue()
+
+
+def column_bytes(path: Path) -> dict[str, int]:
+    """Compressed bytes of each column of one file, from its footer alone.
+
+    Raises:
+        IntegrityError: not a Parquet file.
+    """
+    try:
+        footer = pq.read_metadata(path)
+    except (pa.ArrowInvalid, OSError) as e:
+        raise IntegrityError(f"{path}: its footer cannot be read ({e}); copy it again") from e
+    total: dict[str, int] = {}
+    for g in range(footer.num_row_groups):
+        group = footer.row_group(g)
+        for c in range(group.num_columns):
+            column = group.column(c)
+            name = column.path_in_schema.partition(".")[0]
+            total[name] = total.get(name, 0) + column.total_compressed_size
+    return total
+
+
+# -- columns --------------------------------------------------------------------------------------
+
+
+def write_columns(columns: Mapping[str, Column], facts: Facts) -> bytes:
+    """One Parquet row for each record, in one row group."""
+
+    def _split(name: str) -> bool:
+        """Not of FLOAT16, where it saves 0.2 % (`sampled`) to 5 % (`topk`), and DuckDB does not read it."""
+        return name in SPLIT and columns[name].values.dtype != np.float16
+
+    arrays = {name: _array(column) for name, column in columns.items()}
+    # Fields that cannot be null need no levels to say that none is, and decode a fifth faster.
+    schema = pa.schema(
+        [pa.field(name, array.type, nullable=False) for name, array in arrays.items()]
+    )
+    table = pa.table(list(arrays.values()), schema=schema)
+    if table.nbytes > DECODED_LIMIT:
+        raise TargetError(
+            f"a shard of {len(table)} rows takes {table.nbytes} bytes, more than the {DECODED_LIMIT} that a reader "
+            "accepts; lower --shard-rows"
+        )
+    return _write(
+        table,
+        facts,
+        compression="zstd",
+        compression_level=ZSTD_LEVEL,
+        use_dictionary=[f"{c}.list.element" for c in columns if c in DICTIONARY],
+        column_encoding={f"{c}.list.element": "BYTE_STREAM_SPLIT" for c in columns if _split(c)},
+        write_page_index=True,
+    )
+
+
+def _array(column: Column) -> pa.Array:
+    values = column.values
+    if values.ndim == 2:
+        width = values.shape[1]
+        data = pa.py_buffer(np.ascontiguousarray(values))
+        return pa.Array.from_buffers(pa.binary(width), len(values), [None, data])
+    if column.offsets is None:
+        return pa.array(values)
+    array = pa.array(values)
+    kind = pa.list_(pa.field("element", array.type, nullable=False))
+    return pa.ListArray.from_arrays(pa.array(column.offsets.astype(np.int32)), array, type=kind)
+
+
+def read_columns(
+    data: bytes, expected: Mapping[str, Expected], *, records: int | None, where: str
+) -> dict[str, Column]:
+    """Decode the expected columns; others are left alone.
+
+    Raises:
+        IntegrityError: not Parquet, a bad page checksum, a column missing or of another type, or one
+            that declares more than it should hold.
+    """
+    num_rows, declared = _declared(data, where)
+    if records is not None and num_rows != records:
+        raise IntegrityError(
+            f"{where}: holds {num_rows} rows, expected {records}; copy it again from its source"
+        )
+    for name, about in expected.items():
+        entries = declared[name].entries if name in declared else 0
+        if (
+            about.most is not None and entries > about.most + num_rows
+        ):  # an empty list counts as one
+            raise IntegrityError(
+                f"{where}: column {name!r} declares {entries} entries, at most {about.most} fit the manifest; not "
+                "decoded. Copy it again from a source that you trust"
+            )
+    size = sum(declared[name].bytes for name in expected if name in declared)
+    if size > DECODED_LIMIT:
+        raise IntegrityError(
+            f"{where}: would decode to {size} bytes, more than the {DECODED_LIMIT} that a shard may hold; not decoded"
+        )
+    table = _read(data, list(expected), where)
+    return {name: _column(table, name, about, where) for name, about in expected.items()}
+
+
+def _declared(data: bytes, where: str) -> tuple[int, dict[str, Declared]]:
+    try:
+        return declared_columns(data)
+    except ValueError as e:
+        raise IntegrityError(f"{where}: not a readable Parquet file ({e})") from e
+
+
+def _open(data: bytes, where: str) -> pq.ParquetFile:
+    try:
+        return pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
+    except (pa.ArrowException, OSError, ValueError) as e:  # ValueError: a name that is not UTF-8
+        raise IntegrityError(f"{where}: not a readable Parquet file ({e})") from e
+
+
+def _read(data: bytes, names: list[str], where: str) -> pa.Table:
+    file = _open(data, where)
+    for name in names:
+        if (times := file.schema_arrow.names.count(name)) != 1:
+            raise IntegrityError(f"{where}: has {times or 'no'} column {name!r}, expected one")
+    try:
+        return file.read(columns=names, use_threads=False).combine_chunks()
+    except (pa.ArrowException, OSError) as e:
+        raise IntegrityError(f"{where}: cannot be decoded, its bytes were altered ({e})") from e
+
+
+def _column(table: pa.Table, name: str, expected: Expected, where: str) -> Column:
+    """Values and offsets of a column, without copying what need not be."""
+    chunk = table.column(name).combine_chunks()
+    chunk = chunk.chunk(0) if isinstance(chunk, pa.ChunkedArray) else chunk
+    nulls = chunk.null_count
+    if expected.listed and pa.types.is_list(chunk.type):
+        nulls += chunk.values.null_count
+    if nulls or pa.types.is_list(chunk.type) != expected.listed:
+        want = "full lists" if expected.listed else "one value for each row"
+        raise IntegrityError(
+            f"{where}: column {name!r} is {chunk.type} or holds nulls; expected {want}"
+        )
+    if expected.width is not None:
+        if chunk.type != pa.binary(expected.width):
+            raise IntegrityError(
+                f"{where}: column {name!r} holds {chunk.type}, expected {expected.width} bytes each"
+            )
+        size = len(chunk) * expected.width
+        raw = np.frombuffer(chunk.buffers()[1], np.uint8, size, chunk.offset * expected.width)
+        return Column(values=raw.reshape(len(chunk), expected.width))
+    offsets = None
+    if expected.listed:
+        ends = chunk.offsets.to_numpy().astype(np.int64)
+        chunk, offsets = chunk.values[ends[0] : ends[-1]], ends - ends[0]
+    values = chunk.to_numpy(zero_copy_only=False)
+    if values.dtype != expected.dtype:
+        raise IntegrityError(
+            f"{where}: column {name!r} holds {values.dtype}, expected {expected.dtype}"
+        )
+    return Column(values=values, offsets=offsets)
+
+
+# -- streams --------------------------------------------------------------------------------------
+
+
+def write_streams(streams: Mapping[str, Stream], facts: Facts) -> bytes:
+    """One Parquet row for each stream; nothing is compressed again."""
+    table = pa.table(
+        {
+            "stream": pa.array(list(streams), pa.string()),
+            "entries": pa.array([s.entries for s in streams.values()], pa.int64()),
+            "data": pa.array([s.data for s in streams.values()], pa.binary()),
+        }
+    )
+    return _write(table, facts, compression="none", use_dictionary=False, write_statistics=False)
+
+
+def read_streams(data: bytes, *, where: str) -> dict[str, Stream]:
+    """The streams, by name.
+
+    Raises:
+        IntegrityError: not Parquet, a bad page checksum, or another table.
+    """
+    _, declared = _declared(data, where)
+    if (size := sum(column.bytes for column in declared.values())) > len(data) + SLACK:
+        raise IntegrityError(
+            f"{where}: would decode to {size} bytes, more than its own {len(data)}: streams are not compressed; not "
+            "decoded"
+        )
+    if not all(declared[name].plain for name in ("stream", "data") if name in declared):
+        raise IntegrityError(
+            f"{where}: its streams are coded once more, with a dictionary or as differences, so a few bytes may stand "
+            "for gigabytes; not decoded. Write them with the encoding PLAIN"
+        )
+    table = _read(data, ["stream", "entries", "data"], where)
+    types = [pa.string(), pa.int64(), pa.binary()]
+    columns = [table.column(i) for i in range(3)]
+    if [c.type for c in columns] != types or any(c.null_count for c in columns):
+        raise IntegrityError(f"{where}: {table.schema.types} or nulls; expected {types}")
+    try:
+        names, entries = columns[0].to_pylist(), columns[1].to_pylist()
+    except UnicodeDecodeError as e:
+        raise IntegrityError(f"{where}: the name of a stream is not UTF-8") from e
+    if len(set(names)) != len(names) or min(entries, default=0) < 0:
+        raise IntegrityError(f"{where}: a stream is there twice, or has less than no entries")
+    return {
+        name: Stream(entries=n, data=value.as_py())
+        for name, n, value in zip(names, entries, columns[2], strict=True)
+    }
+
+
+def read_facts(data: bytes, *, where: str) -> dict[str, str]:
+    """The footer's keys that begin with `softlabels.`."""
+    try:
+        footer_length(data)
+    except ValueError as e:
+        raise IntegrityError(f"{where}: not a readable Parquet file ({e})") from e
+    found = _open(data, where).metadata.metadata or {}
+    try:
+        return {k.decode(): v.decode() for k, v in found.items() if k.startswith(b"softlabels.")}
+    except UnicodeDecodeError as e:
+        raise IntegrityError(f"{where}: its footer holds a key that is not UTF-8") from e

@@ -1,0 +1,244 @@
+"""A shard as the bytes of its file, and back: profile and container put together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from importlib import import_module
+from typing import cast
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from softlabels.codecs.codebook import Codebook
+from softlabels.core.targets import SoftTargets
+from softlabels.errors import IntegrityError
+from softlabels.format import packed, plain
+from softlabels.format.columns import Container, Expected
+from softlabels.format.identity import LARGEST, OPEN_PARTS, OPEN_TARGETS, Identity
+from softlabels.format.manifest import Numbering, Statistics
+from softlabels.format.shard import Shard
+from softlabels.format.summaries import same_summary
+
+__all__ = [
+    "CONTAINERS",
+    "PROFILES",
+    "READABLE",
+    "FindDictionary",
+    "check_round_trip",
+    "container_of",
+    "decode_shard",
+    "dictionary_of",
+    "encode_shard",
+    "input_digests",
+    "read_statistics",
+]
+
+STATISTICS = "softlabels.statistics"
+DICTIONARY = "softlabels.dictionary"
+PROFILES = ("open", "packed")
+"""What a build can make."""
+READABLE = (*PROFILES, OPEN_PARTS, OPEN_TARGETS)
+CONTAINERS: Mapping[str, str] = {
+    "parquet": "softlabels.format.containers.parquet",
+    "zarr": "softlabels.format.containers.zarr",
+}
+"""Name and module."""
+
+FindDictionary = Callable[[str], Codebook]
+"""Gives the dictionary of a sha256."""
+
+
+def container_of(identity: Identity) -> Container:
+    """The module that reads and writes the files of a store."""
+    return cast(Container, import_module(CONTAINERS[identity.encoding.container]))
+
+
+def encode_shard(
+    shard: Shard,
+    identity: Identity,
+    statistics: Statistics,
+    *,
+    dictionary: Codebook | None = None,
+) -> bytes:
+    """The bytes of a shard's file. Equal shards give equal bytes with one version of the libraries.
+
+    Args:
+        dictionary: of the profile `packed`, what ids are coded with, if not with an order of the shard's own.
+    """
+    container = container_of(identity)
+    facts = {STATISTICS: msgspec.json.encode(statistics).decode()}
+    if identity.encoding.plain:
+        return container.write_columns(plain.columns_of(shard, identity), facts)
+    if dictionary is not None:
+        assert dictionary.sha256 is not None, (
+            "a dictionary is used only as it was read from its file"
+        )
+        facts[DICTIONARY] = dictionary.sha256
+    return container.write_streams(packed.streams_of(shard, identity, dictionary), facts)
+
+
+def decode_shard(
+    data: bytes,
+    identity: Identity,
+    *,
+    start_row: int,
+    where: str,
+    rows: int | None = None,
+    positions: int | None = None,
+    dictionary: FindDictionary | None = None,
+    numbering: Numbering | None = None,
+    keep_logp: bool = False,
+) -> Shard:
+    """Decode a file's bytes, refusing whatever contradicts the identity or itself.
+
+    Args:
+        rows: how many the manifest or the plan says there are; None: not known.
+        positions: the same of positions. With both a file that declares more is refused before it is decoded.
+        dictionary: finds the dictionary that the shard asks for, if any.
+        numbering: how the file counts rows and documents; None: as the store does.
+        keep_logp: keep what the columns hold besides what it means, for whoever writes them again.
+
+    Raises:
+        IntegrityError: bad checksum, missing column, lengths that do not add up, a row whose inputs are
+            not those of its digest. Names `where` and the row.
+        TargetError: an id out of range, NaN, an empty kept set.
+    """
+    shard = _decode(
+        data,
+        identity,
+        start_row=start_row,
+        where=where,
+        rows=rows,
+        positions=positions,
+        dictionary=dictionary,
+        counts_from=start_row if numbering is None else numbering.row,
+        keep_logp=keep_logp,
+    )
+    if numbering is None or numbering.documents == 0 or not identity.encoding.has_inputs:
+        return shard
+    largest = max((int(row.documents.max()) for row in shard.rows), default=0)
+    if largest > LARGEST:  # and would wrap
+        raise IntegrityError(f"{where}: names document {largest}; there are at most {LARGEST}")
+    return replace(
+        shard,
+        rows=[row.renumbered(numbering.documents) for row in shard.rows],
+    )
+
+
+def _decode(
+    data: bytes,
+    identity: Identity,
+    *,
+    start_row: int,
+    where: str,
+    rows: int | None,
+    positions: int | None,
+    dictionary: FindDictionary | None,
+    counts_from: int,
+    keep_logp: bool,
+) -> Shard:
+    container = container_of(identity)
+    if identity.encoding.plain:
+        expected = plain.expected_columns(identity, rows, positions)
+        columns = container.read_columns(data, expected, records=rows, where=where)
+        return plain.shard_of(
+            columns,
+            identity,
+            start_row=start_row,
+            counts_from=counts_from,
+            where=where,
+            keep_logp=keep_logp,
+        )
+    wanted = dictionary_of(data, identity, where=where)
+    if wanted is not None and dictionary is None:
+        raise IntegrityError(f"{where}: needs the dictionary {wanted[:12]}…, which is not there")
+    return packed.shard_of(
+        container.read_streams(data, where=where),
+        identity,
+        dictionary(wanted) if dictionary is not None and wanted is not None else None,
+        start_row=start_row,
+        rows=rows,
+        positions=positions,
+        where=where,
+    )
+
+
+def dictionary_of(data: bytes, identity: Identity, *, where: str) -> str | None:
+    """sha256 of the dictionary that a shard was coded with; the profile `open` has none."""
+    if identity.encoding.plain:
+        return None
+    return container_of(identity).read_facts(data, where=where).get(DICTIONARY)
+
+
+def input_digests(data: bytes, identity: Identity, *, rows: int, where: str) -> bytes:
+    """The rows' input digests, 16 bytes each, as the file gives them; nothing else is decoded.
+
+    Raises:
+        IntegrityError: there are not as many.
+    """
+    container = container_of(identity)
+    if identity.encoding.plain:
+        wanted = {
+            "input_digest": Expected(dtype=np.dtype(np.uint8), listed=False, width=16, most=rows)
+        }
+        found = container.read_columns(data, wanted, records=rows, where=where)
+        digests = found["input_digest"].values.tobytes()
+    else:
+        stream = container.read_streams(data, where=where).get("input_digest")
+        digests = b"" if stream is None else stream.data
+    if len(digests) != 16 * rows:
+        raise IntegrityError(
+            f"{where}: holds {len(digests)} bytes of input digests, expected 16 for each of {rows} rows; copy it again "
+            "from its source"
+        )
+    return digests
+
+
+def read_statistics(data: bytes, identity: Identity, *, where: str) -> Statistics:
+    """The statistics that a shard carries, for a builder that finds it without its commit record."""
+    facts = container_of(identity).read_facts(data, where=where)
+    try:
+        return msgspec.json.decode(facts.get(STATISTICS, ""), type=Statistics)
+    except msgspec.DecodeError as e:
+        raise IntegrityError(
+            f"{where}: carries no statistics ({e}); not a shard of this format"
+        ) from e
+
+
+def check_round_trip(
+    content: Shard, data: bytes, identity: Identity, find: FindDictionary, *, where: str
+) -> None:
+    """Decode what is about to be published and compare it with what the teacher gave.
+
+    Raises:
+        IntegrityError: they differ by more than the codec promises.
+    """
+    back = decode_shard(data, identity, start_row=content.start_row, where=where, dictionary=find)
+    a, b = content.targets, back.targets
+    bound = identity.encoding
+    t = 1.0 if 1.0 in a.temperatures else a.temperatures[0]
+    (ids, logp), (ids_back, logp_back) = _by_id(a, t), _by_id(b, t)
+    same = np.array_equal(ids, ids_back)
+    if same:
+        with np.errstate(invalid="ignore"):
+            error = np.abs(logp - logp_back)
+        reach = np.where(np.isfinite(logp), np.abs(logp), 0).max(initial=0.0) + 64.0
+        slack = 2 * bound.relative_error * reach + bound.absolute_error + 1e-4
+        same = bool((error[np.isfinite(logp)] <= slack).all())
+    same = same and same_summary(a.summary, b.summary)
+    if not same:
+        raise IntegrityError(
+            f"{where}: decodes to something else than was encoded; please report this"
+        )
+
+
+def _by_id(
+    targets: SoftTargets, temperature: float
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+    """Ids in ascending order, what is not kept last as 2^31, and their log-probabilities."""
+    ids = np.where(targets.kept, targets.ids, np.int64(2**31))
+    order = np.argsort(ids, axis=1)[:, : int(targets.kept.sum(axis=1).max(initial=0))]
+    logp = targets.log_probs(temperature)
+    return np.take_along_axis(ids, order, 1), np.take_along_axis(logp, order, 1)

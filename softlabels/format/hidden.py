@@ -1,0 +1,140 @@
+"""Hidden states in a shard: columns of the profile `open`, streams of the profile `packed`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import numpy.typing as npt
+
+from softlabels.codecs.hidden import HIDDEN_CODECS, HiddenCodec
+from softlabels.codecs.streams import Stream
+from softlabels.core.targets import SoftTargets
+from softlabels.errors import FormatError, IntegrityError, TargetError
+from softlabels.format.columns import Column, Expected
+from softlabels.format.identity import HiddenRecord, Identity
+
+__all__ = [
+    "hidden_columns",
+    "hidden_expected",
+    "hidden_of_columns",
+    "hidden_of_streams",
+    "hidden_streams",
+]
+
+Float32 = npt.NDArray[np.float32]
+NUMBERS, SCALES = "hidden", "hidden_scale"
+
+
+def _codec(record: HiddenRecord) -> HiddenCodec:
+    if record.values not in HIDDEN_CODECS:
+        raise FormatError(
+            f"hidden states are held as {record.values!r}, known are {', '.join(HIDDEN_CODECS)}; upgrade softlabels"
+        )
+    return HIDDEN_CODECS[record.values]
+
+
+def _given(targets: SoftTargets, record: HiddenRecord) -> Float32:
+    hidden = targets.hidden
+    if hidden is None or hidden.shape[1] != record.width:
+        found = "none" if hidden is None else f"some of width {hidden.shape[1]}"
+        raise TargetError(
+            f"the store holds hidden states of width {record.width}, and the targets have {found}"
+        )
+    if not np.isfinite(hidden).all():
+        raise TargetError("a hidden state is not finite; try --dtype float32")
+    return hidden
+
+
+def hidden_columns(
+    targets: SoftTargets, identity: Identity, offsets: npt.NDArray[np.int64]
+) -> dict[str, Column]:
+    """The columns of a shard whose rows have positions `offsets [R + 1]`; none if the store has no hidden states."""
+    if (record := identity.hidden) is None:
+        return {}
+    codec = _codec(record)
+    numbers, scales = codec.encode(_given(targets, record))
+    columns = {NUMBERS: Column(values=numbers.reshape(-1), offsets=offsets * record.width)}
+    return columns | ({SCALES: Column(values=scales, offsets=offsets)} if codec.scaled else {})
+
+
+def hidden_expected(identity: Identity, positions: int | None) -> dict[str, Expected]:
+    """What these columns must be."""
+    if (record := identity.hidden) is None:
+        return {}
+    codec = _codec(record)
+    entries = None if positions is None else positions * record.width
+    expected = {NUMBERS: Expected(dtype=codec.dtype, most=entries)}
+    scale = Expected(dtype=np.dtype(np.float32), most=positions)
+    return expected | ({SCALES: scale} if codec.scaled else {})
+
+
+def hidden_of_columns(
+    columns: Mapping[str, Column],
+    identity: Identity,
+    offsets: npt.NDArray[np.int64],
+    *,
+    where: str,
+) -> Float32 | None:
+    """`[N, D]` of columns that may hold anything; None if the store has no hidden states.
+
+    Raises:
+        IntegrityError: lengths that are not the rows', numbers that are not finite.
+    """
+    if (record := identity.hidden) is None:
+        return None
+    codec = _codec(record)
+    for name, each in ((NUMBERS, record.width), (SCALES, 1)):
+        if name == SCALES and not codec.scaled:
+            continue
+        found = columns[name].offsets
+        if found is None or not np.array_equal(found, offsets * each):
+            raise IntegrityError(
+                f"{where}: column {name!r} has not {each} entries for each position of each row"
+            )
+    numbers = columns[NUMBERS].values.reshape(-1, record.width)
+    return _finite(codec.decode(numbers, columns[SCALES].values if codec.scaled else None), where)
+
+
+def hidden_streams(targets: SoftTargets, identity: Identity) -> dict[str, Stream]:
+    """The streams of a shard: plain little-endian numbers, which entropy coding would not make smaller."""
+    if (record := identity.hidden) is None:
+        return {}
+    codec = _codec(record)
+    numbers, scales = codec.encode(_given(targets, record))
+    streams = {NUMBERS: Stream(entries=numbers.size, data=numbers.tobytes())}
+    if codec.scaled:
+        streams[SCALES] = Stream(entries=len(scales), data=scales.astype("<f4").tobytes())
+    return streams
+
+
+def hidden_of_streams(
+    streams: Mapping[str, Stream], identity: Identity, n: int, *, where: str
+) -> Float32 | None:
+    """`[N, D]` of streams that may hold anything; None if the store has no hidden states.
+
+    Raises:
+        IntegrityError: a stream is missing or has another length, numbers that are not finite.
+    """
+    if (record := identity.hidden) is None:
+        return None
+    codec = _codec(record)
+
+    def plain(name: str, dtype: np.dtype[np.generic], entries: int) -> npt.NDArray[np.generic]:
+        found = streams.get(name)
+        size = entries * dtype.itemsize
+        if found is None or (found.entries, len(found.data)) != (entries, size):
+            raise IntegrityError(
+                f"{where}: stream {name!r} is missing or has not {entries} numbers"
+            )
+        return np.frombuffer(found.data, dtype)
+
+    numbers = plain(NUMBERS, codec.dtype, n * record.width).reshape(n, record.width)
+    scales = plain(SCALES, np.dtype("<f4"), n).astype(np.float32) if codec.scaled else None
+    return _finite(codec.decode(numbers, scales), where)
+
+
+def _finite(hidden: Float32, where: str) -> Float32:
+    if not np.isfinite(hidden).all():
+        raise IntegrityError(f"{where}: a hidden state is not finite")
+    return hidden

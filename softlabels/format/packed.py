@@ -1,0 +1,269 @@
+"""Profile `packed`: a shard as streams of small numbers, each as short as its entropy.
+
+Of each position the kept ids are put in one order: the likeliest first, of equally likely ones (their
+values are rounded) the smaller code first. Then there are two streams for each place in that order:
+ - `values.j`: by how much the value at place j exceeds the one before it (see `codecs`);
+ - `ids.j`: the code of the id at place j (see `codebook`); if its value equals the one before, by how
+   much the code exceeds that before it, less one. Equal values thus pay for a set of ids, not for a list.
+A position that keeps fewer ids has no entry in the later streams. In a stream positions come in order of
+their input tokens, so that one token's table is read at a time. From place 64 on, places share streams:
+64 to 127, 128 to 255, and so on, one place after the other.
+
+Everything is decoded place by place for all positions at once: additions and one gather.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import numpy.typing as npt
+
+from softlabels.codecs import ValueCodec, make_codec
+from softlabels.codecs.codebook import ENTRY_LIMIT, Codebook
+from softlabels.codecs.streams import Stream, pack
+from softlabels.codecs.training import count, order_of
+from softlabels.core.targets import UNBIASED, SoftTargets
+from softlabels.errors import IntegrityError
+from softlabels.format.hidden import hidden_of_streams, hidden_streams
+from softlabels.format.identity import Identity
+from softlabels.format.packed_rows import (
+    check_size,
+    coded_tokens,
+    contexts,
+    exactly,
+    fill,
+    row_streams,
+    rows_of_streams,
+)
+from softlabels.format.plain import check_hard, log_odds_column
+from softlabels.format.shard import Shard
+from softlabels.format.summaries import summary_of_streams, summary_streams
+
+__all__ = ["shard_of", "streams_of"]
+
+UInt32 = npt.NDArray[np.uint32]
+Int64 = npt.NDArray[np.int64]
+
+OWN_STREAM = 64
+"""Places that have streams of their own."""
+TILE = 4096
+"""Positions that are decoded at a time: their tables stay in the cache."""
+
+
+def _bands(k: int) -> Iterator[tuple[int, int]]:
+    """First and last-but-one place of each pair of streams, for kept sets of up to k ids."""
+    for j in range(min(k, OWN_STREAM)):
+        yield j, j + 1
+    begin = OWN_STREAM
+    while begin < k:
+        yield begin, min(2 * begin, k)
+        begin *= 2
+
+
+# -- writing --------------------------------------------------------------------------------------
+
+
+def streams_of(shard: Shard, identity: Identity, dictionary: Codebook | None) -> dict[str, Stream]:
+    """The streams of a shard.
+
+    Args:
+        dictionary: what ids are coded with; None: an order of the shard's own, which becomes part of it.
+
+    Raises:
+        TargetError: a value that the codec cannot hold, or too many ids for a reader.
+    """
+    rows, t = shard.rows, shard.targets
+    drawn = identity.targets.k if t.estimator in UNBIASED else 0  # numbers that `_uniforms` draws
+    check_size(t.n, max(t.k, drawn) + other_ids(identity), sum(r.size for r in rows))
+    codec = make_codec(identity.encoding.values)
+    kept = t.kept
+    streams: dict[str, Stream] = {}
+    if dictionary is None:
+        seen = np.concatenate([t.ids[kept], coded_tokens(rows, identity)])
+        book = order_of(*count(seen), most=ENTRY_LIMIT)
+        streams |= book.order_streams()
+    else:
+        book = dictionary
+    streams |= row_streams(rows, identity, book)
+
+    counts = kept.sum(axis=1)
+    streams["kept"] = pack(counts.astype(np.uint32))
+    uniforms = _uniforms(shard, identity)[:, : t.k] if t.estimator in UNBIASED else None
+    numbers = codec.to_numbers(t, uniforms)
+    for i, temperature in enumerate(t.temperatures):
+        streams[log_odds_column(temperature)] = pack(numbers.odds[:, i])
+
+    # Positions in order of what they are coded by (of a causal LM their input tokens). One sort does the rest: by
+    # value, then by code; what is not kept comes last.
+    tokens = contexts(rows)
+    by_token = np.argsort(tokens, kind="stable")
+    kept, counts = kept[by_token], counts[by_token]
+    key = numbers.values[by_token].astype(np.uint64)
+    key <<= np.uint64(32)
+    key |= book.encode(tokens[by_token], t.ids[by_token])
+    ragged = len(counts) > 0 and int(counts.min()) < t.k
+    if ragged:
+        key[~kept] = np.iinfo(np.uint64).max
+    key.sort(axis=1)
+    k = int(counts.max(initial=0))  # t.k may be larger: then nobody keeps so many
+    places = np.ascontiguousarray(key[:, :k].T)  # [K, N]
+    values = (places >> np.uint64(32)).astype(np.uint32)
+    codes = places.astype(np.uint32)
+    value_steps, code_steps = np.empty_like(values), np.empty_like(codes)
+    value_steps[:1], code_steps[:1] = values[:1], codes[:1]
+    for j in range(1, k):
+        np.subtract(values[j], values[j - 1], out=value_steps[j])
+        before = (codes[j - 1] + np.uint32(1)) * (value_steps[j] == 0)
+        np.subtract(codes[j], before, out=code_steps[j])
+    for begin, end in _bands(k):
+        if ragged:
+            here = np.arange(begin, end)[:, None] < counts
+            band_values, band_codes = value_steps[begin:end][here], code_steps[begin:end][here]
+        else:
+            band_values, band_codes = value_steps[begin:end].ravel(), code_steps[begin:end].ravel()
+        streams[f"values.{begin}"] = pack(band_values)
+        streams[f"ids.{begin}"] = pack(band_codes)
+    summary = summary_streams(t, identity, book, codes, by_token, tokens[by_token])
+    return streams | hidden_streams(t, identity) | summary
+
+
+def other_ids(identity: Identity) -> int:
+    """Ids that would take the memory of a position's hidden state and summary."""
+    hidden = 0 if identity.hidden is None else -(-identity.hidden.width // 2)
+    return hidden + (0 if identity.summary is None else 2)
+
+
+def _uniforms(shard: Shard, identity: Identity) -> npt.NDArray[np.float64]:
+    """`[N, K]`: a function of seed and row number alone, and independent of the estimator's draws."""
+    k, seed = identity.targets.k, identity.targets.seed
+    parts = [np.zeros((0, k))]
+    for i, row in enumerate(shard.rows):
+        key = np.array([seed, shard.start_row + i], np.uint64)
+        bits = np.random.Philox(key=key, counter=[0, 0, 0, 2])
+        parts.append(np.random.Generator(bits).random((row.n, k)))
+    return np.concatenate(parts)
+
+
+# -- reading --------------------------------------------------------------------------------------
+
+
+def shard_of(
+    streams: Mapping[str, Stream],
+    identity: Identity,
+    dictionary: Codebook | None,
+    *,
+    start_row: int,
+    rows: int | None,
+    positions: int | None,
+    where: str,
+) -> Shard:
+    """The shard of some streams, which may hold anything.
+
+    Args:
+        rows, positions: how many there must be; None: not known.
+
+    Raises:
+        IntegrityError: a stream is missing or has not the length that the others ask for; a row whose
+            inputs are not those of its digest.
+        TargetError: an id out of range, NaN, an empty kept set.
+    """
+    v = identity.teacher.vocab_size
+    book = dictionary or Codebook.from_order_streams(streams, vocab_size=v, where=where)
+    found = rows_of_streams(streams, identity, book, start_row=start_row, rows=rows, where=where)
+    total = sum(r.size for r in found)
+    n = sum(r.n for r in found)
+    if positions is not None and n != positions:
+        raise IntegrityError(f"{where}: its rows have {n} positions, the manifest says {positions}")
+
+    def numbers(name: str, entries: int) -> UInt32:
+        return exactly(streams, name, entries, where)
+
+    counts = numbers("kept", n).astype(np.int64)
+    k = int(counts.max(initial=0))
+    if k > identity.targets.k:
+        raise IntegrityError(
+            f"{where}: a position keeps {k} ids, the manifest says at most {identity.targets.k}"
+        )
+    check_hard(counts, identity, where)
+    check_size(n, k + other_ids(identity), total, f"{where}: ")
+    codec = make_codec(identity.encoding.values)
+    grid = tuple(identity.targets.temperatures)
+    odds = np.stack([codec.odds(numbers(log_odds_column(t), n)) for t in grid], axis=1)
+    tokens = contexts(found)
+    ids, gaps = _kept(counts, k, book, tokens, codec, streams, where)
+    targets = SoftTargets(
+        ids=ids,
+        gaps=gaps,
+        log_odds=odds,
+        temperatures=grid,
+        vocab_size=v,
+        estimator=identity.targets.estimator,
+        hidden=hidden_of_streams(streams, identity, n, where=where),
+        summary=summary_of_streams(streams, identity, book, tokens, ids, counts, where=where),
+    )
+    targets.validate(where=where, unique=False)
+    return Shard(start_row=start_row, rows=found, targets=targets)
+
+
+def _kept(
+    counts: Int64,
+    k: int,
+    book: Codebook,
+    tokens: npt.NDArray[np.int32],
+    codec: ValueCodec,
+    streams: Mapping[str, Stream],
+    where: str,
+) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
+    """Ids `[N, K] int32` and gaps `[N, K] float32`; a slot that is not kept repeats the first id at +inf."""
+    n = len(counts)
+    by_token = np.argsort(tokens, kind="stable")
+    sorted_counts = counts[by_token]
+    ragged = n > 0 and int(counts.min()) < k
+    values, codes = _steps(sorted_counts, k, ragged, streams, where)
+    # Equal values: the code goes on from the one before.
+    mask = np.empty(n, np.uint32)
+    for j in range(1, k):
+        np.minimum(values[j], 1, out=mask)
+        mask -= np.uint32(1)  # all ones where the value is that before it
+        mask &= codes[j - 1] + np.uint32(1)
+        codes[j] += mask
+        if (codes[j] < mask).any():
+            raise IntegrityError(f"{where}: stream 'ids' leads beyond 2^32 at place {j}")
+        values[j] += values[j - 1]
+    # In place: fresh pages of memory cost as much as the work.
+    ids, gaps = codes.view(np.int32), values.view(np.float32)
+    offsets = book.offsets(tokens[by_token])
+    for begin in range(0, n, TILE):
+        tile = slice(begin, begin + TILE)
+        ids[:, tile] = book.decode(codes[:, tile], *(o[tile] for o in offsets))
+    for j in range(k):
+        gaps[j] = codec.scores(values[j])
+    np.subtract(gaps[:1].copy(), gaps, out=gaps)
+    if ragged:
+        lost = np.arange(k)[:, None] >= sorted_counts
+        ids = np.where(lost, ids[:1], ids)
+        gaps[lost] = np.inf
+    back = np.empty(n, np.int64)
+    back[by_token] = np.arange(n)
+    return (
+        np.ascontiguousarray(ids.T).take(back, axis=0),
+        np.ascontiguousarray(gaps.T).take(back, axis=0),
+    )
+
+
+def _steps(
+    counts: Int64, k: int, ragged: bool, streams: Mapping[str, Stream], where: str
+) -> tuple[UInt32, UInt32]:
+    """What the streams of values and of ids hold, `[K, N]`; 0 where a position has no such place."""
+    n = len(counts)
+    make = np.zeros if ragged else np.empty
+    values, codes = make((k, n), np.uint32), make((k, n), np.uint32)
+    for begin, end in _bands(k):
+        here = np.arange(begin, end)[:, None] < counts if ragged else None
+        for name, out in (("values", values), ("ids", codes)):
+            if here is None:
+                fill(streams, f"{name}.{begin}", out[begin:end].reshape(-1), where)
+            else:
+                out[begin:end][here] = exactly(streams, f"{name}.{begin}", int(here.sum()), where)
+    return values, codes

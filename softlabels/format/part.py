@@ -1,0 +1,152 @@
+"""A part of a store: some of its whole shards beside the whole manifest, as `softlabels pull --share` leaves it.
+
+The manifest stays byte for byte the origin's, so that whoever vouched for it vouches for each of these shards, too;
+`part.json` says which are there. Opened, they are a store of their own: rows are numbered from 0, and the content
+digest, on which a trainer's order depends, is of the part.
+
+Nobody has signed `part.json`, so it is not believed: rows, positions and digest are computed from the manifest, the
+corpus is the manifest's, and what only the shards could tell (documents, tokens, statistics) must lie within what the
+whole has. `softlabels verify` counts it again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from itertools import accumulate
+from pathlib import Path
+
+import msgspec
+
+from softlabels.core.records import Record, canonical, parse_record
+from softlabels.errors import FormatError, IntegrityError
+from softlabels.format.files import StoreFiles
+from softlabels.format.identity import CorpusRecord, Count, Sha256
+from softlabels.format.manifest import Manifest, Statistics
+
+__all__ = ["PART", "Part", "part_digest", "part_manifest", "read_part", "refuse_part"]
+
+PART = "part.json"
+SLACK = 1e-6
+"""Sums of floating-point numbers depend on their order by less."""
+
+
+class Part(Record, frozen=True, kw_only=True):
+    """Which shards of a store are in a folder, and what they hold."""
+
+    format: str
+    version: str
+    whole: Sha256
+    """Digest of the manifest that lies beside it."""
+    shards: list[Count]
+    """Numbers of the shards that are there, ascending."""
+    corpus: CorpusRecord
+    """The manifest's, but the counts and the fingerprint are of these shards; a reader takes no more than these."""
+    statistics: Statistics
+    digest: Sha256
+
+
+def refuse_part(store: Path) -> None:
+    """Refuse a folder that holds only some of a store's shards, for what would change its manifest or vouch for it.
+
+    Raises:
+        IntegrityError: it does.
+    """
+    if (store / PART).exists():
+        raise IntegrityError(
+            f"{store}: is a part of a store; pull the rest of it first (`softlabels pull URL {store}`)"
+        )
+
+
+def read_part(files: StoreFiles, manifest: Manifest) -> Part | None:
+    """The record of a part; None: the store is whole.
+
+    Raises:
+        IntegrityError: it is of another store.
+        FormatError: it names shards that do not exist, or not these rows.
+    """
+    try:
+        data = files.record(PART)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    where = files.root / PART
+    part = parse_record(data, Part, where=where)
+    if part.whole != manifest.digest:
+        raise IntegrityError(
+            f"{where}: is of another store than the manifest beside it; run `softlabels pull` again"
+        )
+    own = part.shards
+    if not own or own != sorted(set(own)) or own[-1] >= len(manifest.shards):
+        raise FormatError(
+            f"{where}: names the shards {own[:8]}, expected numbers below {len(manifest.shards)}, ascending"
+        )
+    held = [manifest.shards[i] for i in own]
+    found = (sum(s.rows for s in held), sum(s.positions for s in held))
+    if found != (part.corpus.rows, part.corpus.positions):
+        raise FormatError(
+            f"{where}: says {part.corpus.rows} rows and {part.corpus.positions} positions, its shards have {found[0]} "
+            f"and {found[1]}"
+        )
+    if len(part.statistics.kept_mass) != len(manifest.statistics.kept_mass):
+        raise FormatError(f"{where}: its kept_mass is of another grid than the manifest's")
+    for name, claimed, most in _claims(manifest, part):
+        if not 0 <= claimed <= most:
+            raise FormatError(
+                f"{where}: says {name} {claimed:,}, which a part of this store cannot have (0 to {most:,}); pull the "
+                "part again"
+            )
+    return part
+
+
+def _claims(manifest: Manifest, part: Part) -> Iterator[tuple[str, float, float]]:
+    """Figures that the manifest does not give for these shards: name, value, and the most that it can be."""
+    corpus, own, whole = part.corpus, part.statistics, manifest.statistics
+    positions = corpus.positions
+    yield "documents", corpus.documents, manifest.identity.corpus.documents
+    yield "tokens", corpus.tokens, manifest.identity.corpus.tokens
+    soft = own.soft_of(positions)
+    yield "soft positions", soft, min(positions, whole.soft_of(manifest.identity.corpus.positions))
+    yield "labelled positions", own.labelled_of(positions), positions
+    yield "kept ids", own.kept_ids, min(whole.kept_ids, soft * manifest.identity.targets.k)
+    for mass, most in zip(own.kept_mass, whole.kept_mass, strict=True):
+        yield "a kept mass of", mass, min(most, soft) * (1 + SLACK) + SLACK
+    if own.teacher_nll is not None and whole.teacher_nll is not None:
+        yield "a loss of", own.teacher_nll, whole.teacher_nll * (1 + SLACK) + SLACK
+    if own.teacher_right is not None:
+        most = min(own.labelled_of(positions), whole.teacher_right or 0)
+        yield "labels that the teacher is right about", own.teacher_right, most
+    if own.teacher_entropy is not None:
+        most = (whole.teacher_entropy or 0.0) * (1 + SLACK) + SLACK
+        yield "an entropy of", own.teacher_entropy, most
+
+
+def part_digest(manifest: Manifest, part: Part) -> str:
+    """Names the content of these shards; computed from the manifest."""
+    content = canonical({"whole": manifest.content_digest, "shards": part.shards})
+    return hashlib.sha256(content).hexdigest()
+
+
+def part_manifest(manifest: Manifest, part: Part) -> Manifest:
+    """What the manifest of these shards alone would say; rows are numbered from 0."""
+    held = [manifest.shards[i] for i in part.shards]
+    starts = [0, *accumulate(s.rows for s in held)]
+    return msgspec.structs.replace(
+        manifest,
+        identity=msgspec.structs.replace(
+            manifest.identity,
+            corpus=msgspec.structs.replace(
+                manifest.identity.corpus,
+                rows=starts[-1],
+                positions=sum(s.positions for s in held),
+                documents=part.corpus.documents,
+                tokens=part.corpus.tokens,
+                fingerprint=part.corpus.fingerprint,
+            ),
+        ),
+        shards=[
+            msgspec.structs.replace(s, start_row=start, counts_from=s.numbering.row)
+            for s, start in zip(held, starts, strict=False)
+        ],
+        statistics=part.statistics,
+        content_digest=part_digest(manifest, part),
+    )

@@ -1,0 +1,289 @@
+"""Claims: how any number of builders share one plan without knowing of each other.
+
+Before a builder makes a shard it publishes `claims/00007-0.json`, which names its process
+(`core/processes.py`) and a random token; of many that try, one creates the file. While it works it renews the
+file's time, and when the shard is committed it removes the file. A claim is dead if its process can be looked at from
+here and is gone, or if it was not renewed for `EXPIRY` seconds. Generation 1, `claims/00007-1.json`, takes over from
+a dead generation 0: again one creates it, and a late taker meets a name that exists. The highest generation is the
+claim in force.
+
+Ages are differences of two times that the file system gave, so that no host's clock matters. Safety
+never rests on a claim: shards and records are published by create-if-absent, and what is judged damaged is moved
+aside only while it is the very file that was judged, so a claim that was wrongly taken over (a builder that stood
+still for longer than `EXPIRY`) costs a shard's work, and nothing else.
+The price: one small durable file for each shard, and one listing of the folder for each claim.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from secrets import token_hex
+from typing import Any
+
+import msgspec
+
+from softlabels.core.durable import explained, publish, sweep, temporary_beside
+from softlabels.core.processes import Process, is_alive, this_process
+from softlabels.core.records import canonical
+from softlabels.errors import StoreError
+
+__all__ = ["CLAIMS", "Claim", "Claims", "claim_files", "clear_claims", "refuse_living"]
+
+CLAIMS = "claims"
+EXPIRY = 300.0
+"""Seconds without a renewal after which a claim is dead: longer than any one step of the teacher."""
+RENEWAL = 5.0
+"""Seconds between renewals, at least."""
+_NAME = re.compile(r"(\d{5,12})-(\d{1,9})\.json")
+_LIVING: set[str] = set()
+"""Tokens of this process's builds. A claim of this process with another token is of one that ended."""
+
+
+class Holder(msgspec.Struct, frozen=True, kw_only=True):
+    """Who holds a claim."""
+
+    host: str
+    pid: int
+    token: str
+    boot: str = ""
+    space: str = ""
+    started: str = ""
+
+    @classmethod
+    def here(cls) -> Holder:
+        """This process, with a new token."""
+        me = this_process()
+        return cls(
+            host=me.host,
+            pid=me.pid,
+            boot=me.boot,
+            space=me.space,
+            started=me.started,
+            token=token_hex(8),
+        )
+
+    @property
+    def process(self) -> Process:
+        """The process that holds the claim."""
+        return Process(
+            host=self.host,
+            pid=self.pid,
+            boot=self.boot,
+            space=self.space,
+            started=self.started,
+        )
+
+
+@dataclass
+class Claim:
+    """A shard in this builder's hands; a context manager that releases it."""
+
+    index: int
+    """Of the shard."""
+    path: Path
+    older: list[Path]
+    """Claims of the dead that it took over from."""
+    content: bytes
+    """Of its file, which names the holder."""
+    _renewed: float = field(default_factory=time.monotonic)
+
+    def renew(self) -> None:
+        """Say that the holder lives; cheap enough for every chunk of logits."""
+        if time.monotonic() - self._renewed < RENEWAL:
+            return
+        self._renewed = time.monotonic()
+        with suppress(OSError):  # if it fails for long the claim expires, which is safe
+            os.utime(self.path)  # to the file system's present, not the host's
+
+    def in_force(self) -> bool:
+        """Whether the shard is still this builder's: one that stood still may have been taken over from.
+
+        Raises:
+            StoreError: the claims cannot be read.
+        """
+        with explained(self.path):
+            if _standing(self.path.parent).get(self.index) != int(self.path.stem.split("-")[1]):
+                return False
+            try:
+                return _read(self.path)[0] == self.content
+            except FileNotFoundError:
+                return False
+
+    def release(self) -> None:
+        """Let go of the shard."""
+        with suppress(OSError):  # what stays expires, and goes when the store is finished
+            if not self.in_force():
+                return  # what is there now is another's
+            for path in (*self.older, self.path):  # its own last: it is in force until it is gone
+                path.unlink(missing_ok=True)
+
+    def __enter__(self) -> Claim:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.release()
+
+
+class Claims:
+    """One builder's side of the claims of a store."""
+
+    def __init__(self, store: Path) -> None:
+        self._folder = store / CLAIMS
+        self._me = Holder.here()
+        _LIVING.add(self._me.token)
+
+    def take(self, indices: Sequence[int]) -> Claim | None:
+        """Claim one of these shards, if one is free or its holder is dead.
+
+        The first that is free; a random one if there are other builders, who would try the first, too.
+        The caller must then look whether the shard was committed meanwhile.
+
+        Raises:
+            StoreError: the file system refuses.
+        """
+        try:
+            standing = _standing(self._folder)
+            free = [i for i in indices if i not in standing]
+            if len(free) < len(indices):  # there are other builders
+                random.shuffle(free)
+            for index in free:
+                if claim := self._create(index, 0):
+                    return claim
+            now: float | None = None
+            for index in (i for i in indices if i in standing):
+                now = _now(self._folder) if now is None else now
+                if _is_dead(self._path(index, standing[index]), now) and (
+                    claim := self._create(index, standing[index] + 1)
+                ):
+                    return claim
+        except StoreError as e:
+            if not isinstance(e.__cause__, FileNotFoundError):
+                raise
+            # Whoever finished the store removed the folder under our hands: nothing is left to claim.
+        return None
+
+    def close(self) -> None:
+        """Whatever was claimed here and not released is dead from now on.
+
+        Such as a claim whose making failed half way; the process itself may live, and build again.
+        """
+        _LIVING.discard(self._me.token)
+
+    def _path(self, index: int, generation: int) -> Path:
+        return self._folder / f"{index:05d}-{generation}.json"
+
+    def _create(self, index: int, generation: int) -> Claim | None:
+        path = self._path(index, generation)
+        content = canonical(self._me)
+        if not publish(path, content):
+            return None
+        older = [self._path(index, g) for g in range(generation)]
+        return Claim(index=index, path=path, older=older, content=content)
+
+
+def _now(folder: Path) -> float:
+    """The present, as the file system that holds the claims sees it."""
+    probe = temporary_beside(folder / "now")
+    publish(probe, b"")
+    try:
+        return probe.stat().st_mtime
+    finally:
+        probe.unlink(missing_ok=True)
+
+
+def _is_dead(path: Path, now: float) -> bool:
+    try:
+        data, renewed = _read(path)
+    except FileNotFoundError:
+        return False  # released this moment
+    if (holder := _holder(data)) is not None:  # else it is not one of ours, and only its age counts
+        if holder.process == this_process():
+            if holder.token not in _LIVING:
+                return True
+        elif is_alive(holder.process) is False:
+            return True
+    return now - renewed > EXPIRY
+
+
+def _read(path: Path) -> tuple[bytes, float]:
+    """What a claim says, and when it was renewed; whatever lies there, there is an end to reading it."""
+    # Opening it makes a network file system ask its server.
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as f:
+        return f.read(4096), os.fstat(f.fileno()).st_mtime
+
+
+def _holder(data: bytes) -> Holder | None:
+    try:
+        return msgspec.json.decode(data, type=Holder)
+    except msgspec.DecodeError:
+        return None
+
+
+def _standing(folder: Path) -> dict[int, int]:
+    """Shards that are claimed, each with its highest generation."""
+    standing: dict[int, int] = {}
+    for name in _names(folder):
+        if match := _NAME.fullmatch(name):
+            index, generation = int(match[1]), int(match[2])
+            standing[index] = max(generation, standing.get(index, 0))
+    return standing
+
+
+def refuse_living(store: Path) -> None:
+    """Refuse to change a store on which builders are at work.
+
+    Raises:
+        StoreError: names one of them.
+    """
+    folder, now = store / CLAIMS, None
+    for index, generation in sorted(_standing(folder).items()):
+        path = folder / f"{index:05d}-{generation}.json"
+        now = _now(folder) if now is None else now
+        if _is_dead(path, now):
+            continue
+        with explained(path):
+            try:
+                holder = _holder(_read(path)[0])
+            except FileNotFoundError:
+                continue  # released this moment
+        who = f"process {holder.pid} of {holder.host}" if holder else "somebody"
+        raise StoreError(
+            f"{store}: a builder is at work on it ({who} holds shard {index}); let it end, or stop it, and run the "
+            f"same command again (nothing was changed; {path.name} counts until {EXPIRY:.0f} s after its last renewal)"
+        )
+
+
+def claim_files(store: Path) -> list[Path]:
+    """All claims of a store, whoever made them; none where the folder is a link, and so another's."""
+    folder = store / CLAIMS
+    if folder.is_symlink():
+        return []
+    return [folder / name for name in sorted(_names(folder)) if _NAME.fullmatch(name)]
+
+
+def clear_claims(store: Path) -> None:
+    """Remove the claims of a store whose shards are all committed.
+
+    A builder that has not noticed yet may put one more there; it comes by here, too, when it does.
+    """
+    if (store / CLAIMS).is_symlink():
+        return
+    with suppress(OSError):  # gone already, or a living builder's temporary file is in it
+        for path in claim_files(store):
+            path.unlink(missing_ok=True)
+        sweep(store / CLAIMS)
+        (store / CLAIMS).rmdir()
+
+
+def _names(folder: Path) -> list[str]:
+    try:
+        return os.listdir(folder)  # noqa: PTH208  Path.iterdir gives paths; names are wanted
+    except FileNotFoundError:
+        return []

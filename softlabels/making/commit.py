@@ -1,0 +1,256 @@
+"""Committing: how a shard becomes part of a store.
+
+The flow: the shard is published by create-if-absent (`softlabels/core/durable.py`), then its commit record, by
+create-if-absent too. When all shards have a commit record the manifest is published the same way. A process that dies
+at any step leaves at worst a temporary file, which the next run sweeps, or a published shard without a record, which
+the next run checks and adopts. Nothing that was published is ever written to again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from softlabels.core.durable import publish
+from softlabels.core.records import (
+    FORMAT,
+    FORMAT_VERSION,
+    Record,
+    canonical,
+    check_file,
+    read_file,
+    read_record,
+    seal,
+)
+from softlabels.errors import IntegrityError, StoreError
+from softlabels.format.dictionaries import Dictionaries
+from softlabels.format.encoding import FindDictionary, decode_shard, dictionary_of, read_statistics
+from softlabels.format.identity import Identity
+from softlabels.format.manifest import Commit, Plan, PlannedShard, Statistics
+from softlabels.format.shard import inputs_digest
+from softlabels.making.quarantine import Sighting, move_aside, retract, sighting
+
+__all__ = [
+    "Seen",
+    "adopt_shard",
+    "commit_path",
+    "commit_shard",
+    "committed",
+    "is_record",
+    "look",
+    "need_dictionary",
+    "record_shard",
+    "recorded",
+    "withdraw",
+]
+
+
+def commit_path(store: Path, shard: PlannedShard) -> Path:
+    """Where the commit record of a shard lies."""
+    return store / "commits" / f"{shard.index:05d}.json"
+
+
+def recorded(store: Path) -> set[int]:
+    """Indices of the shards that have a commit record, from one listing."""
+    names = (path.stem for path in (store / "commits").glob("*.json"))
+    return {int(n) for n in names if n.isdecimal()}
+
+
+def commit_shard(
+    store: Path,
+    plan: Plan,
+    shard: PlannedShard,
+    data: bytes,
+    statistics: Statistics,
+    seconds: float,
+    *,
+    notice: Callable[[str], None],
+) -> Commit:
+    """Publish a shard and then its record.
+
+    If another builder published this shard first, its file stays and is adopted.
+
+    Args:
+        notice: told of what was moved aside.
+    """
+    while not publish(store / shard.name, data):
+        adopted = adopt_shard(store, plan, shard, notice=notice)
+        if adopted is not None:
+            return adopted  # else something else lay there, and is moved aside
+    return record_shard(store, plan, shard, _digest(data), len(data), statistics, seconds)
+
+
+class Seen(NamedTuple):
+    """Which files a shard was judged by."""
+
+    record: Sighting | None
+    shard: Sighting | None
+
+
+def look(store: Path, shard: PlannedShard) -> Seen:
+    """Which files lie at a shard's names; to be asked for before they are judged."""
+    return Seen(sighting(commit_path(store, shard)), sighting(store / shard.name))
+
+
+def withdraw(store: Path, shard: PlannedShard, seen: Seen) -> list[Path]:
+    """Take a damaged shard and its record out of the store, so that it is built again.
+
+    Only the files that were judged: what anybody put there since stays, and so does the shard of another record.
+
+    Returns:
+        What is now in quarantine.
+
+    Raises:
+        StoreError: one of them cannot be moved.
+    """
+    path = commit_path(store, shard)
+    if sighting(path) != seen.record:
+        return []
+    # The shard first: left without its record, a damaged one could be adopted for what it says itself.
+    moved = move_aside(store, store / shard.name, seen.shard)
+    record = retract(store, path, seen.record, lambda aside: is_record(aside, Commit))
+    return [p for p in (moved, record) if p]
+
+
+def is_record(path: Path, kind: type[Record]) -> bool:
+    """Whether a file is an intact record, whose seal proves that it is ours."""
+    try:
+        read_record(path, kind)
+    except (StoreError, FileNotFoundError, NotADirectoryError):
+        return False
+    return True
+
+
+def adopt_shard(
+    store: Path, plan: Plan, shard: PlannedShard, *, notice: Callable[[str], None]
+) -> Commit | None:
+    """Record a shard that was published by a builder that died before recording it.
+
+    Args:
+        notice: told of what was moved aside.
+
+    Returns:
+        None if there is no such file, or it does not hold what the plan asks for: it is then moved into quarantine,
+        since nothing says whose it is, and the shard is built again.
+
+    Raises:
+        IntegrityError: the dictionary that it was coded with is missing.
+        UnreadableError: it cannot be read, which is no reason to move it.
+    """
+    path = store / shard.name
+    seen = sighting(path)
+    try:
+        data = read_file(path)
+    except FileNotFoundError:
+        return None
+    find = Dictionaries(store, plan.identity.teacher.vocab_size)
+    need_dictionary(data, plan.identity, find, where=str(path))
+    try:
+        check_planned(data, plan.identity, shard, find, where=str(path))
+        statistics = read_statistics(data, plan.identity, where=str(path))
+    except (IntegrityError, ValueError) as e:
+        if (aside := move_aside(store, path, seen)) is not None:
+            notice(f"moved {path} to {aside}, since no record of the store names it ({e})")
+        return None
+    return record_shard(store, plan, shard, _digest(data), len(data), statistics, 0.0)
+
+
+def need_dictionary(data: bytes, identity: Identity, find: FindDictionary, *, where: str) -> None:
+    """Refuse to judge a shard without its dictionary: the shard may be intact.
+
+    Raises:
+        IntegrityError: the dictionary is missing or altered.
+    """
+    try:
+        wanted = dictionary_of(data, identity, where=where)
+    except IntegrityError:
+        return  # not a shard, with any dictionary
+    if wanted is not None:
+        try:
+            find(wanted)
+        except IntegrityError as e:
+            raise IntegrityError(f"{e} (nothing was changed)") from e
+
+
+def check_planned(
+    data: bytes, identity: Identity, planned: PlannedShard, find: FindDictionary, *, where: str
+) -> None:
+    """Decode a shard and compare its inputs with the plan's.
+
+    Raises:
+        IntegrityError: they differ.
+    """
+    shard = decode_shard(
+        data,
+        identity,
+        start_row=planned.start_row,
+        where=where,
+        rows=planned.rows,
+        positions=planned.positions,
+        dictionary=find,
+        numbering=planned.numbering,
+    )
+    if len(shard.rows) != planned.rows or inputs_digest(shard.rows) != planned.inputs_sha256:
+        raise IntegrityError(f"{where}: its rows are not the ones that the plan lists")
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def record_shard(
+    store: Path,
+    plan: Plan,
+    shard: PlannedShard,
+    sha256: str,
+    size: int,
+    statistics: Statistics,
+    seconds: float,
+) -> Commit:
+    """Publish the commit record of a shard that was published; returns the one in force."""
+    record = seal(
+        Commit(
+            format=FORMAT,
+            version=FORMAT_VERSION,
+            plan_digest=plan.digest,
+            index=shard.index,
+            name=shard.name,
+            sha256=sha256,
+            bytes=size,
+            rows=shard.rows,
+            positions=shard.positions,
+            statistics=statistics,
+            seconds=seconds,
+            digest="0" * 64,
+        )
+    )
+    path = commit_path(store, shard)
+    publish(path, canonical(record))
+    return read_record(path, Commit)
+
+
+def committed(store: Path, plan: Plan, shard: PlannedShard, *, whole: bool = True) -> Commit | None:
+    """The shard's commit record, if the shard is done, is this plan's, and its bytes are intact.
+
+    Args:
+        whole: read the shard and compare its bytes; False trusts a record that was made this moment.
+
+    Raises:
+        IntegrityError: there is a record, but it or the shard is damaged.
+    """
+    path = commit_path(store, shard)
+    try:
+        record = read_record(path, Commit)
+    except FileNotFoundError:
+        return None
+    if (
+        record.plan_digest != plan.digest
+        or record.name != shard.name
+        or record.index != shard.index
+    ):
+        raise IntegrityError(f"{path}: belongs to another plan or shard")
+    if whole:
+        check_file(store / shard.name, sha256=record.sha256, size=record.bytes)
+    return record

@@ -1,0 +1,135 @@
+"""What is wrong with a store: each shard looked at, nothing changed."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+from softlabels.core.records import read_file, read_record
+from softlabels.errors import IntegrityError, SoftLabelsError, UnreadableError
+from softlabels.format.dictionaries import Dictionaries
+from softlabels.format.encoding import read_statistics
+from softlabels.format.manifest import Commit, Manifest, Plan, PlannedShard
+from softlabels.making.commit import Seen, check_planned, commit_path, look, need_dictionary
+from softlabels.making.plan import PLAN
+
+__all__ = ["Diagnosis", "attempt", "diagnose"]
+
+T = TypeVar("T")
+
+
+@dataclass(kw_only=True)
+class Diagnosis:
+    """Of all shards, by their index."""
+
+    seen: dict[int, Seen] = field(default_factory=dict)
+    """The files that were judged."""
+    commits: dict[int, Commit] = field(default_factory=dict)
+    """The records of those that are as they must be."""
+    adopt: dict[int, str] = field(default_factory=dict)
+    """Those that fit the plan and have no good record, and why."""
+    rebuild: dict[int, str] = field(default_factory=dict)
+    """Those that are missing, torn, altered or not the planned ones, and why."""
+    stale_manifest: str | None = None
+    """Why the manifest, though intact, is not this store's."""
+
+
+def attempt(check: Callable[[], T]) -> tuple[T | None, str | None]:
+    """The result, or why there is none.
+
+    Raises:
+        UnreadableError: the reason is no proof of damage.
+    """
+    try:
+        return check(), None
+    except (FileNotFoundError, NotADirectoryError):
+        return None, "missing"
+    except UnreadableError:
+        raise
+    except SoftLabelsError as e:
+        if isinstance(e.__cause__, FileNotFoundError | NotADirectoryError):
+            return None, "missing"
+        return None, str(e)
+
+
+def diagnose(
+    path: Path,
+    plan: Plan,
+    manifest: Manifest | None,
+    progress: Callable[[int, int], None] | None,
+) -> Diagnosis:
+    """Look at every shard, one at a time in memory.
+
+    Args:
+        manifest: of the same plan; None: there is none that is intact.
+        progress: told of shards looked at, and of how many.
+
+    Raises:
+        IntegrityError: a shard and its record are intact, but of another build.
+        UnreadableError: a file cannot be read, for a reason that is not damage.
+    """
+    found = Diagnosis()
+    find = Dictionaries(path, plan.identity.teacher.vocab_size)
+    for i, shard in enumerate(plan.shards):
+        listed = None if manifest is None else manifest.shards[i].sha256
+        _look_at(path, plan, shard, listed, find, found)
+        if progress is not None:
+            progress(i + 1, len(plan.shards))
+    return found
+
+
+def _look_at(
+    path: Path,
+    plan: Plan,
+    shard: PlannedShard,
+    listed: str | None,
+    find: Dictionaries,
+    found: Diagnosis,
+) -> None:
+    """Decide about one shard; `listed` is its sha256 in an intact manifest."""
+    i, file, record = shard.index, path / shard.name, commit_path(path, shard)
+    found.seen[i] = look(path, shard)
+    data, missing = attempt(lambda: read_file(file))
+    sha256 = None if data is None else hashlib.sha256(data).hexdigest()
+    commit, no_commit = attempt(lambda: read_record(record, Commit))
+    ours = commit is not None and (
+        (commit.plan_digest, commit.name, commit.index) == (plan.digest, shard.name, i)
+    )
+    recorded = {listed} if listed is not None else set()
+    if ours and commit is not None:
+        recorded.add(commit.sha256)
+    if data is None:
+        unfit = missing
+    elif recorded and sha256 not in recorded:  # not decoded: it may be anything
+        unfit = f"{file}: sha256 is {sha256}, its records say otherwise: torn or altered"
+    else:
+        need_dictionary(data, plan.identity, find, where=str(file))
+        _, unfit = attempt(lambda: _fits(data, plan, shard, find, file))
+    if commit is not None and not ours:
+        if unfit is not None and commit.sha256 == sha256 and commit.name == shard.name:
+            raise IntegrityError(
+                f"{file}: it and {record} are intact, but of another build than {PLAN}; put the right plan back, or "
+                "move both files away (nothing was changed)"
+            )
+        no_commit = f"{record}: belongs to another plan or shard"
+    if ours and commit is not None and commit.sha256 == sha256 and unfit is None:
+        found.commits[i] = commit
+        if listed not in (None, sha256):
+            found.stale_manifest = f"lists another {shard.name} than its record and its bytes are"
+    elif unfit is not None:
+        found.rebuild[i] = unfit
+    else:
+        found.adopt[i] = no_commit or f"{record}: its sha256 is not the shard's"
+
+
+def _fits(data: bytes, plan: Plan, shard: PlannedShard, find: Dictionaries, file: Path) -> None:
+    try:
+        check_planned(data, plan.identity, shard, find, where=str(file))
+        read_statistics(data, plan.identity, where=str(file))
+    except ValueError as e:
+        if isinstance(e, SoftLabelsError):
+            raise
+        raise IntegrityError(f"{file}: cannot be decoded ({e})") from e

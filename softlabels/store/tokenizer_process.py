@@ -1,0 +1,140 @@
+"""A tokenizer that came with a store, held in a process of its own whose memory and time are limited.
+
+A `tokenizer.json` is a small program: 28 KB of it may take gigabytes when it is loaded, double a text with each of
+forty steps when ids become text, or end the process that loads it. Here it ends a child, and whoever asked is told.
+Costs a fifth of a second once, and some 50 µs for each text.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import subprocess
+import sys
+import time
+import weakref
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from softlabels.errors import TokenizerError
+from softlabels.store.tokenizer_child import LENGTH
+
+__all__ = ["FILE_LIMIT", "TokenizerProcess"]
+
+FILE_LIMIT = 256 * 2**20
+"""Bytes of a tokenizer.json; a larger one is not loaded. The largest known have 35 MB."""
+MEMORY, MEMORY_EACH = 2**30, 48
+"""Bytes of address space that a child may have, and so many more for each byte of the file."""
+SECONDS = 60
+"""Of processor time, in all."""
+PATIENCE = 10.0
+"""Seconds for an answer."""
+ANSWER_LIMIT = 16 * 2**20
+CHILD = Path(__file__).with_name("tokenizer_child.py")
+PASSED_ON = ("PATH", "HOME", "TMPDIR", "LANG", "VIRTUAL_ENV")
+"""Environment variables that the child needs; those that begin with PYTHON, LC_ or LD_, too. No credentials."""
+
+
+class TokenizerProcess:
+    """Ids to text.
+
+    Args:
+        data: a `tokenizer.json`, which may be anything.
+        where: what messages call it.
+
+    Raises:
+        TokenizerError: it cannot be loaded within the limits.
+    """
+
+    def __init__(self, data: bytes, *, where: object) -> None:
+        self._where = where
+        if len(data) > FILE_LIMIT:
+            raise TokenizerError(
+                f"{where}: {len(data)} bytes; a tokenizer of more than {FILE_LIMIT} is not loaded"
+            )
+        self._child = subprocess.Popen(
+            [sys.executable, "-P", str(CHILD)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=_environment(),
+        )
+        self._end = weakref.finalize(self, _end, self._child)
+        limits = {"memory": MEMORY + MEMORY_EACH * len(data), "seconds": SECONDS}
+        self._send(json.dumps(limits).encode())
+        self._send(data)
+        answer = self._answer("loading it")
+        if "error" in answer:
+            self.close()
+            raise TokenizerError(f"{where}: is no tokenizer that is known here ({answer['error']})")
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text that some ids make together.
+
+        Raises:
+            TokenizerError: not within the limits; the process has ended, and so has this object.
+        """
+        self._send(json.dumps([int(i) for i in ids]).encode())
+        return str(self._answer("making text of ids")["text"])
+
+    def close(self) -> None:
+        """End the process."""
+        self._end()
+
+    def _send(self, message: bytes) -> None:
+        assert self._child.stdin is not None
+        try:
+            self._child.stdin.write(len(message).to_bytes(LENGTH, "little") + message)
+            self._child.stdin.flush()
+        except (OSError, ValueError):  # it has ended; what it says next is nothing
+            return
+
+    def _answer(self, doing: str) -> dict[str, Any]:
+        deadline = time.monotonic() + PATIENCE
+        head = self._take(LENGTH, deadline)
+        length = int.from_bytes(head, "little")
+        data = self._take(length, deadline) if 0 < length <= ANSWER_LIMIT else b""
+        if len(head) < LENGTH or len(data) < length:
+            self.close()
+            raise TokenizerError(
+                f"{self._where}: {doing} took more than {MEMORY // 2**30} GiB or {PATIENCE:g} s, or ended the process "
+                "that did it: it is damaged, or made to do harm"
+            )
+        answer = json.loads(data)
+        assert isinstance(answer, dict), "our own child speaks"
+        return answer
+
+    def _take(self, size: int, deadline: float) -> bytes:
+        """So many bytes of what the child says; fewer if it ends, or takes too long."""
+        assert self._child.stdout is not None
+        file, data = self._child.stdout.fileno(), b""
+        while len(data) < size:
+            left = deadline - time.monotonic()
+            ready = left > 0 and select.select([file], [], [], left)[0]
+            more = os.read(file, size - len(data)) if ready else b""
+            if not more:
+                break
+            data += more
+        return data
+
+
+def _environment() -> dict[str, str]:
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if name in PASSED_ON or name.startswith(("PYTHON", "LC_", "LD_"))
+    }
+    return kept | {"TOKENIZERS_PARALLELISM": "false", "RAYON_NUM_THREADS": "1"}
+
+
+def _end(child: subprocess.Popen[bytes]) -> None:
+    child.kill()
+    for pipe in (child.stdin, child.stdout):
+        assert pipe is not None
+        try:
+            pipe.close()
+        except OSError:  # what was not sent
+            continue
+    child.wait()

@@ -1,0 +1,1 @@
+"""Stores -> batches: order, stream, mixing."""

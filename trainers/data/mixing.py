@@ -1,0 +1,322 @@
+"""Several stores at once, each with a weight, in one sequence of rows.
+
+A weight is a share of the rows. Weights are exact ratios, brought to whole numbers: 0.7 and 0.3 are 7 and 3
+rows of each 10, evenly spread, so every batch holds each store's share to within a row. Which store
+a place belongs to, and which of the store's rows it is, follows from the place alone: the state is still one number.
+
+For several teachers on one corpus this is multi-teacher distillation: a row learns from one teacher, which is
+each with the probability of its weight, so that the loss is on average the weighted sum of the losses
+to each; of forward KLs, that is the forward KL to the teachers' mixture, but for a constant. Each batch
+costs what a batch of one store costs, and merged it goes through every loss and loop as it is. Where rows have
+different numbers of positions, the weight is of rows, not of positions.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from concurrent.futures import Executor
+from dataclasses import asdict
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from softlabels.errors import ConfigError, PairingError, TokenizerError
+from softlabels.format.identity import Identity
+from softlabels.store.demand import Demand
+from softlabels.store.reader import Store, open_store
+from softlabels.store.remote.cache import CacheOptions
+from trainers.data.batch import Batch, collate
+from trainers.data.blocks import BlockReader
+from trainers.data.stream import BatchStream, SoftTargetStream, check_slices, opened, order_of
+from trainers.data.tasks import check_pixels
+
+__all__ = [
+    "MixedStream",
+    "Pattern",
+    "check_alike",
+    "make_stream",
+    "mixture_digest",
+    "open_stores",
+    "parse_stores",
+]
+
+Weight = float | Fraction | str
+LONGEST = 1_000_000
+"""Rows of a pattern, at most."""
+
+
+class Pattern:
+    """Which store each place of the mixed sequence belongs to: a cycle of evenly spread turns.
+
+    Args:
+        weights: of each store, above 0; only their ratios count.
+
+    Raises:
+        ConfigError: a weight that is not above 0, or ratios that need more than a million rows.
+    """
+
+    def __init__(self, weights: Sequence[Weight]) -> None:
+        exact = [_exact(w) for w in weights]
+        scale = math.lcm(*(w.denominator for w in exact))
+        whole = [int(w * scale) for w in exact]
+        common = math.gcd(*whole)
+        self.turns: tuple[int, ...] = tuple(w // common for w in whole)
+        """Rows of each store in a cycle."""
+        self.length = sum(self.turns)
+        if self.length > LONGEST:
+            raise ConfigError(
+                f"weights {', '.join(map(str, weights))}: their ratio needs a cycle of {self.length} rows, at most "
+                f"{LONGEST} are allowed; round them to fewer digits"
+            )
+        times = np.concatenate([(np.arange(n) + 0.5) / n for n in self.turns])
+        store_of = np.repeat(np.arange(len(self.turns)), self.turns)
+        self._store: npt.NDArray[np.int64] = store_of[np.argsort(times, kind="stable")]
+        self._before = [
+            np.concatenate([[0], np.cumsum(self._store == s)]) for s in range(len(exact))
+        ]
+
+    def stores(self, position: int, count: int) -> npt.NDArray[np.int64]:
+        """`[count] int64`: the store of each place from `position` on."""
+        return self._store[(position + np.arange(count)) % self.length]
+
+    def before(self, store: int, position: int) -> int:
+        """How many places of a store come before `position`."""
+        cycles, rest = divmod(position, self.length)
+        return cycles * self.turns[store] + int(self._before[store][rest])
+
+
+def _exact(weight: Weight) -> Fraction:
+    """0.7 is 7/10: what was written, not the nearest binary number."""
+    try:
+        exact = Fraction(str(weight))
+    except (ValueError, ZeroDivisionError) as e:
+        raise ConfigError(f"weight {weight}: expected a number above 0") from e
+    if exact <= 0:
+        raise ConfigError(
+            f"weight {weight}: expected a number above 0; leave the store out instead"
+        )
+    return exact
+
+
+class MixedStream(BatchStream):
+    """Endless batches of several stores, each row's store being in `Batch.sources`.
+
+    Args:
+        stores: (path or open store, weight) of each. They must agree in tokenizer, vocabulary, estimator and grid.
+        batch_size: rows in a global batch, of all stores together.
+        seed, shuffle, block_shards, prefetch, view, images, rank, world_size: as of `SoftTargetStream`; up to
+            `2 * block_shards` shards are held decoded of each store.
+
+    Raises:
+        ConfigError: no store, or weights that cannot be used; as `SoftTargetStream`.
+        PairingError, TokenizerError: stores that do not go together.
+        StoreError: a store cannot be opened.
+    """
+
+    def __init__(
+        self,
+        stores: Sequence[tuple[Store | Path | str, Weight]],
+        *,
+        batch_size: int,
+        seed: int = 0,
+        shuffle: bool = True,
+        block_shards: int = 8,
+        prefetch: int = 2,
+        view: str | None = None,
+        images: Sequence[str] = (),
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        check_slices(batch_size, rank, world_size)
+        if not stores:
+            raise ConfigError("a mixture of no stores: give at least one")
+        self.pattern = Pattern([w for _, w in stores])
+        self.stores = [opened(s, view, images) for s, _ in stores]
+        check_alike(self.stores)
+        orders = [
+            order_of(s, seed, block_shards=block_shards, shuffle=shuffle) for s in self.stores
+        ]
+        super().__init__(
+            batch_size=batch_size,
+            rank=rank,
+            world_size=world_size,
+            prefetch=prefetch,
+            facts={
+                "stores": [s.digest for s in self.stores],
+                "turns": list(self.pattern.turns),
+                "seed": seed,
+                "shuffle": shuffle,
+                "block_shards": block_shards,
+            },
+        )
+        self.seed = seed
+        self._readers = [BlockReader(s, o) for s, o in zip(self.stores, orders, strict=True)]
+
+    @property
+    def store(self) -> Store:
+        """The first store, for what all of them agree in."""
+        return self.stores[0]
+
+    @property
+    def epochs(self) -> tuple[float, ...]:
+        """How many times each store was gone through, so far."""
+        return tuple(
+            self.pattern.before(s, self.position) / reader.order.rows
+            for s, reader in enumerate(self._readers)
+        )
+
+    @property
+    def epoch(self) -> float:
+        """How many times the store that is gone through most often was, so far."""
+        return max(self.epochs)
+
+    def _read(self, start: int, count: int, position: int) -> Batch:
+        sources = self.pattern.stores(start, count).tolist()
+        own = []
+        for s, reader in enumerate(self._readers):
+            first, last = (self.pattern.before(s, p) for p in (start, start + count))
+            own.append(iter(reader.rows(first, last - first)))
+        return collate([next(own[s]) for s in sources], position=position, sources=sources)
+
+    def _look_ahead(self, start: int) -> None:
+        for s, reader in enumerate(self._readers):
+            reader.look_ahead(self.pattern.before(s, start))
+
+    def _decode_on(self, pool: Executor | None) -> None:
+        for reader in self._readers:
+            reader.decode_on(pool)
+
+    def _give_up(self) -> None:
+        for reader in self._readers:
+            reader.give_up()
+
+
+def check_alike(stores: Sequence[Store]) -> None:
+    """Refuse stores whose rows cannot be laid side by side.
+
+    Raises:
+        TokenizerError: an id means different tokens in two of them.
+        PairingError: they differ in vocabulary, estimator, grid or what a position predicts.
+        ConfigError: one store twice, whose rows would come in one order twice.
+    """
+    first = stores[0]
+    for i, store in enumerate(stores):
+        a, b = first.manifest.identity, store.manifest.identity
+        if store.digest in {s.digest for s in stores[:i]}:
+            raise ConfigError(
+                f"{store.path}: is in the mixture twice; give it once, with the sum of the weights"
+            )
+        if a.tokenizer.sha256 != b.tokenizer.sha256:
+            raise TokenizerError(
+                f"{store.path}: its tokenizer (sha256 {b.tokenizer.sha256[:12]}…) is not that of {first.path} (sha256 "
+                f"{a.tokenizer.sha256[:12]}…), so the same id means another token; mix stores of one tokenizer"
+            )
+        for what, mine, other in (
+            ("vocabulary", store.vocab_size, first.vocab_size),
+            ("estimator", b.targets.estimator, a.targets.estimator),
+            ("temperatures", list(b.targets.temperatures), list(a.targets.temperatures)),
+            ("domain", b.domain, a.domain),
+            ("list of classes", b.classes, a.classes),
+            (
+                "width of hidden states",
+                *(None if h is None else h.width for h in (b.hidden, a.hidden)),
+            ),
+            ("label shift", b.label_shift, a.label_shift),
+            ("way to feed images", feed_of(b), feed_of(a)),
+        ):
+            if mine != other:
+                raise PairingError(
+                    f"{store.path}: its {what} is {mine!r}, that of {first.path} is {other!r}; a batch holds rows of "
+                    "both: mix stores that agree in it"
+                )
+
+
+def feed_of(identity: Identity) -> tuple[int, list[float], list[float]] | None:
+    """Size and scale of the images that a model is fed."""
+    images = identity.images
+    return None if images is None else (images.size, images.mean, images.std)
+
+
+def parse_stores(texts: str | Sequence[str]) -> list[tuple[str, Fraction]]:
+    """`PATH` or `PATH=WEIGHT` of each store; without `=` the weight is 1. A folder of that very name is a path.
+
+    Raises:
+        ConfigError: names the text.
+    """
+    found = []
+    for text in [texts] if isinstance(texts, str) else texts:
+        path, equals, weight = text.rpartition("=")
+        if not equals or Path(text).exists():
+            found.append((text, Fraction(1)))
+            continue
+        try:
+            found.append((path, _exact(weight)))
+        except ConfigError as e:
+            raise ConfigError(
+                f"--store {text!r}: no such folder, and {weight!r} is not a weight; expected PATH or PATH=WEIGHT "
+                "with a number above 0, e.g. store=0.7"
+            ) from e
+    return found
+
+
+def open_stores(
+    texts: str | Sequence[str],
+    *,
+    view: str | None = None,
+    inputs: str | None = None,
+    images: Sequence[str] = (),
+    pixels: bool = True,
+    cache: CacheOptions | None = None,
+    demands: Sequence[Demand] | None = None,
+) -> list[tuple[Store, Fraction]]:
+    """The stores of `parse_stores`, open and found to go together, with their weights; all of the same `images`.
+
+    With `pixels` False, stores of images need no images. `demands`: what each must be; None: anything.
+
+    Raises:
+        ConfigError, StoreError, PairingError, TokenizerError: as `MixedStream`.
+    """
+    parsed = parse_stores(texts)
+    found = [
+        (
+            open_store(
+                path, view=view, inputs=inputs, images=images, cache=cache, **asdict(demand)
+            ),
+            weight,
+        )
+        for (path, weight), demand in zip(parsed, demands or [Demand()] * len(parsed), strict=True)
+    ]
+    for store, _ in found:
+        store.need_inputs()
+        if pixels:
+            check_pixels(store)
+    check_alike([store for store, _ in found])
+    return found
+
+
+def mixture_digest(stores: Sequence[tuple[Store, Weight]]) -> str:
+    """Names what is trained on: a store's own digest or, of several, one over their digests and their turns."""
+    if len(stores) == 1:
+        return stores[0][0].digest
+    parts = [
+        (store.digest, turns)
+        for (store, _), turns in zip(stores, Pattern([w for _, w in stores]).turns, strict=True)
+    ]
+    return hashlib.sha256(f"softlabels mixture 1\n{parts}".encode()).hexdigest()
+
+
+def make_stream(
+    stores: Store | Path | str | Sequence[tuple[Store | Path | str, Weight]], **options: Any
+) -> SoftTargetStream | MixedStream:
+    """The stream of one store, or of (store, weight) pairs; one pair is the store alone."""
+    if isinstance(stores, Store | Path | str):
+        return SoftTargetStream(stores, **options)
+    if len(stores) == 1:
+        _exact(stores[0][1])
+        return SoftTargetStream(stores[0][0], **options)
+    return MixedStream(stores, **options)

@@ -1,0 +1,282 @@
+"""Batches of a store in a shuffled order that anyone can repeat, resume and share.
+
+The order (`order.py`) is one endless sequence of rows; batch i is always rows i*B to (i+1)*B of it, so no
+row is dropped and none repeated. B is the *global* batch: of W ranks, rank r makes rows i*B + r*B/W to
+i*B + (r+1)*B/W. The state is one number, how many global rows were taken, whoever took them: it is the same
+on every rank, and any other number of ranks or workers goes on from it.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from softlabels.errors import ConfigError, RunError
+from softlabels.store.reader import Store, open_store
+from trainers.data.batch import Batch, collate
+from trainers.data.blocks import BlockReader
+from trainers.data.order import RowOrder
+
+__all__ = ["Batch", "BatchStream", "RowOrder", "SoftTargetStream", "collate"]
+
+
+class BatchStream(ABC):
+    """What all streams share: ranks, position, prefetch. Make a `SoftTargetStream` or a `MixedStream`.
+
+    Args:
+        batch_size: B, rows of a global batch.
+        rank: which slice of each batch to make.
+        world_size: W, how many slices there are.
+        prefetch: batches made ahead on a thread; 0: none, and nothing is decoded ahead.
+        facts: what decides the order of rows; a state must agree in them.
+    """
+
+    def __init__(
+        self, *, batch_size: int, rank: int, world_size: int, prefetch: int, facts: dict[str, Any]
+    ) -> None:
+        check_slices(batch_size, rank, world_size)
+        if prefetch < 0:
+            raise ConfigError(f"prefetch {prefetch}: expected at least 0")
+        self.batch_size = batch_size
+        self.rank, self.world_size = rank, world_size
+        self.position = 0
+        """Global rows taken so far, all epochs together."""
+        self._prefetch = prefetch
+        self._facts = facts
+
+    @property
+    @abstractmethod
+    def epoch(self) -> float:
+        """How many times the store was gone through, so far."""
+
+    @abstractmethod
+    def _read(self, start: int, count: int, position: int) -> Batch:
+        """`count` rows from place `start` on, as a batch whose global batch begins at `position`."""
+
+    @abstractmethod
+    def _look_ahead(self, start: int) -> None:
+        """The next batch is read from `start` on."""
+
+    @abstractmethod
+    def _decode_on(self, pool: Executor | None) -> None:
+        """Decode shards on this pool from now on."""
+
+    @abstractmethod
+    def _give_up(self) -> None:
+        """Until `_decode_on`, do not wait for a network."""
+
+    # -- state ------------------------------------------------------------------------------------
+
+    def state_dict(self, after: Batch | None = None) -> dict[str, Any]:
+        """Plain data from which `load_state_dict` continues exactly, on any number of ranks.
+
+        Args:
+            after: the last batch that was used; None: the last one that this stream yielded.
+        """
+        position = self.position
+        if after is not None:
+            if after.position is None:
+                raise ConfigError("state_dict(after=…): that batch did not come from a stream")
+            position = after.position + self.batch_size
+        return {**self._facts, "position": position}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where another stream was, from the next `iter` on.
+
+        Raises:
+            RunError: the state is of another store, seed or shuffle.
+        """
+        for name in sorted(self._facts.keys() | (state.keys() - {"position"})):
+            value, saved = self._facts.get(name), state.get(name)
+            if saved != value:
+                raise RunError(
+                    f"the saved stream has {name} = {saved!r}, this one {value!r}: its rows would come in "
+                    "another order; resume with the store and seed that the run began with"
+                )
+        position = state.get("position")
+        if not isinstance(position, int) or position < 0:
+            raise RunError(
+                f"the saved stream has position = {position!r}, expected a number of rows, 0 or more; resume from "
+                "another checkpoint"
+            )
+        self.position = position
+
+    # -- batches ----------------------------------------------------------------------------------
+
+    def batch_at(self, position: int) -> Batch:
+        """This rank's slice of the global batch that begins at a place. Not while an iterator is open."""
+        return self._batch(position, position + self.batch_size)
+
+    def _batch(self, position: int, following: int) -> Batch:
+        count = self.batch_size // self.world_size
+        batch = self._read(position + self.rank * count, count, position)
+        self._look_ahead(following + self.rank * count)
+        return batch
+
+    def __iter__(self) -> Generator[Batch]:
+        """Batches from the present position on, without end; `position` advances with each."""
+        return self.every(1)
+
+    def every(self, stride: int, first: int = 0) -> Generator[Batch]:
+        """Batches `first`, `first + stride`, … from the present position on; `position` is after the last yielded.
+
+        One of n workers iterates `every(n, first=w)`. One iterator at a time: close it, or drop it, before the next.
+        """
+        step = stride * self.batch_size
+        place = self.position + first * self.batch_size
+        if self._prefetch == 0:
+            while True:
+                batch = self._batch(place, place + step)
+                self.position = place + self.batch_size
+                place += step
+                yield batch
+        with (
+            self._decoding_ahead(),
+            ThreadPoolExecutor(max_workers=1, thread_name_prefix="softlabels-batches") as pool,
+        ):
+            ahead: deque[Future[Batch]] = deque()
+            planned = place
+            try:
+                while True:
+                    while len(ahead) < self._prefetch:
+                        ahead.append(pool.submit(self._batch, planned, planned + step))
+                        planned += step
+                    batch = ahead.popleft().result()
+                    self.position = place + self.batch_size
+                    place += step
+                    yield batch
+            finally:
+                for future in ahead:
+                    future.cancel()
+                self._give_up()
+
+    @contextmanager
+    def _decoding_ahead(self) -> Iterator[None]:
+        pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="softlabels-decode")
+        self._decode_on(pool)
+        try:
+            yield
+        finally:
+            pool.shutdown(cancel_futures=True)
+            self._decode_on(None)
+
+
+class SoftTargetStream(BatchStream):
+    """Endless batches of a store. One global batch is one optimiser step.
+
+    Args:
+        store: path of a store, or an open one (which the stream then has to itself).
+        batch_size: rows in a global batch.
+        seed: of the order.
+        shuffle: False for the store's own order.
+        block_shards: shards whose rows are mixed; up to twice as many are held decoded.
+        prefetch: batches made ahead on a thread of their own, while another decodes the next block's shards;
+            0 makes and decodes them when asked.
+        view: another vocabulary to read it in, as in `open_store`; an open store has its own already.
+        images: where the images of a store of images lie; likewise.
+        rank: of this process, from 0. It makes the rank's contiguous slice of each batch.
+        world_size: number of ranks; must divide the batch size.
+
+    Raises:
+        ConfigError: a view besides an open store, or one that does not fit; a rank or world size that does not.
+        StoreError: the store cannot be opened; later, that a shard was found damaged.
+    """
+
+    def __init__(
+        self,
+        store: Store | Path | str,
+        *,
+        batch_size: int,
+        seed: int = 0,
+        shuffle: bool = True,
+        block_shards: int = 8,
+        prefetch: int = 2,
+        view: str | None = None,
+        images: Sequence[str] = (),
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        check_slices(batch_size, rank, world_size)  # before anything is opened
+        self.store = opened(store, view, images)
+        self._order = order_of(self.store, seed, block_shards=block_shards, shuffle=shuffle)
+        super().__init__(
+            batch_size=batch_size,
+            rank=rank,
+            world_size=world_size,
+            prefetch=prefetch,
+            facts={
+                "store": self.store.digest,
+                "seed": seed,
+                "shuffle": shuffle,
+                "block_shards": block_shards,
+            },
+        )
+        self.seed = seed
+        self._reader = BlockReader(self.store, self._order)
+
+    @property
+    def epoch(self) -> float:
+        """How many times the store was gone through, so far."""
+        return self.position / self._order.rows
+
+    def _read(self, start: int, count: int, position: int) -> Batch:
+        return collate(self._reader.rows(start, count), position=position)
+
+    def _look_ahead(self, start: int) -> None:
+        self._reader.look_ahead(start)
+
+    def _decode_on(self, pool: Executor | None) -> None:
+        self._reader.decode_on(pool)
+
+    def _give_up(self) -> None:
+        self._reader.give_up()
+
+
+def check_slices(batch_size: int, rank: int, world_size: int) -> None:
+    """Refuse a batch that the ranks cannot share evenly.
+
+    Raises:
+        ConfigError: names all three.
+    """
+    if batch_size < 1:
+        raise ConfigError(f"--batch-size {batch_size}: expected at least 1")
+    if world_size < 1 or not 0 <= rank < world_size:
+        raise ConfigError(f"rank {rank} of {world_size}: expected 0 to {max(world_size, 1) - 1}")
+    if batch_size % world_size:
+        raise ConfigError(
+            f"--batch-size {batch_size}: must be divisible by the {world_size} ranks, which take equal slices of each "
+            f"batch; choose {batch_size - batch_size % world_size or world_size} or another multiple of {world_size}"
+        )
+
+
+def opened(store: Store | Path | str, view: str | None, images: Sequence[str] = ()) -> Store:
+    """An open store, or the store of a path.
+
+    Raises:
+        ConfigError: a view or images besides an open store.
+        PairingError: its inputs are elsewhere, and were not given.
+    """
+    if not isinstance(store, Store):
+        store, view, images = open_store(store, view=view, images=images), None, ()
+    store.need_inputs()
+    if images:
+        raise ConfigError("images=…: the store is open already; give them to open_store")
+    if view is not None:
+        raise ConfigError(f"view {view!r}: the store is open already; give it to open_store")
+    return store
+
+
+def order_of(store: Store, seed: int, *, block_shards: int, shuffle: bool) -> RowOrder:
+    """The order of a store's rows."""
+    return RowOrder(
+        [s.rows for s in store.manifest.shards],
+        store.digest,
+        seed,
+        block_shards=block_shards,
+        shuffle=shuffle,
+    )

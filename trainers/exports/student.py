@@ -1,0 +1,254 @@
+"""Export a student: write it, ask it and the PyTorch student the same, publish it only if they agree."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import shutil
+from collections.abc import Iterable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Protocol
+
+from msgspec.structs import replace
+
+import softlabels
+from softlabels.core.folder_record import describe_files, read_record, write_seal
+from softlabels.core.folders import filling, publish_folder
+from softlabels.errors import ConfigError, FormatError, IntegrityError, PairingError
+from softlabels.format.identity import Identity
+from softlabels.store.reader import Store
+from softlabels.store.tokenizer_files import is_tokenizer_file
+from trainers.data.mixing import feed_of
+from trainers.data.tasks import Task
+from trainers.exports import FORMATS
+from trainers.exports.card import card
+from trainers.exports.check import Comparison, compare, verdict
+from trainers.exports.config import ExportConfig
+from trainers.exports.domains import domain_of, spread
+from trainers.exports.formats import Format, Job, Written
+from trainers.exports.record import (
+    EXPORT,
+    FORMAT,
+    RECORD,
+    VERSION,
+    CheckRecord,
+    ExportRecord,
+    SourceRecord,
+    read_export,
+)
+from trainers.exports.weights import weight_files
+from trainers.run.finished import FinishedRun, open_finished
+from trainers.students import load_student
+
+__all__ = ["ExportReporter", "Unreported", "export"]
+
+CONFIGS = ("config.json", "generation_config.json", "preprocessor_config.json")
+"""Names under which a model of transformers saves settings."""
+
+
+class ExportReporter(Protocol):
+    """Told of progress."""
+
+    def notice(self, message: str) -> None:
+        """A line for people."""
+
+    def stage(self, name: str, total: int | None, unit: str) -> None:
+        """Something begins."""
+
+    def advance(self, amount: int) -> None:
+        """So much of it is done."""
+
+
+class Unreported:
+    """Tells nobody."""
+
+    def notice(self, message: str) -> None:
+        """Nothing."""
+
+    def stage(self, name: str, total: int | None, unit: str) -> None:
+        """Nothing."""
+
+    def advance(self, amount: int) -> None:
+        """Nothing."""
+
+
+def export(
+    run: Path, out: Path, config: ExportConfig, reporter: ExportReporter | None = None
+) -> ExportRecord:
+    """Export a student of a finished run into a new folder, which holds all of it or is not there.
+
+    Args:
+        run: the run's folder.
+        out: the folder to make.
+        config: what and how.
+        reporter: told of progress.
+
+    Returns:
+        What `export.json` says.
+
+    Raises:
+        ConfigError: `out` is there already; the training store is not where it was.
+        RunError: not a finished run, or without those weights.
+        TokenizerError, PairingError: the held-out store is not of the run's tokenizer or vocabulary, or its images
+            are made otherwise.
+        ExportError: the export does not give the student's answers.
+        MissingExtraError: a library is missing.
+    """
+    report = reporter or Unreported()
+    if out.exists():
+        raise ConfigError(f"--out {out}: is there already; choose another folder")
+    form = FORMATS.load(config.format)
+    finished = open_finished(run, config.weights)
+    heldout = _heldout(finished, config)
+    training = finished.training_stores(config.store, images=config.images, pixels=form.calibrates)
+    _check_feed(heldout, training[0])
+    domain = domain_of(heldout.manifest.identity.domain)
+    model = load_student(finished.folder, Task.saved(domain.name, finished.folder)).model.eval()
+    rows = spread(len(heldout), config.rows)
+    examples = domain.examples(heldout, rows)
+    job = Job(
+        model=model,
+        folder=finished.folder,
+        domain=domain,
+        origin=domain.origin(finished.folder),
+        samples=sorted(examples, key=domain.size)[-2:] * 2,
+        calibration=domain.examples(training[0], spread(len(training[0]), config.calibration_rows))
+        if form.calibrates
+        else (),
+    )
+    with filling(out) as temporary:
+        report.stage(f"write {form.name}", 1, "model")
+        _copy_all_but_weights(finished.folder, temporary)
+        described = domain.describe(heldout, temporary)
+        written = form.write(job, temporary)
+        report.advance(1)
+        report.stage("check", len(examples), "examples")
+        runner = form.load(temporary, domain=domain, threads=None)
+        found = compare(model, runner, domain, examples, advance=report.advance)
+        tolerance = form.tolerance if config.tolerance is None else config.tolerance
+        verdict(found, rule=form.rule, tolerance=tolerance, what=f"{run} as {form.name}")
+        record = ExportRecord(
+            format=FORMAT,
+            version=VERSION,
+            kind=form.name,
+            domain=heldout.manifest.identity.domain,
+            parameters=sum(p.numel() for p in model.parameters()),
+            model=written.model,
+            opset=written.opset,
+            inputs=_axes(job),
+            details=written.details | described,
+            versions=_versions(written),
+            source=_source(finished, training),
+            check=_check(found, form, tolerance, heldout, len(rows), len(examples)),
+            files=describe_files(temporary, without=RECORD),
+            digest="",
+        )
+        text = card(record, finished.facts["config"], form, domain, temporary)
+        (temporary / "README.md").write_text(text, encoding="utf-8")
+        files = describe_files(temporary, without=RECORD)
+        write_seal(temporary, EXPORT, replace(record, files=files))
+        record = read_export(temporary)
+        publish_folder(temporary, out, report.notice)
+    return record
+
+
+def _heldout(finished: FinishedRun, config: ExportConfig) -> Store:
+    path = config.heldout or finished.facts["config"].get("heldout")
+    if path is None:
+        raise ConfigError(
+            f"--heldout is missing, and {finished.run} has none of its own: give a store of rows to check the export on"
+        )
+    images = config.heldout_images
+    if not images and config.heldout is None:
+        images = tuple(finished.facts["config"].get("heldout_images") or ())
+    return finished.open_heldout(path, vocab=config.vocab, images=images)
+
+
+def _check_feed(heldout: Store, training: Store) -> None:
+    found, expected = (feed_of(s.manifest.identity) for s in (heldout, training))
+    if found != expected:
+        raise PairingError(
+            f"{heldout.path}: its images are fed at size, mean and deviation {found}, the run's at {expected}; build "
+            "it with the run's teacher and --image-size"
+        )
+
+
+def _copy_all_but_weights(source: Path, to: Path) -> None:
+    """Configuration and tokenizer; nothing that anyone put beside them."""
+    weights = {p.name for p in weight_files(source)}
+    for name in sorted(_saved_files(source) - weights):
+        (to / name).parent.mkdir(exist_ok=True)
+        shutil.copyfile(source / name, to / name)
+
+
+def _saved_files(source: Path) -> set[str]:
+    """What the run saved: what its record lists; of an earlier version's, what has a name of such a file."""
+    try:
+        return set(read_record(source).files)
+    except (FileNotFoundError, FormatError, IntegrityError):
+        there = {p.relative_to(source).as_posix() for p in source.rglob("*") if p.is_file()}
+        return {name for name in there if name in CONFIGS or is_tokenizer_file(name)}
+
+
+def _axes(job: Job) -> dict[str, list[str]]:
+    laid = job.domain.lay(job.samples[:1])
+    return {
+        name: [job.domain.axes[name].get(i, str(n)) for i, n in enumerate(laid.inputs[name].shape)]
+        for name in job.domain.inputs
+    }
+
+
+def _versions(written: Written) -> dict[str, str]:
+    own = {"softlabels": softlabels.__version__, "python": platform.python_version()}
+    return own | {name: version(name) for name in written.libraries}
+
+
+def _source(finished: FinishedRun, training: Sequence[Store]) -> SourceRecord:
+    identities = [s.manifest.identity for s in training]
+    return SourceRecord(
+        run_sha256=hashlib.sha256((finished.run / "run.json").read_bytes()).hexdigest(),
+        weights=finished.weights,
+        weights_sha256={
+            p.name: hashlib.sha256(p.read_bytes()).hexdigest()
+            for p in weight_files(finished.folder)
+        },
+        store_digest=finished.facts["store_digest"],
+        tokenizer_sha256=finished.facts["tokenizer_sha256"],
+        teachers={i.teacher.name: i.teacher.weights_sha256 for i in identities},
+        corpora=_each_once(f"{', '.join(i.corpus.specs)} ({_amount(i)})" for i in identities),
+        licences=_each_once(s.manifest.licence for s in training),
+    )
+
+
+def _amount(identity: Identity) -> str:
+    corpus = identity.corpus
+    if identity.images is None:
+        return f"{corpus.documents:,} documents, {corpus.tokens:,} tokens"
+    return f"{corpus.documents:,} images, {corpus.rows:,} views"
+
+
+def _each_once(names: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(names))
+
+
+def _check(
+    found: Comparison, form: Format, tolerance: float, heldout: Store, rows: int, examples: int
+) -> CheckRecord:
+    return CheckRecord(
+        rule=form.rule,
+        tolerance=tolerance,
+        store_digest=heldout.digest,
+        rows=rows,
+        examples=examples,
+        outputs=found.outputs,
+        labels=found.labels,
+        largest_difference=found.largest_difference,
+        agreement=found.agreement,
+        nll=found.nll,
+        nll_of_student=found.nll_of_student,
+        accuracy=found.accuracy,
+        accuracy_of_student=found.accuracy_of_student,
+        loss_of_nll=found.loss_of_nll,
+        loss_of_accuracy=found.loss_of_accuracy,
+    )

@@ -1,0 +1,144 @@
+"""Where a student begins: lines of text, JSON lines, or the first tokens of what a store's rows hold, as token ids."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from softlabels.core.rows import Row
+from softlabels.errors import CorpusError, RunError
+from softlabels.store.reader import open_store
+from softlabels.store.tokenizer_process import TokenizerProcess
+
+__all__ = ["Prompt", "Words", "read_prompts"]
+
+
+class Prompt(NamedTuple):
+    """What one or more sequences begin with."""
+
+    ids: npt.NDArray[np.int64]
+    """`[L]`, at least one."""
+    messages: list[dict[str, Any]] | None
+    """The conversation that an assistant's turn is to follow; None of plain text."""
+
+
+class Words:
+    """The tokenizer that a run's student was saved with, used as the builder used it."""
+
+    def __init__(self, folder: Path) -> None:
+        from tokenizers import Tokenizer
+        from transformers import AutoTokenizer
+
+        if not (folder / "tokenizer.json").is_file():
+            raise RunError(
+                f"{folder}: holds no tokenizer.json (a run whose --vocab renumbers ids has none), so no text can be "
+                "read "
+                "or written"
+            )
+        file = folder / "tokenizer.json"
+        data = file.read_bytes()
+        TokenizerProcess(data, where=file).close()  # it may be of a store from anywhere
+        try:
+            self.inner: Any = AutoTokenizer.from_pretrained(folder)
+        except ValueError as e:
+            raise RunError(f"{folder}: its tokenizer cannot be loaded ({e})") from e
+        if self.inner.get_vocab() != Tokenizer.from_buffer(data).get_vocab():
+            raise RunError(  # a file that cannot be looked at is, to the library, one that is not there
+                f"{file}: was not read whole; run the same command again"
+            )
+        self.inner.model_max_length = int(1e30)
+        self.end: int | None = self.inner.eos_token_id
+
+    def encode(self, text: str) -> list[int]:
+        """A text's tokens with the special ones that begin it, without the end mark."""
+        ids = [int(i) for i in self.inner(text, add_special_tokens=True)["input_ids"]]
+        return ids[:-1] if ids and ids[-1] == self.end else ids
+
+    def encode_chat(self, messages: list[dict[str, Any]]) -> list[int]:
+        """A conversation's tokens, up to where the assistant begins to speak."""
+        text = self.inner.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        return [int(i) for i in self.inner(text, add_special_tokens=False)["input_ids"]]
+
+    def decode(self, ids: npt.NDArray[np.int64]) -> str:
+        """Text without special tokens."""
+        return str(
+            self.inner.decode(
+                ids.tolist(), skip_special_tokens=True, clean_up_tokenization_spaces=False
+            )
+        )
+
+
+def read_prompts(path: Path, words: Words, *, prompt_tokens: int) -> Iterator[Prompt]:
+    """Prompts in order.
+
+    Args:
+        path: a store, of whose rows each document's piece gives its first `prompt_tokens` tokens; `.jsonl`, with
+            `{"prompt": text}` or `{"messages": [...]}` in each line; else text, each line a prompt.
+        words: the student's tokenizer.
+        prompt_tokens: of a store only.
+
+    Raises:
+        CorpusError: names the line.
+        RunError: a store of another tokenizer.
+    """
+    if path.is_dir():
+        yield from _beginnings(path, prompt_tokens)
+        return
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as e:
+        raise CorpusError(f"--prompts {path}: cannot be read as UTF-8 text ({e})") from e
+    if not lines:
+        raise CorpusError(f"--prompts {path}: is empty")
+    for number, line in enumerate(lines, start=1):
+        where = f"{path}:{number}"
+        prompt = _record(line, where, words) if path.suffix == ".jsonl" else _text(line, words)
+        if not len(prompt.ids):
+            raise CorpusError(f"{where}: the prompt has no token; remove the line")
+        yield prompt
+
+
+def _text(text: str, words: Words) -> Prompt:
+    return Prompt(np.array(words.encode(text) if text.strip() else [], np.int64), None)
+
+
+def _record(line: str, where: str, words: Words) -> Prompt:
+    try:
+        record = json.loads(line)
+    except ValueError as e:
+        raise CorpusError(f"{where}: not a JSON object ({e}); correct or remove the line") from e
+    prompt = record.get("prompt") if isinstance(record, dict) else None
+    messages = record.get("messages") if isinstance(record, dict) else None
+    if isinstance(prompt, str) and messages is None:
+        return _text(prompt, words)
+    listed = isinstance(messages, list) and all(isinstance(m, dict) for m in messages)
+    if not listed or not messages or prompt is not None:
+        raise CorpusError(
+            f'{where}: expected an object with either a string "prompt" or a list "messages"'
+        )
+    if messages[-1].get("role") == "assistant":
+        raise CorpusError(f"{where}: the assistant has spoken last; leave its turn to the student")
+    try:
+        return Prompt(np.array(words.encode_chat(messages), np.int64), messages)
+    except Exception as e:  # a template is the model's own program and may raise anything
+        raise CorpusError(f"{where}: the chat template refuses the conversation: {e}") from e
+
+
+def _beginnings(path: Path, prompt_tokens: int) -> Iterator[Prompt]:
+    store = open_store(path)
+    for i in range(len(store)):
+        row = store.row(i).row
+        if not isinstance(row, Row):
+            raise RunError(
+                f"--prompts {path}: is a store of {store.manifest.identity.domain}; expected causal-lm"
+            )
+        stops = np.cumsum(row.segment_lengths)
+        for stop, length in zip(stops.tolist(), row.segment_lengths.tolist(), strict=True):
+            start = stop - length
+            ids = row.input_ids[start : start + min(prompt_tokens, length)]
+            yield Prompt(ids.astype(np.int64), None)

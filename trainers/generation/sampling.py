@@ -1,0 +1,161 @@
+"""Sampling from a student, each sequence by draws of its own.
+
+The draws of sequence i are a function of seed and i alone, one at each token. So which sequences share a batch, and
+on what machine, decides nothing beyond rounding: a token differs only where a draw falls within rounding of a boundary
+between two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from inspect import signature
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from softlabels.core.devices import choose
+from softlabels.errors import ConfigError
+from trainers.students import Student
+
+__all__ = ["Sampled", "Sampling", "draws", "pick", "sample"]
+
+Int64 = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How to sample."""
+
+    temperature: float = 1.0
+    """0: always the most probable token."""
+    top_p: float = 1.0
+    """Of the most probable tokens, the fewest that reach this mass."""
+    max_new_tokens: int = 128
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for flag, value, fits, expected in (
+            ("temperature", self.temperature, 0 <= self.temperature < float("inf"), "at least 0"),
+            ("top-p", self.top_p, 0 < self.top_p <= 1, "above 0 and at most 1"),
+            ("max-new-tokens", self.max_new_tokens, self.max_new_tokens >= 1, "at least 1"),
+            ("seed", self.seed, 0 <= self.seed < 2**63, "0 to 2**63 - 1"),
+        ):
+            if not fits:
+                raise ConfigError(f"--{flag} {value}: expected {expected}")
+
+
+class Sampled(NamedTuple):
+    """One sequence."""
+
+    number: int
+    """Of the sequence, which decides its draws."""
+    prompt: Int64
+    new: Int64
+    """What was sampled, the end mark included."""
+    finished: bool
+    """Whether it came to its end mark; else it was cut at `max_new_tokens`."""
+
+
+def draws(seed: int, number: int, n: int) -> npt.NDArray[np.float64]:
+    """`[n]` in [0, 1): of sequence `number`."""
+    key = np.array([seed, number], np.uint64)
+    return np.random.Generator(np.random.Philox(key=key)).random(n)
+
+
+def pick(logits: Tensor, uniforms: Tensor, *, temperature: float, top_p: float) -> Tensor:
+    """One id `[B] int64` for each line of `logits [B, V] float32`, by its `uniforms [B] float64`.
+
+    The id at which the cumulative probability, from the most probable on, passes the draw; the ids beyond the nucleus
+    are out of it, and the others' probabilities are divided by their sum.
+    """
+    if temperature == 0:
+        return logits.argmax(dim=1)
+    p, order = torch.softmax(logits.double() / temperature, dim=1).sort(
+        dim=1, descending=True, stable=True
+    )
+    mass = p.cumsum(dim=1)
+    inside = mass - p < top_p  # up to and with the one that reaches it
+    total = torch.where(inside, p, 0.0).sum(dim=1, keepdim=True)
+    place = (mass <= uniforms[:, None] * total).sum(dim=1, keepdim=True)
+    last = inside.sum(dim=1, keepdim=True) - 1
+    return order.gather(1, torch.minimum(place, last))[:, 0]
+
+
+@torch.no_grad()
+def sample(
+    student: Student,
+    prompts: Sequence[Int64],
+    sampling: Sampling,
+    *,
+    ends: frozenset[int],
+    first: int = 0,
+    device: str = "cpu",
+) -> Iterator[Sampled]:
+    """Continue one batch of prompts.
+
+    Args:
+        student: what to sample from; in float32.
+        prompts: ids `[L]` of each, at least one.
+        sampling: how.
+        ends: ids that end a sequence.
+        first: number of the first sequence; the others follow.
+        device: where to compute.
+
+    Yields:
+        One sequence for each prompt, in order.
+    """
+    where = choose(device, "float32").device
+    model: Any = student.eval().to(where).model
+    n, width = len(prompts), max(len(p) for p in prompts)
+    ids = torch.zeros((n, width), dtype=torch.int64)
+    mask = torch.zeros_like(ids)
+    for i, prompt in enumerate(prompts):  # padded on the left: all sequences grow at the same place
+        ids[i, width - len(prompt) :] = torch.from_numpy(prompt)
+        mask[i, width - len(prompt) :] = 1
+    ids, mask = ids.to(where), mask.to(where)
+    positions = (mask.cumsum(1) - 1).clamp_min(0)
+    uniforms = torch.from_numpy(
+        np.stack([draws(sampling.seed, first + i, sampling.max_new_tokens) for i in range(n)])
+    ).to(where)
+    end_ids = torch.tensor(sorted(ends), dtype=torch.int64, device=where)
+    done = torch.zeros(n, dtype=torch.bool, device=where)
+    columns: list[Tensor] = []
+    cache = None
+    kept = _cache_name(model)
+    step_ids, step_positions = ids, positions
+    for t in range(sampling.max_new_tokens):
+        out = model(
+            input_ids=step_ids,
+            attention_mask=mask,
+            position_ids=step_positions,
+            use_cache=True,
+            logits_to_keep=1,
+            **{kept: cache},
+        )
+        cache = getattr(out, kept)
+        chosen = pick(
+            out.logits[:, -1].float(),
+            uniforms[:, t],
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+        )
+        columns.append(chosen)
+        done |= torch.isin(chosen, end_ids)
+        if bool(done.all()):
+            break
+        mask = torch.cat([mask, mask.new_ones(n, 1)], dim=1)
+        step_ids, step_positions = chosen[:, None], step_positions[:, -1:] + 1
+    new = torch.stack(columns, dim=1).cpu().numpy()
+    for i, prompt in enumerate(prompts):
+        at = np.flatnonzero(np.isin(new[i], sorted(ends)))
+        stop = int(at[0]) + 1 if len(at) else new.shape[1]
+        yield Sampled(first + i, prompt, new[i, :stop].astype(np.int64), bool(len(at)))
+
+
+def _cache_name(model: Any) -> str:
+    """What a model calls keys and values of earlier tokens: transformers renamed them in 5.24."""
+    return "cache" if "cache" in signature(model.forward).parameters else "past_key_values"

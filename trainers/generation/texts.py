@@ -1,0 +1,220 @@
+"""Text of a student's own making, for its teacher to judge: one half of a round of distillation.
+
+`softlabels build` then runs the teacher over it, and a run trains on what the teacher thought of what the student
+says: teacher and student are never in memory together.
+
+Written as `.jsonl`, sequences are texts (or conversations) that the builder tokenises again; where that gives other
+tokens than
+were sampled is counted. As `.parquet`, they are the very ids, with a mask that leaves the prompt unlearnt: `--corpus
+ids:FILE`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from softlabels.core.durable import appearing, forget_attempts
+from softlabels.errors import ConfigError, CorpusError, PairingError, RunError
+from trainers.generation.prompts import Prompt, Words, read_prompts
+from trainers.generation.sampling import Sampled, Sampling, sample
+from trainers.run.finished import open_finished
+from trainers.students import load_student
+
+__all__ = ["Generated", "generate"]
+
+
+class Generated(NamedTuple):
+    """What was written."""
+
+    sequences: int
+    tokens: int
+    """Sampled ones, end marks included."""
+    unfinished: int
+    """Sequences that were cut at `--max-new-tokens`."""
+    empty: int
+    """Sequences that ended at once."""
+    retokenised: int | None
+    """Of `.jsonl`: sequences whose text has other tokens than were sampled; None of `.parquet`."""
+
+
+class _Written(NamedTuple):
+    prompt: Prompt
+    sampled: Sampled
+
+
+def generate(
+    run: Path,
+    prompts: Path,
+    out: Path,
+    sampling: Sampling,
+    *,
+    n: int = 1,
+    limit: int | None = None,
+    prompt_tokens: int = 16,
+    batch_size: int = 16,
+    weights: str = "student",
+    device: str = "cpu",
+    advance: Callable[[int], None] = lambda _: None,
+) -> Generated:
+    """Sample `n` sequences for each prompt and write them as a corpus.
+
+    Args:
+        run: of a finished student.
+        prompts: see `read_prompts`.
+        out: `.jsonl` or `.parquet`; must be absent.
+        sampling: how.
+        n: sequences for each prompt.
+        limit: prompts to take; None: all.
+        prompt_tokens: see `read_prompts`.
+        batch_size: sequences sampled together.
+        weights: which of the run.
+        device: where to compute.
+        advance: told of sequences done.
+
+    Raises:
+        RunError: not a finished run, or without a tokenizer.
+        CorpusError: a bad prompt, or none.
+        ConfigError: `out` is there, or of another kind; sequences longer than the student's positions.
+        PairingError: a prompt beyond the student's vocabulary.
+    """
+    if out.suffix not in (".jsonl", ".parquet"):
+        raise ConfigError(f"--out {out}: expected a name that ends in .jsonl or .parquet")
+    if out.exists():
+        forget_attempts(out)
+        raise ConfigError(f"--out {out}: is there already; choose another")
+    finished = open_finished(run, weights)
+    if finished.domain != "causal-lm":
+        raise ConfigError(
+            f"{run}: its student is of the domain {finished.domain}; only a causal LM writes text"
+        )
+    student = load_student(finished.folder)
+    words = Words(finished.folder)
+    _check_tokenizer(prompts, finished.facts)
+    ends = _ends(student.model, words)
+    asked = read_prompts(prompts, words, prompt_tokens=prompt_tokens)
+    repeated = (p for p in islice(asked, limit) for _ in range(n))
+
+    def made() -> Iterator[_Written]:
+        first = 0
+        while batch := list(islice(repeated, batch_size)):
+            _check_length(prompts, max(len(p.ids) for p in batch), sampling, student.model.config)
+            largest = max(int(p.ids.max()) for p in batch)
+            if largest >= student.vocab_size:
+                raise PairingError(
+                    f"--prompts {prompts}: holds id {largest}, the student's vocabulary ends at "
+                    f"{student.vocab_size - 1}"
+                )
+            ids = [p.ids for p in batch]
+            found = sample(student, ids, sampling, ends=ends, first=first, device=device)
+            yield from map(_Written, batch, found)
+            first += len(batch)
+            advance(len(batch))
+
+    write = _write_jsonl if out.suffix == ".jsonl" else _write_parquet
+    with appearing(out) as temporary:
+        counts = write(temporary, made(), words)
+        if counts.sequences == 0:
+            raise CorpusError(f"--prompts {prompts}: holds no prompt")
+    return counts
+
+
+def _check_tokenizer(prompts: Path, facts: dict[str, Any]) -> None:
+    if prompts.is_dir():
+        from softlabels.store.reader import open_store
+
+        found = open_store(prompts).manifest.identity.tokenizer.sha256
+        if found != facts["tokenizer_sha256"]:
+            raise RunError(
+                f"--prompts {prompts}: was tokenised otherwise than what the run was trained on, so the same id means "
+                "another token; give text instead"
+            )
+
+
+def _check_length(prompts: Path, longest: int, sampling: Sampling, config: Any) -> None:
+    most = getattr(config, "max_position_embeddings", None)
+    if most is not None and longest + sampling.max_new_tokens > most:
+        raise ConfigError(
+            f"--max-new-tokens {sampling.max_new_tokens}: after a prompt of {longest} tokens (--prompts {prompts}) "
+            "that is more "
+            f"than the {most} positions that the student knows"
+        )
+
+
+def _ends(model: Any, words: Words) -> frozenset[int]:
+    """What ends a sequence: the tokenizer's end mark and what the model's own settings add, such as an end of turn."""
+    own = getattr(model.generation_config, "eos_token_id", None)
+    more = own if isinstance(own, list) else [own]
+    return frozenset(int(i) for i in [words.end, *more] if i is not None)
+
+
+def _count(counts: dict[str, int], s: Sampled) -> None:
+    counts["sequences"] += 1
+    counts["tokens"] += len(s.new)
+    counts["unfinished"] += not s.finished
+    counts["empty"] += s.finished and len(s.new) == 1
+
+
+def _zero() -> dict[str, int]:
+    return dict.fromkeys(("sequences", "tokens", "unfinished", "empty"), 0)
+
+
+def _write_jsonl(path: Path, made: Iterator[_Written], words: Words) -> Generated:
+    counts, retokenised = _zero(), 0
+    with path.open("w", encoding="utf-8") as f:
+        for prompt, s in made:
+            _count(counts, s)
+            said = s.new[:-1] if s.finished else s.new
+            record: dict[str, Any]
+            if prompt.messages is not None:
+                answer = {"role": "assistant", "content": words.decode(said)}
+                record = {"messages": [*prompt.messages, answer]}
+                again = words.inner(answer["content"], add_special_tokens=False)["input_ids"]
+                same = list(again) == said.tolist()
+            else:
+                whole = np.concatenate([s.prompt, said])
+                record = {"text": words.decode(whole)}
+                same = words.encode(record["text"]) == whole.tolist()
+            retokenised += not same
+            record |= {"sequence": s.number, "finished": s.finished}
+            f.write(json.dumps(record, ensure_ascii=False) + "\n")
+    return Generated(**counts, retokenised=retokenised)
+
+
+def _write_parquet(path: Path, made: Iterator[_Written], words: Words) -> Generated:
+    counts = _zero()
+    schema = pa.schema(
+        {
+            "input_ids": pa.list_(pa.int32()),
+            "loss_mask": pa.list_(pa.int8()),
+            "text": pa.string(),
+            "sequence": pa.int64(),
+            "finished": pa.bool_(),
+        }
+    )
+    with pq.ParquetWriter(path, schema) as writer:
+        while rows := list(islice(made, 256)):
+            writer.write_table(pa.Table.from_pylist([_row(w, words) for w in rows], schema))
+            for w in rows:
+                _count(counts, w.sampled)
+    return Generated(**counts, retokenised=None)
+
+
+def _row(written: _Written, words: Words) -> dict[str, Any]:
+    s = written.sampled
+    ids = np.concatenate([s.prompt, s.new])
+    mask = np.arange(len(ids)) >= len(s.prompt)
+    return {
+        "input_ids": ids.astype(np.int32),
+        "loss_mask": mask.astype(np.int8),
+        "text": words.decode(ids),
+        "sequence": s.number,
+        "finished": s.finished,
+    }

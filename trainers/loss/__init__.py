@@ -1,0 +1,1 @@
+"""Soft and hard losses over K+1 columns, and what changes them over the steps."""

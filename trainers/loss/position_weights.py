@@ -1,0 +1,79 @@
+"""The teacher's bins, and how much each position counts in the soft loss.
+
+A weight is a function of the store alone (never of the student), so that it is the same in every epoch, on every
+rank and after a resume, and so that its sum over an optimiser step is known before the step. The loss divides by
+that sum: the mean weight is 1, and the size of the soft loss does not depend on the rule.
+
+To add one: a function of targets, labels and T, and a line in `WEIGHTS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from softlabels.core.targets import UNBIASED, SoftTargets
+
+__all__ = ["WEIGHTS", "teacher_bins"]
+
+Float64 = npt.NDArray[np.float64]
+Int64 = npt.NDArray[np.int64]
+
+LEAST = 1e-3
+"""Added to each weight: a step whose teacher is certain everywhere becomes a plain mean instead of 0 / 0."""
+
+
+def log_bins(targets: SoftTargets, temperature: float) -> Float64:
+    """The teacher's log-probabilities `[N, K+1]` at T: kept ids (`-inf`: padding), then the tail (`-inf`: none)."""
+    odds = targets.log_odds[:, targets.grid_index(temperature), None].astype(np.float64)
+    scale = 1.0 if targets.estimator in UNBIASED else temperature
+    scores = -targets.gaps.astype(np.float64) / scale  # the largest is 0: no overflow
+    total = np.exp(scores).sum(axis=1, keepdims=True)
+    scores -= np.log(np.where(total > 0, total, 1.0)) + np.logaddexp(0.0, odds)
+    return np.concatenate([scores, -np.logaddexp(0.0, -odds)], axis=1)
+
+
+def teacher_bins(
+    targets: SoftTargets,
+    temperature: float,
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """`log_bins` on a device: `[N, K+1]`, computed in float64 and rounded once."""
+    return torch.from_numpy(log_bins(targets, temperature)).to(device, dtype)
+
+
+def even(targets: SoftTargets, labels: Int64, temperature: float) -> Float64:
+    """All count the same."""
+    return np.ones(targets.n)
+
+
+def entropy(targets: SoftTargets, labels: Int64, temperature: float) -> Float64:
+    """The teacher's entropy over its K+1 bins at T, nats: where it hesitates there is most to learn from it."""
+    log_p = log_bins(targets, temperature)
+    p = np.exp(log_p)
+    h: Float64 = -np.sum(p * np.where(p > 0, log_p, 0.0), axis=1) + LEAST
+    return h
+
+
+def hard(targets: SoftTargets, labels: Int64, temperature: float) -> Float64:
+    """1 minus the teacher's probability of the label at T (0 if it is not kept): tokens that the teacher finds hard.
+
+    RS-KD (Anshumann et al. 2025) teaches harder tokens more. This is a smooth rule with the same order of positions,
+    which needs no threshold and no quantile over the step.
+    """
+    p = np.exp(log_bins(targets, temperature)[:, :-1])
+    of_label: Float64 = 1.0 - np.where(targets.ids == labels[:, None], p, 0.0).sum(axis=1) + LEAST
+    return of_label
+
+
+WEIGHTS: dict[str, Callable[[SoftTargets, Int64, float], Float64]] = {
+    "even": even,
+    "entropy": entropy,
+    "hard": hard,
+}
+"""From targets `[N]`, labels `[N]` and T to weights `[N]`, above 0."""

@@ -1,0 +1,297 @@
+"""What a training run is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+from softlabels.core.settings import Group, check_at_least, from_sources
+from softlabels.errors import ConfigError
+from softlabels.store.remote.cache import CacheOptions
+
+if TYPE_CHECKING:
+    from softlabels.store.demand import Demand
+    from trainers.loss.schedules import LossSchedule
+
+__all__ = ["RunConfig"]
+T = TypeVar("T")
+Data = Annotated[T, Group("Data")]
+Model = Annotated[T, Group("Student")]
+Loss = Annotated[T, Group("Loss")]
+Schedule = Annotated[T, Group("Schedule and optimiser")]
+HeldOut = Annotated[T, Group("Held-out rows")]
+Saving = Annotated[T, Group("Checkpoints and logs")]
+Devices = Annotated[T, Group("Devices")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """One run: store, student, loss, schedule."""
+
+    store: Data[tuple[str, ...] | str]
+    """Store to train from, a path or an address (`s3://…`); repeatable as `PATH=WEIGHT`, the weight being its share of
+    the rows."""
+    student: Model[str | None] = None
+    """Student to train: `new:SIZE` makes one that fits the store, as `new:10M`; `hf-config:FILE` reads a configuration
+    (`softtrain student --help` shows one); `layers-of:PATH?keep=…` and `hf:PATH` begin from a model's weights; for
+    images also `cnn:WIDTHxDEPTH`, `timm:NAME` and `torchvision:NAME`."""
+    key: Data[str | None] = None
+    """PEM file of the public key of whoever must have signed each --store (`softlabels sign`)."""
+    digest: Data[tuple[str, ...]] = ()
+    """Content digest that the store must have, its first 16 digits or more; with several stores one for each --store,
+    in the same order."""
+    release: Data[tuple[str, ...]] = ()
+    """Name that the store must be signed with, `NAME`, or `NAME@VERSION` for that version or a later one; with several
+    stores one for each --store, in the same order; needs --key."""
+    init: Model[str | None] = None
+    """Run whose finished student goes on, with another store, instead of --student; recorded in run.json."""
+    images: Data[tuple[str, ...]] = ()
+    """Images of a store of images, as it was built from them, e.g. `arrays:FILE.npz`."""
+    vocab: Data[str | None] = None
+    """Read the store in another vocabulary, the student's: `trim:N`, or `map:FILE` (new id of each id, or -1)."""
+    inputs: Data[str | None] = None
+    """Store that holds the inputs of a store without (`softlabels subset --drop-inputs`); joined by digest."""
+    loss: Loss[str] = "forward_kl"
+    """Soft loss: `forward_kl`, `reverse_kl`, `jsd`, `tvd`, `skewed_forward_kl` or `skewed_reverse_kl`."""
+    temperature: Loss[float] = 1.0
+    """Temperature T of the soft loss; must be in the store's grid."""
+    temperature_schedule: Loss[str | None] = None
+    """T over the steps: `linear:END` or `cosine:END`, in stairs through the store's grid; default constant."""
+    alpha: Loss[float] = 0.5
+    """Share of the soft loss; 0 trains on hard labels only."""
+    alpha_schedule: Loss[str | None] = None
+    """Alpha over the steps: `linear:END` or `cosine:END`; default constant."""
+    weight: Loss[str] = "even"
+    """Weight of a position in the soft loss: `even`, the teacher's `entropy`, or `hard` (1 - its probability of the
+    label)."""
+    label_smoothing: Loss[float] = 0.0
+    """Label smoothing of the hard loss: share of the label that is spread evenly over the vocabulary."""
+    z_loss: Loss[float] = 0.0
+    """Weight of the squared log-sum-exp of the logits in the hard loss; 1e-4 keeps logits from drifting."""
+    cosine: Loss[float] = 0.0
+    """Weight of a loss on hidden states, 1 - the cosine between the student's last and the teacher's, for a store built
+    with `--hidden`; student and teacher must be equally wide."""
+    beta: Loss[float] = 0.5
+    """Share of the teacher in the mixture of `jsd`."""
+    skew: Loss[float] = 0.1
+    """Share mixed in by the skewed losses."""
+    steps: Schedule[int] = 1000
+    """Optimiser steps of the whole run."""
+    epochs: Schedule[float | None] = None
+    """Passes over the store, in place of --steps; may be a fraction. With several stores, over the one that is passed
+    most often."""
+    batch_size: Schedule[int] = 8
+    """Rows in an optimiser step, over all processes together."""
+    accumulate: Devices[int] = 1
+    """Micro-batches in a step, over all processes together, at least one on each; must divide batch_size."""
+    exact_ranks: Devices[bool] = False
+    """Add up micro-batches so that CPU runs with the same accumulate, a power of two, agree to the bit on 1, 2, 4, … up
+    to accumulate processes; takes memory: log2(micro-batches on a process) - 1 more copies of the gradients."""
+    parallel: Devices[str] = "ddp"
+    """How several processes share a student: `ddp`, each holds all of it; `fsdp`, each holds a part of its weights and
+    optimiser."""
+    lr: Schedule[float] = 1e-3
+    """Peak learning rate."""
+    warmup: Schedule[int | None] = None
+    """Steps of linear warm-up; default 5 % of the run."""
+    min_lr: Schedule[float] = 0.1
+    """Learning rate at the end of the cosine, as a share of the peak."""
+    weight_decay: Schedule[float] = 0.1
+    """Weight decay of matrices; vectors and biases are not decayed."""
+    beta1: Schedule[float] = 0.9
+    """Decay of AdamW's first moment."""
+    beta2: Schedule[float] = 0.95
+    """Decay of AdamW's second moment."""
+    clip: Schedule[float] = 1.0
+    """Largest norm of the gradient, to which larger ones are scaled down; 0: no limit."""
+    ema: Model[float | None] = None
+    """Keep an average of the weights as well; each step leaves this share of it (0.999: about the last 1000 steps)."""
+    heldout: HeldOut[str | None] = None
+    """Store of held-out rows to evaluate on; the best student so far is kept in OUT/best."""
+    heldout_images: HeldOut[tuple[str, ...]] = ()
+    """Images of a held-out store of images."""
+    forgetting: HeldOut[tuple[str, ...]] = ()
+    """Store whose rows the student should not unlearn (repeatable): evaluated before the first step and after the
+    last, reported and kept in OUT/forgetting.json."""
+    eval_every: HeldOut[int] = 200
+    """Steps between evaluations on the held-out store; the last step always makes one."""
+    patience: HeldOut[int | None] = None
+    """Stop after this many evaluations in a row without a lower held-out loss; default never."""
+    seed: Schedule[int] = 0
+    """Seed of the student's first weights and of the order of rows."""
+    device: Devices[str] = "auto"
+    """Where to train: `auto`, `cpu`, `cuda` or `cuda:N`."""
+    dtype: Devices[str] = "auto"
+    """`float32`, or `bfloat16` for mixed precision; auto takes bfloat16 where it was measured to pay."""
+    kernels: Devices[str] = "torch"
+    """`torch`, or `liger` for Liger's norms, rotary embedding and gated MLP in the student (CUDA only)."""
+    chunk_mib: Devices[int | None] = None
+    """MiB of logits in memory at a time; default 64 on a CPU, 256 on a GPU."""
+    log_every: Saving[int] = 10
+    """Steps between lines of metrics.jsonl."""
+    checkpoint_every: Saving[int] = 200
+    """Steps between checkpoints; the last step always makes one."""
+    keep_last: Saving[int] = 2
+    """Checkpoints to keep."""
+    threads: Devices[int | None] = None
+    """CPU threads; default all cores."""
+    cache: Data[str | None] = None
+    """Folder for files of stores at an address; default SOFTLABELS_CACHE, or the user's cache folder."""
+    cache_gib: Data[float | None] = None
+    """GiB of cached files to keep, those used last; 0: none. Default SOFTLABELS_CACHE_GIB, or 32."""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.store, str) and len(self.store) == 1:
+            object.__setattr__(self, "store", self.store[0])
+        if (self.student is None) == (self.init is None):
+            raise ConfigError(
+                "--student is missing (or 'student' in the config file); or go on from a run's with --init RUN"
+                if self.student is None
+                else f"--init {self.init}: is the student; leave out --student {self.student}"
+            )
+        if not isinstance(self.store, str) and self.vocab is not None:
+            raise ConfigError(
+                f"--vocab {self.vocab}: goes with one --store, not with {len(self.store)}; what a view drops is "
+                "reported of one store only"
+            )
+        if not isinstance(self.store, str) and self.inputs is not None:
+            raise ConfigError(
+                f"--inputs {self.inputs}: goes with one --store, not with {len(self.store)}; put inputs and targets "
+                "together in one store each first, or train on one"
+            )
+        self.demands()
+        self.make_loss()
+        self.cache_options.resolved()
+        check_at_least(
+            self,
+            steps=1,
+            batch_size=1,
+            accumulate=1,
+            log_every=1,
+            checkpoint_every=1,
+            keep_last=1,
+            eval_every=1,
+            patience=1,
+            warmup=0,
+            chunk_mib=1,
+            threads=1,
+            seed=0,
+        )
+        if self.epochs is not None and not 0 < self.epochs < 1e6:
+            raise ConfigError(
+                f"--epochs {self.epochs}: expected a number above 0, such as 3 or 0.5"
+            )
+        if self.epochs is not None and self.steps != RunConfig.steps:
+            raise ConfigError("--steps and --epochs say the same in two ways; give one")
+        if self.batch_size % self.accumulate:
+            raise ConfigError(
+                f"--accumulate {self.accumulate}: must divide --batch-size {self.batch_size}"
+            )
+        if self.parallel not in ("ddp", "fsdp"):
+            raise ConfigError(f"--parallel {self.parallel!r}: expected ddp or fsdp")
+        if self.parallel == "fsdp" and self.exact_ranks:
+            raise ConfigError(
+                "--exact-ranks: does not go with --parallel fsdp, whose sums have an order of their own; use ddp"
+            )
+        if self.patience is not None and self.heldout is None:
+            raise ConfigError(
+                f"--patience {self.patience}: nothing is evaluated to be patient about; give --heldout STORE, too"
+            )
+        if self.heldout_images and self.heldout is None:
+            raise ConfigError("--heldout-images: there is no held-out store; give --heldout, too")
+        if self.ema is not None and not 0 < self.ema < 1:
+            raise ConfigError(f"--ema {self.ema}: expected a share between 0 and 1, such as 0.999")
+        if self.dtype not in ("auto", "float32", "bfloat16"):
+            raise ConfigError(
+                f"--dtype {self.dtype!r}: expected auto, float32 or bfloat16 (float16 gradients underflow)"
+            )
+        if self.kernels not in ("torch", "liger"):
+            raise ConfigError(f"--kernels {self.kernels!r}: expected torch or liger")
+        for name, fits, expected in (
+            ("lr", 0 < self.lr < 100, "a number above 0 (and below 100)"),
+            ("min_lr", 0 <= self.min_lr <= 1, "0 to 1"),
+            ("weight_decay", 0 <= self.weight_decay < float("inf"), "at least 0"),
+            ("clip", 0 <= self.clip < float("inf"), "at least 0"),
+            ("beta1", 0 <= self.beta1 < 1, "at least 0 and below 1"),
+            ("beta2", 0 <= self.beta2 < 1, "at least 0 and below 1"),
+            ("seed", self.seed < 2**63, "less than 2**63"),
+        ):
+            if not fits:
+                flag = name.replace("_", "-")
+                raise ConfigError(f"--{flag} {getattr(self, name)}: expected {expected}")
+
+    @property
+    def cache_options(self) -> CacheOptions:
+        """Where files of remote stores are kept."""
+        return CacheOptions(folder=self.cache, gib=self.cache_gib)
+
+    def demands(self) -> list[Demand]:
+        """What each store must be.
+
+        Raises:
+            ConfigError: not one for each store, or no such digest or release.
+        """
+        from softlabels.store.demand import demands_for  # numpy, which --help can do without
+
+        stores = 1 if isinstance(self.store, str) else len(self.store)
+        return demands_for(stores, key=self.key, digest=self.digest, release=self.release)
+
+    @property
+    def student_spec(self) -> str:
+        """`name:argument` of the student."""
+        return self.student if self.student is not None else f"hf:{self.init}/student"
+
+    @property
+    def warmup_steps(self) -> int:
+        """Steps of warm-up, resolved."""
+        return self.warmup if self.warmup is not None else max(1, self.steps // 20)
+
+    def micro_batches(self, world_size: int) -> int:
+        """Micro-batches of a step on each of `world_size` processes.
+
+        Raises:
+            ConfigError: batch or micro-batches cannot be dealt out equally.
+        """
+        if self.batch_size % world_size:
+            raise ConfigError(
+                f"--batch-size {self.batch_size}: {world_size} processes cannot share it equally; expected a multiple "
+                f"of {world_size}"
+            )
+        if self.accumulate <= world_size:
+            return 1
+        if self.accumulate % world_size:
+            raise ConfigError(
+                f"--accumulate {self.accumulate}: {world_size} processes cannot share it equally; expected a multiple "
+                f"of {world_size}"
+            )
+        return self.accumulate // world_size
+
+    def make_loss(self) -> LossSchedule:
+        """The loss this run minimises, step by step."""
+        from trainers.loss.losses import DistillLoss  # torch, which --help can do without
+        from trainers.loss.schedules import LossSchedule
+
+        loss = DistillLoss(
+            divergence=self.loss,
+            temperature=self.temperature,
+            alpha=self.alpha,
+            beta=self.beta,
+            skew=self.skew,
+            weight=self.weight,
+            label_smoothing=self.label_smoothing,
+            z_loss=self.z_loss,
+            cosine=self.cosine,
+            chunk_bytes=None if self.chunk_mib is None else self.chunk_mib * 2**20,
+        )
+        return LossSchedule.parse(loss, self.steps, self.alpha_schedule, self.temperature_schedule)
+
+    @classmethod
+    def from_sources(cls, toml: Path | None, flags: Mapping[str, Any]) -> RunConfig:
+        """Flags over TOML over defaults; see `softlabels.core.settings`."""
+        return from_sources(cls, toml, flags, required=("store",), either=[("steps", "epochs")])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as TOML would hold them."""
+        return asdict(self)

@@ -1,0 +1,202 @@
+"""A finished run, read for what comes after training: its record, one of its students, and stores that go with it."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from softlabels.core.folder_record import RECORD, check_folder, entries
+from softlabels.core.records import regular_size
+from softlabels.errors import (
+    ConfigError,
+    IntegrityError,
+    RunError,
+    SoftLabelsError,
+    TokenizerError,
+)
+from softlabels.store.reader import Store, open_store
+from trainers.data.mixing import mixture_digest, open_stores
+from trainers.data.tasks import check_pixels
+from trainers.evaluation.evaluations import tensor_files
+from trainers.run.record import read_run_record
+from trainers.run.vocabulary import check_numbering
+
+__all__ = ["WEIGHTS", "FinishedRun", "open_finished", "provenance"]
+
+WEIGHTS = {
+    "student": ("student", ""),
+    "ema": ("student-ema", "--ema"),
+    "best": ("best", "--heldout"),
+}
+"""Which weights of a run: the folder they are in, and the flag that makes it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinishedRun:
+    """One of the students of a run that has finished."""
+
+    run: Path
+    facts: dict[str, Any]
+    """What `run.json` says."""
+    weights: str
+    """A key of `WEIGHTS`."""
+    folder: Path
+    """Where that student lies."""
+
+    @property
+    def domain(self) -> str:
+        """What it was trained for."""
+        return str(self.facts.get("domain", "causal-lm"))
+
+    def digest(self) -> str:
+        """sha256 over the student's weights, as stored."""
+        total = hashlib.sha256()
+        for path in tensor_files(self.folder):
+            with path.open("rb") as f:
+                content = hashlib.file_digest(f, "sha256").hexdigest()
+            total.update(f"{path.name}\0{content}\n".encode())
+        return total.hexdigest()
+
+    def training_stores(
+        self, given: tuple[str, ...] = (), *, images: tuple[str, ...] = (), pixels: bool = True
+    ) -> list[Store]:
+        """The stores that it was trained on.
+
+        Args:
+            given: where they lie now, as in `softtrain run --store`; nothing: where they lay then.
+            images: of stores of images, where these lie now; nothing: where they lay then.
+            pixels: False if their images are not needed; they are opened all the same where `images` names them.
+
+        Raises:
+            ConfigError: not there, or not those.
+        """
+        config = self.facts["config"]
+        recorded = config["store"]
+        texts = given or ((recorded,) if isinstance(recorded, str) else tuple(recorded))
+        try:
+            stores = open_stores(
+                texts,
+                view=config.get("vocab"),
+                images=images or (tuple(config.get("images") or ()) if pixels else ()),
+                pixels=pixels,
+            )
+        except SoftLabelsError as e:
+            ways = [] if given else ["where it lies now with --store"]
+            ways += (
+                ["where its images lie now with --images"]
+                if pixels and config.get("images")
+                else []
+            )
+            if images or not ways:
+                raise
+            raise ConfigError(
+                f"{self.run}: the store it was trained on cannot be opened ({e}); say {', and '.join(ways)}"
+            ) from e
+        if mixture_digest(stores) != self.facts["store_digest"]:
+            raise ConfigError(
+                f"--store {' '.join(map(str, texts))}: not what {self.run} was trained on (digest "
+                f"{mixture_digest(stores)[:12]}…, expected {self.facts['store_digest'][:12]}…)"
+            )
+        return [store for store, _ in stores]
+
+    def open_heldout(
+        self, path: Path | str, *, vocab: str | None = None, images: tuple[str, ...] = ()
+    ) -> Store:
+        """Open a store of rows that the run was not trained on, tokenised as its own.
+
+        Args:
+            path: of the store.
+            vocab: view to read it in, as in `RunConfig`.
+            images: of a store of images, where they lie.
+
+        Raises:
+            ConfigError: it is a store of images, and nobody says where they lie.
+            RunError: it is the training store.
+            TokenizerError: it was tokenised otherwise.
+            PairingError: the run numbered its ids otherwise.
+        """
+        opened = open_store(path, view=vocab, images=images)
+        check_pixels(opened, "--heldout-images")
+        if opened.digest == self.facts["store_digest"]:
+            raise RunError(
+                f"{opened.path}: is the very store that {self.run} was trained on; give one of held-out rows"
+            )
+        self.check_fits(opened)
+        return opened
+
+    def check_fits(self, store: Store) -> None:
+        """Refuse a store whose ids mean something else to the student.
+
+        Raises:
+            TokenizerError: it was tokenised otherwise.
+            PairingError: the run numbered its ids otherwise.
+        """
+        found, expected = store.manifest.identity.tokenizer.sha256, self.facts["tokenizer_sha256"]
+        if found != expected:
+            raise TokenizerError(
+                f"{store.path}: its tokenizer (sha256 {found[:12]}…) is not the one that {self.run} was trained with "
+                f"(sha256 {expected[:12]}…), so the same id means another token; build a store of that text with the "
+                "run's teacher"
+            )
+        check_numbering(self.facts, store, self.run)
+
+
+def open_finished(run: Path, weights: str = "student") -> FinishedRun:
+    """Find a student of a finished run.
+
+    Raises:
+        RunError: not a run, not finished, it has no such weights, or they are not what the run saved.
+        IntegrityError: a pipe or a device is among the student's files.
+    """
+    facts = read_run_record(run)
+    if not (run / "student" / "config.json").is_file():
+        raise RunError(f"{run}: the run has not finished; `softtrain run --resume` goes on with it")
+    name, flag = WEIGHTS[weights]
+    if not (run / name / "config.json").is_file():
+        raise RunError(
+            f"{run}: has no {name}, for it was made without {flag}; use --weights student"
+        )
+    for path in entries(run / name).values():
+        regular_size(path)
+    _check_intact(run / name)
+    return FinishedRun(run=run, facts=facts, weights=weights, folder=run / name)
+
+
+def _check_intact(student: Path) -> None:
+    """Compare a student with the record that the run left in it; one of an earlier version has none."""
+    try:
+        check_folder(student)
+    except FileNotFoundError:
+        return
+    except IntegrityError as e:
+        raise RunError(
+            f"{e}. If you changed the student on purpose, delete {student / RECORD}, the record of what was saved"
+        ) from e
+
+
+def provenance(run: Path, store: Store) -> dict[str, Any]:
+    """What a run that goes on from another's student records of it.
+
+    Raises:
+        RunError: not a finished run.
+        TokenizerError: it was trained on another tokenizer's ids than the store's.
+        PairingError: it numbered the ids otherwise.
+    """
+    finished = open_finished(run)
+    found, expected = finished.facts["tokenizer_sha256"], store.manifest.identity.tokenizer.sha256
+    if found != expected:
+        raise TokenizerError(
+            f"--init {run}: was trained on ids of another tokenizer (sha256 {found[:12]}…) than that of {store.path} "
+            "(sha256 "
+            f"{expected[:12]}…), so the same id means another token; build a store with the same teacher's tokenizer"
+        )
+    check_numbering(finished.facts, store, run)
+    return {
+        "run": run.resolve().name,
+        "weights_sha256": finished.digest(),
+        "store_digest": finished.facts["store_digest"],
+        "steps": finished.facts["config"]["steps"],
+        "init": finished.facts.get("init"),
+    }

@@ -1,0 +1,27 @@
+"""JSON files of a run: replaced whole or not at all, and JSON to every reader."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from softlabels.core.durable import replace
+
+__all__ = ["finite", "write_json"]
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Replace a file of a run, whose lock is held.
+
+    Raises:
+        StoreError: the disk is full, read-only, …
+    """
+    text = json.dumps(value, indent=2, sort_keys=True, allow_nan=False)
+    replace(path, f"{text}\n".encode())
+
+
+def finite(value: Any) -> Any:
+    """A number as JSON has it: null in the place of NaN and of the infinities, which it cannot spell."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,117 @@
+"""A run's numbers: metrics.jsonl, and TensorBoard where it is installed."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, Any
+
+from softlabels.core.durable import explained, replace, sync_folder
+from softlabels.core.records import read_file
+from softlabels.errors import RunError
+from trainers.run.json_file import finite
+
+__all__ = ["Metrics"]
+
+
+class Metrics:
+    """Appends one line per logged step; lines after the step that a run resumes from are dropped.
+
+    Each line is JSON: what is NaN or infinite is null.
+
+    Args:
+        run: its folder.
+    """
+
+    def __init__(self, run: Path) -> None:
+        self._run, self._path = run, run / "metrics.jsonl"
+        self._file: IO[str] | None = None
+        self._board: Any = None
+
+    def open(self, step: int) -> None:
+        """Begin, or go on after `step`.
+
+        Raises:
+            RunError: what is there is no log of a run.
+            StoreError: the disk is full, read-only, …
+        """
+        with explained(self._path):
+            there = read_file(self._path) if self._path.exists() else b""
+            kept = "".join(f"{line}\n" for line in self._until(step, there)).encode()
+            replace(
+                self._path, kept
+            )  # always: what lies there may be another name of a file elsewhere
+            self._file = self._path.open("a", encoding="utf-8")
+            sync_folder(self._run)
+            self._board = _board(self._run, step)
+
+    def _until(self, step: int, data: bytes) -> list[str]:
+        """The lines up to a step."""
+        kept = []
+        lines = data.decode("utf-8", errors="replace").splitlines()
+        for number, line in enumerate(lines, 1):
+            try:
+                record = json.loads(line)
+                if record["step"] <= step:
+                    kept.append(_spelled(record))
+            except (ValueError, TypeError, KeyError, RecursionError) as e:
+                if number == len(lines):
+                    break  # it was being written when the run was killed
+                raise RunError(
+                    f"{self._path}:{number}: not a line of metrics ({e}); put the file back as it was, or move it away"
+                ) from e
+        return kept
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Log one step.
+
+        Raises:
+            StoreError: the disk is full, …
+        """
+        assert self._file is not None, "open first"
+        with explained(self._path):
+            self._file.write(_spelled({"step": step, **values}) + "\n")
+            self._file.flush()
+            if self._board is not None:
+                for name, value in values.items():
+                    self._board.add_scalar(name, value, step)
+
+    def flush(self) -> None:
+        """Make all lines durable: what is saved next is resumed from, and they are not written again.
+
+        Raises:
+            StoreError: the disk is full, …
+        """
+        with explained(self._path):
+            if self._file is not None:
+                self._file.flush()
+                os.fsync(self._file.fileno())
+            if self._board is not None:
+                self._board.flush()
+
+    def close(self) -> None:
+        """End the log.
+
+        Raises:
+            StoreError: the disk is full, …
+        """
+        file, board, self._file, self._board = self._file, self._board, None, None
+        with explained(self._path):
+            if file is not None:
+                file.close()
+            if board is not None:
+                board.close()
+
+
+def _spelled(record: Mapping[str, Any]) -> str:
+    return json.dumps({k: finite(v) for k, v in record.items()}, allow_nan=False)
+
+
+def _board(run: Path, step: int) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return None
+    return SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)

@@ -1,0 +1,84 @@
+"""`run.json`, read: whoever made the folder may have put anything there."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from softlabels.core.records import read_record_file
+from softlabels.errors import RunError, StoreError, UnreadableError
+
+__all__ = ["RUN_RECORD", "read_run_record"]
+
+RUN_RECORD = "run.json"
+
+
+class _Struct(msgspec.Struct, frozen=True, kw_only=True):
+    """What is listed must be of its type; other settings and facts are not looked at."""
+
+
+class _Config(_Struct, frozen=True, kw_only=True):
+    store: str | list[str]
+    steps: int
+    batch_size: int
+    warmup: int | float | None = None
+    vocab: str | None = None
+    images: list[str] = []
+    heldout: str | None = None
+    heldout_images: list[str] = []
+
+
+class _View(_Struct, frozen=True, kw_only=True):
+    spec: str
+    vocab_size: int
+    table_sha256: str | None
+
+
+class _Length(_Struct, frozen=True, kw_only=True):
+    warmup: int | None = None
+    changes: list[dict[str, int]] = []
+
+
+class _Init(_Struct, frozen=True, kw_only=True):
+    run: str
+    weights_sha256: str
+
+
+class _Facts(_Struct, frozen=True, kw_only=True):
+    config: _Config
+    store_digest: str
+    tokenizer_sha256: str
+    dtype: str
+    parameters: int
+    domain: str = "causal-lm"
+    view: _View | None = None
+    length: _Length = _Length()
+    init: _Init | None = None
+    trust: list[dict[str, Any]] = []
+
+
+def read_run_record(run: Path) -> dict[str, Any]:
+    """What a run recorded of itself, as plain values.
+
+    Raises:
+        RunError: it is not there, or not the record of a run.
+        UnreadableError: it is there, and cannot be read now.
+    """
+    path = run / RUN_RECORD
+    try:
+        facts = json.loads(read_record_file(path))
+        msgspec.convert(facts, _Facts)
+    except UnreadableError:
+        raise
+    except (FileNotFoundError, NotADirectoryError) as e:
+        raise RunError(
+            f"{run}: not a run ({RUN_RECORD}: {e.strerror}); give a folder that `softtrain run --out` made"
+        ) from e
+    except (StoreError, ValueError, RecursionError) as e:
+        raise RunError(
+            f"{path}: not the record of a run ({e}); take another copy of the run"
+        ) from e
+    return dict(facts)

@@ -1,0 +1,243 @@
+"""Set up a training run, or one that goes on: check that all goes together, record it, start it.
+
+On a CPU the result is a function of config and store alone, to the bit, wherever it was interrupted. Under torchrun the
+processes share each batch; on how many, and whether always on as many, changes nothing beyond rounding, and with
+--exact-ranks nothing (`gradients.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import softlabels
+from softlabels.core.devices import choose
+from softlabels.core.folder_lock import FolderLock
+from softlabels.errors import ConfigError, PairingError
+from softlabels.store.reader import Store
+from trainers.data.microbatches import split_batch
+from trainers.data.mixing import mixture_digest, open_stores
+from trainers.data.tasks import Task
+from trainers.evaluation.forgetting import Forgetting, open_watched
+from trainers.evaluation.heldout import open_heldout
+from trainers.loss.schedules import LossSchedule
+from trainers.run.config import RunConfig
+from trainers.run.finished import provenance
+from trainers.run.folder import check_same_run, mend_run, read_run, student_tokenizer
+from trainers.run.json_file import write_json
+from trainers.run.kernels import apply_kernels
+from trainers.run.learning_rate import learning_rate
+from trainers.run.length import Length, in_steps
+from trainers.run.loop import Trainer
+from trainers.run.reduce import Ranks, joined
+from trainers.run.reporting import RunReporter, Silent
+from trainers.run.trust import trust_facts, trust_notices
+from trainers.run.vocabulary import renumbers, view_facts
+from trainers.students import Student, check_tokenizer, check_vocab, make_student
+from trainers.students.context import check_context
+
+__all__ = ["RunReporter", "learning_rate", "split_batch", "train"]
+
+
+def train(
+    config: RunConfig, run: Path | str, *, resume: bool = False, reporter: RunReporter | None = None
+) -> Path:
+    """Train a student, or go on with a run that was interrupted.
+
+    Under torchrun, each process calls this alike; the first alone reports and writes.
+
+    Args:
+        config: the run; with `resume` it must be the run's own.
+        run: its folder, which all processes see.
+        resume: continue from the newest checkpoint, on any number of processes.
+        reporter: told of progress.
+
+    Returns:
+        The folder of the finished student.
+
+    Raises:
+        RunError: the folder holds a run already, or another one; a step failed.
+        ConfigError: the processes cannot share batch or devices.
+        PairingError, TokenizerError: loss, student and store do not go together.
+    """
+    with joined() as ranks:
+        report = reporter if reporter is not None and ranks.first else Silent()
+        return _train(config, Path(run), ranks, report, resume=resume)
+
+
+def _train(
+    config: RunConfig, run: Path, ranks: Ranks, report: RunReporter, *, resume: bool
+) -> Path:
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    config.micro_batches(ranks.world_size)
+    stores = open_stores(
+        config.store,
+        view=config.vocab,
+        inputs=config.inputs,
+        images=config.images,
+        cache=config.cache_options,
+        demands=config.demands(),
+    )
+    config, epochs = in_steps(config, stores)
+    if epochs is not None:
+        report.notice(epochs)
+    store = stores[0][0]  # in what is asked of it below, all are alike
+    loss = config.make_loss().on(store.manifest.identity.targets)
+    for opened, _ in stores:
+        _check_labels(loss, opened)
+    for notice in trust_notices([opened for opened, _ in stores]):
+        report.notice(notice)
+    _check_hidden(config, stores)
+    for notice in loss.notices(store.manifest.identity.targets):
+        report.notice(notice)
+    watched = open_watched(config.forgetting, store, view=config.vocab, cache=config.cache_options)
+    heldout = None
+    if config.heldout is not None:
+        heldout = open_heldout(
+            config.heldout,
+            store,
+            view=config.vocab,
+            images=config.heldout_images,
+            cache=config.cache_options,
+        )
+    recorded = ranks.from_first(lambda: read_run(run, resume=resume))
+    dtype = recorded["dtype"] if recorded and config.dtype == "auto" else config.dtype
+    device = ranks.device(config.device)
+    first_choice = ranks.from_first(lambda: choose(device, dtype))  # auto measures: one for all
+    choice = first_choice if ranks.first else choose(device, first_choice.dtype_name)
+    report.notice(f"student: {choice.reason}")
+    origin = None if config.init is None else provenance(Path(config.init), store)
+    student = make_student(config.student_spec, seed=config.seed, task=Task.of(store))
+    flag = f"--student {config.student}" if config.init is None else f"--init {config.init}"
+    check_vocab(student, store, where=flag)
+    for opened, _ in stores:
+        check_context(student, opened, where=flag)
+    if heldout is not None:
+        check_context(student, heldout, where=flag)
+    _check_statistics(config, student, ranks, report)
+    if renumbers(store):
+        report.notice(
+            f"--vocab {config.vocab}: the ids are renumbered on your word; the student's tokenizer is neither compared "
+            "with the store's nor saved beside it"
+        )
+    elif student.source is not None:
+        check_tokenizer(student.source, store, where=flag)
+    tokenizer = student_tokenizer(store, report.notice)
+    apply_kernels(config.kernels, student, choice.device)
+    length = Length.of(config, recorded)
+    facts = {
+        "config": config.to_dict(),
+        "length": length.to_dict(),
+        "domain": store.manifest.identity.domain,
+        "store_digest": mixture_digest(stores),
+        "trust": trust_facts(config, [opened for opened, _ in stores]),
+        "view": view_facts(store),
+        "tokenizer_sha256": store.manifest.identity.tokenizer.sha256,
+        "parameters": student.parameter_count,
+        "dtype": choice.dtype_name,
+        "softlabels": softlabels.__version__,
+        "torch": torch.__version__,
+    }
+    if origin is not None:
+        facts["init"] = origin
+    with FolderLock(run, report.notice) as lock:
+        ranks.from_first(lambda: _begin(run, lock, facts, report, resume=resume))
+        if ranks.several:
+            report.notice(_topology(config, ranks))
+        forgetting = Forgetting(run, watched, choice.device, batch_size=config.batch_size)
+        if watched:
+            report.notice(
+                f"--forgetting: {len(watched)} stores are evaluated before the first step"
+            )
+            ranks.from_first(lambda: forgetting.before(student))
+        folder = Trainer(
+            length.schedule(config),
+            run,
+            stores,
+            student,
+            loss,
+            choice,
+            ranks,
+            heldout,
+            tokenizer,
+            report,
+            length,
+        ).train()
+        if watched:
+            for line in ranks.from_first(lambda: forgetting.after(folder)):
+                report.notice(line)
+        return folder
+
+
+def _check_labels(loss: LossSchedule, store: Store) -> None:
+    """Refuse hard labels that nobody knows.
+
+    Raises:
+        PairingError: the store has none, and the loss asks for them.
+    """
+    if min(loss.alpha.start, loss.alpha.end) < 1 and store.manifest.statistics.labelled == 0:
+        raise PairingError(
+            f"{store.path}: none of its rows has a label, and --alpha below 1 learns from labels, too; use --alpha 1"
+        )
+
+
+def _check_hidden(config: RunConfig, stores: Sequence[tuple[Store, object]]) -> None:
+    """Refuse a cosine loss without hidden states to compare with.
+
+    Raises:
+        PairingError: a store has none.
+    """
+    for store, _ in stores:
+        if config.cosine > 0 and store.manifest.identity.hidden is None:
+            raise PairingError(
+                f"{store.path}: holds no hidden states for --cosine {config.cosine:g}; build it with --hidden int8, or "
+                "leave --cosine out"
+            )
+
+
+def _check_statistics(
+    config: RunConfig, student: Student, ranks: Ranks, report: RunReporter
+) -> None:
+    """Refuse to promise what batch normalisation cannot keep.
+
+    Raises:
+        ConfigError: exact sums were asked for, and what a student computes of an image depends on its micro-batch.
+    """
+    if not any(isinstance(m, torch.nn.modules.batchnorm._BatchNorm) for m in student.modules()):
+        return
+    if config.exact_ranks:
+        raise ConfigError(
+            f"--exact-ranks: --student {config.student} has batch normalisation, whose statistics are of the "
+            "micro-batch that a process has; use a student without it, such as cnn:16x3"
+        )
+    if ranks.several or config.accumulate > 1:
+        report.notice(
+            "the student has batch normalisation: its statistics are of each micro-batch alone, the saved ones of the "
+            "first process"
+        )
+
+
+def _begin(
+    run: Path, lock: FolderLock, facts: dict[str, Any], report: RunReporter, *, resume: bool
+) -> None:
+    """Take the folder, and record the run or see that it is the same."""
+    lock.acquire()
+    recorded = read_run(run, resume=resume)  # once more: another may have begun one meanwhile
+    if recorded:
+        check_same_run(recorded, facts, run)
+    else:
+        write_json(run / "run.json", facts)
+    mend_run(run, report.notice)
+
+
+def _topology(config: RunConfig, ranks: Ranks) -> str:
+    w = ranks.world_size
+    each = config.micro_batches(w)
+    text = f"{w} processes, each with {config.batch_size // w} of {config.batch_size} rows a step"
+    if each * w != config.accumulate or not config.exact_ranks:
+        return f"{text}; agrees within rounding with other numbers of processes, see --exact-ranks"
+    return text
