@@ -19,7 +19,7 @@ from softlabels.errors import TokenizerError
 from softlabels.format.manifest import MANIFEST
 from softlabels.store import tokenizer_process
 from softlabels.store.token_text import TokenText
-from softlabels.store.tokenizer_process import TokenizerProcess
+from softlabels.store.tokenizer_process import ChatTemplate, TokenizerProcess
 from tests.fakes import build_tiny, write_corpus
 from tests.store.made_up import write_sealed
 
@@ -114,6 +114,38 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
     said, growth = done.stdout.splitlines()
     assert "x: making text of ids took more than 1 GiB or 1 s, or ended the process" in said
     assert int(growth) < 50 * 1024
+
+
+SAID = "{% for m in messages %}{{ m.role }}: {{ m.content }}{{ eos_token }}{% endfor %}"
+
+
+def test_a_chat_template_says_what_it_says_here():
+    template = ChatTemplate(
+        SAID + "{% if add_generation_prompt %}A:{% endif %}", {"eos_token": "</s>"}, where="x"
+    )
+    assert template.render([{"role": "user", "content": "hi"}]) == "user: hi</s>A:"
+    template.close()
+
+
+def test_a_chat_template_that_grows_or_runs_on_ends_the_child_only(monkeypatch):
+    """And one that refuses is a sentence, after which it can be asked again."""
+    bomb = "{% if messages[0].content == 'boom' %}{{ 'a' * 10 ** 10 }}{% endif %}" + SAID
+    refusing = "{% if messages[1] is defined %}{{ raise_exception('one turn') }}{% endif %}" + bomb
+    template = ChatTemplate(refusing, {}, where="x")
+    said = {"role": "user", "content": "hi"}
+    with pytest.raises(TokenizerError, match="x: one turn"):
+        template.render([said, said])
+    assert template.render([said]) == "user: hi"
+    with pytest.raises(TokenizerError, match="x: asks for more memory than it may have"):
+        template.render([{"role": "user", "content": "boom"}])
+    template.close()
+    monkeypatch.setattr(tokenizer_process, "PATIENCE", 0.5)
+    loops = "{% for i in range(99999) %}" * 3 + "a" + "{% endfor %}" * 3
+    slow = ChatTemplate(loops, {}, where="x")
+    with pytest.raises(
+        TokenizerError, match=r"rendering a conversation took more than 1 GiB or 0.5 s"
+    ):
+        slow.render([said])
 
 
 def test_a_tokenizer_that_never_answers(monkeypatch, tmp_path):

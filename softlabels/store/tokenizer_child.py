@@ -1,12 +1,14 @@
-"""The process in which a tokenizer of unknown origin is loaded and asked; `tokenizer_process.py` starts it.
+"""The process in which a tokenizer or a chat template of unknown origin runs; `tokenizer_process.py` starts it.
 
 It reads requests from its standard input and answers them on its standard output, each with 4 bytes of length before:
-first the limits and the `tokenizer.json`, then lists of ids, whose text it gives back. It imports nothing of ours.
+first the limits and the `tokenizer.json` or the template, then lists of ids or conversations, whose text it gives
+back. It imports nothing of ours.
 """
 
 import json
 import resource
 import sys
+from collections.abc import Callable
 from typing import Any, BinaryIO
 
 LENGTH = 4
@@ -39,21 +41,56 @@ def limit(memory: int, seconds: int) -> None:
             continue
 
 
+def tokenizer() -> Callable[[str], Callable[[Any], str]]:
+    """Makes, of a `tokenizer.json`, what gives the text of ids."""
+    from tokenizers import Tokenizer
+
+    def load(data: str) -> Callable[[Any], str]:
+        loaded = Tokenizer.from_str(data)
+        return lambda ids: str(loaded.decode(ids, skip_special_tokens=False))
+
+    return load
+
+
+def template() -> Callable[[str], Callable[[Any], str]]:
+    """Makes, of a chat template and its variables, what gives the text of a conversation."""
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    def load(data: str) -> Callable[[Any], str]:
+        source, variables = json.loads(data)
+
+        def render(messages: Any) -> str:
+            rendered = render_jinja_template(
+                conversations=[messages],
+                chat_template=source,
+                add_generation_prompt=True,
+                **variables,
+            )
+            return str(rendered[0][0])
+
+        return render
+
+    return load
+
+
 def main() -> None:
     """Serve until there is nothing more to read."""
     source, sink = sys.stdin.buffer, sys.stdout.buffer
     limits = json.loads(read(source) or b"{}")
-    from tokenizers import Tokenizer
-
+    load = {"tokenizer": tokenizer, "template": template}[limits["kind"]]()
     limit(limits["memory"], limits["seconds"])
     try:
-        tokenizer = Tokenizer.from_str((read(source) or b"").decode())
+        text_of = load((read(source) or b"").decode())
         write(sink, {})
     except Exception as e:  # a bare Exception is what tokenizers raises
         write(sink, {"error": f"{e}"[:300]})
         return
     while (request := read(source)) is not None:
-        write(sink, {"text": tokenizer.decode(json.loads(request), skip_special_tokens=False)})
+        try:
+            write(sink, {"text": text_of(json.loads(request))})
+        except Exception as e:  # a template is a program and may raise anything
+            said = "asks for more memory than it may have" if isinstance(e, MemoryError) else f"{e}"
+            write(sink, {"error": said[:300]})
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
-"""A tokenizer that came with a store, held in a process of its own whose memory and time are limited.
+"""A tokenizer or chat template that came with a store, held in a process of its own with limited memory and time.
 
 A `tokenizer.json` is a small program: 28 KB of it may take gigabytes when it is loaded, double a text with each of
-forty steps when ids become text, or end the process that loads it. Here it ends a child, and whoever asked is told.
-Costs a fifth of a second once, and some 50 µs for each text.
+forty steps when ids become text, or end the process that loads it. A chat template is one, too, with loops. Here it
+ends a child, and whoever asked is told. A tokenizer costs a fifth of a second once, and some 50 µs for each text; a
+template some seconds once, for the library that renders it.
 """
 
 from __future__ import annotations
@@ -14,14 +15,14 @@ import subprocess
 import sys
 import time
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from softlabels.errors import TokenizerError
 from softlabels.store.tokenizer_child import LENGTH
 
-__all__ = ["FILE_LIMIT", "TokenizerProcess"]
+__all__ = ["FILE_LIMIT", "ChatTemplate", "TokenizerProcess"]
 
 FILE_LIMIT = 256 * 2**20
 """Bytes of a tokenizer.json; a larger one is not loaded. The largest known have 35 MB."""
@@ -31,28 +32,32 @@ SECONDS = 60
 """Of processor time, in all."""
 PATIENCE = 10.0
 """Seconds for an answer."""
+START = 120.0
+"""Seconds for the first one, before which libraries are imported."""
 ANSWER_LIMIT = 16 * 2**20
 CHILD = Path(__file__).with_name("tokenizer_child.py")
 PASSED_ON = ("PATH", "HOME", "TMPDIR", "LANG", "VIRTUAL_ENV")
 """Environment variables that the child needs; those that begin with PYTHON, LC_ or LD_, too. No credentials."""
 
 
-class TokenizerProcess:
-    """Ids to text.
+class _Limited:
+    """A child that makes text.
 
     Args:
-        data: a `tokenizer.json`, which may be anything.
+        kind: what the child runs, `tokenizer` or `template`.
+        data: it, which may be anything.
         where: what messages call it.
+        what: what it is expected to be.
 
     Raises:
         TokenizerError: it cannot be loaded within the limits.
     """
 
-    def __init__(self, data: bytes, *, where: object) -> None:
+    def __init__(self, kind: str, data: bytes, *, where: object, what: str) -> None:
         self._where = where
         if len(data) > FILE_LIMIT:
             raise TokenizerError(
-                f"{where}: {len(data)} bytes; a tokenizer of more than {FILE_LIMIT} is not loaded"
+                f"{where}: {len(data)} bytes; a {kind} of more than {FILE_LIMIT} is not loaded"
             )
         self._child = subprocess.Popen(
             [sys.executable, "-P", str(CHILD)],
@@ -62,22 +67,20 @@ class TokenizerProcess:
             env=_environment(),
         )
         self._end = weakref.finalize(self, _end, self._child)
-        limits = {"memory": MEMORY + MEMORY_EACH * len(data), "seconds": SECONDS}
-        self._send(json.dumps(limits).encode())
+        memory = MEMORY + MEMORY_EACH * len(data)
+        self._send(json.dumps({"kind": kind, "memory": memory, "seconds": SECONDS}).encode())
         self._send(data)
-        answer = self._answer("loading it")
+        answer = self._answer("loading it", START if kind == "template" else PATIENCE)
         if "error" in answer:
             self.close()
-            raise TokenizerError(f"{where}: is no tokenizer that is known here ({answer['error']})")
+            raise TokenizerError(f"{where}: is no {what} that is known here ({answer['error']})")
 
-    def decode(self, ids: Sequence[int]) -> str:
-        """The text that some ids make together.
-
-        Raises:
-            TokenizerError: not within the limits; the process has ended, and so has this object.
-        """
-        self._send(json.dumps([int(i) for i in ids]).encode())
-        return str(self._answer("making text of ids")["text"])
+    def _text(self, request: Any, doing: str) -> str:
+        self._send(json.dumps(request).encode())
+        answer = self._answer(doing, PATIENCE)
+        if "error" in answer:
+            raise TokenizerError(f"{self._where}: {answer['error']}")
+        return str(answer["text"])
 
     def close(self) -> None:
         """End the process."""
@@ -91,15 +94,15 @@ class TokenizerProcess:
         except (OSError, ValueError):  # it has ended; what it says next is nothing
             return
 
-    def _answer(self, doing: str) -> dict[str, Any]:
-        deadline = time.monotonic() + PATIENCE
+    def _answer(self, doing: str, patience: float) -> dict[str, Any]:
+        deadline = time.monotonic() + patience
         head = self._take(LENGTH, deadline)
         length = int.from_bytes(head, "little")
         data = self._take(length, deadline) if 0 < length <= ANSWER_LIMIT else b""
         if len(head) < LENGTH or len(data) < length:
             self.close()
             raise TokenizerError(
-                f"{self._where}: {doing} took more than {MEMORY // 2**30} GiB or {PATIENCE:g} s, or ended the process "
+                f"{self._where}: {doing} took more than {MEMORY // 2**30} GiB or {patience:g} s, or ended the process "
                 "that did it: it is damaged, or made to do harm"
             )
         answer = json.loads(data)
@@ -118,6 +121,54 @@ class TokenizerProcess:
                 break
             data += more
         return data
+
+
+class TokenizerProcess(_Limited):
+    """Ids to text.
+
+    Args:
+        data: a `tokenizer.json`, which may be anything.
+        where: what messages call it.
+
+    Raises:
+        TokenizerError: it cannot be loaded within the limits.
+    """
+
+    def __init__(self, data: bytes, *, where: object) -> None:
+        super().__init__("tokenizer", data, where=where, what="tokenizer")
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text that some ids make together.
+
+        Raises:
+            TokenizerError: not within the limits; the process has ended, and so has this object.
+        """
+        return self._text([int(i) for i in ids], "making text of ids")
+
+
+class ChatTemplate(_Limited):
+    """Conversations to text, up to where the assistant begins to speak.
+
+    Args:
+        source: Jinja, which may be anything.
+        variables: what it may name besides `messages`: the special tokens.
+        where: what messages call it.
+
+    Raises:
+        TokenizerError: it cannot be loaded within the limits.
+    """
+
+    def __init__(self, source: str, variables: Mapping[str, str], *, where: object) -> None:
+        data = json.dumps([source, dict(variables)]).encode()
+        super().__init__("template", data, where=where, what="chat template")
+
+    def render(self, messages: list[dict[str, Any]]) -> str:
+        """The text of a conversation.
+
+        Raises:
+            TokenizerError: the template refuses it, or not within the limits.
+        """
+        return self._text(messages, "rendering a conversation")
 
 
 def _environment() -> dict[str, str]:

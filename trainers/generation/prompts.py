@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from softlabels.core.rows import Row
-from softlabels.errors import CorpusError, RunError
+from softlabels.errors import CorpusError, RunError, TokenizerError
 from softlabels.store.reader import open_store
-from softlabels.store.tokenizer_process import TokenizerProcess
+from softlabels.store.tokenizer_process import ChatTemplate, TokenizerProcess
 
 __all__ = ["Prompt", "Words", "read_prompts"]
 
@@ -53,6 +53,7 @@ class Words:
             )
         self.inner.model_max_length = int(1e30)
         self.end: int | None = self.inner.eos_token_id
+        self._template: ChatTemplate | None = None
 
     def encode(self, text: str) -> list[int]:
         """A text's tokens with the special ones that begin it, without the end mark."""
@@ -61,7 +62,11 @@ class Words:
 
     def encode_chat(self, messages: list[dict[str, Any]]) -> list[int]:
         """A conversation's tokens, up to where the assistant begins to speak."""
-        text = self.inner.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        if self._template is None:
+            named = {k: str(v) for k, v in self.inner.special_tokens_map.items()}
+            source = self.inner.get_chat_template()
+            self._template = ChatTemplate(source, named, where="the student's chat template")
+        text = self._template.render(messages)
         return [int(i) for i in self.inner(text, add_special_tokens=False)["input_ids"]]
 
     def decode(self, ids: npt.NDArray[np.int64]) -> str:
@@ -125,7 +130,7 @@ def _record(line: str, where: str, words: Words) -> Prompt:
         raise CorpusError(f"{where}: the assistant has spoken last; leave its turn to the student")
     try:
         return Prompt(np.array(words.encode_chat(messages), np.int64), messages)
-    except Exception as e:  # a template is the model's own program and may raise anything
+    except (TokenizerError, ValueError) as e:  # ValueError: there is no template
         raise CorpusError(f"{where}: the chat template refuses the conversation: {e}") from e
 
 
