@@ -43,6 +43,10 @@ _NOT_OF_READ = {"read EACCES", "read EMFILE"}
 """What only opening a file, a folder or a name can meet."""
 
 
+State = tuple[tuple[str, str], ...]
+"""What a folder holds, in order of names."""
+
+
 @dataclass(frozen=True)
 class Case:
     """One fault in one writer."""
@@ -106,6 +110,7 @@ class Bench:
         """Of each writer, the functions of ours that it calls; if they are watched."""
         self._grounds: Path = self.scratch if like is None else like._grounds
         self._undisturbed: dict[str, Undisturbed] = {} if like is None else like._undisturbed
+        self._recovered: set[tuple[str, bool, State]] = set() if like is None else like._recovered
 
     def __enter__(self) -> Bench:
         return self
@@ -232,7 +237,13 @@ class Bench:
         if after == before and ended.status != -9:
             return  # it was refused before it began
         complete = not list(_differences(writer, normal, _lasting(after)))
-        yield from self.recover(writer, normal, before, complete=complete)
+        seen = (writer.name, complete, _state(after))
+        if seen in self._recovered and not writer.remote:
+            return  # many faults leave one and the same folder
+        wrong = list(self.recover(writer, normal, before, complete=complete))
+        yield from wrong
+        if not wrong:
+            self._recovered.add(seen)
 
     def survive(self, writer: Writer, outage: Outage) -> str | None:
         """Begin with what a power failure left; returns what is wrong, None if nothing is."""
@@ -287,6 +298,17 @@ def _well(ended: Ended, writer: Writer) -> bool:
 def _lasting(files: dict[str, File]) -> dict[str, File]:
     """Those that are not being written."""
     return {name: file for name, file in files.items() if not is_temporary(name)}
+
+
+def _state(files: dict[str, File]) -> State:
+    """What the next process finds: contents by name, of temporary files and claims without who made them."""
+
+    def what(name: str, file: File) -> tuple[str, str]:
+        parts = [".tmp" if part.startswith(".tmp-") else part for part in Path(name).parts]
+        claim = "claims" in parts and not file.essence.startswith("torn")
+        return "/".join(parts), "a claim" if claim else file.essence
+
+    return tuple(sorted(what(name, file) for name, file in files.items()))
 
 
 def _begins(longer: str, shorter: str) -> bool:
