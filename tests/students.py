@@ -1,0 +1,31 @@
+"""Students small enough for tests: configurations that `hf-config:` takes, and files of them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+
+def llama(*, layers: int = 1, width: int = 8, vocab_size: int = 300, **more: Any) -> dict[str, Any]:
+    """A causal LM of a few thousand weights, with heads of 8, for the vocabulary of `TinyTeacher`."""
+    return {
+        "model_type": "llama",
+        "architectures": ["LlamaForCausalLM"],
+        "vocab_size": vocab_size,
+        "hidden_size": width,
+        "intermediate_size": 2 * width,
+        "num_hidden_layers": layers,
+        "num_attention_heads": width // 8,
+        "num_key_value_heads": width // 8,
+        "head_dim": 8,
+        "max_position_embeddings": 128,
+        "tie_word_embeddings": True,
+        **more,
+    }
+
+
+def write_student(path: Path, config: dict[str, Any] | None = None) -> str:
+    """Write a configuration, of a `llama()` if none is given; returns the student's spec."""
+    path.write_text(json.dumps(config or llama()), encoding="utf-8")
+    return f"hf-config:{path}"
