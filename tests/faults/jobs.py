@@ -5,7 +5,6 @@ All paths are relative to that folder, so that nothing that is written tells whi
 
 from __future__ import annotations
 
-import json
 import random
 import shutil
 import urllib.request
@@ -18,31 +17,8 @@ __all__ = ["COMMANDS", "JOBS"]
 
 TEACHERS._builtin["fake"] = "tests.fakes:load_tiny"
 JOBS: dict[str, Callable[[], None]] = {}
-BUILD = [
-    "build",
-    "--teacher",
-    "fake:0",
-    "--estimator",
-    "topk",
-    "--k",
-    "4",
-    "--seq-len",
-    "24",
-    "--shard-rows",
-    "3",
-]
-WORDS = (
-    "truth",
-    "fortune",
-    "wife",
-    "however",
-    "feelings",
-    "views",
-    "neighbourhood",
-    "mind",
-    "family",
-    "daughter",
-)
+BUILD = "build --teacher fake:0 --estimator topk --k 4 --seq-len 24 --shard-rows 3 --out out"
+WORDS = "truth fortune wife however feelings views neighbourhood mind family daughter"
 
 
 def job(function: Callable[[], None]) -> Callable[[], None]:
@@ -51,28 +27,28 @@ def job(function: Callable[[], None]) -> Callable[[], None]:
     return function
 
 
-def cli_softlabels(*arguments: str) -> None:
+def run_softlabels(line: str) -> None:
     """Run the command, as its console script does."""
     from softlabels.cli.main import main
 
-    main(list(arguments), prog_name="softlabels")
+    main(line.split(), prog_name="softlabels")
 
 
-def cli_softtrain(*arguments: str) -> None:
+def run_softtrain(line: str) -> None:
     """Run the command, as its console script does."""
     from trainers.cli import main
 
-    main(list(arguments), prog_name="softtrain")
+    main(line.split(), prog_name="softtrain")
 
 
 COMMANDS: dict[str, str] = {}
 """`PROGRAM COMMAND` of each job that is one."""
 
 
-def command(name: str, *arguments: str, of: Callable[..., None] = cli_softlabels) -> None:
+def command(name: str, line: str, of: Callable[[str], None] = run_softlabels) -> None:
     """A job that is one command."""
-    COMMANDS[name] = f"{of.__name__.removeprefix('cli_')} {arguments[0]}"
-    JOBS[name] = lambda: of(*arguments)
+    COMMANDS[name] = f"{of.__name__.removeprefix('run_')} {line.split()[0]}"
+    JOBS[name] = lambda: of(line)
 
 
 # -- what they start from ----------------------------------------------------------------------------------------------
@@ -81,9 +57,10 @@ def command(name: str, *arguments: str, of: Callable[..., None] = cli_softlabels
 def _texts(folder: Path, *, documents: int, seed: int) -> None:
     """Text in which no row occurs twice."""
     folder.mkdir()
+    words = WORDS.split()
     rng = random.Random(seed)
     for i in range(documents):
-        text = " ".join(f"{rng.choice(WORDS)} {rng.randrange(1000)}" for _ in range(5))
+        text = " ".join(f"{rng.choice(words)} {rng.randrange(1000)}" for _ in range(5))
         (folder / f"{i}.txt").write_text(text, encoding="utf-8")
 
 
@@ -140,7 +117,7 @@ def ground_half_built() -> None:
 def ground_capture() -> None:
     """Another tool's file."""
     ground_store()
-    softlabels_quietly("export", "a", "axolotl", "--out", "rows.parquet")
+    quietly(run_softlabels, "export a axolotl --out rows.parquet")
     shutil.rmtree("a")
 
 
@@ -186,7 +163,7 @@ def ground_pulled() -> None:
     """A part of the store that is at the address."""
     ground_store()
     _upload()
-    softlabels_quietly("pull", ADDRESS, "pulled", "--rows", "1")
+    quietly(run_softlabels, f"pull {ADDRESS} pulled --rows 1")
 
 
 @job
@@ -200,7 +177,7 @@ def ground_address() -> None:
 def ground_damaged_cache() -> None:
     """A store at an address; its files in the cache are damaged."""
     ground_address()
-    quietly(_read_remote)
+    quietly(lambda _: _read_remote(), "")
     for file in Path("cache").iterdir():
         data = bytearray(file.read_bytes())
         if data:
@@ -208,43 +185,9 @@ def ground_damaged_cache() -> None:
         file.write_bytes(data)
 
 
-STUDENT = {
-    "model_type": "llama",
-    "architectures": ["LlamaForCausalLM"],
-    "vocab_size": 416,
-    "hidden_size": 8,
-    "intermediate_size": 16,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 1,
-    "num_key_value_heads": 1,
-    "head_dim": 8,
-    "max_position_embeddings": 128,
-    "tie_word_embeddings": True,
-}
-RUN = [
-    "run",
-    "--store",
-    "a",
-    "--student",
-    "hf-config:student.json",
-    "--out",
-    "run",
-    "--batch-size",
-    "2",
-]
-RUN += [
-    "--steps",
-    "4",
-    "--checkpoint-every",
-    "2",
-    "--keep-last",
-    "1",
-    "--log-every",
-    "1",
-    "--dtype",
-    "float32",
-]
-RUN += ["--heldout", "b", "--eval-every", "2", "--ema", "0.9"]
+SHORT = "run --store a --student hf-config:student.json --out run --batch-size 2 --dtype float32"
+RUN = f"{SHORT} --steps 4 --checkpoint-every 2 --keep-last 1 --log-every 1"
+RUN += " --heldout b --eval-every 2 --ema 0.9"
 
 
 @job
@@ -253,7 +196,8 @@ def ground_student() -> None:
     from softlabels.builder.build import build
     from softlabels.builder.config import BuildConfig
     from softlabels.teachers import TeacherOptions, open_teacher
-    from tests.teachers.tiny import write_model
+    from tests.students import llama, write_student
+    from tests.teachers.tiny import VOCAB, write_model
 
     write_model(Path("teacher"))
     teacher = open_teacher("hf:teacher", TeacherOptions(dtype="float32"))
@@ -269,7 +213,7 @@ def ground_student() -> None:
         )
         build(config, Path(name), teacher=teacher)
     shutil.rmtree("teacher")
-    Path("student.json").write_text(json.dumps(STUDENT), encoding="utf-8")
+    write_student(Path("student.json"), llama(vocab_size=VOCAB))
     Path("prompts.txt").write_text("It is a truth\nHowever\n", encoding="utf-8")
 
 
@@ -277,7 +221,7 @@ def ground_student() -> None:
 def ground_run() -> None:
     """A finished run."""
     ground_student()
-    quietly(cli_softtrain, *RUN)
+    quietly(run_softtrain, RUN)
 
 
 @job
@@ -299,27 +243,22 @@ def ground_stopped_run() -> None:
         return real(*arguments, **more)  # type: ignore[arg-type]
 
     trainers.run.loop.Trainer._one_step = step  # type: ignore[assignment,method-assign]
-    assert _exit_code(cli_softtrain, *RUN) == 130
+    assert _exit_code(run_softtrain, RUN) == 130
     Path("run/best/notes.txt").write_text("The user's own.\n", encoding="utf-8")
 
 
-def quietly(of: Callable[..., None], *arguments: str) -> None:
+def quietly(of: Callable[[str], None], line: str) -> None:
     """Run a command to its end, which must be a good one."""
-    code = _exit_code(of, *arguments)
-    assert code == 0, f"{arguments}: exit {code}"
+    code = _exit_code(of, line)
+    assert code == 0, f"{line}: exit {code}"
 
 
-def _exit_code(of: Callable[..., None], *arguments: str) -> object:
+def _exit_code(of: Callable[[str], None], line: str) -> object:
     try:
-        of(*arguments)
+        of(line)
     except SystemExit as e:
         return e.code or 0
     return 0
-
-
-def softlabels_quietly(*arguments: str) -> None:
-    """Run a command to its end, which must be a good one."""
-    quietly(cli_softlabels, *arguments)
 
 
 # -- the other side of push and pull -----------------------------------------------------------------------------------
@@ -347,19 +286,8 @@ def _empty_bucket() -> None:
 
 # -- writers -----------------------------------------------------------------------------------------------------------
 
-command("build", *BUILD, "--corpus", "text:text/*.txt", "--licence", "CC-BY-4.0", "--out", "out")
-command("build_zarr", *BUILD, "--corpus", "text:text/*.txt", "--container", "zarr", "--out", "out")
-PACKED = [
-    *BUILD,
-    "--corpus",
-    "text:text/*.txt",
-    "--profile",
-    "packed",
-    "--values",
-    "nat16",
-    "--out",
-    "out",
-]
+command("build", f"{BUILD} --corpus text:text/*.txt --licence CC-BY-4.0")
+command("build_zarr", f"{BUILD} --corpus text:text/*.txt --container zarr")
 
 
 @job
@@ -368,89 +296,37 @@ def build_dictionary() -> None:
     import softlabels.builder.dictionary
 
     softlabels.builder.dictionary.POSITIONS = 1
-    cli_softlabels(*PACKED)
+    run_softlabels(f"{BUILD} --corpus text:text/*.txt --profile packed --values nat16")
 
 
-command("merge", "merge", "a", "b", "--out", "out")
-command(
-    "append", "append", "a", "--teacher", "fake:0", "--corpus", "text:new/*.txt", "--out", "out"
-)
-command("subset", "subset", "a", "--first", "7", "--k", "3", "--out", "out")
-command("convert", "convert", "a", "--profile", "packed", "--values", "nat16", "--out", "out")
-command("view", "view", "a", "--vocab", "trim:280", "--out", "out")
-command(
-    "import",
-    "import",
-    "axolotl",
-    "rows.parquet",
-    "--teacher",
-    "fake:0",
-    "--shard-rows",
-    "3",
-    "--out",
-    "out",
-)
-command("export", "export", "a", "topk", "--out", "out.parquet")
-command("repair", "repair", "a")
-command("sign", "sign", "a", "--key", "key.pem")
-command("card", "card", "a")
-command("measure", "measure", "a", "--teacher", "fake:0", "--positions", "100")
-command("inspect", "inspect", "a")
-command("verify", "verify", "a")
-command("diff", "diff", "a", "b")
-command("store_report", "report", "a", "--out", "out.html")
-command("push", "push", "a", "s3://bucket/pushed")
-command("pull", "pull", ADDRESS, "pulled")
-command("run", *RUN, of=cli_softtrain)
-command("resume", *RUN, "--resume", of=cli_softtrain)
-SHORT = [
-    "run",
-    "--store",
-    "a",
-    "--student",
-    "hf-config:student.json",
-    "--out",
-    "run",
-    "--batch-size",
-    "2",
-]
-SHORT += ["--steps", "1", "--dtype", "float32"]
-command("run_short", *SHORT, of=cli_softtrain)
-command("resume_short", *SHORT, "--resume", of=cli_softtrain)
-command("eval", "eval", "run", "--store", "b", of=cli_softtrain)
-command(
-    "ship",
-    "export",
-    "run",
-    "--format",
-    "safetensors",
-    "--heldout",
-    "b",
-    "--out",
-    "shipped",
-    of=cli_softtrain,
-)
-command("run_report", "report", "run", "--store", "b", "--out", "out.html", of=cli_softtrain)
-command(
-    "generate_jsonl",
-    *("generate", "run", "--prompts", "prompts.txt", "--max-new-tokens", "4", "--out", "out.jsonl"),
-    of=cli_softtrain,
-)
-command(
-    "generate_parquet",
-    *(
-        "generate",
-        "run",
-        "--prompts",
-        "prompts.txt",
-        "--max-new-tokens",
-        "4",
-        "--out",
-        "out.parquet",
-    ),
-    of=cli_softtrain,
-)
-command("student", "student", "hf-config:student.json", "--out", "out", of=cli_softtrain)
+command("merge", "merge a b --out out")
+command("append", "append a --teacher fake:0 --corpus text:new/*.txt --out out")
+command("subset", "subset a --first 7 --k 3 --out out")
+command("convert", "convert a --profile packed --values nat16 --out out")
+command("view", "view a --vocab trim:280 --out out")
+command("import", "import axolotl rows.parquet --teacher fake:0 --shard-rows 3 --out out")
+command("export", "export a topk --out out.parquet")
+command("repair", "repair a")
+command("sign", "sign a --key key.pem")
+command("card", "card a")
+command("measure", "measure a --teacher fake:0 --positions 100")
+command("inspect", "inspect a")
+command("verify", "verify a")
+command("diff", "diff a b")
+command("store_report", "report a --out out.html")
+command("push", "push a s3://bucket/pushed")
+command("pull", f"pull {ADDRESS} pulled")
+command("run", RUN, of=run_softtrain)
+command("resume", f"{RUN} --resume", of=run_softtrain)
+command("run_short", f"{SHORT} --steps 1", of=run_softtrain)
+command("resume_short", f"{SHORT} --steps 1 --resume", of=run_softtrain)
+command("eval", "eval run --store b", of=run_softtrain)
+command("ship", "export run --format safetensors --heldout b --out shipped", of=run_softtrain)
+command("run_report", "report run --store b --out out.html", of=run_softtrain)
+GENERATE = "generate run --prompts prompts.txt --max-new-tokens 4"
+command("generate_jsonl", f"{GENERATE} --out out.jsonl", of=run_softtrain)
+command("generate_parquet", f"{GENERATE} --out out.parquet", of=run_softtrain)
+command("student", "student hf-config:student.json --out out", of=run_softtrain)
 
 
 @job

@@ -58,7 +58,7 @@ class Writer:
 
     def changes(self, name: str) -> bool:
         """Whether a file of the ground may change."""
-        return any(fnmatch(name, p) for p in self.may_change)
+        return _is_one(name, self.may_change)
 
     def declined(self, output: str) -> bool:
         """Whether it said that its result was not kept."""
@@ -66,15 +66,15 @@ class Writer:
 
     def withdraws(self, name: str) -> bool:
         """Whether a file may be missing in between."""
-        return any(fnmatch(name, p) for p in self.may_go)
+        return _is_one(name, self.may_go)
 
     def passes(self, name: str) -> bool:
         """Whether it is there only while work goes on."""
-        return any(fnmatch(name, p) for p in self.passing)
+        return _is_one(name, self.passing)
 
     def grows(self, name: str) -> bool:
         """Whether it is a log."""
-        return any(fnmatch(name, p) for p in self.growing)
+        return _is_one(name, self.growing)
 
     def spares(self, name: str) -> bool:
         """Whether it is in the folder that is spared."""
@@ -86,7 +86,11 @@ class Writer:
 
     def is_untold(self, name: str) -> bool:
         """Whether nothing is promised of it."""
-        return any(fnmatch(name, p) for p in self.untold)
+        return _is_one(name, self.untold)
+
+
+def _is_one(name: str, patterns: tuple[str, ...]) -> bool:
+    return any(fnmatch(name, pattern) for pattern in patterns)
 
 
 _RUN = {

@@ -18,7 +18,7 @@ from tests.faults.trace import Call, Kind, Order, Series
 pytestmark = pytest.mark.skipif(
     bool(trace.missing()), reason=f"the fault injector {trace.missing()}"
 )
-CASES, OUTAGES, SEED = 2, 1, 0
+CASES, OUTAGES, SEED = 1, 1, 0
 """Of each writer."""
 
 
