@@ -1,9 +1,7 @@
-"""Students small enough for tests: configurations that `hf-config:` takes, and files of them."""
+"""Students small enough for tests: configurations that `hf-config:` takes."""
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
 
@@ -25,7 +23,5 @@ def llama(*, layers: int = 1, width: int = 8, vocab_size: int = 300, **more: Any
     }
 
 
-def write_student(path: Path, config: dict[str, Any] | None = None) -> str:
-    """Write a configuration, of a `llama()` if none is given; returns the student's spec."""
-    path.write_text(json.dumps(config or llama()), encoding="utf-8")
-    return f"hf-config:{path}"
+LLAMA = llama(layers=4, width=16)
+"""Enough layers to take some of them."""

@@ -34,6 +34,7 @@ from softlabels.errors import ConfigError, IntegrityError
 from softlabels.store.remote.pull import MARKER, pull
 from softlabels.store.verify import verify_store
 from tests.fakes import TinyTeacher, build_tiny, write_corpus
+from tests.students import llama
 from trainers.cli import main as trainers_main
 from trainers.run.config import RunConfig
 from trainers.run.setup import train
@@ -41,19 +42,6 @@ from trainers.run.setup import train
 MAINS = {"softlabels": softlabels_main, "softtrain": trainers_main}
 PULL = "softlabels pull"
 """Writes a folder that is an argument of it."""
-STUDENT = {
-    "model_type": "llama",
-    "architectures": ["LlamaForCausalLM"],
-    "vocab_size": 300,
-    "hidden_size": 8,
-    "intermediate_size": 16,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 1,
-    "num_key_value_heads": 1,
-    "head_dim": 8,
-    "max_position_embeddings": 128,
-    "tie_word_embeddings": True,
-}
 
 
 def commands(main: click.Command, name: str) -> Iterator[tuple[str, click.Command]]:
@@ -87,7 +75,7 @@ def ground(tmp_path_factory):
     corpus = write_corpus(folder / "corpus")
     build_tiny(folder / "store", corpus)
     build_tiny(folder / "other", write_corpus(folder / "texts", documents=1, repeat=1))
-    (folder / "student.json").write_text(json.dumps(STUDENT))
+    (folder / "student.json").write_text(json.dumps(llama()))
     config = RunConfig(
         store=str(folder / "store"),
         student=f"hf-config:{folder / 'student.json'}",

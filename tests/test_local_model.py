@@ -15,23 +15,12 @@ from softlabels.errors import ConfigError, TeacherError
 from softlabels.store.reader import open_store
 from softlabels.teachers import TeacherOptions, open_teacher
 from tests.fakes import build_tiny, write_corpus
+from tests.students import llama
 from trainers.run.config import RunConfig
 from trainers.run.setup import train
 from trainers.students import make_student
 
-LLAMA = {
-    "model_type": "llama",
-    "architectures": ["LlamaForCausalLM"],
-    "vocab_size": 300,
-    "hidden_size": 16,
-    "intermediate_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "max_position_embeddings": 128,
-    "tie_word_embeddings": True,
-}
+LLAMA = llama(layers=2, width=16)
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 

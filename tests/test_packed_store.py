@@ -17,7 +17,7 @@ from softlabels.store.verify import verify_store
 from tests.fakes import TinyTeacher, build_tiny
 from tests.fixtures.make import DOCUMENTS
 from tests.store.made_up import files_of, held_by
-from tests.trainers.test_loop import LLAMA
+from tests.students import LLAMA
 from trainers.run.config import RunConfig
 from trainers.run.setup import train
 

@@ -21,22 +21,12 @@ from softlabels.errors import ConfigError
 from softlabels.interchange import EXPORTS
 from softlabels.teachers import TEACHERS
 from tests.fakes import build_tiny, write_corpus
+from tests.students import llama
 from trainers.cli import main as softtrain
 from trainers.run.config import RunConfig
 from trainers.run.setup import train
 
-STUDENT = {
-    "model_type": "llama",
-    "architectures": ["LlamaForCausalLM"],
-    "vocab_size": 300,
-    "hidden_size": 8,
-    "intermediate_size": 16,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 1,
-    "num_key_value_heads": 1,
-    "head_dim": 8,
-    "max_position_embeddings": 512,
-}
+STUDENT = llama(max_position_embeddings=512)
 BUILD = "--teacher fake:0 --corpus text:CORPUS/*.txt --k 5 --seq-len 64 --shard-rows 8"
 WRITING = {
     "softlabels build": f"{BUILD} --out OUT",

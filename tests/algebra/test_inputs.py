@@ -17,7 +17,7 @@ from softlabels.store.verify import verify_store
 from tests.algebra.compare import content, same, varied_corpus
 from tests.fakes import TinyTeacher, build_tiny
 from tests.store.made_up import reseal
-from tests.trainers.test_loop import LLAMA
+from tests.students import LLAMA
 from trainers.data.stream import SoftTargetStream
 from trainers.run.config import RunConfig
 from trainers.run.setup import train

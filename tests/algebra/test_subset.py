@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from softlabels.algebra.merge import merge
@@ -183,7 +183,6 @@ def selected(logits: torch.Tensor, k: int, grid: tuple[float, ...], **more) -> S
     )
 
 
-@settings(max_examples=60, deadline=None)
 @given(
     seed=st.integers(0, 2**31),
     scale=st.sampled_from([0.1, 1.0, 5.0, 20.0]),

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from softlabels.codecs import codebook, training
@@ -62,7 +62,6 @@ def teacher(rng, n, k, v, *, follows=40, seen=30, noise=0.1):
 any_id = st.integers(0, 2**31 - 1) | st.integers(0, 30)
 
 
-@settings(deadline=None, max_examples=300)
 @given(
     known=st.lists(any_id, max_size=40),
     tables=st.dictionaries(
@@ -301,7 +300,6 @@ def same(a, b):
     )
 
 
-@settings(deadline=None, max_examples=100)
 @given(
     known=st.lists(any_id, max_size=60),
     tokens=st.lists(any_id, max_size=9, unique=True),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -17,7 +17,6 @@ values32 = st.floats(-65504, 65504, width=32) | st.floats(-20, 0, width=32) | st
 
 
 @ids
-@settings(deadline=None, max_examples=200)
 @given(values=hnp.arrays(np.float32, st.integers(0, 40), elements=values32))
 def test_error_is_within_the_declared_bound(codec_id, values):
     codec = make_codec(codec_id)

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -131,7 +131,6 @@ def test_kept_sets_of_several_sizes(codec_id):
 gap = st.floats(0, 1e4, width=32) | st.floats(0, 1, width=32) | st.sampled_from([0.0, 1e-4, 0.5])
 
 
-@settings(deadline=None, max_examples=400)
 @given(
     n=st.sampled_from([8, 16, 32, 64]),
     gaps=hnp.arrays(np.float32, st.tuples(st.integers(1, 4), st.integers(1, 30)), elements=gap),
@@ -244,7 +243,6 @@ def test_rounding_at_random_has_no_bias(codec_id, estimator, kind):
         assert (same == same[:, :1]).all()
 
 
-@settings(deadline=None, max_examples=200)
 @given(
     n=st.sampled_from([8, 16, 32, 64]),
     counts=st.lists(st.integers(1, 4), min_size=1, max_size=20),

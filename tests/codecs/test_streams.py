@@ -8,7 +8,7 @@ import time
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from pcodec import ChunkConfig, standalone
@@ -32,7 +32,6 @@ def refused(stream, dtype, entries=None):
     return str(e.value)
 
 
-@settings(deadline=None, max_examples=200)
 @given(
     values=hnp.arrays(np.uint32, st.integers(0, 300), elements=st.integers(0, 2**32 - 1))
     | hnp.arrays(np.uint32, st.integers(0, 300), elements=st.integers(0, 5))

@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from softlabels.core.rows import BEGINNING, Cursor, Row
@@ -70,7 +70,6 @@ def same(a: tuple[Cursor, Row], b: tuple[Cursor, Row]) -> bool:
     )
 
 
-quick = settings(deadline=None, max_examples=80)
 words = st.text("ab 1\né€😀", min_size=1, max_size=20).filter(str.strip)
 corpora = st.lists(words, min_size=1, max_size=7)
 lengths = st.integers(2, 30)
@@ -79,7 +78,6 @@ lengths = st.integers(2, 30)
 # -- nothing is lost, nothing is invented ---------------------------------------------------------
 
 
-@quick
 @given(corpora, lengths)
 def test_every_token_but_the_first_is_a_label_once_and_in_order(texts, seq_len):
     labels: dict[int, list[int]] = {}
@@ -90,7 +88,6 @@ def test_every_token_but_the_first_is_a_label_once_and_in_order(texts, seq_len):
     assert labels == expected
 
 
-@quick
 @given(corpora, lengths)
 def test_rows_are_legal(texts, seq_len):
     for _, row in packed(texts, seq_len):
@@ -104,7 +101,6 @@ def test_rows_are_legal(texts, seq_len):
         assert row.label_mask.dtype == np.bool_
 
 
-@quick
 @given(corpora, lengths)
 def test_a_document_that_fits_is_never_split(texts, seq_len):
     pieces: dict[int, int] = {}
@@ -117,7 +113,6 @@ def test_a_document_that_fits_is_never_split(texts, seq_len):
         assert pieces[i] == (1 if n <= seq_len else -(-(n - 1) // (seq_len - 1)))
 
 
-@quick
 @given(corpora, lengths)
 def test_pieces_of_a_document_overlap_by_one_token_and_fill_whole_rows(texts, seq_len):
     last: dict[int, int] = {}
@@ -133,7 +128,6 @@ def test_pieces_of_a_document_overlap_by_one_token_and_fill_whole_rows(texts, se
             assert len(row.documents) == 1, "a document that is cut shares its full rows with none"
 
 
-@quick
 @given(corpora, lengths)
 def test_a_new_row_begins_only_where_the_next_piece_does_not_fit(texts, seq_len):
     rows = [r for _, r in packed(texts, seq_len)]
@@ -162,7 +156,6 @@ def test_an_example():
 # -- packing from a cursor ------------------------------------------------------------------------
 
 
-@quick
 @given(st.lists(st.one_of(words, st.just(" \n")), min_size=1, max_size=7), lengths, st.data())
 def test_packing_from_any_cursor_gives_the_same_following_rows(texts, seq_len, data):
     """Empty documents that are skipped keep their numbers."""
@@ -179,7 +172,6 @@ def test_the_first_row_begins_at_the_beginning():
     assert packed(["abc"], 8)[0][0] == BEGINNING
 
 
-@quick
 @given(st.lists(corpora, min_size=1, max_size=3), lengths)
 def test_several_corpora_are_one_after_the_other(parts, seq_len):
     corpora = [corpus_of(texts) for texts in parts]
@@ -214,7 +206,6 @@ def test_counts():
     assert [d for _, r in rows for d in r.documents] == [0, 4]
 
 
-@quick
 @given(st.lists(st.sampled_from(["", " ", "x", "word", "long " * 9]), max_size=9), lengths)
 def test_every_document_is_counted_once(texts, seq_len):
     counts = CorpusCounts()
@@ -272,7 +263,6 @@ turns = st.lists(
 )
 
 
-@quick
 @given(st.lists(st.tuples(turns, st.text("xyz", min_size=1)), min_size=1, max_size=4), lengths)
 def test_only_assistant_tokens_of_a_chat_are_labels(chats, seq_len):
     documents = [chat(*before, ("assistant", last)) for before, last in chats]

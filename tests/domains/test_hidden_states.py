@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from softlabels.builder.build import build
@@ -61,7 +61,6 @@ def ground(tmp_path_factory: pytest.TempPathFactory) -> Path:
         st.lists(st.floats(-6e4, 6e4, width=32), min_size=4, max_size=4), min_size=1, max_size=6
     )
 )
-@settings(max_examples=200, deadline=None)
 def test_no_number_is_further_off_than_the_codec_says(name, rows):
     codec = HIDDEN_CODECS[name]
     hidden = np.array(rows, np.float32)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from softlabels.estimators import entropy, make_estimator
@@ -23,7 +23,6 @@ def select(name, logits, k, grid=None):
     return estimator, estimator.select(logits.clone(), uniforms if estimator.uniforms else None)
 
 
-@settings(deadline=None, max_examples=60)
 @given(
     name=st.sampled_from(["topk", "topp", "dense", "sampled", "rs"]),
     n=st.integers(1, 9),

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from softlabels.errors import ConfigError
@@ -14,7 +14,6 @@ def draw(logits, k, uniforms, temperature=1.0):
     return s.ids, s.logp.double().exp(), s
 
 
-@settings(deadline=None, max_examples=80)
 @given(
     seed=st.integers(0, 2**31),
     v=st.integers(2, 500),

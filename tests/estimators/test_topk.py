@@ -1,6 +1,6 @@
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from softlabels.core.targets import SoftTargets, gaps_from_logp
@@ -21,7 +21,6 @@ def targets_of(estimator, logits, uniforms=None):
     )
 
 
-@settings(deadline=None, max_examples=60)
 @given(
     seed=st.integers(0, 2**31),
     v=st.integers(2, 400),

@@ -5,6 +5,7 @@ All paths are relative to that folder, so that nothing that is written tells whi
 
 from __future__ import annotations
 
+import json
 import random
 import shutil
 import urllib.request
@@ -196,7 +197,7 @@ def ground_student() -> None:
     from softlabels.builder.build import build
     from softlabels.builder.config import BuildConfig
     from softlabels.teachers import TeacherOptions, open_teacher
-    from tests.students import llama, write_student
+    from tests.students import llama
     from tests.teachers.tiny import VOCAB, write_model
 
     write_model(Path("teacher"))
@@ -213,7 +214,7 @@ def ground_student() -> None:
         )
         build(config, Path(name), teacher=teacher)
     shutil.rmtree("teacher")
-    write_student(Path("student.json"), llama(vocab_size=VOCAB))
+    Path("student.json").write_text(json.dumps(llama(vocab_size=VOCAB)), encoding="utf-8")
     Path("prompts.txt").write_text("It is a truth\nHowever\n", encoding="utf-8")
 
 

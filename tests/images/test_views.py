@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from softlabels.errors import ConfigError
@@ -76,7 +76,6 @@ def test_centre_and_rrc_exclude_each_other():
         Recipe.parse("centre:0.875,rrc:0.3")
 
 
-@settings(max_examples=200, deadline=None)
 @given(RECIPES, st.integers(1, 500), st.integers(1, 500), st.integers(0, 2**40))
 def test_boxes_lie_in_their_image(recipe, height, width, image):
     drawn = draw(recipe, seed=1, image=image, view=0, images=10, size=17)
@@ -91,7 +90,6 @@ def test_boxes_lie_in_their_image(recipe, height, width, image):
             assert cut.left + cut.width <= 17
 
 
-@settings(max_examples=60, deadline=None)
 @given(st.integers(1, 90), st.integers(1, 90), st.integers(1, 40), st.integers(0, 2**32))
 def test_resizing_is_exact_in_whole_numbers(height, width, size, seed):
     image = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)

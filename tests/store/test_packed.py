@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from softlabels.codecs import CODECS, make_codec
@@ -154,7 +154,6 @@ def dictionary_from(shard):
 # -- round trips ----------------------------------------------------------------------------------
 
 
-@settings(deadline=None, max_examples=150)
 @given(
     segments=st.lists(st.lists(st.integers(1, 6), min_size=1, max_size=3), min_size=1, max_size=5),
     seed=st.integers(0, 2**32),

@@ -11,7 +11,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from softlabels.codecs import make_codec
@@ -80,7 +80,6 @@ def round_trip(shard, identity):
     return data
 
 
-@settings(deadline=None, max_examples=60)
 @given(
     segments=st.lists(st.lists(st.integers(1, 6), min_size=1, max_size=3), min_size=1, max_size=5),
     seed=st.integers(0, 2**32),

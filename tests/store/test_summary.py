@@ -7,7 +7,7 @@ import dataclasses
 import msgspec
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from softlabels.codecs import summary as codec
@@ -28,7 +28,6 @@ FORMS = [(p, c) for p in ("open", "packed") for c in ("parquet", "zarr")]
 # -- the codec ------------------------------------------------------------------------------------
 
 
-@settings(deadline=None)
 @given(st.lists(st.floats(0, 21.375, width=32), min_size=1, max_size=50))
 def test_entropies_are_within_their_bound_and_stay_what_they_became(values):
     h = np.array(values, np.float32)
@@ -39,7 +38,6 @@ def test_entropies_are_within_their_bound_and_stay_what_they_became(values):
     np.testing.assert_array_equal(codec.held_entropy(held), held.astype(np.float16))
 
 
-@settings(deadline=None)
 @given(st.lists(st.floats(max_value=0, width=32, allow_nan=False), min_size=1, max_size=50))
 def test_log_probabilities_are_binary16_or_minus_infinity(values):
     logp = np.array(values, np.float32)
@@ -112,7 +110,6 @@ def shard_of(seed: int, made, segments=((9, 4), (7,), (12, 1))) -> Shard:
     return Shard(start_row=0, rows=rows, targets=dataclasses.replace(t, summary=summary_of(rng, t)))
 
 
-@settings(deadline=None, max_examples=40)
 @given(
     seed=st.integers(0, 2**32),
     form=st.sampled_from(FORMS),

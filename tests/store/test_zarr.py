@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 import pytest
 import zarr
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numcodecs.zstd import Zstd
 
@@ -67,7 +67,6 @@ def assert_equal(a, b):
         assert x.dtype == y.dtype
 
 
-@settings(deadline=None, max_examples=60)
 @given(
     segments=st.lists(st.lists(st.integers(1, 6), min_size=1, max_size=3), min_size=1, max_size=5),
     seed=st.integers(0, 2**32),

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from tests.fakes import build_tiny, write_corpus
-from tests.trainers.test_loop import LLAMA
+from tests.students import LLAMA
 from trainers.exports.domains import domain_of
 from trainers.exports.formats import Runner
 from trainers.run.config import RunConfig

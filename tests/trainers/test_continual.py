@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from softlabels.errors import ConfigError, RunError, TokenizerError
 from tests.fakes import TinyTeacher, build_tiny, write_corpus
-from tests.trainers.test_loop import LLAMA
+from tests.students import LLAMA
 from trainers.cli import main
 from trainers.evaluation.evaluate import evaluate_run
 from trainers.evaluation.forgetting import read_forgetting

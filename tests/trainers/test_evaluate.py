@@ -16,6 +16,7 @@ from click.testing import CliRunner
 from softlabels.errors import RunError
 from softlabels.store.reader import Store, open_store
 from tests.fakes import TinyTeacher, build_tiny, write_corpus
+from tests.students import llama
 from trainers.cli import main
 from trainers.data.stream import collate
 from trainers.evaluation import blind_spots, groups
@@ -35,20 +36,7 @@ from trainers.run.config import RunConfig
 from trainers.run.setup import train
 from trainers.students import Student, make_student
 
-LLAMA = {
-    "model_type": "llama",
-    "architectures": ["LlamaForCausalLM"],
-    "vocab_size": 300,
-    "hidden_size": 16,
-    "intermediate_size": 32,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "max_position_embeddings": 128,
-    "tie_word_embeddings": True,
-    "initializer_range": 0.3,
-}
+LLAMA = llama(width=16, initializer_range=0.3)
 
 
 @pytest.fixture(scope="module")

@@ -16,6 +16,7 @@ from softlabels.builder.config import BuildConfig
 from softlabels.errors import ConfigError, CorpusError, RunError
 from softlabels.store.reader import open_store
 from softlabels.teachers import TeacherOptions, open_teacher
+from tests.students import llama
 from tests.teachers.tiny import VOCAB, write_model, write_texts
 from trainers.cli import main
 from trainers.generation.sampling import Sampling, draws, pick, sample
@@ -24,19 +25,16 @@ from trainers.run.config import RunConfig
 from trainers.run.setup import train
 from trainers.students import load_student
 
-STUDENT = {
-    "model_type": "llama",
-    "architectures": ["LlamaForCausalLM"],
-    "vocab_size": VOCAB,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "initializer_range": 0.4,
-    "bos_token_id": None,
-    "eos_token_id": 0,
-}
+STUDENT = llama(
+    layers=2,
+    width=32,
+    vocab_size=VOCAB,
+    max_position_embeddings=2048,
+    initializer_range=0.4,
+    tie_word_embeddings=False,
+    bos_token_id=None,
+    eos_token_id=0,
+)
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ import torch
 
 from softlabels.errors import ConfigError, MissingExtraError
 from tests.fakes import build_tiny, write_corpus
+from tests.students import llama
 from trainers.run.config import RunConfig
 from trainers.run.kernels import KERNELS, apply_kernels
 from trainers.run.setup import train
@@ -17,16 +18,7 @@ from trainers.students import make_student
 pytest.importorskip("transformers", reason="needs the extra hf")
 
 CUDA = torch.device("cuda")
-LLAMA = {
-    "model_type": "llama",
-    "vocab_size": 300,
-    "hidden_size": 16,
-    "intermediate_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-}
+LLAMA = llama(layers=2, width=16)
 
 
 @pytest.fixture

@@ -23,6 +23,7 @@ from softlabels.teachers import TeacherOptions, open_teacher
 from softlabels.teachers.tokenizer import HFTokenizer
 from tests.domains import models
 from tests.domains.test_sequence_classification import config as classifier_config
+from tests.students import llama
 from tests.teachers.tiny import VOCAB, write_model, write_texts
 from trainers.run.config import RunConfig
 from trainers.run.setup import train
@@ -39,20 +40,16 @@ from lm_eval.tasks import TaskManager  # noqa: E402
 
 from trainers.integrations.lm_eval import SoftTrainLM  # noqa: E402
 
-STUDENT = {
-    "model_type": "llama",
-    "architectures": ["LlamaForCausalLM"],
-    "vocab_size": VOCAB,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 64,
-    "initializer_range": 0.4,
-    "bos_token_id": None,
-    "eos_token_id": 0,
-}
+STUDENT = llama(
+    layers=2,
+    width=32,
+    vocab_size=VOCAB,
+    max_position_embeddings=64,
+    initializer_range=0.4,
+    tie_word_embeddings=False,
+    bos_token_id=None,
+    eos_token_id=0,
+)
 QUESTIONS = [
     ("It is a truth", ["universally acknowledged", "in possession of a wife"], 0),
     ("a single man", ["must be in want of a wife", "however", "a good fortune"], 2),

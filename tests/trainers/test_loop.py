@@ -19,25 +19,12 @@ from safetensors.torch import load_file
 from softlabels.errors import ConfigError, PairingError, RunError, TokenizerError
 from softlabels.store.reader import open_store
 from tests.fakes import TinyTeacher, build_tiny, write_corpus
+from tests.students import LLAMA
 from trainers.data.stream import SoftTargetStream, collate
 from trainers.evaluation.evaluate import evaluate_run, expected_calibration_error
 from trainers.run.config import RunConfig
 from trainers.run.setup import learning_rate, train
 from trainers.students import make_student
-
-LLAMA = {
-    "model_type": "llama",
-    "architectures": ["LlamaForCausalLM"],
-    "vocab_size": 300,
-    "hidden_size": 16,
-    "intermediate_size": 32,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "max_position_embeddings": 128,
-    "tie_word_embeddings": True,
-}
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from softlabels.errors import ConfigError, PairingError, RunError, TokenizerError
@@ -37,7 +37,6 @@ weights = st.lists(st.integers(1, 40), min_size=1, max_size=4)
 
 
 @given(weights, st.integers(0, 500), st.integers(1, 80))
-@settings(deadline=None)
 def test_a_stretch_holds_each_stores_share(weights, position, count):
     """To within a row of the ideal at either end, anywhere; and places are counted as they come."""
     pattern = Pattern(weights)

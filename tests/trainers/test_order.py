@@ -8,7 +8,7 @@ from time import perf_counter
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from softlabels.errors import ConfigError
@@ -19,7 +19,6 @@ blocks = st.integers(1, 8)
 
 
 @given(sizes, blocks, st.integers(0, 3), st.integers(1, 70), st.booleans())
-@settings(deadline=None)
 def test_each_epoch_holds_every_row_once_whatever_the_batch(sizes, block, epoch, batch, shuffle):
     """Batches that straddle the seam neither lose a row nor take one twice."""
     order = RowOrder(sizes, "d", 1, block_shards=block, shuffle=shuffle)
@@ -34,7 +33,6 @@ def test_each_epoch_holds_every_row_once_whatever_the_batch(sizes, block, epoch,
 
 
 @given(sizes, blocks, st.lists(st.integers(0, 400), min_size=1, max_size=8), st.integers(1, 50))
-@settings(deadline=None)
 def test_any_place_is_found_without_those_before_it(sizes, block, places, count):
     """Jumping about one order gives what walking another gives."""
     jumping = RowOrder(sizes, "d", 1, block_shards=block)
@@ -44,7 +42,6 @@ def test_any_place_is_found_without_those_before_it(sizes, block, places, count)
 
 
 @given(sizes, blocks, st.integers(0, 200), st.integers(1, 120))
-@settings(deadline=None)
 def test_pieces_lie_in_their_blocks(sizes, block, position, count):
     order = RowOrder(sizes, "d", 1, block_shards=block)
     shard_of = np.repeat(np.arange(len(sizes)), sizes)

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from softlabels.errors import ConfigError
 from softlabels.store.reader import open_store
 from tests.fakes import build_tiny, write_corpus
-from tests.trainers.test_loop import LLAMA
+from tests.students import LLAMA
 from trainers.data.microbatches import split_batch, widen
 from trainers.data.stream import SoftTargetStream
 from trainers.run.config import RunConfig

@@ -27,7 +27,8 @@ from softlabels.store.verify import verify_store
 from tests.fakes import build_tiny, write_corpus
 from tests.store.made_up import reseal
 from tests.store.s3 import Proxy, environment, s3_server, upload
-from tests.trainers.test_loop import LLAMA, config_of
+from tests.students import LLAMA
+from tests.trainers.test_loop import config_of
 from trainers.data.dataset import SoftTargetDataset
 from trainers.data.stream import SoftTargetStream
 from trainers.run.setup import train

@@ -15,6 +15,7 @@ from softlabels.errors import RunError
 from softlabels.store.reader import open_store
 from tests.fakes import build_tiny, write_corpus
 from tests.pages import HOSTILE, browser, check_page, look_at
+from tests.students import llama
 from trainers.cli import main
 from trainers.evaluation.assess import assess_run
 from trainers.evaluation.evaluations import find_assessments, save_assessment
@@ -24,19 +25,7 @@ from trainers.run.command import run_command_of
 from trainers.run.config import RunConfig
 from trainers.run.setup import train
 
-LLAMA = {
-    "model_type": "llama",
-    "architectures": ["LlamaForCausalLM"],
-    "vocab_size": 300,
-    "hidden_size": 16,
-    "intermediate_size": 32,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "max_position_embeddings": 128,
-    "tie_word_embeddings": True,
-}
+LLAMA = llama(width=16)
 
 
 @pytest.fixture(scope="module")

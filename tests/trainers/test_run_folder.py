@@ -17,6 +17,7 @@ from softlabels.errors import IntegrityError, RunError, StoreError, TokenizerErr
 from softlabels.format.manifest import FileRecord, load_manifest
 from softlabels.store.reader import open_store
 from tests.fakes import TinyTeacher, build_tiny, write_corpus
+from tests.students import llama
 from trainers.report.runs import _curves
 from trainers.run import saved
 from trainers.run.checkpoint import newest_intact, newest_step
@@ -29,19 +30,7 @@ from trainers.run.setup import train
 from trainers.run.step import Gradients
 from trainers.students import make_student
 
-STUDENT = {
-    "model_type": "llama",
-    "architectures": ["LlamaForCausalLM"],
-    "vocab_size": 300,
-    "hidden_size": 8,
-    "intermediate_size": 16,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 1,
-    "num_key_value_heads": 1,
-    "head_dim": 8,
-    "max_position_embeddings": 128,
-    "tie_word_embeddings": True,
-}
+STUDENT = llama()
 
 
 class Notices:

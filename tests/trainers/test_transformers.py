@@ -14,6 +14,7 @@ import torch
 
 from softlabels.errors import ConfigError, PairingError, TokenizerError
 from tests.fakes import TinyTeacher, build_tiny, write_corpus
+from tests.students import llama
 from trainers.data.stream import SoftTargetStream
 from trainers.loss.losses import DistillLoss
 from trainers.run.setup import split_batch
@@ -27,18 +28,7 @@ from trainers.integrations.transformers import (  # noqa: E402
 )
 
 LOSS = DistillLoss(temperature=2.0, alpha=0.7)
-LLAMA = {
-    "model_type": "llama",
-    "vocab_size": 300,
-    "hidden_size": 16,
-    "intermediate_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "max_position_embeddings": 128,
-    "tie_word_embeddings": True,
-}
+LLAMA = llama(layers=2, width=16)
 
 
 class DistillTrainer(DistillMixin, transformers.Trainer):

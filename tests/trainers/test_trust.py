@@ -14,22 +14,13 @@ from softlabels.store.signing import sign_store
 from tests.fakes import build_tiny, write_corpus
 from tests.store.keys import write_pair
 from tests.store.made_up import reseal
+from tests.students import llama
 from trainers.run.config import RunConfig
 from trainers.run.setup import train
 
 pytest.importorskip("model_signing", reason="needs the extra `sign`")
 
-LLAMA = {
-    "model_type": "llama",
-    "architectures": ["LlamaForCausalLM"],
-    "vocab_size": 300,
-    "hidden_size": 8,
-    "intermediate_size": 8,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 1,
-    "num_key_value_heads": 1,
-    "head_dim": 8,
-}
+LLAMA = llama(intermediate_size=8)
 
 
 @pytest.fixture(scope="module")

@@ -15,8 +15,8 @@ from tests.fakes import write_corpus
 from tests.store.made_up import reseal
 from tests.store.s3 import Proxy, s3_server
 from tests.store.test_signing import write_pair
+from tests.students import LLAMA
 from tests.teachers.tiny import write_model
-from tests.trainers.test_loop import LLAMA
 from tests.trainers.test_remote_training import Person
 
 ADDRESS = "s3://bucket/shared"

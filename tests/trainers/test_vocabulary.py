@@ -15,7 +15,7 @@ import torch
 from softlabels.errors import ConfigError, PairingError, RunError, TokenizerError
 from softlabels.store.reader import open_store
 from tests.fakes import TinyTeacher, build_tiny, write_corpus
-from tests.trainers.test_loop import LLAMA
+from tests.students import LLAMA
 from trainers.data.stream import SoftTargetStream, collate
 from trainers.evaluation.evaluate import evaluate_run
 from trainers.loss.losses import DistillLoss
