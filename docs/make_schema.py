@@ -13,8 +13,8 @@ from typing import Any
 
 import msgspec
 
-from softlabels.cli.options import field_help
 from softlabels.core import records
+from softlabels.core.settings import field_help
 from softlabels.format import identity, manifest, part
 
 PATH = Path(__file__).with_name("manifest.schema.json")

@@ -15,6 +15,9 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _LAZY = {
+    "BuildConfig": "softlabels.builder.config",
+    "build": "softlabels.api",
+    "measure": "softlabels.api",
     "open_store": "softlabels.store.reader",
     "Store": "softlabels.store.reader",
     "SoftTargets": "softlabels.core.targets",
@@ -22,11 +25,22 @@ _LAZY = {
 }
 
 if TYPE_CHECKING:
+    from softlabels.api import build, measure
+    from softlabels.builder.config import BuildConfig
     from softlabels.core.rows import Row
     from softlabels.core.targets import SoftTargets
     from softlabels.store.reader import Store, open_store
 
-__all__ = ["Row", "SoftTargets", "Store", "__version__", "open_store"]
+__all__ = [
+    "BuildConfig",
+    "Row",
+    "SoftTargets",
+    "Store",
+    "__version__",
+    "build",
+    "measure",
+    "open_store",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -16,12 +16,13 @@ from softlabels.core.rows import Row
 from softlabels.corpora.packing import Tokenized
 from softlabels.format.identity import TeacherRecord, TokenizerRecord
 from softlabels.format.manifest import Manifest
+from softlabels.teachers import Teacher, TeacherTokenizer
 
 BYTES = 256
 EOS = 256
 
 
-class ByteTokenizer:
+class ByteTokenizer(TeacherTokenizer):
     """Ids are UTF-8 bytes; 256 ends a document."""
 
     vocab_size = BYTES + 1
@@ -57,7 +58,7 @@ class ByteTokenizer:
         return Tokenized(input_ids=np.array(ids, np.int32), learn=np.array(learn, np.bool_))
 
 
-class TinyTeacher:
+class TinyTeacher(Teacher):
     """Logits of a position: a fixed random linear map of the last three tokens of its document."""
 
     def __init__(

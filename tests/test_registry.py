@@ -11,10 +11,10 @@ from softlabels.codecs import CODECS
 from softlabels.codecs.floating import Float16
 from softlabels.core import registry
 from softlabels.core.registry import Registry, split_spec
-from softlabels.corpora import CORPORA
+from softlabels.corpora import CORPORA, open_corpora
 from softlabels.errors import ConfigError
 from softlabels.estimators import ESTIMATORS
-from softlabels.teachers import TEACHERS
+from softlabels.teachers import TEACHERS, TeacherOptions, open_teacher
 from trainers.students import STUDENTS
 
 GROUP = "softlabels.tests"
@@ -137,3 +137,13 @@ def test_split_spec_names_what_is_here(tmp_path, monkeypatch):
         split_spec("teacher", flag="--teacher")
     with pytest.raises(ConfigError, match=r"e\.g\. hf-config:student\.json$"):
         split_spec("student.json", flag="--student")
+
+
+def test_a_back_end_s_class_must_be_a_teacher_and_a_corpus_a_corpus(monkeypatch):
+    """What a plug-in's class does not declare would be missed in the midst of a build."""
+    monkeypatch.setattr(TEACHERS, "load", lambda _: lambda argument, options: object())
+    monkeypatch.setattr(CORPORA, "load", lambda _: lambda argument: object())
+    with pytest.raises(ConfigError, match=r"gave a object, which is no softlabels\.teachers\.Te"):
+        open_teacher("their:x", TeacherOptions())
+    with pytest.raises(ConfigError, match=r"made by a object, which is no softlabels\.corpora\.Co"):
+        open_corpora(["text:x"])

@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 
 from softlabels.builder.config import BuildConfig
-from softlabels.cli.options import field_help
-from softlabels.core.settings import check_at_least, from_sources, out_from
+from softlabels.core.settings import check_at_least, field_help, from_sources, out_from
 from softlabels.errors import ConfigError
 from trainers.run.config import RunConfig
 

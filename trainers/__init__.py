@@ -14,6 +14,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 _LAZY = {
+    "evaluate": "trainers.api",
+    "export": "trainers.api",
+    "train": "trainers.api",
     "SoftTargetStream": "trainers.data.stream",
     "MixedStream": "trainers.data.mixing",
     "SoftTargetDataset": "trainers.data.dataset",
@@ -24,6 +27,7 @@ _LAZY = {
 }
 
 if TYPE_CHECKING:
+    from trainers.api import evaluate, export, train
     from trainers.data.batch import Batch
     from trainers.data.dataset import SoftTargetDataset
     from trainers.data.mixing import MixedStream
@@ -40,6 +44,9 @@ __all__ = [
     "RunConfig",
     "SoftTargetDataset",
     "SoftTargetStream",
+    "evaluate",
+    "export",
+    "train",
 ]
 
 

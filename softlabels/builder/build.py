@@ -34,7 +34,7 @@ from softlabels.making.claims import clear_claims
 from softlabels.making.complete import complete
 from softlabels.making.finish import finish
 from softlabels.making.plan import begun, sweep_left
-from softlabels.teachers import MIB, Remarking, Teacher, TeacherOptions
+from softlabels.teachers import MIB, Teacher, TeacherOptions
 from softlabels.teachers.ensemble import open_teachers
 from softlabels.teachers.listing import check_listing
 
@@ -84,9 +84,8 @@ def build(
         if (finished := complete(store, report)) is not None:
             return finished
     commits = ShardBuilder(config, store, plan, estimator, corpora, teacher, report).run()
-    if isinstance(teacher, Remarking):
-        for remark in teacher.remarks():
-            report.notice(remark)
+    for remark in teacher.remarks():
+        report.notice(remark)
     manifest = finish(store, plan, commits)
     clear_claims(store)
     return manifest

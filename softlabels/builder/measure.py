@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import msgspec
@@ -24,11 +24,10 @@ import torch
 
 import softlabels
 from softlabels.builder.fidelity import Comparison, Resampling
+from softlabels.builder.measure_config import MeasureConfig
 from softlabels.core.progress import Reporter, Silent
-from softlabels.core.settings import check_at_least
 from softlabels.core.targets import SoftTargets
 from softlabels.errors import (
-    ConfigError,
     FidelityError,
     NonFiniteError,
     PairingError,
@@ -44,33 +43,10 @@ from softlabels.store.demand import Demand
 from softlabels.store.reader import Store, StoredRow, open_store
 from softlabels.teachers import MIB, Teacher, TeacherOptions, open_teacher
 
-__all__ = ["MeasureConfig", "check_gate", "check_same_teacher", "measure"]
+__all__ = ["check_gate", "check_same_teacher", "measure"]
 
 BATCH_TOKENS = 2048
 """Of a forward pass of the teacher; a build's default, since other sums are rounded otherwise."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class MeasureConfig:
-    """One measurement."""
-
-    teacher: str
-    """`hf:PATH`, the store's own teacher."""
-    positions: int = 4096
-    """Positions with a soft target to compare, about: whole rows are taken."""
-    seed: int = 0
-    """Of the choice of rows."""
-    device: str = "auto"
-    """Where the teacher runs."""
-    dtype: str = "auto"
-    """In what the teacher's body computes; default: in what it did for the store."""
-    head_mib: int | None = None
-    """MiB of logits that exist at a time; default 16 on a CPU, 256 on a GPU. The comparison takes ten times that."""
-
-    def __post_init__(self) -> None:
-        check_at_least(self, positions=1, seed=0, head_mib=1)
-        if self.seed >= 2**63:
-            raise ConfigError(f"--seed {self.seed}: expected less than 2**63")
 
 
 def measure(

@@ -6,13 +6,13 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import msgspec
 
 from softlabels.builder.config import BuildConfig
 from softlabels.builder.dictionary import first_shards, given_dictionary
-from softlabels.builder.rows import images_of, masking_of, packed_rows, teacher_of_images
+from softlabels.builder.rows import images_of, masking_of, packed_rows
 from softlabels.codecs import make_codec
 from softlabels.codecs.hidden import HIDDEN_CODECS
 from softlabels.core.positions import PositionRule
@@ -37,7 +37,6 @@ from softlabels.format.identity import (
 )
 from softlabels.format.manifest import Plan, PlannedShard
 from softlabels.format.summaries import summary_record
-from softlabels.images.sources import ImageSource
 from softlabels.making.plan import RowDigests, plan_shards, publish_plan
 from softlabels.store.tokenizer_files import for_store
 from softlabels.teachers import Teacher
@@ -142,12 +141,14 @@ def survey(
             dictionary_sha256=_given_sha256(config, teacher.record.vocab_size),
         ),
         licence=config.licence,
-        classes=_classes(teacher),
+        classes=None if teacher.classes is None else list(teacher.classes),
         masking=masking_of(config),
         hidden=_hidden(config, teacher),
         images=None
         if not config.of_images
-        else image_record(config, *images_of(corpora, teacher), sum(s.rows for s in shards)),
+        else image_record(
+            config, images_of(corpora), teacher.need_images(), sum(s.rows for s in shards)
+        ),
         summary=_summary(config, teacher),
     )
     for what, n in (
@@ -164,27 +165,20 @@ def survey(
 def most_rows(config: BuildConfig, corpora: Sequence[Corpus]) -> int | None:
     """Rows of the whole job, if they can be told before the corpus was read."""
     if config.of_images:
-        views = len(cast(ImageSource, corpora[0])) * config.views
+        views = len(images_of(corpora)) * config.views
         return min(views, config.limit_rows or views)
     return config.limit_rows
-
-
-def _classes(teacher: Teacher) -> list[str] | None:
-    """What the ids of a classifier's targets mean."""
-    classes: Sequence[str] | None = getattr(teacher, "classes", None)
-    return None if classes is None else list(classes)
 
 
 def _hidden(config: BuildConfig, teacher: Teacher) -> HiddenRecord | None:
     if config.hidden is None:
         return None
-    width = getattr(teacher, "hidden_size", None)
-    if width is None:
+    if teacher.hidden_size is None:
         raise TeacherError(
             f"{teacher.record.spec}: gives no hidden states; leave --hidden out, or use hf:PATH"
         )
     codec = HIDDEN_CODECS[config.hidden]
-    return HiddenRecord(values=config.hidden, width=width, error=codec.error)
+    return HiddenRecord(values=config.hidden, width=teacher.hidden_size, error=codec.error)
 
 
 def _summary(config: BuildConfig, teacher: Teacher) -> SummaryRecord | None:
@@ -234,9 +228,7 @@ def check_same_job(
         "targets": plain(_target_record(config, estimator)),
         "masking": {} if (masking := masking_of(config)) is None else plain(masking),
         "corpus": {"seq_len": config.row_tokens, "limit_rows": config.limit_rows},
-        "images": {}
-        if not config.of_images
-        else image_settings(config, teacher_of_images(teacher)),
+        "images": {} if not config.of_images else image_settings(config, teacher.need_images()),
         "store": {
             "values": config.stored_values,
             "profile": config.profile,
@@ -245,7 +237,7 @@ def check_same_job(
             "shard_rows": config.shard_rows,
             "licence": config.licence,
             "domain": config.domain,
-            "classes": _classes(teacher),
+            "classes": None if teacher.classes is None else list(teacher.classes),
             "hidden": _hidden(config, teacher),
         },
     }

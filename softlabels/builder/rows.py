@@ -15,12 +15,12 @@ from softlabels.corpora.pieces import masked_texts
 from softlabels.corpora.texts import classified_texts
 from softlabels.corpora.words import classified_words
 from softlabels.domains.masking import MASKED
-from softlabels.errors import ConfigError, CorpusError, TeacherError
+from softlabels.errors import ConfigError, CorpusError
 from softlabels.format.identity import MaskingRecord
 from softlabels.format.manifest import PlannedShard
 from softlabels.format.shard import inputs_digest
 from softlabels.images.sources import ImageSource, open_images
-from softlabels.teachers import ImageTeacher, Teacher, TextTeacher
+from softlabels.teachers import Teacher
 
 __all__ = [
     "PlannedRows",
@@ -28,7 +28,6 @@ __all__ = [
     "masking_of",
     "open_inputs",
     "packed_rows",
-    "teacher_of_images",
 ]
 
 
@@ -70,7 +69,7 @@ def packed_rows(
     if config.domain in CLASSIFIED:
         return CLASSIFIED[config.domain](
             corpora,
-            cast(TextTeacher, teacher),
+            teacher,
             seq_len=config.seq_len,
             truncate=config.truncate,
             start=start,
@@ -80,7 +79,7 @@ def packed_rows(
     if (masking := masking_of(config)) is not None:
         return masked_texts(
             corpora,
-            cast(TextTeacher, teacher).tokenizer,
+            teacher.tokenizer,
             masking,
             seq_len=config.seq_len,
             start=start,
@@ -88,7 +87,7 @@ def packed_rows(
             counts=counts,
         )
     if config.of_images:
-        return image_rows(config, *images_of(corpora, teacher), start=start, counts=counts)
+        return image_rows(config, images_of(corpora), teacher, start=start, counts=counts)
     packed = pack(
         corpora,
         teacher.tokenizer,
@@ -112,7 +111,7 @@ def _within_context(
     Raises:
         ConfigError: with both numbers.
     """
-    context: int | None = getattr(teacher, "context", None)
+    context = teacher.context
     for cursor, row in packed:
         longest = int(row.segment_lengths.max())
         if context is not None and longest > context:
@@ -170,20 +169,6 @@ def masking_of(config: BuildConfig) -> MaskingRecord | None:
     )
 
 
-def images_of(corpora: Sequence[Corpus], teacher: Teacher) -> tuple[ImageSource, ImageTeacher]:
-    """What `open_inputs` gave of images, and a teacher of them."""
-    return cast(ImageSource, corpora[0]), teacher_of_images(teacher)
-
-
-def teacher_of_images(teacher: Teacher) -> ImageTeacher:
-    """A teacher of images.
-
-    Raises:
-        TeacherError: it is none.
-    """
-    if not hasattr(teacher, "image_size"):
-        raise TeacherError(
-            f"{teacher.record.spec}: does not look at images; for --domain image-classification use hf:PATH, "
-            "timm:NAME?weights=FILE or torchvision:NAME?weights=FILE"
-        )
-    return cast(ImageTeacher, teacher)
+def images_of(corpora: Sequence[Corpus]) -> ImageSource:
+    """What `open_inputs` gave of images."""
+    return cast(ImageSource, corpora[0])

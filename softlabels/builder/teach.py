@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,8 +19,8 @@ from softlabels.estimators.entropy import Whole, whole
 from softlabels.format.identity import Identity
 from softlabels.format.manifest import Statistics
 from softlabels.format.statistics import statistics_of
-from softlabels.teachers import LayerTeacher, Teacher
-from softlabels.teachers.listing import ListingTeacher, selection_of, summary_of
+from softlabels.teachers import Teacher
+from softlabels.teachers.listing import selection_of, summary_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -106,7 +106,7 @@ def teach(
             done += n
             advance(n)
         if identity.hidden is not None:
-            states.append(cast(LayerTeacher, teacher).last_layer.cpu().numpy())
+            states.append(teacher.last_layer.cpu().numpy())
         expected = sum(r.n for r in batch)
         assert done == expected, f"the teacher gave {done} positions for {expected}"
         if rule is not None:
@@ -146,8 +146,8 @@ def _said(
     summarise: bool,
 ) -> Iterator[_Said]:
     """Select from each chunk of a batch; `first` is the row number of its first row."""
-    if isinstance(teacher, ListingTeacher):
-        for listed in teacher.listed(batch, estimator.k):
+    if teacher.listing is not None:
+        for listed in teacher.listing.listed(batch, estimator.k):
             said = summary_of(listed) if summarise else None
             yield _Said(selection_of(listed), said, -float(listed.label_logp.sum()))
         return

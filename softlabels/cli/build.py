@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+import softlabels
 from softlabels.builder.config import BuildConfig
 from softlabels.cli.options import Command, config_options
 from softlabels.cli.terminal import Bar, LocalPath, emit, json_option
@@ -66,10 +67,8 @@ def build_command(
     if dry_run:
         _dry_run(config, out, price, as_json=as_json)
         return
-    from softlabels.builder.build import build
-
     with Bar() as bar:
-        manifest = build(config, out, reporter=bar)
+        manifest = softlabels.build(out=out, progress=bar, **vars(config))
     values = summary(manifest)
     emit({"store": str(out), **values}, _closing(out, manifest, values), as_json=as_json)
 

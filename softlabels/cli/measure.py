@@ -8,8 +8,10 @@ from typing import Any
 
 import click
 
+import softlabels
+from softlabels.builder.measure_config import MeasureConfig
 from softlabels.cli.demands import demand_options
-from softlabels.cli.options import Command, Seed
+from softlabels.cli.options import Command, config_options
 from softlabels.cli.terminal import Bar, LocalPath, emit, json_option
 from softlabels.errors import ConfigError
 
@@ -18,30 +20,13 @@ __all__ = ["measure_command"]
 
 @click.command("measure", cls=Command)
 @click.argument("store", type=LocalPath())
-@click.option("--teacher", required=True, help="hf:PATH, the teacher that made the store.")
-@click.option(
-    "--positions",
-    type=int,
-    default=4096,
-    show_default=True,
-    help="Positions with a soft target to compare, about: whole rows are taken.",
-)
-@click.option(
-    "--seed", type=Seed(), default=0, show_default=True, help="Seed of the choice of rows."
-)
+@config_options(MeasureConfig)
 @click.option(
     "--max-kl",
     type=float,
     help="Exit with 1 if KL(teacher‖stored) may be above this, in nats, at any temperature: the upper end of its "
     "95 % interval. Of a sampled store: the excess of cross-entropy.",
 )
-@click.option("--device", default="auto", help="Where the teacher runs (default: auto).")
-@click.option(
-    "--dtype",
-    default="auto",
-    help="In what the teacher's body computes (default: in what it did for the store).",
-)
-@click.option("--head-mib", type=int, help="MiB of logits that exist at a time.")
 @click.option(
     "--no-write", is_flag=True, help="Leave the store as it is: no record in manifest and card."
 )
@@ -68,16 +53,22 @@ def measure_command(
     """
     if max_kl is not None and not 0 <= max_kl < math.inf:
         raise ConfigError(f"--max-kl {max_kl:g}: expected a number of 0 or more")
+    config = MeasureConfig.from_sources(None, flags)
     import msgspec
 
-    from softlabels.builder.measure import MeasureConfig, check_gate, measure
+    from softlabels.builder.measure import check_gate
     from softlabels.format.fidelity_table import fidelity_rows
-    from softlabels.store.demand import Demand
 
-    config = MeasureConfig(**flags)
-    demand = Demand(key=key, digest=digest, release=release)
     with Bar() as bar:
-        fidelity = measure(store, config, write=not no_write, reporter=bar, demand=demand)
+        fidelity = softlabels.measure(
+            store=store,
+            write=not no_write,
+            key=key,
+            digest=digest,
+            release=release,
+            progress=bar,
+            **vars(config),
+        )
     grid = [f"T={at.temperature:g}" for at in fidelity.temperatures]
     lines = [f"{name:>40}  {'   '.join(values)}" for name, values in fidelity_rows(fidelity)]
     kept = "nothing was written" if no_write else "recorded in its manifest and card"

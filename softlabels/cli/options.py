@@ -6,19 +6,15 @@ Group("Schedule")]`. The string under it is its help.
 
 from __future__ import annotations
 
-import ast
 import copy
 import dataclasses
-import inspect
-import textwrap
 import types
 from collections.abc import Callable
-from itertools import pairwise
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import click
 
-from softlabels.core.settings import Group
+from softlabels.core.settings import Group, field_help
 
 __all__ = [
     "ALIASES",
@@ -28,7 +24,6 @@ __all__ = [
     "Option",
     "Seed",
     "config_options",
-    "field_help",
 ]
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -132,19 +127,6 @@ class Command(click.Command):
         for heading, records in groups.items():
             with formatter.section(heading):
                 formatter.write_dl(records)
-
-
-def field_help(cls: type) -> dict[str, str]:
-    """The string under each field of a dataclass."""
-    tree = ast.parse(textwrap.dedent(inspect.getsource(cls)))
-    body = tree.body[0].body  # type: ignore[attr-defined]
-    found = {}
-    for field, doc in pairwise(body):
-        if isinstance(field, ast.AnnAssign) and isinstance(doc, ast.Expr):
-            assert isinstance(field.target, ast.Name)
-            assert isinstance(doc.value, ast.Constant)
-            found[field.target.id] = " ".join(str(doc.value.value).replace("`", "").split())
-    return found
 
 
 def config_options(cls: type) -> Callable[[F], F]:

@@ -22,13 +22,13 @@ DEFAULT_SECONDS = 30.0
 
 
 class Reporter(Protocol):
-    """Receives the progress of a build."""
+    """Receives the progress of a job: of either package, and of every command."""
 
     def notice(self, message: str) -> None:
         """A line for people."""
 
-    def stage(self, name: str, total: int | None, unit: str) -> None:
-        """A new stage begins."""
+    def stage(self, name: str, total: int | None, unit: str, done: int = 0) -> None:
+        """A new stage begins, of `total` units if that is known, of which `done` were done before."""
 
     def advance(self, amount: int, note: str | None = None) -> None:
         """Progress in the present stage; `note` says what else is known by now and replaces the note before."""
@@ -40,7 +40,7 @@ class Silent:
     def notice(self, message: str) -> None:
         """Say nothing."""
 
-    def stage(self, name: str, total: int | None, unit: str) -> None:
+    def stage(self, name: str, total: int | None, unit: str, done: int = 0) -> None:
         """Say nothing."""
 
     def advance(self, amount: int, note: str | None = None) -> None:

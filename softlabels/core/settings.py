@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 import re
+import textwrap
 import tomllib
 from collections.abc import Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields
 from difflib import get_close_matches
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,6 +23,8 @@ __all__ = [
     "OUT",
     "Group",
     "check_at_least",
+    "field_help",
+    "flags_of",
     "from_sources",
     "in_store",
     "out_from",
@@ -142,6 +148,36 @@ def from_sources(
         what, _, where = str(e).replace("array", "list").partition(" - at `$.")
         key = re.split(r"[`.\[]", where)[0]
         raise ConfigError(f"{toml or 'config'}: key {key!r}: {what[:1].lower()}{what[1:]}") from e
+
+
+def field_help(cls: type) -> dict[str, str]:
+    """The string under each field of a dataclass."""
+    tree = ast.parse(textwrap.dedent(inspect.getsource(cls)))
+    body = tree.body[0].body  # type: ignore[attr-defined]
+    found = {}
+    for field, doc in pairwise(body):
+        if isinstance(field, ast.AnnAssign) and isinstance(doc, ast.Expr):
+            assert isinstance(field.target, ast.Name)
+            assert isinstance(doc.value, ast.Constant)
+            found[field.target.id] = " ".join(str(doc.value.value).replace("`", "").split())
+    return found
+
+
+def flags_of(cls: type[Any], values: Mapping[str, Any]) -> list[str]:
+    """The words of a command line that sets the fields of a config to `values`, where these are not the defaults."""
+    words = []
+    for field in fields(cls):
+        default = None if field.default is MISSING else field.default
+        value = values.get(field.name, default)
+        flag = "--" + field.name.replace("_", "-")
+        if value is None or value == default or (value is False and default is not True):
+            continue
+        if isinstance(value, bool):
+            words.append(flag if value else f"--no-{flag.removeprefix('--')}")
+            continue
+        for item in value if isinstance(value, list | tuple) else [value]:
+            words += [flag, str(item)]
+    return words
 
 
 def _placed(error: ConfigError, toml: Path | None, keys: Set[str]) -> ConfigError:

@@ -6,17 +6,18 @@ A corpus yields documents; `packing.py` turns them into rows. To add one: one fi
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from softlabels.core.registry import Registry, split_spec
-from softlabels.errors import CorpusError
+from softlabels.errors import ConfigError, CorpusError
 
 __all__ = [
     "CORPORA",
@@ -72,7 +73,7 @@ class Document:
 
 @dataclass
 class BytesRead:
-    """How much of its files a corpus has read; a corpus that knows has one as its attribute `read`."""
+    """How much of its files a corpus has read."""
 
     total: int
     """Bytes of all of its files."""
@@ -85,11 +86,17 @@ class BytesRead:
         return BytesRead(sum(p.stat().st_size for p in paths))
 
 
-class Corpus(Protocol):
-    """An ordered source of documents."""
+class Corpus(ABC):
+    """An ordered source of documents: what every kind of corpus derives from."""
 
     spec: str
+    """`name:argument`."""
+    paths: Sequence[Path] = ()
+    """Its files or folders, if it has any: no store may lie among them."""
+    read: BytesRead | None = None
+    """How much of its files it has read; None: it does not know."""
 
+    @abstractmethod
     def documents(self) -> Iterator[Document]:
         """All documents, always in the same order."""
 
@@ -116,7 +123,13 @@ def open_corpora(specs: Sequence[str]) -> list[Corpus]:
     corpora: list[Corpus] = []
     for spec in named(specs):
         name, argument = split_spec(spec, flag="--corpus")
-        corpora.append(CORPORA.load(name)(argument))
+        corpus = CORPORA.load(name)(argument)
+        if not isinstance(corpus, Corpus):
+            raise ConfigError(
+                f"--corpus {spec}: {name} is made by a {type(corpus).__name__}, which is no softlabels.corpora.Corpus; "
+                "derive that class from it"
+            )
+        corpora.append(corpus)
     return corpora
 
 

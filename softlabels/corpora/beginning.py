@@ -8,14 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import cast
 
 from softlabels.corpora import BytesRead, Corpus, Document
 
 __all__ = ["Beginning", "beginnings", "share_taken"]
 
 
-class Beginning:
+class Beginning(Corpus):
     """The first documents of a corpus.
 
     Args:
@@ -26,10 +25,11 @@ class Beginning:
     def __init__(self, corpus: Corpus, room: int) -> None:
         self._corpus, self._room = corpus, room
         self.spec = corpus.spec
-        self._files: BytesRead = corpus.read  # type: ignore[attr-defined]
+        assert corpus.read is not None
+        self._files = corpus.read
         self.total, self.taken = self._files.total, 0.0
         """Bytes of all files, and of what the last pass gave."""
-        self.read = BytesRead(min(self.total, room))
+        self.read: BytesRead = BytesRead(min(self.total, room))
 
     def documents(self) -> Iterator[Document]:
         """One document after another, the same in each pass."""
@@ -61,13 +61,12 @@ def _size(document: Document) -> int:
 
 def beginnings(corpora: Sequence[Corpus], room: int) -> list[Beginning] | None:
     """Of each corpus its beginning; None if one does not count the bytes of its files."""
-    sizes = [getattr(c, "read", None) for c in corpora]
-    if any(s is None for s in sizes):
+    sizes = [c.read.total for c in corpora if c.read is not None]
+    if len(sizes) < len(corpora):
         return None
-    whole = max(1, sum(cast(BytesRead, s).total for s in sizes))
+    whole = max(1, sum(sizes))
     return [
-        Beginning(c, max(1, room * cast(BytesRead, s).total // whole))
-        for c, s in zip(corpora, sizes, strict=True)
+        Beginning(c, max(1, room * size // whole)) for c, size in zip(corpora, sizes, strict=True)
     ]
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from softlabels.corpora import BytesRead, Document
+from softlabels.corpora import BytesRead, Corpus, Document
 from softlabels.corpora.parquet import columns_of, documents_in, split_column
 from softlabels.errors import CorpusError
 
@@ -21,26 +21,27 @@ __all__ = ["SavedDataset"]
 STATE, SPLITS = "state.json", "dataset_dict.json"
 
 
-class SavedDataset:
+class SavedDataset(Corpus):
     """Every row is one document."""
 
     def __init__(self, argument: str) -> None:
         self.spec = f"dataset:{argument}"
         path, self._column = split_column(argument)
-        self.folder = Path(path)
-        if (self.folder / SPLITS).is_file():
-            splits = sorted(p.parent.name for p in self.folder.glob(f"*/{STATE}"))
+        self._folder = Path(path)
+        self.paths = [self._folder]
+        if (self._folder / SPLITS).is_file():
+            splits = sorted(p.parent.name for p in self._folder.glob(f"*/{STATE}"))
             raise CorpusError(
                 f"--corpus dataset:{path}: has splits {', '.join(splits)}; choose one, e.g. dataset:{path}/{splits[0]}"
                 if splits
                 else f"--corpus dataset:{path}: has no split"
             )
-        if not (self.folder / STATE).is_file():
+        if not (self._folder / STATE).is_file():
             raise CorpusError(
                 f"--corpus dataset:{path}: no {STATE} there; expected a folder that Dataset.save_to_disk made"
             )
 
-        self.read = BytesRead.of(p for p in self._files() if p.is_file())
+        self.read: BytesRead = BytesRead.of(p for p in self._files() if p.is_file())
 
     def documents(self) -> Iterator[Document]:
         """One document per row."""
@@ -56,7 +57,7 @@ class SavedDataset:
                 raise CorpusError(f"{file}: cannot be read as an Arrow stream ({e})") from e
 
     def _files(self) -> list[Path]:
-        where = self.folder / STATE
+        where = self._folder / STATE
         try:
             state = json.loads(where.read_text(encoding="utf-8"))
             names = [str(f["filename"]) for f in state["_data_files"]]
@@ -70,4 +71,4 @@ class SavedDataset:
         for name in names:
             if Path(name).name != name:
                 raise CorpusError(f"{where}: names {name!r}, which does not lie in the folder")
-        return [self.folder / name for name in names]
+        return [self._folder / name for name in names]

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from softlabels.corpora import BytesRead, Document
+from softlabels.corpora import BytesRead, Corpus, Document
 from softlabels.corpora.records import KINDS, kind_of
 from softlabels.errors import CorpusError
 
@@ -38,7 +38,7 @@ def _readable(path: Path) -> Iterator[None]:
         raise CorpusError(f"{path}: cannot be read ({e.strerror})") from e
 
 
-class TextFiles:
+class TextFiles(Corpus):
     """Every matching file is one document, in order of path.
 
     UTF-8, with or without a byte-order mark; line endings are kept as they are.
@@ -47,7 +47,7 @@ class TextFiles:
     def __init__(self, pattern: str) -> None:
         self.spec = f"text:{pattern}"
         self.paths = matches(pattern, "text")
-        self.read = BytesRead.of(self.paths)
+        self.read: BytesRead = BytesRead.of(self.paths)
 
     def documents(self) -> Iterator[Document]:
         """One document per file."""
@@ -64,13 +64,13 @@ class TextFiles:
             self.read.done += len(data)
 
 
-class JsonLines:
+class JsonLines(Corpus):
     """Every line is one document, of any kind that `records.py` knows."""
 
     def __init__(self, pattern: str) -> None:
         self.spec = f"jsonl:{pattern}"
         self.paths = matches(pattern, "jsonl")
-        self.read = BytesRead.of(self.paths)
+        self.read: BytesRead = BytesRead.of(self.paths)
 
     def documents(self) -> Iterator[Document]:
         """One document per line; blank lines are refused like any other line that is not an object."""

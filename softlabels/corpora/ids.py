@@ -20,7 +20,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from softlabels.corpora import BytesRead, Document
+from softlabels.corpora import BytesRead, Corpus, Document
 from softlabels.corpora.files import matches
 from softlabels.corpora.parquet import ROWS, column_of, split_column
 from softlabels.errors import CorpusError
@@ -31,14 +31,14 @@ COLUMN, MASK = "input_ids", "loss_mask"
 LARGEST = 2**31 - 1
 
 
-class IdFiles:
+class IdFiles(Corpus):
     """Documents of ids, in order of path."""
 
     def __init__(self, argument: str) -> None:
         self.spec = f"ids:{argument}"
         pattern, self._column = split_column(argument)
         self.paths = matches(pattern, "ids")
-        self.read = BytesRead.of(self.paths)
+        self.read: BytesRead = BytesRead.of(self.paths)
         for path in self.paths:
             if path.suffix not in (".npy", ".parquet"):
                 raise CorpusError(f"{path}: expected .npy or .parquet")

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+from softlabels.corpora import Corpus
 from softlabels.errors import ConfigError
 
 __all__ = ["refuse_overlap"]
@@ -29,7 +30,7 @@ def refuse_overlap(corpora: Sequence[object], specs: Sequence[str], store: Path)
     """Refuse a store whose folder holds files of the corpus, or whose own files the corpus would take in.
 
     Args:
-        corpora: opened, of text or of images; their `paths` or `folder` are looked at, where they have any.
+        corpora: opened, of text (whose `paths` are looked at) or of images.
         specs: of them, `name:argument`.
         store: the folder that is to become one.
 
@@ -38,8 +39,7 @@ def refuse_overlap(corpora: Sequence[object], specs: Sequence[str], store: Path)
     """
     inside = Path(os.path.abspath(store))  # noqa: PTH100  `resolve` would follow the links in it
     for corpus in corpora:
-        folder = getattr(corpus, "folder", None)
-        for path in [*getattr(corpus, "paths", ()), *([folder] if folder else [])]:
+        for path in corpus.paths if isinstance(corpus, Corpus) else ():
             if path.resolve().is_relative_to(store.resolve()):
                 raise ConfigError(
                     f"--out {store}: holds a file of --corpus ({path}); a store must not lie among the files that it "

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from softlabels.corpora import BytesRead, Document
+from softlabels.corpora import BytesRead, Corpus, Document
 from softlabels.corpora.files import matches
 from softlabels.corpora.records import KINDS, Kind, conversation, kind_of
 from softlabels.errors import CorpusError
@@ -26,14 +26,14 @@ ROW_KINDS = tuple(k for k in KINDS if "words" not in k.needs)
 TEXT = next(k for k in KINDS if k.needs == ("text",))
 
 
-class ParquetFiles:
+class ParquetFiles(Corpus):
     """Every row of every matching file is one document, in order of path."""
 
     def __init__(self, argument: str) -> None:
         self.spec = f"parquet:{argument}"
         pattern, self._column = split_column(argument)
         self.paths = matches(pattern, "parquet")
-        self.read = BytesRead.of(self.paths)
+        self.read: BytesRead = BytesRead.of(self.paths)
 
     def documents(self) -> Iterator[Document]:
         """One document per row."""

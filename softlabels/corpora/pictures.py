@@ -21,7 +21,7 @@ from softlabels.images.views import (
     is_checked,
     software,
 )
-from softlabels.teachers import ImageTeacher
+from softlabels.teachers import ImageInput, Teacher
 
 __all__ = ["image_record", "image_rows", "image_settings", "make_views"]
 
@@ -29,22 +29,22 @@ SAMPLES = 16
 """Views whose whole digest the manifest holds."""
 
 
-def make_views(config: BuildConfig, source: ImageSource, teacher: ImageTeacher) -> ImageViews:
+def make_views(config: BuildConfig, source: ImageSource, made: ImageInput) -> ImageViews:
     """The views that a build is of."""
     return ImageViews(
         source,
         Recipe.parse(config.augment or ""),
         seed=config.seed,
-        size=config.image_size or teacher.image_size,
-        mean=teacher.mean,
-        std=teacher.std,
+        size=config.image_size or made.size,
+        mean=made.mean,
+        std=made.std,
     )
 
 
 def image_rows(
     config: BuildConfig,
     source: ImageSource,
-    teacher: ImageTeacher,
+    teacher: Teacher,
     *,
     start: Cursor = BEGINNING,
     counts: CorpusCounts | None = None,
@@ -55,7 +55,7 @@ def image_rows(
         CorpusError: an image that cannot be decoded, a label that the teacher does not know.
     """
     counts = counts if counts is not None else CorpusCounts()
-    views = make_views(config, source, teacher)
+    views, classes = make_views(config, source, teacher.need_images()), teacher.need_classes()
     every = config.check_every or CHECK_EVERY
 
     def check(image: int, view: int) -> int | None:
@@ -64,7 +64,7 @@ def image_rows(
         return check_of(digest_of(views.pixels(image, view)))
 
     def label(image: int) -> int:
-        return label_id(source.label(image), teacher.classes, where=source.where(image))
+        return label_id(source.label(image), classes, where=source.where(image))
 
     for image in range(start.document, len(source)):
         own = label(image)
@@ -84,23 +84,23 @@ def image_rows(
             )
 
 
-def image_settings(config: BuildConfig, teacher: ImageTeacher) -> dict[str, Any]:
+def image_settings(config: BuildConfig, made: ImageInput) -> dict[str, Any]:
     """What of the record is the user's or the teacher's choice."""
     return {
         "views": config.views,
-        "size": config.image_size or teacher.image_size,
+        "size": config.image_size or made.size,
         "augment": str(Recipe.parse(config.augment or "")),
         "check_every": config.check_every or CHECK_EVERY,
-        "mean": [float(x) for x in teacher.mean],
-        "std": [float(x) for x in teacher.std],
+        "mean": [float(x) for x in made.mean],
+        "std": [float(x) for x in made.std],
     }
 
 
 def image_record(
-    config: BuildConfig, source: ImageSource, teacher: ImageTeacher, rows: int
+    config: BuildConfig, source: ImageSource, made: ImageInput, rows: int
 ) -> ImageRecord:
     """What a store of `rows` rows says of its images."""
-    views = make_views(config, source, teacher)
+    views = make_views(config, source, made)
     samples: Sequence[int] = sorted({i * (rows - 1) // (SAMPLES - 1) for i in range(SAMPLES)})
     return ImageRecord(
         images=len(source),
@@ -111,5 +111,5 @@ def image_record(
             )
             for image, view in (divmod(row, config.views) for row in samples)
         ],
-        **image_settings(config, teacher),
+        **image_settings(config, made),
     )

@@ -16,14 +16,14 @@ from softlabels.domains import masked_lm
 from softlabels.domains.masking import unmaskable
 from softlabels.errors import CorpusError
 from softlabels.format.identity import MaskingRecord
-from softlabels.teachers import TextTokenizer
+from softlabels.teachers import TeacherTokenizer
 
 __all__ = ["masked_texts"]
 
 
 def masked_texts(
     corpora: Sequence[Corpus],
-    tokenizer: TextTokenizer,
+    tokenizer: TeacherTokenizer,
     masking: MaskingRecord,
     *,
     seq_len: int,

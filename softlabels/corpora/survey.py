@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from softlabels.core.progress import Reporter
-from softlabels.corpora import BytesRead
+from softlabels.corpora import BytesRead, Corpus
 from softlabels.corpora.packing import CorpusCounts
 
 __all__ = ["SurveyProgress"]
@@ -26,7 +25,7 @@ class SurveyProgress:
     def __init__(
         self,
         report: Reporter,
-        corpora: Sequence[Any],
+        corpora: Sequence[object],
         counts: CorpusCounts,
         *,
         rows: int | None,
@@ -34,7 +33,7 @@ class SurveyProgress:
     ) -> None:
         self._report, self._counts = report, counts
         self._rows = self._tokens = 0
-        read = [getattr(c, "read", None) for c in corpora]
+        read = [c.read if isinstance(c, Corpus) else None for c in corpora]
         self._read: list[BytesRead] = [r for r in read if r is not None]
         self._in_bytes = rows is None and len(self._read) == len(read)
         self._reported = sum(r.done for r in self._read)

@@ -14,13 +14,13 @@ from softlabels.corpora.labelled import Cut, label_id, one_row_each
 from softlabels.domains import sequence_classification
 from softlabels.domains.text import TextRow
 from softlabels.errors import CorpusError
-from softlabels.teachers import TextTeacher
+from softlabels.teachers import Teacher
 
 __all__ = ["classified_texts"]
 
 
 def classified_texts(
-    corpora: Sequence[Corpus], teacher: TextTeacher, **how: Any
+    corpora: Sequence[Corpus], teacher: Teacher, **how: Any
 ) -> Iterator[tuple[Cursor, TextRow]]:
     """Rows of `sequence-classification`; `how` as for `one_row_each`.
 
@@ -35,7 +35,7 @@ def classified_texts(
             )
         ids, whole = teacher.tokenizer.encode_text(document.text, most=cut.seq_len)
         cut.check(document, whole)
-        label = label_id(document.label, teacher.classes, where=document.where)
+        label = label_id(document.label, teacher.need_classes(), where=document.where)
         return sequence_classification.make_row(ids, document=number, label=label)
 
     return one_row_each(corpora, make_row, **how)

@@ -16,13 +16,13 @@ from softlabels.corpora.labelled import Cut, label_id, one_row_each
 from softlabels.domains import token_classification
 from softlabels.domains.text import TextRow
 from softlabels.errors import CorpusError
-from softlabels.teachers import TextTeacher
+from softlabels.teachers import Teacher
 
 __all__ = ["classified_words"]
 
 
 def classified_words(
-    corpora: Sequence[Corpus], teacher: TextTeacher, **how: Any
+    corpora: Sequence[Corpus], teacher: Teacher, **how: Any
 ) -> Iterator[tuple[Cursor, TextRow]]:
     """Rows of `token-classification`; `how` as for `one_row_each`.
 
@@ -32,7 +32,7 @@ def classified_words(
     return one_row_each(corpora, lambda d, number, cut: _row(d, number, teacher, cut), **how)
 
 
-def _row(document: Document, number: int, teacher: TextTeacher, cut: Cut) -> TextRow:
+def _row(document: Document, number: int, teacher: Teacher, cut: Cut) -> TextRow:
     if document.words is None:
         raise CorpusError(
             f'{document.where}: expected "words"; texts and conversations are of other domains'
@@ -54,7 +54,7 @@ def _row(document: Document, number: int, teacher: TextTeacher, cut: Cut) -> Tex
         begins,
         np.array(
             [
-                label_id(label, teacher.classes, where=f"{document.where}: word {i}")
+                label_id(label, teacher.need_classes(), where=f"{document.where}: word {i}")
                 for i, label in enumerate(labels[:last])
             ],
             np.int32,

@@ -5,13 +5,13 @@ To add a back-end: one file here, one line in `TEACHERS`, one file in tests/teac
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any
 
 from softlabels.core.registry import Registry, split_spec
-from softlabels.corpora.packing import Tokenizer
-from softlabels.errors import ConfigError
+from softlabels.errors import ConfigError, TeacherError
 from softlabels.format.identity import TeacherRecord, TokenizerRecord
 
 if TYPE_CHECKING:
@@ -19,16 +19,16 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from torch import Tensor
 
+    from softlabels.corpora import Message
+    from softlabels.corpora.packing import Tokenized
+    from softlabels.teachers.listing import ListingTeacher
+
 __all__ = [
     "TEACHERS",
-    "ImageTeacher",
-    "LayerTeacher",
-    "Remarking",
+    "ImageInput",
     "Teacher",
     "TeacherOptions",
     "TeacherTokenizer",
-    "TextTeacher",
-    "TextTokenizer",
     "causal_only",
     "open_teacher",
 ]
@@ -52,88 +52,118 @@ class TeacherOptions:
     """Told what was chosen, and why."""
 
 
-class TeacherTokenizer(Tokenizer, Protocol):
-    """A teacher's tokenizer can describe and save itself, too."""
+class TeacherTokenizer:
+    """What gives the ids of a teacher's rows their meaning; derive from it, and define what your domain calls.
 
+    `encode`, `encode_completion` and `encode_chat` make documents of a causal LM; `encode_text`, `encode_pieces` and
+    `encode_words` texts that are rows of their own, with the marks at their ends.
+    """
+
+    vocab_size: int
     record: TokenizerRecord
 
     def files(self) -> Mapping[str, bytes]:
         """Its serialised form, by file name: what a store keeps under `tokenizer/`."""
+        return {}
+
+    def encode(self, text: str) -> Tokenized:
+        """Tokenise a whole document, with whatever marks its begin and end."""
+        raise self._missing("documents")
+
+    def encode_completion(self, prompt: str, completion: str) -> Tokenized:
+        """Tokenise both as one document, of which the completion and the end are to be learnt."""
+        raise self._missing("completions")
+
+    def encode_chat(self, messages: Sequence[Message], *, where: str) -> Tokenized:
+        """Render a conversation with the chat template and tokenise it."""
+        raise self._missing("conversations")
+
+    def encode_text(self, text: str, *, most: int) -> tuple[npt.NDArray[np.int32], int]:
+        """At most so many tokens `[S] int32` with the marks at their ends, and how many the whole text has."""
+        raise self._missing("texts that are rows of their own")
+
+    def encode_pieces(self, text: str, *, most: int) -> list[npt.NDArray[np.int32]]:
+        """The whole text in pieces of at most so many tokens `[S] int32`, each with the marks at its ends."""
+        raise self._missing("texts that are rows of their own")
+
+    def encode_words(
+        self, words: Sequence[str], *, most: int
+    ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32], int]:
+        """At most so many tokens `[S] int32`, the word of each `[S] int32` (-1: a mark), and how many there are."""
+        raise self._missing("lists of words")
+
+    def _missing(self, what: str) -> TeacherError:
+        return TeacherError(
+            f"the teacher's tokenizer ({type(self).__name__}) does not take {what}; use a teacher of this --domain"
+        )
 
 
-class Teacher(Protocol):
-    """A model that gives logits for rows.
+@dataclass(frozen=True, kw_only=True)
+class ImageInput:
+    """How images are made for a teacher."""
 
-    One that reads a limited number of tokens at a time says so as `context`; without the attribute, or with None, no
-    row is too long for it.
+    size: int
+    """S: pixels of a side that it is made for."""
+    mean: Sequence[float]
+    std: Sequence[float]
+    """Of each channel, on the scale of 0 to 255: it is fed `(x - mean) / std`."""
+
+
+class Teacher(ABC):
+    """A model that gives logits for rows: what every back-end derives from.
+
+    It sets `record` and `tokenizer` and defines `logits`. What else it is able to do it declares by setting the other
+    attributes, whose defaults say that it is not.
     """
 
     record: TeacherRecord
     tokenizer: TeacherTokenizer
+    classes: Sequence[str] | None = None
+    """What each class is called, in order of its number; None: its ids are tokens."""
+    context: int | None = None
+    """How many tokens of a document it reads at a time; None: no row is too long for it."""
+    images: ImageInput | None = None
+    """How images are made for it; None: it does not look at images."""
+    hidden_size: int | None = None
+    """D, if it shows its last layer, too; None: it does not."""
+    last_layer: Tensor
+    """`[N, D] float32`, with `hidden_size`: what it gave at the positions of the rows that `logits` was asked for."""
+    listing: ListingTeacher | None = None
+    """Itself, if it lists the most probable ids and has no logits to give (`teachers/listing.py`)."""
 
+    @abstractmethod
     def logits(self, rows: Sequence[Any]) -> Iterator[Tensor]:
         """Chunks `[n, V] float32` on the teacher's device: the positions of all rows (of its domain), in order.
 
         Each chunk is at most the byte budget, and the caller may overwrite it.
         """
 
-
-class TextTokenizer(Protocol):
-    """A tokenizer of texts that are rows of their own."""
-
-    vocab_size: int
-    record: TokenizerRecord
-
-    def files(self) -> Mapping[str, bytes]:
-        """Its serialised form, by file name."""
-
-    def encode_text(self, text: str, *, most: int) -> tuple[npt.NDArray[np.int32], int]:
-        """At most so many tokens `[S] int32` with the marks at their ends, and how many the whole text has."""
-
-    def encode_pieces(self, text: str, *, most: int) -> list[npt.NDArray[np.int32]]:
-        """The whole text in pieces of at most so many tokens `[S] int32`, each with the marks at its ends."""
-
-    def encode_words(
-        self, words: Sequence[str], *, most: int
-    ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32], int]:
-        """At most so many tokens `[S] int32`, the word of each `[S] int32` (-1: a mark), and how many there are."""
-
-
-class TextTeacher(Protocol):
-    """A teacher of texts as a whole."""
-
-    tokenizer: TextTokenizer
-    classes: Sequence[str]
-    """What each class is called, in order of its number; a masked LM has none."""
-
-
-class LayerTeacher(Protocol):
-    """A teacher that shows its last layer, too."""
-
-    hidden_size: int
-    """D."""
-    last_layer: Tensor
-    """`[N, D] float32`: what it gave at the positions of the rows that `logits` was last asked for."""
-
-
-@runtime_checkable
-class Remarking(Protocol):
-    """A teacher that counts something while it teaches."""
-
     def remarks(self) -> list[str]:
         """Lines for people, about what this builder taught."""
+        return []
 
+    def need_classes(self) -> Sequence[str]:
+        """Its classes.
 
-class ImageTeacher(Protocol):
-    """A teacher of images."""
+        Raises:
+            TeacherError: it has none.
+        """
+        if self.classes is None:
+            raise TeacherError(f"{self.record.spec}: is no classifier, which this --domain needs")
+        return self.classes
 
-    classes: Sequence[str]
-    """What each class is called, in order of its number."""
-    image_size: int
-    """S: pixels of a side that it is made for."""
-    mean: Sequence[float]
-    std: Sequence[float]
-    """Of each channel, on the scale of 0 to 255: it is fed `(x - mean) / std`."""
+    def need_images(self) -> ImageInput:
+        """How images are made for it.
+
+        Raises:
+            TeacherError: it does not look at images.
+        """
+        if self.images is None:
+            raise TeacherError(
+                f"{self.record.spec}: does not look at images; for --domain image-classification use hf:PATH, "
+                "timm:NAME?weights=FILE or torchvision:NAME?weights=FILE"
+            )
+        return self.images
 
 
 TEACHERS: Registry[Callable[[str, TeacherOptions], Teacher]] = Registry(
@@ -168,4 +198,10 @@ def open_teacher(spec: str, options: TeacherOptions) -> Teacher:
         TeacherError: it cannot be loaded, or is not understood.
     """
     name, argument = split_spec(spec, flag="--teacher")
-    return TEACHERS.load(name)(argument, options)
+    teacher = TEACHERS.load(name)(argument, options)
+    if not isinstance(teacher, Teacher):
+        raise ConfigError(
+            f"--teacher {spec}: its back-end gave a {type(teacher).__name__}, which is no softlabels.teachers.Teacher; "
+            "derive its class from that"
+        )
+    return teacher

@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
-import tempfile
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from softlabels.errors import ConfigError, TeacherError
-from softlabels.format.identity import TokenizerRecord
-from softlabels.store.tokenizer_files import read_files
+from softlabels.errors import ConfigError
+from softlabels.teachers.tokenizer import FastTokenizer
 
 __all__ = ["EncoderTokenizer"]
 
 SPECIAL = ("cls", "sep", "pad", "mask", "unk", "bos", "eos")
 
 
-class EncoderTokenizer:
+class EncoderTokenizer(FastTokenizer):
     """Wraps a fast tokenizer; a text comes with the marks at its ends.
 
     Args:
@@ -29,29 +25,8 @@ class EncoderTokenizer:
     """
 
     def __init__(self, tokenizer: Any, *, longest: int | None = None) -> None:
-        if not getattr(tokenizer, "is_fast", False):
-            raise TeacherError(
-                "the teacher's tokenizer has no fast version, whose serialised form names it; convert it to "
-                "tokenizer.json"
-            )
-        self._tokenizer, self._longest = tokenizer, longest
-        self.vocab_size = len(tokenizer)
-        tokenizer.model_max_length = int(
-            1e30
-        )  # it would only warn of lengths that are handled here
-        special = {name: getattr(tokenizer, f"{name}_token_id") for name in SPECIAL}
-        serialised = tokenizer.backend_tokenizer.to_str() + "\n"
-        self.record = TokenizerRecord(
-            sha256=hashlib.sha256(serialised.encode()).hexdigest(),
-            vocab_size=self.vocab_size,
-            special_ids={n: int(i) for n, i in special.items() if i is not None},
-        )
-
-    def files(self) -> Mapping[str, bytes]:
-        """`tokenizer.json` and what else `save_pretrained` writes."""
-        with tempfile.TemporaryDirectory() as folder:
-            self._tokenizer.save_pretrained(folder)
-            return read_files(Path(folder))
+        super().__init__(tokenizer, SPECIAL)
+        self._longest = longest
 
     def encode_text(self, text: str, *, most: int) -> tuple[npt.NDArray[np.int32], int]:
         """At most so many tokens `[S] int32` with the marks at their ends, and how many the whole text has."""

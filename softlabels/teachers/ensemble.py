@@ -26,8 +26,7 @@ from torch import Tensor
 
 from softlabels.errors import ConfigError, TokenizerError
 from softlabels.format.identity import TeacherRecord
-from softlabels.teachers import Remarking, Teacher, TeacherOptions, open_teacher
-from softlabels.teachers.listing import ListingTeacher
+from softlabels.teachers import Teacher, TeacherOptions, open_teacher
 
 __all__ = ["AVERAGES", "Ensemble", "open_teachers", "parse_weights"]
 
@@ -85,7 +84,7 @@ def parse_weights(specs: Sequence[str]) -> list[tuple[str, float]]:
     return [(spec, (1.0 if w is None else w) / total) for spec, w in found]
 
 
-class Ensemble:
+class Ensemble(Teacher):
     """Members, their weights, and how they are averaged."""
 
     def __init__(self, members: Sequence[Teacher], weights: Sequence[float], average: str) -> None:
@@ -93,13 +92,11 @@ class Ensemble:
         assert math.isclose(sum(weights), 1)
         self._members, self._weights, self._average = list(members), list(weights), average
         self.tokenizer = members[0].tokenizer
-        self.classes: Sequence[str] | None = getattr(members[0], "classes", None)
-        """Of classifiers: what all members call the classes."""
+        self.classes = members[0].classes
         self._check()
         records = [m.record for m in members]
         self._width = min(r.vocab_size for r in records)
-        contexts = [c for m in members if (c := getattr(m, "context", None)) is not None]
-        self.context: int | None = min(contexts, default=None)
+        self.context = min((m.context for m in members if m.context is not None), default=None)
         parts = [
             f"{w:.12g} {r.weights_sha256}" for w, r in zip(self._weights, records, strict=True)
         ]
@@ -123,15 +120,14 @@ class Ensemble:
     def _check(self) -> None:
         for member in self._members:
             spec = member.record.spec
-            if isinstance(member, ListingTeacher):
+            if member.listing is not None:
                 raise ConfigError(
                     f"--teacher {spec}: lists the most probable ids only, and an average needs whole distributions; "
                     "build a store of its own, and mix stores in training (--store A=0.5 --store B=0.5)"
                 )
-            classes = getattr(member, "classes", None)
-            if classes != self.classes:
+            if member.classes != self.classes:
                 raise ConfigError(
-                    f"--teacher {spec}: its classes are {list(classes or ())}, those of "
+                    f"--teacher {spec}: its classes are {list(member.classes or ())}, those of "
                     f"{self._members[0].record.spec} {list(self.classes or ())}; average teachers of the same classes, "
                     "in the same order"
                 )
@@ -194,7 +190,7 @@ class Ensemble:
                 for m, beyond in zip(self._members, self._beyond, strict=True)
                 if m.record.vocab_size > self._width
             ]
-        return lines + [r for m in self._members if isinstance(m, Remarking) for r in m.remarks()]
+        return lines + [r for m in self._members for r in m.remarks()]
 
 
 def _in_step(streams: Sequence[Iterator[Tensor]]) -> Iterator[list[Tensor]]:

@@ -21,23 +21,18 @@ from softlabels.core.local_model import find_model, load_weights, loading, offli
 from softlabels.core.registry import without_folder
 from softlabels.core.rows import Row, pad_rows
 from softlabels.errors import TeacherError
-from softlabels.teachers import MIB, TeacherOptions
-from softlabels.teachers.hf_encoder import HEADS, HFEncoderTeacher, load_hf_encoder
-from softlabels.teachers.hf_masked import HFMaskedTeacher
-from softlabels.teachers.hf_source import HFSource
+from softlabels.teachers import MIB, Teacher, TeacherOptions
+from softlabels.teachers.hf_encoder import HEADS, load_hf_encoder
+from softlabels.teachers.hf_source import PROBE_IDS, HFSource, check_head
 from softlabels.teachers.hf_vision import load_hf_vision
 from softlabels.teachers.tokenizer import HFTokenizer, check_covers, repair_pre_tokenizer
-from softlabels.teachers.vision import VisionTeacher
 
 __all__ = ["HFTeacher", "context_of", "digest_files", "load_hf", "weight_files"]
 
-PROBE_IDS = 8
 IMAGES = "image-classification"
 
 
-def load_hf(
-    path: str, options: TeacherOptions
-) -> HFTeacher | HFEncoderTeacher | HFMaskedTeacher | VisionTeacher:
+def load_hf(path: str, options: TeacherOptions) -> Teacher:
     """Load model and tokenizer of a folder, a `.gguf` file or the hub cache; in other domains, see `hf_encoder.py`.
 
     Raises:
@@ -82,7 +77,7 @@ def load_hf(
     )
 
 
-class HFTeacher:
+class HFTeacher(Teacher):
     """A causal LM of transformers."""
 
     def __init__(
@@ -121,13 +116,7 @@ class HFTeacher:
         ids = torch.arange(PROBE_IDS, device=self.device)[None] + 1
         expected = model(input_ids=ids, use_cache=False).logits[0].float()
         found = self._logits(self._body(input_ids=ids, use_cache=False).last_hidden_state[0])
-        worst = (found - expected).abs().max().item()
-        step = 1e-4 if model.dtype == torch.float32 else 2.0**-6
-        if not worst <= step * max(1.0, expected.abs().max().item()):
-            raise TeacherError(
-                f"{self.record.spec}: the head of {type(model).__name__} is not understood: logits computed in chunks "
-                f"differ from the model's own by {worst:g}; use a `py:` teacher that returns logits"
-            )
+        check_head(model, found, expected, spec=self.record.spec)
 
     def _logits(self, hidden: Tensor) -> Tensor:
         with _products_of(self._exact_in):

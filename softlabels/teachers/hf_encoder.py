@@ -13,10 +13,10 @@ from softlabels.core.local_model import LocalModel, loading
 from softlabels.core.registry import without_folder
 from softlabels.domains.text import TextRow
 from softlabels.errors import TeacherError
-from softlabels.teachers import MIB, TeacherOptions
+from softlabels.teachers import MIB, Teacher, TeacherOptions
 from softlabels.teachers.encoder_tokenizer import EncoderTokenizer
 from softlabels.teachers.hf_masked import HFMaskedTeacher
-from softlabels.teachers.hf_source import HFSource, pad_texts
+from softlabels.teachers.hf_source import HFSource, load_whole, pad_texts
 
 __all__ = ["HFEncoderTeacher", "load_hf_encoder"]
 
@@ -30,7 +30,7 @@ HEADS = {
 
 def load_hf_encoder(
     path: str, found: LocalModel, options: TeacherOptions, transformers: Any, weights_sha256: str
-) -> HFEncoderTeacher | HFMaskedTeacher:
+) -> Teacher:
     """Load model and tokenizer of a folder.
 
     Args:
@@ -49,15 +49,7 @@ def load_hf_encoder(
     loader = getattr(transformers, HEADS[options.domain])
     with loading(f"hf:{path}", TeacherError):
         tokenizer = transformers.AutoTokenizer.from_pretrained(found.folder)
-        model, info = loader.from_pretrained(
-            found.folder, dtype=choice.dtype, output_loading_info=True
-        )
-    if info["missing_keys"]:
-        raise TeacherError(
-            f"hf:{path}: the folder has no weights for {sorted(info['missing_keys'])[0]}, so a "
-            f"{type(model).__name__} would guess at random; fine-tune it first, and give the folder of that model"
-        )
-    model = model.to(choice.device).eval()
+    model = load_whole(loader, found, f"hf:{path}", dtype=choice.dtype).to(choice.device).eval()
     longest = getattr(model.config, "max_position_embeddings", None)
     source = HFSource(
         spec=without_folder(f"hf:{path}"),
@@ -87,7 +79,7 @@ def _check_classifier(model: Any, path: str) -> None:
         )
 
 
-class HFEncoderTeacher:
+class HFEncoderTeacher(Teacher):
     """An encoder of transformers with a head over classes."""
 
     def __init__(

@@ -14,16 +14,15 @@ from torch import Tensor, nn
 
 from softlabels.domains.text import TextRow
 from softlabels.errors import TeacherError
+from softlabels.teachers import Teacher
 from softlabels.teachers.encoder_tokenizer import EncoderTokenizer
-from softlabels.teachers.hf_source import HFSource, pad_texts
+from softlabels.teachers.hf_source import PROBE_IDS, HFSource, check_head, pad_texts
 from softlabels.teachers.tokenizer import check_covers
 
 __all__ = ["HFMaskedTeacher"]
 
-PROBE_IDS = 8
 
-
-class HFMaskedTeacher:
+class HFMaskedTeacher(Teacher):
     """A masked LM of transformers."""
 
     def __init__(
@@ -63,13 +62,7 @@ class HFMaskedTeacher:
         mask = torch.ones_like(ids)
         expected = self._model(input_ids=ids, attention_mask=mask).logits[0].float()
         found = self._logits(self._hidden(ids, mask)[0][0])
-        worst = (found - expected).abs().max().item()
-        step = 1e-4 if self._model.dtype == torch.float32 else 2.0**-6
-        if not worst <= step * max(1.0, expected.abs().max().item()):
-            raise TeacherError(
-                f"{self.record.spec}: the head of {type(self._model).__name__} is not understood: logits computed in "
-                f"chunks differ from the model's own by {worst:g}"
-            )
+        check_head(self._model, found, expected, spec=self.record.spec)
 
     def _hidden(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """`[B, S, D]` twice: what the head is given, and what the last layer gave."""

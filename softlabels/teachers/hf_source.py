@@ -9,11 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from softlabels.core.local_model import LocalModel, loading
 from softlabels.core.rows import PaddedRows
 from softlabels.domains.text import TextRow
+from softlabels.errors import TeacherError
 from softlabels.format.identity import TeacherRecord
 
-__all__ = ["HFSource", "pad_texts"]
+__all__ = ["PROBE_IDS", "HFSource", "check_head", "load_whole", "pad_texts"]
+
+PROBE_IDS = 8
+"""Ids on which a head is checked."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +44,37 @@ class HFSource:
             engine=self.engine,
             vocab_size=vocab_size,
             parameters=sum(p.numel() for p in model.parameters()),
+        )
+
+
+def load_whole(loader: Any, found: LocalModel, spec: str, **settings: Any) -> Any:
+    """Load a model of a folder that must hold all of its weights.
+
+    Raises:
+        TeacherError: it cannot be loaded, or its head is not in the folder.
+    """
+    with loading(spec, TeacherError):
+        model, info = loader.from_pretrained(found.folder, output_loading_info=True, **settings)
+    if info["missing_keys"]:
+        raise TeacherError(
+            f"{spec}: the folder has no weights for {sorted(info['missing_keys'])[0]}, so a {type(model).__name__} "
+            "would guess at random; fine-tune it first, and give the folder of that model"
+        )
+    return model
+
+
+def check_head(model: Any, found: Tensor, expected: Tensor, *, spec: str) -> None:
+    """Compare logits `[n, V]` of a head that is applied in chunks with the model's own.
+
+    Raises:
+        TeacherError: they differ.
+    """
+    worst = (found - expected).abs().max().item()
+    step = 1e-4 if model.dtype == torch.float32 else 2.0**-6
+    if not worst <= step * max(1.0, expected.abs().max().item()):
+        raise TeacherError(
+            f"{spec}: the head of {type(model).__name__} is not understood: logits computed in chunks differ from the "
+            f"model's own by {worst:g}; a causal LM can be a `py:` teacher, which returns logits itself"
         )
 
 

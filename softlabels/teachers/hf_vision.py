@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 
-from softlabels.core.local_model import LocalModel, loading
+from softlabels.core.local_model import LocalModel
 from softlabels.core.registry import without_folder
 from softlabels.errors import TeacherError
-from softlabels.teachers import TeacherOptions
+from softlabels.teachers import ImageInput, TeacherOptions
+from softlabels.teachers.hf_source import load_whole
 from softlabels.teachers.vision import Model, VisionTeacher
 
 __all__ = ["load_hf_vision"]
@@ -36,24 +37,13 @@ def load_hf_vision(
             made.
     """
     spec = f"hf:{path}"
-    with loading(spec, TeacherError):
-        model, info = transformers.AutoModelForImageClassification.from_pretrained(
-            found.folder, output_loading_info=True
-        )
-    if info["missing_keys"]:
-        raise TeacherError(
-            f"{spec}: the folder has no weights for {sorted(info['missing_keys'])[0]}, so a {type(model).__name__} "
-            "would guess at random; fine-tune it first, and give the folder of that model"
-        )
-    size, mean, std = _preprocessing(found.folder, spec)
+    model = load_whole(transformers.AutoModelForImageClassification, found, spec)
     return VisionTeacher(
         Model(
             module=model,
             forward=lambda pixels: model(pixel_values=pixels).logits,
             classes=[str(model.config.id2label[i]) for i in range(model.config.num_labels)],
-            image_size=size,
-            mean=mean,
-            std=std,
+            images=_preprocessing(found.folder, spec),
         ),
         spec=without_folder(spec),
         weights_sha256=weights_sha256,
@@ -62,8 +52,8 @@ def load_hf_vision(
     )
 
 
-def _preprocessing(folder: Path, spec: str) -> tuple[int, list[float], list[float]]:
-    """Size, mean and deviation that the folder declares, the latter two on the scale of 0 to 255."""
+def _preprocessing(folder: Path, spec: str) -> ImageInput:
+    """What the folder declares."""
     path = folder / PREPROCESSOR
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
@@ -74,7 +64,7 @@ def _preprocessing(folder: Path, spec: str) -> tuple[int, list[float], list[floa
         mean, std = ([scale * float(x) for x in found[n]] for n in ("image_mean", "image_std"))
         if not (len(mean) == len(std) == 3 and min(std) > 0):
             raise ValueError(f"image_mean {mean}, image_std {std}")
-        return int(size), mean, std
+        return ImageInput(size=int(size), mean=mean, std=std)
     except (OSError, ValueError, KeyError, TypeError) as e:
         raise TeacherError(
             f"{spec}: {PREPROCESSOR} does not say how its images are made ({type(e).__name__}: {e}); it needs size, "

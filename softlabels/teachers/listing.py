@@ -12,8 +12,9 @@ than `FLOOR`. Positions where that floor was needed are counted, and reported.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -24,16 +25,17 @@ from softlabels.core.summary import Summary
 from softlabels.errors import ConfigError, TeacherError
 from softlabels.estimators import Selection
 from softlabels.teachers import Teacher
-from softlabels.teachers.segments import Segment
+from softlabels.teachers.segments import Segment, segments_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = [
     "FLOOR",
     "Listed",
     "ListingTeacher",
     "check_listing",
-    "floor_remark",
     "listed_of",
-    "no_logits",
     "selection_of",
     "summary_of",
 ]
@@ -59,24 +61,51 @@ class Listed(NamedTuple):
         return int((1.0 - np.exp(self.logp).sum(axis=1) < FLOOR).sum())
 
 
-@runtime_checkable
-class ListingTeacher(Teacher, Protocol):
-    """A teacher without logits; its `logits` raises what `no_logits` makes."""
+class ListingTeacher(Teacher):
+    """A teacher without logits: a back-end defines `ask`, and `check_k`."""
 
+    def __init__(self) -> None:
+        self.listing = self
+        self._raised = self._positions = 0
+
+    def logits(self, rows: Sequence[Any]) -> Iterator[Tensor]:
+        """Refused: there are none to give.
+
+        Raises:
+            TeacherError: always.
+        """
+        raise TeacherError(
+            f"{self.record.spec}: lists the log-probabilities of the most probable ids, and has no logits to give; "
+            "this needs a teacher that runs here, such as hf:PATH"
+        )
+
+    @abstractmethod
     def check_k(self, k: int) -> None:
-        """Raise `ConfigError` if it does not list k ids at each position; makes it ready to."""
+        """Make it ready to list k ids at each position.
+
+        Raises:
+            ConfigError: it does not list so many.
+        """
+
+    @abstractmethod
+    def ask(self, segments: Sequence[Segment], k: int) -> Iterator[Listed]:
+        """What it lists at each segment's positions (`listed_of`), in order."""
 
     def listed(self, rows: Sequence[Any], k: int) -> Iterator[Listed]:
         """The positions of all rows, in order."""
+        for listed in self.ask(segments_of(rows), k):
+            self._raised += listed.raised()
+            self._positions += len(listed.ids)
+            yield listed
 
-
-def no_logits(spec: str) -> TeacherError:
-    """For whoever asks such a teacher for logits."""
-    return TeacherError(
-        f"{spec}: lists the log-probabilities of the most probable ids, and has no logits to give; this needs a "
-        "teacher "
-        "that runs here, such as hf:PATH"
-    )
+    def remarks(self) -> list[str]:
+        """At how many positions the tail was taken as `FLOOR`."""
+        if not self._raised:
+            return []
+        return [
+            f"{self.record.spec}: at {self._raised:,} of {self._positions:,} positions the listed ids left less than "
+            f"{FLOOR:g} of the mass, which rounding hides; the tail was stored as {FLOOR:g}"
+        ]
 
 
 def check_listing(config: BuildConfig, teacher: Teacher) -> None:
@@ -85,7 +114,7 @@ def check_listing(config: BuildConfig, teacher: Teacher) -> None:
     Raises:
         ConfigError: names the flag.
     """
-    if not isinstance(teacher, ListingTeacher):
+    if teacher.listing is None:
         return
     spec = teacher.record.spec
     why = f"{spec} lists the log-probabilities of the most probable ids at T=1 only"
@@ -96,7 +125,7 @@ def check_listing(config: BuildConfig, teacher: Teacher) -> None:
         raise ConfigError(f"--temperature {grid}: {why}, so the tail at another is unknown; use 1")
     if config.positions is not None and config.positions.startswith("entropy"):
         raise ConfigError(f"--positions {config.positions}: {why}; use random:SHARE")
-    teacher.check_k(config.k)
+    teacher.listing.check_k(config.k)
 
 
 def listed_of(
@@ -154,16 +183,6 @@ def listed_of(
             "changes probabilities before it lists them)"
         )
     return out
-
-
-def floor_remark(spec: str, raised: int, positions: int) -> list[str]:
-    """A line for people about the positions whose tail was taken as `FLOOR`; none, if there are none."""
-    if not raised:
-        return []
-    return [
-        f"{spec}: at {raised:,} of {positions:,} positions the listed ids left less than {FLOOR:g} of the mass, which "
-        f"rounding hides; the tail was stored as {FLOOR:g}"
-    ]
 
 
 def selection_of(listed: Listed) -> Selection:

@@ -9,7 +9,7 @@ V]`. Without an `attention_mask` padding is on the right, where causal attention
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +19,11 @@ import torch
 from torch import Tensor
 
 from softlabels.core.registry import without_folder
-from softlabels.core.rows import Row
 from softlabels.errors import ConfigError, MissingExtraError, TeacherError
 from softlabels.format.identity import TeacherRecord
 from softlabels.teachers import MIB, TeacherOptions, causal_only
 from softlabels.teachers.hf import digest_files
-from softlabels.teachers.segments import Rectangle, dense_chunks, probe_width
+from softlabels.teachers.segments import Rectangle, SegmentTeacher
 from softlabels.teachers.tokenizer import HFTokenizer, check_covers, load_tokenizer
 
 __all__ = ["OnnxTeacher", "load_onnx"]
@@ -83,7 +82,7 @@ def load_onnx(path: str, options: TeacherOptions) -> OnnxTeacher:
     )
 
 
-class OnnxTeacher:
+class OnnxTeacher(SegmentTeacher):
     """A session of onnxruntime."""
 
     def __init__(
@@ -97,7 +96,7 @@ class OnnxTeacher:
         engine: str,
         head_bytes: int,
     ) -> None:
-        self._session, self._spec, self._budget = session, spec, head_bytes
+        self._session, self.spec, self.budget = session, spec, head_bytes
         self._inputs = {i.name: i for i in session.get_inputs()}
         _check_graph(self._inputs, [o.name for o in session.get_outputs()], spec)
         self.tokenizer = tokenizer
@@ -109,12 +108,13 @@ class OnnxTeacher:
             dtype=weights.dtype,
             device=device,
             engine=engine,
-            vocab_size=int(probe_width(self._forward, spec).shape[2]),
+            vocab_size=int(self.probe().shape[2]),
             parameters=weights.parameters,
         )
         check_covers(tokenizer.vocab_size, self.record)
 
-    def _forward(self, rectangle: Rectangle) -> Tensor:
+    def forward(self, rectangle: Rectangle) -> Tensor:
+        """Logits `[B, S, V]`."""
         b, s = rectangle.input_ids.shape
         given: dict[str, npt.NDArray[Any]] = {
             "input_ids": rectangle.input_ids,
@@ -134,18 +134,8 @@ class OnnxTeacher:
         try:
             (logits,) = self._session.run([OUTPUT], feed)
         except Exception as e:  # onnxruntime's own kinds, without a common base
-            raise TeacherError(f"{self._spec}: failed on ids {[b, s]}: {e}") from e
+            raise TeacherError(f"{self.spec}: failed on ids {[b, s]}: {e}") from e
         return torch.from_numpy(logits)
-
-    def logits(self, rows: Sequence[Row]) -> Iterator[Tensor]:
-        """Chunks `[n, V] float32`, on the CPU, of the positions of all rows, in order."""
-        return dense_chunks(
-            self._forward,
-            rows,
-            vocab_size=self.record.vocab_size,
-            budget=self._budget,
-            spec=self._spec,
-        )
 
 
 def _device(wanted: str, available: Sequence[str]) -> str:

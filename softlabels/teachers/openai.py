@@ -23,14 +23,12 @@ from typing import Any
 from urllib.parse import parse_qsl
 
 import numpy as np
-from torch import Tensor
 
-from softlabels.core.rows import Row
 from softlabels.errors import ConfigError, TeacherError
 from softlabels.format.identity import TeacherRecord
 from softlabels.teachers import TeacherOptions, causal_only
-from softlabels.teachers.listing import Listed, floor_remark, listed_of, no_logits
-from softlabels.teachers.segments import Segment, segments_of
+from softlabels.teachers.listing import Listed, ListingTeacher, listed_of
+from softlabels.teachers.segments import Segment
 from softlabels.teachers.server import Refused, Server
 from softlabels.teachers.tokenizer import HFTokenizer, load_tokenizer
 
@@ -86,7 +84,7 @@ SERVER = "server"
 """What the record says where a fact is the server's: of the dtype, and of the device."""
 
 
-class OpenAITeacher:
+class OpenAITeacher(ListingTeacher):
     """A model behind a completions endpoint."""
 
     def __init__(
@@ -99,6 +97,7 @@ class OpenAITeacher:
         vouched: str,
         notice: Callable[[str], None],
     ) -> None:
+        super().__init__()
         self._server, self._model, self.tokenizer = server, model, tokenizer
         if not vouched:
             notice(
@@ -123,11 +122,6 @@ class OpenAITeacher:
                 f"--teacher …?vocab={vocab}: the tokenizer has {tokenizer.vocab_size} ids, so the head has no fewer"
             )
         self._way = WAYS[0]
-        self._raised = self._positions = 0
-
-    def logits(self, rows: Sequence[Row]) -> Iterator[Tensor]:
-        """Refused: the server has none to give."""
-        raise no_logits(self.record.spec)
 
     def check_k(self, k: int) -> None:
         """Ask for k ids once.
@@ -147,17 +141,10 @@ class OpenAITeacher:
         said = "; ".join(dict.fromkeys(str(e) for e in found))
         raise ConfigError(f"--k {k}: {said}")
 
-    def listed(self, rows: Sequence[Any], k: int) -> Iterator[Listed]:
-        """The positions of all rows, in order, `AT_ONCE` requests under way."""
+    def ask(self, segments: Sequence[Segment], k: int) -> Iterator[Listed]:
+        """`AT_ONCE` requests under way."""
         with ThreadPoolExecutor(AT_ONCE) as pool:
-            for listed in pool.map(lambda segment: self._of(segment, k), segments_of(rows)):
-                self._raised += listed.raised()
-                self._positions += len(listed.ids)
-                yield listed
-
-    def remarks(self) -> list[str]:
-        """What to tell at the end of a build."""
-        return floor_remark(self.record.spec, self._raised, self._positions)
+            yield from pool.map(lambda segment: self._of(segment, k), segments)
 
     def _of(self, segment: Segment, k: int) -> Listed:
         answer = self._server.post(

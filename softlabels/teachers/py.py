@@ -21,7 +21,7 @@ import hashlib
 import importlib
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
@@ -30,11 +30,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from softlabels.core.rows import Row
 from softlabels.errors import ConfigError, TeacherError
 from softlabels.format.identity import TeacherRecord
 from softlabels.teachers import MIB, TeacherOptions, causal_only
-from softlabels.teachers.segments import Rectangle, dense_chunks, probe_width
+from softlabels.teachers.segments import Rectangle, SegmentTeacher
 from softlabels.teachers.tokenizer import HFTokenizer, check_covers, load_tokenizer
 
 __all__ = ["CallableTeacher", "load_callable"]
@@ -71,7 +70,7 @@ def load_callable(argument: str, options: TeacherOptions) -> CallableTeacher:
     )
 
 
-class CallableTeacher:
+class CallableTeacher(SegmentTeacher):
     """A callable that gives logits."""
 
     def __init__(
@@ -82,9 +81,9 @@ class CallableTeacher:
         spec: str,
         options: TeacherOptions,
     ) -> None:
-        self._function, self._spec = function, spec
+        self._function, self.spec = function, spec
         self.tokenizer = tokenizer
-        probe = probe_width(self._forward, spec)
+        probe = self.probe()
         dtype = str(probe.dtype).removeprefix("torch.")
         for flag, asked, found in (
             ("--dtype", options.dtype, dtype),
@@ -95,7 +94,7 @@ class CallableTeacher:
                     f"{flag} {asked}: {spec} decides itself, and gives {found}; leave {flag} out, or change the "
                     "callable"
                 )
-        self._budget = options.head_bytes or (16 if probe.device.type == "cpu" else 256) * MIB
+        self.budget = options.head_bytes or (16 if probe.device.type == "cpu" else 256) * MIB
         self.record = TeacherRecord(
             spec=spec,
             name=spec.removeprefix("py:"),
@@ -109,13 +108,14 @@ class CallableTeacher:
         )
         check_covers(tokenizer.vocab_size, self.record)
 
-    def _forward(self, rectangle: Rectangle) -> Tensor:
+    def forward(self, rectangle: Rectangle) -> Tensor:
+        """Logits `[B, S, V]`."""
         ids, mask = (torch.from_numpy(a) for a in rectangle[:2])
         try:
             logits = self._function(ids, mask)
         except Exception as e:  # the user's own program: it may raise anything
             raise TeacherError(
-                f"{self._spec}: failed on ids {list(ids.shape)}: {type(e).__name__}: {e}"
+                f"{self.spec}: failed on ids {list(ids.shape)}: {type(e).__name__}: {e}"
             ) from e
         if isinstance(logits, Tensor):
             return logits.detach()
@@ -123,18 +123,8 @@ class CallableTeacher:
             return torch.from_numpy(np.ascontiguousarray(logits))
         except TypeError as e:
             raise TeacherError(
-                f"{self._spec}: returned a {type(logits).__name__}, expected logits as a tensor or an array"
+                f"{self.spec}: returned a {type(logits).__name__}, expected logits as a tensor or an array"
             ) from e
-
-    def logits(self, rows: Sequence[Row]) -> Iterator[Tensor]:
-        """Chunks `[n, V] float32` of the positions of all rows, in order."""
-        return dense_chunks(
-            self._forward,
-            rows,
-            vocab_size=self.record.vocab_size,
-            budget=self._budget,
-            spec=self._spec,
-        )
 
 
 def _import(module_name: str, name: str, spec: str) -> Any:

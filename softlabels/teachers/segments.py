@@ -6,7 +6,8 @@ callable or a server cannot be trusted to, so they get each document's piece as 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -16,8 +17,9 @@ from torch import Tensor
 
 from softlabels.core.rows import Row
 from softlabels.errors import TeacherError
+from softlabels.teachers import Teacher
 
-__all__ = ["Rectangle", "Segment", "dense_chunks", "probe_width", "rectangles", "segments_of"]
+__all__ = ["Rectangle", "Segment", "SegmentTeacher", "rectangles", "segments_of"]
 
 Int64 = npt.NDArray[np.int64]
 
@@ -89,55 +91,54 @@ def _pad(group: Sequence[Segment]) -> Rectangle:
     return Rectangle(ids, mask, flat)
 
 
-def probe_width(forward: Callable[[Rectangle], Tensor], spec: str) -> Tensor:
-    """Logits `[1, 2, V]` of two ids: what the model gives, and how wide it is.
+class SegmentTeacher(Teacher):
+    """A causal LM that is asked for whole rectangles of segments: a back-end defines `forward`."""
 
-    Raises:
-        TeacherError: not logits `[B, S, V]`.
-    """
-    probe = Rectangle(PROBE, np.ones_like(PROBE), np.zeros(1, np.int64))
-    logits = forward(probe)
-    if logits.dim() != 3 or tuple(logits.shape[:2]) != PROBE.shape or logits.shape[2] < 2:
-        raise TeacherError(
-            f"{spec}: gave a tensor of shape {list(logits.shape)} for ids [1, 2]; expected logits [1, 2, V], one for "
-            "each id of the vocabulary at each token"
-        )
-    if not logits.is_floating_point():
-        raise TeacherError(f"{spec}: gave logits of {logits.dtype}; expected floating point")
-    return logits
+    spec: str
+    """Of the teacher, for messages."""
+    budget: int
+    """Bytes of a chunk of logits, and of what `forward` is asked for at once; a segment that
+    alone is wider is asked for all the same."""
 
+    @abstractmethod
+    def forward(self, rectangle: Rectangle) -> Tensor:
+        """Logits `[B, S, V]`, all of which exist at once."""
 
-@torch.no_grad()
-def dense_chunks(
-    forward: Callable[[Rectangle], Tensor],
-    rows: Sequence[Row],
-    *,
-    vocab_size: int,
-    budget: int,
-    spec: str,
-) -> Iterator[Tensor]:
-    """Chunks `[n, V] float32` of the positions of all rows, in order.
+    def probe(self) -> Tensor:
+        """Logits `[1, 2, V]` of two ids: what the model gives, and how wide it is.
 
-    Args:
-        forward: a rectangle to `[B, S, V]`, all of which exists at once.
-        rows: what to read.
-        vocab_size: V.
-        budget: bytes of a chunk, and of what `forward` is asked for at once; a segment that alone is wider is
-            asked for all the same.
-        spec: of the teacher, for messages.
-
-    Raises:
-        TeacherError: logits of another shape than was asked for.
-    """
-    each = max(1, budget // (4 * vocab_size))
-    for rectangle in rectangles(segments_of(rows), each):
-        logits = forward(rectangle)
-        expected = (*rectangle.input_ids.shape, vocab_size)
-        if tuple(logits.shape) != expected:
+        Raises:
+            TeacherError: not logits `[B, S, V]`.
+        """
+        logits = self.forward(Rectangle(PROBE, np.ones_like(PROBE), np.zeros(1, np.int64)))
+        if logits.dim() != 3 or tuple(logits.shape[:2]) != PROBE.shape or logits.shape[2] < 2:
             raise TeacherError(
-                f"{spec}: gave logits of shape {list(logits.shape)}, expected {list(expected)}"
+                f"{self.spec}: gave a tensor of shape {list(logits.shape)} for ids [1, 2]; expected logits [1, 2, V], "
+                "one for each id of the vocabulary at each token"
             )
-        at = torch.from_numpy(rectangle.flat_positions).to(logits.device)
-        chosen = logits.flatten(0, 1).index_select(0, at).float()
-        del logits
-        yield from torch.split(chosen, each)
+        if not logits.is_floating_point():
+            raise TeacherError(
+                f"{self.spec}: gave logits of {logits.dtype}; expected floating point"
+            )
+        return logits
+
+    @torch.no_grad()
+    def logits(self, rows: Sequence[Row]) -> Iterator[Tensor]:
+        """Chunks `[n, V] float32` of the positions of all rows, in order.
+
+        Raises:
+            TeacherError: logits of another shape than was asked for.
+        """
+        v = self.record.vocab_size
+        each = max(1, self.budget // (4 * v))
+        for rectangle in rectangles(segments_of(rows), each):
+            logits = self.forward(rectangle)
+            expected = (*rectangle.input_ids.shape, v)
+            if tuple(logits.shape) != expected:
+                raise TeacherError(
+                    f"{self.spec}: gave logits of shape {list(logits.shape)}, expected {list(expected)}"
+                )
+            at = torch.from_numpy(rectangle.flat_positions).to(logits.device)
+            chosen = logits.flatten(0, 1).index_select(0, at).float()
+            del logits
+            yield from torch.split(chosen, each)

@@ -17,8 +17,9 @@ from softlabels.corpora.packing import Tokenized
 from softlabels.errors import CorpusError, MissingExtraError, TeacherError
 from softlabels.format.identity import TeacherRecord, TokenizerRecord
 from softlabels.store.tokenizer_files import read_files
+from softlabels.teachers import TeacherTokenizer
 
-__all__ = ["HFTokenizer", "check_covers", "load_tokenizer", "repair_pre_tokenizer"]
+__all__ = ["FastTokenizer", "HFTokenizer", "check_covers", "load_tokenizer", "repair_pre_tokenizer"]
 
 VERIFIED_PRE_TOKENIZERS = frozenset({"gpt-2"})
 """GGUF pre-tokenizers that transformers rebuilds as declared."""
@@ -89,42 +90,53 @@ def check_covers(ids: int, record: TeacherRecord) -> None:
         )
 
 
-class HFTokenizer:
-    """Wraps a fast tokenizer."""
+class FastTokenizer(TeacherTokenizer):
+    """Wraps a fast tokenizer of transformers.
 
-    def __init__(self, tokenizer: Any) -> None:
+    Args:
+        tokenizer: of transformers.
+        special: names of the special tokens that the record lists.
+    """
+
+    def __init__(self, tokenizer: Any, special: Sequence[str]) -> None:
         if not getattr(tokenizer, "is_fast", False):
             raise TeacherError(
-                "the teacher's tokenizer has no fast version, and offsets are needed to mask chats; convert it to "
-                "tokenizer.json"
+                "the teacher's tokenizer has no fast version, whose serialised form names it, and whose offsets mask "
+                "chats; convert it to tokenizer.json"
             )
         self._tokenizer = tokenizer
         self.vocab_size = len(tokenizer)
-        # model_max_length only produces a warning about lengths that packing handles anyway.
-        tokenizer.model_max_length = int(1e30)
-        special = {
-            name: getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad", "unk")
-        }
-        serialised = tokenizer.backend_tokenizer.to_str() + "\n" + (self._template() or "")
+        tokenizer.model_max_length = int(1e30)  # it would only warn of lengths that are handled
+        ids = {name: getattr(tokenizer, f"{name}_token_id") for name in special}
+        serialised = tokenizer.backend_tokenizer.to_str() + "\n" + self._template()
         self.record = TokenizerRecord(
             sha256=hashlib.sha256(serialised.encode()).hexdigest(),
             vocab_size=self.vocab_size,
-            special_ids={n: int(i) for n, i in special.items() if i is not None},
+            special_ids={n: int(i) for n, i in ids.items() if i is not None},
         )
 
-    def _template(self) -> str | None:
-        template = self._tokenizer.chat_template
-        return (
-            template
-            if isinstance(template, str) or template is None
-            else str(sorted(template.items()))
-        )
+    def _template(self) -> str:
+        """What else decides how inputs become ids."""
+        return ""
 
     def files(self) -> Mapping[str, bytes]:
         """`tokenizer.json` and what else `save_pretrained` writes."""
         with tempfile.TemporaryDirectory() as folder:
             self._tokenizer.save_pretrained(folder)
             return read_files(Path(folder))
+
+
+class HFTokenizer(FastTokenizer):
+    """Documents of causal LMs, chats included."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        super().__init__(tokenizer, ("bos", "eos", "pad", "unk"))
+
+    def _template(self) -> str:
+        template = self._tokenizer.chat_template
+        if isinstance(template, str | None):
+            return template or ""
+        return str(sorted(template.items()))
 
     def encode(self, text: str) -> Tokenized:
         """The tokenizer's own special tokens, and an end-of-text token if it has one."""

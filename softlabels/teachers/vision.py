@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import parse_qsl
 
 import torch
@@ -16,16 +17,18 @@ from softlabels.core.devices import choose
 from softlabels.core.records import canonical
 from softlabels.core.registry import without_folder
 from softlabels.domains.image_classification import NAME, ImageRow
-from softlabels.errors import ConfigError, TeacherError
+from softlabels.errors import ConfigError, MissingExtraError, TeacherError
 from softlabels.format.identity import TeacherRecord, TokenizerRecord
-from softlabels.teachers import TeacherOptions
+from softlabels.teachers import ImageInput, Teacher, TeacherOptions, TeacherTokenizer
 
 __all__ = [
     "ClassList",
+    "Made",
     "Model",
     "VisionTeacher",
     "check_domain",
     "class_names",
+    "load_named",
     "load_weights",
     "named_weights",
 ]
@@ -34,8 +37,11 @@ IMAGES = 32
 """Views in one forward pass, at most."""
 
 
-class ClassList:
-    """What gives the ids of a classifier's targets their meaning, in the place of a tokenizer."""
+class ClassList(TeacherTokenizer):
+    """What gives the ids of a classifier's targets their meaning, in the place of a tokenizer.
+
+    It saves no file, for the manifest has them.
+    """
 
     def __init__(self, classes: Sequence[str]) -> None:
         self.vocab_size = len(classes)
@@ -44,10 +50,6 @@ class ClassList:
             vocab_size=len(classes),
             special_ids={},
         )
-
-    def files(self) -> Mapping[str, bytes]:
-        """None: the manifest has the classes."""
-        return {}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,13 +60,10 @@ class Model:
     forward: Callable[[Tensor], Tensor]
     """`[B, 3, S, S]` to logits `[B, C]`."""
     classes: Sequence[str]
-    image_size: int
-    mean: Sequence[float]
-    std: Sequence[float]
-    """Of each channel, on the scale of 0 to 255."""
+    images: ImageInput
 
 
-class VisionTeacher:
+class VisionTeacher(Teacher):
     """A classifier of images.
 
     Args:
@@ -88,11 +87,10 @@ class VisionTeacher:
         options.notice(f"teacher: {choice.reason}")
         self._module = model.module.to(choice.device, choice.dtype).eval()
         self._forward, self.device, self._dtype = model.forward, choice.device, choice.dtype
-        self.classes = tuple(model.classes)
-        self.image_size = model.image_size
-        self.mean, self.std = tuple(model.mean), tuple(model.std)
-        self.tokenizer = ClassList(self.classes)
-        if len(self.classes) < 2:
+        self.classes = classes = tuple(model.classes)
+        self.images = model.images
+        self.tokenizer = ClassList(classes)
+        if len(classes) < 2:
             raise TeacherError(
                 f"{spec}: its head has one output, which gives no distribution over classes; soft targets are for "
                 "classifiers"
@@ -105,7 +103,7 @@ class VisionTeacher:
             dtype=choice.dtype_name,
             device=choice.device.type,
             engine=engine,
-            vocab_size=len(self.classes),
+            vocab_size=len(classes),
             parameters=sum(p.numel() for p in self._module.parameters()),
         )
 
@@ -121,14 +119,72 @@ class VisionTeacher:
             except (RuntimeError, ValueError, AssertionError) as e:  # whatever a model has to say
                 raise TeacherError(
                     f"{self.record.spec}: fails on images {list(pixels.shape)} ({type(e).__name__}: {e}); is "
-                    f"--image-size one that it takes? Its own is {self.image_size}"
+                    f"--image-size one that it takes? Its own is {self.need_images().size}"
                 ) from e
-            if logits.shape != (len(pixels), len(self.classes)):
+            if logits.shape != (len(pixels), self.record.vocab_size):
                 raise TeacherError(
                     f"{self.record.spec}: gave logits {list(logits.shape)} for {len(pixels)} images, expected one for "
-                    f"each of {len(self.classes)} classes"
+                    f"each of {self.record.vocab_size} classes"
                 )
             yield logits.float()
+
+
+class Made(NamedTuple):
+    """A model that a library made by name."""
+
+    module: Any
+    classes: int
+    """C: how many its weights have."""
+    names: Sequence[str] | None
+    """What these are called, if the library knows."""
+    images: ImageInput
+
+
+def load_named(
+    library: str,
+    argument: str,
+    options: TeacherOptions,
+    make: Callable[[Any, str, dict[str, Tensor]], Made],
+) -> VisionTeacher:
+    """A classifier that a library knows by name, with weights from a file: `NAME?weights=FILE&classes=FILE`.
+
+    Args:
+        library: what is imported, and the back-end's name.
+        argument: what follows that in `--teacher`.
+        options: how to run it.
+        make: the library, a name and weights, to a model that has loaded them.
+
+    Raises:
+        ConfigError: a malformed argument, another domain.
+        TeacherError: the library knows no such model, or the weights are another's.
+        MissingExtraError: the library is not installed.
+    """
+    spec = f"{library}:{argument}"
+    check_domain(spec, options)
+    name, weights, classes = named_weights(argument, library)
+    try:
+        module = import_module(library)
+    except ImportError as e:
+        raise MissingExtraError(library, "timm", f"--teacher {library}:NAME") from e
+    tensors, digest = load_weights(weights, spec)
+    try:
+        made = make(module, name, tensors)
+    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as e:
+        raise TeacherError(
+            f"{spec}: {library} cannot make {name} with these weights ({type(e).__name__}: {e})"
+        ) from e
+    return VisionTeacher(
+        Model(
+            module=made.module,
+            forward=made.module,
+            classes=class_names(classes, made.classes, made.names, spec),
+            images=made.images,
+        ),
+        spec=f"{library}:{name}?weights={without_folder(f'x:{weights}')[2:]}",
+        weights_sha256=digest,
+        engine=f"{library} {module.__version__}, torch {torch.__version__}",
+        options=options,
+    )
 
 
 def check_domain(spec: str, options: TeacherOptions) -> None:

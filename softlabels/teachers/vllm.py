@@ -16,16 +16,14 @@ from typing import Any
 from urllib.parse import parse_qsl
 
 import numpy as np
-from torch import Tensor
 
 from softlabels.core.registry import without_folder
-from softlabels.core.rows import Row
 from softlabels.errors import ConfigError, MissingExtraError, TeacherError
 from softlabels.format.identity import TeacherRecord
 from softlabels.teachers import TeacherOptions, causal_only
 from softlabels.teachers.hf import context_of, digest_files, weight_files
-from softlabels.teachers.listing import Listed, floor_remark, listed_of, no_logits
-from softlabels.teachers.segments import Segment, segments_of
+from softlabels.teachers.listing import Listed, ListingTeacher, listed_of
+from softlabels.teachers.segments import Segment
 from softlabels.teachers.tokenizer import HFTokenizer, check_covers, load_tokenizer
 
 __all__ = ["VllmTeacher", "entries_of", "load_vllm"]
@@ -89,12 +87,11 @@ def load_vllm(argument: str, options: TeacherOptions) -> VllmTeacher:
         vocab_size=int(config.get_text_config().vocab_size),
         parameters=0,
     )
-    teacher = VllmTeacher(start, ask, load_tokenizer(folder, spec=spec), record)
-    teacher.context = context_of(config)
-    return teacher
+    tokenizer = load_tokenizer(folder, spec=spec)
+    return VllmTeacher(start, ask, tokenizer, record, context=context_of(config))
 
 
-class VllmTeacher:
+class VllmTeacher(ListingTeacher):
     """vLLM's offline engine.
 
     Args:
@@ -102,37 +99,38 @@ class VllmTeacher:
         ask: its sampling parameters for k ids.
         tokenizer: of the model.
         record: of the model.
+        context: tokens that it reads at a time.
     """
 
-    def __init__(self, start: Any, ask: Any, tokenizer: HFTokenizer, record: TeacherRecord) -> None:
+    def __init__(
+        self,
+        start: Any,
+        ask: Any,
+        tokenizer: HFTokenizer,
+        record: TeacherRecord,
+        *,
+        context: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.context = context
         self._start, self._ask = start, ask
         self._engine: Any = None
-        self.context: int | None = None
         self.tokenizer, self.record = tokenizer, record
         check_covers(tokenizer.vocab_size, record)
-        self._raised = self._positions = 0
-
-    def logits(self, rows: Sequence[Row]) -> Iterator[Tensor]:
-        """Refused: vLLM has none to give."""
-        raise no_logits(self.record.spec)
 
     def check_k(self, k: int) -> None:
         """Start the engine, ready to list k ids."""
         self._engine = self._start(k)
 
-    def listed(self, rows: Sequence[Any], k: int) -> Iterator[Listed]:
-        """The positions of all rows, in order; vLLM makes its own batches of them."""
+    def ask(self, segments: Sequence[Segment], k: int) -> Iterator[Listed]:
+        """All at once; vLLM makes its own batches of them."""
         assert self._engine is not None, "check_k comes first"
-        segments = segments_of(rows)
         if not segments:
             return
         prompts = [{"prompt_token_ids": s.input_ids.tolist()} for s in segments]
         answers = self._engine.generate(prompts, self._ask(k), use_tqdm=False)
         for segment, answer in zip(segments, answers, strict=True):
-            listed = self._of(answer, segment, k)
-            self._raised += listed.raised()
-            self._positions += len(listed.ids)
-            yield listed
+            yield self._of(answer, segment, k)
 
     def _of(self, answer: Any, segment: Segment, k: int) -> Listed:
         spec = self.record.spec
@@ -144,10 +142,6 @@ class VllmTeacher:
             )
         entries = entries_of(answer.prompt_logprobs)
         return listed_of(entries, segment, k, vocab_size=self.record.vocab_size, spec=spec)
-
-    def remarks(self) -> list[str]:
-        """What to tell at the end of a build."""
-        return floor_remark(self.record.spec, self._raised, self._positions)
 
 
 def entries_of(prompt_logprobs: Any) -> list[Mapping[int, float] | None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -11,6 +12,7 @@ import pytest
 from softlabels.algebra.convert import convert
 from softlabels.algebra.merge import merge
 from softlabels.algebra.subset import SubsetConfig, subset
+from softlabels.core.progress import Silent
 from softlabels.errors import ConfigError, FormatError, IntegrityError, PairingError
 from softlabels.store.reader import open_store
 from softlabels.store.verify import verify_store
@@ -19,7 +21,13 @@ from tests.fakes import TinyTeacher, build_tiny
 from tests.store.made_up import reseal
 from tests.students import LLAMA
 from trainers.data.stream import SoftTargetStream
+from trainers.evaluation.assess import assess_run
+from trainers.evaluation.config import EvalConfig
+from trainers.evaluation.evaluate import evaluate_run
+from trainers.exports.config import ExportConfig
+from trainers.exports.student import export
 from trainers.run.config import RunConfig
+from trainers.run.finished import open_finished
 from trainers.run.setup import train
 
 
@@ -101,21 +109,58 @@ def test_targets_of_several_can_be_merged(folder, tmp_path):
         merge([folder / "store", folder / "targets"], tmp_path / "mixed")
 
 
-def test_a_student_learns_from_it(folder, tmp_path):
-    (tmp_path / "student.json").write_text(json.dumps(LLAMA))
+@pytest.fixture(scope="module")
+def run(folder):
+    config = config_of(folder, inputs=str(folder / "inputs"))
+    train(config, folder / "run")
+    return folder / "run"
+
+
+def config_of(folder, **changes) -> RunConfig:
+    (folder / "student.json").write_text(json.dumps(LLAMA))
     asked = {
         "store": str(folder / "targets"),
-        "student": f"hf-config:{tmp_path / 'student.json'}",
+        "student": f"hf-config:{folder / 'student.json'}",
         "steps": 2,
         "batch_size": 4,
         "dtype": "float32",
     }
+    return RunConfig(**(asked | changes))
+
+
+def test_a_student_learns_from_it(folder, run, tmp_path):
+    assert (run / "metrics.jsonl").exists()
     with pytest.raises(PairingError, match="not the inputs; give a store that holds them"):
-        train(RunConfig(**asked), tmp_path / "without")
-    train(RunConfig(**asked, inputs=str(folder / "inputs")), tmp_path / "run")
-    assert (tmp_path / "run/metrics.jsonl").exists()
+        train(config_of(folder), tmp_path / "without")
     with pytest.raises(ConfigError, match="goes with one --store"):
-        RunConfig(**(asked | {"store": ("a", "b")}), inputs="c")
+        config_of(folder, store=("a", "b"), inputs="c")
+
+
+def test_its_student_is_exported_wherever_the_inputs_lie(folder, run, tmp_path):
+    training = open_finished(run).training_stores  # as an export opens them
+    (store,) = training()
+    np.testing.assert_array_equal(
+        store.row(3).row.input_ids, open_store(folder / "store").row(3).row.input_ids
+    )
+    shutil.move(folder / "inputs", folder / "moved")
+    try:
+        with pytest.raises(ConfigError, match="where its inputs lie now with --inputs"):
+            training()
+        (store,) = training(inputs=str(folder / "moved"))
+        assert store.row(3).row.n == open_store(folder / "store").row(3).row.n
+        config = ExportConfig(format="safetensors", heldout=str(folder / "zarr"), rows=2)
+        assert export(run, tmp_path / "out", config).check.agreement == 1.0  # reads no row of them
+    finally:
+        shutil.move(folder / "moved", folder / "inputs")
+
+
+def test_its_student_is_evaluated_on_targets_whose_inputs_are_elsewhere(folder, run):
+    with pytest.raises(PairingError, match="not the inputs"):
+        evaluate_run(run, folder / "targets")
+    config = EvalConfig(store=str(folder / "targets"), inputs=str(folder / "inputs"), bootstrap=0)
+    assessment = assess_run(run, config, Silent())
+    assert assessment.scores.nll == evaluate_run(run, folder / "store").nll
+    assert f"--inputs {folder / 'inputs'}" in assessment.command
 
 
 def test_a_mismatch_is_refused(folder, tmp_path):
@@ -139,8 +184,6 @@ def test_a_mismatch_is_refused(folder, tmp_path):
 
 def test_inputs_of_another_shape_are_refused(folder, tmp_path):
     """A digest covers the mask, so a row with other positions can only come from a damaged store."""
-    import shutil
-
     shutil.copytree(folder / "targets", tmp_path / "t")
     reseal(tmp_path / "t/manifest.json", identity__teacher__vocab_size=120)
     with pytest.raises((PairingError, ValueError), match=r"outside 0\.\.119"):
@@ -148,8 +191,6 @@ def test_inputs_of_another_shape_are_refused(folder, tmp_path):
 
 
 def test_a_damaged_input_store_is_found(folder, tmp_path):
-    import shutil
-
     shutil.copytree(folder / "inputs", tmp_path / "broken")
     shard = next((tmp_path / "broken/data").iterdir())
     data = bytearray(shard.read_bytes())

@@ -31,6 +31,7 @@ from safetensors.numpy import load_file
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
+from softlabels.core.progress import Silent  # noqa: E402
 from softlabels.format.manifest import load_manifest  # noqa: E402
 from tests.benchmarks.loader import make_store  # noqa: E402
 from tests.store.s3 import Proxy, environment, s3_server, upload  # noqa: E402
@@ -91,7 +92,7 @@ def serve(store: Path, latency: float) -> None:
             print(len(proxy.requests), flush=True)
 
 
-class Watcher:
+class Watcher(Silent):
     """A reporter that cuts the network after some steps, for some seconds."""
 
     def __init__(self, server: Server | None = None, after: int = 0, seconds: float = 0.0) -> None:
@@ -99,11 +100,7 @@ class Watcher:
         self._steps = 0
         self.thread: threading.Thread | None = None
 
-    def notice(self, message: str) -> None: ...
-
-    def start(self, done: int, steps: int) -> None: ...
-
-    def step(self, metrics: dict[str, float] | None) -> None:
+    def advance(self, amount: int, note: str | None = None) -> None:
         self._steps += 1
         if self._server is not None and self._steps == self._after:
             self.thread = threading.Thread(target=self._outage, args=(self._server,))

@@ -64,16 +64,18 @@ class Part:
     shard: Shard
 
 
-class Remembering:
+class Remembering(Teacher):
     """A teacher that runs once over a batch that is asked for several times in succession."""
 
     def __init__(self, teacher: Teacher) -> None:
         self._teacher = teacher
+        self.record, self.tokenizer, self.context = (
+            teacher.record,
+            teacher.tokenizer,
+            teacher.context,
+        )
         self._rows: Sequence[InputRow] | None = None
         self._said: list[torch.Tensor] = []
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._teacher, name)
 
     def logits(self, rows: Sequence[InputRow]) -> Iterator[torch.Tensor]:
         if self._rows is None or [id(r) for r in self._rows] != [id(r) for r in rows]:

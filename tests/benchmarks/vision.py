@@ -36,7 +36,7 @@ from softlabels.images.recipe import Recipe
 from softlabels.images.sources import open_images
 from softlabels.images.views import ImageViews, digest_of
 from softlabels.store.reader import open_store
-from softlabels.teachers import TeacherOptions
+from softlabels.teachers import ImageInput, Teacher, TeacherOptions
 from softlabels.teachers.vision import Model, VisionTeacher
 
 FIRST_OF_TEACHER = 10_000
@@ -300,7 +300,7 @@ def bytes_of_views(data: Path, out: Path, *, images: int, views: int, size: int)
     report(out, "bytes-open", {"views": made.rows, "bytes_per_view": made.data_bytes / made.rows})
 
 
-class Remembering:
+class Remembering(Teacher):
     """A teacher that is asked for each view once, however many stores are made of it."""
 
     def __init__(self, teacher: VisionTeacher, path: Path) -> None:
@@ -310,7 +310,7 @@ class Remembering:
             teacher.tokenizer,
             teacher.classes,
         )
-        self.image_size, self.mean, self.std = teacher.image_size, teacher.mean, teacher.std
+        self.images = teacher.images
         self._known: dict[int, torch.Tensor] = torch.load(path) if path.exists() else {}
 
     def logits(self, rows: Sequence[ImageRow]) -> Iterator[torch.Tensor]:
@@ -337,9 +337,7 @@ def lite0() -> VisionTeacher:
             module=model,
             forward=model,
             classes=[str(i) for i in range(1000)],
-            image_size=224,
-            mean=[127.0] * 3,
-            std=[128.0] * 3,
+            images=ImageInput(size=224, mean=[127.0] * 3, std=[128.0] * 3),
         ),
         spec="py:efficientnet-lite0",
         weights_sha256=hashlib.sha256(weights.read_bytes()).hexdigest(),

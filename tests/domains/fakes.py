@@ -12,12 +12,13 @@ import torch
 
 from softlabels.domains.text import TextRow
 from softlabels.format.identity import TeacherRecord, TokenizerRecord
+from softlabels.teachers import Teacher, TeacherTokenizer
 
 CLS, SEP, MASK, PAD = 256, 257, 258, 259
 Int32 = npt.NDArray[np.int32]
 
 
-class ByteTextTokenizer:
+class ByteTextTokenizer(TeacherTokenizer):
     """Ids are UTF-8 bytes, between two marks."""
 
     vocab_size = 260
@@ -49,13 +50,12 @@ class ByteTextTokenizer:
         return ids, of_word, len(data) + 2
 
 
-class TinyTextTeacher:
+class TinyTextTeacher(Teacher):
     """Logits of a position: a fixed random linear map of what is fed there, before and after."""
 
     def __init__(self, classes: Sequence[str] | None = None, vocab_size: int = 300) -> None:
         width = vocab_size if classes is None else len(classes)
-        if classes is not None:
-            self.classes = tuple(classes)
+        self.classes = None if classes is None else tuple(classes)
         g = torch.Generator().manual_seed(0)
         self.tables = [torch.randn(260, width, generator=g) * w for w in (2.0, 1.0, 1.0)]
         self.tokenizer = ByteTextTokenizer()

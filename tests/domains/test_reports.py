@@ -12,11 +12,13 @@ from click.testing import CliRunner
 from softlabels.builder.build import build
 from softlabels.builder.config import BuildConfig
 from softlabels.cli.main import main as softlabels_main
+from softlabels.core.progress import Silent
 from softlabels.store.reader import open_store
 from tests.domains import models
 from tests.pages import check_page
 from trainers.cli import main as softtrain_main
 from trainers.evaluation.assess import assess_run
+from trainers.evaluation.config import EvalConfig
 from trainers.evaluation.evaluate import open_run
 from trainers.evaluation.measure import measure
 from trainers.run.config import RunConfig
@@ -55,8 +57,9 @@ def ground(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_classes_are_looked_at_one_by_one(ground):
-    found, a = assess_run(ground / "run", ground / "heldout", replicates=50)
-    student, store = open_run(ground / "run", ground / "heldout", vocab=None, weights="student")
+    config = EvalConfig(store=str(ground / "heldout"), bootstrap=50)
+    a = assess_run(ground / "run", config, Silent())
+    student, store = open_run(ground / "run", config)
     m = measure(student, store)
     labels = np.array([int(r.row.labels[0]) for r in store])
     np.testing.assert_array_equal(m.label, labels)
@@ -64,7 +67,7 @@ def test_classes_are_looked_at_one_by_one(ground):
     assert [g.name for g in a.by_class] == list(models.CLASSES)
     assert [g.f1 for g in a.by_class] == pytest.approx(f1)
     assert "macro_f1" in a.intervals
-    assert found.acceptance_low == pytest.approx(found.acceptance_high)
+    assert a.scores.acceptance_low == pytest.approx(a.scores.acceptance_high)
     assert a.blind_spots is not None
     assert a.blind_spots.cells.n == len(labels) == a.scores.positions
     for place in (*a.blind_spots.inherited, *a.blind_spots.lost):

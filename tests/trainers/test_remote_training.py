@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from softlabels.core.progress import Silent
 from softlabels.errors import RemoteError
 from softlabels.format.manifest import MANIFEST, load_manifest
 from softlabels.format.part import PART
@@ -131,10 +132,8 @@ def test_the_network_is_away_for_20_seconds_and_training_goes_on(ground, url, pr
     options = {"steps": 150, "student": f"hf-config:{ground / 'student.json'}", "accumulate": 1}
     began = threading.Event()
 
-    class Reporter:
-        def notice(self, message): ...
-        def start(self, done, steps): ...
-        def step(self, metrics):
+    class Reporter(Silent):
+        def advance(self, amount, note=None):
             began.set()
 
     def outage():

@@ -11,6 +11,7 @@ import msgspec
 import pytest
 from click.testing import CliRunner
 
+from softlabels.core.progress import Silent
 from softlabels.errors import RunError
 from softlabels.store.reader import open_store
 from tests.fakes import build_tiny, write_corpus
@@ -18,6 +19,7 @@ from tests.pages import HOSTILE, browser, check_page, look_at
 from tests.students import llama
 from trainers.cli import main
 from trainers.evaluation.assess import assess_run
+from trainers.evaluation.config import EvalConfig
 from trainers.evaluation.evaluations import find_assessments, save_assessment
 from trainers.report.page import render
 from trainers.report.runs import difference, gather
@@ -54,7 +56,8 @@ def ground(tmp_path_factory: pytest.TempPathFactory) -> Path:
             dtype="float32",
         )
         train(config, folder / name)
-        save_assessment(folder / name, assess_run(folder / name, folder / "heldout")[1])
+        config = EvalConfig(store=str(folder / "heldout"))
+        save_assessment(folder / name, assess_run(folder / name, config, Silent()))
     return folder
 
 

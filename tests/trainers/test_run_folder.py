@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from softlabels.core.folder_lock import LOCK, FolderLock
 from softlabels.core.folder_record import RECORD, check_folder
 from softlabels.core.processes import this_process
+from softlabels.core.progress import Silent
 from softlabels.core.records import canonical, seal
 from softlabels.errors import IntegrityError, RunError, StoreError, TokenizerError
 from softlabels.format.manifest import FileRecord, load_manifest
@@ -33,7 +34,7 @@ from trainers.students import make_student
 STUDENT = llama()
 
 
-class Notices:
+class Notices(Silent):
     """A reporter that remembers what it was told."""
 
     def __init__(self):
@@ -41,12 +42,6 @@ class Notices:
 
     def notice(self, message):
         self.lines.append(message)
-
-    def start(self, done, steps):
-        pass
-
-    def step(self, metrics):
-        pass
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from softlabels.core.progress import Silent
 from softlabels.errors import ConfigError, IntegrityError, RunError
 from softlabels.format.manifest import MANIFEST, load_manifest
 from softlabels.store.signing import sign_store
@@ -47,7 +48,7 @@ def config_of(ground: Path, **changes) -> RunConfig:
     return RunConfig(**(values | changes))
 
 
-class Told:
+class Told(Silent):
     """Keeps notices."""
 
     def __init__(self) -> None:
@@ -55,10 +56,6 @@ class Told:
 
     def notice(self, message: str) -> None:
         self.notices.append(message)
-
-    def start(self, done: int, steps: int) -> None: ...
-
-    def step(self, metrics: dict[str, float] | None) -> None: ...
 
 
 def test_a_run_trains_on_what_was_verified(ground, tmp_path):

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from softlabels.core.progress import Silent
 from softlabels.errors import ConfigError, PairingError, RunError, TokenizerError
 from softlabels.store.reader import open_store
 from tests.fakes import TinyTeacher, build_tiny, write_corpus
@@ -53,7 +54,7 @@ def config_of(ground: Path, student: str, **changes) -> RunConfig:
     return RunConfig(**(values | changes))
 
 
-class Heard:
+class Heard(Silent):
     """Keeps the notices."""
 
     def __init__(self) -> None:
@@ -61,12 +62,6 @@ class Heard:
 
     def notice(self, message: str) -> None:
         self.said.append(message)
-
-    def start(self, done: int, steps: int) -> None:
-        pass
-
-    def step(self, metrics: dict[str, float] | None) -> None:
-        pass
 
 
 def test_a_run_on_a_trimmed_vocabulary(ground, tmp_path):

@@ -8,6 +8,7 @@ from typing import Any
 import click
 import msgspec
 
+import trainers
 from softlabels.cli.options import Command, config_options
 from softlabels.cli.terminal import Bar, LocalPath, emit, json_option
 from trainers.exports.config import ExportConfig
@@ -31,11 +32,9 @@ def export_command(run: Path, out: Path, as_json: bool, **flags: Any) -> None:
       softtrain export run --format onnx --heldout heldout --out student-onnx
       softtrain export run --format onnx-int8 --heldout heldout --out student-int8
     """
-    config = ExportConfig.from_flags(flags)
-    from trainers.exports.student import export
-
+    config = ExportConfig.from_sources(None, flags)
     with Bar() as bar:
-        record = export(run, out, config, bar)
+        record = trainers.export(run=run, out=out, progress=bar, **vars(config))
     check = record.check
     lost = (
         f"log-probabilities within {check.largest_difference:.2g} nats"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+import trainers
 from softlabels.cli.options import Command
 from softlabels.cli.terminal import Bar, LocalPath, emit, json_option
 
@@ -92,11 +93,6 @@ def _evaluate_missing(
     for run in runs:
         if is_evaluated(run, digest, weights):
             continue
-        from trainers.evaluation.assess import assess_run
-        from trainers.evaluation.evaluations import keep_assessment
-
-        bar.stage(f"evaluate {run}", None, "rows")
-        _, assessment = assess_run(run, store, weights=weights, advance=bar.advance)
-        keep_assessment(run, assessment, bar.notice)
-        made[run] = assessment
+        found = trainers.evaluate(run=run, store=str(store), weights=weights, progress=bar)
+        made[run] = found.assessment
     return made

@@ -8,38 +8,13 @@ from typing import Any
 
 import click
 
+import trainers
 from softlabels.cli.options import Command, config_options
 from softlabels.cli.terminal import Bar, LocalPath, emit, json_option
 from softlabels.core.settings import out_from
 from trainers.run.config import RunConfig
 
 __all__ = ["run_command"]
-
-
-class _RunBar:
-    """A run's progress as a bar."""
-
-    def __init__(self, bar: Bar) -> None:
-        self.bar = bar
-        self.heldout = ""
-
-    def notice(self, message: str) -> None:
-        self.bar.notice(message)
-
-    def start(self, done: int, steps: int) -> None:
-        self.bar.stage("train", steps, "steps", done)
-
-    def step(self, metrics: dict[str, float] | None) -> None:
-        note = None
-        if metrics is not None:
-            rate = metrics["positions_per_second"]
-            note = (
-                f"loss {metrics['loss']:.3f}, hard {metrics['hard']:.3f}, {rate:,.0f} positions/s"
-            )
-            if "heldout_nll" in metrics:
-                self.heldout = f", held-out {metrics['heldout_nll']:.3f}"
-            note += self.heldout
-        self.bar.advance(1, note)
 
 
 @click.command("run", cls=Command)
@@ -72,13 +47,12 @@ def run_command(
     out = out_from(config_file, out)
     from trainers.evaluation.forgetting import read_forgetting
     from trainers.run.reduce import is_first
-    from trainers.run.setup import train
     from trainers.run.summary import read_config, summary_of, summary_text
     from trainers.run.vocabulary import read_dropped
 
     begun = time.monotonic()
     with Bar(quiet=not is_first()) as bar:
-        train(config, out, resume=resume, reporter=_RunBar(bar))
+        trainers.train(out=out, resume=resume, progress=bar, **vars(config))
     if not is_first():
         return
     seconds = time.monotonic() - begun

@@ -270,13 +270,14 @@ def open_stores(
     view: str | None = None,
     inputs: str | None = None,
     images: Sequence[str] = (),
-    pixels: bool = True,
+    rows: bool = True,
     cache: CacheOptions | None = None,
     demands: Sequence[Demand] | None = None,
 ) -> list[tuple[Store, Fraction]]:
     """The stores of `parse_stores`, open and found to go together, with their weights; all of the same `images`.
 
-    With `pixels` False, stores of images need no images. `demands`: what each must be; None: anything.
+    With `rows` False none of their rows is read, and inputs and images may be elsewhere. `demands`: what each must
+    be; None: anything.
 
     Raises:
         ConfigError, StoreError, PairingError, TokenizerError: as `MixedStream`.
@@ -292,8 +293,8 @@ def open_stores(
         for (path, weight), demand in zip(parsed, demands or [Demand()] * len(parsed), strict=True)
     ]
     for store, _ in found:
-        store.need_inputs()
-        if pixels:
+        if rows:
+            store.need_inputs()
             check_pixels(store)
     check_alike([store for store, _ in found])
     return found

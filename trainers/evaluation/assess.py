@@ -3,38 +3,40 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 import softlabels
+from softlabels.core.progress import Reporter
 from softlabels.core.rows import Row
+from softlabels.core.settings import flags_of
 from softlabels.store.reader import Store
 from softlabels.store.token_text import TokenText
 from trainers.evaluation import blind_spots, groups
 from trainers.evaluation.calibration import BINS, Bins, reliability
-from trainers.evaluation.evaluate import Evaluation, open_run, summarise
+from trainers.evaluation.config import EvalConfig
+from trainers.evaluation.evaluate import open_run, summarise
 from trainers.evaluation.evaluations import (
     FORMAT,
     VERSION,
     Assessment,
     Bin,
     BlindSpots,
+    Evaluation,
     Interval,
     Place,
-    Scores,
     StoreFacts,
+    keep_assessment,
     tensor_files,
     weights_digest,
 )
 from trainers.evaluation.measure import Measured, measure
 from trainers.evaluation.resampling import bootstrap
 from trainers.evaluation.scores import FEW_CLASSES, row_sums, scores
-from trainers.run.finished import WEIGHTS
+from trainers.run.record import WEIGHTS
 
-__all__ = ["assess_run"]
+__all__ = ["assess_run", "evaluate_and_keep"]
 
 LEVEL = 0.95
 LISTED = 12
@@ -45,59 +47,45 @@ MOST = 96
 """Tokens shown of a text that is one row."""
 
 
-def assess_run(
-    run: Path,
-    store: Path | str,
-    *,
-    device: str = "cpu",
-    batch_size: int = 8,
-    vocab: str | None = None,
-    weights: str = "student",
-    images: Sequence[str] = (),
-    replicates: int = 1000,
-    seed: int = 0,
-    advance: Callable[[int], None] = lambda _: None,
-    notice: Callable[[str], None] = lambda _: None,
-) -> tuple[Evaluation, Assessment]:
+def assess_run(run: Path, config: EvalConfig, report: Reporter) -> Assessment:
     """Evaluate a finished run's student in full.
 
-    Args:
-        run, store, device, batch_size, vocab, weights, images, advance: as of `evaluate_run`.
-        notice: told what whoever reads the result should know.
-        replicates: of the bootstrap over rows; 0 leaves intervals out.
-        seed: of its draws.
-
     Raises:
-        RunError, PairingError, TokenizerError: as `evaluate_run`.
+        RunError, PairingError, TokenizerError: as `open_run`.
     """
-    student, opened = open_run(run, store, vocab=vocab, weights=weights, images=images)
-    m = measure(student, opened, device=device, batch_size=batch_size, advance=advance)
-    found = summarise(m, opened)
+    student, opened = open_run(run, config)
+    m = measure(
+        student,
+        opened,
+        device=config.device,
+        batch_size=config.batch_size,
+        advance=report.advance,
+    )
+    means = summarise(m, opened)
     sums = row_sums(m, opened.vocab_size)
-    intervals = bootstrap(sums, scores, replicates=replicates, seed=seed, level=LEVEL)
-    folder = run / WEIGHTS[weights][0]
+    intervals = bootstrap(sums, scores, replicates=config.bootstrap, seed=config.seed, level=LEVEL)
+    folder = run / WEIGHTS[config.weights][0]
     text = TokenText(opened)
     documents, count = groups.by_document(m)
-    values = found._asdict()
     few = opened.vocab_size <= FEW_CLASSES
     assessment = Assessment(
         format=FORMAT,
         version=VERSION,
         softlabels=softlabels.__version__,
-        command=_command(run, store, vocab, weights, replicates, seed),
-        weights=weights,
+        command=shlex.join(["softtrain", "eval", str(run), *flags_of(EvalConfig, vars(config))]),
+        weights=config.weights,
         weights_sha256=weights_digest(folder),
         parameters=student.parameter_count,
         student_bytes=sum(p.stat().st_size for p in tensor_files(folder)),
-        store=_store_facts(opened, vocab),
-        scores=Scores(**values),
+        store=_store_facts(opened, config.vocab),
+        scores=means,
         intervals={
-            name: Interval(value=values[name], low=low, high=high)
+            name: Interval(value=getattr(means, name), low=low, high=high)
             for name, (low, high) in intervals.items()
         },
         level=LEVEL,
-        replicates=replicates,
-        seed=seed,
+        replicates=config.bootstrap,
+        seed=config.seed,
         reliability=_bins(reliability(m.confidence[m.labelled], m.correct[m.labelled])),
         teacher_reliability=_bins(
             reliability(m.teacher_confidence[m.judged], m.teacher_correct[m.judged])
@@ -113,8 +101,15 @@ def assess_run(
         row_nll=[float(x) for x in sums["nll"]],
     )
     if text.trouble is not None:
-        notice(text.trouble)
-    return found, assessment
+        report.notice(text.trouble)
+    return assessment
+
+
+def evaluate_and_keep(run: Path, config: EvalConfig, report: Reporter) -> Evaluation:
+    """`assess_run`, kept in the run if that can be written to."""
+    report.stage(f"evaluate {run}", None, "rows")
+    assessment = assess_run(run, config, report)
+    return Evaluation(assessment, keep_assessment(run, assessment, report.notice))
 
 
 def _bins(bins: Bins) -> list[Bin]:
@@ -178,14 +173,3 @@ def _store_facts(store: Store, vocab: str | None) -> StoreFacts:
         corpus=list(identity.corpus.specs),
         vocab=vocab,
     )
-
-
-def _command(
-    run: Path, store: Path | str, vocab: str | None, weights: str, replicates: int, seed: int
-) -> str:
-    words: list[Any] = ["softtrain", "eval", run, "--store", store]
-    words += [] if vocab is None else ["--vocab", vocab]
-    words += [] if weights == "student" else ["--weights", weights]
-    words += [] if replicates == 1000 else ["--bootstrap", replicates]
-    words += [] if seed == 0 else ["--seed", seed]
-    return shlex.join(map(str, words))

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -13,56 +13,20 @@ from softlabels.errors import RunError
 from softlabels.store.reader import Store, open_store
 from trainers.data.tasks import Task, check_pixels
 from trainers.evaluation.calibration import BINS, reliability
+from trainers.evaluation.config import EvalConfig
+from trainers.evaluation.evaluations import Scores
 from trainers.evaluation.measure import Measured, measure
 from trainers.evaluation.scores import macro_f1, row_sums, scores
 from trainers.run.finished import open_finished
 from trainers.students import Student, load_student
 
 __all__ = [
-    "Evaluation",
     "evaluate",
     "evaluate_run",
     "expected_calibration_error",
     "open_run",
     "summarise",
 ]
-
-
-class Evaluation(NamedTuple):
-    """Means over the labelled positions of a store, at T=1; what compares with the teacher, over the soft ones.
-
-    That is None for a sampled store, which does not determine it, and where no position has a soft target.
-    """
-
-    positions: int
-    soft_positions: int
-    """Those that have a soft target."""
-    nll: float
-    """-log p of the token that came, nats."""
-    perplexity: float
-    accuracy: float
-    """Share of positions whose most probable token came."""
-    macro_f1: float
-    """Mean F1 of the classes (tokens) that came or were the most probable."""
-    ece: float
-    """Expected calibration error of the most probable token, 15 bins of equal width (Guo et al. 2017)."""
-    kl: float | None
-    """KL(teacher || student) over kept ids and tail, nats."""
-    agreement: float | None
-    """Share of soft positions where student and teacher agree on the most probable token."""
-    top_k_agreement: float | None
-    """Share where the teacher's most probable token is among the student's 5."""
-    acceptance_low: float | None
-    """Speculative decoding: at least this share of the tokens that the student drafts is accepted, sum of min(p, q):
-    exact over the kept ids, nothing for the tail."""
-    acceptance_high: float | None
-    """And at most this: all that the two tails' masses allow."""
-    teacher_nll: float | None
-    """The teacher's own, where the store knows it; None in a view, whose conditional distribution is another."""
-    teacher_accuracy: float | None
-    teacher_ece: float | None
-    dropped: dict[str, Any] | None = None
-    """What the view dropped of the teacher's mass (`softlabels.core.views.Dropped`); None without one."""
 
 
 def expected_calibration_error(confidence: Tensor, correct: Tensor, bins: int = BINS) -> float:
@@ -77,7 +41,7 @@ def evaluate(
     device: str = "cpu",
     batch_size: int = 8,
     advance: Callable[[int], None] = lambda _: None,
-) -> Evaluation:
+) -> Scores:
     """Evaluate in float32 on every row of a store.
 
     Raises:
@@ -87,7 +51,7 @@ def evaluate(
     return summarise(measured, store)
 
 
-def summarise(m: Measured, store: Store) -> Evaluation:
+def summarise(m: Measured, store: Store) -> Scores:
     """The headline figures of what was measured on a store.
 
     Raises:
@@ -105,7 +69,7 @@ def summarise(m: Measured, store: Store) -> Evaluation:
     hits = np.bincount(m.label[m.correct], minlength=v).astype(np.float64)
     statistics = store.manifest.statistics
     of_teacher = ("kl", "agreement", "top_k_agreement", "acceptance_low", "acceptance_high")
-    return Evaluation(
+    return Scores(
         positions=m.n,
         soft_positions=int(m.soft.sum()),
         **{name: found[name] for name in ("nll", "perplexity", "accuracy", "ece")},
@@ -118,50 +82,24 @@ def summarise(m: Measured, store: Store) -> Evaluation:
     )
 
 
-def evaluate_run(
-    run: Path,
-    store: Path | str,
-    *,
-    device: str = "cpu",
-    batch_size: int = 8,
-    vocab: str | None = None,
-    images: Sequence[str] = (),
-    weights: str = "student",
-    advance: Callable[[int], None] = lambda _: None,
-) -> Evaluation:
-    """Evaluate a finished run's student, on a store read in the vocabulary `vocab` (as in `RunConfig`).
+def evaluate_run(run: Path, store: Path | str, **settings: Any) -> Scores:
+    """Evaluate a finished run's student on a store; settings, and errors, as of `EvalConfig` and `open_run`."""
+    config = EvalConfig(store=str(store), **settings)
+    student, opened = open_run(run, config)
+    return evaluate(student, opened, device=config.device, batch_size=config.batch_size)
 
-    Args:
-        run: its folder.
-        store: of held-out rows.
-        device: where to compute.
-        batch_size: rows at a time.
-        vocab: view to read the store in.
-        images: of a store of images, where they lie.
-        weights: a key of `WEIGHTS`: the last, the averaged ones (`--ema`), or the best on the run's held-out store.
-        advance: told of rows done.
+
+def open_run(run: Path, config: EvalConfig) -> tuple[Student, Store]:
+    """A finished run's student, and the store to evaluate it on.
 
     Raises:
         RunError: not a run, not finished, or it has no such weights.
-        PairingError: the run numbered its ids otherwise.
+        PairingError: the run numbered its ids otherwise, or the store's inputs are elsewhere.
         TokenizerError: the store was tokenised differently from what the student was trained on.
     """
-    student, opened = open_run(run, store, vocab=vocab, weights=weights, images=images)
-    return evaluate(student, opened, device=device, batch_size=batch_size, advance=advance)
-
-
-def open_run(
-    run: Path,
-    store: Path | str,
-    *,
-    vocab: str | None,
-    weights: str,
-    images: Sequence[str] = (),
-) -> tuple[Student, Store]:
-    """A finished run's student, and the store to evaluate it on; arguments and errors as of `evaluate_run`."""
-    opened = open_store(store, view=vocab, images=images)
+    opened = open_store(config.store, view=config.vocab, inputs=config.inputs, images=config.images)
     opened.need_inputs()
     check_pixels(opened)
-    finished = open_finished(run, weights)
+    finished = open_finished(run, config.weights)
     finished.check_fits(opened)
     return load_student(finished.folder, Task.of(opened)), opened

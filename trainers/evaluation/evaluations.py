@@ -10,7 +10,7 @@ import hashlib
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import msgspec
 
@@ -24,6 +24,7 @@ __all__ = [
     "Bin",
     "BlindSpots",
     "Cells",
+    "Evaluation",
     "Group",
     "Interval",
     "Place",
@@ -167,24 +168,40 @@ class StoreFacts(_Record, frozen=True, kw_only=True):
 
 
 class Scores(_Record, frozen=True, kw_only=True):
-    """What `trainers.evaluation.evaluate.Evaluation` says, by the same names."""
+    """Means over the labelled positions of a store, at T=1; what compares with the teacher, over the soft ones.
+
+    That is None for a sampled store, which does not determine it, and where no position has a soft target.
+    """
 
     positions: Count
     soft_positions: Count
+    """Those that have a soft target."""
     nll: Number
+    """-log p of the label, nats."""
     perplexity: Number | None
     accuracy: Share
+    """Share of positions whose most probable id is the label."""
     macro_f1: Share
+    """Mean F1 of the classes (tokens) that are a label or were the most probable."""
     ece: Share
+    """Expected calibration error of the most probable id, 15 bins of equal width (Guo et al. 2017)."""
     kl: Number | None
+    """KL(teacher || student) over kept ids and tail, nats."""
     agreement: Share | None
+    """Share of soft positions where student and teacher agree on the most probable id."""
     top_k_agreement: Share | None
+    """Share where the teacher's most probable id is among the student's 5."""
     acceptance_low: Share | None
+    """Speculative decoding: at least this share of the tokens that the student drafts is accepted, sum of min(p, q):
+    exact over the kept ids, nothing for the tail."""
     acceptance_high: Share | None
+    """And at most this: all that the two tails' masses allow."""
     teacher_nll: Number | None
+    """The teacher's own, where the store knows it; None in a view, whose conditional distribution is another."""
     teacher_accuracy: Share | None
     teacher_ece: Share | None
     dropped: dict[str, Any] | None
+    """What the view dropped of the teacher's mass (`softlabels.core.views.Dropped`); None without one."""
 
 
 class Assessment(_Record, frozen=True, kw_only=True):
@@ -259,6 +276,19 @@ def save_assessment(run: Path, assessment: Assessment) -> Path:
         _read(path)  # what is not ours stays
     replace(path, msgspec.json.format(msgspec.json.encode(assessment), indent=1))
     return path
+
+
+class Evaluation(NamedTuple):
+    """What `trainers.evaluate` found."""
+
+    assessment: Assessment
+    saved: Path | None
+    """Where it is kept; None if the run could not be written to."""
+
+    @property
+    def scores(self) -> Scores:
+        """The means."""
+        return self.assessment.scores
 
 
 def keep_assessment(

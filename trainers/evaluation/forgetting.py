@@ -17,7 +17,7 @@ from softlabels.errors import ConfigError, RunError
 from softlabels.store.reader import Store
 from softlabels.store.remote.cache import CacheOptions
 from trainers.data.tasks import Task
-from trainers.evaluation.evaluate import Evaluation, evaluate
+from trainers.evaluation.evaluate import evaluate
 from trainers.evaluation.evaluations import weights_digest
 from trainers.evaluation.heldout import open_heldout
 from trainers.run.json_file import write_json
@@ -106,9 +106,7 @@ class Forgetting:
         return [_line(path, h) for (path, _), h in zip(self._watched, halves, strict=True)]
 
     def _of(self, student: Student, store: Store) -> dict[str, Any]:
-        found: Evaluation = evaluate(
-            student, store, device=self._device, batch_size=self._batch_size
-        )
+        found = evaluate(student, store, device=self._device, batch_size=self._batch_size)
         return {"nll": found.nll, "accuracy": found.accuracy, "kl": found.kl}
 
     def _write(self, halves: Sequence[dict[str, Any]]) -> None:

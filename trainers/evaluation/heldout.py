@@ -12,7 +12,8 @@ from softlabels.errors import RunError, TokenizerError
 from softlabels.store.reader import Store, open_store
 from softlabels.store.remote.cache import CacheOptions
 from trainers.data.tasks import check_pixels
-from trainers.evaluation.evaluate import Evaluation, evaluate
+from trainers.evaluation.evaluate import evaluate
+from trainers.evaluation.evaluations import Scores
 from trainers.students import Student
 
 __all__ = ["HeldOut", "open_heldout"]
@@ -72,7 +73,7 @@ class HeldOut:
         """Whether to stop."""
         return self._patience is not None and self.without_gain >= self._patience
 
-    def measure(self, student: Student, device: torch.device, *, batch_size: int) -> Evaluation:
+    def measure(self, student: Student, device: torch.device, *, batch_size: int) -> Scores:
         """Evaluate a student as it is."""
         return evaluate(student, self.store, device=str(device), batch_size=batch_size)
 

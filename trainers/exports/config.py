@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from softlabels.core.settings import check_at_least, from_sources
 from softlabels.errors import ConfigError
 from trainers.exports import FORMATS
+from trainers.run.record import WEIGHTS
 
 __all__ = ["ExportConfig"]
-
-STUDENTS = ("student", "ema", "best")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +31,8 @@ class ExportConfig:
     (`best`)."""
     store: tuple[str, ...] = ()
     """Where the stores that the run was trained on lie now, as in `softtrain run`; default: where they lay then."""
+    inputs: str | None = None
+    """Store that holds the inputs of a training store without, for `onnx-int8-static`; default: where it lay then."""
     images: tuple[str, ...] = ()
     """Images of training stores of images, for `onnx-int8-static`; default: where they lay then."""
     vocab: str | None = None
@@ -51,10 +53,10 @@ class ExportConfig:
             raise ConfigError(
                 f"--format {self.format}: expected one of {', '.join(FORMATS.names())}"
             )
-        if self.weights not in STUDENTS:
-            raise ConfigError(f"--weights {self.weights}: expected one of {', '.join(STUDENTS)}")
+        if self.weights not in WEIGHTS:
+            raise ConfigError(f"--weights {self.weights}: expected one of {', '.join(WEIGHTS)}")
 
     @classmethod
-    def from_flags(cls, flags: Mapping[str, Any]) -> ExportConfig:
-        """From the command line."""
-        return from_sources(cls, None, flags, required=("format",))
+    def from_sources(cls, toml: Path | None, flags: Mapping[str, Any]) -> ExportConfig:
+        """Flags over TOML over defaults."""
+        return from_sources(cls, toml, flags, required=("format",))

@@ -8,13 +8,13 @@ import shutil
 from collections.abc import Iterable, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Protocol
 
 from msgspec.structs import replace
 
 import softlabels
 from softlabels.core.folder_record import describe_files, read_record, write_seal
 from softlabels.core.folders import filling, publish_folder
+from softlabels.core.progress import Reporter, Silent
 from softlabels.errors import ConfigError, FormatError, IntegrityError, PairingError
 from softlabels.format.identity import Identity
 from softlabels.store.reader import Store
@@ -41,40 +41,14 @@ from trainers.exports.weights import weight_files
 from trainers.run.finished import FinishedRun, open_finished
 from trainers.students import load_student
 
-__all__ = ["ExportReporter", "Unreported", "export"]
+__all__ = ["export"]
 
 CONFIGS = ("config.json", "generation_config.json", "preprocessor_config.json")
 """Names under which a model of transformers saves settings."""
 
 
-class ExportReporter(Protocol):
-    """Told of progress."""
-
-    def notice(self, message: str) -> None:
-        """A line for people."""
-
-    def stage(self, name: str, total: int | None, unit: str) -> None:
-        """Something begins."""
-
-    def advance(self, amount: int) -> None:
-        """So much of it is done."""
-
-
-class Unreported:
-    """Tells nobody."""
-
-    def notice(self, message: str) -> None:
-        """Nothing."""
-
-    def stage(self, name: str, total: int | None, unit: str) -> None:
-        """Nothing."""
-
-    def advance(self, amount: int) -> None:
-        """Nothing."""
-
-
 def export(
-    run: Path, out: Path, config: ExportConfig, reporter: ExportReporter | None = None
+    run: Path, out: Path, config: ExportConfig, reporter: Reporter | None = None
 ) -> ExportRecord:
     """Export a student of a finished run into a new folder, which holds all of it or is not there.
 
@@ -95,13 +69,15 @@ def export(
         ExportError: the export does not give the student's answers.
         MissingExtraError: a library is missing.
     """
-    report = reporter or Unreported()
+    report = reporter or Silent()
     if out.exists():
         raise ConfigError(f"--out {out}: is there already; choose another folder")
     form = FORMATS.load(config.format)
     finished = open_finished(run, config.weights)
     heldout = _heldout(finished, config)
-    training = finished.training_stores(config.store, images=config.images, pixels=form.calibrates)
+    training = finished.training_stores(
+        config.store, inputs=config.inputs, images=config.images, rows=form.calibrates
+    )
     _check_feed(heldout, training[0])
     domain = domain_of(heldout.manifest.identity.domain)
     model = load_student(finished.folder, Task.saved(domain.name, finished.folder)).model.eval()

@@ -21,6 +21,7 @@ import torch
 from softlabels.errors import ConfigError, RunError
 from softlabels.store.reader import Store
 from trainers.data.batch import collate
+from trainers.evaluation.config import EvalConfig
 from trainers.evaluation.evaluate import open_run
 from trainers.evaluation.measure import measure
 from trainers.loss.topk_tail import head_logits
@@ -88,9 +89,10 @@ def answers(
     device: str = "cpu",
     batch_size: int = 8,
     vocab: str | None = None,
+    inputs: str | None = None,
     images: Sequence[str] = (),
 ) -> Answers:
-    """Ask a finished run's student about every row of a store; arguments and errors as of `evaluate_run`.
+    """Ask a finished run's student about every row of a store; arguments and errors as of `softtrain eval`.
 
     Args:
         scores: keep each class's probability, too; takes a second pass.
@@ -99,7 +101,10 @@ def answers(
         ConfigError: scores of an LM.
         RunError: no position has a label.
     """
-    student, opened = open_run(Path(run), store, vocab=vocab, weights=weights, images=images)
+    asked = EvalConfig(
+        store=str(store), vocab=vocab, weights=weights, inputs=inputs, images=tuple(images)
+    )
+    student, opened = open_run(Path(run), asked)
     classes = tuple(opened.manifest.identity.classes or ())
     if scores and not classes:
         raise ConfigError(

@@ -16,7 +16,8 @@ import torch
 
 from softlabels.errors import ConfigError, MissingExtraError, PairingError, SoftLabelsError
 from trainers.generation.prompts import Words
-from trainers.run.finished import WEIGHTS, open_finished
+from trainers.run.finished import open_finished
+from trainers.run.record import WEIGHTS
 
 __all__ = ["SoftTrainLM"]
 

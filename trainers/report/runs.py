@@ -19,7 +19,7 @@ from softlabels.format.manifest import Manifest, load_manifest
 from trainers.evaluation.evaluations import Assessment, Interval, find_assessments, weights_digest
 from trainers.evaluation.resampling import bootstrap
 from trainers.run.command import run_command_of
-from trainers.run.record import read_run_record
+from trainers.run.record import WEIGHTS, read_run_record
 
 __all__ = [
     "Difference",
@@ -35,7 +35,6 @@ REPLICATES = 1000
 """Of a difference between two runs, at most: how many an evaluation had is what a file says."""
 LARGEST = 1e100
 """Of what a file says was logged."""
-WEIGHTS = {"student": "student", "ema": "student-ema", "best": "best"}
 
 
 class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -138,15 +137,15 @@ def _assessments(run: Path, weights: str) -> list[Assessment]:
     every, fresh, digest = _fresh(run, weights)
     if every and not fresh:
         raise RunError(
-            f"{run}: its evaluation is of other weights than {run / WEIGHTS[weights]} holds now (sha256 {digest[:12]}…)"
-            "; run `softtrain eval` again"
+            f"{run}: its evaluation is of other weights than {run / WEIGHTS[weights][0]} holds now (sha256 "
+            f"{digest[:12]}…); run `softtrain eval` again"
         )
     return fresh
 
 
 def _fresh(run: Path, weights: str) -> tuple[list[Assessment], list[Assessment], str]:
     """All evaluations of these weights, those of what they are now, and their digest."""
-    folder = run / WEIGHTS[weights]
+    folder = run / WEIGHTS[weights][0]
     if not (run / "run.json").is_file():
         raise RunError(f"{run}: not a run; give a folder that `softtrain run --out` made")
     digest = weights_digest(folder)

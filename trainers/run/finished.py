@@ -20,17 +20,10 @@ from softlabels.store.reader import Store, open_store
 from trainers.data.mixing import mixture_digest, open_stores
 from trainers.data.tasks import check_pixels
 from trainers.evaluation.evaluations import tensor_files
-from trainers.run.record import read_run_record
+from trainers.run.record import WEIGHTS, read_run_record
 from trainers.run.vocabulary import check_numbering
 
-__all__ = ["WEIGHTS", "FinishedRun", "open_finished", "provenance"]
-
-WEIGHTS = {
-    "student": ("student", ""),
-    "ema": ("student-ema", "--ema"),
-    "best": ("best", "--heldout"),
-}
-"""Which weights of a run: the folder they are in, and the flag that makes it."""
+__all__ = ["FinishedRun", "open_finished", "provenance"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,14 +53,20 @@ class FinishedRun:
         return total.hexdigest()
 
     def training_stores(
-        self, given: tuple[str, ...] = (), *, images: tuple[str, ...] = (), pixels: bool = True
+        self,
+        given: tuple[str, ...] = (),
+        *,
+        inputs: str | None = None,
+        images: tuple[str, ...] = (),
+        rows: bool = True,
     ) -> list[Store]:
         """The stores that it was trained on.
 
         Args:
             given: where they lie now, as in `softtrain run --store`; nothing: where they lay then.
+            inputs: of a store without inputs, where the store that holds them lies now; None: where it lay then.
             images: of stores of images, where these lie now; nothing: where they lay then.
-            pixels: False if their images are not needed; they are opened all the same where `images` names them.
+            rows: False if no row of theirs is read: inputs and images are then opened only where they are given.
 
         Raises:
             ConfigError: not there, or not those.
@@ -75,21 +74,23 @@ class FinishedRun:
         config = self.facts["config"]
         recorded = config["store"]
         texts = given or ((recorded,) if isinstance(recorded, str) else tuple(recorded))
+        then = config if rows else {}
         try:
             stores = open_stores(
                 texts,
                 view=config.get("vocab"),
-                images=images or (tuple(config.get("images") or ()) if pixels else ()),
-                pixels=pixels,
+                inputs=inputs or then.get("inputs"),
+                images=images or tuple(then.get("images") or ()),
+                rows=rows,
             )
         except SoftLabelsError as e:
             ways = [] if given else ["where it lies now with --store"]
-            ways += (
-                ["where its images lie now with --images"]
-                if pixels and config.get("images")
-                else []
-            )
-            if images or not ways:
+            ways += [
+                f"where its {part} lie now with --{part}"
+                for part in ("inputs", "images")
+                if then.get(part)
+            ]
+            if inputs or images or not ways:
                 raise
             raise ConfigError(
                 f"{self.run}: the store it was trained on cannot be opened ({e}); say {', and '.join(ways)}"

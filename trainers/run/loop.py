@@ -18,12 +18,13 @@ from typing import Any
 import torch
 
 from softlabels.core.devices import Choice
+from softlabels.core.progress import Reporter
 from softlabels.errors import RunError
 from softlabels.store.reader import Store
 from trainers.data.mixing import Weight, make_stream
 from trainers.data.stream import Batch
 from trainers.data.tasks import Task
-from trainers.evaluation.evaluate import Evaluation
+from trainers.evaluation.evaluations import Scores
 from trainers.evaluation.heldout import HeldOut
 from trainers.loss.schedules import LossSchedule
 from trainers.run.checkpoint import (
@@ -41,7 +42,6 @@ from trainers.run.learning_rate import learning_rate
 from trainers.run.length import Length
 from trainers.run.metrics import Metrics
 from trainers.run.reduce import Ranks
-from trainers.run.reporting import RunReporter
 from trainers.run.sharded import is_dealt_out, local, whole
 from trainers.run.step import Gradients
 from trainers.run.stopping import StopRequest
@@ -65,7 +65,7 @@ class Trainer:
         ranks: Ranks,
         heldout: Store | None,
         tokenizer: Mapping[str, bytes],
-        report: RunReporter,
+        report: Reporter,
         length: Length,
     ) -> None:
         self.length = length
@@ -102,6 +102,7 @@ class Trainer:
         self.step = 0
         self.stopping = False
         """Whether any rank was asked to stop; every rank learns it in the same step."""
+        self._heldout_note = ""
 
     def _groups(self) -> list[dict[str, Any]]:
         decayed = [p for p in self.student.parameters() if p.dim() >= 2]
@@ -124,7 +125,7 @@ class Trainer:
             notice(f"resuming after step {self.step} from {checkpoint}")
         metrics = Metrics(self.run)
         self.ranks.from_first(lambda: metrics.open(self.step))
-        self.report.start(self.step, self.config.steps)
+        self.report.stage("train", self.config.steps, "steps", self.step)
         try:
             self._steps(metrics)
         finally:
@@ -186,7 +187,16 @@ class Trainer:
         logged = logged or bool(evaluated)
         if logged:
             self.ranks.from_first(lambda: metrics.write(self.step, values))
-        self.report.step(values if logged else None)
+        self.report.advance(1, self._note(values) if logged else None)
+
+    def _note(self, values: dict[str, float]) -> str:
+        """What people are shown of a step that is logged."""
+        if "heldout_nll" in values:
+            self._heldout_note = f", held-out {values['heldout_nll']:.3f}"
+        return (
+            f"loss {values['loss']:.3f}, hard {values['hard']:.3f}, {values['positions_per_second']:,.0f} positions/s"
+            f"{self._heldout_note}"
+        )
 
     def _next(self, batches: Iterator[Batch]) -> Batch:
         try:
@@ -345,8 +355,8 @@ class Trainer:
         if not all(f for (f,) in self.ranks.gather([fine])):
             raise not_finite(f"step {self.step}: a weight is NaN or infinite", self._lr)
 
-    def _measure(self, heldout: HeldOut) -> Evaluation:
-        def measure() -> Evaluation:
+    def _measure(self, heldout: HeldOut) -> Scores:
+        def measure() -> Scores:
             return heldout.measure(self.student, self.device, batch_size=self.config.batch_size)
 
         if not self.gradients.sharded:

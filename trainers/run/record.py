@@ -11,9 +11,15 @@ import msgspec
 from softlabels.core.records import read_record_file
 from softlabels.errors import RunError, StoreError, UnreadableError
 
-__all__ = ["RUN_RECORD", "read_run_record"]
+__all__ = ["RUN_RECORD", "WEIGHTS", "read_run_record"]
 
 RUN_RECORD = "run.json"
+WEIGHTS = {
+    "student": ("student", ""),
+    "ema": ("student-ema", "--ema"),
+    "best": ("best", "--heldout"),
+}
+"""Which weights of a run: the folder they are in, and the flag that makes it."""
 
 
 class _Struct(msgspec.Struct, frozen=True, kw_only=True):
@@ -26,6 +32,7 @@ class _Config(_Struct, frozen=True, kw_only=True):
     batch_size: int
     warmup: int | float | None = None
     vocab: str | None = None
+    inputs: str | None = None
     images: list[str] = []
     heldout: str | None = None
     heldout_images: list[str] = []

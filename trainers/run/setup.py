@@ -16,6 +16,7 @@ import torch
 import softlabels
 from softlabels.core.devices import choose
 from softlabels.core.folder_lock import FolderLock
+from softlabels.core.progress import Reporter, Silent
 from softlabels.errors import ConfigError, PairingError
 from softlabels.store.reader import Store
 from trainers.data.microbatches import split_batch
@@ -33,17 +34,16 @@ from trainers.run.learning_rate import learning_rate
 from trainers.run.length import Length, in_steps
 from trainers.run.loop import Trainer
 from trainers.run.reduce import Ranks, joined
-from trainers.run.reporting import RunReporter, Silent
 from trainers.run.trust import trust_facts, trust_notices
 from trainers.run.vocabulary import renumbers, view_facts
 from trainers.students import Student, check_tokenizer, check_vocab, make_student
 from trainers.students.context import check_context
 
-__all__ = ["RunReporter", "learning_rate", "split_batch", "train"]
+__all__ = ["learning_rate", "split_batch", "train"]
 
 
 def train(
-    config: RunConfig, run: Path | str, *, resume: bool = False, reporter: RunReporter | None = None
+    config: RunConfig, run: Path | str, *, resume: bool = False, reporter: Reporter | None = None
 ) -> Path:
     """Train a student, or go on with a run that was interrupted.
 
@@ -68,9 +68,7 @@ def train(
         return _train(config, Path(run), ranks, report, resume=resume)
 
 
-def _train(
-    config: RunConfig, run: Path, ranks: Ranks, report: RunReporter, *, resume: bool
-) -> Path:
+def _train(config: RunConfig, run: Path, ranks: Ranks, report: Reporter, *, resume: bool) -> Path:
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     config.micro_batches(ranks.world_size)
@@ -199,9 +197,7 @@ def _check_hidden(config: RunConfig, stores: Sequence[tuple[Store, object]]) -> 
             )
 
 
-def _check_statistics(
-    config: RunConfig, student: Student, ranks: Ranks, report: RunReporter
-) -> None:
+def _check_statistics(config: RunConfig, student: Student, ranks: Ranks, report: Reporter) -> None:
     """Refuse to promise what batch normalisation cannot keep.
 
     Raises:
@@ -222,7 +218,7 @@ def _check_statistics(
 
 
 def _begin(
-    run: Path, lock: FolderLock, facts: dict[str, Any], report: RunReporter, *, resume: bool
+    run: Path, lock: FolderLock, facts: dict[str, Any], report: Reporter, *, resume: bool
 ) -> None:
     """Take the folder, and record the run or see that it is the same."""
     lock.acquire()

@@ -1,0 +1,86 @@
+"""The functions of the package, as `softlabels.build` and `softlabels.measure`; the commands call the same."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from softlabels.builder.config import BuildConfig
+from softlabels.builder.measure_config import MeasureConfig
+from softlabels.core.keywords import keywords
+from softlabels.core.progress import Reporter
+
+if TYPE_CHECKING:
+    from softlabels.format.certificate import Fidelity
+    from softlabels.format.manifest import Manifest
+
+__all__ = ["build", "measure"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Build(BuildConfig):
+    out: Path | str
+    """Folder of the store; made if absent."""
+    progress: Reporter | None = None
+    """Receives stages, advances and notices; default nobody."""
+
+
+@keywords(_Build, BuildConfig)
+def build(config: BuildConfig, *, out: Path | str, progress: Reporter | None) -> Manifest:
+    """Run a teacher over a corpus and write a store, or finish one that was begun.
+
+    Returns:
+        The store's manifest.
+
+    Raises:
+        ConfigError: a setting that cannot be; the message begins with the flag.
+        PlanError: `out` holds a different job.
+        CorpusError, TeacherError, StoreError: what, where and the way out.
+    """
+    from softlabels.builder.build import build
+
+    return build(config, out, reporter=progress)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Measure(MeasureConfig):
+    store: Path | str
+    """Folder of the store."""
+    write: bool = True
+    """Put the record into the store's manifest and card."""
+    key: Path | str | None = None
+    """PEM file of the public key of whoever must have signed the store."""
+    digest: str | None = None
+    """Content digest that the store must have; its first 16 digits or more."""
+    release: str | None = None
+    """Name that the store must be signed with, and the oldest version to accept; needs `key`."""
+    progress: Reporter | None = None
+    """Receives stages, advances and notices; default nobody."""
+
+
+@keywords(_Measure, MeasureConfig)
+def measure(
+    config: MeasureConfig,
+    *,
+    store: Path | str,
+    write: bool,
+    key: Path | str | None,
+    digest: str | None,
+    release: str | None,
+    progress: Reporter | None,
+) -> Fidelity:
+    """Run the teacher again on a sample of rows, and say how far the stored targets are from what it says.
+
+    Returns:
+        The record, with a 95 % interval for each figure.
+
+    Raises:
+        TeacherError, TokenizerError: not the teacher that made the store.
+        StoreError: the store is damaged, not what was demanded, or cannot be written to.
+    """
+    from softlabels.builder.measure import measure
+    from softlabels.store.demand import Demand
+
+    demand = Demand(key=key, digest=digest, release=release)
+    return measure(store, config, write=write, reporter=progress, demand=demand)

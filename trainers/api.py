@@ -1,0 +1,98 @@
+"""The functions of the package: `trainers.train`, `trainers.evaluate`, `trainers.export`; the commands call them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from softlabels.core.keywords import keywords
+from softlabels.core.progress import Reporter, Silent
+from trainers.evaluation.config import EvalConfig
+from trainers.exports.config import ExportConfig
+from trainers.run.config import RunConfig
+
+if TYPE_CHECKING:
+    from trainers.evaluation.evaluations import Evaluation
+    from trainers.exports.record import ExportRecord
+
+__all__ = ["evaluate", "export", "train"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Train(RunConfig):
+    out: Path | str
+    """Folder of the run; made if absent."""
+    resume: bool = False
+    """Go on from the newest checkpoint, to the bit."""
+    progress: Reporter | None = None
+    """Receives stages, advances (with the loss as a note) and notices; default nobody."""
+
+
+@keywords(_Train, RunConfig)
+def train(config: RunConfig, *, out: Path | str, resume: bool, progress: Reporter | None) -> Path:
+    """Train a student from a store.
+
+    Returns:
+        The folder of the finished student, in that of the run.
+
+    Raises:
+        ConfigError: a setting that cannot be; the message begins with the flag.
+        RunError: the folder holds a run already, or another one; a step failed.
+        PairingError, TokenizerError: loss, student and store do not go together.
+    """
+    from trainers.run.setup import train
+
+    return train(config, out, resume=resume, reporter=progress)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Evaluate(EvalConfig):
+    run: Path | str
+    """Folder of a finished run."""
+    progress: Reporter | None = None
+    """Receives stages, advances and notices; default nobody."""
+
+
+@keywords(_Evaluate, EvalConfig)
+def evaluate(config: EvalConfig, *, run: Path | str, progress: Reporter | None) -> Evaluation:
+    """Evaluate a finished run's student on the rows of a held-out store, and keep what is found in RUN/evaluations.
+
+    Returns:
+        Scores with intervals, groups, reliability and blind spots, and where they were kept.
+
+    Raises:
+        RunError: not a run, not finished, or it has no such weights.
+        PairingError, TokenizerError: run and store do not go together.
+    """
+    from trainers.evaluation.assess import evaluate_and_keep
+
+    return evaluate_and_keep(Path(run), config, progress or Silent())
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Export(ExportConfig):
+    run: Path | str
+    """Folder of a finished run."""
+    out: Path | str
+    """Folder to make."""
+    progress: Reporter | None = None
+    """Receives stages, advances and notices; default nobody."""
+
+
+@keywords(_Export, ExportConfig)
+def export(
+    config: ExportConfig, *, run: Path | str, out: Path | str, progress: Reporter | None
+) -> ExportRecord:
+    """Export a finished run's student into a folder that holds all it needs, if it gives the same answers there.
+
+    Returns:
+        What `export.json` says.
+
+    Raises:
+        RunError: not a finished run, or without those weights.
+        ExportError: the export does not give the student's answers.
+    """
+    from trainers.exports.student import export
+
+    return export(Path(run), Path(out), config, progress)

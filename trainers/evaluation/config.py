@@ -1,0 +1,49 @@
+"""What an evaluation is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from softlabels.core.settings import check_at_least, from_sources
+from softlabels.errors import ConfigError
+from trainers.run.record import WEIGHTS
+
+__all__ = ["EvalConfig"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalConfig:
+    """One evaluation of a finished run's student."""
+
+    store: str
+    """Store of held-out rows, a path or an address (needed)."""
+    batch_size: int = 8
+    """Rows at a time."""
+    vocab: str | None = None
+    """Read the store in another vocabulary, the run's own: `trim:N` or `map:FILE`."""
+    inputs: str | None = None
+    """Store that holds the inputs of a store without (`softlabels subset --drop-inputs`); joined by digest."""
+    images: tuple[str, ...] = ()
+    """Images of a store of images, as it was built from them, e.g. `arrays:FILE.npz`."""
+    device: str = "cpu"
+    """Where to compute."""
+    weights: str = "student"
+    """Weights of the run to evaluate: the last (`student`), the averaged ones of a run with --ema (`ema`), or the best
+    of one with --heldout (`best`)."""
+    bootstrap: int = 1000
+    """Replicates, of whole rows, for the 95 % intervals; 0 leaves them out."""
+    seed: int = 0
+    """Seed of the resamplings."""
+
+    def __post_init__(self) -> None:
+        check_at_least(self, batch_size=1, bootstrap=0, seed=0)
+        if self.weights not in WEIGHTS:
+            raise ConfigError(f"--weights {self.weights}: expected one of {', '.join(WEIGHTS)}")
+
+    @classmethod
+    def from_sources(cls, toml: Path | None, flags: Mapping[str, Any]) -> EvalConfig:
+        """Flags over TOML over defaults."""
+        return from_sources(cls, toml, flags, required=("store",))
