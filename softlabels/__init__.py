@@ -19,6 +19,7 @@ _LAZY = {
     "build": "softlabels.api",
     "measure": "softlabels.api",
     "open_store": "softlabels.store.reader",
+    "scan": "softlabels.store.scan",
     "Store": "softlabels.store.reader",
     "SoftTargets": "softlabels.core.targets",
     "Row": "softlabels.core.rows",
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from softlabels.core.rows import Row
     from softlabels.core.targets import SoftTargets
     from softlabels.store.reader import Store, open_store
+    from softlabels.store.scan import scan
 
 __all__ = [
     "BuildConfig",
@@ -40,6 +42,7 @@ __all__ = [
     "build",
     "measure",
     "open_store",
+    "scan",
 ]
 
 

@@ -171,7 +171,7 @@ def _job(store: Store, config: AppendConfig) -> BuildConfig:
         seq_len=identity.corpus.seq_len,
         shard_rows=shard_rows,
         limit_rows=config.limit_rows,
-        profile="open" if encoding.plain else encoding.profile,
+        profile=encoding.asked_profile,
         container=encoding.container,
         values=encoding.values,
         dictionary="none",  # the store's own is used, if it has one

@@ -64,7 +64,7 @@ def convert(
     identity = msgspec.structs.replace(old, encoding=encoding)
     files = files_of(store, "tokenizer")
     parameters = {p: getattr(encoding, p) for p in parts}
-    if encoding.profile == "packed":
+    if not encoding.plain:
         book = _dictionary(store, identity, dictionary, report)
         if book is not None:
             files[DICTIONARY] = book

@@ -22,16 +22,16 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
+import polars as pl
+from polars.exceptions import PolarsError
 
-from softlabels.errors import ConfigError, MissingExtraError
+from softlabels.core.targets import main_temperature
+from softlabels.errors import ConfigError
 from softlabels.format.shard import Shard
-
-if TYPE_CHECKING:
-    import polars as pl
+from softlabels.store.scan import positions_of
 
 __all__ = ["COLUMNS", "Choice", "row_columns", "sample", "where"]
 
@@ -51,42 +51,46 @@ COLUMNS = (
 Choice = Callable[[Shard], npt.NDArray[np.bool_]]
 
 
-def row_columns(shard: Shard) -> dict[str, object]:
-    """The columns of a shard's rows, by name."""
-    t, at = shard.targets, shard.offsets
-    temperature = 1.0 if 1.0 in t.temperatures else t.temperatures[0]
-    soft = t.soft
-    p = t.probs(temperature).astype(np.float64)
-    tail = np.where(soft, t.tail(temperature), 0.0).astype(np.float64)
-
-    def times_log(x: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        return np.where(x > 0, x * np.log(np.where(x > 0, x, 1.0)), 0.0)
-
-    entropy = -(times_log(p).sum(axis=1) + times_log(tail))
-
-    def of_rows(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        return np.diff(np.concatenate([[0.0], np.cumsum(values, dtype=np.float64)])[at])
-
-    counts = of_rows(soft.astype(np.float64))
-
-    def mean(values: npt.NDArray[np.float64]) -> list[float | None]:
-        sums = of_rows(np.where(soft, values, 0.0))
-        return [float(s / n) if n else None for s, n in zip(sums, counts, strict=True)]
-
+def row_columns(shard: Shard) -> pl.DataFrame:
+    """The columns of a shard's rows."""
     rows = shard.rows
-    return {
-        "row": np.arange(shard.start_row, shard.start_row + len(rows)),
-        "tokens": np.array([r.size for r in rows], np.int64),
-        "positions": np.diff(at),
-        "soft_positions": counts.astype(np.int64),
-        "segments": np.array([len(r.documents) for r in rows], np.int64),
-        "document": np.array([int(r.documents[0]) for r in rows], np.int64),
-        "kept_ids": of_rows(t.kept.sum(axis=1).astype(np.float64)).astype(np.int64),
-        "mean_entropy": mean(entropy),
-        "mean_tail": mean(tail),
-        "mean_top": mean(p.max(axis=1, initial=0.0)),
-        "digest": [r.digest().hex() for r in rows],
-    }
+    of_rows = pl.DataFrame(
+        {
+            "row": np.arange(shard.start_row, shard.start_row + len(rows)),
+            "tokens": np.array([r.size for r in rows], np.int64),
+            "positions": np.diff(shard.offsets),
+            "segments": np.array([len(r.documents) for r in rows], np.int64),
+            "document": np.array([int(r.documents[0]) for r in rows], np.int64),
+            "digest": [r.digest().hex() for r in rows],
+        }
+    )
+    at = main_temperature(shard.targets.temperatures)
+    kept = positions_of(shard, ["row", "logp", "tail"], at).with_columns(
+        kept=pl.col("logp").list.len(),
+        logp=pl.col("logp").cast(pl.List(pl.Float64)),
+        tail=pl.col("tail").cast(pl.Float64),
+    )
+    soft = kept.filter(pl.col("kept") > 0)
+    of_soft = soft.group_by("row").agg(
+        soft_positions=pl.len().cast(pl.Int64),
+        kept_ids=pl.col("kept").sum().cast(pl.Int64),
+        mean_entropy=_entropy().mean(),
+        mean_tail=pl.col("tail").mean(),
+        mean_top=pl.col("logp").list.first().exp().mean(),
+    )
+    counts = pl.col("soft_positions", "kept_ids").fill_null(0)
+    return (
+        of_rows.join(of_soft, on="row", how="left", maintain_order="left")
+        .with_columns(counts)
+        .select(COLUMNS)
+    )
+
+
+def _entropy() -> pl.Expr:
+    """Of each position, of what it keeps and its tail as one more outcome, in nats."""
+    kept = pl.col("logp").list.eval(pl.element() * pl.element().exp()).list.sum()
+    tail = pl.when(pl.col("tail") > 0).then(pl.col("tail") * pl.col("tail").log()).otherwise(0.0)
+    return -(kept + tail)
 
 
 def where(condition: str) -> Choice:
@@ -95,12 +99,6 @@ def where(condition: str) -> Choice:
     Raises:
         ConfigError: it is not one over the columns, not a condition, or looks at other rows.
     """
-    try:
-        import polars as pl
-    except ImportError as e:
-        raise MissingExtraError("polars", "algebra", "subset --where") from e
-    from polars.exceptions import PolarsError
-
     flag = f"--where {condition!r}"
     try:
         expression = pl.sql_expr(condition)
@@ -108,7 +106,7 @@ def where(condition: str) -> Choice:
         raise ConfigError(f"{flag}: not an SQL expression ({e})") from e
 
     def choose(shard: Shard) -> npt.NDArray[np.bool_]:
-        frame = _frame(shard)
+        frame = row_columns(shard)
         try:
             found = frame.select(expression.alias("found"))["found"]
             alone = frame.select(expression.over("row").alias("found"))["found"]
@@ -129,13 +127,6 @@ def where(condition: str) -> Choice:
         return np.array(np.broadcast_to(chosen, len(frame)), np.bool_)
 
     return choose
-
-
-def _frame(shard: Shard) -> pl.DataFrame:
-    import polars as pl
-
-    floats = {name: pl.Float64 for name in COLUMNS if name.startswith("mean_")}
-    return pl.DataFrame(row_columns(shard), schema_overrides=floats)
 
 
 def sample(share: float, seed: int) -> Choice:

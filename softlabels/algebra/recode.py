@@ -7,7 +7,7 @@ import msgspec
 from softlabels.codecs import CODECS, make_codec
 from softlabels.errors import ConfigError
 from softlabels.format.encoding import CONTAINERS, PROFILES
-from softlabels.format.identity import EncodingRecord, Identity
+from softlabels.format.identity import EncodingRecord, Identity, held_profile
 
 __all__ = ["recoded", "rounded_again"]
 
@@ -21,7 +21,7 @@ def recoded(
         ConfigError: an unknown name, or values that the profile cannot hold.
     """
     old = identity.encoding
-    profile = profile or ("open" if old.plain else old.profile)
+    profile = profile or old.asked_profile
     container = container or old.container
     values = values or old.values
     for flag, name, known in (
@@ -36,7 +36,7 @@ def recoded(
             f"--values {values}: the profile 'open' holds float16 or float32; say which"
         )
     new = EncodingRecord(
-        profile=profile,
+        profile=held_profile(profile, container),
         container=container,
         values=values,
         relative_error=old.relative_error,

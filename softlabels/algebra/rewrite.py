@@ -270,7 +270,7 @@ def _reused(store: Store, cut: Cut, start: int) -> Piece | None:
 
 def _dictionary(store: Store, identity: Identity, files: Mapping[str, bytes]) -> Codebook | None:
     """What new packed shards are coded with: the first dictionary among the files, if one is of use."""
-    if identity.encoding.profile != "packed":
+    if identity.encoding.plain:
         return None
     for name, data in sorted(files.items()):
         if name.startswith(f"{FOLDER}/"):

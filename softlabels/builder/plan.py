@@ -34,6 +34,7 @@ from softlabels.format.identity import (
     Identity,
     SummaryRecord,
     TargetRecord,
+    held_profile,
 )
 from softlabels.format.manifest import Plan, PlannedShard
 from softlabels.format.summaries import summary_record
@@ -132,7 +133,7 @@ def survey(
         ),
         targets=_target_record(config, estimator),
         encoding=EncodingRecord(
-            profile=config.profile,
+            profile=held_profile(config.profile, config.container),
             container=config.container,
             values=config.stored_values,
             relative_error=codec.relative_error,
@@ -252,7 +253,7 @@ def check_same_job(
         else plain(identity.images, "images", "software", "replay"),
         "store": {
             "values": identity.encoding.values,
-            "profile": identity.encoding.profile,
+            "profile": identity.encoding.asked_profile,
             "container": identity.encoding.container,
             "dictionary_sha256": identity.encoding.dictionary_sha256,
             "shard_rows": plan.shard_rows,

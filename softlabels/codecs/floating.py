@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from softlabels.codecs import Numbers
-from softlabels.core.targets import SoftTargets
+from softlabels.core.targets import SoftTargets, main_temperature
 from softlabels.errors import TargetError
 
 __all__ = ["Float16", "Float32", "stored_logp"]
@@ -19,8 +19,7 @@ UInt32 = npt.NDArray[np.uint32]
 
 def stored_logp(targets: SoftTargets) -> npt.NDArray[np.float32]:
     """What is written of the kept ids: log-probabilities `[N, K]` at T=1, or at a sample's own temperature."""
-    grid = targets.temperatures
-    return targets.log_probs(1.0 if 1.0 in grid else grid[0])
+    return targets.log_probs(main_temperature(targets.temperatures))
 
 
 def _falling(bits: npt.NDArray[Any], sign: int) -> UInt32:

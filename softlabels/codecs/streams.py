@@ -8,22 +8,19 @@ of numbers a second. The bytes are those of its standalone format.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from pcodec import ChunkConfig, DeltaSpec, ModeSpec, standalone
+from pcodec import ChunkConfig, DeltaSpec, ModeSpec, PagingSpec, standalone
 
 from softlabels.errors import IntegrityError
 
-__all__ = ["Stream", "join", "pack", "pack_series", "split", "unpack"]
+__all__ = ["Stream", "join", "pack", "pack_series", "plain", "plain_numbers", "split", "unpack"]
 
 LEVEL = 8
-_PLAIN = ChunkConfig(
-    compression_level=LEVEL, mode_spec=ModeSpec.classic(), delta_spec=DeltaSpec.no_op()
-)
 _SERIES = ChunkConfig(compression_level=LEVEL)
 HEADER_LIMIT = 2**20
 """Bytes of the index of a file of streams."""
@@ -37,11 +34,27 @@ class Stream:
     """How many numbers."""
     data: bytes
     """pco; nothing at all if there are no entries."""
+    dtype: str = field(default="", compare=False)
+    """What the numbers are, e.g. `uint32`; '' where the file that it was read from does not say."""
+    width: int | None = field(default=None, compare=False)
+    """Of plain numbers, which are not pco, how many an entry has."""
 
 
-def pack(values: npt.NDArray[Any]) -> Stream:
-    """Code numbers, `uint32` or `int64`, whose order tells nothing."""
-    return _pack(values, _PLAIN)
+def pack(values: npt.NDArray[Any], parts: Sequence[int] | None = None) -> Stream:
+    """Code numbers, `uint32` or `int64`, whose order tells nothing.
+
+    Args:
+        values: the numbers.
+        parts: how many of them, from the first on, are distributed alike, and so on; none of them 0.
+    """
+    paging = {"paging_spec": PagingSpec.exact_page_sizes(list(parts))} if parts else {}
+    config = ChunkConfig(
+        compression_level=LEVEL,
+        mode_spec=ModeSpec.classic(),
+        delta_spec=DeltaSpec.no_op(),
+        **paging,
+    )
+    return _pack(values, config)
 
 
 def pack_series(values: npt.NDArray[Any]) -> Stream:
@@ -50,10 +63,37 @@ def pack_series(values: npt.NDArray[Any]) -> Stream:
 
 
 def _pack(values: npt.NDArray[Any], config: ChunkConfig) -> Stream:
-    if len(values) == 0:
-        return Stream(entries=0, data=b"")
-    data = standalone.simple_compress(np.ascontiguousarray(values), config)
-    return Stream(entries=len(values), data=bytes(data))
+    data = standalone.simple_compress(np.ascontiguousarray(values), config) if len(values) else b""
+    return Stream(entries=len(values), data=bytes(data), dtype=values.dtype.name)
+
+
+def plain(values: npt.NDArray[Any]) -> Stream:
+    """Numbers as they are, little-endian, which coding would not make smaller; of a matrix a line is an entry."""
+    little = values.astype(values.dtype.newbyteorder("<"), copy=False)
+    width = values.shape[1] if values.ndim == 2 else 1
+    return Stream(entries=len(values), data=little.tobytes(), dtype=values.dtype.name, width=width)
+
+
+def plain_numbers(
+    stream: Stream, dtype: np.dtype[Any], entries: int, width: int = 1, *, where: str
+) -> npt.NDArray[Any]:
+    """The numbers of a plain stream, `[entries * width]`, not copied.
+
+    Raises:
+        IntegrityError: others, or another number of them.
+    """
+    _check_kind(stream, dtype, where)
+    if stream.entries != entries or len(stream.data) != entries * width * dtype.itemsize:
+        raise IntegrityError(
+            f"{where}: is torn, {len(stream.data)} bytes of {stream.entries} entries; expected {entries} entries of "
+            f"{width * dtype.itemsize} bytes"
+        )
+    return np.frombuffer(stream.data, dtype.newbyteorder("<"))
+
+
+def _check_kind(stream: Stream, dtype: np.dtype[Any], where: str) -> None:
+    if stream.dtype not in ("", dtype.name):
+        raise IntegrityError(f"{where}: holds {stream.dtype}, expected {dtype.name}")
 
 
 def unpack(stream: Stream, out: npt.NDArray[Any], *, where: str) -> npt.NDArray[Any]:
@@ -62,6 +102,7 @@ def unpack(stream: Stream, out: npt.NDArray[Any], *, where: str) -> npt.NDArray[
     Raises:
         IntegrityError: another number of entries, another dtype, or not pco.
     """
+    _check_kind(stream, out.dtype, where)
     if stream.entries != len(out):
         raise IntegrityError(f"{where}: holds {stream.entries} entries, expected {len(out)}")
     if len(out) == 0 and not stream.data:

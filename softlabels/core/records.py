@@ -38,7 +38,7 @@ __all__ = [
 ]
 
 FORMAT = "softlabels"
-FORMAT_VERSION = "1.3"
+FORMAT_VERSION = "1.4"
 """MAJOR.MINOR. A reader reads its own major at any minor, and ignores keys it does not know."""
 RECORD_LIMIT = 16 * 2**20
 """Bytes: a larger record file is refused unread. Enough for 50,000 shards."""

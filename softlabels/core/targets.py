@@ -33,7 +33,7 @@ import numpy.typing as npt
 from softlabels.core.summary import Summary
 from softlabels.errors import PairingError, TargetError
 
-__all__ = ["LARGEST_GRID", "UNBIASED", "SoftTargets", "gaps_from_logp"]
+__all__ = ["LARGEST_GRID", "UNBIASED", "SoftTargets", "gaps_from_logp", "main_temperature"]
 
 Float32 = npt.NDArray[np.float32]
 Int32 = npt.NDArray[np.int32]
@@ -42,6 +42,11 @@ LARGEST_GRID = 1024
 """Temperatures of a store, at most."""
 UNBIASED = frozenset({"sampled", "rs"})
 """Estimators whose kept set is a random sample: weights at one temperature, never a tail."""
+
+
+def main_temperature(grid: Sequence[float]) -> float:
+    """1, or the first of a grid that lacks it."""
+    return 1.0 if 1.0 in grid else grid[0]
 
 
 def gaps_from_logp(logp: Float32) -> Float32:

@@ -8,7 +8,7 @@ much to allocate, or that a missing chunk is zeros.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from softlabels.codecs.streams import LEVEL
 from softlabels.errors import IntegrityError
 from softlabels.format.archive import Archive
 
@@ -39,7 +40,20 @@ ARRAY_LIMIT = 2**12
 """Bytes of the `zarr.json` of a group, and of an array: more is refused unread."""
 ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 
-Codec = Literal["zstd", "crc32c"]
+Codec = Literal["zstd", "crc32c", "stream"]
+"""What an array must be: numbers under zstd; plain numbers; or a stream: whole numbers under pco, others plain."""
+PCODEC = "numcodecs.pcodec"
+CODED = ("uint32", "int64")
+"""Types of numbers that pco codes here."""
+PCO_SETTINGS = {
+    "level",
+    "mode_spec",
+    "delta_spec",
+    "paging_spec",
+    "delta_encoding_order",
+    "equal_pages_up_to",
+}
+"""How a writer coded, which no reader needs."""
 
 
 def chunk_of(shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -47,9 +61,9 @@ def chunk_of(shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(max(n, 1) for n in shape)
 
 
-class _Named(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+class _Named(msgspec.Struct, forbid_unknown_fields=True, frozen=True, omit_defaults=True):
     name: str
-    configuration: dict[str, bool | int | str | list[int]] = {}
+    configuration: dict[str, bool | int | str | list[int] | None] = {}
 
 
 class Group(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -62,7 +76,7 @@ class Group(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """A second account of the arrays, which could be another one."""
 
 
-class _Array(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+class _Array(msgspec.Struct, forbid_unknown_fields=True, frozen=True, omit_defaults=True):
     zarr_format: Literal[3]
     node_type: Literal["array"]
     shape: list[int]
@@ -100,9 +114,11 @@ class DeclaredArray:
 
     def __init__(self, archive: Archive, name: str, codec: Codec) -> None:
         about = read_metadata(archive, name, _Array, ARRAY_LIMIT)
-        self._codec = codec
         self.shape = tuple(about.shape)
         self.type = about.data_type
+        self._codec = codec
+        self.coded = codec == "stream" and self.type in CODED
+        """Whether the chunk is pco, of which nothing says how much it decodes to."""
         width = WIDTHS.get(self.type)
         if width is None or min(self.shape, default=-1) < 0 or len(self.shape) > 2:
             raise ValueError(f"array {name!r} of {self.type!r}, shape {about.shape}")
@@ -118,27 +134,29 @@ class DeclaredArray:
         self._check_size(name)
 
     def _check_codecs(self, codecs: list[_Named], name: str, *, single: bool) -> None:
-        fits = len(codecs) == 2 and codecs[0] in BYTES[single]
-        if self._codec == "crc32c":
-            fits = fits and codecs[1] == CRC32C
+        fits = len(codecs) == 2
+        if self.coded:
+            fits = (
+                fits and codecs[0].name == PCODEC and set(codecs[0].configuration) <= PCO_SETTINGS
+            )
         else:
+            fits = fits and codecs[0] in BYTES[single]
+        if self._codec == "zstd":
             fits = fits and codecs[1].name == "zstd"
             fits = fits and codecs[1].configuration.get("checksum") is True
             fits = fits and set(codecs[1].configuration) <= {"level", "checksum"}
+        else:
+            fits = fits and codecs[1] == CRC32C
         if not fits:
-            want = "zstd with its checksum" if self._codec == "zstd" else "crc32c"
+            first = PCODEC if self.coded else "bytes (little-endian)"
+            last = "zstd with its checksum" if self._codec == "zstd" else "crc32c"
             found = [c.name[:40] for c in codecs[:8]]
-            raise ValueError(
-                f"array {name!r} has the codecs {found}, expected bytes (little-endian) and {want}"
-            )
+            raise ValueError(f"array {name!r} has the codecs {found}, expected {first} and {last}")
 
     def _check_size(self, name: str) -> None:
-        if not self.bytes:
+        if not self.bytes or (self.coded and len(self.data) > 4):
             return
-        if self._codec == "crc32c":
-            found: int | None = len(self.data) - 4
-        else:
-            found = _frame_size(self.data)
+        found = _frame_size(self.data) if self._codec == "zstd" else len(self.data) - 4
         if found != self.bytes:
             said = "no size, or has no checksum" if found is None else f"{found} bytes"
             raise ValueError(
@@ -153,19 +171,66 @@ class DeclaredArray:
         """
         if not self.bytes:
             return np.zeros(self.shape, dtype)
-        if self._codec == "crc32c":
-            raw: Any = np.frombuffer(self.data[:-4], np.uint8)
-            if google_crc32c.value(raw) != int.from_bytes(self.data[-4:], "little"):
-                raise ValueError("a checksum does not fit its bytes")
-        else:
+        raw: Any = self.content()
+        if self._codec == "zstd":
             try:
-                raw = pa.Codec("zstd").decompress(self.data, decompressed_size=self.bytes)
+                raw = pa.Codec("zstd").decompress(raw, decompressed_size=self.bytes)
             except (pa.ArrowException, OSError) as e:
                 raise ValueError(str(e)) from e
         if dtype == np.bool_ and np.frombuffer(raw, np.uint8).max() > 1:
             raise ValueError("a truth value is neither 0 nor 1")
         little = np.frombuffer(raw, dtype.newbyteorder("<")).reshape(self.shape)
         return little.astype(dtype, copy=False)
+
+    def content(self) -> memoryview:
+        """The chunk's bytes, without their CRC-32C.
+
+        Raises:
+            ValueError: other bytes than those of the checksum.
+        """
+        if self._codec == "zstd" or not self.bytes:
+            return self.data
+        raw = self.data[:-4]
+        if google_crc32c.value(np.frombuffer(raw, np.uint8)) != int.from_bytes(
+            self.data[-4:], "little"
+        ):
+            raise ValueError("a checksum does not fit its bytes")
+        return raw
+
+
+def array_metadata(
+    shape: tuple[int, ...], dtype: np.dtype[Any], attributes: Mapping[str, Any]
+) -> bytes:
+    """The `zarr.json` of the array of a stream."""
+    first = BYTES[dtype.itemsize == 1][0]
+    if dtype.name in CODED:
+        first = _Named(PCODEC, {"level": LEVEL, "mode_spec": "classic"})
+    return msgspec.json.encode(
+        _Array(
+            zarr_format=3,
+            node_type="array",
+            shape=list(shape),
+            data_type=dtype.name,
+            chunk_grid=_Named("regular", {"chunk_shape": list(chunk_of(shape))}),
+            chunk_key_encoding=CHUNK_KEYS[1],
+            codecs=[first, CRC32C],
+            fill_value=0,
+            attributes={n: msgspec.Raw(msgspec.json.encode(v)) for n, v in attributes.items()},
+        )
+    )
+
+
+def group_metadata(attributes: Mapping[str, Any]) -> bytes:
+    """The `zarr.json` of the root."""
+    return msgspec.json.encode(
+        {"zarr_format": 3, "node_type": "group", "attributes": dict(attributes)}
+    )
+
+
+def with_checksum(data: bytes) -> bytes:
+    """A chunk of these bytes: they and their CRC-32C."""
+    checksum: int = google_crc32c.value(data)
+    return data + checksum.to_bytes(4, "little")
 
 
 def read_metadata(archive: Archive, name: str, kind: type[Any], limit: int) -> Any:

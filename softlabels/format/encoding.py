@@ -12,11 +12,13 @@ import numpy as np
 import numpy.typing as npt
 
 from softlabels.codecs.codebook import Codebook
-from softlabels.core.targets import SoftTargets
+from softlabels.codecs.streams import Stream
+from softlabels.core.targets import SoftTargets, main_temperature
 from softlabels.errors import IntegrityError
 from softlabels.format import packed, plain
 from softlabels.format.columns import Container, Expected
-from softlabels.format.identity import LARGEST, OPEN_PARTS, OPEN_TARGETS, Identity
+from softlabels.format.containers import zarr_arrays
+from softlabels.format.identity import LARGEST, OPEN_PARTS, OPEN_TARGETS, PACKED_ARRAYS, Identity
 from softlabels.format.manifest import Numbering, Statistics
 from softlabels.format.shard import Shard
 from softlabels.format.summaries import same_summary
@@ -33,13 +35,14 @@ __all__ = [
     "encode_shard",
     "input_digests",
     "read_statistics",
+    "read_streams",
 ]
 
 STATISTICS = "softlabels.statistics"
 DICTIONARY = "softlabels.dictionary"
 PROFILES = ("open", "packed")
 """What a build can make."""
-READABLE = (*PROFILES, OPEN_PARTS, OPEN_TARGETS)
+READABLE = (*PROFILES, OPEN_PARTS, OPEN_TARGETS, PACKED_ARRAYS)
 CONTAINERS: Mapping[str, str] = {
     "parquet": "softlabels.format.containers.parquet",
     "zarr": "softlabels.format.containers.zarr",
@@ -76,7 +79,10 @@ def encode_shard(
             "a dictionary is used only as it was read from its file"
         )
         facts[DICTIONARY] = dictionary.sha256
-    return container.write_streams(packed.streams_of(shard, identity, dictionary), facts)
+    streams = packed.streams_of(shard, identity, dictionary)
+    if identity.encoding.profile == PACKED_ARRAYS:
+        return zarr_arrays.write_arrays(streams, facts, packed.attributes_of(identity))
+    return container.write_streams(streams, facts)
 
 
 def decode_shard(
@@ -90,6 +96,7 @@ def decode_shard(
     dictionary: FindDictionary | None = None,
     numbering: Numbering | None = None,
     keep_logp: bool = False,
+    targets: bool = True,
 ) -> Shard:
     """Decode a file's bytes, refusing whatever contradicts the identity or itself.
 
@@ -99,6 +106,7 @@ def decode_shard(
         dictionary: finds the dictionary that the shard asks for, if any.
         numbering: how the file counts rows and documents; None: as the store does.
         keep_logp: keep what the columns hold besides what it means, for whoever writes them again.
+        targets: whether they are decoded, or the rows and what summaries say of them only.
 
     Raises:
         IntegrityError: bad checksum, missing column, lengths that do not add up, a row whose inputs are
@@ -115,6 +123,7 @@ def decode_shard(
         dictionary=dictionary,
         counts_from=start_row if numbering is None else numbering.row,
         keep_logp=keep_logp,
+        targets=targets,
     )
     if numbering is None or numbering.documents == 0 or not identity.encoding.has_inputs:
         return shard
@@ -138,10 +147,11 @@ def _decode(
     dictionary: FindDictionary | None,
     counts_from: int,
     keep_logp: bool,
+    targets: bool,
 ) -> Shard:
     container = container_of(identity)
     if identity.encoding.plain:
-        expected = plain.expected_columns(identity, rows, positions)
+        expected = plain.expected_columns(identity, rows, positions, targets=targets)
         columns = container.read_columns(data, expected, records=rows, where=where)
         return plain.shard_of(
             columns,
@@ -150,19 +160,32 @@ def _decode(
             counts_from=counts_from,
             where=where,
             keep_logp=keep_logp,
+            targets=targets,
         )
     wanted = dictionary_of(data, identity, where=where)
     if wanted is not None and dictionary is None:
         raise IntegrityError(f"{where}: needs the dictionary {wanted[:12]}…, which is not there")
     return packed.shard_of(
-        container.read_streams(data, where=where),
+        read_streams(data, identity, where=where),
         identity,
         dictionary(wanted) if dictionary is not None and wanted is not None else None,
         start_row=start_row,
         rows=rows,
         positions=positions,
         where=where,
+        targets=targets,
     )
+
+
+def read_streams(data: bytes, identity: Identity, *, where: str) -> Mapping[str, Stream]:
+    """The streams of a packed shard, by name.
+
+    Raises:
+        IntegrityError: not such a file.
+    """
+    if identity.encoding.profile == PACKED_ARRAYS:
+        return zarr_arrays.read_arrays(data, where=where)
+    return container_of(identity).read_streams(data, where=where)
 
 
 def dictionary_of(data: bytes, identity: Identity, *, where: str) -> str | None:
@@ -186,7 +209,7 @@ def input_digests(data: bytes, identity: Identity, *, rows: int, where: str) -> 
         found = container.read_columns(data, wanted, records=rows, where=where)
         digests = found["input_digest"].values.tobytes()
     else:
-        stream = container.read_streams(data, where=where).get("input_digest")
+        stream = read_streams(data, identity, where=where).get("input_digest")
         digests = b"" if stream is None else stream.data
     if len(digests) != 16 * rows:
         raise IntegrityError(
@@ -218,7 +241,7 @@ def check_round_trip(
     back = decode_shard(data, identity, start_row=content.start_row, where=where, dictionary=find)
     a, b = content.targets, back.targets
     bound = identity.encoding
-    t = 1.0 if 1.0 in a.temperatures else a.temperatures[0]
+    t = main_temperature(a.temperatures)
     (ids, logp), (ids_back, logp_back) = _by_id(a, t), _by_id(b, t)
     same = np.array_equal(ids, ids_back)
     if same:

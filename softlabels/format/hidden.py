@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from softlabels.codecs.hidden import HIDDEN_CODECS, HiddenCodec
-from softlabels.codecs.streams import Stream
+from softlabels.codecs.streams import Stream, plain, plain_numbers
 from softlabels.core.targets import SoftTargets
 from softlabels.errors import FormatError, IntegrityError, TargetError
 from softlabels.format.columns import Column, Expected
@@ -97,15 +98,12 @@ def hidden_of_columns(
 
 
 def hidden_streams(targets: SoftTargets, identity: Identity) -> dict[str, Stream]:
-    """The streams of a shard: plain little-endian numbers, which entropy coding would not make smaller."""
+    """The streams of a shard."""
     if (record := identity.hidden) is None:
         return {}
     codec = _codec(record)
     numbers, scales = codec.encode(_given(targets, record))
-    streams = {NUMBERS: Stream(entries=numbers.size, data=numbers.tobytes())}
-    if codec.scaled:
-        streams[SCALES] = Stream(entries=len(scales), data=scales.astype("<f4").tobytes())
-    return streams
+    return {NUMBERS: plain(numbers.reshape(-1))} | ({SCALES: plain(scales)} if codec.scaled else {})
 
 
 def hidden_of_streams(
@@ -120,17 +118,13 @@ def hidden_of_streams(
         return None
     codec = _codec(record)
 
-    def plain(name: str, dtype: np.dtype[np.generic], entries: int) -> npt.NDArray[np.generic]:
-        found = streams.get(name)
-        size = entries * dtype.itemsize
-        if found is None or (found.entries, len(found.data)) != (entries, size):
-            raise IntegrityError(
-                f"{where}: stream {name!r} is missing or has not {entries} numbers"
-            )
-        return np.frombuffer(found.data, dtype)
+    def held(name: str, dtype: np.dtype[Any], entries: int) -> npt.NDArray[Any]:
+        if name not in streams:
+            raise IntegrityError(f"{where}: has no stream {name!r}")
+        return plain_numbers(streams[name], dtype, entries, where=f"{where}: stream {name!r}")
 
-    numbers = plain(NUMBERS, codec.dtype, n * record.width).reshape(n, record.width)
-    scales = plain(SCALES, np.dtype("<f4"), n).astype(np.float32) if codec.scaled else None
+    numbers = held(NUMBERS, codec.dtype, n * record.width).reshape(n, record.width)
+    scales = held(SCALES, np.dtype(np.float32), n).astype(np.float32) if codec.scaled else None
     return _finite(codec.decode(numbers, scales), where)
 
 

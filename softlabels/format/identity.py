@@ -13,6 +13,7 @@ __all__ = [
     "LARGEST_VIEW",
     "OPEN_PARTS",
     "OPEN_TARGETS",
+    "PACKED_ARRAYS",
     "ROWS_LIMIT",
     "CorpusRecord",
     "Count",
@@ -31,6 +32,7 @@ __all__ = [
     "TargetRecord",
     "TeacherRecord",
     "TokenizerRecord",
+    "held_profile",
 ]
 
 LARGEST = 2**53
@@ -55,6 +57,8 @@ Number = Annotated[float, msgspec.Meta(ge=0)]
 OPEN_PARTS = "open-parts"
 """The profile `open` of a store that holds shards of several builds: a reader that does not know `counts_from`
 refuses it by this name."""
+PACKED_ARRAYS = "packed-arrays"
+"""The profile `packed` in Zarr, each stream an array of its name."""
 OPEN_TARGETS = "open-targets"
 """The profile `open` without the columns that hold inputs: only their digests are there."""
 
@@ -183,9 +187,19 @@ class EncodingRecord(Record, frozen=True, kw_only=True, omit_defaults=True):
         return self.profile in ("open", OPEN_PARTS, OPEN_TARGETS)
 
     @property
+    def asked_profile(self) -> str:
+        """What a user calls the profile: `open` or `packed`."""
+        return "open" if self.plain else "packed"
+
+    @property
     def has_inputs(self) -> bool:
         """Whether rows hold their inputs, not only digests of them."""
         return self.profile != OPEN_TARGETS
+
+
+def held_profile(profile: str, container: str) -> str:
+    """What a new store's record says of the profile that was asked for."""
+    return PACKED_ARRAYS if (profile, container) == ("packed", "zarr") else profile
 
 
 class ReplaySample(Record, frozen=True, kw_only=True):

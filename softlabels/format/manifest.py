@@ -14,6 +14,7 @@ from softlabels.format.certificate import Estimate, Fidelity, FidelityAt, LogPro
 from softlabels.format.files import Address, LocalFiles, StoreFiles
 from softlabels.format.identity import (
     OPEN_PARTS,
+    PACKED_ARRAYS,
     ROWS_LIMIT,
     Count,
     Identity,
@@ -348,7 +349,7 @@ def parse_manifest(data: bytes, store: Path | Address) -> Manifest:
             )
         _check_rows(shard, where)
         profile = manifest.identity.encoding.profile
-        if shard.counts_from is not None and profile in ("open", "packed"):
+        if shard.counts_from is not None and profile in ("open", "packed", PACKED_ARRAYS):
             raise FormatError(
                 f"{where}: shard {shard.name} counts its rows from {shard.counts_from}, which belongs to the profile "
                 f"{OPEN_PARTS!r}, not {profile!r}; copy the store again from its source"

@@ -9,12 +9,16 @@ A position that keeps fewer ids has no entry in the later streams. In a stream p
 their input tokens, so that one token's table is read at a time. From place 64 on, places share streams:
 64 to 127, 128 to 255, and so on, one place after the other.
 
+In the profile `packed-arrays` places do not have streams of their own: `values` and `ids` hold all of them, one place
+after the other, still coded band by band.
+
 Everything is decoded place by place for all positions at once: additions and one gather.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -26,7 +30,7 @@ from softlabels.codecs.training import count, order_of
 from softlabels.core.targets import UNBIASED, SoftTargets
 from softlabels.errors import IntegrityError
 from softlabels.format.hidden import hidden_of_streams, hidden_streams
-from softlabels.format.identity import Identity
+from softlabels.format.identity import PACKED_ARRAYS, Identity
 from softlabels.format.packed_rows import (
     check_size,
     coded_tokens,
@@ -37,14 +41,16 @@ from softlabels.format.packed_rows import (
     rows_of_streams,
 )
 from softlabels.format.plain import check_hard, log_odds_column
-from softlabels.format.shard import Shard
+from softlabels.format.shard import Shard, without_targets
 from softlabels.format.summaries import summary_of_streams, summary_streams
 
-__all__ = ["shard_of", "streams_of"]
+__all__ = ["attributes_of", "shard_of", "streams_of"]
 
 UInt32 = npt.NDArray[np.uint32]
 Int64 = npt.NDArray[np.int64]
 
+CODEC, NUMBERS = "softlabels.codec", "softlabels.numbers"
+"""The attribute of an array that names its codec, and the codec (`codecs/numbers.py`)."""
 OWN_STREAM = 64
 """Places that have streams of their own."""
 TILE = 4096
@@ -116,16 +122,36 @@ def streams_of(shard: Shard, identity: Identity, dictionary: Codebook | None) ->
         np.subtract(values[j], values[j - 1], out=value_steps[j])
         before = (codes[j - 1] + np.uint32(1)) * (value_steps[j] == 0)
         np.subtract(codes[j], before, out=code_steps[j])
-    for begin, end in _bands(k):
-        if ragged:
-            here = np.arange(begin, end)[:, None] < counts
-            band_values, band_codes = value_steps[begin:end][here], code_steps[begin:end][here]
-        else:
-            band_values, band_codes = value_steps[begin:end].ravel(), code_steps[begin:end].ravel()
-        streams[f"values.{begin}"] = pack(band_values)
-        streams[f"ids.{begin}"] = pack(band_codes)
+
+    def cut(steps: UInt32, begin: int, end: int) -> UInt32:
+        part = steps[begin:end]
+        return part[np.arange(begin, end)[:, None] < counts] if ragged else part.ravel()
+
+    if identity.encoding.profile == PACKED_ARRAYS:
+        sizes = [int(np.clip(counts - begin, 0, end - begin).sum()) for begin, end in _bands(k)]
+        streams["values"] = pack(cut(value_steps, 0, k), sizes)
+        streams["ids"] = pack(cut(code_steps, 0, k), sizes)
+    else:
+        for begin, end in _bands(k):
+            streams[f"values.{begin}"] = pack(cut(value_steps, begin, end))
+            streams[f"ids.{begin}"] = pack(cut(code_steps, begin, end))
     summary = summary_streams(t, identity, book, codes, by_token, tokens[by_token])
     return streams | hidden_streams(t, identity) | summary
+
+
+def attributes_of(identity: Identity) -> dict[str, dict[str, Any]]:
+    """Of arrays by name what their numbers stand for: under `CODEC` the configuration of a codec of numcodecs."""
+    values = identity.encoding.values
+    kinds = {"values": ("values", values)} | {
+        log_odds_column(t): ("log_odds", values) for t in identity.targets.temperatures
+    }
+    if (record := identity.summary) is not None:
+        kinds |= {"label_logp": ("label_logp", record.label_logp)}
+        kinds |= {"entropy": ("entropy", record.entropy)}
+    return {
+        name: {CODEC: {"id": NUMBERS, "kind": kind, "held": held}}
+        for name, (kind, held) in kinds.items()
+    }
 
 
 def other_ids(identity: Identity) -> int:
@@ -157,11 +183,19 @@ def shard_of(
     rows: int | None,
     positions: int | None,
     where: str,
+    targets: bool = True,
 ) -> Shard:
     """The shard of some streams, which may hold anything.
 
     Args:
-        rows, positions: how many there must be; None: not known.
+        streams: by name.
+        identity: of the store.
+        dictionary: what ids are coded with; None: the shard's own order.
+        start_row: number in the store of the first row.
+        rows: how many there must be; None: not known.
+        positions: the same of positions.
+        where: for messages.
+        targets: whether they are decoded.
 
     Raises:
         IntegrityError: a stream is missing or has not the length that the others ask for; a row whose
@@ -179,6 +213,10 @@ def shard_of(
     def numbers(name: str, entries: int) -> UInt32:
         return exactly(streams, name, entries, where)
 
+    tokens = contexts(found)
+    if not targets:
+        summary = summary_of_streams(streams, identity, book, tokens, None, where=where)
+        return without_targets(start_row, found, identity, summary)
     counts = numbers("kept", n).astype(np.int64)
     k = int(counts.max(initial=0))
     if k > identity.targets.k:
@@ -190,9 +228,11 @@ def shard_of(
     codec = make_codec(identity.encoding.values)
     grid = tuple(identity.targets.temperatures)
     odds = np.stack([codec.odds(numbers(log_odds_column(t), n)) for t in grid], axis=1)
-    tokens = contexts(found)
-    ids, gaps = _kept(counts, k, book, tokens, codec, streams, where)
-    targets = SoftTargets(
+    bands = {f".{begin}": (begin, end) for begin, end in _bands(k)}
+    if identity.encoding.profile == PACKED_ARRAYS:
+        bands = {"": (0, k)}
+    ids, gaps = _kept(counts, k, book, tokens, codec, streams, bands, where)
+    kept = SoftTargets(
         ids=ids,
         gaps=gaps,
         log_odds=odds,
@@ -200,10 +240,10 @@ def shard_of(
         vocab_size=v,
         estimator=identity.targets.estimator,
         hidden=hidden_of_streams(streams, identity, n, where=where),
-        summary=summary_of_streams(streams, identity, book, tokens, ids, counts, where=where),
+        summary=summary_of_streams(streams, identity, book, tokens, (ids, counts), where=where),
     )
-    targets.validate(where=where, unique=False)
-    return Shard(start_row=start_row, rows=found, targets=targets)
+    kept.validate(where=where, unique=False)
+    return Shard(start_row=start_row, rows=found, targets=kept)
 
 
 def _kept(
@@ -213,6 +253,7 @@ def _kept(
     tokens: npt.NDArray[np.int32],
     codec: ValueCodec,
     streams: Mapping[str, Stream],
+    bands: Mapping[str, tuple[int, int]],
     where: str,
 ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
     """Ids `[N, K] int32` and gaps `[N, K] float32`; a slot that is not kept repeats the first id at +inf."""
@@ -220,7 +261,7 @@ def _kept(
     by_token = np.argsort(tokens, kind="stable")
     sorted_counts = counts[by_token]
     ragged = n > 0 and int(counts.min()) < k
-    values, codes = _steps(sorted_counts, k, ragged, streams, where)
+    values, codes = _steps(sorted_counts, k, ragged, streams, bands, where)
     # Equal values: the code goes on from the one before.
     mask = np.empty(n, np.uint32)
     for j in range(1, k):
@@ -253,17 +294,22 @@ def _kept(
 
 
 def _steps(
-    counts: Int64, k: int, ragged: bool, streams: Mapping[str, Stream], where: str
+    counts: Int64,
+    k: int,
+    ragged: bool,
+    streams: Mapping[str, Stream],
+    bands: Mapping[str, tuple[int, int]],
+    where: str,
 ) -> tuple[UInt32, UInt32]:
     """What the streams of values and of ids hold, `[K, N]`; 0 where a position has no such place."""
     n = len(counts)
     make = np.zeros if ragged else np.empty
     values, codes = make((k, n), np.uint32), make((k, n), np.uint32)
-    for begin, end in _bands(k):
+    for suffix, (begin, end) in bands.items():
         here = np.arange(begin, end)[:, None] < counts if ragged else None
         for name, out in (("values", values), ("ids", codes)):
             if here is None:
-                fill(streams, f"{name}.{begin}", out[begin:end].reshape(-1), where)
+                fill(streams, name + suffix, out[begin:end].reshape(-1), where)
             else:
-                out[begin:end][here] = exactly(streams, f"{name}.{begin}", int(here.sum()), where)
+                out[begin:end][here] = exactly(streams, name + suffix, int(here.sum()), where)
     return values, codes

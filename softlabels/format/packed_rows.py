@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from softlabels.codecs.codebook import Codebook, read_numbers
-from softlabels.codecs.streams import Stream, pack, pack_series, unpack
+from softlabels.codecs.streams import Stream, pack, pack_series, plain, plain_numbers, unpack
 from softlabels.core.rows import InputRow, Row
 from softlabels.domains import domain_module, packed_digest_bytes
 from softlabels.errors import IntegrityError, TargetError
@@ -57,8 +57,8 @@ def row_streams(rows: Sequence[InputRow], identity: Identity, book: Codebook) ->
     """The streams of some rows."""
     domain = domain_module(identity.domain)
     width = packed_digest_bytes(domain)
-    digests = b"".join(r.digest()[:width] for r in rows)
-    streams = {"input_digest": Stream(entries=len(rows), data=digests)}
+    digests = np.frombuffer(b"".join(r.digest()[:width] for r in rows), np.uint8)
+    streams = {"input_digest": plain(digests.reshape(len(rows), width))}
     if identity.domain == CODED:
         return streams | _causal_streams(cast(Sequence[Row], rows), book)
     for name, column in domain.columns(rows).items():
@@ -114,8 +114,11 @@ def rows_of_streams(
     domain = domain_module(identity.domain)
     digests, width = stream_of(streams, "input_digest", where), packed_digest_bytes(domain)
     r = digests.entries
-    if r == 0 or len(digests.data) != width * r:
-        raise IntegrityError(f"{where}: stream 'input_digest' is torn")
+    held = plain_numbers(
+        digests, np.dtype(np.uint8), r, width, where=f"{where}: stream 'input_digest'"
+    )
+    if r == 0:
+        raise IntegrityError(f"{where}: holds no rows")
     if rows is not None and r != rows:
         raise IntegrityError(
             f"{where}: holds {r} rows, expected {rows}; copy it again from its source"
@@ -131,7 +134,7 @@ def rows_of_streams(
         found = domain.rows_of(columns, identity, where=where)
     check_inputs(
         found,
-        np.frombuffer(bytearray(digests.data), np.uint8).reshape(r, width),
+        held.reshape(r, width),
         identity,
         start_row=start_row,
         where=where,

@@ -22,7 +22,7 @@ from softlabels.errors import ConfigError, IntegrityError, TargetError
 from softlabels.format.columns import Column, Expected
 from softlabels.format.hidden import hidden_columns, hidden_expected, hidden_of_columns
 from softlabels.format.identity import Identity
-from softlabels.format.shard import Shard
+from softlabels.format.shard import Shard, without_targets
 from softlabels.format.summaries import summary_columns, summary_expected, summary_of_columns
 
 __all__ = ["columns_of", "expected_columns", "log_odds_column", "shard_of"]
@@ -80,9 +80,12 @@ def columns_of(shard: Shard, identity: Identity) -> dict[str, Column]:
 
 
 def expected_columns(
-    identity: Identity, rows: int | None, positions: int | None
+    identity: Identity, rows: int | None, positions: int | None, *, targets: bool = True
 ) -> dict[str, Expected]:
-    """What the columns must be, given how many rows and positions there are (None: not known)."""
+    """What the columns must be, given how many rows and positions there are (None: not known).
+
+    Without `targets` those of rows and summaries only.
+    """
     values = _codec(identity).encode(np.empty(0, np.float32)).dtype
     domain = domain_module(identity.domain)
     entries = None if positions is None else positions * identity.targets.k
@@ -94,6 +97,11 @@ def expected_columns(
         ),
         **(domain.expected(identity, rows) if identity.encoding.has_inputs else {}),
         "kept": Expected(dtype=int32, most=positions),
+    }
+    summary = summary_expected(identity, positions, top=targets)
+    if not targets:
+        return base | summary
+    kept = {
         "ids": Expected(dtype=int32, most=entries),
         "logp": Expected(dtype=values, most=entries),
     }
@@ -101,9 +109,7 @@ def expected_columns(
         log_odds_column(t): Expected(dtype=values, most=positions)
         for t in identity.targets.temperatures
     }
-    return (
-        base | odds | hidden_expected(identity, positions) | summary_expected(identity, positions)
-    )
+    return base | kept | odds | hidden_expected(identity, positions) | summary
 
 
 def shard_of(
@@ -114,13 +120,18 @@ def shard_of(
     where: str,
     counts_from: int | None = None,
     keep_logp: bool = False,
+    targets: bool = True,
 ) -> Shard:
     """The shard of some columns, which are of the expected types but may hold anything.
 
     Args:
+        columns: by name.
+        identity: of the store.
         start_row: number in the store of the first row.
+        where: for messages.
         counts_from: its number in the file, if that is another.
         keep_logp: whether the shard keeps what the column `logp` holds.
+        targets: whether they are decoded.
 
     Raises:
         IntegrityError: lengths that do not add up, a row whose inputs are not those of its digest.
@@ -133,7 +144,7 @@ def shard_of(
     of_row = np.array([r.n for r in found], np.int64)
     n = int(of_row.sum())
     starts = np.concatenate([[0], np.cumsum(of_row)])
-    for name in ("kept", *map(log_odds_column, grid)):
+    for name in ("kept", *(map(log_odds_column, grid) if targets else ())):
         entries = np.diff(_offsets(columns[name]))
         wrong = np.flatnonzero(entries != of_row)
         if len(wrong):
@@ -147,6 +158,9 @@ def shard_of(
         raise IntegrityError(
             f"{where}: a position keeps {counts.max()} ids, the manifest says at most {k}"
         )
+    if not targets:
+        summary = summary_of_columns(columns, identity, None, counts, starts, where=where)
+        return without_targets(start_row, found, identity, summary)
     total = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])[starts]
     wrong = np.flatnonzero(
         (total != _offsets(columns["ids"])) | (total != _offsets(columns["logp"]))
@@ -160,7 +174,7 @@ def shard_of(
     gaps = gaps_from_logp(logp)
     gaps[counts == 0] = np.inf
     odds = [codec.decode(columns[log_odds_column(t)].values) for t in grid]
-    targets = SoftTargets(
+    kept = SoftTargets(
         ids=ids,
         gaps=gaps,
         log_odds=np.stack(odds, axis=1),
@@ -170,8 +184,8 @@ def shard_of(
         hidden=hidden_of_columns(columns, identity, starts, where=where),
         summary=summary_of_columns(columns, identity, ids, counts, starts, where=where),
     )
-    targets.validate(where=where, unique=False)
-    return Shard(start_row=start_row, rows=found, targets=targets, logp=logp if keep_logp else None)
+    kept.validate(where=where, unique=False)
+    return Shard(start_row=start_row, rows=found, targets=kept, logp=logp if keep_logp else None)
 
 
 def _offsets(column: Column) -> npt.NDArray[np.int64]:

@@ -14,9 +14,11 @@ import numpy as np
 import numpy.typing as npt
 
 from softlabels.core.rows import InputRow
+from softlabels.core.summary import Summary
 from softlabels.core.targets import SoftTargets
+from softlabels.format.identity import Identity
 
-__all__ = ["Shard", "StoredRow", "inputs_digest"]
+__all__ = ["Shard", "StoredRow", "inputs_digest", "without_targets"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -61,6 +63,23 @@ class Shard:
             row=self.rows[r],
             targets=self.targets[int(o[r]) : int(o[r + 1])],
         )
+
+
+def without_targets(
+    start_row: int, rows: Sequence[InputRow], identity: Identity, summary: Summary | None
+) -> Shard:
+    """Rows whose targets were not decoded: in their place no position keeps anything."""
+    n, grid = sum(r.n for r in rows), tuple(identity.targets.temperatures)
+    targets = SoftTargets(
+        ids=np.zeros((n, 0), np.int32),
+        gaps=np.zeros((n, 0), np.float32),
+        log_odds=np.full((n, len(grid)), np.inf, np.float32),
+        temperatures=grid,
+        vocab_size=identity.teacher.vocab_size,
+        estimator=identity.targets.estimator,
+        summary=summary,
+    )
+    return Shard(start_row=start_row, rows=rows, targets=targets)
 
 
 def inputs_digest(rows: Sequence[InputRow]) -> str:

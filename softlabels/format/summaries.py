@@ -114,21 +114,23 @@ def summary_columns(targets: SoftTargets, identity: Identity, offsets: Int64) ->
     }
 
 
-def summary_expected(identity: Identity, positions: int | None) -> dict[str, Expected]:
-    """What these columns must be."""
+def summary_expected(
+    identity: Identity, positions: int | None, *, top: bool = True
+) -> dict[str, Expected]:
+    """What these columns must be; `top` can be read beside the kept ids only."""
     if identity.summary is None:
         return {}
-    return {
+    expected = {
         LOGP: Expected(dtype=FLOAT16, most=positions),
         UNCERTAINTY: Expected(dtype=FLOAT16, most=positions),
-        TOP: Expected(dtype=np.dtype(np.int32), most=positions),
     }
+    return expected | ({TOP: Expected(dtype=np.dtype(np.int32), most=positions)} if top else {})
 
 
 def summary_of_columns(
     columns: Mapping[str, Column],
     identity: Identity,
-    ids: Int32,
+    ids: Int32 | None,
     counts: Int32,
     offsets: Int64,
     *,
@@ -136,24 +138,29 @@ def summary_of_columns(
 ) -> Summary | None:
     """Of columns that may hold anything, and the kept ids `[N, K]`, of which the first `counts [N]` count.
 
+    Without ids nothing is said of the likeliest.
+
     Raises:
         IntegrityError: lengths that are not the rows', a place where no id is kept.
     """
     if (record := identity.summary) is None:
         return None
     _check(record)
-    for name in NAMES:
+    for name in NAMES if ids is not None else NAMES[:2]:
         found = columns[name].offsets
         if found is None or not np.array_equal(found, offsets):
             raise IntegrityError(
                 f"{where}: column {name!r} has not one entry for each position of each row"
             )
-    place = columns[TOP].values.astype(np.int64)
-    top = np.where(place == 0, UNKNOWN, -1 - place)
+    top = np.full(len(counts), UNKNOWN, np.int32)
+    if ids is not None:
+        place = columns[TOP].values.astype(np.int64)
+        outside = np.where(place == 0, UNKNOWN, -1 - place)
+        top = _kept_or(outside, place, ids, counts.astype(np.int64), where)
     return Summary(
         label_logp=columns[LOGP].values.astype(np.float32),
         entropy=columns[UNCERTAINTY].values.astype(np.float32),
-        top=_kept_or(top, place, ids, counts.astype(np.int64), where),
+        top=top,
     )
 
 
@@ -215,8 +222,7 @@ def summary_of_streams(
     identity: Identity,
     book: Codebook,
     contexts: Int32,
-    ids: Int32,
-    counts: Int64,
+    kept: tuple[Int32, Int64] | None,
     *,
     where: str,
 ) -> Summary | None:
@@ -227,8 +233,8 @@ def summary_of_streams(
         identity: of the store.
         book: gives ids of codes after `contexts [N]`.
         contexts: what codes come after.
-        ids: `[N, K]`: the kept ids, in the order that places count in.
-        counts: `[N]` of them.
+        kept: the kept ids `[N, K]`, in the order that places count in, and how many of them count `[N]`; None: they
+            were not decoded, and nothing is said of the likeliest.
         where: for messages.
 
     Raises:
@@ -241,7 +247,7 @@ def summary_of_streams(
     def numbers(name: str) -> UInt32:
         if name not in streams:
             raise IntegrityError(f"{where}: has no stream {name!r}")
-        out = np.empty(len(counts), np.uint32)
+        out = np.empty(len(contexts), np.uint32)
         unpack(streams[name], out, where=f"{where}: stream {name!r}")
         return out
 
@@ -250,7 +256,16 @@ def summary_of_streams(
         entropy = entropy_of_numbers(numbers(UNCERTAINTY))
     except ValueError as e:
         raise IntegrityError(f"{where}: its summaries hold {e}") from e
-    number = numbers(TOP).astype(np.int64)
+    top = np.full(len(contexts), UNKNOWN, np.int32)
+    if kept is not None:
+        top = _top(numbers(TOP).astype(np.int64), *kept, book, contexts, where)
+    return Summary(label_logp=label_logp, entropy=entropy, top=top)
+
+
+def _top(
+    number: Int64, ids: Int32, counts: Int64, book: Codebook, contexts: Int32, where: str
+) -> Int32:
+    """The likeliest ids that the stream's numbers stand for."""
     outside = number > counts
     top = np.full(len(counts), UNKNOWN, np.int64)
     if outside.any():
@@ -258,9 +273,4 @@ def summary_of_streams(
         top[outside] = book.decode(codes, *book.offsets(contexts[outside]))
         if (top[outside] < 0).any():
             raise IntegrityError(f"{where}: stream {TOP!r} leads beyond 2^31")
-    place = np.where(outside, 0, number)
-    return Summary(
-        label_logp=label_logp,
-        entropy=entropy,
-        top=_kept_or(top, place, ids, counts, where),
-    )
+    return _kept_or(top, np.where(outside, 0, number), ids, counts, where)

@@ -28,7 +28,13 @@ from softlabels.core.rows import BEGINNING, LABEL_SHIFT, Cursor, Row
 from softlabels.core.targets import SoftTargets, gaps_from_logp
 from softlabels.errors import ConfigError, CorpusError, PlanError
 from softlabels.format.encoding import encode_shard
-from softlabels.format.identity import CorpusRecord, EncodingRecord, Identity, TargetRecord
+from softlabels.format.identity import (
+    CorpusRecord,
+    EncodingRecord,
+    Identity,
+    TargetRecord,
+    held_profile,
+)
 from softlabels.format.manifest import (
     Commit,
     Manifest,
@@ -257,7 +263,7 @@ def _identity(
         ),
         targets=TargetRecord(estimator="topk", k=survey.k, temperatures=[1.0], seed=0),
         encoding=EncodingRecord(
-            profile=build.profile,
+            profile=held_profile(build.profile, build.container),
             container=build.container,
             values=build.stored_values,
             relative_error=codec.relative_error,

@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from softlabels.core.rows import LABEL_SHIFT, Row
 from softlabels.core.targets import UNBIASED, SoftTargets
-from softlabels.format.encoding import container_of
+from softlabels.format.encoding import read_streams
 from softlabels.format.identity import Identity
 from softlabels.format.shard import Shard
 from softlabels.report.readings import Reading, read, sure_of
@@ -223,8 +223,8 @@ def _column_bytes(path: Path, identity: Identity) -> dict[str, int]:
     Of `packed` the streams `ids.0`, `ids.1` and so on count as one column.
     """
     found: Counter[str] = Counter()
-    if identity.encoding.profile == "packed":
-        streams = container_of(identity).read_streams(path.read_bytes(), where=str(path))
+    if not identity.encoding.plain:
+        streams = read_streams(path.read_bytes(), identity, where=str(path))
         for name, stream in streams.items():
             found[name.partition(".")[0]] += len(stream.data)
     elif path.suffix == ".parquet":

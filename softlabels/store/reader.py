@@ -21,7 +21,7 @@ from softlabels.errors import ConfigError, FormatError, IntegrityError, PairingE
 from softlabels.format.dictionaries import Dictionaries
 from softlabels.format.encoding import CONTAINERS, READABLE, decode_shard, read_statistics
 from softlabels.format.files import Address, Recorded, StoreFiles
-from softlabels.format.identity import Identity
+from softlabels.format.identity import PACKED_ARRAYS, Identity
 from softlabels.format.inputs import Inputs
 from softlabels.format.manifest import Manifest, ShardRecord, Statistics
 from softlabels.format.part import Part, part_manifest
@@ -142,20 +142,23 @@ class Store:
             self._cache.popitem(last=False)
         return shard
 
-    def read_shard(self, index: int, *, keep_logp: bool = False, named: bool = False) -> Shard:
+    def read_shard(
+        self, index: int, *, keep_logp: bool = False, named: bool = False, targets: bool = True
+    ) -> Shard:
         """Decode shard `index` from its file, bypassing the cache, and see it through the view.
 
         Args:
             index: of the shard.
             keep_logp: keep what plain columns hold, for whoever writes them again; not through a view.
             named: be content with the digests of inputs that are elsewhere.
+            targets: whether they are decoded, or the rows and what summaries say of them only.
 
         Raises:
             IntegrityError, TargetError: name the file, the row and the way out.
             PairingError: a row holds an id that the view drops; inputs that are elsewhere, and were not given.
         """
         data = self.files.checked(_recorded(self.manifest.shards[index]))
-        return self._read(index, data, keep_logp=keep_logp, named=named)
+        return self._read(index, data, keep_logp=keep_logp, named=named, targets=targets)
 
     def read_counted(self, index: int) -> tuple[Shard, Statistics]:
         """As `read_shard` with `named`, and the statistics that the file carries, vouched for by its digest."""
@@ -165,7 +168,9 @@ class Store:
         statistics = read_statistics(data, self.manifest.identity, where=where)
         return self._read(index, data, keep_logp=False, named=True), statistics
 
-    def _read(self, index: int, data: bytes, *, keep_logp: bool, named: bool) -> Shard:
+    def _read(
+        self, index: int, data: bytes, *, keep_logp: bool, named: bool, targets: bool = True
+    ) -> Shard:
         record = self.manifest.shards[index]
         path = self.path / record.name
         shard = decode_shard(
@@ -178,6 +183,7 @@ class Store:
             dictionary=self._dictionaries,
             numbering=record.numbering,
             keep_logp=keep_logp,
+            targets=targets,
         )
         if len(shard.rows) != record.rows or shard.targets.n != record.positions:
             raise IntegrityError(
@@ -362,6 +368,12 @@ def check_known(path: Path | Address, identity: Identity) -> None:
             raise FormatError(
                 f"{path}: {what} {value!r} is not known to this version (it knows {names}); upgrade softlabels"
             )
+    encoding = identity.encoding
+    if encoding.profile == PACKED_ARRAYS and encoding.container != "zarr":
+        raise FormatError(
+            f"{path}: the profile {PACKED_ARRAYS!r} is of the container zarr, not {encoding.container}; copy the store "
+            "again from its source"
+        )
     shift = domain_module(identity.domain).LABEL_SHIFT
     if identity.label_shift != shift:
         raise FormatError(

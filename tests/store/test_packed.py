@@ -501,7 +501,7 @@ def test_another_number_of_rows_or_positions(streams):
     assert "have 12 positions, the manifest says 13" in refusal_of(streams, positions=13)
     digests = streams["input_digest"]
     torn = Stream(entries=3, data=digests.data[:-1])
-    assert "'input_digest' is torn" in refusal_of({**streams, "input_digest": torn})
+    assert "'input_digest': is torn" in refusal_of({**streams, "input_digest": torn})
     swapped = Stream(entries=3, data=digests.data[16:] + digests.data[:16])
     said = refusal_of({**streams, "input_digest": swapped})
     assert "row 10 does not hold the inputs that its digest names" in said

@@ -1,10 +1,11 @@
 """Container `zarr`: a group of arrays (Zarr v3) in one zip file, every chunk with its checksum.
 
 A column becomes an array of its name; a list column is the values of all records one after the other, and
-`offsets/NAME` says where each record's begin. Streams become one array of bytes, since a hundred arrays
-would cost more than some of them hold; the group's attributes say where each begins.
+`offsets/NAME` says where each record's begin. They are written by the library zarr, and read without it
+(see `arrays.py`).
 
-Files are written by the library zarr, and read without it (see `arrays.py`).
+Streams of the profile `packed` become one array of bytes, and the group's attributes say where each begins. New stores
+are `packed-arrays` instead (`zarr_arrays.py`).
 """
 
 from __future__ import annotations
@@ -32,7 +33,15 @@ from softlabels.format.arrays import (
 )
 from softlabels.format.columns import DECODED_LIMIT, Column, Expected, Facts
 
-__all__ = ["read_columns", "read_facts", "read_streams", "suffix", "write_columns", "write_streams"]
+__all__ = [
+    "read_columns",
+    "read_facts",
+    "read_streams",
+    "suffix",
+    "write_columns",
+    "write_streams",
+    "zipped",
+]
 
 suffix = "zarr.zip"
 ZSTD_LEVEL = 3
@@ -95,14 +104,22 @@ def _write(
                 fill_value=values.dtype.type(0),
             )
             array[...] = values
-    entries = {name: files[name].to_bytes() for name in sorted(files)}
+    return zipped({name: file.to_bytes() for name, file in files.items()})
+
+
+def zipped(entries: Mapping[str, bytes]) -> bytes:
+    """The zip file of some entries, in order of their names.
+
+    Raises:
+        TargetError: a reader would refuse it.
+    """
     size = sum(map(len, entries.values()))
     if len(entries) > ENTRIES_LIMIT or size > SIZE_LIMIT:
         raise TargetError(
             f"a shard of {len(entries)} entries and {size} bytes is too large for one zip file; lower --shard-rows, or "
             "name fewer temperatures"
         )
-    return write_archive(entries)
+    return write_archive({name: entries[name] for name in sorted(entries)})
 
 
 # -- reading --------------------------------------------------------------------------------------

@@ -1,0 +1,210 @@
+"""A store as a table of polars, one line for each position, read lazily.
+
+    softlabels.scan("STORE").filter(pl.col("entropy") > 3).select("token", "label", "ids").collect()
+
+| column | type | holds |
+|---|---|---|
+| `row` | Int64 | number of the row in the store |
+| `position` | Int32 | which of the row's positions, from 0 |
+| `token` | Int32 | the token at the position; not of images |
+| `label` | Int32 | the label, null where there is none |
+| `label_logp` | Float32 | the teacher's log-probability of it, over its whole vocabulary at T=1 |
+| `entropy` | Float32 | of the teacher's whole distribution at T=1, nats |
+| `top` | Int32 | its likeliest id |
+| `ids` | List(Int32) | the kept ids, the likeliest first; none where there is no soft target |
+| `logp` | List(Float32) | their log-probabilities at `temperature` |
+| `tail` | Float32 | the mass of all other ids at `temperature`; null where there is no soft target |
+
+`label_logp`, `entropy` and `top` are there if the store has summaries, and null where one is not known; `token` and
+`label` if the store holds its inputs, or they are given.
+
+Polars says which columns it needs, and targets are decoded only if one of them is `ids`, `logp`, `tail` or `top`. Of
+a filter over `row` alone (`(pl.col("row") < 100) & …`) shards without such a row are not even opened. A shard is in
+memory at a time, every one checked like those that a trainer reads.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+import pyarrow as pa
+from polars.io.plugins import register_io_source
+
+from softlabels.core.rows import UNLABELLED
+from softlabels.core.summary import UNKNOWN
+from softlabels.core.targets import main_temperature
+from softlabels.format.shard import Shard, without_targets
+from softlabels.store.reader import READ_AHEAD, Store, open_store
+
+__all__ = ["positions_of", "scan"]
+
+SCHEMA: Mapping[str, Any] = {
+    "row": pl.Int64(),
+    "position": pl.Int32(),
+    "token": pl.Int32(),
+    "label": pl.Int32(),
+    "label_logp": pl.Float32(),
+    "entropy": pl.Float32(),
+    "top": pl.Int32(),
+    "ids": pl.List(pl.Int32()),
+    "logp": pl.List(pl.Float32()),
+    "tail": pl.Float32(),
+}
+INPUTS = {"token", "label"}
+SUMMARIES = {"label_logp", "entropy", "top"}
+TARGETS = {"top", "ids", "logp", "tail"}
+"""What no shard tells before its targets are decoded."""
+
+
+def scan(url: str | Path, *, temperature: float | None = None, **how: Any) -> pl.LazyFrame:
+    """A store as a LazyFrame of its positions, in order.
+
+    Args:
+        url: as `open_store` takes it: a folder or an address.
+        temperature: of `logp` and `tail`, one of the store's grid; default 1, or the grid's first if it lacks 1.
+        how: what else `open_store` takes: `inputs`, `view`, `key`, …
+
+    Raises:
+        PairingError: the temperature is not of the grid.
+        FormatError, IntegrityError, …: as `open_store`; while the frame is collected, as reading a shard does.
+    """
+    store = open_store(url, **how)
+    grid = store.manifest.identity.targets.temperatures
+    at = main_temperature(grid) if temperature is None else temperature
+    without_targets(0, (), store.manifest.identity, None).targets.grid_index(at)  # or refused
+    schema = {name: SCHEMA[name] for name in _columns_of(store)}
+
+    def read(
+        wanted: list[str] | None, predicate: pl.Expr | None, n_rows: int | None, _: int | None
+    ) -> Iterator[pl.DataFrame]:
+        return _read(store, wanted or list(schema), predicate, n_rows, at)
+
+    return register_io_source(read, schema=schema)
+
+
+def _columns_of(store: Store) -> list[str]:
+    """What is known of the positions of a store."""
+    identity = store.manifest.identity
+    missing = set() if identity.summary is not None else set(SUMMARIES)
+    if not identity.encoding.has_inputs and store.inputs is None:
+        missing |= INPUTS
+    if identity.images is not None:
+        missing.add("token")
+    return [name for name in SCHEMA if name not in missing]
+
+
+def _read(
+    store: Store,
+    wanted: Sequence[str],
+    predicate: pl.Expr | None,
+    n_rows: int | None,
+    temperature: float,
+) -> Iterator[pl.DataFrame]:
+    needed = {*wanted, *(() if predicate is None else predicate.meta.root_names())}
+    store = _narrowed(store, needed, temperature)
+    numbers = list(_shards(store, predicate))
+    for i, number in enumerate(numbers):
+        if n_rows is not None and n_rows <= 0:
+            return
+        store.ahead(numbers[i : i + READ_AHEAD])
+        targets = bool(needed & TARGETS) or store.view is not None
+        shard = store.read_shard(number, named=not needed & INPUTS, targets=targets)
+        frame = positions_of(shard, [c for c in SCHEMA if c in needed], temperature)[:n_rows]
+        n_rows = None if n_rows is None else n_rows - len(frame)
+        yield (frame if predicate is None else frame.filter(predicate)).select(wanted)
+
+
+def _narrowed(store: Store, needed: set[str], temperature: float) -> Store:
+    """The store as if it held no more than what is needed: the rest is not decoded."""
+    identity = store.manifest.identity
+    narrow = msgspec.structs.replace(
+        identity,
+        hidden=None,
+        summary=identity.summary if needed & SUMMARIES else None,
+        targets=msgspec.structs.replace(identity.targets, temperatures=[temperature]),
+    )
+    narrowed = copy.copy(store)
+    narrowed.manifest = msgspec.structs.replace(store.manifest, identity=narrow)
+    return narrowed
+
+
+def _shards(store: Store, predicate: pl.Expr | None) -> Iterator[int]:
+    """Those that can have a position for which the predicate is true, as far as row numbers tell."""
+    about_rows = [] if predicate is None else list(_about_rows(predicate))
+    for i, shard in enumerate(store.manifest.shards):
+        rows = np.arange(shard.start_row, shard.start_row + shard.rows)
+        if not about_rows or len(pl.DataFrame({"row": rows}).filter(*about_rows)):
+            yield i
+
+
+def _about_rows(predicate: pl.Expr) -> Iterator[pl.Expr]:
+    """The parts, all of which must be true, that look at the row's number alone."""
+    parts = predicate.meta.pop()
+    if len(parts) == 2 and predicate.meta == (parts[1] & parts[0]):
+        for part in parts:
+            yield from _about_rows(part)
+    elif set(predicate.meta.root_names()) == {"row"}:
+        yield predicate
+
+
+def positions_of(shard: Shard, names: Sequence[str], temperature: float) -> pl.DataFrame:
+    """These columns of a shard's positions; see the table above."""
+    make = _Columns(shard, temperature)
+    return pl.DataFrame({name: make(name).cast(SCHEMA[name]) for name in names})
+
+
+class _Columns:
+    """Makes columns of a shard's positions, by name."""
+
+    def __init__(self, shard: Shard, temperature: float) -> None:
+        self.shard, self.temperature = shard, temperature
+        gaps = shard.targets.gaps
+        self._order: npt.NDArray[np.int64] | None = None
+        if (gaps[:, 1:] < gaps[:, :-1]).any():
+            self._order = np.argsort(gaps, axis=1, kind="stable")
+
+    def __call__(self, name: str) -> pl.Series:
+        t = self.shard.targets
+        makers: Mapping[str, Callable[[], pl.Series]] = {
+            "row": lambda: self._counted(np.arange(len(self.shard.rows)) + self.shard.start_row),
+            "position": lambda: pl.Series(np.arange(t.n)) - self._counted(self.shard.offsets[:-1]),
+            "token": lambda: self._of_rows(
+                lambda row: row.inputs["input_ids"][row.inputs["label_mask"]]
+            ),
+            "label": lambda: _null_where(self._of_rows(lambda row: row.labels), UNLABELLED),
+            "ids": lambda: self._lists(t.ids),
+            "logp": lambda: self._lists(t.log_probs(self.temperature)),
+            "tail": lambda: pl.select(
+                pl.when(pl.Series(t.soft)).then(pl.Series(t.tail(self.temperature)))
+            ).to_series(),
+        }
+        if name not in SUMMARIES:
+            return makers[name]()
+        assert t.summary is not None
+        held = pl.Series(getattr(t.summary, name))
+        return _null_where(held, UNKNOWN) if name == "top" else held.fill_nan(None)
+
+    def _counted(self, of_rows: npt.NDArray[np.int64]) -> pl.Series:
+        return pl.Series(np.repeat(of_rows, np.diff(self.shard.offsets)))
+
+    def _of_rows(self, what: Callable[[Any], npt.NDArray[Any]]) -> pl.Series:
+        return pl.Series(np.concatenate([what(row) for row in self.shard.rows]))
+
+    def _lists(self, values: npt.NDArray[Any]) -> pl.Series:
+        """What is kept of `[N, K]`, the likeliest first."""
+        kept = self.shard.targets.kept
+        if self._order is not None:
+            values, kept = (np.take_along_axis(x, self._order, axis=1) for x in (values, kept))
+        ends = np.concatenate([[0], np.cumsum(kept.sum(axis=1))])
+        return pl.Series(pa.LargeListArray.from_arrays(pa.array(ends), pa.array(values[kept])))
+
+
+def _null_where(values: pl.Series, value: int) -> pl.Series:
+    return values.set(values == value, None)
