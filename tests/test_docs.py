@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from softlabels import open_store
+from softlabels.algebra.convert import convert
 from softlabels.cli.main import main as softlabels_main
 from softlabels.core.records import FORMAT_VERSION
 from tests.fakes import build_tiny, write_corpus
@@ -204,8 +205,34 @@ def test_polars_snippet(stores, estimator):
     np.testing.assert_array_equal(positions["log_odds"].to_numpy(), odds)
 
 
+@pytest.mark.filterwarnings("ignore:Numcodecs codecs are not in the Zarr version 3")
+def test_packed_zarr_snippet(stores, tmp_path):
+    """Every id and log-probability, ragged or not, with labels that are left out."""
+    (snippet,) = (s for s in PYTHON if "import numcodecs" in s)
+    convert(
+        stores["some"],
+        tmp_path / "p",
+        profile="packed",
+        container="zarr",
+        values="nat64",
+        dictionary="none",
+    )
+    store = open_store(tmp_path / "p")
+    for i, record in enumerate(store.manifest.shards):
+        names: dict[str, Any] = {
+            "SHARD": store.folder / record.name,
+            "VOCAB_SIZE": store.manifest.identity.teacher.vocab_size,
+        }
+        exec(compile(snippet, "format.md", "exec"), names)
+        t = store.shard(i).targets[names["by_token"]]
+        kept = names["place"].T
+        np.testing.assert_array_equal(kept, t.kept)
+        np.testing.assert_array_equal(names["ids"].T[kept], t.ids[kept])
+        np.testing.assert_allclose(names["logp"].T[kept], t.logp[kept], atol=1e-5)
+
+
 def test_zarr_snippet(stores):
-    (snippet,) = (s for s in PYTHON if "import zarr" in s)
+    (snippet,) = (s for s in PYTHON if "found[row]" in s)
     names: dict[str, Any] = {"shards": sorted((stores["zarr"] / "data").iterdir())}
     assert len(names["shards"]) > 1
     exec(compile(snippet, "format.md", "exec"), names)

@@ -53,7 +53,7 @@ def carded(store) -> Path:
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 def test_snippets_of_other_tools(carded, monkeypatch, tmp_path, name):
     """As printed; each finds what this project's reader finds."""
-    assert len(SNIPPETS) == 5
+    assert len(SNIPPETS) == 6  # with Zarr, which is in test_scan.py
     pytest.importorskip(NEEDS.get(name, name))
     if name == "datasets":
         import datasets
