@@ -224,11 +224,13 @@ def test_packed_zarr_snippet(stores, tmp_path):
             "VOCAB_SIZE": store.manifest.identity.teacher.vocab_size,
         }
         exec(compile(snippet, "format.md", "exec"), names)
-        t = store.shard(i).targets[names["by_token"]]
-        kept = names["place"].T
-        np.testing.assert_array_equal(kept, t.kept)
-        np.testing.assert_array_equal(names["ids"].T[kept], t.ids[kept])
-        np.testing.assert_allclose(names["logp"].T[kept], t.logp[kept], atol=1e-5)
+        t = store.shard(i).targets
+        at, slot = np.nonzero(t.kept)
+        expected = np.lexsort((t.ids[at, slot], at))
+        found = np.lexsort((names["ids"], names["position"]))
+        np.testing.assert_array_equal(names["position"][found], at[expected])
+        np.testing.assert_array_equal(names["ids"][found], t.ids[at, slot][expected])
+        np.testing.assert_allclose(names["logp"][found], t.logp[at, slot][expected], atol=1e-5)
 
 
 def test_zarr_snippet(stores):
