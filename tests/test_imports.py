@@ -12,7 +12,17 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-HEAVY = ("torch", "numpy", "pyarrow", "transformers", "msgspec", "click", "rich")
+HEAVY = (
+    "torch",
+    "numpy",
+    "pyarrow",
+    "polars",
+    "numcodecs",
+    "transformers",
+    "msgspec",
+    "click",
+    "rich",
+)
 
 
 def python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -104,7 +114,7 @@ def test_import_is_fast_and_imports_nothing_heavy(package):
 @pytest.mark.parametrize(
     ("package", "names"),
     [
-        ("softlabels", ("open_store", "Store", "SoftTargets", "Row")),
+        ("softlabels", ("open_store", "scan", "Store", "SoftTargets", "Row")),
         ("trainers", ("SoftTargetStream", "Batch", "DistillLoss", "Head", "RunConfig")),
     ],
 )
