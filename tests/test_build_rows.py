@@ -52,6 +52,7 @@ def test_several_teachers_read_what_each_of_them_can():
     assert Ensemble([any_length, TinyTeacher()], [0.5, 0.5], "probs").context is None
 
 
+@pytest.mark.slow
 def test_the_context_of_a_model_of_transformers(tmp_path):
     transformers = pytest.importorskip("transformers")
     from softlabels.teachers import TeacherOptions, open_teacher

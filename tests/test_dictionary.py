@@ -206,6 +206,7 @@ def test_repair_of_an_unfinished_store_knows_it(corpus, small, tmp_path):
     }
 
 
+@pytest.mark.slow
 def test_several_builders_agree_on_one(corpus, tmp_path):
     script = f"""
 import sys

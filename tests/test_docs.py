@@ -56,6 +56,7 @@ def test_generated_page_is_up_to_date(script):
     assert command == f"python docs/{script}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", ["make_cli.py", "make_schema.py"])
 def test_check_finds_a_stale_page(script, tmp_path):
     """On a copy, so that the page of the checkout is left alone."""
@@ -300,6 +301,7 @@ def test_duckdb_snippet(stores, estimator):
 # -- README.md ------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_readme_s_own_loop(stores, tmp_path, monkeypatch):
     """As printed, but for two steps; the student's weights move, and every name is there."""
     pytest.importorskip("transformers")

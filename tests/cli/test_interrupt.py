@@ -12,6 +12,8 @@ import pytest
 from softlabels.store.verify import verify_store
 from tests.fakes import write_corpus
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 CODE = """
 import signal

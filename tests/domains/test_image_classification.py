@@ -140,6 +140,7 @@ def test_a_label_is_known_where_one_class_is_seen(ground):
     assert store.manifest.statistics.labelled == len(store) - mixed
 
 
+@pytest.mark.slow
 def test_another_process_makes_the_same_pixels(ground):
     """Named by digests, in a process that reads the rows backwards."""
     program = (
@@ -344,6 +345,7 @@ def test_micro_batches_change_nothing_in_a_student_without_batch_statistics(grou
     assert a.kl == pytest.approx(b.kl, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_workers_of_a_data_loader_make_the_same_batches(ground):
     options = {"batch_size": 16, "seed": 3, "images": (pictures.IMAGES,)}
     stream = iter(SoftTargetStream(ground / "store", **options))

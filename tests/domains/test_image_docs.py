@@ -8,11 +8,14 @@ import shlex
 from pathlib import Path
 
 import numpy as np
+import pytest
 from click.testing import CliRunner
 
 from softlabels.cli.main import main as softlabels_main
 from tests.domains import pictures
 from trainers.cli import main as softtrain_main
+
+pytestmark = pytest.mark.slow
 
 PAGE = Path(__file__).parents[2] / "docs" / "vision.md"
 MAIN = {"softlabels": softlabels_main, "softtrain": softtrain_main}

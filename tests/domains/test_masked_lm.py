@@ -253,6 +253,7 @@ def test_chunks_of_the_head_are_the_models_own_logits(ground, monkeypatch):
     assert sum(map(len, chunks)) == sum(r.n for r in rows)
 
 
+@pytest.mark.slow
 def test_masks_are_the_same_in_another_process(ground):
     code = (
         "import sys, hashlib; from softlabels.store.reader import open_store\n"

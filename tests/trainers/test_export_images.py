@@ -45,6 +45,8 @@ from trainers.run.config import RunConfig
 from trainers.run.setup import train
 from trainers.students import load_student, small_cnn
 
+pytestmark = pytest.mark.slow
+
 CNN = "cnn:16x3"
 INT8 = {"onnx-int8": 0.01, "onnx-int8-static": 0.03}
 """Of the score that may be lost on views of 40 images. What rounding activations does to a score of so few is noise: 16

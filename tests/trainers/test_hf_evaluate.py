@@ -273,6 +273,7 @@ def test_mistakes_are_refused(classifier, tmp_path):
         answers(classifier / "run", tmp_path / "bare")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["import", "run"])
 def test_a_missing_harness_names_the_extra(how):
     """Imported, it raises; as a command, it ends in a sentence."""

@@ -40,6 +40,8 @@ from lm_eval.tasks import TaskManager  # noqa: E402
 
 from trainers.integrations.lm_eval import SoftTrainLM  # noqa: E402
 
+pytestmark = pytest.mark.slow
+
 STUDENT = llama(
     layers=2,
     width=32,
@@ -111,7 +113,10 @@ def ground(tmp_path_factory):
     lm = {"store": str(folder / "store"), "student": f"hf-config:{folder / 'student.json'}"}
     lm |= {"steps": 6, "batch_size": 2, "lr": 3e-2, "dtype": "float32", "threads": 1}
     train(RunConfig(**lm), folder / "plain")
-    train(RunConfig(**lm | {"heldout": str(folder / "heldout"), "eval_every": 2}), folder / "run")
+    train(
+        RunConfig(**lm | {"heldout": str(folder / "heldout"), "eval_every": 2, "ema": 0.5}),
+        folder / "run",
+    )
     tasks = folder / "tasks"
     tasks.mkdir()
     for name, text in (("choice", CHOICE), ("rolling", ROLLING), ("generate", GENERATE)):
@@ -269,7 +274,7 @@ def test_runs_that_do_not_fit_are_refused(ground, tmp_path):
     with pytest.raises(RunError, match="not a run"):
         SoftTrainLM(tmp_path)
     with pytest.raises(RunError, match="without --ema"):
-        SoftTrainLM(ground / "run", "ema")
+        SoftTrainLM(ground / "plain", "ema")
     (tmp_path / "begun").mkdir()
     (tmp_path / "begun" / "run.json").write_bytes((ground / "run" / "run.json").read_bytes())
     with pytest.raises(RunError, match="the run has not finished"):

@@ -193,6 +193,7 @@ def test_kill_minus_9_and_resume_gives_the_same_losses_to_the_bit(ground, tmp_pa
     assert all(torch.equal(a[n], b[n]) for n in a)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_saves_the_step_in_hand(ground, tmp_path, how):
     run = tmp_path / "run"

@@ -121,6 +121,7 @@ def whole(ground, tmp_path_factory):
     return run
 
 
+@pytest.mark.slow
 def test_two_processes_take_the_same_steps_to_the_bit_as_one(ground, whole, tmp_path):
     run = tmp_path / "run"
     more = {"heldout": str(ground / "heldout"), "eval_every": 2}
@@ -203,7 +204,8 @@ def test_a_student_dealt_out_over_processes_agrees_and_resumes_elsewhere(ground,
         assert b == pytest.approx(a, rel=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["crash", pytest.param("nan", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["crash", "nan"])
 def test_a_rank_that_fails_names_its_rows(ground, tmp_path, kind):
     run = tmp_path / "run"
     fault = {"rank": 1, "call": 3, "kind": kind}

@@ -74,6 +74,7 @@ def rows_of(stream, count: int) -> list[tuple[int, ...]]:
     return found
 
 
+@pytest.mark.slow
 def test_the_same_student_as_from_the_folder(ground, url, proxy, tmp_path):
     config = {"steps": 8, "student": f"hf-config:{ground / 'student.json'}"}
     cache = {"cache": str(tmp_path / "own"), "cache_gib": 1.0}
@@ -175,6 +176,7 @@ def test_closing_does_not_wait_for_the_network(url, proxy):
     assert time.perf_counter() - start < 20
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings(
     "ignore::pytest.PytestUnraisableExceptionWarning"
 )  # as in test_topology
