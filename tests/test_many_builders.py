@@ -90,6 +90,7 @@ def log_of(path: Path) -> list[list[str]]:
     return [line.split() for line in path.read_text(encoding="utf-8").splitlines()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attempt", range(3))
 def test_builders_that_start_at_once_share_the_work_and_do_nothing_twice(
     tmp_path, corpus, whole, attempt
@@ -105,6 +106,7 @@ def test_builders_that_start_at_once_share_the_work_and_do_nothing_twice(
     assert {pid for pid, _ in log_of(log)} == {str(child.pid) for child in crew}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attempt", range(5))
 def test_two_builders_in_an_empty_folder_agree_on_the_plan(tmp_path, corpus, whole, attempt):
     out, start = tmp_path / "out", FORK.Barrier(2)
@@ -139,6 +141,7 @@ def test_builders_that_are_killed_and_come_back(tmp_path, corpus, whole):
     assert len(batches) <= len(set(batches)) + 2 * kills + 2
 
 
+@pytest.mark.slow
 def test_a_builder_waits_for_what_others_hold_and_then_takes_it(tmp_path, corpus, whole):
     out = tmp_path / "out"
     plan_late(out, corpus)

@@ -13,6 +13,8 @@ import softlabels
 from softlabels.core.own_process import own_environment, own_module
 from tests.fakes import build_tiny, write_corpus
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(softlabels.__file__).parents[1]
 SOFTTRAIN = Path(sys.executable).with_name("softtrain")
 installed = pytest.mark.skipif(not SOFTTRAIN.exists(), reason="the commands are not installed")

@@ -128,6 +128,7 @@ def _build(store, corpus, kind):
     build_tiny(store, corpus, teacher=Slow(), **KINDS[kind], **SMALL)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["topp", "sampled"])
 def test_killed_and_resumed_gives_the_same_bytes(tmp_path, corpus, kind):
     build_tiny(tmp_path / "whole", corpus, **KINDS[kind], **SMALL)

@@ -87,6 +87,7 @@ def test_what_is_no_tokenizer_is_a_sentence(data):
         TokenizerProcess(data, where="x")
 
 
+@pytest.mark.slow
 def test_text_that_grows_ends_the_child_only():
     """The process that asks stays as small as it was."""
     code = f"""

@@ -90,6 +90,7 @@ print(tracemalloc.get_traced_memory()[1])
 """
 
 
+@pytest.mark.slow
 def test_a_trainer_believes_no_block_before_its_shards_are_decoded(good, tmp_path):
     bad = claim(good, tmp_path / "bad", rows=ROWS_LIMIT, size=2**16, shards=16)
     done = subprocess.run(

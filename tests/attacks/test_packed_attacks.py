@@ -26,9 +26,12 @@ from tests.attacks.test_attacks import MEGABYTES, ROOT, SECONDS, TRY
 from tests.fakes import build_tiny, write_corpus
 from tests.store.made_up import reseal, write_sealed
 
-pytestmark = pytest.mark.skipif(
-    not Path("/proc/self/clear_refs").exists(), reason="measures memory as Linux tells it"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not Path("/proc/self/clear_refs").exists(), reason="measures memory as Linux tells it"
+    ),
+]
 
 ATTACKS: dict[str, Callable[[Path], None]] = {}
 

@@ -501,6 +501,7 @@ def test_student(student, tmp_path):
         assert not (tmp_path / "other").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("own", [{}, {"OMP_WAIT_POLICY": "ACTIVE"}, {"GOMP_SPINCOUNT": "7"}])
 def test_threads_wait_briefly_unless_the_user_says_how(own):
     """torch reads it when it is imported, so it must stand before."""

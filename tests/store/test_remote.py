@@ -197,6 +197,7 @@ def test_giving_up_ends_a_read_of_what_was_asked_for_ahead(url, proxy, gib):
     assert time.perf_counter() - start < 10
 
 
+@pytest.mark.slow
 def test_a_process_ends_though_the_network_is_away(url, proxy, tmp_path):
     code = f"""
 import softlabels

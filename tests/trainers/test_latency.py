@@ -22,6 +22,8 @@ from trainers.exports.latency import measure
 from trainers.exports.record import read_export
 from trainers.exports.student import export
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def ground(tmp_path_factory):

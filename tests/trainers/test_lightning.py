@@ -21,6 +21,7 @@ from trainers.students import make_student
 pytest.importorskip("transformers", reason="needs the extra hf")
 
 
+@pytest.mark.slow
 def test_a_missing_library_names_the_extra():
     code = """
 import sys

@@ -331,6 +331,7 @@ def test_ece_on_a_hand_made_case():
     )
 
 
+@pytest.mark.slow
 def test_the_trainer_imports_no_teacher(ground, tmp_path):
     config = json.dumps(config_of(ground, steps=2).to_dict())
     code = f"""

@@ -85,6 +85,7 @@ def place_among_a_billion() -> dict[str, float]:
     return {"seconds": seconds, "peak_mib": peak + shard_rows.nbytes / 2**20}
 
 
+@pytest.mark.slow
 def test_the_order_of_a_billion_rows_is_quick_and_small():
     """The order alone, of more shards than a store can have: 10^6 of 1,000 rows, in a process of its own."""
     program = "import json; from tests.trainers.test_order import *; print(json.dumps(place_among_a_billion()))"

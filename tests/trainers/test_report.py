@@ -363,6 +363,7 @@ def test_a_browser_finds_nothing_to_complain_about(runs, tmp_path):
     assert all("Soft targets" in s for s in screens)
 
 
+@pytest.mark.slow
 def test_no_model_library_is_needed_for_a_report_of_what_was_evaluated(runs, tmp_path):
     import subprocess
     import sys

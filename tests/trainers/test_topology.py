@@ -42,6 +42,7 @@ def check_pair(store, whole, first, second, stop):
     assert final == whole[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", range(len(MATRIX)), ids=map(str, MATRIX))
 def test_killed_and_resumed_on_another_topology(store, whole, place):
     chance = random.Random(place)
@@ -54,6 +55,7 @@ def test_bare_streams_on_many_ranks(store, whole, ranks):
     check_pair(store, whole, Topology(ranks, -1), Topology(1, 1), 6)
 
 
+@pytest.mark.slow
 def test_spawned_workers(store, whole):
     check_pair(store, whole, Topology(1, 1, "spawn"), Topology(2, -1), 5)
 

@@ -357,6 +357,7 @@ def test_rows_travel_to_a_spawned_worker(ground):
     assert [there[i].index for i in range(30)] == [rows[i].index for i in range(30)]
 
 
+@pytest.mark.slow
 def test_a_missing_library_names_the_extra():
     code = """
 import sys

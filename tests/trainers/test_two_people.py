@@ -19,6 +19,8 @@ from tests.students import LLAMA
 from tests.teachers.tiny import write_model
 from tests.trainers.test_remote_training import Person
 
+pytestmark = pytest.mark.slow
+
 ADDRESS = "s3://bucket/shared"
 TEACHER = ("--teacher", "hf:teacher")
 BUILD = (

@@ -184,6 +184,7 @@ def test_a_trimmed_student_of_another_tokenizer_is_refused(ground, tmp_path):
         )
 
 
+@pytest.mark.slow
 def test_the_commands_say_what_was_dropped(ground, tmp_path):
     def softtrain(*arguments: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "trainers", *arguments]
