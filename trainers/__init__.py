@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 _LAZY = {
     "evaluate": "trainers.api",
     "export": "trainers.api",
+    "generate": "trainers.api",
     "train": "trainers.api",
     "SoftTargetStream": "trainers.data.stream",
     "MixedStream": "trainers.data.mixing",
@@ -27,7 +28,7 @@ _LAZY = {
 }
 
 if TYPE_CHECKING:
-    from trainers.api import evaluate, export, train
+    from trainers.api import evaluate, export, generate, train
     from trainers.data.batch import Batch
     from trainers.data.dataset import SoftTargetDataset
     from trainers.data.mixing import MixedStream
@@ -46,6 +47,7 @@ __all__ = [
     "SoftTargetStream",
     "evaluate",
     "export",
+    "generate",
     "train",
 ]
 

@@ -10,13 +10,15 @@ from softlabels.core.keywords import keywords
 from softlabels.core.progress import Reporter, Silent
 from trainers.evaluation.config import EvalConfig
 from trainers.exports.config import ExportConfig
+from trainers.generation.config import GenerateConfig
 from trainers.run.config import RunConfig
 
 if TYPE_CHECKING:
     from trainers.evaluation.evaluations import Evaluation
     from trainers.exports.record import ExportRecord
+    from trainers.generation.texts import Generated
 
-__all__ = ["evaluate", "export", "train"]
+__all__ = ["evaluate", "export", "generate", "train"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,3 +98,32 @@ def export(
     from trainers.exports.student import export
 
     return export(Path(run), Path(out), config, progress)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Generate(GenerateConfig):
+    run: Path | str
+    """Folder of a finished run of a causal LM."""
+    out: Path | str
+    """File to write: `FILE.jsonl` (texts) or `FILE.parquet` (the very ids)."""
+    progress: Reporter | None = None
+    """Receives stages, advances and notices; default nobody."""
+
+
+@keywords(_Generate, GenerateConfig)
+def generate(
+    config: GenerateConfig, *, run: Path | str, out: Path | str, progress: Reporter | None
+) -> Generated:
+    """Sample sequences from a finished run's student: a corpus for `softlabels.build`.
+
+    Returns:
+        How many there are, and how they ended.
+
+    Raises:
+        RunError: not a finished run, or without a tokenizer.
+        CorpusError: a bad prompt, or none.
+        PairingError: a prompt beyond the student's vocabulary.
+    """
+    from trainers.generation.texts import generate
+
+    return generate(Path(run), Path(out), config, progress or Silent())

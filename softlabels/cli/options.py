@@ -145,9 +145,8 @@ def config_options(cls: type) -> Callable[[F], F]:
                 flag, default = f"{flag}/--no-{flag.removeprefix('--')}", "on"
             given = default is not None and default is not False and default != ()
             if default is not dataclasses.MISSING and given:
-                shown = (
-                    ", ".join(f"{d:g}" for d in default) if isinstance(default, tuple) else default
-                )
+                several = default if isinstance(default, tuple) else (default,)
+                shown = ", ".join(f"{d:g}" if isinstance(d, float) else str(d) for d in several)
                 text += f" (default: {shown})"
             settings: dict[str, Any] = {"help": text + ".", "group": group, "cls": Option}
             if kind is bool:

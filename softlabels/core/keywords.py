@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable
-from dataclasses import fields, is_dataclass
+from dataclasses import fields
 from functools import wraps
 from pathlib import PurePath
 from typing import Any, ParamSpec, TypeVar, get_origin, get_type_hints
@@ -65,10 +65,6 @@ def _plain(value: Any, hint: Any) -> Any:
 
 def _documented(text: str, arguments: Any) -> str:
     """A docstring with the arguments in it, before what is returned and raised."""
-    helps: dict[str, str] = {}
-    for part in arguments.__mro__:
-        if is_dataclass(part) and isinstance(part, type):
-            helps = field_help(part) | helps
-    listed = "".join(f"\n    {name}: {help}" for name, help in helps.items())
+    listed = "".join(f"\n    {name}: {help}" for name, help in field_help(arguments).items())
     before, *after = re.split(r"\n\n(?=Returns:|Raises:)", inspect.cleandoc(text), maxsplit=1)
     return "\n\n".join([before, f"Args:{listed}", *after])

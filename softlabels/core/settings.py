@@ -151,15 +151,18 @@ def from_sources(
 
 
 def field_help(cls: type) -> dict[str, str]:
-    """The string under each field of a dataclass."""
-    tree = ast.parse(textwrap.dedent(inspect.getsource(cls)))
-    body = tree.body[0].body  # type: ignore[attr-defined]
+    """The string under each field of a dataclass, of those that it derives from first."""
     found = {}
-    for field, doc in pairwise(body):
-        if isinstance(field, ast.AnnAssign) and isinstance(doc, ast.Expr):
-            assert isinstance(field.target, ast.Name)
-            assert isinstance(doc.value, ast.Constant)
-            found[field.target.id] = " ".join(str(doc.value.value).replace("`", "").split())
+    for part in reversed(cls.__mro__):
+        if not vars(part).get("__annotations__"):
+            continue
+        tree = ast.parse(textwrap.dedent(inspect.getsource(part)))
+        body = tree.body[0].body  # type: ignore[attr-defined]
+        for field, doc in pairwise(body):
+            if isinstance(field, ast.AnnAssign) and isinstance(doc, ast.Expr):
+                assert isinstance(field.target, ast.Name)
+                assert isinstance(doc.value, ast.Constant)
+                found[field.target.id] = " ".join(str(doc.value.value).replace("`", "").split())
     return found
 
 

@@ -23,6 +23,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from softlabels.builder.build import build
 from softlabels.builder.config import BuildConfig
+from softlabels.core.progress import Silent
 from softlabels.errors import ConfigError, CorpusError, ExportError, PairingError
 from softlabels.images.recipe import Recipe
 from softlabels.images.sources import open_images
@@ -38,6 +39,7 @@ from trainers.exports.config import ExportConfig
 from trainers.exports.convolutions import quantise_kernels
 from trainers.exports.image_classification import IMAGE_CLASSIFICATION as DOMAIN
 from trainers.exports.latency import measure
+from trainers.exports.latency_config import LatencyConfig
 from trainers.exports.onnx_float import export_onnx
 from trainers.exports.record import read_export
 from trainers.exports.student import export
@@ -488,7 +490,7 @@ def test_what_it_costs(ground, exported, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     store = ground / "heldout"
     with pytest.raises(ConfigError, match=r"--images is missing"):
-        measure([str(exported("cnn", "onnx"))], store)
+        measure([str(exported("cnn", "onnx"))], LatencyConfig(store=str(store)), Silent())
     subjects = [str(ground / "run-cnn"), str(exported("cnn", "onnx-int8"))]
     command = ["latency", *subjects, "--teacher", f"hf:{ground / 'teacher'}", "--engine", "torch"]
     command += ["--store", str(store), "--images", f"arrays:{ground / 'test.npz'}"]

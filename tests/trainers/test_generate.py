@@ -11,6 +11,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+import trainers
 from softlabels.builder.build import build
 from softlabels.builder.config import BuildConfig
 from softlabels.errors import ConfigError, CorpusError, RunError
@@ -19,8 +20,8 @@ from softlabels.teachers import TeacherOptions, open_teacher
 from tests.students import llama
 from tests.teachers.tiny import VOCAB, write_model, write_texts
 from trainers.cli import main
-from trainers.generation.sampling import Sampling, draws, pick, sample
-from trainers.generation.texts import generate
+from trainers.generation.config import Sampling
+from trainers.generation.sampling import draws, pick, sample
 from trainers.run.config import RunConfig
 from trainers.run.setup import train
 from trainers.students import load_student
@@ -138,11 +139,12 @@ def run_cli(*arguments: str):
 
 def test_batches_and_order_of_work_change_nothing(ground, tmp_path):
     for name, batch_size in (("a", 1), ("b", 4), ("c", 50)):
-        found = generate(
-            ground / "run",
-            ground / "prompts.txt",
-            tmp_path / f"{name}.parquet",
-            Sampling(max_new_tokens=12, seed=5),
+        found = trainers.generate(
+            run=ground / "run",
+            prompts=ground / "prompts.txt",
+            out=tmp_path / f"{name}.parquet",
+            max_new_tokens=12,
+            seed=5,
             n=3,
             batch_size=batch_size,
         )
@@ -150,11 +152,12 @@ def test_batches_and_order_of_work_change_nothing(ground, tmp_path):
     a, b, c = (ids_of(tmp_path / f"{n}.parquet") for n in "abc")
     assert a == b == c
     assert len({tuple(x) for x in a[:3]}) == 3, "the sequences of one prompt differ"
-    generate(
-        ground / "run",
-        ground / "prompts.txt",
-        tmp_path / "d.parquet",
-        Sampling(max_new_tokens=12, seed=6),
+    trainers.generate(
+        run=ground / "run",
+        prompts=ground / "prompts.txt",
+        out=tmp_path / "d.parquet",
+        max_new_tokens=12,
+        seed=6,
         n=3,
     )
     assert ids_of(tmp_path / "d.parquet") != a
@@ -217,11 +220,11 @@ def test_texts_are_written_and_what_reads_otherwise_is_counted(ground, tmp_path)
     assert [r["sequence"] for r in records] == list(range(10))
     assert counts["unfinished"] == sum(not r["finished"] for r in records) > 0
     teacher = open_teacher(f"hf:{ground}/teacher", TeacherOptions(dtype="float32"))
-    generate(
-        ground / "run",
-        ground / "prompts.txt",
-        tmp_path / "same.parquet",
-        Sampling(max_new_tokens=8),
+    trainers.generate(
+        run=ground / "run",
+        prompts=ground / "prompts.txt",
+        out=tmp_path / "same.parquet",
+        max_new_tokens=8,
         n=2,
     )
     sampled = ids_of(tmp_path / "same.parquet")
@@ -239,7 +242,9 @@ def test_conversations_get_an_answer(ground, tmp_path):
     ]
     prompts = tmp_path / "p.jsonl"
     prompts.write_text("\n".join(json.dumps({"messages": m}) for m in asked))
-    found = generate(ground / "run", prompts, tmp_path / "o.jsonl", Sampling(max_new_tokens=5))
+    found = trainers.generate(
+        run=ground / "run", prompts=prompts, out=tmp_path / "o.jsonl", max_new_tokens=5
+    )
     assert found.sequences == 2
     for record, messages in zip(lines_of(tmp_path / "o.jsonl"), asked, strict=True):
         assert record["messages"][:-1] == messages
@@ -260,8 +265,11 @@ def test_conversations_get_an_answer(ground, tmp_path):
 def test_bad_prompts_are_refused_and_nothing_is_left(ground, tmp_path, line, words):
     (tmp_path / "p.jsonl").write_text(f'{{"prompt": "a"}}\n{line}\n')
     with pytest.raises(CorpusError, match=words):
-        generate(
-            ground / "run", tmp_path / "p.jsonl", tmp_path / "o.jsonl", Sampling(max_new_tokens=2)
+        trainers.generate(
+            run=ground / "run",
+            prompts=tmp_path / "p.jsonl",
+            out=tmp_path / "o.jsonl",
+            max_new_tokens=2,
         )
     assert [p.name for p in tmp_path.iterdir()] == ["p.jsonl"]
 
@@ -272,7 +280,7 @@ def test_bad_prompts_are_refused_and_nothing_is_left(ground, tmp_path, line, wor
         (("--temperature", "-1"), "--temperature -1.0: expected at least 0"),
         (("--top-p", "0"), "--top-p 0.0: expected above 0"),
         (("--max-new-tokens", "0"), "--max-new-tokens 0: expected at least 1"),
-        (("--seed", "-1"), "-1: expected 0 or more"),
+        (("--seed", "-1"), "--seed -1: expected 0 to 2**63 - 1"),
         (("--out", "own.txt"), "expected a name that ends in .jsonl or .parquet"),
         (("--out", __file__), "expected a name that ends in"),
     ],
@@ -288,17 +296,27 @@ def test_impossible_flags_are_usage_errors(ground, tmp_path, flags, words):
 
 
 def test_other_mistakes_are_refused(ground, tmp_path):
-    out, sampling = tmp_path / "o.jsonl", Sampling(max_new_tokens=2)
+    out = tmp_path / "o.jsonl"
     with pytest.raises(RunError, match="not a run"):
-        generate(tmp_path, ground / "prompts.txt", out, sampling)
+        trainers.generate(run=tmp_path, prompts=ground / "prompts.txt", out=out, max_new_tokens=2)
     with pytest.raises(RunError, match="without --ema"):
-        generate(ground / "run", ground / "prompts.txt", out, sampling, weights="ema")
+        trainers.generate(
+            run=ground / "run",
+            prompts=ground / "prompts.txt",
+            out=out,
+            max_new_tokens=2,
+            weights="ema",
+        )
     (tmp_path / "e.txt").write_text("")
     with pytest.raises(CorpusError, match="is empty"):
-        generate(ground / "run", tmp_path / "e.txt", out, sampling)
+        trainers.generate(run=ground / "run", prompts=tmp_path / "e.txt", out=out, max_new_tokens=2)
     with pytest.raises(ConfigError, match="more than the 2048 positions that the student knows"):
-        generate(ground / "run", ground / "prompts.txt", out, Sampling(max_new_tokens=2048))
+        trainers.generate(
+            run=ground / "run", prompts=ground / "prompts.txt", out=out, max_new_tokens=2048
+        )
     assert not out.exists()
     out.write_text("")
     with pytest.raises(ConfigError, match="is there already"):
-        generate(ground / "run", ground / "prompts.txt", out, sampling)
+        trainers.generate(
+            run=ground / "run", prompts=ground / "prompts.txt", out=out, max_new_tokens=2
+        )

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,12 +14,14 @@ from click.testing import CliRunner
 pytest.importorskip("onnxruntime", reason="needs onnxruntime")
 pytest.importorskip("onnxscript", reason="needs onnxscript")
 
+from softlabels.core.progress import Silent
 from softlabels.errors import ConfigError, IntegrityError, RunError
 from tests.trainers.exporting import ROOT, make_run, make_stores
 from trainers.cli import main
 from trainers.exports import latency
 from trainers.exports.config import ExportConfig
-from trainers.exports.latency import measure
+from trainers.exports.latency import Figures, measure
+from trainers.exports.latency_config import LatencyConfig
 from trainers.exports.record import read_export
 from trainers.exports.student import export
 
@@ -89,7 +92,7 @@ def test_the_table_is_of_the_measured_figures(ground, monkeypatch):
     (row,) = (line for line in done.stdout.splitlines() if "onnxruntime" in line)
     cells = [c.strip() for c in row.split("│")[1:-1]]
     assert cells[4:7] == ["30", "10.0", "34.5"]  # p95 of forty calls, two of them slow
-    (figures,) = measure([str(ground / "onnx")], ground / "heldout", rounds=1, batch_size=2)
+    (figures,) = asked([str(ground / "onnx")], ground / "heldout", rounds=1, batch_size=2)
     assert figures.throughput == pytest.approx(int(cells[7].replace(",", "")), abs=1)
 
 
@@ -141,19 +144,23 @@ def test_a_process_that_fails_ends_in_a_sentence(ground, tmp_path):
         latency._in_a_process(subject, spec, tmp_path)
 
 
+def asked(subjects: list[str], store: Path, **settings: Any) -> list[Figures]:
+    return measure(subjects, LatencyConfig(store=str(store), **settings), Silent())
+
+
 def test_what_cannot_be_measured(ground, tmp_path):
     store = ground / "heldout"
     with pytest.raises(RunError, match="not a run"):
-        measure([str(tmp_path)], store)
+        asked([str(tmp_path)], store)
     with pytest.raises(ConfigError, match=r"no config\.json there"):
-        measure([f"hf:{tmp_path}"], store)
+        asked([f"hf:{tmp_path}"], store)
     for flag in ("repeats", "rounds", "threads", "batch_size"):
         with pytest.raises(ConfigError, match=f"--{flag.replace('_', '-')} 0: expected at least 1"):
-            measure([str(ground / "onnx")], store, **{flag: 0})
+            asked([str(ground / "onnx")], store, **{flag: 0})
     with pytest.raises(ConfigError, match="--engine tensorrt: expected torch or onnxruntime"):
-        measure([str(ground / "onnx")], store, engines=["tensorrt"])
+        asked([str(ground / "onnx")], store, engine=("tensorrt",))
     with pytest.raises(ConfigError, match="--teacher teacher: expected hf:PATH"):
-        measure([str(ground / "onnx")], store, teacher="teacher")
+        asked([str(ground / "onnx")], store, teacher="teacher")
 
 
 def test_an_altered_export_is_not_measured(ground, tmp_path):
@@ -164,4 +171,4 @@ def test_an_altered_export_is_not_measured(ground, tmp_path):
     data[-1] ^= 1
     (folder / "model.onnx").write_bytes(data)
     with pytest.raises(IntegrityError, match=r"model\.onnx: sha256 is"):
-        measure([str(folder)], ground / "heldout")
+        asked([str(folder)], ground / "heldout")

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
-from softlabels.cli.options import Command, Seed
+import trainers
+from softlabels.cli.options import Command, config_options
 from softlabels.cli.terminal import Bar, LocalPath, emit, json_option
+from trainers.generation.config import GenerateConfig
 
 __all__ = ["generate_command"]
 
@@ -15,88 +18,14 @@ __all__ = ["generate_command"]
 @click.command("generate", cls=Command)
 @click.argument("run", type=LocalPath())
 @click.option(
-    "--prompts",
-    required=True,
-    type=LocalPath(),
-    help="Text, a line each; .jsonl with prompt or messages; or a store, whose rows' beginnings are taken.",
-)
-@click.option(
     "--out",
     required=True,
     type=LocalPath(),
     help="FILE.jsonl (texts) or FILE.parquet (the very ids).",
 )
-@click.option(
-    "--temperature", type=float, default=1.0, show_default=True, help="0: the most probable token."
-)
-@click.option(
-    "--top-p",
-    type=float,
-    default=1.0,
-    show_default=True,
-    help="Sample from the most probable tokens that reach this mass.",
-)
-@click.option(
-    "--max-new-tokens",
-    type=int,
-    default=128,
-    show_default=True,
-    help="Most tokens to generate for a sequence.",
-)
-@click.option(
-    "--n",
-    type=click.IntRange(min=1),
-    default=1,
-    show_default=True,
-    help="Sequences for each prompt.",
-)
-@click.option(
-    "--seed",
-    type=Seed(),
-    default=0,
-    show_default=True,
-    help="With a sequence's number it decides its draws.",
-)
-@click.option("--limit", type=click.IntRange(min=1), help="Take this many prompts; default all.")
-@click.option(
-    "--prompt-tokens",
-    type=click.IntRange(min=1),
-    default=16,
-    show_default=True,
-    help="Tokens of a store's row to prompt with.",
-)
-@click.option(
-    "--batch-size",
-    type=click.IntRange(min=1),
-    default=16,
-    show_default=True,
-    help="Sequences at a time.",
-)
-@click.option("--device", default="cpu", show_default=True, help="Where to compute.")
-@click.option(
-    "--weights",
-    type=click.Choice(["student", "ema", "best"]),
-    default="student",
-    show_default=True,
-    help="As of softtrain eval.",
-)
+@config_options(GenerateConfig)
 @json_option
-def generate_command(
-    run: Path,
-    prompts: Path,
-    out: Path,
-    temperature: float,
-    top_p: float,
-    max_new_tokens: int,
-    n: int,
-    seed: int,
-    limit: int | None,
-    prompt_tokens: int,
-    batch_size: int,
-    device: str,
-    weights: str,
-    as_json: bool,
-) -> None:
+def generate_command(run: Path, out: Path, as_json: bool, **flags: Any) -> None:
     """Sample sequences from a finished run's student: a corpus for softlabels build.
 
     \b
@@ -104,27 +33,9 @@ def generate_command(
       softtrain generate run --prompts store --limit 1000 --out own.parquet
       softlabels build --teacher hf:teacher --corpus ids:own.parquet --out own-store
     """
-    from trainers.generation.sampling import Sampling
-    from trainers.generation.texts import generate
-
-    sampling = Sampling(
-        temperature=temperature, top_p=top_p, max_new_tokens=max_new_tokens, seed=seed
-    )
+    config = GenerateConfig.from_sources(None, flags)
     with Bar() as bar:
-        bar.stage("generate", None, "sequences")
-        found = generate(
-            run,
-            prompts,
-            out,
-            sampling,
-            n=n,
-            limit=limit,
-            prompt_tokens=prompt_tokens,
-            batch_size=batch_size,
-            weights=weights,
-            device=device,
-            advance=bar.advance,
-        )
+        found = trainers.generate(run=run, out=out, progress=bar, **vars(config))
     text = (
         f"{out}: {found.sequences:,} sequences, {found.tokens:,} tokens; {found.unfinished:,} were cut at "
         f"--max-new-tokens, {found.empty:,} ended at once"

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from softlabels.core.settings import check_at_least, from_sources
-from softlabels.errors import ConfigError
-from trainers.run.record import WEIGHTS
+from trainers.run.record import check_weights
 
 __all__ = ["EvalConfig"]
 
@@ -40,8 +39,7 @@ class EvalConfig:
 
     def __post_init__(self) -> None:
         check_at_least(self, batch_size=1, bootstrap=0, seed=0)
-        if self.weights not in WEIGHTS:
-            raise ConfigError(f"--weights {self.weights}: expected one of {', '.join(WEIGHTS)}")
+        check_weights(self.weights)
 
     @classmethod
     def from_sources(cls, toml: Path | None, flags: Mapping[str, Any]) -> EvalConfig:

@@ -10,7 +10,7 @@ from typing import Any
 from softlabels.core.settings import check_at_least, from_sources
 from softlabels.errors import ConfigError
 from trainers.exports import FORMATS
-from trainers.run.record import WEIGHTS
+from trainers.run.record import check_weights
 
 __all__ = ["ExportConfig"]
 
@@ -53,8 +53,7 @@ class ExportConfig:
             raise ConfigError(
                 f"--format {self.format}: expected one of {', '.join(FORMATS.names())}"
             )
-        if self.weights not in WEIGHTS:
-            raise ConfigError(f"--weights {self.weights}: expected one of {', '.join(WEIGHTS)}")
+        check_weights(self.weights)
 
     @classmethod
     def from_sources(cls, toml: Path | None, flags: Mapping[str, Any]) -> ExportConfig:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import subprocess
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,19 +17,20 @@ from typing import Any
 import numpy as np
 
 from softlabels.core.own_process import own_environment, own_module
+from softlabels.core.progress import Reporter
 from softlabels.errors import ConfigError, RunError
 from softlabels.store.reader import open_store
 from trainers.data.tasks import Task, check_pixels
 from trainers.exports import FORMATS
 from trainers.exports.domains import Arrays, Domain, Example, domain_of, spread
 from trainers.exports.formats import Job
+from trainers.exports.latency_config import LatencyConfig
 from trainers.exports.record import RECORD, read_export
 from trainers.exports.weights import weight_files
 from trainers.run.finished import open_finished
 
-__all__ = ["ENGINES", "Figures", "Subject", "measure"]
+__all__ = ["Figures", "Subject", "measure"]
 
-ENGINES = ("torch", "onnxruntime")
 SINGLE, MANY = 8, 2
 """Examples at batch 1, and larger batches, that are gone round."""
 
@@ -78,59 +79,22 @@ class Figures:
     """Seconds, median of the rounds."""
 
 
-def measure(
-    subjects: Sequence[str],
-    store: Path | str,
-    *,
-    teacher: str | None = None,
-    engines: Sequence[str] = ENGINES,
-    weights: str = "student",
-    batch_size: int = 8,
-    repeats: int = 20,
-    rounds: int = 3,
-    threads: int = 1,
-    vocab: str | None = None,
-    images: Sequence[str] = (),
-    advance: Callable[[int], None] = lambda _: None,
-    total: Callable[[int], None] = lambda _: None,
-) -> list[Figures]:
+def measure(subjects: Sequence[str], config: LatencyConfig, report: Reporter) -> list[Figures]:
     """Measure runs, exports and models.
 
     Args:
         subjects: folder of a run or of an export, or `hf:PATH`, a model's.
-        store: whose rows to run on, as they are.
-        teacher: `hf:PATH`, measured last.
-        engines: what models and runs are measured in; for ONNX Runtime they are converted, unchecked. An export has
-            its own.
-        weights: of runs.
-        batch_size: of the throughput.
-        repeats: calls at batch 1, in each round.
-        rounds: how often all of them are measured, in turn.
-        threads: of the engine.
-        vocab: view to read the store in.
-        images: of a store of images, where they lie.
-        advance: told of processes done.
-        total: told how many there will be.
+        config: on what, and how often.
+        report: receives the progress.
 
     Raises:
-        ConfigError: not a folder that can be measured; no subject, or nothing to do.
+        ConfigError: not a folder that can be measured.
         RunError: a run that has not finished; a process failed.
         IntegrityError: an export was altered.
     """
-    for flag, value in (
-        ("--batch-size", batch_size),
-        ("--repeats", repeats),
-        ("--rounds", rounds),
-        ("--threads", threads),
-    ):
-        if value < 1:
-            raise ConfigError(f"{flag} {value}: expected at least 1")
-    if teacher is not None and not teacher.startswith("hf:"):
-        raise ConfigError(f"--teacher {teacher}: expected hf:PATH")
-    unknown = sorted(set(engines) - set(ENGINES))
-    if unknown or not engines:
-        raise ConfigError(f"--engine {' '.join(unknown)}: expected {' or '.join(ENGINES)}")
-    opened = open_store(store, view=vocab, images=images)
+    batch_size = config.batch_size
+    report.stage("convert", None, "models")
+    opened = open_store(config.store, view=config.vocab, images=config.images)
     check_pixels(opened)
     name = opened.manifest.identity.domain
     domain = domain_of(name)
@@ -141,24 +105,24 @@ def measure(
         work = Path(scratch)
         found = [
             s
-            for spec in [*subjects, *([teacher] if teacher else [])]
-            for s in _subjects(spec, engines, weights, domain, examples, work)
+            for spec in [*subjects, *([config.teacher] if config.teacher else [])]
+            for s in _subjects(spec, config.engine, config.weights, domain, examples, work)
         ]
-        total(len(found) * rounds)
+        report.stage("measure", len(found) * config.rounds, "processes")
         files = _write_inputs(work, domain, examples, batch_size)
         results: list[list[dict[str, Any]]] = [[] for _ in found]
-        for _ in range(rounds):
+        for _ in range(config.rounds):
             for subject, own in zip(found, results, strict=True):
                 spec = {
                     **files,
                     "format": subject.format,
                     "folder": str(subject.folder),
                     "domain": name if subject.format == "safetensors" else None,
-                    "threads": threads,
-                    "repeats": repeats,
+                    "threads": config.threads,
+                    "repeats": config.repeats,
                 }
                 own.append(_in_a_process(subject, spec, work))
-                advance(1)
+                report.advance(1)
         sizes = [
             sum(domain.size(e) for e in examples[i * batch_size : (i + 1) * batch_size])
             for i in range(_many(examples, batch_size))

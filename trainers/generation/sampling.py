@@ -8,7 +8,6 @@ between two.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from inspect import signature
 from typing import Any, NamedTuple
 
@@ -18,34 +17,12 @@ import torch
 from torch import Tensor
 
 from softlabels.core.devices import choose
-from softlabels.errors import ConfigError
+from trainers.generation.config import Sampling
 from trainers.students import Student
 
-__all__ = ["Sampled", "Sampling", "draws", "pick", "sample"]
+__all__ = ["Sampled", "draws", "pick", "sample"]
 
 Int64 = npt.NDArray[np.int64]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sampling:
-    """How to sample."""
-
-    temperature: float = 1.0
-    """0: always the most probable token."""
-    top_p: float = 1.0
-    """Of the most probable tokens, the fewest that reach this mass."""
-    max_new_tokens: int = 128
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for flag, value, fits, expected in (
-            ("temperature", self.temperature, 0 <= self.temperature < float("inf"), "at least 0"),
-            ("top-p", self.top_p, 0 < self.top_p <= 1, "above 0 and at most 1"),
-            ("max-new-tokens", self.max_new_tokens, self.max_new_tokens >= 1, "at least 1"),
-            ("seed", self.seed, 0 <= self.seed < 2**63, "0 to 2**63 - 1"),
-        ):
-            if not fits:
-                raise ConfigError(f"--{flag} {value}: expected {expected}")
 
 
 class Sampled(NamedTuple):

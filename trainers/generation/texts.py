@@ -12,7 +12,7 @@ ids:FILE`.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,9 +22,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from softlabels.core.durable import appearing, forget_attempts
+from softlabels.core.progress import Reporter
 from softlabels.errors import ConfigError, CorpusError, PairingError, RunError
+from trainers.generation.config import GenerateConfig, Sampling
 from trainers.generation.prompts import Prompt, Words, read_prompts
-from trainers.generation.sampling import Sampled, Sampling, sample
+from trainers.generation.sampling import Sampled, sample
 from trainers.run.finished import open_finished
 from trainers.students import load_student
 
@@ -50,34 +52,14 @@ class _Written(NamedTuple):
     sampled: Sampled
 
 
-def generate(
-    run: Path,
-    prompts: Path,
-    out: Path,
-    sampling: Sampling,
-    *,
-    n: int = 1,
-    limit: int | None = None,
-    prompt_tokens: int = 16,
-    batch_size: int = 16,
-    weights: str = "student",
-    device: str = "cpu",
-    advance: Callable[[int], None] = lambda _: None,
-) -> Generated:
+def generate(run: Path, out: Path, config: GenerateConfig, report: Reporter) -> Generated:
     """Sample `n` sequences for each prompt and write them as a corpus.
 
     Args:
         run: of a finished student.
-        prompts: see `read_prompts`.
         out: `.jsonl` or `.parquet`; must be absent.
-        sampling: how.
-        n: sequences for each prompt.
-        limit: prompts to take; None: all.
-        prompt_tokens: see `read_prompts`.
-        batch_size: sequences sampled together.
-        weights: which of the run.
-        device: where to compute.
-        advance: told of sequences done.
+        config: from what, and how.
+        report: receives the progress.
 
     Raises:
         RunError: not a finished run, or without a tokenizer.
@@ -85,12 +67,13 @@ def generate(
         ConfigError: `out` is there, or of another kind; sequences longer than the student's positions.
         PairingError: a prompt beyond the student's vocabulary.
     """
+    prompts = Path(config.prompts)
     if out.suffix not in (".jsonl", ".parquet"):
         raise ConfigError(f"--out {out}: expected a name that ends in .jsonl or .parquet")
     if out.exists():
         forget_attempts(out)
         raise ConfigError(f"--out {out}: is there already; choose another")
-    finished = open_finished(run, weights)
+    finished = open_finished(run, config.weights)
     if finished.domain != "causal-lm":
         raise ConfigError(
             f"{run}: its student is of the domain {finished.domain}; only a causal LM writes text"
@@ -99,13 +82,15 @@ def generate(
     words = Words(finished.folder)
     _check_tokenizer(prompts, finished.facts)
     ends = _ends(student.model, words)
-    asked = read_prompts(prompts, words, prompt_tokens=prompt_tokens)
-    repeated = (p for p in islice(asked, limit) for _ in range(n))
+    asked = read_prompts(prompts, words, prompt_tokens=config.prompt_tokens)
+    repeated = (p for p in islice(asked, config.limit) for _ in range(config.n))
+
+    report.stage("generate", None, "sequences")
 
     def made() -> Iterator[_Written]:
         first = 0
-        while batch := list(islice(repeated, batch_size)):
-            _check_length(prompts, max(len(p.ids) for p in batch), sampling, student.model.config)
+        while batch := list(islice(repeated, config.batch_size)):
+            _check_length(prompts, max(len(p.ids) for p in batch), config, student.model.config)
             largest = max(int(p.ids.max()) for p in batch)
             if largest >= student.vocab_size:
                 raise PairingError(
@@ -113,10 +98,10 @@ def generate(
                     f"{student.vocab_size - 1}"
                 )
             ids = [p.ids for p in batch]
-            found = sample(student, ids, sampling, ends=ends, first=first, device=device)
+            found = sample(student, ids, config, ends=ends, first=first, device=config.device)
             yield from map(_Written, batch, found)
             first += len(batch)
-            advance(len(batch))
+            report.advance(len(batch))
 
     write = _write_jsonl if out.suffix == ".jsonl" else _write_parquet
     with appearing(out) as temporary:

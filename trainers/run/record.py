@@ -9,9 +9,9 @@ from typing import Any
 import msgspec
 
 from softlabels.core.records import read_record_file
-from softlabels.errors import RunError, StoreError, UnreadableError
+from softlabels.errors import ConfigError, RunError, StoreError, UnreadableError
 
-__all__ = ["RUN_RECORD", "WEIGHTS", "read_run_record"]
+__all__ = ["RUN_RECORD", "WEIGHTS", "check_weights", "read_run_record"]
 
 RUN_RECORD = "run.json"
 WEIGHTS = {
@@ -20,6 +20,16 @@ WEIGHTS = {
     "best": ("best", "--heldout"),
 }
 """Which weights of a run: the folder they are in, and the flag that makes it."""
+
+
+def check_weights(name: str) -> None:
+    """Refuse what is no key of `WEIGHTS`.
+
+    Raises:
+        ConfigError: names the flag.
+    """
+    if name not in WEIGHTS:
+        raise ConfigError(f"--weights {name}: expected one of {', '.join(WEIGHTS)}")
 
 
 class _Struct(msgspec.Struct, frozen=True, kw_only=True):
