@@ -6,6 +6,7 @@ import hashlib
 import platform
 import shutil
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 
@@ -217,14 +218,7 @@ def _check(
         store_digest=heldout.digest,
         rows=rows,
         examples=examples,
-        outputs=found.outputs,
-        labels=found.labels,
-        largest_difference=found.largest_difference,
-        agreement=found.agreement,
-        nll=found.nll,
-        nll_of_student=found.nll_of_student,
-        accuracy=found.accuracy,
-        accuracy_of_student=found.accuracy_of_student,
+        **asdict(found),
         loss_of_nll=found.loss_of_nll,
         loss_of_accuracy=found.loss_of_accuracy,
     )
