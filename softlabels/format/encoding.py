@@ -113,18 +113,33 @@ def decode_shard(
             not those of its digest. Names `where` and the row.
         TargetError: an id out of range, NaN, an empty kept set.
     """
-    shard = _decode(
-        data,
-        identity,
-        start_row=start_row,
-        where=where,
-        rows=rows,
-        positions=positions,
-        dictionary=dictionary,
-        counts_from=start_row if numbering is None else numbering.row,
-        keep_logp=keep_logp,
-        targets=targets,
-    )
+    if identity.encoding.plain:
+        expected = plain.expected_columns(identity, rows, positions, targets=targets)
+        shard = plain.shard_of(
+            container_of(identity).read_columns(data, expected, records=rows, where=where),
+            identity,
+            start_row=start_row,
+            counts_from=start_row if numbering is None else numbering.row,
+            where=where,
+            keep_logp=keep_logp,
+            targets=targets,
+        )
+    else:
+        wanted = dictionary_of(data, identity, where=where)
+        if wanted is not None and dictionary is None:
+            raise IntegrityError(
+                f"{where}: needs the dictionary {wanted[:12]}…, which is not there"
+            )
+        shard = packed.shard_of(
+            read_streams(data, identity, where=where),
+            identity,
+            dictionary(wanted) if dictionary is not None and wanted is not None else None,
+            start_row=start_row,
+            rows=rows,
+            positions=positions,
+            where=where,
+            targets=targets,
+        )
     if numbering is None or numbering.documents == 0 or not identity.encoding.has_inputs:
         return shard
     largest = max((int(row.documents.max()) for row in shard.rows), default=0)
@@ -133,47 +148,6 @@ def decode_shard(
     return replace(
         shard,
         rows=[row.renumbered(numbering.documents) for row in shard.rows],
-    )
-
-
-def _decode(
-    data: bytes,
-    identity: Identity,
-    *,
-    start_row: int,
-    where: str,
-    rows: int | None,
-    positions: int | None,
-    dictionary: FindDictionary | None,
-    counts_from: int,
-    keep_logp: bool,
-    targets: bool,
-) -> Shard:
-    container = container_of(identity)
-    if identity.encoding.plain:
-        expected = plain.expected_columns(identity, rows, positions, targets=targets)
-        columns = container.read_columns(data, expected, records=rows, where=where)
-        return plain.shard_of(
-            columns,
-            identity,
-            start_row=start_row,
-            counts_from=counts_from,
-            where=where,
-            keep_logp=keep_logp,
-            targets=targets,
-        )
-    wanted = dictionary_of(data, identity, where=where)
-    if wanted is not None and dictionary is None:
-        raise IntegrityError(f"{where}: needs the dictionary {wanted[:12]}…, which is not there")
-    return packed.shard_of(
-        read_streams(data, identity, where=where),
-        identity,
-        dictionary(wanted) if dictionary is not None and wanted is not None else None,
-        start_row=start_row,
-        rows=rows,
-        positions=positions,
-        where=where,
-        targets=targets,
     )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import zipfile
 import zlib
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from softlabels.core.npz import read_npz
 from softlabels.errors import CorpusError
 from softlabels.images.pixels import Pixels
 
@@ -64,9 +64,8 @@ class ImageArrays(_Decoded):
 
     def __init__(self, argument: str) -> None:
         try:
-            with np.load(argument, allow_pickle=False) as file:
-                found = {name: file[name] for name in ("images", "labels") if name in file.files}
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, AttributeError) as e:
+            found = read_npz(argument, ("images", "labels"))
+        except (OSError, ValueError) as e:
             raise CorpusError(f"arrays:{argument}: not an .npz file that can be read ({e})") from e
         if "images" not in found:
             raise CorpusError(f"arrays:{argument}: has no array 'images'")

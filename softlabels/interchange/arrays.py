@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from softlabels.core.npz import read_npz
 from softlabels.errors import CorpusError
 from softlabels.interchange import ForeignRow
 
@@ -69,9 +70,8 @@ def _load(path: Path) -> Mapping[str, npt.NDArray[Any]]:
                 if (file := path / f"{name}.npy").exists():
                     found[name] = np.load(file, mmap_mode="r", allow_pickle=False)
         else:
-            with np.load(path, allow_pickle=False) as archive:
-                found = {n: archive[n] for n in (*NEEDED, *OPTIONAL) if n in archive}
-    except (OSError, ValueError, EOFError, AttributeError, TypeError) as e:
+            found = read_npz(path, (*NEEDED, *OPTIONAL))
+    except (OSError, ValueError, EOFError) as e:
         raise CorpusError(
             f"{path}: cannot be read ({e}); expected a .npz file, or a folder of .npy files"
         ) from e
