@@ -44,6 +44,9 @@ DICTIONARY_LIMIT = 32 * 2**20
 CLASS_LIMIT = 128
 ENTRY_LIMIT = 2**24
 """Entries of all tables, and ids in the order: 64 MiB of memory each."""
+ENTRIES_ALWAYS, ENTRIES_PER_BYTE = 2**22, 64
+"""A stream of more entries than the first has at most so many for each of its bytes: 300 bytes of equal numbers would
+otherwise take 700 MB."""
 SCRATCH = 2**19
 """Places that `encode` looks up at a time."""
 SPELLED = 2**18
@@ -211,7 +214,7 @@ class Codebook:
             IntegrityError: not an order of distinct ids of the vocabulary.
         """
         classes = read_numbers(streams, "order_classes", CLASS_LIMIT, where)
-        steps = read_numbers(streams, "order", min(vocab_size, ENTRY_LIMIT), where)
+        steps = _table_numbers(streams, "order", vocab_size, where)
         if int(classes.sum(dtype=np.int64)) != len(steps) or (len(classes) and classes.min() == 0):
             raise IntegrityError(f"{where}: the classes of its order do not add up")
         starts = class_starts(classes)
@@ -252,9 +255,9 @@ class Codebook:
             )
         _, streams = split(MAGIC, data, where=where)
         plain = cls.from_order_streams(streams, vocab_size=vocab_size, where=where)
-        steps = read_numbers(streams, "tokens", min(vocab_size, ENTRY_LIMIT), where)
-        sizes = read_numbers(streams, "sizes", len(steps), where)
-        entries = read_numbers(streams, "entries", ENTRY_LIMIT, where)
+        steps = _table_numbers(streams, "tokens", vocab_size, where)
+        sizes = _table_numbers(streams, "sizes", len(steps), where)
+        entries = _table_numbers(streams, "entries", ENTRY_LIMIT, where)
         tokens = np.cumsum(steps, dtype=np.int64)
         if len(sizes) != len(tokens) or int(sizes.sum(dtype=np.int64)) != len(entries):
             raise IntegrityError(f"{where}: its tables do not add up")
@@ -273,6 +276,13 @@ class Codebook:
             entries=entries.astype(np.int32),
             sha256=hashlib.sha256(data).hexdigest(),
         )
+
+
+def _table_numbers(streams: Mapping[str, Stream], name: str, most: int, where: str) -> UInt32:
+    """What an order or table holds: no more than the limits above."""
+    size = len(streams[name].data) if name in streams else 0
+    most = min(most, ENTRY_LIMIT, max(ENTRIES_ALWAYS, ENTRIES_PER_BYTE * size))
+    return read_numbers(streams, name, most, where)
 
 
 def read_numbers(streams: Mapping[str, Stream], name: str, most: int, where: str) -> UInt32:

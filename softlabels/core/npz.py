@@ -46,7 +46,7 @@ def read_npz(path: str | Path, names: Sequence[str]) -> dict[str, npt.NDArray[An
         NotImplementedError,
     ) as e:
         raise ValueError(str(e)) from e
-    for name, array in found.items():
-        if not isinstance(array, np.ndarray):  # numpy hands out the bytes of what is no array
-            raise ValueError(f"its entry {name!r} is no array")
+    # Of an entry that is no array numpy hands out the bytes.
+    if strangers := [n for n, a in found.items() if not isinstance(a, np.ndarray)]:
+        raise ValueError(f"its entry {strangers[0]!r} is no array")
     return found

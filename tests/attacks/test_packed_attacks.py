@@ -460,6 +460,20 @@ def dictionary_whose_order_is_zeros(store: Path) -> None:
 
 
 @attack
+def dictionary_of_16_million_ids_in_300_bytes(store: Path) -> None:
+    """Has every id once, and a table of one for each: nothing in it is wrong but its size."""
+    in_vocabulary(store, teacher__vocab_size=2**31)
+    tables = {
+        "order": zeros(2**24, 1),
+        "order_classes": pack(np.array([2**24], np.uint32)),
+        "tokens": zeros(2**24, 1),
+        "sizes": zeros(2**24, 1),
+        "entries": zeros(2**24),
+    }
+    put_dictionary(store, dictionary(**tables))
+
+
+@attack
 def dictionary_that_declares_2_to_the_40(store: Path) -> None:
     """Has an index that lies."""
     put_dictionary(store, dictionary(entries=Stream(entries=2**40, data=zeros(9).data)))
