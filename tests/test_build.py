@@ -277,7 +277,7 @@ def test_a_committed_shard_that_was_damaged_is_built_again(corpus, tmp_path):
             pass
 
     build(config_of(corpus), tmp_path / "s", teacher=TinyTeacher(), reporter=Reporter())
-    assert any("building shard 1 again" in n for n in notices)
+    assert any("making shard 1 again" in n for n in notices)
     assert data_of(tmp_path / "s") == whole
     assert verify_store(tmp_path / "s").problems == []
 

@@ -11,13 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from softlabels.builder import dictionary as made
 from softlabels.builder.build import build
 from softlabels.builder.dry_run import dry_run
 from softlabels.codecs.codebook import Codebook
 from softlabels.errors import ConfigError, IntegrityError, PlanError
 from softlabels.format.dictionaries import DICTIONARY
 from softlabels.format.encoding import dictionary_of
+from softlabels.making import dictionary as made
 from softlabels.making.plan import read_plan
 from softlabels.making.repair import repair_store
 from softlabels.store.reader import open_store
@@ -146,7 +146,7 @@ def test_a_dictionary_can_be_given(corpus, small, tmp_path):
         teacher=TinyTeacher(),
     )
     assert estimate.data_bytes < 1.1 * sizes[0]
-    with pytest.raises(PlanError, match="store dictionary_sha256"):
+    with pytest.raises(PlanError, match="encoding dictionary_sha256"):
         build_tiny(
             tmp_path / "none", corpus, **HOW, limit_rows=20, dictionary=str(tmp_path / "first")
         )
@@ -210,7 +210,7 @@ def test_repair_of_an_unfinished_store_knows_it(corpus, small, tmp_path):
 def test_several_builders_agree_on_one(corpus, tmp_path):
     script = f"""
 import sys
-from softlabels.builder import dictionary
+from softlabels.making import dictionary
 dictionary.POSITIONS = 2_000
 from tests.fakes import build_tiny
 build_tiny({str(tmp_path / "store")!r}, {corpus!r}, **{HOW!r})

@@ -12,12 +12,13 @@ import pytest
 import torch
 
 from softlabels.builder.build import build
-from softlabels.builder.plan import make_plan
+from softlabels.builder.plan import plan_build
 from softlabels.core.progress import Silent
 from softlabels.corpora import open_corpora
 from softlabels.errors import PlanError
 from softlabels.estimators import make_estimator
 from softlabels.making.claims import Claims
+from softlabels.making.job import begin
 from softlabels.making.plan import check_folder
 from softlabels.store.reader import open_store
 from softlabels.store.verify import verify_store
@@ -187,7 +188,9 @@ def plan_late(out, corpus, **changes):
     """What a builder does whose folder had no plan when it looked."""
     config = config_of(corpus, **(CHANGES | changes))
     estimator = make_estimator(config.estimator, config.estimator_parameters)
-    return make_plan(config, out, estimator, open_corpora(config.corpus), TinyTeacher(), Silent())
+    corpora = open_corpora(config.corpus)
+    plan, files = plan_build(config, estimator, corpora, TinyTeacher(), Silent())
+    return begin(out, plan, files, Silent())
 
 
 def test_the_later_planner_of_the_same_job_uses_the_plan_in_force(tmp_path, corpus):

@@ -6,33 +6,32 @@ The teacher sees only what is new; the old shards are read once, to be checked.
 
 The flow:
  1. check the old generation, tokenise and plan the new documents: one plan for old and new shards;
- 2. give the old shards their names and records;
- 3. build the new ones as `build` does, by any number of builders at once.
+ 2. begin, commit, finish (`softlabels/making/job.py`), by any number of builders at once: an old shard is given its
+    name, a new one is built as `build` does.
 
 Until the new manifest is there, the new folder is not a store, and the old generation the current one.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 
 from softlabels.algebra.combine import (
+    APART,
     check_renumbers,
     combined_corpus,
     combined_teacher,
     document_count,
-    reused_pieces,
+    planned_again,
 )
-from softlabels.algebra.derive import begin, commit_pieces, make_plan
-from softlabels.algebra.sources import Scanned, files_of, open_source, provenance_of, scan
-from softlabels.builder.build import teacher_options
+from softlabels.algebra.sources import files_of, open_source, provenance_of, scan
 from softlabels.builder.config import BuildConfig
 from softlabels.builder.plan import survey
 from softlabels.builder.rows import open_inputs
-from softlabels.builder.shard_builder import ShardBuilder
+from softlabels.builder.shard_builder import Taught, check_teacher, load_teacher
 from softlabels.core.progress import Reporter, Silent
 from softlabels.corpora.overlap import refuse_overlap
 from softlabels.errors import PairingError
@@ -41,19 +40,16 @@ from softlabels.format.dictionaries import FOLDER
 from softlabels.format.encoding import container_of
 from softlabels.format.identity import Identity, TeacherRecord
 from softlabels.format.manifest import Manifest, PlannedShard
-from softlabels.making.claims import clear_claims
-from softlabels.making.complete import complete
-from softlabels.making.finish import finish
-from softlabels.making.plan import RowDigests, begun, read_plan
+from softlabels.making.job import make_store
+from softlabels.making.plan import begun, make_plan, read_plan
+from softlabels.making.same_job import differences
 from softlabels.store.reader import Store
-from softlabels.teachers import Teacher, TeacherOptions
-from softlabels.teachers.ensemble import open_teachers
+from softlabels.teachers import Teacher
 
 __all__ = ["AppendConfig", "append"]
 
 GROWING = ("merge", "append")
 """What may have made a store that grows: its shards are as the teacher gave them."""
-SAME = ("weights_sha256", "vocab_size", "dtype", "parameters")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +98,7 @@ def append(
     """
     report, out = reporter or Silent(), Path(out)
     store = open_source(Path(source), out)
+    old = store.manifest.identity
     _check_growing(store)
     job = _job(store, config)
     estimator = make_estimator(job.estimator, job.estimator_parameters)
@@ -109,35 +106,32 @@ def append(
     refuse_overlap(corpora, [c.spec for c in corpora], out)
     begun(out, report.notice)  # a foreign folder is refused before the work
     report.stage("check", len(store.manifest.shards), "shards")
-    digests, scanned = RowDigests(), list[Scanned]()
-    for shard in scan(store, report):
-        digests.add_digests(shard.digests)
-        scanned.append(shard)
-    if teacher is None:
-        teacher = open_teachers(job.teacher, job.average, _options(store, job, report))
-    _check_teacher(store, teacher)
-    new, unnamed = survey(job, estimator, corpora, teacher, report, digests=digests)
-    _check_job(store, new)
-    old = reused_pieces(scanned, start_row=0, documents=0)
+    scanned = list(scan(store, report))
+    teacher = load_teacher(job, old, report, teacher)
+    check_teacher(store.folder, old, teacher)
+    before = b"".join(s.digests for s in scanned)
+    new, unnamed = survey(job, estimator, corpora, teacher, report, before=before)
+    _check_alike(store, new)
     generation = _generation(store)
-    planned = [msgspec.structs.replace(p.planned, index=i) for i, p in enumerate(old)]
+    planned = planned_again(scanned, plain=old.encoding.plain, start_row=0, documents=0)
     planned += _numbered_on(store, unnamed, generation, new)
     files = files_of(store, "tokenizer", FOLDER)
     plan = make_plan(
-        _grown(store.manifest.identity, new),
-        provenance_of("append", {"generation": str(generation)}, [store]),
+        _grown(old, new),
         planned,
         files,
         shard_rows=job.shard_rows,
+        provenance=provenance_of("append", {"generation": str(generation)}, [store]),
     )
-    plan = begin(out, plan, files, report)
-    if (finished := complete(out, report)) is not None:
-        return finished
-    commit_pieces(out, plan, old, report)
-    commits = ShardBuilder(job, out, plan, estimator, corpora, teacher, report).run()
-    manifest = finish(out, plan, commits)
-    clear_claims(out)
-    return manifest
+    grown = Taught(
+        job,
+        out,
+        command="append",
+        old=tuple(s.file for s in scanned),
+        teacher=teacher,
+        corpora=corpora,
+    )
+    return make_store(grown, plan, files, report)
 
 
 def _check_growing(store: Store) -> None:
@@ -192,44 +186,18 @@ def _job(store: Store, config: AppendConfig) -> BuildConfig:
     )
 
 
-def _options(store: Store, job: BuildConfig, report: Reporter) -> TeacherOptions:
-    options = teacher_options(job, None, report)
-    return replace(options, dtype=store.manifest.identity.teacher.dtype)
-
-
-def _check_teacher(store: Store, teacher: Teacher) -> None:
-    """Refuse another teacher than the store's.
-
-    Raises:
-        PairingError: names what differs.
-    """
-    identity = store.manifest.identity
-
-    def check(what: str, found: object, expected: object) -> None:
-        if found != expected:
-            raise PairingError(
-                f"--teacher {teacher.record.spec}: its {what} is {found!r}, that of {store.path} is {expected!r}; "
-                "append with the teacher that made the store"
-            )
-
-    for name in SAME:
-        check(name, getattr(teacher.record, name), getattr(identity.teacher, name))
-    check("tokenizer sha256", teacher.tokenizer.record.sha256, identity.tokenizer.sha256)
-
-
-def _check_job(store: Store, new: Identity) -> None:
+def _check_alike(store: Store, new: Identity) -> None:
     """Refuse to go on with a store that this version's build would make otherwise.
 
     Raises:
         PairingError: names what differs.
     """
     old = store.manifest.identity
-    for name in ("domain", "label_shift", "targets", "classes", "masking", "summary"):
-        if getattr(old, name) != getattr(new, name):
-            raise PairingError(
-                f"{store.path}: was made with {name} = {getattr(old, name)!r}, a build like it now has "
-                f"{getattr(new, name)!r}; append with the version and the teacher that made it"
-            )
+    for found in differences(old, new, without=(*APART, "encoding")):
+        raise PairingError(
+            f"{store.path}: was made with {found.field} = {found.first!r}, a build like it now has {found.second!r}; "
+            "append with the version and the teacher that made it"
+        )
 
 
 def _generation(store: Store) -> int:

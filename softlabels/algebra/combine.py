@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
-from softlabels.algebra.derive import Piece, Reused
 from softlabels.algebra.sources import Scanned, files_of
 from softlabels.errors import PairingError
 from softlabels.format.dictionaries import FOLDER
@@ -20,6 +19,7 @@ from softlabels.format.identity import (
     TeacherRecord,
 )
 from softlabels.format.manifest import PlannedShard
+from softlabels.making.same_job import RAN_ON, differences
 from softlabels.store.reader import Store
 
 __all__ = [
@@ -31,11 +31,11 @@ __all__ = [
     "dictionaries_of",
     "document_count",
     "joined",
-    "reused_pieces",
+    "planned_again",
 ]
 
-TEACHER = ("weights_sha256", "dtype", "vocab_size")
-"""Of the teacher what must be the same. Where it lay, and what ran it, may differ, and is recorded."""
+APART = (*RAN_ON, "corpus", "licence", "images")
+"""What stores may differ in that go together; their profile counts as `open` if it is `open-parts`."""
 
 
 def check_same(
@@ -47,18 +47,13 @@ def check_same(
         PairingError: names what differs, or its documents cannot be numbered on.
     """
     check_renumbers(first, where=of)
-    for part, names in (
-        ("teacher", TEACHER),
-        ("tokenizer", ("sha256",)),
-        ("targets", None),
-        ("encoding", ("container", "values", "relative_error", "absolute_error")),
-    ):
-        mine, theirs = (msgspec.to_builtins(getattr(identity, part)) for identity in (first, other))
-        for name in names or sorted(mine.keys() | theirs.keys()):
-            _compare(f"{part} {name}", mine.get(name), theirs.get(name), where, of)
-    _compare("profile", _profile(first), _profile(other), where, of)
-    for name in ("domain", "label_shift", "classes", "masking", "hidden", "summary"):
-        _compare(name, getattr(first, name), getattr(other, name), where, of)
+    without = (*APART, "encoding dictionary_shards", "encoding dictionary_sha256")
+    for found in differences(_plain(first), _plain(other), without=without):
+        raise PairingError(
+            f"{where}: its {found.field} is {found.second!r}, that of {of} is "
+            f"{found.first!r}; only stores of one teacher, tokenizer, estimator, temperature grid and encoding go "
+            "together (`softlabels convert` and `subset` change encoding, k and grid)"
+        )
     if licence is None and first.licence != other.licence:
         raise PairingError(
             f"{where}: its licence is {other.licence!r}, that of {of} is {first.licence!r}; say with --licence what "
@@ -79,17 +74,11 @@ def check_renumbers(identity: Identity, *, where: Path) -> None:
         )
 
 
-def _profile(identity: Identity) -> str:
-    return "open" if identity.encoding.profile == OPEN_PARTS else identity.encoding.profile
-
-
-def _compare(what: str, mine: Any, theirs: Any, where: Path, of: Path) -> None:
-    if mine != theirs:
-        raise PairingError(
-            f"{where}: its {what} is {theirs!r}, that of {of} is {mine!r}; only stores of one teacher, tokenizer, "
-            "estimator, temperature grid and encoding go together (`softlabels convert` and `subset` change encoding, "
-            "k and grid)"
-        )
+def _plain(identity: Identity) -> Identity:
+    if identity.encoding.profile != OPEN_PARTS:
+        return identity
+    encoding = msgspec.structs.replace(identity.encoding, profile="open")
+    return msgspec.structs.replace(identity, encoding=encoding)
 
 
 def joined(values: Iterable[str]) -> str:
@@ -155,38 +144,33 @@ def dictionaries_of(stores: Sequence[Store]) -> dict[str, bytes]:
     return {f"{FOLDER}/{i:05d}.bin": data for i, data in enumerate(found.values())}
 
 
-def reused_pieces(scanned: Iterable[Scanned], *, start_row: int, documents: int) -> list[Piece]:
+def planned_again(
+    scanned: Sequence[Scanned], *, plain: bool, start_row: int, documents: int
+) -> list[PlannedShard]:
     """The shards of one source as shards of a store in which its rows begin at `start_row`.
 
     Args:
         scanned: the source's shards, in order.
+        plain: whether their files count rows.
         start_row: rows before them.
         documents: numbers of documents that are taken up before them.
     """
-    pieces: list[Piece] = []
+    planned: list[PlannedShard] = []
     for shard in scanned:
-        record = shard.record
-        numbering = record.numbering
-        plain = shard.store.manifest.identity.encoding.plain
-        planned = PlannedShard(
-            index=len(pieces),
-            name=record.name,
-            start_row=start_row,
-            rows=record.rows,
-            positions=record.positions,
-            document=0,
-            offset=0,
-            inputs_sha256=shard.inputs_sha256,
-            counts_from=numbering.row if plain and numbering.row != start_row else None,
-            documents_from=numbering.documents + documents or None,
+        record, numbering = shard.record, shard.record.numbering
+        planned.append(
+            PlannedShard(
+                index=len(planned),
+                name=record.name,
+                start_row=start_row,
+                rows=record.rows,
+                positions=record.positions,
+                document=0,
+                offset=0,
+                inputs_sha256=hashlib.sha256(shard.digests).hexdigest(),
+                counts_from=numbering.row if plain and numbering.row != start_row else None,
+                documents_from=numbering.documents + documents or None,
+            )
         )
-        reused = Reused(
-            file=shard.file,
-            sha256=record.sha256,
-            bytes=record.bytes,
-            statistics=shard.statistics,
-            seconds=shard.seconds,
-        )
-        pieces.append(Piece(planned=planned, source=reused))
         start_row += record.rows
-    return pieces
+    return planned

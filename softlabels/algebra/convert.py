@@ -9,13 +9,13 @@ import msgspec
 from softlabels.algebra.recode import recoded
 from softlabels.algebra.rewrite import rewrite, survey
 from softlabels.algebra.sources import files_of, open_source
-from softlabels.builder.dictionary import IDS, POSITIONS, given_dictionary, trained
 from softlabels.core.progress import Reporter, Silent
 from softlabels.errors import ConfigError
 from softlabels.format.dictionaries import DICTIONARY
 from softlabels.format.identity import Identity
 from softlabels.format.manifest import Manifest
 from softlabels.format.shard import Shard
+from softlabels.making.dictionary import IDS, POSITIONS, given_dictionary, trained
 from softlabels.store.reader import Store
 
 __all__ = ["convert"]
@@ -59,8 +59,7 @@ def convert(
             f"convert: {store.path} is {encoding.profile}, {encoding.container}, {encoding.values} already; say what "
             "to change: --profile, --container or --values"
         )
-    shard_rows = max(s.rows for s in store.manifest.shards)
-    found = survey(store, report, None, shard_rows=shard_rows)
+    found = survey(store, report, None)
     identity = msgspec.structs.replace(old, encoding=encoding)
     files = files_of(store, "tokenizer")
     parameters = {p: getattr(encoding, p) for p in parts}
@@ -73,9 +72,7 @@ def convert(
         parameters["dictionary"] = dictionary if dictionary in ("auto", "none") else "given"
     elif dictionary not in ("auto", "none"):
         raise ConfigError(f"--dictionary {dictionary}: belongs to --profile packed")
-    return rewrite(
-        found, out, identity, "convert", parameters, report, shard_rows=shard_rows, files=files
-    )
+    return rewrite(found, out, identity, "convert", parameters, report, files=files)
 
 
 def _dictionary(store: Store, identity: Identity, asked: str, report: Reporter) -> bytes | None:

@@ -25,13 +25,14 @@ from softlabels.algebra.combine import (
     combined_teacher,
     dictionaries_of,
     document_count,
-    reused_pieces,
+    planned_again,
 )
-from softlabels.algebra.derive import Piece, derive, make_plan, named
-from softlabels.algebra.sources import Scanned, files_of, open_source, provenance_of, scan
+from softlabels.algebra.derive import derive
+from softlabels.algebra.sources import files_of, open_source, provenance_of, scan
 from softlabels.core.progress import Reporter, Silent
 from softlabels.errors import ConfigError
-from softlabels.format.manifest import Manifest
+from softlabels.format.manifest import Manifest, PlannedShard
+from softlabels.making.commit import Reused
 
 __all__ = ["merge"]
 
@@ -66,38 +67,33 @@ def merge(
             identities[0], identity, where=store.folder, of=stores[0].folder, licence=licence
         )
     report.stage("check", sum(len(s.manifest.shards) for s in stores), "shards")
-    fingerprint, digests = hashlib.sha256(), bytearray()
-    pieces: list[Piece] = []
+    digests = bytearray()
+    planned: list[PlannedShard] = []
+    shards: list[Reused] = []
     rows = documents = 0
     for store, identity in zip(stores, identities, strict=True):
-        scanned: list[Scanned] = []
-        for shard in scan(store, report):
-            fingerprint.update(shard.digests)
-            digests += shard.digests
-            scanned.append(shard)
-        pieces += reused_pieces(scanned, start_row=rows, documents=documents)
+        scanned = list(scan(store, report))
+        digests += b"".join(s.digests for s in scanned)
+        plain = identity.encoding.plain
+        planned += planned_again(scanned, plain=plain, start_row=rows, documents=documents)
+        shards += [s.file for s in scanned]
         rows += len(store)
         documents += document_count(identity)
     if twice := rows - len(np.unique(np.frombuffer(digests, np.dtype("S16")))):
         report.notice(f"{twice} of {rows} rows have the same inputs as another one; all are kept")
     files = files_of(stores[0], "tokenizer") | dictionaries_of(stores)
-    shards = named(pieces, identities[0])
     merged = msgspec.structs.replace(
         identities[0],
         teacher=combined_teacher([i.teacher for i in identities]),
-        corpus=combined_corpus([i.corpus for i in identities], fingerprint.hexdigest()),
+        corpus=combined_corpus([i.corpus for i in identities], hashlib.sha256(digests).hexdigest()),
         encoding=combined_encoding(
             identities[0].encoding,
-            shards,
+            planned,
             any(i.encoding.dictionary_shards is not None for i in identities),
         ),
         licence=licence or identities[0].licence,
     )
-    plan = make_plan(
-        merged,
-        provenance_of("merge", {} if licence is None else {"licence": licence}, stores),
-        shards,
-        files,
-        shard_rows=max(s.rows for s in shards),
-    )
-    return derive(out, plan, files, pieces, report)
+    parameters = {} if licence is None else {"licence": licence}
+    provenance = provenance_of("merge", parameters, stores)
+    shard_rows = max(s.rows for s in planned)
+    return derive(out, merged, provenance, planned, shards, files, report, shard_rows=shard_rows)

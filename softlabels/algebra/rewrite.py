@@ -5,7 +5,7 @@ The flow:
     into the shards of the new store;
  2. publish the plan; then decode again what each new shard needs, change it, encode it.
 
-A new shard that is a whole old one, unchanged, is that file. Memory: a shard of the source, one of the new
+A new shard that is a whole old one, unchanged, is that file. Memory: a shard of the source, two of the new
 store, and 8 bytes for each row that stays.
 """
 
@@ -21,22 +21,23 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from softlabels.algebra.derive import Made, Piece, Reused, derive, make_plan, named
+from softlabels.algebra.derive import derive
 from softlabels.algebra.sources import files_of, provenance_of, share_of_cost
-from softlabels.codecs.codebook import Codebook
 from softlabels.core.progress import Reporter
 from softlabels.core.records import read_file
 from softlabels.core.rows import InputRow
-from softlabels.core.targets import SoftTargets
 from softlabels.errors import ConfigError, IntegrityError
 from softlabels.format.dictionaries import FOLDER
 from softlabels.format.encoding import read_statistics
 from softlabels.format.identity import OPEN_PARTS, Identity
-from softlabels.format.manifest import Manifest, PlannedShard
-from softlabels.format.shard import Shard, inputs_digest
+from softlabels.format.manifest import Manifest, PlannedShard, ShardRecord, Statistics
+from softlabels.format.shard import Shard, inputs_digest, joined, take
+from softlabels.format.statistics import statistics_of
+from softlabels.making.commit import Reused
+from softlabels.making.job import Made
 from softlabels.store.reader import Store
 
-__all__ = ["Survey", "rewrite", "survey", "take"]
+__all__ = ["Survey", "rewrite", "survey"]
 
 Places = npt.NDArray[np.int64]
 
@@ -58,6 +59,8 @@ class Survey:
     """What stays of a source."""
 
     store: Store
+    shard_rows: int
+    """Of the largest shard of the source."""
     cuts: list[Cut] = field(default_factory=list)
     fingerprint: str = ""
     rows: int = 0
@@ -72,7 +75,6 @@ def survey(
     report: Reporter,
     choose: Callable[[Shard], npt.NDArray[np.bool_]] | None,
     *,
-    shard_rows: int,
     most: int | None = None,
 ) -> Survey:
     """Decode the whole source, decide which rows stay, and cut them into shards.
@@ -80,15 +82,16 @@ def survey(
     Args:
         store: perhaps seen through a view.
         report: told of progress.
-        choose: which rows of a shard stay, `[R]`; None: all, and shards stay as they are cut.
-        shard_rows: rows of a new shard, if some rows may go.
+        choose: which rows of a shard stay, `[R]`, in shards as long as the longest of the source; None: all, and
+            shards stay as they are cut.
         most: stop when so many rows stay.
 
     Raises:
         IntegrityError, TargetError: a damaged source.
         ConfigError: nothing stays.
     """
-    found, digests = Survey(store=store), hashlib.sha256()
+    shard_rows = max(s.rows for s in store.manifest.shards)
+    found, digests = Survey(store=store, shard_rows=shard_rows), hashlib.sha256()
     report.stage("check", len(store.manifest.shards), "shards")
     rows: list[InputRow] = []
     runs: list[tuple[int, Places]] = []
@@ -139,36 +142,6 @@ def survey(
     return found
 
 
-def take(shard: Shard, places: Places) -> Shard:
-    """Some rows of a shard, as if they were one."""
-    if len(places) == len(shard.rows):
-        return shard
-    at = shard.offsets
-    index = np.concatenate(
-        [np.zeros(0, np.int64), *(np.arange(at[r], at[r + 1]) for r in places)]
-    ).astype(np.int64)
-    return Shard(
-        start_row=shard.start_row,
-        rows=[shard.rows[int(r)] for r in places],
-        targets=shard.targets[index],
-        logp=None if shard.logp is None else shard.logp[index],
-    )
-
-
-def _join(parts: list[Shard], start_row: int) -> Shard:
-    targets = SoftTargets.concatenate([p.targets for p in parts])
-    logp = None
-    if all(p.logp is not None for p in parts):
-        logp = np.full((targets.n, targets.k), -np.inf, np.float32)
-        at = 0
-        for p in parts:
-            assert p.logp is not None
-            logp[at : at + p.targets.n, : p.targets.k] = p.logp
-            at += p.targets.n
-    rows = [row for p in parts for row in p.rows]
-    return Shard(start_row=start_row, rows=rows, targets=targets, logp=logp)
-
-
 def rewrite(
     found: Survey,
     out: Path,
@@ -177,7 +150,6 @@ def rewrite(
     parameters: dict[str, str],
     report: Reporter,
     *,
-    shard_rows: int,
     change: Callable[[Shard], Shard] | None = None,
     files: Mapping[str, bytes] | None = None,
 ) -> Manifest:
@@ -189,7 +161,6 @@ def rewrite(
         identity: of the new store; its corpus is made here.
         operation, parameters: of the provenance.
         report: told of progress.
-        shard_rows: as in the survey.
         change: what becomes of targets.
         files: beside the shards; None: those of the source, dictionaries too.
     """
@@ -206,27 +177,22 @@ def rewrite(
     identity = msgspec.structs.replace(identity, corpus=corpus)
     if files is None:
         files = files_of(store, "tokenizer", FOLDER)
-    source = _Source(store, change, _dictionary(store, identity, files))
-    same = change is None and store.view is None
-    same = same and _coding(old) == _coding(identity)
-    pieces: list[Piece] = []
+    source = _Source(store, identity, change)
+    same = change is None and store.view is None and _coding(old) == _coding(identity)
+    planned: list[PlannedShard] = []
+    shards: list[Reused | Callable[[PlannedShard], Made]] = []
     start = 0
     for cut in found.cuts:
-        piece = _reused(store, cut, start) if same and cut.whole else None
-        if piece is None:
-            planned = _planned(cut, start)
-            piece = Piece(planned=planned, source=partial(source.make, cut, start))
-        pieces.append(piece)
+        whole = store.manifest.shards[cut.runs[0][0]] if same and cut.whole else None
+        if whole is not None and old.encoding.plain and whole.numbering.row != start:
+            whole = None  # its file counts its rows from elsewhere
+        planned.append(_planned(cut, start, whole))
+        shards.append(partial(source.make, cut) if whole is None else _reused(store, whole))
         start += cut.rows
-    shards = named(pieces, identity)
-    plan = make_plan(
-        identity,
-        provenance_of(operation, parameters, [store]),
-        shards,
-        files,
-        shard_rows=shard_rows,
+    provenance = provenance_of(operation, parameters, [store])
+    return derive(
+        out, identity, provenance, planned, shards, files, report, shard_rows=found.shard_rows
     )
-    return derive(out, plan, files, pieces, report)
 
 
 def _coding(identity: Identity) -> tuple[str, str, str]:
@@ -234,7 +200,7 @@ def _coding(identity: Identity) -> tuple[str, str, str]:
     return ("open" if e.profile == OPEN_PARTS else e.profile, e.container, e.values)
 
 
-def _planned(cut: Cut, start: int) -> PlannedShard:
+def _planned(cut: Cut, start: int, whole: ShardRecord | None) -> PlannedShard:
     return PlannedShard(
         index=0,
         name="unnamed",
@@ -244,76 +210,60 @@ def _planned(cut: Cut, start: int) -> PlannedShard:
         document=0,
         offset=0,
         inputs_sha256=cut.inputs_sha256,
+        documents_from=None if whole is None else whole.numbering.documents or None,
     )
 
 
-def _reused(store: Store, cut: Cut, start: int) -> Piece | None:
-    """The whole shard, if its file may serve under this row number."""
-    record = store.manifest.shards[cut.runs[0][0]]
-    encoding, numbering = store.manifest.identity.encoding, record.numbering
-    if encoding.plain and numbering.row != start:
-        return None
+def _reused(store: Store, record: ShardRecord) -> Reused:
+    return Reused(
+        file=store.folder / record.name,
+        sha256=record.sha256,
+        size=record.bytes,
+        statistics=_statistics(store, record),
+        seconds=share_of_cost(store, record.positions),
+    )
+
+
+def _statistics(store: Store, record: ShardRecord) -> Statistics:
     file = store.folder / record.name
-    return Piece(
-        planned=msgspec.structs.replace(
-            _planned(cut, start), documents_from=numbering.documents or None
-        ),
-        source=Reused(
-            file=file,
-            sha256=record.sha256,
-            bytes=record.bytes,
-            statistics=read_statistics(read_file(file), store.manifest.identity, where=str(file)),
-            seconds=share_of_cost(store, record.positions),
-        ),
-    )
+    return read_statistics(read_file(file), store.manifest.identity, where=str(file))
 
 
-def _dictionary(store: Store, identity: Identity, files: Mapping[str, bytes]) -> Codebook | None:
-    """What new packed shards are coded with: the first dictionary among the files, if one is of use."""
-    if identity.encoding.plain:
-        return None
-    for name, data in sorted(files.items()):
-        if name.startswith(f"{FOLDER}/"):
-            book = Codebook.from_bytes(
-                data, vocab_size=identity.teacher.vocab_size, where=str(store.path / name)
-            )
-            return book if len(book.order) else None
-    return None
-
-
+@dataclass(eq=False)
 class _Source:
-    """Reads, for one new shard after the other, what it is made of; holds one decoded shard."""
+    """Reads what new shards are made of; holds one decoded shard, so that it is read once for all that need it."""
 
-    def __init__(
-        self,
-        store: Store,
-        change: Callable[[Shard], Shard] | None,
-        dictionary: Codebook | None,
-    ) -> None:
-        self._store, self._change, self._dictionary = store, change, dictionary
-        self._held: tuple[int, Shard] | None = None
+    store: Store
+    identity: Identity
+    """Of the new store."""
+    change: Callable[[Shard], Shard] | None
+    _held: tuple[int, Shard] | None = field(default=None, init=False)
+
+    def make(self, cut: Cut, planned: PlannedShard) -> Made:
+        """A new shard.
+
+        Raises:
+            IntegrityError: its rows are not the ones that were planned.
+        """
+        store = self.store
+        parts = [take(self._shard(i), places) for i, places in cut.runs]
+        content = joined(parts, planned.start_row)
+        if inputs_digest(content.rows) != planned.inputs_sha256:
+            raise IntegrityError(
+                f"{store.path}: changed while it was read; run the same command again"
+            )
+        nll = None
+        if cut.whole:
+            nll = _statistics(store, store.manifest.shards[cut.runs[0][0]]).teacher_nll
+        content = content if self.change is None else self.change(content)
+        return Made(
+            content=content,
+            statistics=statistics_of(content.targets, content.rows, self.identity, nll=nll),
+            seconds=share_of_cost(store, cut.positions),
+        )
 
     def _shard(self, index: int) -> Shard:
         if self._held is None or self._held[0] != index:
             self._held = None  # let go of it first
-            self._held = (index, self._store.read_shard(index, keep_logp=self._store.view is None))
+            self._held = (index, self.store.read_shard(index, keep_logp=self.store.view is None))
         return self._held[1]
-
-    def make(self, cut: Cut, start: int) -> Made:
-        content = _join([take(self._shard(i), places) for i, places in cut.runs], start)
-        if inputs_digest(content.rows) != cut.inputs_sha256:
-            raise IntegrityError(
-                f"{self._store.path}: changed while it was read; run the same command again"
-            )
-        nll = None
-        if cut.whole:
-            record = self._store.manifest.shards[cut.runs[0][0]]
-            file = self._store.folder / record.name
-            identity = self._store.manifest.identity
-            nll = read_statistics(read_file(file), identity, where=str(file)).teacher_nll
-        return Made(
-            content=content if self._change is None else self._change(content),
-            teacher_nll=nll,
-            seconds=share_of_cost(self._store, cut.positions),
-            dictionary=self._dictionary,
-        )

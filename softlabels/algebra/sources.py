@@ -14,7 +14,8 @@ from softlabels.core.records import FORMAT_VERSION, check_file
 from softlabels.domains import domain_module
 from softlabels.errors import FormatError, IntegrityError, PlanError
 from softlabels.format.encoding import input_digests, read_statistics
-from softlabels.format.manifest import Manifest, Provenance, ShardRecord, SourceRecord, Statistics
+from softlabels.format.manifest import Manifest, Provenance, ShardRecord, SourceRecord
+from softlabels.making.commit import Reused
 from softlabels.store.reader import Store, open_store
 
 DIGEST_BYTES = 16
@@ -27,23 +28,11 @@ __all__ = ["DIGEST_BYTES", "Scanned", "files_of", "open_source", "provenance_of"
 class Scanned:
     """A shard of a source whose bytes are those of its record."""
 
-    store: Store
     record: ShardRecord
     digests: bytes
     """Its rows' input digests, 16 bytes each."""
-    statistics: Statistics
-    seconds: float
-    """Its share of what the source cost, by positions."""
-
-    @property
-    def file(self) -> Path:
-        """Where it lies."""
-        return self.store.folder / self.record.name
-
-    @property
-    def inputs_sha256(self) -> str:
-        """What a plan says of its rows."""
-        return hashlib.sha256(self.digests).hexdigest()
+    file: Reused
+    """As a shard of another store; its cost is its share of the source's, by positions."""
 
 
 def open_source(path: Path, out: Path) -> Store:
@@ -92,13 +81,14 @@ def scan(store: Store, report: Reporter) -> Iterator[Scanned]:
             else b"".join(r.digest() for r in store.read_shard(i).rows)
         )
         fingerprint.update(digests)
-        yield Scanned(
-            store=store,
-            record=record,
-            digests=digests,
+        reused = Reused(
+            file=file,
+            sha256=record.sha256,
+            size=record.bytes,
             statistics=read_statistics(data, identity, where=str(file)),
             seconds=share_of_cost(store, record.positions),
         )
+        yield Scanned(record=record, digests=digests, file=reused)
         report.advance(1)
     if fingerprint.hexdigest() != identity.corpus.fingerprint:
         raise IntegrityError(

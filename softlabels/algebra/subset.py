@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -104,18 +105,8 @@ def subset(
     store = open_source(Path(source), out)
     identity = _identity(store, config)
     choose = _choice(config)
-    shard_rows = max(s.rows for s in store.manifest.shards)
-    found = survey(store, report, choose, shard_rows=shard_rows, most=config.first)
+    found = survey(store, report, choose, most=config.first)
     narrow = config.k is not None or config.temperature or config.inputs_only or config.drop_inputs
-    grid = identity.targets.temperatures
-
-    def change(shard: Shard) -> Shard:
-        if config.inputs_only:
-            return without_targets(shard)
-        shard = shard if config.k is None else fewer_ids(shard, config.k)
-        shard = without_labels(shard) if config.drop_inputs else shard
-        return fewer_temperatures(shard, grid) if config.temperature else shard
-
     return rewrite(
         found,
         out,
@@ -123,9 +114,17 @@ def subset(
         "subset",
         config.parameters,
         report,
-        shard_rows=shard_rows,
-        change=change if narrow else None,
+        change=partial(_narrowed, config) if narrow else None,
     )
+
+
+def _narrowed(config: SubsetConfig, shard: Shard) -> Shard:
+    if config.inputs_only:
+        return without_targets(shard)
+    shard = shard if config.k is None else fewer_ids(shard, config.k)
+    shard = without_labels(shard) if config.drop_inputs else shard
+    grid = sorted(set(config.temperature))
+    return fewer_temperatures(shard, grid) if grid else shard
 
 
 def _choice(config: SubsetConfig) -> Choice | None:

@@ -50,8 +50,7 @@ def view(
         )
     seen = VocabView.parse(vocab, store.vocab_size)
     store = Store(store.files, store.manifest, cached_shards=1, view=seen)
-    shard_rows = max(s.rows for s in store.manifest.shards)
-    found = survey(store, report, None, shard_rows=shard_rows)
+    found = survey(store, report, None)
     dropped = store.dropped
     assert dropped is not None, "a store has a shard"
     parameters = {"vocab": seen.spec}
@@ -64,7 +63,6 @@ def view(
         "view",
         parameters,
         report,
-        shard_rows=shard_rows,
         files=files_of(store, "tokenizer") if seen.table is None else {},
     )
     return manifest, dropped

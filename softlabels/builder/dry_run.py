@@ -20,11 +20,10 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
-from softlabels.builder.build import teacher_options
 from softlabels.builder.config import BuildConfig
-from softlabels.builder.dictionary import given_dictionary
-from softlabels.builder.plan import check_same_job, most_rows, survey
+from softlabels.builder.plan import most_rows, plan_build, survey
 from softlabels.builder.rows import open_inputs, packed_rows
+from softlabels.builder.shard_builder import load_teacher
 from softlabels.builder.teach import teach
 from softlabels.codecs.codebook import Codebook
 from softlabels.core.progress import Reporter, Silent
@@ -36,10 +35,10 @@ from softlabels.format.encoding import encode_shard
 from softlabels.format.identity import Identity
 from softlabels.format.manifest import PlannedShard
 from softlabels.format.shard import Shard
+from softlabels.making.dictionary import given_dictionary
 from softlabels.making.plan import check_folder, load_plan
+from softlabels.making.same_job import check_same_job
 from softlabels.teachers import Teacher
-from softlabels.teachers.ensemble import open_teachers
-from softlabels.teachers.listing import check_listing
 
 __all__ = ["Estimate", "dry_run"]
 
@@ -100,14 +99,10 @@ def dry_run(
     plan = load_plan(store)
     if plan is None and store.is_dir():
         check_folder(store)
-    if teacher is None:
-        teacher = open_teachers(
-            config.teacher, config.average, teacher_options(config, plan, report)
-        )
-    check_listing(config, teacher)
-    estimator.check_vocab(teacher.record.vocab_size)
+    teacher = load_teacher(config, None if plan is None else plan.identity, report, teacher)
     if plan is not None:
-        check_same_job(plan, config, estimator, teacher, store)
+        asked, _ = plan_build(config, estimator, corpora, teacher, report, plan)
+        check_same_job(store, plan, asked, command="build")
     start = time.perf_counter()
     few, corpora, share_of = _beginning(config, corpora)
     identity, shards = survey(few, estimator, corpora, teacher, report)

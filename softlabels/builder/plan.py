@@ -1,17 +1,14 @@
-"""Planning a build: one pass over the corpus, and what makes two builds the same job."""
+"""Planning a build: one pass over the corpus, and the identity of what is built."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
 from itertools import islice
-from pathlib import Path
-from typing import Any
 
 import msgspec
 
 from softlabels.builder.config import BuildConfig
-from softlabels.builder.dictionary import first_shards, given_dictionary
 from softlabels.builder.rows import images_of, masking_of, packed_rows
 from softlabels.codecs import make_codec
 from softlabels.codecs.hidden import HIDDEN_CODECS
@@ -24,7 +21,7 @@ from softlabels.corpora.packing import CorpusCounts
 from softlabels.corpora.pictures import image_record, image_settings
 from softlabels.corpora.survey import SurveyProgress
 from softlabels.domains import domain_module
-from softlabels.errors import CorpusError, PlanError, TeacherError
+from softlabels.errors import CorpusError, TeacherError
 from softlabels.estimators import Estimator
 from softlabels.format.dictionaries import DICTIONARY
 from softlabels.format.identity import (
@@ -32,47 +29,47 @@ from softlabels.format.identity import (
     EncodingRecord,
     HiddenRecord,
     Identity,
+    ImageRecord,
     SummaryRecord,
     TargetRecord,
     held_profile,
 )
 from softlabels.format.manifest import Plan, PlannedShard
 from softlabels.format.summaries import summary_record
-from softlabels.making.plan import RowDigests, plan_shards, publish_plan
+from softlabels.making.dictionary import first_shards, given_dictionary
+from softlabels.making.plan import make_plan, numbered, plan_shards
 from softlabels.store.tokenizer_files import for_store
 from softlabels.teachers import Teacher
 
-__all__ = ["check_same_job", "make_plan", "most_rows", "survey"]
+__all__ = ["identity_of", "most_rows", "plan_build", "survey"]
 
 
-def make_plan(
+def plan_build(
     config: BuildConfig,
-    store: Path,
     estimator: Estimator,
     corpora: Sequence[Corpus],
     teacher: Teacher,
     report: Reporter,
-) -> Plan:
-    """Survey the corpus and publish the plan.
+    planned: Plan | None = None,
+) -> tuple[Plan, dict[str, bytes]]:
+    """The plan of a build, and the files that lie beside its shards.
 
-    Of many builders that do this at once, one publishes; all go on with its plan.
+    Args:
+        planned: the plan that is there, if any. What only a pass over the corpus tells is then taken from it.
 
     Raises:
-        CorpusError: it cannot be read, or holds nothing to teach.
-        PlanError: the folder holds files of another job, or another builder planned another job.
+        CorpusError: the corpus cannot be read, or holds nothing to teach.
     """
+    if planned is not None:
+        identity = identity_of(config, estimator, teacher, planned.identity)
+        plan = msgspec.structs.replace(planned, identity=identity, shard_rows=config.shard_rows)
+        return msgspec.structs.replace(plan, provenance=None), {}
     identity, shards = survey(config, estimator, corpora, teacher, report)
     files = for_store(teacher.tokenizer.files(), report.notice)
     if identity.encoding.dictionary_sha256 is not None:
         files[DICTIONARY] = given_dictionary(config.dictionary, teacher.record.vocab_size)
-    plan = publish_plan(store, identity, shards, files, shard_rows=config.shard_rows)
-    check_same_job(plan, config, estimator, teacher, store)  # another builder may have been first
-    if plan.identity.corpus.fingerprint != identity.corpus.fingerprint:
-        raise PlanError(
-            f"{store}: another builder planned it meanwhile, from another corpus; give all builders the same "
-            "--corpus, or choose another --out"
-        )
-    return plan
+    named = numbered(shards, identity)
+    return make_plan(identity, named, files, shard_rows=config.shard_rows), files
 
 
 def survey(
@@ -82,18 +79,18 @@ def survey(
     teacher: Teacher,
     report: Reporter,
     *,
-    digests: RowDigests | None = None,
+    before: bytes = b"",
 ) -> tuple[Identity, list[PlannedShard]]:
     """Pack the whole corpus once, fingerprint it, cut it into shards, whose names are still to be given.
 
     Args:
-        digests: of rows that come before these, which the fingerprint then is over, too.
+        before: input digests of rows that come before these, which the fingerprint then is over, too.
 
     Raises:
         CorpusError: it cannot be read, or holds nothing to teach.
     """
     counts = CorpusCounts()
-    digests = digests or RowDigests()
+    digests = hashlib.sha256(before)
     tokens = 0
     progress = SurveyProgress(
         report, corpora, counts, rows=most_rows(config, corpora), passes=config.views
@@ -103,7 +100,7 @@ def survey(
         nonlocal tokens
         rows = packed_rows(config, corpora, teacher, counts=counts)
         for cursor, row in islice(rows, config.limit_rows):
-            digests.add(row)
+            digests.update(row.digest())
             tokens += row.size
             progress.row(row.size)
             yield cursor, row
@@ -112,45 +109,29 @@ def survey(
     shards = list(plan_shards(watched(), config.shard_rows))
     if not shards:
         raise CorpusError(f"{', '.join(config.corpus)}: holds no document to make a row of")
-    codec = make_codec(config.stored_values)
-    identity = Identity(
-        domain=config.domain,
-        label_shift=domain_module(config.domain).LABEL_SHIFT,
-        teacher=teacher.record,
-        tokenizer=teacher.tokenizer.record,
-        corpus=CorpusRecord(
-            specs=[without_folder(spec) for spec in config.corpus],
-            fingerprint=digests.hexdigest(),
-            seq_len=config.row_tokens,
-            documents=counts.documents,
-            rows=sum(s.rows for s in shards),
-            tokens=tokens,
-            positions=sum(s.positions for s in shards),
-            skipped_empty=counts.skipped_empty,
-            skipped_short=counts.skipped_short,
-            limit_rows=config.limit_rows,
-            truncated=counts.truncated,
-        ),
-        targets=_target_record(config, estimator),
-        encoding=EncodingRecord(
-            profile=held_profile(config.profile, config.container),
-            container=config.container,
-            values=config.stored_values,
-            relative_error=codec.relative_error,
-            absolute_error=codec.absolute_error(config.estimator),
-            dictionary_shards=_dictionary_shards(config, estimator.k, shards),
-            dictionary_sha256=_given_sha256(config, teacher.record.vocab_size),
-        ),
-        licence=config.licence,
-        classes=None if teacher.classes is None else list(teacher.classes),
-        masking=masking_of(config),
-        hidden=_hidden(config, teacher),
-        images=None
-        if not config.of_images
-        else image_record(
-            config, images_of(corpora), teacher.need_images(), sum(s.rows for s in shards)
-        ),
-        summary=_summary(config, teacher),
+    corpus = CorpusRecord(
+        specs=[without_folder(spec) for spec in config.corpus],
+        fingerprint=digests.hexdigest(),
+        seq_len=config.row_tokens,
+        documents=counts.documents,
+        rows=sum(s.rows for s in shards),
+        tokens=tokens,
+        positions=sum(s.positions for s in shards),
+        skipped_empty=counts.skipped_empty,
+        skipped_short=counts.skipped_short,
+        limit_rows=config.limit_rows,
+        truncated=counts.truncated,
+    )
+    identity = _identity(
+        config,
+        estimator,
+        teacher,
+        corpus,
+        dictionary_shards=_dictionary_shards(config, estimator.k, shards),
+        images=image_record(config, images_of(corpora), teacher.need_images(), corpus.rows)
+        if config.of_images
+        else None,
+        profile=held_profile(config.profile, config.container),
     )
     for what, n in (
         ("empty", counts.skipped_empty),
@@ -161,6 +142,69 @@ def survey(
     if counts.truncated:
         report.notice(f"cut {counts.truncated} texts to --seq-len {config.seq_len} tokens")
     return identity, shards
+
+
+def identity_of(
+    config: BuildConfig, estimator: Estimator, teacher: Teacher, planned: Identity
+) -> Identity:
+    """What a build would plan, if its corpus were that of a plan."""
+    old = planned.encoding
+    auto = config.dictionary == "auto" and config.profile == "packed"
+    images = planned.images
+    if images is not None and config.of_images:
+        settings = image_settings(config, teacher.need_images())
+        images = msgspec.structs.replace(images, **settings)
+    return _identity(
+        config,
+        estimator,
+        teacher,
+        msgspec.structs.replace(
+            planned.corpus, seq_len=config.row_tokens, limit_rows=config.limit_rows
+        ),
+        dictionary_shards=old.dictionary_shards
+        if auto
+        else _dictionary_shards(config, estimator.k, ()),
+        images=images,
+        profile=old.profile
+        if old.asked_profile == config.profile
+        else held_profile(config.profile, config.container),
+    )
+
+
+def _identity(
+    config: BuildConfig,
+    estimator: Estimator,
+    teacher: Teacher,
+    corpus: CorpusRecord,
+    *,
+    dictionary_shards: int | None,
+    images: ImageRecord | None,
+    profile: str,
+) -> Identity:
+    codec = make_codec(config.stored_values)
+    return Identity(
+        domain=config.domain,
+        label_shift=domain_module(config.domain).LABEL_SHIFT,
+        teacher=teacher.record,
+        tokenizer=teacher.tokenizer.record,
+        corpus=corpus,
+        targets=_target_record(config, estimator),
+        encoding=EncodingRecord(
+            profile=profile,
+            container=config.container,
+            values=config.stored_values,
+            relative_error=codec.relative_error,
+            absolute_error=codec.absolute_error(config.estimator),
+            dictionary_shards=dictionary_shards,
+            dictionary_sha256=_given_sha256(config, teacher.record.vocab_size),
+        ),
+        licence=config.licence,
+        classes=None if teacher.classes is None else list(teacher.classes),
+        masking=masking_of(config),
+        hidden=_hidden(config, teacher),
+        images=images,
+        summary=_summary(config, teacher),
+    )
 
 
 def most_rows(config: BuildConfig, corpora: Sequence[Corpus]) -> int | None:
@@ -208,79 +252,3 @@ def _given_sha256(config: BuildConfig, vocab_size: int) -> str | None:
     if config.dictionary in ("auto", "none"):
         return None
     return hashlib.sha256(given_dictionary(config.dictionary, vocab_size)).hexdigest()
-
-
-def check_same_job(
-    plan: Plan, config: BuildConfig, estimator: Estimator, teacher: Teacher, store: Path
-) -> None:
-    """Refuse to go on with a plan that was made for another job.
-
-    Where files lie is not part of the job; what they hold is.
-    """
-
-    def plain(record: msgspec.Struct, *without: str) -> dict[str, Any]:
-        return {k: v for k, v in msgspec.to_builtins(record).items() if k not in without}
-
-    identity = plan.identity
-    corpus = identity.corpus
-    asked: dict[str, Any] = {
-        "teacher": plain(teacher.record, "spec", "name"),
-        "tokenizer": plain(teacher.tokenizer.record),
-        "targets": plain(_target_record(config, estimator)),
-        "masking": {} if (masking := masking_of(config)) is None else plain(masking),
-        "corpus": {"seq_len": config.row_tokens, "limit_rows": config.limit_rows},
-        "images": {} if not config.of_images else image_settings(config, teacher.need_images()),
-        "store": {
-            "values": config.stored_values,
-            "profile": config.profile,
-            "container": config.container,
-            "dictionary_sha256": _given_sha256(config, teacher.record.vocab_size),
-            "shard_rows": config.shard_rows,
-            "licence": config.licence,
-            "domain": config.domain,
-            "classes": None if teacher.classes is None else list(teacher.classes),
-            "hidden": _hidden(config, teacher),
-        },
-    }
-    planned: dict[str, Any] = {
-        "teacher": plain(identity.teacher, "spec", "name"),
-        "tokenizer": plain(identity.tokenizer),
-        "targets": plain(identity.targets),
-        "masking": {} if identity.masking is None else plain(identity.masking),
-        "corpus": {"seq_len": corpus.seq_len, "limit_rows": corpus.limit_rows},
-        "images": {}
-        if identity.images is None
-        else plain(identity.images, "images", "software", "replay"),
-        "store": {
-            "values": identity.encoding.values,
-            "profile": identity.encoding.asked_profile,
-            "container": identity.encoding.container,
-            "dictionary_sha256": identity.encoding.dictionary_sha256,
-            "shard_rows": plan.shard_rows,
-            "licence": identity.licence,
-            "domain": identity.domain,
-            "classes": identity.classes,
-            "hidden": identity.hidden,
-        },
-    }
-    if config.dictionary == "none" and identity.encoding.dictionary_shards is not None:
-        raise PlanError(
-            f"{store}: was planned with a dictionary, this build has --dictionary none; run it as planned, or choose "
-            "another --out"
-        )
-    if config.position_summary == (identity.summary is None):
-        planned_with = "without" if identity.summary is None else "with"
-        flag = f"--{'no-' if identity.summary is None else ''}position-summary"
-        raise PlanError(
-            f"{store}: was planned {planned_with} summaries of positions; run it with {flag}, as planned, or choose "
-            "another --out"
-        )
-    for part, fields in asked.items():
-        for name in [*fields, *(planned[part].keys() - fields)]:  # either may leave defaults out
-            value = fields.get(name)
-            if planned[part].get(name) != value:
-                later = f", and state it afterwards (`softlabels card {store} --licence …`)"
-                raise PlanError(
-                    f"{store}: was planned with {part} {name} = {planned[part].get(name)!r}, this build has "
-                    f"{value!r}; run it as planned{later if name == 'licence' else ''}, or choose another --out"
-                )

@@ -1,237 +1,136 @@
-"""Making the shards of a plan: one builder's part, whatever others do meanwhile.
-
-The flow, until every shard is committed by somebody:
- 1. claim a shard that no living builder holds (those that a dictionary is trained on come first);
- 2. take over what is there already, if it is whole;
- 3. else run the teacher over its rows; then, on a thread of its own and while the teacher is at the
-    next shard, encode, check by decoding, commit, release the claim.
-
-At most two shards are in memory.
-"""
+"""The shards of a build: corpus -> rows -> teacher -> selection."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, closing
-from functools import partial
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
+
+import msgspec
 
 from softlabels.builder.config import BuildConfig
-from softlabels.builder.dictionary import ShardDictionary
-from softlabels.builder.rows import PlannedRows
+from softlabels.builder.rows import PlannedRows, open_inputs
 from softlabels.builder.teach import teach
-from softlabels.builder.writer import Writer
-from softlabels.codecs.codebook import Codebook
 from softlabels.core.progress import Reporter
 from softlabels.corpora import Corpus
-from softlabels.errors import FormatError, IntegrityError
-from softlabels.estimators import Estimator
-from softlabels.format.encoding import check_round_trip, encode_shard
-from softlabels.format.manifest import MANIFEST, Commit, Plan, PlannedShard, Statistics
+from softlabels.errors import PairingError
+from softlabels.estimators import make_estimator
+from softlabels.format.identity import Identity
+from softlabels.format.manifest import Plan
 from softlabels.format.shard import Shard
-from softlabels.making.claims import Claim, Claims
-from softlabels.making.commit import (
-    Seen,
-    adopt_shard,
-    commit_shard,
-    committed,
-    look,
-    recorded,
-    withdraw,
-)
-from softlabels.teachers import Teacher
+from softlabels.making.commit import Reused
+from softlabels.making.job import Made
+from softlabels.making.same_job import RAN_ON, differences
+from softlabels.teachers import MIB, Teacher, TeacherOptions
+from softlabels.teachers.ensemble import open_teachers
+from softlabels.teachers.listing import check_listing
 
-__all__ = ["ShardBuilder"]
-
-SHORTEST_PAUSE, LONGEST_PAUSE = 0.1, 5.0
-"""Seconds between two looks at the shards that other builders have in hand."""
+__all__ = ["Taught", "check_teacher", "load_teacher", "teacher_options"]
 
 
-class ShardBuilder:
-    """One builder at work on a plan; use it once."""
+@dataclass
+class Taught:
+    """The shards that a teacher is run for, as a `softlabels.making.job.Job`."""
 
-    def __init__(
-        self,
-        config: BuildConfig,
-        store: Path,
-        plan: Plan,
-        estimator: Estimator,
-        corpora: Sequence[Corpus],
-        teacher: Teacher,
-        report: Reporter,
-    ) -> None:
-        self._config, self._store, self._plan = config, store, plan
-        self._estimator, self._teacher, self._report = estimator, teacher, report
-        self._source = PlannedRows(config, corpora, teacher)
-        self._dictionary = ShardDictionary(store, plan, report)
-        self._writer = Writer(report.notice)
-        self._before = recorded(store)  # by builders of an earlier day: bytes may have rotted since
-        self._commits: dict[int, Commit] = {}
-        self._damaged: set[int] = set()
-        self._pause, self._waited = SHORTEST_PAUSE, False
+    config: BuildConfig
+    store: Path
+    command: str = "build"
+    old: tuple[Reused, ...] = ()
+    """Of an `append`: the shards that come before its own."""
+    teacher: Teacher | None = None
+    """None: loaded when the first shard is asked for, once in a process."""
+    corpora: Sequence[Corpus] | None = None
+    stage: str = field(default="teach", init=False)
+    _rows: PlannedRows | None = field(default=None, init=False)
 
-    def run(self) -> list[Commit]:
-        """Build until every shard is committed; returns all records, in order.
+    def __reduce__(self) -> tuple[type[Taught], tuple[Any, ...]]:
+        return Taught, (self.config, self.store, self.command, self.old)  # what is open stays here
+
+    def shard(self, plan: Plan, index: int, advance: Callable[[int], None]) -> Made | Reused:
+        """A planned shard; the teacher sees every row of a new one.
 
         Raises:
-            CorpusError, TeacherError, StoreError: what, where and the way out.
+            CorpusError: its rows are not the ones that were planned.
+            TeacherError: what, where and the way out.
         """
-        shards, report = self._plan.shards, self._report
-        self._collect()
-        if self._commits:
-            report.notice(f"resuming: {len(self._commits)} of {len(shards)} shards are done")
-        report.stage("teach", sum(s.positions for s in self._todo()), "positions")
-        with closing(Claims(self._store)) as claims, self._writer:
-            while (todo := self._todo()) or self._writer.index is not None:
-                claim = None
-                first = [s.index for s in todo if s.index < self._dictionary.first]
-                if first or not self._writes_first():
-                    claim = claims.take(first or [s.index for s in todo])
-                if claim is not None:
-                    self._pause = SHORTEST_PAUSE
-                    self._take(claim)
-                elif self._writer.index is not None:
-                    self._settle()
-                else:
-                    self._wait(len(todo))
-                report.advance(self._collect())
-        return [self._commits[i] for i in range(len(shards))]
-
-    def _todo(self) -> list[PlannedShard]:
-        """Shards that neither have a record nor are being written here."""
-        own = self._writer.index
-        return [s for s in self._plan.shards if s.index not in self._commits and s.index != own]
-
-    def _writes_first(self) -> bool:
-        """Whether a shard that the dictionary is trained on is being written here."""
-        return self._writer.index is not None and self._writer.index < self._dictionary.first
-
-    def _look(self, shard: PlannedShard) -> Commit | None:
-        return committed(self._store, self._plan, shard, whole=shard.index in self._before)
-
-    def _collect(self) -> int:
-        """Take up the records that others made; returns their positions."""
-        positions = 0
-        known = self._commits.keys() | self._damaged | {self._writer.index}
-        for index in sorted(recorded(self._store) - known):
-            if index >= len(self._plan.shards):
-                continue
-            try:
-                found = self._look(self._plan.shards[index])
-            except (IntegrityError, FormatError):
-                self._damaged.add(index)  # whoever claims the shard makes it again
-                continue
-            if found is not None:
-                self._commits[index] = found
-                positions += found.positions
-        return positions
-
-    def _wait(self, left: int) -> None:
-        if not self._waited:
-            self._report.notice(
-                f"waiting: the shards that are left ({left}) are in other builders' hands"
-            )
-        self._waited = True
-        time.sleep(self._pause)
-        self._pause = min(2 * self._pause, LONGEST_PAUSE)
-
-    def _settle(self, waiting: Claim | None = None) -> None:
-        """Wait for the shard that is being written, if there is one."""
-        if written := self._writer.finish(waiting):
-            self._commits[written[0]] = written[1]
-
-    def _take(self, claim: Claim) -> None:
-        """Make a claimed shard, unless it is there."""
-        shard = self._plan.shards[claim.index]
-        with ExitStack() as held:
-            held.enter_context(claim)
-            seen = look(self._store, shard)
-            try:
-                found = self._look(shard)
-            except (IntegrityError, FormatError) as e:
-                if not self._may_withdraw(claim, shard, seen):
-                    self._damaged.discard(shard.index)  # and is looked at again
-                    return
-                self._report.notice(f"building shard {shard.index} again: {e}")
-                for aside in withdraw(self._store, shard, seen):
-                    self._report.notice(f"what was found is now {aside}")
-                found = None
-            found = found or adopt_shard(self._store, self._plan, shard, notice=self._report.notice)
-            if found is not None:
-                self._report.advance(shard.positions)
-                self._commits[shard.index] = found
-                return
-            write = self._teach(shard, claim)
-            self._settle(claim)
-            self._writer.start(claim, write)
-            held.pop_all()  # the claim is the writer's now
-
-    def _may_withdraw(self, claim: Claim, shard: PlannedShard, seen: Seen) -> bool:
-        """Whether a shard that was found damaged is this builder's to withdraw.
-
-        Not if it stood still for so long that another took over: that one has judged, too, and may have mended it.
-
-        Raises:
-            IntegrityError: another builder finished the store with it.
-        """
-        if look(self._store, shard) != seen:
-            return False
-        if (self._store / MANIFEST).exists():
-            raise IntegrityError(
-                f"{self._store / shard.name}: was found damaged, and another builder has finished the store with it; "
-                f"run `softlabels repair {self._store}` (nothing was changed)"
-            )
-        return claim.in_force()
-
-    def _teach(self, shard: PlannedShard, claim: Claim) -> Callable[[], Commit]:
-        """The teacher's part; returns what is left to do, which needs neither the teacher nor its device."""
-
-        def advance(positions: int) -> None:
-            claim.renew()
-            self._writer.renew()
-            self._report.advance(positions)
-
-        book = self._dictionary.of(shard)
-        start = time.perf_counter()
-        rows = self._source.rows_of(shard)
-        claim.renew()
+        if index < len(self.old):
+            return self.old[index]
+        shard, config = plan.shards[index], self.config
+        teacher, planned_rows = self._open(plan)
+        rows = planned_rows.rows_of(shard)
         targets, statistics = teach(
             rows,
-            self._plan.identity,
-            self._estimator,
-            self._teacher,
+            plan.identity,
+            make_estimator(config.estimator, config.estimator_parameters),
+            teacher,
             start_row=shard.start_row,
-            batch_tokens=self._config.batch_tokens,
+            batch_tokens=config.batch_tokens,
             advance=advance,
         )
         content = Shard(start_row=shard.start_row, rows=rows, targets=targets)
-        seconds = time.perf_counter() - start
-        return partial(self._write, shard, claim, content, statistics, book, seconds)
+        return Made(content=content, statistics=statistics)
 
-    def _write(
-        self,
-        shard: PlannedShard,
-        claim: Claim,
-        content: Shard,
-        statistics: Statistics,
-        book: Codebook | None,
-        seconds: float,
-    ) -> Commit:
-        """Encode, check and publish, on the writer's thread; `seconds` were spent on it before."""
-        start = time.perf_counter()
-        identity = self._plan.identity
-        data = encode_shard(content, identity, statistics, dictionary=book)
-        claim.renew()
-        where = str(self._store / shard.name)
-        check_round_trip(content, data, identity, self._dictionary.find, where=where)
-        seconds += time.perf_counter() - start
-        return commit_shard(
-            self._store,
-            self._plan,
-            shard,
-            data,
-            statistics,
-            seconds,
-            notice=self._report.notice,
+    def _open(self, plan: Plan) -> tuple[Teacher, PlannedRows]:
+        if self.teacher is None:
+            options = teacher_options(self.config, plan.identity)
+            self.teacher = _cached_teacher(self.config.teacher, self.config.average, options)
+            check_teacher(self.store, plan.identity, self.teacher)
+        if self._rows is None:
+            corpora = open_inputs(self.config) if self.corpora is None else self.corpora
+            self._rows = PlannedRows(self.config, corpora, self.teacher)
+        return self.teacher, self._rows
+
+
+def load_teacher(
+    config: BuildConfig, planned: Identity | None, report: Reporter, given: Teacher | None = None
+) -> Teacher:
+    """The teacher of a build, which serves its estimator.
+
+    Args:
+        config: of the build.
+        planned: of the plan that it goes on with, if there is one; its dtype wins over `auto`.
+        report: told of what was chosen.
+        given: used instead of loading one.
+
+    Raises:
+        ConfigError, TeacherError: it cannot be loaded, or does not serve this build.
+    """
+    options = replace(teacher_options(config, planned), notice=report.notice)
+    teacher = given or open_teachers(config.teacher, config.average, options)
+    check_listing(config, teacher)
+    estimator = make_estimator(config.estimator, config.estimator_parameters)
+    estimator.check_vocab(teacher.record.vocab_size)
+    return teacher
+
+
+def teacher_options(config: BuildConfig, planned: Identity | None) -> TeacherOptions:
+    """How a build runs its teacher; a plan's dtype wins over `auto`."""
+    return TeacherOptions(
+        domain=config.domain,
+        device=config.device,
+        dtype=config.dtype if planned is None or config.dtype != "auto" else planned.teacher.dtype,
+        head_bytes=None if config.head_mib is None else config.head_mib * MIB,
+    )
+
+
+@lru_cache(maxsize=1)
+def _cached_teacher(spec: str | tuple[str, ...], average: str, options: TeacherOptions) -> Teacher:
+    return open_teachers(spec, average, options)
+
+
+def check_teacher(store: Path, identity: Identity, teacher: Teacher) -> None:
+    """Refuse another teacher than a store's.
+
+    Raises:
+        PairingError: names what differs.
+    """
+    own = msgspec.structs.replace(
+        identity, teacher=teacher.record, tokenizer=teacher.tokenizer.record
+    )
+    for found in differences(identity, own, without=RAN_ON):
+        raise PairingError(
+            f"--teacher {teacher.record.spec}: its {found.field} is {found.second!r}, that of {store} is "
+            f"{found.first!r}; give the teacher that made the store"
         )

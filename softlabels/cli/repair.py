@@ -44,7 +44,7 @@ def repair_command(ctx: click.Context, store: Path, dry_run: bool, as_json: bool
     if done.quarantine:
         lines.append(
             f"{store}: {len(done.quarantine)} files lie in its quarantine folder, which belongs to no store; look at "
-            "them, then delete it"
+            "them, and move them to where they belong"
         )
     for problem in done.problems:
         say(f"error: {problem}")

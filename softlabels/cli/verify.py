@@ -59,7 +59,7 @@ def verify_command(
     if report.quarantine:
         text += (
             f"\n{len(report.quarantine)} files lie in its quarantine folder, which is no part of the store; look at "
-            "them, then delete it"
+            "them, and move them to where they belong"
         )
     emit(
         {

@@ -17,7 +17,13 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from softlabels.errors import FormatError, IntegrityError, SoftLabelsError, UnreadableError
+from softlabels.errors import (
+    FormatError,
+    IntegrityError,
+    SoftLabelsError,
+    StoreError,
+    UnreadableError,
+)
 
 __all__ = [
     "FORMAT",
@@ -26,6 +32,7 @@ __all__ = [
     "Record",
     "canonical",
     "check_file",
+    "is_record",
     "minor_of",
     "parse_raw",
     "parse_record",
@@ -83,6 +90,15 @@ def read_record(path: Path, kind: type[R]) -> R:
         FileNotFoundError: no such file (callers say what that means).
     """
     return read_raw(path, kind)[0]
+
+
+def is_record(path: Path, kind: type[Record]) -> bool:
+    """Whether a file is an intact record, whose seal proves that it is ours."""
+    try:
+        read_record(path, kind)
+    except (StoreError, FileNotFoundError, NotADirectoryError):
+        return False
+    return True
 
 
 def read_raw(path: Path, kind: type[R]) -> tuple[R, dict[str, Any]]:

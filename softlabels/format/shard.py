@@ -18,7 +18,7 @@ from softlabels.core.summary import Summary
 from softlabels.core.targets import SoftTargets
 from softlabels.format.identity import Identity
 
-__all__ = ["Shard", "StoredRow", "inputs_digest", "without_targets"]
+__all__ = ["Shard", "StoredRow", "inputs_digest", "joined", "take", "without_targets"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -85,3 +85,34 @@ def without_targets(
 def inputs_digest(rows: Sequence[InputRow]) -> str:
     """sha256 over the rows' input digests, in order."""
     return hashlib.sha256(b"".join(r.digest() for r in rows)).hexdigest()
+
+
+def take(shard: Shard, places: npt.NDArray[np.int64]) -> Shard:
+    """Some rows of a shard, as if they were one."""
+    if len(places) == len(shard.rows):
+        return shard
+    at = shard.offsets
+    index = np.concatenate(
+        [np.zeros(0, np.int64), *(np.arange(at[r], at[r + 1]) for r in places)]
+    ).astype(np.int64)
+    return Shard(
+        start_row=shard.start_row,
+        rows=[shard.rows[int(r)] for r in places],
+        targets=shard.targets[index],
+        logp=None if shard.logp is None else shard.logp[index],
+    )
+
+
+def joined(parts: Sequence[Shard], start_row: int) -> Shard:
+    """Rows of several shards as if they were one."""
+    targets = SoftTargets.concatenate([p.targets for p in parts])
+    logp = None
+    if all(p.logp is not None for p in parts):
+        logp = np.full((targets.n, targets.k), -np.inf, np.float32)
+        at = 0
+        for p in parts:
+            assert p.logp is not None
+            logp[at : at + p.targets.n, : p.targets.k] = p.logp
+            at += p.targets.n
+    rows = [row for p in parts for row in p.rows]
+    return Shard(start_row=start_row, rows=rows, targets=targets, logp=logp)

@@ -2,9 +2,8 @@
 
 The flow:
  1. the teacher is loaded for what it is (weights, tokenizer, V), not run;
- 2. a first pass over the rows counts and fingerprints them, and the plan is published;
- 3. a second pass makes the shards, each committed like a build's; what is committed already is left as it is;
- 4. card and manifest.
+ 2. a first pass over the rows counts and fingerprints them;
+ 3. begin, commit, finish (`softlabels/making/job.py`), with a second pass for the shards that are to be made.
 
 What the file does not say cannot be checked here: that it is of this teacher, and that its positions are where the
 kind says. `softlabels measure` does check it: the teacher then runs on some rows.
@@ -12,9 +11,9 @@ kind says. `softlabels measure` does check it: the teacher then runs on some row
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
 
@@ -26,8 +25,7 @@ from softlabels.codecs import make_codec
 from softlabels.core.progress import Reporter, Silent
 from softlabels.core.rows import BEGINNING, LABEL_SHIFT, Cursor, Row
 from softlabels.core.targets import SoftTargets, gaps_from_logp
-from softlabels.errors import ConfigError, CorpusError, PlanError
-from softlabels.format.encoding import encode_shard
+from softlabels.errors import ConfigError, CorpusError
 from softlabels.format.identity import (
     CorpusRecord,
     EncodingRecord,
@@ -35,19 +33,13 @@ from softlabels.format.identity import (
     TargetRecord,
     held_profile,
 )
-from softlabels.format.manifest import (
-    Commit,
-    Manifest,
-    Plan,
-    PlannedShard,
-    Statistics,
-)
-from softlabels.format.shard import Shard
+from softlabels.format.manifest import Manifest, Plan
+from softlabels.format.shard import Shard, inputs_digest
+from softlabels.format.statistics import statistics_of
 from softlabels.interchange import IMPORTS, ForeignRow, reader_of
-from softlabels.making.commit import commit_shard, committed
-from softlabels.making.complete import complete
-from softlabels.making.finish import finish
-from softlabels.making.plan import RowDigests, begun, plan_shards, publish_plan, sweep_left
+from softlabels.making.job import Made, make_store
+from softlabels.making.plan import IMPORTED, begun, make_plan, numbered, plan_shards
+from softlabels.making.same_job import check_command
 from softlabels.store.tokenizer_files import for_store
 from softlabels.teachers import Teacher, TeacherOptions, open_teacher
 
@@ -119,32 +111,71 @@ def import_store(
         dictionary="none",
         **asdict(config),
     )  # the bounds of a build hold here, too
-    plan = begun(out, report.notice)
+    planned = begun(out, report.notice)
+    if planned is not None:
+        check_command(out, planned, "import")
     if teacher is None:
         options = TeacherOptions(device="cpu", notice=report.notice)
         teacher = open_teacher(config.teacher, options)
-    reader, vocab_size = reader_of(kind), teacher.record.vocab_size
+    job = _Imported(kind, path, out)
     report.stage("read", None, "rows")
-    survey = _Survey(vocab_size, report)
-    shards = list(plan_shards(survey.watch(reader.read(path)), config.shard_rows))
-    identity = _identity(kind, path, build, teacher, survey, shards)
-    if plan is None:
-        files = for_store(teacher.tokenizer.files(), report.notice)
-        plan = publish_plan(out, identity, shards, files, shard_rows=config.shard_rows)
-        sweep_left(out, report.notice)
-    if plan.identity != identity or plan.shard_rows != config.shard_rows:
-        raise PlanError(
-            f"{out}: was planned for another job than this import; run it as planned, or choose another --out"
-        )
+    survey = _Survey(teacher.record.vocab_size, report)
+    shards = list(plan_shards(survey.watch(job.read()), config.shard_rows))
+    identity = _identity(kind, path, build, teacher, survey)
     if survey.without_tail:
         report.notice(
             f"{survey.without_tail:,} of {survey.positions:,} positions have no tail: their ids sum to 1 within "
             f"{NO_TAIL:g}"
         )
-    manifest = complete(out, report)
-    if manifest is None:
-        manifest = finish(out, plan, _make_shards(out, plan, reader.read(path), report))
+    files = for_store(teacher.tokenizer.files(), report.notice)
+    plan = make_plan(identity, numbered(shards, identity), files, shard_rows=config.shard_rows)
+    manifest = make_store(job, plan, files, report)
     return Imported(manifest=manifest, without_tail=survey.without_tail)
+
+
+@dataclass
+class _Imported:
+    """The shards of an import, as a `softlabels.making.job.Job`; those that are taken in order are one pass."""
+
+    kind: str
+    path: Path
+    store: Path
+    command: str = field(default="import", init=False)
+    stage: str = field(default="write", init=False)
+    _rows: Iterator[ForeignRow] = field(default=iter(()), init=False)
+    _next: int = field(default=-1, init=False)
+
+    def __reduce__(self) -> tuple[type[_Imported], tuple[str, Path, Path]]:
+        return _Imported, (self.kind, self.path, self.store)  # what is open stays here
+
+    def read(self) -> Iterator[ForeignRow]:
+        """All rows."""
+        return reader_of(self.kind).read(self.path)
+
+    def shard(self, plan: Plan, index: int, advance: Callable[[int], None]) -> Made:
+        """A planned shard.
+
+        Raises:
+            CorpusError: its rows are not the ones that were planned.
+        """
+        planned = plan.shards[index]
+        if self._next != planned.start_row:
+            self._rows = islice(self.read(), planned.start_row, None)
+        self._next = -1  # an error in the midst of a shard leaves nothing to go on from
+        foreign = list(islice(self._rows, planned.rows))
+        rows = [_row(f, planned.start_row + i) for i, f in enumerate(foreign)]
+        if len(rows) != planned.rows or inputs_digest(rows) != planned.inputs_sha256:
+            raise CorpusError(
+                f"{self.path}: the rows of shard {index} (from row {planned.start_row}) are not those that were "
+                "planned: the files changed; restore them, or choose another --out"
+            )
+        self._next = planned.start_row + planned.rows
+        targets = SoftTargets.concatenate([_targets(f, plan.identity) for f in foreign])
+        targets.validate(where=f"shard {index} of {self.store}")
+        # the teacher's loss: of labels that were not kept it is not known
+        statistics = statistics_of(targets, rows, plan.identity, nll=None)
+        content = Shard(start_row=planned.start_row, rows=rows, targets=targets)
+        return Made(content=content, statistics=statistics)
 
 
 class _Survey:
@@ -152,7 +183,7 @@ class _Survey:
 
     def __init__(self, vocab_size: int, report: Reporter) -> None:
         self.vocab_size, self._report = vocab_size, report
-        self.digests = RowDigests()
+        self.digests = hashlib.sha256()
         self.rows = self.tokens = self.positions = self.longest = self.without_tail = 0
         self.k: int | None = None
 
@@ -169,7 +200,7 @@ class _Survey:
                     )
                 self.k = k
                 self.without_tail += int((1 - mass < NO_TAIL).sum()) if k < self.vocab_size else 0
-            self.digests.add(row)
+            self.digests.update(row.digest())
             self.rows += 1
             self.tokens += row.size
             self.positions += row.n
@@ -239,15 +270,13 @@ def _identity(
     build: BuildConfig,
     teacher: Teacher,
     survey: _Survey,
-    shards: list[PlannedShard],
 ) -> Identity:
     codec = make_codec(build.stored_values)
     assert survey.k is not None, "checked at the end of the first pass"
-    assert shards
     return Identity(
         domain="causal-lm",
         label_shift=LABEL_SHIFT,
-        teacher=msgspec.structs.replace(teacher.record, engine=f"{kind} files, imported"),
+        teacher=msgspec.structs.replace(teacher.record, engine=kind + IMPORTED),
         tokenizer=teacher.tokenizer.record,
         corpus=CorpusRecord(
             specs=[f"{kind}:{path.name}"],
@@ -271,37 +300,6 @@ def _identity(
         ),
         licence=build.licence,
     )
-
-
-def _make_shards(
-    out: Path, plan: Plan, rows: Iterator[ForeignRow], report: Reporter
-) -> list[Commit]:
-    commits = []
-    report.stage("write", plan.identity.corpus.positions, "positions")
-    for planned in plan.shards:
-        started = time.monotonic()
-        chunk = list(islice(rows, planned.rows))
-        commit = committed(out, plan, planned)
-        if commit is None:
-            shard = Shard(
-                start_row=planned.start_row,
-                rows=[_row(f, planned.start_row + i) for i, f in enumerate(chunk)],
-                targets=SoftTargets.concatenate([_targets(f, plan.identity) for f in chunk]),
-            )
-            shard.targets.validate(where=f"shard {planned.index} of {out}")
-            statistics = Statistics(
-                kept_ids=int(shard.targets.kept.sum()),
-                kept_mass=[float((1 - shard.targets.tail(1.0).astype(np.float64)).sum())],
-                teacher_nll=None,  # of labels that were not kept it is not known
-            )
-            data = encode_shard(shard, plan.identity, statistics)
-            seconds = time.monotonic() - started
-            commit = commit_shard(
-                out, plan, planned, data, statistics, seconds, notice=report.notice
-            )
-        commits.append(commit)
-        report.advance(planned.positions)
-    return commits
 
 
 def _targets(foreign: ForeignRow, identity: Identity) -> SoftTargets:

@@ -22,7 +22,7 @@ import re
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from secrets import token_hex
 from typing import Any
@@ -59,26 +59,12 @@ class Holder(msgspec.Struct, frozen=True, kw_only=True):
     @classmethod
     def here(cls) -> Holder:
         """This process, with a new token."""
-        me = this_process()
-        return cls(
-            host=me.host,
-            pid=me.pid,
-            boot=me.boot,
-            space=me.space,
-            started=me.started,
-            token=token_hex(8),
-        )
+        return cls(**asdict(this_process()), token=token_hex(8))
 
     @property
     def process(self) -> Process:
         """The process that holds the claim."""
-        return Process(
-            host=self.host,
-            pid=self.pid,
-            boot=self.boot,
-            space=self.space,
-            started=self.started,
-        )
+        return Process(**{f.name: getattr(self, f.name) for f in fields(Process)})
 
 
 @dataclass

@@ -9,22 +9,25 @@ the next run checks and adopts. Nothing that was published is ever written to ag
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from softlabels.core.durable import publish
+from softlabels.core.durable import publish, publish_link
 from softlabels.core.records import (
     FORMAT,
     FORMAT_VERSION,
-    Record,
     canonical,
     check_file,
+    is_record,
     read_file,
     read_record,
     seal,
 )
-from softlabels.errors import IntegrityError, StoreError
+from softlabels.errors import IntegrityError
 from softlabels.format.dictionaries import Dictionaries
 from softlabels.format.encoding import FindDictionary, decode_shard, dictionary_of, read_statistics
 from softlabels.format.identity import Identity
@@ -33,12 +36,12 @@ from softlabels.format.shard import inputs_digest
 from softlabels.making.quarantine import Sighting, move_aside, retract, sighting
 
 __all__ = [
+    "Reused",
     "Seen",
     "adopt_shard",
     "commit_path",
     "commit_shard",
     "committed",
-    "is_record",
     "look",
     "need_dictionary",
     "record_shard",
@@ -54,15 +57,41 @@ def commit_path(store: Path, shard: PlannedShard) -> Path:
 
 def recorded(store: Path) -> set[int]:
     """Indices of the shards that have a commit record, from one listing."""
-    names = (path.stem for path in (store / "commits").glob("*.json"))
-    return {int(n) for n in names if n.isdecimal()}
+    with suppress(FileNotFoundError, NotADirectoryError):
+        names = (name.partition(".") for name in os.listdir(store / "commits"))  # noqa: PTH208  names are wanted
+        return {int(number) for number, _, kind in names if kind == "json" and number.isdecimal()}
+    return set()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reused:
+    """A shard that stays the file that it is in another store."""
+
+    file: Path
+    sha256: str
+    size: int
+    """Bytes."""
+    statistics: Statistics
+    seconds: float
+    """What it cost; see `Commit`."""
+
+    def read(self) -> bytes:
+        """Its bytes, checked."""
+        return check_file(self.file, sha256=self.sha256, size=self.size)
+
+    def publish(self, path: Path) -> bool:
+        """Give it a second name, or copy it where that cannot be; False: there is something already."""
+        try:
+            return publish_link(path, self.file)
+        except OSError:  # it cannot link; any other error is met again, and explained
+            return publish(path, self.read())
 
 
 def commit_shard(
     store: Path,
     plan: Plan,
     shard: PlannedShard,
-    data: bytes,
+    data: bytes | Reused,
     statistics: Statistics,
     seconds: float,
     *,
@@ -75,11 +104,12 @@ def commit_shard(
     Args:
         notice: told of what was moved aside.
     """
-    while not publish(store / shard.name, data):
+    path = store / shard.name
+    while not (publish(path, data) if isinstance(data, bytes) else data.publish(path)):
         adopted = adopt_shard(store, plan, shard, notice=notice)
         if adopted is not None:
             return adopted  # else something else lay there, and is moved aside
-    return record_shard(store, plan, shard, _digest(data), len(data), statistics, seconds)
+    return record_shard(store, plan, shard, data, statistics, seconds)
 
 
 class Seen(NamedTuple):
@@ -114,15 +144,6 @@ def withdraw(store: Path, shard: PlannedShard, seen: Seen) -> list[Path]:
     return [p for p in (moved, record) if p]
 
 
-def is_record(path: Path, kind: type[Record]) -> bool:
-    """Whether a file is an intact record, whose seal proves that it is ours."""
-    try:
-        read_record(path, kind)
-    except (StoreError, FileNotFoundError, NotADirectoryError):
-        return False
-    return True
-
-
 def adopt_shard(
     store: Path, plan: Plan, shard: PlannedShard, *, notice: Callable[[str], None]
 ) -> Commit | None:
@@ -154,7 +175,7 @@ def adopt_shard(
         if (aside := move_aside(store, path, seen)) is not None:
             notice(f"moved {path} to {aside}, since no record of the store names it ({e})")
         return None
-    return record_shard(store, plan, shard, _digest(data), len(data), statistics, 0.0)
+    return record_shard(store, plan, shard, data, statistics, 0.0)
 
 
 def need_dictionary(data: bytes, identity: Identity, find: FindDictionary, *, where: str) -> None:
@@ -196,16 +217,11 @@ def check_planned(
         raise IntegrityError(f"{where}: its rows are not the ones that the plan lists")
 
 
-def _digest(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
-
-
 def record_shard(
     store: Path,
     plan: Plan,
     shard: PlannedShard,
-    sha256: str,
-    size: int,
+    data: bytes | Reused,
     statistics: Statistics,
     seconds: float,
 ) -> Commit:
@@ -217,8 +233,8 @@ def record_shard(
             plan_digest=plan.digest,
             index=shard.index,
             name=shard.name,
-            sha256=sha256,
-            bytes=size,
+            sha256=hashlib.sha256(data).hexdigest() if isinstance(data, bytes) else data.sha256,
+            bytes=len(data) if isinstance(data, bytes) else data.size,
             rows=shard.rows,
             positions=shard.positions,
             statistics=statistics,

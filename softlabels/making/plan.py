@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from softlabels.core.records import (
     RECORD_LIMIT,
     canonical,
     check_file,
+    is_record,
     read_file,
     read_record,
     seal,
@@ -25,18 +26,28 @@ from softlabels.core.rows import Cursor, InputRow
 from softlabels.errors import FormatError, IntegrityError, PlanError
 from softlabels.format.encoding import container_of
 from softlabels.format.identity import Identity
-from softlabels.format.manifest import FileRecord, Plan, PlannedShard
+from softlabels.format.manifest import (
+    MANIFEST,
+    Commit,
+    FileRecord,
+    Manifest,
+    Plan,
+    PlannedShard,
+    Provenance,
+)
 from softlabels.format.shard import inputs_digest
 from softlabels.making.claims import CLAIMS
 
 __all__ = [
+    "IMPORTED",
     "PLAN",
-    "RowDigests",
     "begun",
     "check_folder",
+    "command_of",
     "load_plan",
+    "make_plan",
+    "numbered",
     "plan_shards",
-    "publish_named",
     "publish_plan",
     "read_plan",
     "sweep_left",
@@ -45,26 +56,9 @@ __all__ = [
 PLAN = "plan.json"
 BESIDE = ("tokenizer", "dictionaries")
 """Folders of what is written before the plan."""
+IMPORTED = " files, imported"
+"""How the engine of a teacher ends that was not run: another tool's numbers are taken for its own."""
 FOLDERS = (*BESIDE, "data", "commits", CLAIMS)
-
-
-class RowDigests:
-    """A running fingerprint of rows, in order."""
-
-    def __init__(self) -> None:
-        self._hash = hashlib.sha256()
-
-    def add(self, row: InputRow) -> None:
-        """Take one more row."""
-        self._hash.update(row.digest())
-
-    def add_digests(self, digests: bytes) -> None:
-        """Take rows by their input digests, 16 bytes each."""
-        self._hash.update(digests)
-
-    def hexdigest(self) -> str:
-        """The fingerprint so far."""
-        return self._hash.hexdigest()
 
 
 def plan_shards(
@@ -72,7 +66,7 @@ def plan_shards(
 ) -> Iterator[PlannedShard]:
     """Cut rows into shards of `shard_rows`; holds one shard's rows at a time.
 
-    Names are final only when the number of shards is known: see `publish_plan`.
+    Names are known only when the number of shards is: see `numbered`.
     """
     source = iter(placed)
     index = start = 0
@@ -92,44 +86,52 @@ def plan_shards(
         start += len(rows)
 
 
-def publish_plan(
-    store: Path,
+def command_of(plan: Plan) -> str:
+    """Which command of `softlabels` began a store, and finishes it."""
+    if plan.provenance is not None:
+        return plan.provenance.operation
+    return "import" if plan.identity.teacher.engine.endswith(IMPORTED) else "build"
+
+
+def numbered(shards: Sequence[PlannedShard], identity: Identity) -> list[PlannedShard]:
+    """The same, numbered and named one after the other."""
+    suffix, n = container_of(identity).suffix, len(shards)
+    return [
+        msgspec.structs.replace(s, index=i, name=f"data/train-{i:05d}-of-{n:05d}.{suffix}")
+        for i, s in enumerate(shards)
+    ]
+
+
+def make_plan(
     identity: Identity,
     shards: list[PlannedShard],
     files: Mapping[str, bytes],
     *,
     shard_rows: int,
+    provenance: Provenance | None = None,
 ) -> Plan:
-    """Write the files that lie beside the shards, then the plan; returns what is then in force.
+    """The plan of a store; not sealed yet."""
+    return Plan(
+        format=FORMAT,
+        version=FORMAT_VERSION,
+        identity=identity,
+        shard_rows=shard_rows,
+        files={
+            name: FileRecord(sha256=hashlib.sha256(data).hexdigest(), bytes=len(data))
+            for name, data in files.items()
+        },
+        shards=shards,
+        digest="0" * 64,
+        provenance=provenance,
+    )
+
+
+def publish_plan(store: Path, plan: Plan, files: Mapping[str, bytes]) -> Plan:
+    """Write the files that lie beside the shards, then the plan, sealed; returns what is then in force.
 
     Raises:
         PlanError: the folder holds files of another job, or there are too many shards for one record.
     """
-    suffix = container_of(identity).suffix
-    named = [
-        msgspec.structs.replace(s, name=f"data/train-{s.index:05d}-of-{len(shards):05d}.{suffix}")
-        for s in shards
-    ]
-    return publish_named(
-        store,
-        Plan(
-            format=FORMAT,
-            version=FORMAT_VERSION,
-            identity=identity,
-            shard_rows=shard_rows,
-            files={
-                name: FileRecord(sha256=hashlib.sha256(data).hexdigest(), bytes=len(data))
-                for name, data in files.items()
-            },
-            shards=named,
-            digest="0" * 64,
-        ),
-        files,
-    )
-
-
-def publish_named(store: Path, plan: Plan, files: Mapping[str, bytes]) -> Plan:
-    """The same for a plan whose shards have their names; it is sealed here."""
     content = canonical(seal(plan))
     if len(content) > RECORD_LIMIT:
         raise PlanError(
@@ -138,9 +140,11 @@ def publish_named(store: Path, plan: Plan, files: Mapping[str, bytes]) -> Plan:
         )
     check_folder(store, files)
     for name, data in files.items():
-        if not publish(store / name, data):
-            # A builder that died before its plan left this: same job, same bytes, or another job.
-            check_beside(store / name, data)
+        if not publish(store / name, data) and read_file(store / name) != data:
+            raise PlanError(  # what a builder left that died before its plan is the same, if its job was
+                f"{store / name}: is there already with other content; the folder holds another job: choose another "
+                "--out"
+            )
     publish(store / PLAN, content)
     return read_record(store / PLAN, Plan)
 
@@ -194,10 +198,22 @@ def check_folder(store: Path, files: Mapping[str, bytes] | None = None) -> None:
                 continue
             if (store / PLAN).exists():
                 return  # another builder has just published it
-            name = path.relative_to(store).as_posix()
-            raise PlanError(
-                f"{store}: is not empty and not a store (it holds {name!r}); choose another --out"
-            )
+            raise PlanError(f"{store}: {_what_it_is(store, path)} choose another --out")
+
+
+def _what_it_is(store: Path, path: Path) -> str:
+    """What a folder without a plan is, and the first way out; `path` is in it, and not ours to remove."""
+    if is_record(store / MANIFEST, Manifest):
+        return (
+            f"is a finished store whose {PLAN} is gone: it can be read and trained from as it is, but not gone on "
+            f"with; copy {PLAN} again from the store's source, or"
+        )
+    if any(is_record(p, Commit) for p in (store / "commits").glob("*.json")):
+        return (
+            f"is an unfinished store whose {PLAN} is gone, without which nobody knows what its shards must be; put "
+            f"{PLAN} back, or"
+        )
+    return f"is not empty and not a store (it holds {path.relative_to(store).as_posix()!r});"
 
 
 def _left(store: Path, path: Path, files: Mapping[str, bytes] | None) -> bool:
@@ -213,20 +229,6 @@ def _left(store: Path, path: Path, files: Mapping[str, bytes] | None) -> bool:
         return name in files and read_file(path) == files[name]
     except (IntegrityError, FileNotFoundError):
         return False
-
-
-def check_beside(path: Path, data: bytes) -> None:
-    """Refuse a file that is there with other content.
-
-    Raises:
-        PlanError: it differs.
-    """
-    try:
-        check_file(path, sha256=hashlib.sha256(data).hexdigest(), size=len(data))
-    except IntegrityError as e:
-        raise PlanError(
-            f"{path}: is there already with other content; the folder holds another job: choose another --out"
-        ) from e
 
 
 def read_plan(store: Path) -> Plan:

@@ -26,7 +26,7 @@ from functools import partial
 from pathlib import Path
 
 from softlabels.core.durable import explained, is_temporary, leftovers, publish
-from softlabels.core.records import check_file, read_file
+from softlabels.core.records import check_file, is_record, read_file
 from softlabels.errors import FormatError, IntegrityError, StoreError
 from softlabels.format.dictionaries import DICTIONARY
 from softlabels.format.manifest import (
@@ -45,12 +45,11 @@ from softlabels.making.commit import (
     Seen,
     adopt_shard,
     commit_path,
-    is_record,
     withdraw,
 )
 from softlabels.making.diagnosis import Diagnosis, attempt, diagnose
 from softlabels.making.finish import CARD, MADE, finish, make_manifest
-from softlabels.making.plan import PLAN, read_plan
+from softlabels.making.plan import PLAN, command_of, read_plan
 from softlabels.making.quarantine import QUARANTINE, quarantined, retract, sighting
 from softlabels.store.reader import check_known
 
@@ -149,7 +148,7 @@ def repair_store(
         rebuild=[plan.shards[i].name for i in sorted(found.rebuild)],
         problems=problems,
         quarantine=quarantined(path),
-        command="build" if plan.provenance is None else plan.provenance.operation,
+        command=command_of(plan),
     )
 
 
@@ -232,7 +231,7 @@ def _strangers(path: Path, plan: Plan, manifest: Manifest | None) -> list[str]:
     for shard in plan.shards:
         known |= {shard.name, commit_path(path, shard).relative_to(path).as_posix()}
     return [
-        f"{file}: not part of the store, so it was left alone; delete it"
+        f"{file}: no record of the store names it, so it was left alone; look at it, and move it to where it belongs"
         for file in sorted(path.rglob("*"))
         if file.is_file()
         and not is_temporary(file.name)

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import msgspec
@@ -15,7 +16,6 @@ from softlabels.format.manifest import Statistics
 from softlabels.format.part import Part
 from softlabels.format.shard import Shard
 from softlabels.format.statistics import total
-from softlabels.making.plan import RowDigests
 
 __all__ = ["Counting"]
 
@@ -24,7 +24,7 @@ class Counting:
     """Adds up shards, in order."""
 
     def __init__(self) -> None:
-        self._digests = RowDigests()
+        self._digests = hashlib.sha256()
         self._documents: set[int] = set()
         self._tokens = self._rows = self._positions = 0
         self._statistics: list[tuple[int, Statistics]] = []
@@ -32,7 +32,7 @@ class Counting:
     def add(self, content: Shard, statistics: Statistics) -> None:
         """One more shard, and what its file says of itself."""
         for row in content.rows:
-            self._digests.add(row)
+            self._digests.update(row.digest())
             self._documents.update(row.documents.tolist())
             self._tokens += row.size
         self._rows += len(content.rows)

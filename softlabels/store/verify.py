@@ -154,8 +154,10 @@ def _strangers(source: StoreFiles, names: list[str], known: set[str]) -> list[st
         file = source.root / name
         if name.rpartition("/")[2].startswith(TEMPORARY):
             found.append(
-                f"{file}: left by a builder that died; run the same build again, or delete it"
+                f"{file}: left by a builder that died; run the same command again, which removes it"
             )
         elif name not in known and not name.startswith(f"{QUARANTINE}/"):
-            found.append(f"{file}: not part of the store; delete it")
+            found.append(
+                f"{file}: no record of the store names it; look at it, and move it to where it belongs"
+            )
     return found

@@ -116,7 +116,7 @@ def test_what_cannot_be_appended_to_or_with_is_refused(texts):
         )
     assert not (texts / "g1").exists()
     append(texts / "g0", new(texts), texts / "g1", teacher=TinyTeacher())
-    with pytest.raises(PlanError, match="another job"):
+    with pytest.raises(PlanError, match="corpus"):
         append(texts / "g0", new(texts, limit_rows=1), texts / "g1", teacher=TinyTeacher())
 
 

@@ -110,7 +110,7 @@ def test_masked_texts_keep_their_masks(tmp_path):
     for name in ("m", "p", "g1", "s"):
         assert verify_store(tmp_path / name).problems == []
     build(masked(tmp_path, "b", **(changes | {"mask_share": 0.5})), tmp_path / "c")
-    with pytest.raises(PairingError, match="masking is"):
+    with pytest.raises(PairingError, match="masking share is"):
         merge([tmp_path / "a", tmp_path / "c"], tmp_path / "x")
 
 

@@ -17,9 +17,9 @@ from pathlib import Path
 
 import numpy as np
 
-from softlabels.builder import dictionary
 from softlabels.errors import SoftLabelsError
 from softlabels.format.encoding import CONTAINERS, PROFILES
+from softlabels.making import dictionary
 from softlabels.store.reader import open_store
 from softlabels.store.verify import verify_store
 from tests.fakes import build_tiny, write_corpus

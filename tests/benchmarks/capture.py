@@ -28,15 +28,15 @@ os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 
 import torch
 
-from softlabels.builder.build import teacher_options
 from softlabels.builder.config import BuildConfig
-from softlabels.builder.plan import make_plan
+from softlabels.builder.plan import plan_build
 from softlabels.builder.rows import packed_rows
-from softlabels.builder.shard_builder import ShardBuilder
+from softlabels.builder.shard_builder import Taught, teacher_options
 from softlabels.builder.teach import _batches, teach
 from softlabels.core.progress import Silent
 from softlabels.corpora import open_corpora
 from softlabels.estimators import make_estimator
+from softlabels.making.job import make_store
 from softlabels.teachers import open_teacher
 
 TARGET = 1.05
@@ -80,7 +80,7 @@ def main() -> None:
         limit_rows=args.rows,
     )
     quiet = Silent()
-    teacher = open_teacher(config.teacher, teacher_options(config, None, quiet))
+    teacher = open_teacher(config.teacher, teacher_options(config, None))
     estimator = make_estimator(config.estimator, config.estimator_parameters)
     corpora = open_corpora(config.corpus)
     rows = [r for _, r in islice(packed_rows(config, corpora, teacher), args.rows)]
@@ -88,7 +88,7 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         stores = iter(Path(folder) / str(i) for i in range(args.repeats + 2))
-        plan = make_plan(config, next(stores), estimator, corpora, teacher, quiet)
+        plan, files = plan_build(config, estimator, corpora, teacher, quiet)
 
         def bare() -> None:
             for batch in _batches(rows, config.batch_tokens):
@@ -107,7 +107,8 @@ def main() -> None:
             )
 
         def built() -> None:
-            ShardBuilder(config, next(stores), plan, estimator, corpora, teacher, quiet).run()
+            job = Taught(config, next(stores), teacher=teacher, corpora=corpora)
+            make_store(job, plan, files, quiet)
 
         def read() -> None:
             list(islice(packed_rows(config, corpora, teacher), args.rows))

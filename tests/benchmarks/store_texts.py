@@ -17,9 +17,9 @@ from typing import Any
 import msgspec
 import torch
 
-from softlabels.builder.build import teacher_options
 from softlabels.builder.config import BuildConfig
 from softlabels.builder.plan import packed_rows, survey
+from softlabels.builder.shard_builder import teacher_options
 from softlabels.builder.teach import teach
 from softlabels.core.progress import Silent
 from softlabels.core.rows import InputRow
@@ -101,7 +101,7 @@ class Texts:
     @property
     def teacher(self) -> Teacher:
         if self._teacher is None:
-            options = teacher_options(self._config("topk", "", 1), None, Silent())
+            options = teacher_options(self._config("topk", "", 1), None)
             self._teacher = open_teacher(self._spec, options)
         return self._teacher
 

@@ -18,6 +18,7 @@ from click.testing import CliRunner, Result
 import softlabels
 from softlabels.cli.main import main as softlabels_main
 from tests.fakes import TinyTeacher, build_tiny, write_corpus
+from tests.store.made_up import files_of
 from trainers.cli import main as softtrain_main
 
 V = 300
@@ -190,6 +191,26 @@ def test_build_refuses_a_folder_that_holds_something_else(stores, tmp_path):
         f"{tmp_path}: is not empty and not a store (it holds 'thesis.tex'); choose another --out"
     )
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_store_whose_plan_is_gone_is_called_one(stores, tmp_path):
+    """Finished or not, the sentence says what is there and what can be done with it."""
+    store = tmp_path / "store"
+    shutil.copytree(stores["topk"], store)
+    (store / "plan.json").unlink()
+    before = files_of(store)
+    flags = ["--teacher", "hf:x", "--corpus", f"text:{stores['corpus']}/*.txt", "--out", store]
+    assert sentence(softlabels_("build", *flags, exit_code=1)) == (
+        f"{store}: is a finished store whose plan.json is gone: it can be read and trained from as it is, but not gone "
+        "on with; copy plan.json again from the store's source, or choose another --out"
+    )
+    (store / "manifest.json").unlink()
+    del before["manifest.json"]
+    assert sentence(softlabels_("build", *flags, exit_code=1)) == (
+        f"{store}: is an unfinished store whose plan.json is gone, without which nobody knows what its shards must be; "
+        "put plan.json back, or choose another --out"
+    )
+    assert files_of(store) == before
 
 
 def test_build_refuses_a_file_as_out(stores, tmp_path):

@@ -86,7 +86,8 @@ def test_a_damaged_shard_needs_a_build(store):
     assert (store / aside).read_bytes() == b""
     again = repair(store, exit_code=1)
     assert again.stdout.strip() == (
-        f"{store}: 1 files lie in its quarantine folder, which belongs to no store; look at them, then delete it"
+        f"{store}: 1 files lie in its quarantine folder, which belongs to no store; look at them, and move them to "
+        "where they belong"
     )
     assert f"error: {store}: 1 shards must be built; run the same `softlabels build` again" in (
         again.stderr

@@ -104,7 +104,7 @@ def test_without_the_flag_there_is_none(ground, tmp_path):
     build(config(ground), tmp_path / "s")
     assert open_store(tmp_path / "s").row(0).targets.hidden is None
     (tmp_path / "s" / "manifest.json").unlink()
-    with pytest.raises(PlanError, match="was planned with store hidden = None"):
+    with pytest.raises(PlanError, match="was planned with hidden values = None"):
         build(config(ground, hidden="int8"), tmp_path / "s")
 
 

@@ -294,9 +294,9 @@ command("build_zarr", f"{BUILD} --corpus text:text/*.txt --container zarr")
 @job
 def build_dictionary() -> None:
     """A packed build that trains a dictionary, on its first shard."""
-    import softlabels.builder.dictionary
+    import softlabels.making.dictionary
 
-    softlabels.builder.dictionary.POSITIONS = 1
+    softlabels.making.dictionary.POSITIONS = 1
     run_softlabels(f"{BUILD} --corpus text:text/*.txt --profile packed --values nat16")
 
 

@@ -16,11 +16,19 @@ from softlabels import open_store
 from softlabels.builder.measure import measure
 from softlabels.builder.measure_config import MeasureConfig
 from softlabels.cli.main import main
-from softlabels.errors import ConfigError, CorpusError, PairingError, PlanError
+from softlabels.codecs.floating import Float32
+from softlabels.errors import (
+    ConfigError,
+    CorpusError,
+    IntegrityError,
+    PairingError,
+    PlanError,
+)
 from softlabels.format.manifest import load_manifest
 from softlabels.interchange import importing
 from softlabels.interchange.exporting import export_store
 from softlabels.interchange.importing import ImportConfig, import_store
+from softlabels.making import job
 from softlabels.store.verify import verify_store
 from softlabels.teachers import TEACHERS
 from tests.fakes import TinyTeacher, build_tiny, write_corpus
@@ -402,7 +410,7 @@ def test_rows_of_different_k(tmp_path):
 
 def test_an_interrupted_import_goes_on(axolotl, tmp_path, monkeypatch):
     run("axolotl", axolotl, tmp_path / "whole")
-    real, calls = importing.commit_shard, []
+    real, calls = job.commit_shard, []
 
     def dies(*arguments: Any, **options: Any):
         if len(calls) == 2:
@@ -411,7 +419,7 @@ def test_an_interrupted_import_goes_on(axolotl, tmp_path, monkeypatch):
         return real(*arguments, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(importing, "commit_shard", dies)
+        patch.setattr(job, "commit_shard", dies)
         with pytest.raises(KeyboardInterrupt):
             run("axolotl", axolotl, tmp_path / "store")
     first = {n: d for n, d in files_of(tmp_path / "store").items() if n.startswith("commits/")}
@@ -421,8 +429,61 @@ def test_an_interrupted_import_goes_on(axolotl, tmp_path, monkeypatch):
     assert first.items() <= now.items()
     digest = load_manifest(tmp_path / "whole").content_digest
     assert load_manifest(tmp_path / "store").content_digest == digest
-    with pytest.raises(PlanError, match="another job"):
+    with pytest.raises(
+        PlanError, match=r"encoding values = .float32., this import has .float16. \(--values\)"
+    ):
         run("axolotl", axolotl, tmp_path / "store", ImportConfig(teacher="fake:tiny"))
+
+
+@pytest.mark.parametrize("how", ["a shard was damaged", "a shard is gone", "another lies there"])
+def test_an_import_mends_what_it_finds_as_a_build_does(axolotl, tmp_path, how):
+    out = tmp_path / "store"
+    run("axolotl", axolotl, out)
+    whole = files_of(out)
+    (out / "manifest.json").unlink()
+    shard = sorted((out / "data").iterdir())[1]
+    if how == "a shard was damaged":
+        shard.write_bytes(whole[shard.relative_to(out).as_posix()][:-1])
+    elif how == "a shard is gone":
+        shard.unlink()
+    else:
+        (out / "commits/00001.json").unlink()
+        shard.write_bytes(b"somebody else's")
+    run("axolotl", axolotl, out)
+    assert verify_store(out).problems == []
+    now = files_of(out)
+    assert {n: d for n, d in now.items() if n.startswith("data/")} == {
+        n: d for n, d in whole.items() if n.startswith("data/")
+    }
+    assert [n for n in now if n.startswith("quarantine/")] == sorted(verify_store(out).quarantine)
+    assert len(verify_store(out).quarantine) == (how != "a shard is gone")
+
+
+def test_an_import_publishes_nothing_that_does_not_decode_to_what_it_was(
+    axolotl, tmp_path, monkeypatch
+):
+    """A codec that loses more than it promises is found before anybody reads the store."""
+    real = Float32.encode
+    monkeypatch.setattr(Float32, "encode", lambda self, values: real(self, values - 1))
+    with pytest.raises(IntegrityError, match="decodes to something else than was encoded"):
+        run("axolotl", axolotl, tmp_path / "store")
+    assert not list((tmp_path / "store").glob("data/*"))
+
+
+def test_an_import_goes_on_only_with_the_rows_that_it_planned(axolotl, tmp_path, monkeypatch):
+    """The files are read twice; what changed in between is not stored under the name of what was read first."""
+    real, passes = importing.reader_of("axolotl").read, []
+
+    def read(path):
+        passes.append(path)
+        for row in real(path):
+            if len(passes) > 1:
+                row.input_ids[0] ^= 1
+            yield row
+
+    monkeypatch.setattr(importing.reader_of("axolotl"), "read", read)
+    with pytest.raises(CorpusError, match="not those that were planned"):
+        run("axolotl", axolotl, tmp_path / "store")
 
 
 # -- the other way --------------------------------------------------------------------------------

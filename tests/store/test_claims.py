@@ -295,7 +295,9 @@ def test_a_full_disk_says_so(tmp_path, monkeypatch):
 
 def test_verify_reports_a_claim_in_a_finished_store(store):
     path = claimed(store)
-    assert verify_store(store).problems == [f"{path}: not part of the store; delete it"]
+    assert verify_store(store).problems == [
+        f"{path}: no record of the store names it; look at it, and move it to where it belongs"
+    ]
 
 
 def test_repair_removes_claims_once_all_shards_are_there(store):

@@ -130,7 +130,10 @@ def test_verify_reads_past_the_cache_and_finds_strangers(built, url, proxy, serv
     put(server, f"{url.removeprefix('s3://bucket/')}/data/foreign.bin", b"x")
     shards = len(proxy.gets("/data/"))
     (problem,) = verify_store(url).problems
-    assert problem == f"{url}/data/foreign.bin: not part of the store; delete it"
+    assert (
+        problem
+        == f"{url}/data/foreign.bin: no record of the store names it; look at it, and move it to where it belongs"
+    )
     assert len(proxy.gets("/data/")) == shards + 3
 
 

@@ -233,7 +233,8 @@ def test_strangers_are_named_and_left_alone(store):
     repair = repair_store(store)
     assert not repair.whole
     assert repair.problems == [
-        f"{store / 'note.txt'}: not part of the store, so it was left alone; delete it"
+        f"{store / 'note.txt'}: no record of the store names it, so it was left alone; look at it, and move it "
+        "to where it belongs"
     ]
     assert (store / "note.txt").read_text() == "mine"
 

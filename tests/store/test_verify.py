@@ -110,7 +110,7 @@ def test_a_foreign_file_is_reported(store, deep, name):
     (store / name).parent.mkdir(parents=True, exist_ok=True)
     (store / name).write_bytes(b"x")
     assert verify_store(store, deep=deep).problems == [
-        f"{store / name}: not part of the store; delete it"
+        f"{store / name}: no record of the store names it; look at it, and move it to where it belongs"
     ]
 
 

@@ -24,13 +24,12 @@ from softlabels.codecs.training import LARGEST_TABLE, train
 from softlabels.core.durable import publish
 from softlabels.core.progress import Reporter
 from softlabels.core.records import read_file
-from softlabels.core.targets import SoftTargets
 from softlabels.errors import ConfigError, IntegrityError
 from softlabels.format.dictionaries import DICTIONARY, Dictionaries
 from softlabels.format.encoding import decode_shard, encode_shard
 from softlabels.format.identity import Identity
 from softlabels.format.manifest import Plan, PlannedShard, Statistics
-from softlabels.format.shard import Shard
+from softlabels.format.shard import Shard, joined, take
 from softlabels.making.commit import committed
 
 __all__ = ["ShardDictionary", "first_shards", "given_dictionary", "trained"]
@@ -76,10 +75,10 @@ def given_dictionary(path: str, vocab_size: int) -> bytes:
 
 
 class ShardDictionary:
-    """Says which dictionary a shard is coded with, and has it made when its time has come."""
+    """Which dictionary a shard is coded with, and, when its time has come, the making of it."""
 
-    def __init__(self, store: Path, plan: Plan, report: Reporter) -> None:
-        self._store, self._plan, self._report = store, plan, report
+    def __init__(self, store: Path, plan: Plan) -> None:
+        self._store, self._plan = store, plan
         self._any = plan.identity.encoding.dictionary_shards is not None
         self.first = plan.identity.encoding.dictionary_shards or 0
         """So many shards are coded without, and must be committed before any other is begun."""
@@ -91,29 +90,38 @@ class ShardDictionary:
         """The dictionary of a shard; None: it is coded without.
 
         Raises:
-            StoreError: the dictionary, or a shard it would be trained on, is damaged.
+            IntegrityError: it is damaged, or not there.
         """
         if not self._any or shard.index < self.first:
             return None
         if self._book is None:
             path = self._store / DICTIONARY
-            if not path.exists():
-                self._make()
-            self._book = Codebook.from_bytes(
-                read_file(path), vocab_size=self._vocab_size, where=str(path)
-            )
+            try:
+                data = read_file(path)
+            except FileNotFoundError as e:
+                raise IntegrityError(
+                    f"{path}: missing; shard {shard.index} is coded with it: make the first {self.first} shards first"
+                ) from e
+            self._book = Codebook.from_bytes(data, vocab_size=self._vocab_size, where=str(path))
         return self._book if len(self._book.order) else None
 
-    def _make(self) -> None:
-        plan, identity = self._plan, self._plan.identity
+    def train(self, shard: PlannedShard, report: Reporter) -> None:
+        """Train and publish the dictionary of a shard, if it is still to be made.
+
+        Raises:
+            StoreError: a shard that it would be trained on is damaged.
+        """
+        path, identity = self._store / DICTIONARY, self._plan.identity
+        if not self._any or shard.index < self.first or path.exists():
+            return
         assert self.first, "a dictionary that was given is published with the plan"
-        self._report.notice(f"training a dictionary on the first {self.first} shards")
-        shards = [self._read(shard) for shard in plan.shards[: self.first]]
+        report.notice(f"training a dictionary on the first {self.first} shards")
+        shards = [self._read(shard) for shard in self._plan.shards[: self.first]]
         left = identity.corpus.positions - sum(s.targets.n for s in shards)
         book = trained(shards, identity, left=left)
         if not len(book.order):
-            self._report.notice("a dictionary would not pay here; all shards are coded without")
-        publish(self._store / DICTIONARY, book.to_bytes())
+            report.notice("a dictionary would not pay here; all shards are coded without")
+        publish(path, book.to_bytes())
 
     def _read(self, shard: PlannedShard) -> Shard:
         path = self._store / shard.name
@@ -146,9 +154,11 @@ def trained(shards: Sequence[Shard], identity: Identity, *, left: int) -> Codebo
             shard.targets.n, 1
         )
 
-    begin = [int(0.8 * len(s.rows)) for s in shards]
-    seen = _joined([_rows(s, 0, b) for s, b in zip(shards, begin, strict=True)])
-    test = _joined([_rows(s, b, len(s.rows)) for s, b in zip(shards, begin, strict=True)])
+    places = [np.split(np.arange(len(s.rows)), [int(0.8 * len(s.rows))]) for s in shards]
+    seen, test = (
+        joined([take(s, p[part]) for s, p in zip(shards, places, strict=True)], 0)
+        for part in (0, 1)
+    )
     best, chosen = bytes_each(test, None) * left, 0
     for size in TABLES:
         data = _train(seen, size).to_bytes()
@@ -158,26 +168,7 @@ def trained(shards: Sequence[Shard], identity: Identity, *, left: int) -> Codebo
         total = bytes_each(test, book) * left + len(data)
         if total < best:
             best, chosen = total, size
-    return _train(_joined(shards), chosen) if chosen else Codebook.empty()
-
-
-def _rows(shard: Shard, begin: int, end: int) -> Shard:
-    """Some of a shard's rows."""
-    at = shard.offsets
-    return Shard(
-        start_row=shard.start_row + begin,
-        rows=shard.rows[begin:end],
-        targets=shard.targets[int(at[begin]) : int(at[end])],
-    )
-
-
-def _joined(shards: Sequence[Shard]) -> Shard:
-    """Rows of several shards as if they were one."""
-    return Shard(
-        start_row=shards[0].start_row,
-        rows=[row for shard in shards for row in shard.rows],
-        targets=SoftTargets.concatenate([s.targets for s in shards]),
-    )
+    return _train(joined(shards, 0), chosen) if chosen else Codebook.empty()
 
 
 def _train(shard: Shard, largest: int) -> Codebook:
