@@ -12,6 +12,7 @@ import torch
 
 from softlabels.builder.build import build
 from softlabels.builder.config import BuildConfig
+from softlabels.core.progress import Silent
 from softlabels.core.rows import Row
 from softlabels.corpora.packing import Tokenized
 from softlabels.format.identity import TeacherRecord, TokenizerRecord
@@ -137,6 +138,16 @@ def build_tiny(
 ) -> Manifest:
     """Build a store with the tiny teacher."""
     return build(config_of(corpus, **changes), out, teacher=teacher or TinyTeacher())
+
+
+class Notices(Silent):
+    """A progress callback that remembers its notices."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def notice(self, message: str) -> None:
+        self.lines.append(message)
 
 
 def load_tiny(argument: str, options: Any) -> TinyTeacher:

@@ -25,7 +25,7 @@ from softlabels.making import amend
 from softlabels.making.repair import repair_store
 from softlabels.store.verify import verify_store
 from softlabels.teachers import TEACHERS
-from tests.fakes import TinyTeacher, build_tiny, config_of, write_corpus
+from tests.fakes import Notices, TinyTeacher, build_tiny, config_of, write_corpus
 from tests.store.made_up import files_of, reseal
 
 ALL = MeasureConfig(teacher="fake:tiny", positions=10**6)
@@ -57,22 +57,6 @@ def store(built, tmp_path) -> Path:
 
 def run(store, *, config=ALL, teacher=None, **options):
     return measure(store, config, teacher=teacher or TinyTeacher(chunk=500), **options)
-
-
-class Notices:
-    """A reporter that remembers what it was told."""
-
-    def __init__(self):
-        self.told = []
-
-    def notice(self, message):
-        self.told.append(message)
-
-    def stage(self, *_):
-        pass
-
-    def advance(self, amount, note=None):
-        pass
 
 
 # -- figures --------------------------------------------------------------------------------------
@@ -322,7 +306,7 @@ def test_another_engine_is_mentioned(store):
     )
     notices = Notices()
     fidelity = run(store, teacher=teacher, reporter=notices)
-    assert notices.told == [
+    assert notices.lines == [
         "engine: tests 2, the store was made with tests; part of the differences may come of that"
     ]
     assert fidelity.engine == "tests 2"

@@ -8,13 +8,12 @@ import numpy as np
 import pytest
 
 from softlabels.algebra.merge import merge
-from softlabels.core.progress import Silent
 from softlabels.errors import ConfigError, FormatError, IntegrityError, PairingError, PlanError
 from softlabels.making.repair import repair_store
 from softlabels.store.reader import open_store
 from softlabels.store.verify import verify_store
 from tests.algebra.compare import content, same
-from tests.fakes import TinyTeacher, build_tiny, write_corpus
+from tests.fakes import Notices, TinyTeacher, build_tiny, write_corpus
 from tests.store.made_up import files_of, reseal
 
 KINDS = {
@@ -137,15 +136,13 @@ def test_stores_of_another_job_are_refused_before_anything_is_written(tmp_path, 
 
 
 def test_rows_that_are_there_twice_are_counted(tmp_path):
-    class Notices(Silent):
-        def notice(self, message):
-            said.append(message)
-
-    said = []
+    notices = Notices()
     (a,) = parts(tmp_path, 1)
-    merge([a, a], tmp_path / "m", reporter=Notices())
+    merge([a, a], tmp_path / "m", reporter=notices)
     rows = len(open_store(a))
-    assert said == [f"{rows} of {2 * rows} rows have the same inputs as another one; all are kept"]
+    assert notices.lines == [
+        f"{rows} of {2 * rows} rows have the same inputs as another one; all are kept"
+    ]
 
 
 def test_two_licences_need_a_third(tmp_path):

@@ -12,14 +12,13 @@ from click.testing import CliRunner
 
 from softlabels.builder.build import build
 from softlabels.cli.main import main
-from softlabels.core.progress import Silent
 from softlabels.errors import ConfigError, PlanError, TokenizerError
 from softlabels.format.manifest import load_manifest
 from softlabels.store.reader import open_store
 from softlabels.teachers import TeacherOptions, open_teacher
 from softlabels.teachers.ensemble import Ensemble, open_teachers, parse_weights
 from tests.domains import models
-from tests.fakes import TinyTeacher, build_tiny, config_of, write_corpus
+from tests.fakes import Notices, TinyTeacher, build_tiny, config_of, write_corpus
 from tests.teachers.server import serve
 from tests.teachers.tiny import rows_of, write_model, write_texts
 
@@ -88,14 +87,6 @@ def test_equal_members_are_one_of_them(ground):
     torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
     assert "0.0000 nats" in ensemble.remarks()[0]
     assert ensemble.remarks()[0].endswith("first choices differ at 0.0%")
-
-
-class Notices(Silent):
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def notice(self, message: str) -> None:
-        self.lines.append(message)
 
 
 def test_a_store_records_members_and_weights(ground, tmp_path):

@@ -11,12 +11,12 @@ import pytest
 from softlabels.builder.build import build
 from softlabels.builder.config import BuildConfig
 from softlabels.builder.dry_run import dry_run
-from softlabels.core.progress import Silent
 from softlabels.errors import ConfigError, TeacherError
 from softlabels.store.reader import open_store
 from softlabels.teachers import TeacherOptions, open_teacher
 from softlabels.teachers import server as server_module
 from softlabels.teachers.listing import FLOOR
+from tests.fakes import Notices
 from tests.teachers.server import serve
 from tests.teachers.test_hf import PACKAGE, needs_teacher
 from tests.teachers.tiny import VOCAB, rows_of, write_model, write_texts
@@ -74,14 +74,6 @@ def check_equal(a: Path, b: Path) -> None:
         np.testing.assert_allclose(x.tail(1.0), y.tail(1.0), rtol=1e-4, atol=1.01 * FLOOR)
     nlls = [open_store(s).manifest.statistics.teacher_nll for s in (a, b)]
     assert nlls[0] == pytest.approx(nlls[1], rel=1e-5)
-
-
-class Notices(Silent):
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def notice(self, message: str) -> None:
-        self.lines.append(message)
 
 
 def test_stores_of_both_are_equal_within_rounding(ground, hf, server, tmp_path):

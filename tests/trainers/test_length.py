@@ -11,10 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from softlabels.core.progress import Silent
 from softlabels.errors import ConfigError, RunError
 from softlabels.store.reader import open_store
-from tests.fakes import build_tiny, write_corpus
+from tests.fakes import Notices, build_tiny, write_corpus
 from trainers.data.mixing import open_stores
 from trainers.run.config import RunConfig
 from trainers.run.learning_rate import learning_rate
@@ -38,18 +37,10 @@ def config_of(ground: Path, **changes) -> RunConfig:
     return RunConfig(**(values | changes))
 
 
-class Told(Silent):
-    """A reporter that remembers its notices."""
-
-    def __init__(self) -> None:
-        self.notices: list[str] = []
-
-    def notice(self, message: str) -> None:
-        self.notices.append(message)
-
+class Told(Notices):
     @property
     def change(self) -> str:
-        (line,) = (n for n in self.notices if n.startswith(("lengthened", "shortened")))
+        (line,) = (n for n in self.lines if n.startswith(("lengthened", "shortened")))
         return line
 
 
@@ -113,7 +104,7 @@ def test_a_lengthened_run_that_is_interrupted_goes_on_to_the_bit(ground, run, tm
     shutil.rmtree(again / "checkpoints/step-00000012")
     told = Told()
     train(longer, again, resume=True, reporter=told)
-    assert not [n for n in told.notices if n.startswith("lengthened")], "it is no longer news"
+    assert not [n for n in told.lines if n.startswith("lengthened")], "it is no longer news"
     assert same(weights(run), weights(again))
     assert rates(run) == rates(again)
 
@@ -172,7 +163,7 @@ def test_a_run_of_epochs_ends_there_and_more_epochs_lengthen_it(ground, tmp_path
     config = config_of(ground, steps=RunConfig.steps, epochs=0.25)
     told = Told()
     train(config, tmp_path / "run", reporter=told)
-    assert any(n.startswith("--epochs 0.25: ") for n in told.notices)
+    assert any(n.startswith("--epochs 0.25: ") for n in told.lines)
     taken = len(rates(tmp_path / "run"))
     assert taken == in_steps(config, open_stores(config.store))[0].steps
     train(config, tmp_path / "run", resume=True)

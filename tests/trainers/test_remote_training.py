@@ -248,6 +248,7 @@ class Person:
         return done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_two_people_share_a_store_that_grows(ground, server, tmp_path):
     with Proxy(server) as wire_a, Proxy(server) as wire_b:
         a, b = Person(tmp_path / "a", wire_a), Person(tmp_path / "b", wire_b)

@@ -245,6 +245,7 @@ def test_nothing_from_a_file_becomes_markup(runs, tmp_path):
     assert "<img src=x onerror=alert(1)>" in text
 
 
+@pytest.mark.slow
 def test_a_browser_runs_nothing_of_a_hostile_file(runs, tmp_path):
     out = tmp_path / "page.html"
     hostile_page(runs, out)
@@ -356,6 +357,7 @@ def test_the_command_of_a_run_makes_its_configuration_again(runs, ground):
     )
 
 
+@pytest.mark.slow
 def test_a_browser_finds_nothing_to_complain_about(runs, tmp_path):
     report(*runs, "--out", tmp_path / "page.html")
     with browser() as chromium:

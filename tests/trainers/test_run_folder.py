@@ -12,12 +12,11 @@ from safetensors.torch import load_file
 from softlabels.core.folder_lock import LOCK, FolderLock
 from softlabels.core.folder_record import RECORD, check_folder
 from softlabels.core.processes import this_process
-from softlabels.core.progress import Silent
 from softlabels.core.records import canonical, seal
 from softlabels.errors import IntegrityError, RunError, StoreError, TokenizerError
 from softlabels.format.manifest import FileRecord, load_manifest
 from softlabels.store.reader import open_store
-from tests.fakes import TinyTeacher, build_tiny, write_corpus
+from tests.fakes import Notices, TinyTeacher, build_tiny, write_corpus
 from tests.students import llama
 from trainers.report.runs import _curves
 from trainers.run import saved
@@ -32,16 +31,6 @@ from trainers.run.step import Gradients
 from trainers.students import make_student
 
 STUDENT = llama()
-
-
-class Notices(Silent):
-    """A reporter that remembers what it was told."""
-
-    def __init__(self):
-        self.lines = []
-
-    def notice(self, message):
-        self.lines.append(message)
 
 
 @pytest.fixture(scope="module")

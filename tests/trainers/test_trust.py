@@ -8,11 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from softlabels.core.progress import Silent
 from softlabels.errors import ConfigError, IntegrityError, RunError
 from softlabels.format.manifest import MANIFEST, load_manifest
 from softlabels.store.signing import sign_store
-from tests.fakes import build_tiny, write_corpus
+from tests.fakes import Notices, build_tiny, write_corpus
 from tests.store.keys import write_pair
 from tests.store.made_up import reseal
 from tests.students import llama
@@ -48,27 +47,17 @@ def config_of(ground: Path, **changes) -> RunConfig:
     return RunConfig(**(values | changes))
 
 
-class Told(Silent):
-    """Keeps notices."""
-
-    def __init__(self) -> None:
-        self.notices: list[str] = []
-
-    def notice(self, message: str) -> None:
-        self.notices.append(message)
-
-
 def test_a_run_trains_on_what_was_verified(ground, tmp_path):
     digest = load_manifest(ground / "a").content_digest
     config = config_of(ground, digest=(digest[:16],), release=("maker/a@1",))
-    told = Told()
+    told = Notices()
     train(config, tmp_path / "run", reporter=told)
     (found,) = json.loads((tmp_path / "run" / "run.json").read_text())["trust"]
     assert found["digest"] == digest
     assert found["demanded_digest"] == digest[:16]
     assert (found["release"], found["demanded_release"]) == ("maker/a@1", "maker/a@1")
     assert len(found["key_sha256"]) == 64
-    assert any("signed by the key, as maker/a@1" in n for n in told.notices)
+    assert any("signed by the key, as maker/a@1" in n for n in told.lines)
 
     less = replace(config, key=None, digest=(), release=())
     with pytest.raises(RunError, match="was begun with --key"):

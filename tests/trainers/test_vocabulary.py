@@ -12,10 +12,9 @@ import numpy as np
 import pytest
 import torch
 
-from softlabels.core.progress import Silent
 from softlabels.errors import ConfigError, PairingError, RunError, TokenizerError
 from softlabels.store.reader import open_store
-from tests.fakes import TinyTeacher, build_tiny, write_corpus
+from tests.fakes import Notices, TinyTeacher, build_tiny, write_corpus
 from tests.students import LLAMA
 from trainers.data.stream import SoftTargetStream, collate
 from trainers.evaluation.evaluate import evaluate_run
@@ -54,18 +53,8 @@ def config_of(ground: Path, student: str, **changes) -> RunConfig:
     return RunConfig(**(values | changes))
 
 
-class Heard(Silent):
-    """Keeps the notices."""
-
-    def __init__(self) -> None:
-        self.said: list[str] = []
-
-    def notice(self, message: str) -> None:
-        self.said.append(message)
-
-
 def test_a_run_on_a_trimmed_vocabulary(ground, tmp_path):
-    heard = Heard()
+    heard = Notices()
     run = tmp_path / "run"
     config = config_of(ground, "trimmed", vocab=f"trim:{TEXT_IDS}", steps=40)
     folder = train(config, run, reporter=heard)
@@ -74,7 +63,7 @@ def test_a_run_on_a_trimmed_vocabulary(ground, tmp_path):
     assert (folder / "tokenizer.json").exists()  # the ids are still its ids
     lines = [json.loads(x) for x in (run / "metrics.jsonl").read_text().splitlines()]
     assert np.mean([x["loss"] for x in lines[-5:]]) < 0.8 * lines[0]["loss"]
-    (notice,) = (s for s in heard.said if s.startswith("--vocab trim:257: dropped "))
+    (notice,) = (s for s in heard.lines if s.startswith("--vocab trim:257: dropped "))
     assert "of the mass at T=2" in notice
     record = json.loads((run / "view.json").read_text())
     assert record["view"] == {"spec": "trim:257", "vocab_size": 257, "table_sha256": None}
@@ -119,16 +108,16 @@ def test_resume_asks_for_the_same_vocabulary(ground, tmp_path):
     run = tmp_path / "run"
     spec = f"map:{ground / 'map.npy'}?size=320"
     config = config_of(ground, "wide", vocab=spec)
-    heard = Heard()
+    heard = Notices()
     folder = train(config, run, reporter=heard)
-    assert any("renumbered on your word" in s for s in heard.said)
+    assert any("renumbered on your word" in s for s in heard.lines)
     assert not (folder / "tokenizer.json").exists()
     moved = tmp_path / "elsewhere.npy"
     moved.write_bytes((ground / "map.npy").read_bytes())
     before = (run / "view.json").read_bytes()
     again = replace(config, vocab=f"map:{moved}?size=320")
     assert train(again, run, resume=True, reporter=heard) == folder
-    assert "has finished, after step 8" in heard.said[-1]
+    assert "has finished, after step 8" in heard.lines[-1]
     assert (run / "view.json").read_bytes() == before
     other = np.load(ground / "map.npy")
     other[[70, 71]] = other[[71, 70]]
