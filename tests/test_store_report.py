@@ -223,6 +223,7 @@ def test_nothing_from_a_store_becomes_markup(tmp_path):
     assert "<img" not in page.lower()
 
 
+@pytest.mark.slow
 def test_a_browser_runs_nothing_of_a_hostile_store(tmp_path):
     hostile_page(tmp_path)
     with browser() as chromium:
@@ -235,6 +236,7 @@ def test_a_browser_runs_nothing_of_a_hostile_store(tmp_path):
         assert seen == [(tmp_path / "x.html").as_uri()]
 
 
+@pytest.mark.slow
 def test_a_browser_finds_nothing_to_complain_about(stores, tmp_path):
     report(stores / "topk", tmp_path / "topk.html")
     with browser() as chromium:
