@@ -23,7 +23,8 @@ _LAZY = {
     "SoftTargetDataset": "trainers.data.dataset",
     "Batch": "trainers.data.batch",
     "DistillLoss": "trainers.loss.losses",
-    "Head": "trainers.loss.topk_tail",
+    "Head": "trainers.loss.head_chunks",
+    "StepTotals": "trainers.loss.totals",
     "RunConfig": "trainers.run.config",
 }
 
@@ -33,8 +34,9 @@ if TYPE_CHECKING:
     from trainers.data.dataset import SoftTargetDataset
     from trainers.data.mixing import MixedStream
     from trainers.data.stream import SoftTargetStream
+    from trainers.loss.head_chunks import Head
     from trainers.loss.losses import DistillLoss
-    from trainers.loss.topk_tail import Head
+    from trainers.loss.totals import StepTotals
     from trainers.run.config import RunConfig
 
 __all__ = [
@@ -45,6 +47,7 @@ __all__ = [
     "RunConfig",
     "SoftTargetDataset",
     "SoftTargetStream",
+    "StepTotals",
     "evaluate",
     "export",
     "generate",

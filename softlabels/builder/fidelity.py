@@ -1,8 +1,7 @@
 """How far stored targets are from the teacher's dense distributions, position by position, in float64.
 
-What is compared is what a trainer would use: `p_k = sigmoid(-lambda_T) * softmax(-g / T)_k` and the tail, or
-the weights of a sample. Divergences are sums over the whole vocabulary; nothing is estimated but their mean
-over the text.
+What is compared is what a trainer would use, `SoftTargets.log_bins`: the kept ids and the tail, or the weights of a
+sample. Divergences are sums over the whole vocabulary; nothing is estimated but their mean over the text.
 
 The gradient is that of the soft cross-entropy with respect to the *logits of a student*: `q - p` if the target
 is dense. From the store it is what the losses of the trainer make of it: with a tail bucket, an id outside the
@@ -21,7 +20,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.nn.functional import logsigmoid
 
 from softlabels.core.rows import UNLABELLED
 from softlabels.core.targets import UNBIASED, SoftTargets
@@ -219,15 +217,13 @@ class _Stored:
     """Stored targets at one temperature, in float64: `[n, K]`, and `[n]` of the tail."""
 
     def __init__(self, targets: SoftTargets, temperature: float, device: torch.device) -> None:
+        bins = torch.from_numpy(targets.log_bins(temperature)).to(device)
         odds = targets.log_odds[:, targets.grid_index(temperature)]
-        scale = 1.0 if targets.estimator in UNBIASED else temperature
-        gaps = torch.from_numpy(targets.gaps.astype(np.float64)).to(device)
         self.kept = torch.from_numpy(targets.kept).to(device)
         self.ids = torch.from_numpy(targets.ids.astype(np.int64)).to(device)
         self.odds = torch.from_numpy(odds.astype(np.float64)).to(device)
-        self.log_head_only = torch.log_softmax(-gaps / scale, 1)
-        self.log_p = self.log_head_only + logsigmoid(-self.odds)[:, None]
-        self.log_tail = logsigmoid(self.odds)
+        self.log_p, self.log_tail = bins[:, :-1], bins[:, -1]
+        self.log_head_only = torch.log_softmax(self.log_p, 1)
         self.p = self.log_p.exp()
         self.ids_outside = targets.vocab_size - self.kept.sum(1)
 

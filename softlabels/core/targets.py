@@ -26,6 +26,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -35,7 +36,9 @@ from softlabels.errors import PairingError, TargetError
 
 __all__ = ["LARGEST_GRID", "UNBIASED", "SoftTargets", "gaps_from_logp", "main_temperature"]
 
+F = TypeVar("F", np.float32, np.float64)
 Float32 = npt.NDArray[np.float32]
+Float64 = npt.NDArray[np.float64]
 Int32 = npt.NDArray[np.int32]
 
 LARGEST_GRID = 1024
@@ -208,19 +211,36 @@ class SoftTargets:
             f"--temperature {temperature:g}"
         )
 
+    # The one place of `p_k = sigmoid(-lambda_T) * softmax(-g / T)_k` and `tail = sigmoid(lambda_T)`.
+
+    def _log_probs(self, temperature: float, dtype: type[F]) -> npt.NDArray[F]:
+        odds = self._odds(temperature, dtype)
+        scale = 1.0 if self.estimator in UNBIASED else temperature
+        scores: npt.NDArray[F] = -self.gaps.astype(dtype, copy=False) / dtype(scale)
+        total = np.exp(scores).sum(axis=1)  # the largest score is 0: no overflow
+        log_norm = np.log(np.where(total > 0, total, dtype(1)))  # 0: hard label only
+        scores -= log_norm[:, None]
+        scores -= np.logaddexp(dtype(0), odds)[:, None]
+        return scores
+
+    def _log_tail(self, temperature: float, dtype: type[F]) -> npt.NDArray[F]:
+        log_tail: npt.NDArray[F] = -np.logaddexp(dtype(0), -self._odds(temperature, dtype))
+        return log_tail
+
+    def _odds(self, temperature: float, dtype: type[F]) -> npt.NDArray[F]:
+        return self.log_odds[:, self.grid_index(temperature)].astype(dtype, copy=False)
+
+    def log_bins(self, temperature: float) -> Float64:
+        """Log-probabilities `[N, K+1] float64` at T: the kept ids (`-inf`: padding), then the tail (`-inf`: none)."""
+        kept = self._log_probs(temperature, np.float64)
+        return np.column_stack([kept, self._log_tail(temperature, np.float64)])
+
     def log_probs(self, temperature: float) -> Float32:
         """Log-probabilities `[N, K] float32` of the kept ids at T; `-inf` in padded slots and without a soft target.
 
         For an unbiased estimator these are log weights, which sum to one like probabilities.
         """
-        odds = self.log_odds[:, self.grid_index(temperature)]
-        scale = 1.0 if self.estimator in UNBIASED else temperature
-        scores: Float32 = -self.gaps / np.float32(scale)
-        total = np.exp(scores).sum(axis=1)  # the largest score is 0: no overflow
-        log_norm = np.log(np.where(total > 0, total, np.float32(1)))  # 0: hard label only
-        scores -= log_norm[:, None]
-        scores -= np.logaddexp(np.float32(0), odds)[:, None]
-        return scores
+        return self._log_probs(temperature, np.float32)
 
     def probs(self, temperature: float) -> Float32:
         """Probabilities `[N, K] float32` of the kept ids at T; 0 in padded slots."""
@@ -233,8 +253,7 @@ class SoftTargets:
 
     def tail(self, temperature: float) -> Float32:
         """Mass `[N] float32` outside the kept set at T; 1 where nothing is kept."""
-        odds = self.log_odds[:, self.grid_index(temperature)]
-        return np.exp(-np.logaddexp(np.float32(0.0), -odds)).astype(np.float32, copy=False)
+        return np.exp(self._log_tail(temperature, np.float32))
 
     def dense(self, temperature: float) -> Float32:
         """`[N, V] float32`, rows summing to one: the tail is spread evenly over the ids not kept.

@@ -33,9 +33,9 @@ import torch
 from torch import Tensor
 
 from softlabels.core.targets import SoftTargets
-from trainers.data.stream import Batch
+from trainers.data.batch import Batch
+from trainers.loss.head_chunks import Head
 from trainers.loss.losses import DistillLoss
-from trainers.loss.topk_tail import Head
 
 MIB = 2**20
 GRID = (1.0, 2.0)

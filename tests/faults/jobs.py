@@ -229,12 +229,12 @@ def ground_run() -> None:
 def ground_stopped_run() -> None:
     """A run that has saved once, and stopped before it was to save again."""
     ground_student()
-    import trainers.run.loop
+    from trainers.run.step import Optimisation
 
     def stop(*arguments: object, **more: object) -> None:
         raise KeyboardInterrupt
 
-    real, count = trainers.run.loop.Trainer._one_step, 0
+    real, count = Optimisation.take, 0
 
     def step(*arguments: object, **more: object) -> object:
         nonlocal count
@@ -243,7 +243,7 @@ def ground_stopped_run() -> None:
             raise KeyboardInterrupt
         return real(*arguments, **more)  # type: ignore[arg-type]
 
-    trainers.run.loop.Trainer._one_step = step  # type: ignore[assignment,method-assign]
+    Optimisation.take = step  # type: ignore[assignment,method-assign]
     assert _exit_code(run_softtrain, RUN) == 130
     Path("run/best/notes.txt").write_text("The user's own.\n", encoding="utf-8")
 

@@ -104,18 +104,18 @@ def test_watching_does_not_change_the_training(ground, tmp_path):
 
 
 def test_a_run_that_goes_on_keeps_the_first_evaluation(ground, tmp_path, monkeypatch):
-    from trainers.run import loop as trainer
+    from trainers.run.step import Optimisation
 
-    step = trainer.Trainer._one_step
+    take = Optimisation.take
 
-    def fail(self, *args, **kwargs):
-        if self.step == 4:
+    def fail(self, loss, batch, step, **more):
+        if step == 4:
             raise RuntimeError("killed")
-        return step(self, *args, **kwargs)
+        return take(self, loss, batch, step, **more)
 
     config = next_config(ground, steps=6, checkpoint_every=2)
     with monkeypatch.context() as patch:
-        patch.setattr(trainer.Trainer, "_one_step", fail)
+        patch.setattr(Optimisation, "take", fail)
         with pytest.raises(RuntimeError, match="killed"):
             train(config, tmp_path / "run")
     (half,) = read_forgetting(tmp_path / "run")

@@ -19,7 +19,7 @@ from softlabels.store.reader import Store, open_store
 from tests.fakes import TinyTeacher, build_tiny, write_corpus
 from tests.students import llama
 from trainers.cli import main
-from trainers.data.stream import collate
+from trainers.data.batch import collate
 from trainers.evaluation import blind_spots, groups
 from trainers.evaluation.assess import assess_run
 from trainers.evaluation.calibration import BINS, reliability

@@ -4,6 +4,8 @@ Everything that the loss is given (targets, labels, weights) is what the referen
 is arithmetic: 1e-10 is asked of float64 inputs and 1e-6 of float32 ones, relative to the largest entry.
 """
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -11,12 +13,14 @@ import torch
 from softlabels.core.targets import SoftTargets
 from softlabels.errors import ConfigError, PairingError
 from softlabels.format.identity import TargetRecord
-from trainers.data.stream import Batch
+from trainers.data.batch import Batch
 from trainers.loss.divergences import DIVERGENCES
-from trainers.loss.losses import DistillLoss
+from trainers.loss.head_chunks import Head, HeadChunks
+from trainers.loss.losses import DistillLoss, LossOutput
 from trainers.loss.position_weights import WEIGHTS
 from trainers.loss.schedules import LossSchedule
-from trainers.loss.topk_tail import Head, topk_tail
+from trainers.loss.topk_tail import topk_tail
+from trainers.loss.totals import StepTotals
 
 N, D, V = 9, 6, 40
 GRID = (1.0, 2.0, 4.0)
@@ -227,13 +231,14 @@ def test_both_forms_of_the_primitive_give_the_same_numbers(t, with_mean):
     g = torch.Generator().manual_seed(0)
     batch = batch_of(targets_of(torch.randn(N, V, generator=g), 5))
     ids, kept = torch.from_numpy(batch.targets.ids).long(), torch.from_numpy(batch.targets.kept)
-    hidden = torch.randn(N, D, generator=g, dtype=F64, requires_grad=True)
-    weight = torch.randn(V, D, generator=g, dtype=F64, requires_grad=True)
+    hidden = torch.randn(N, D, generator=g, dtype=F64)
+    weight = torch.randn(V, D, generator=g, dtype=F64)
     out = topk_tail(
-        hidden, Head(weight=weight), ids, kept, batch.labels, temperature=t, with_mean=with_mean
+        HeadChunks(
+            hidden, Head(weight=weight), ids, kept, batch.labels, temperature=t, with_mean=with_mean
+        )
     )
     z = hidden @ weight.T
-    assert out.mean_logit.requires_grad
     wanted = z.mean(1) if with_mean else torch.zeros(N, dtype=F64)
     torch.testing.assert_close(out.mean_logit, wanted)
     inside = torch.zeros(N, V, dtype=torch.bool).scatter_(1, ids, True)
@@ -241,7 +246,6 @@ def test_both_forms_of_the_primitive_give_the_same_numbers(t, with_mean):
     torch.testing.assert_close(out.tail_top, outside.amax(1).detach() / t)
     torch.testing.assert_close(out.columns[:, -1], torch.logsumexp(outside / t, 1))
     torch.testing.assert_close(out.lse, torch.logsumexp(z, 1))
-    assert not out.tail_top.requires_grad
 
 
 def test_the_loss_times_a_number_has_its_gradient_times_that_number():
@@ -284,17 +288,18 @@ def test_weights_have_a_mean_of_1_over_the_whole_step(weight):
         Batch(**{**vars(batch), "labels": batch.labels[s], "targets": batch.targets[s]})
         for s in (slice(0, 2), slice(2, N))
     ]
-    divisor = sum(loss.soft_divisor(part) for part in parts)
-    total = sum(
-        loss(hidden[s], head, part, positions=N, soft_positions=divisor).loss
+    totals = StepTotals.over(loss.count(part) for part in parts)
+    outs = [
+        replace(loss, totals=totals)(hidden[s], head, part)
         for s, part in zip((slice(0, 2), slice(2, N)), parts, strict=True)
-    )
-    torch.testing.assert_close(total, whole.loss, rtol=1e-12, atol=0)
-    with pytest.raises(ConfigError, match="soft_divisor"):
-        loss(hidden[:2], head, parts[0], positions=N)
+    ]
+    torch.testing.assert_close(sum(o.loss for o in outs), whole.loss, rtol=1e-12, atol=0)
+    step = LossOutput.over([o.loss.item(), *o[1:]] for o in outs).means(totals)
+    for name, mean in whole.means(loss.count(batch)).items():
+        assert step[name] == pytest.approx(mean, rel=1e-12), name
     even = DistillLoss(temperature=2.0, alpha=0.7)(hidden, head, batch)
     assert even.soft == pytest.approx(whole.soft)
-    assert whole.soft_weighted / divisor != pytest.approx(whole.soft / N, rel=1e-3)
+    assert step["soft_weighted"] != pytest.approx(step["soft"], rel=1e-3)
 
 
 def test_a_certain_teacher_makes_weights_even():

@@ -20,10 +20,12 @@ from softlabels.errors import ConfigError, PairingError, RunError, TokenizerErro
 from softlabels.store.reader import open_store
 from tests.fakes import TinyTeacher, build_tiny, write_corpus
 from tests.students import LLAMA
-from trainers.data.stream import SoftTargetStream, collate
+from trainers.data.batch import collate
+from trainers.data.stream import SoftTargetStream
 from trainers.evaluation.evaluate import evaluate_run, expected_calibration_error
 from trainers.run.config import RunConfig
-from trainers.run.setup import learning_rate, train
+from trainers.run.learning_rate import learning_rate
+from trainers.run.setup import train
 from trainers.students import make_student
 
 

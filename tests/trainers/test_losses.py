@@ -10,10 +10,11 @@ from softlabels.core.targets import SoftTargets, gaps_from_logp
 from softlabels.errors import ConfigError, PairingError
 from softlabels.estimators import make_estimator
 from softlabels.format.identity import TargetRecord
-from trainers.data.stream import Batch
+from trainers.data.batch import Batch
 from trainers.loss.divergences import DIVERGENCES, Shape
-from trainers.loss.losses import DistillLoss, check_pairing
-from trainers.loss.topk_tail import Head
+from trainers.loss.head_chunks import Head
+from trainers.loss.losses import DistillLoss
+from trainers.loss.totals import StepTotals
 
 N, D, V = 12, 6, 40
 GRID = (1.0, 2.0, 4.0)
@@ -260,7 +261,7 @@ def test_where_all_are_soft_the_numbers_are_those_of_one_mean_to_the_bit(t):
     loss = DistillLoss(temperature=t, alpha=0.3)
     out = loss(hidden, Head(weight=weight), batch)
     assert out.loss.item() == (0.3 * t**2 * out.soft + 0.7 * out.hard) / N
-    again = loss(hidden, Head(weight=weight), batch, positions=N, soft_positions=N)
+    again = replace(loss, totals=loss.count(batch))(hidden, Head(weight=weight), batch)
     assert torch.equal(out.loss, again.loss)
     for a, b in zip(
         torch.autograd.grad(out.loss, (hidden, weight)),
@@ -276,14 +277,14 @@ def test_micro_batches_divide_by_the_whole_steps_soft_positions():
     hidden, weight = student()
     loss = DistillLoss(temperature=2.0)
     whole = loss(hidden, Head(weight=weight), batch).loss
-    total = 0
-    for part in (slice(0, 5), slice(5, N)):  # of 2 and 6 soft positions
-        some = Batch(
-            **{**vars(batch), "labels": batch.labels[part], "targets": batch.targets[part]}
-        )
-        with pytest.raises(ConfigError, match="without soft_positions"):
-            loss(hidden[part], Head(weight=weight), some, positions=N)
-        total += loss(hidden[part], Head(weight=weight), some, positions=N, soft_positions=8).loss
+    parts = [
+        (x, Batch(**{**vars(batch), "labels": batch.labels[x], "targets": batch.targets[x]}))
+        for x in (slice(0, 5), slice(5, N))  # of 2 and 6 soft positions
+    ]
+    totals = StepTotals.over(loss.count(part) for _, part in parts)
+    assert totals == loss.count(batch)
+    step = replace(loss, totals=totals)
+    total = sum(step(hidden[x], Head(weight=weight), part).loss for x, part in parts)
     torch.testing.assert_close(total, whole, rtol=1e-6, atol=0)
 
 
@@ -351,17 +352,15 @@ def test_padding_and_an_empty_tail_count_nothing(name):
 @pytest.mark.parametrize("name", sorted(set(DIVERGENCES) - {"forward_kl"}))
 def test_only_forward_kl_takes_samples(name):
     with pytest.raises(PairingError, match=f"{name} does not go with a 'sampled' store"):
-        check_pairing(name, 1.0, record("sampled", (1.0,)))
+        DistillLoss(divergence=name, temperature=1.0).check(record("sampled", (1.0,)))
 
 
 def test_wrong_pairings_are_refused_in_a_sentence():
     with pytest.raises(PairingError, match="reverse_kl does not go with a 'sampled' store"):
-        check_pairing("reverse_kl", 1.0, record("sampled", (1.0,)))
+        DistillLoss(divergence="reverse_kl", temperature=1.0).check(record("sampled", (1.0,)))
     with pytest.raises(PairingError, match=r"not in the store's grid \(1, 2\).*--temperature 3"):
-        check_pairing("forward_kl", 3.0, record())
-    with pytest.raises(ConfigError, match="known losses"):
-        check_pairing("nonsense", 1.0, record())
-    check_pairing("forward_kl", 1.0, record("sampled", (1.0,)))
+        DistillLoss(divergence="forward_kl", temperature=3.0).check(record())
+    DistillLoss(divergence="forward_kl", temperature=1.0).check(record("sampled", (1.0,)))
     DistillLoss(alpha=0.0, temperature=3.0).check(
         record()
     )  # hard labels ask nothing of the targets
@@ -371,7 +370,7 @@ def test_wrong_pairings_are_refused_in_a_sentence():
 
 def test_draws_with_replacement_are_refused_like_any_sample():
     with pytest.raises(PairingError, match="'rs'"):
-        check_pairing("reverse_kl", 1.0, record("rs", (1.0,)))
+        DistillLoss(divergence="reverse_kl", temperature=1.0).check(record("rs", (1.0,)))
 
 
 def test_targets_themselves_refuse_a_wrong_pairing():

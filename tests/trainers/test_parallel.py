@@ -20,6 +20,7 @@ from tests.fakes import build_tiny, write_corpus
 from tests.students import LLAMA
 from trainers.data.microbatches import split_batch, widen
 from trainers.data.stream import SoftTargetStream
+from trainers.loss.losses import DistillLoss
 from trainers.run.config import RunConfig
 from trainers.run.gradients import GradientTree
 from trainers.run.reduce import Ranks
@@ -266,13 +267,13 @@ def test_ranks_share_each_batch_and_its_shape(ground, world_size):
     assert len({json.dumps(s.state_dict()) for s in parts}) == 1
     found = [s.batch_at(24) for s in parts]
     assert sum((b.rows for b in found), ()) == whole.rows
-    width, shared = whole.input_ids.shape[1], whole.position_ids is not None
+    totals = DistillLoss(alpha=0.0).count(whole)
     cut = list(split_batch(whole, world_size))
     for mine, expected in zip(found, cut, strict=True):
-        wide = widen(mine, width, shared=shared)
+        wide = widen(mine, totals)
         assert torch.equal(wide.input_ids, expected.input_ids)
         assert torch.equal(wide.flat_positions, expected.flat_positions)
-        if shared:
+        if totals.shared:
             assert torch.equal(wide.position_ids, expected.position_ids)
 
 
@@ -294,7 +295,7 @@ def test_widening_lays_rows_as_beside_longer_ones(tmp_path):
             tmp_path / "store", batch_size=size, rank=r, world_size=size, prefetch=0, shuffle=False
         ).batch_at(0)
         differ |= mine.input_ids.shape != expected.input_ids.shape
-        wide = widen(mine, batch.input_ids.shape[1], shared=True)
+        wide = widen(mine, DistillLoss(alpha=0.0).count(batch))
         assert torch.equal(wide.input_ids, expected.input_ids)
         assert torch.equal(wide.position_ids, expected.position_ids)
         assert torch.equal(wide.flat_positions, expected.flat_positions)

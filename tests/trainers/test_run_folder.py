@@ -27,7 +27,7 @@ from trainers.run.finished import open_finished
 from trainers.run.folder import read_run
 from trainers.run.metrics import Metrics
 from trainers.run.setup import train
-from trainers.run.step import Gradients
+from trainers.run.step import Optimisation
 from trainers.students import make_student
 
 STUDENT = llama()
@@ -184,12 +184,12 @@ def test_what_is_written_is_read_back_before_older_checkpoints_go(ground, run, m
 
 def poison(monkeypatch, step, where, value=float("nan")):
     """NaN in a gradient of one step, or in what the step leaves."""
-    compute, optimise, update = Gradients.compute, torch.optim.AdamW.step, Ema.update
+    compute, optimise, update = Optimisation._gradients, torch.optim.AdamW.step, Ema.update
     taken = 0
 
-    def gradients(self, loss, batch, at, **more):
+    def gradients(self, loss, batch, at, lr):
         nonlocal taken
-        out = compute(self, loss, batch, at, **more)
+        out = compute(self, loss, batch, at, lr)
         taken = at + 1
         if where == "gradient" and taken == step:
             next(self._tree._parameters.__iter__()).grad[0, 0] = value
@@ -208,7 +208,7 @@ def poison(monkeypatch, step, where, value=float("nan")):
         if where == "average" and at == step:
             next(iter(self.weights.values()))[0, 0] = value
 
-    monkeypatch.setattr(Gradients, "compute", gradients)
+    monkeypatch.setattr(Optimisation, "_gradients", gradients)
     monkeypatch.setattr(torch.optim.AdamW, "step", optimiser)
     monkeypatch.setattr(Ema, "update", average)
 

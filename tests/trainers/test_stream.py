@@ -8,8 +8,9 @@ import torch
 from softlabels.errors import IntegrityError, RunError
 from softlabels.store.reader import open_store
 from tests.fakes import build_tiny, write_corpus
-from trainers.data.stream import RowOrder, SoftTargetStream
-from trainers.run.setup import split_batch
+from trainers.data.microbatches import split_batch
+from trainers.data.order import RowOrder
+from trainers.data.stream import SoftTargetStream
 
 
 @pytest.fixture(scope="module")

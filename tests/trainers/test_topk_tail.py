@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from trainers.loss.topk_tail import Head, topk_tail
+from trainers.loss.head_chunks import Head, HeadChunks
+from trainers.loss.topk_tail import topk_tail, topk_tail_loss
 
 
 def dense(hidden, weight, bias, ids, kept, labels, t, softcap, scale):
@@ -37,18 +38,11 @@ def problem(n, d, v, k, *, ragged=False, bias=False, dtype=torch.float64, scale=
     return hidden, weight, b, ids, kept, labels
 
 
-def gradients(f, hidden, weight, bias, mix):
-    leaves = [
-        x.clone().requires_grad_() for x in (hidden, weight, *([bias] if bias is not None else []))
-    ]
-    columns, label, lse = f(*leaves, *([] if bias is not None else [None]))[:3]
+def mixed(columns, label, lse, mix):
+    """A scalar that all columns have a part in."""
     finite = columns > -torch.inf
-    total = (
-        (columns.masked_fill(~finite, 0.0) * mix[0]).sum()
-        + (label * mix[1]).sum()
-        + (lse * mix[2]).sum()
-    )
-    return (columns, label, lse), torch.autograd.grad(total, leaves)
+    total = (columns.masked_fill(~finite, 0.0) * mix[0]).sum()
+    return total + (label * mix[1]).sum() + (lse * mix[2]).sum()
 
 
 @pytest.mark.parametrize("t", [1.0, 2.0, 4.0])
@@ -64,16 +58,21 @@ def test_value_and_gradients_equal_the_dense_reference(t, k, ragged, bias, softc
     g = torch.Generator().manual_seed(9)
     mix = [torch.randn(s, generator=g, dtype=torch.float64) for s in ((n, k + 1), (n,), (n,))]
 
-    def ours(h, w, bb):
-        head = Head(weight=w, bias=bb, softcap=softcap, scale=logit_scale)
-        return topk_tail(h, head, ids, kept, labels, temperature=t, chunk_bytes=4 * v * 3)
+    leaves = [x.requires_grad_() for x in (hidden, weight, *([b] if bias else []))]
+    head = Head(weight=weight, bias=b, softcap=softcap, scale=logit_scale)
+    options = {"temperature": t, "chunk_bytes": 4 * v * 3}
+    expected = dense(hidden, weight, b, ids, kept, labels, t, softcap, logit_scale)
+    found = topk_tail(HeadChunks(hidden, head, ids, kept, labels, **options))[:3]
+    for a, e in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, e, rtol=1e-10, atol=1e-12)
 
-    def reference(h, w, bb):
-        return dense(h, w, bb, ids, kept, labels, t, softcap, logit_scale)
+    def part_of(out, part):
+        return mixed(*out[:3], [m[part] for m in mix])
 
-    found, found_grads = gradients(ours, hidden, weight, b, mix)
-    expected, expected_grads = gradients(reference, hidden, weight, b, mix)
-    for a, e in zip((*found, *found_grads), (*expected, *expected_grads), strict=True):
+    total = topk_tail_loss(HeadChunks(hidden, head, ids, kept, labels, **options), part_of)
+    torch.testing.assert_close(total, mixed(*expected, mix), rtol=1e-10, atol=1e-12)
+    found = torch.autograd.grad(total, leaves)
+    for a, e in zip(found, torch.autograd.grad(mixed(*expected, mix), leaves), strict=True):
         torch.testing.assert_close(a, e, rtol=1e-10, atol=1e-12)
 
 
@@ -81,9 +80,14 @@ def test_nothing_outside_the_kept_set():
     n, v = 5, 12
     hidden, weight, _, ids, kept, labels = problem(n, 4, v, v)
     h = hidden.clone().requires_grad_()
-    out = topk_tail(h, Head(weight=weight), ids, kept, labels)
+    out = topk_tail(HeadChunks(h, Head(weight=weight), ids, kept, labels))
     assert bool((out.columns[:, -1] == -torch.inf).all())
-    torch.log_softmax(out.columns, 1)[:, :-1].sum().backward()
+    assert not out.columns.requires_grad
+
+    def kept_ones(out, part):
+        return torch.log_softmax(out.columns, 1)[:, :-1].sum()
+
+    topk_tail_loss(HeadChunks(h, Head(weight=weight), ids, kept, labels), kept_ones).backward()
     assert bool(h.grad.isfinite().all())
 
 
@@ -93,8 +97,12 @@ def test_peaked_students_stay_finite(dtype, t):
     hidden, weight, _, ids, kept, labels = problem(8, 16, 50, 4, dtype=torch.float32, scale=200.0)
     hidden = hidden.to(dtype).requires_grad_()
     head = Head(weight=weight.requires_grad_(), compute_dtype=dtype)
-    out = topk_tail(hidden, head, ids, kept, labels, temperature=t)
-    (torch.log_softmax(out.columns, 1).sum() + (out.lse - out.label_logit).sum()).backward()
+    out = topk_tail(HeadChunks(hidden, head, ids, kept, labels, temperature=t))
+
+    def both(out, part):
+        return torch.log_softmax(out.columns, 1).sum() + (out.lse - out.label_logit).sum()
+
+    topk_tail_loss(HeadChunks(hidden, head, ids, kept, labels, temperature=t), both).backward()
     for x in (*out[:3], hidden.grad, weight.grad):
         assert bool(x.isfinite().all())
 
@@ -104,8 +112,8 @@ def test_float32_is_within_1e_6_of_float64_and_a_tiny_tail_keeps_its_digits():
     # Head far above the tail: 1 - sum would be 0 in float32.
     weight = weight * 0.1
     weight[ids[0]] += hidden[0] * 2
-    exact = topk_tail(hidden, Head(weight=weight), ids, kept, labels)
-    single = topk_tail(hidden.float(), Head(weight=weight.float()), ids, kept, labels)
+    exact = topk_tail(HeadChunks(hidden, Head(weight=weight), ids, kept, labels))
+    single = topk_tail(HeadChunks(hidden.float(), Head(weight=weight.float()), ids, kept, labels))
     torch.testing.assert_close(single.columns.double(), exact.columns, rtol=1e-6, atol=1e-5)
     assert (
         exact.columns[0, -1] - exact.lse[0] < -17
@@ -124,7 +132,9 @@ def test_a_tied_weight_gets_both_gradients():
         return torch.log_softmax(columns, 1)[:, 0].sum() + (lse - label).sum()
 
     w = table.clone().requires_grad_()
-    loss(*topk_tail(w[inputs], Head(weight=w), ids, kept, labels)[:3]).backward()
+    topk_tail_loss(
+        HeadChunks(w[inputs], Head(weight=w), ids, kept, labels), lambda out, _: loss(*out[:3])
+    ).backward()
     r = table.clone().requires_grad_()
     loss(*dense(r[inputs], r, None, ids, kept, labels, 1.0, None, 1.0)).backward()
     torch.testing.assert_close(w.grad, r.grad, rtol=1e-10, atol=1e-12)
@@ -132,15 +142,15 @@ def test_a_tied_weight_gets_both_gradients():
 
 def test_chunks_do_not_change_the_numbers():
     hidden, weight, _, ids, kept, labels = problem(50, 8, 64, 5)
-    whole = topk_tail(hidden, Head(weight=weight), ids, kept, labels, chunk_bytes=10**9)
-    rows = topk_tail(hidden, Head(weight=weight), ids, kept, labels, chunk_bytes=1)
+    whole = topk_tail(HeadChunks(hidden, Head(weight=weight), ids, kept, labels, chunk_bytes=10**9))
+    rows = topk_tail(HeadChunks(hidden, Head(weight=weight), ids, kept, labels, chunk_bytes=1))
     for a, b in zip(whole, rows, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
 
 
 def test_autocast_outside_does_not_change_the_precision():
     hidden, weight, _, ids, kept, labels = problem(10, 8, 64, 5, dtype=torch.float32)
-    plain = topk_tail(hidden, Head(weight=weight), ids, kept, labels)
+    plain = topk_tail(HeadChunks(hidden, Head(weight=weight), ids, kept, labels))
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        cast = topk_tail(hidden, Head(weight=weight), ids, kept, labels)
+        cast = topk_tail(HeadChunks(hidden, Head(weight=weight), ids, kept, labels))
     assert torch.equal(plain.columns, cast.columns)

@@ -15,9 +15,9 @@ import torch
 from softlabels.errors import ConfigError, PairingError, TokenizerError
 from tests.fakes import TinyTeacher, build_tiny, write_corpus
 from tests.students import llama
+from trainers.data.microbatches import split_batch
 from trainers.data.stream import SoftTargetStream
 from trainers.loss.losses import DistillLoss
-from trainers.run.setup import split_batch
 from trainers.students import Student, make_student
 
 transformers = pytest.importorskip("transformers", reason="needs the extra hf")

@@ -16,10 +16,11 @@ from softlabels.errors import ConfigError, PairingError, RunError, TokenizerErro
 from softlabels.store.reader import open_store
 from tests.fakes import Notices, TinyTeacher, build_tiny, write_corpus
 from tests.students import LLAMA
-from trainers.data.stream import SoftTargetStream, collate
+from trainers.data.batch import collate
+from trainers.data.stream import SoftTargetStream
 from trainers.evaluation.evaluate import evaluate_run
+from trainers.loss.head_chunks import Head
 from trainers.loss.losses import DistillLoss
-from trainers.loss.topk_tail import Head
 from trainers.run.config import RunConfig
 from trainers.run.setup import train
 from trainers.students import make_student

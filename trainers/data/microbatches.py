@@ -12,7 +12,8 @@ from dataclasses import replace
 import torch
 from torch.nn.functional import pad
 
-from trainers.data.stream import Batch
+from trainers.data.batch import Batch
+from trainers.loss.totals import StepTotals
 
 __all__ = ["split_batch", "widen"]
 
@@ -41,15 +42,10 @@ def split_batch(batch: Batch, parts: int) -> Iterator[Batch]:
         )
 
 
-def widen(batch: Batch, width: int, *, shared: bool) -> Batch:
-    """The same rows as `collate` lays them beside longer ones.
-
-    Args:
-        batch: some rows of a larger batch.
-        width: of the larger batch.
-        shared: whether any row of the larger batch holds several documents, so that it has `position_ids`.
-    """
+def widen(batch: Batch, totals: StepTotals) -> Batch:
+    """The same rows as `collate` lays them beside all others of the step."""
     rows, now = batch.input_ids.shape
+    width, shared = totals.width, totals.shared
     if now == width and shared == (batch.position_ids is not None):
         return batch
     position_ids = batch.position_ids

@@ -22,7 +22,7 @@ from trainers.data.batch import Batch, collate
 from trainers.data.blocks import BlockReader
 from trainers.data.order import RowOrder
 
-__all__ = ["Batch", "BatchStream", "RowOrder", "SoftTargetStream", "collate"]
+__all__ = ["BatchStream", "SoftTargetStream"]
 
 
 class BatchStream(ABC):

@@ -6,15 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from softlabels.errors import RunError, TokenizerError
 from softlabels.store.reader import Store, open_store
 from softlabels.store.remote.cache import CacheOptions
 from trainers.data.tasks import check_pixels
-from trainers.evaluation.evaluate import evaluate
-from trainers.evaluation.evaluations import Scores
-from trainers.students import Student
 
 __all__ = ["HeldOut", "open_heldout"]
 
@@ -72,10 +67,6 @@ class HeldOut:
     def exhausted(self) -> bool:
         """Whether to stop."""
         return self._patience is not None and self.without_gain >= self._patience
-
-    def measure(self, student: Student, device: torch.device, *, batch_size: int) -> Scores:
-        """Evaluate a student as it is."""
-        return evaluate(student, self.store, device=str(device), batch_size=batch_size)
 
     def record(self, step: int, nll: float) -> bool:
         """Take note of an evaluation after `step`; returns whether it is the best so far."""

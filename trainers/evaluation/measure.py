@@ -20,8 +20,10 @@ from softlabels.errors import RunError
 from softlabels.format.shard import StoredRow
 from softlabels.store.reader import Store
 from trainers.data.batch import Batch, collate
+from trainers.loss.divergences import Shape, forward_kl
+from trainers.loss.head_chunks import Head, HeadChunks, chunk_rows, head_logits
 from trainers.loss.position_weights import teacher_bins
-from trainers.loss.topk_tail import Head, chunk_rows, head_logits, topk_tail
+from trainers.loss.topk_tail import topk_tail
 from trainers.students import Student, check_vocab
 from trainers.students.context import check_context
 
@@ -187,7 +189,7 @@ def _measure(hidden: Tensor, head: Head, batch: Batch) -> dict[str, Tensor]:
     first, confidence = _first_choices(targets, known)
     ids = torch.from_numpy(targets.ids.astype(np.int64)).to(device)
     kept = torch.from_numpy(targets.kept).to(device)
-    out = topk_tail(hidden, head, ids, kept, batch.labels.clamp(min=0))
+    out = topk_tail(HeadChunks(hidden, head, ids, kept, batch.labels.clamp(min=0)))
     top, top_logit, rank = _choices(hidden, head, torch.from_numpy(first).to(device))
     measured = {
         "label": batch.labels,
@@ -206,9 +208,8 @@ def _measure(hidden: Tensor, head: Head, batch: Batch) -> dict[str, Tensor]:
         at = torch.from_numpy(places).to(device)
         log_p = teacher_bins(targets[places], 1.0, device)
         log_q = torch.log_softmax(out.columns.index_select(0, at), dim=1)
-        p = log_p.exp()
         outside = targets.vocab_size - kept.index_select(0, at).sum(dim=1)
-        of_teacher[0, at] = torch.where(p > 0, p * (log_p - log_q), 0.0).sum(dim=1)
+        of_teacher[0, at] = forward_kl(log_p, log_q, Shape())
         of_teacher[1, at], of_teacher[2, at] = acceptance(log_p, log_q, outside)
     names = ("kl", "accept_low", "accept_high")
     return measured | dict(zip(names, of_teacher, strict=True))

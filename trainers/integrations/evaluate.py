@@ -24,7 +24,7 @@ from trainers.data.batch import collate
 from trainers.evaluation.config import EvalConfig
 from trainers.evaluation.evaluate import open_run
 from trainers.evaluation.measure import measure
-from trainers.loss.topk_tail import head_logits
+from trainers.loss.head_chunks import head_logits
 from trainers.students import Student
 
 __all__ = ["Answers", "answers"]

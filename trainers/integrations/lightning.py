@@ -9,15 +9,19 @@ all of it. A checkpoint holds the stream's state as of the last finished step. R
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import torch
 
 from softlabels.errors import ConfigError, MissingExtraError
+from trainers.data.batch import Batch
+from trainers.data.microbatches import split_batch
 from trainers.data.stream import SoftTargetStream
 from trainers.integrations import check_fit
-from trainers.integrations.steps import StepPart, step_parts
 from trainers.loss.losses import DistillLoss
+from trainers.loss.totals import StepTotals
+from trainers.run.step import student_loss
 from trainers.students import Student
 
 try:
@@ -27,6 +31,18 @@ except ImportError as e:
 
 __all__ = ["DistillData", "DistillModule"]
 WHOLE = ("SingleDeviceStrategy", "DDPStrategy")
+
+
+class StepPart(NamedTuple):
+    """A micro-batch of one process."""
+
+    batch: Batch
+    parts: int
+    """Micro-batches of the step, over all processes."""
+    totals: StepTotals
+    """Of the whole step."""
+    after: int
+    """The stream's position once the step is done."""
 
 
 class DistillData(lightning.LightningDataModule):
@@ -41,8 +57,24 @@ class DistillData(lightning.LightningDataModule):
         return self
 
     def __iter__(self) -> Iterator[StepPart]:
-        t, self.stream.position = self.trainer, self.taken  # what was fetched ahead comes again
-        return step_parts(self.stream, t.accumulate_grad_batches, t.world_size, t.global_rank)
+        """This process's micro-batches, without end: `accumulate_grad_batches` for each batch of the stream.
+
+        Raises:
+            ConfigError: a step's rows cannot be split evenly.
+        """
+        t, stream = self.trainer, self.stream
+        parts = t.accumulate_grad_batches * t.world_size
+        if stream.batch_size % parts:
+            raise ConfigError(
+                f"batch_size {stream.batch_size}: cannot be split into {t.accumulate_grad_batches} micro-batches "
+                f"(accumulate_grad_batches) on each of {t.world_size} processes; take a multiple of {parts}"
+            )
+        stream.position = self.taken  # what was fetched ahead comes again
+        for batch in stream:
+            totals, after = t.lightning_module.loss.count(batch), stream.position
+            for i, micro in enumerate(split_batch(batch, parts)):
+                if i % t.world_size == t.global_rank:
+                    yield StepPart(micro, parts, totals, after)
 
     def state_dict(self) -> dict[str, Any]:
         """The stream's, as of the last finished step."""
@@ -81,11 +113,10 @@ class DistillModule(lightning.LightningModule):
 
     def training_step(self, part: StepPart, batch_idx: int) -> torch.Tensor:
         """The micro-batch's share of the step's loss, times what Lightning and DDP divide it by."""
-        batch, parts, n, m, self.after = part
+        batch, parts, totals, self.after = part
         if parts != self.trainer.accumulate_grad_batches * self.trainer.world_size:
             raise ConfigError("DistillModule: accumulate_grad_batches must not change during a run")
-        hidden, head = self.student.hidden(batch), self.student.head()
-        loss = self.loss(hidden, head, batch, positions=n, soft_positions=m).loss * parts
+        loss = student_loss(self.student, replace(self.loss, totals=totals), batch).loss * parts
         self.log("train_loss", loss.detach(), batch_size=len(batch.rows))
         return loss
 

@@ -12,8 +12,8 @@ from typing import Any
 from torch.utils.data import Dataset, Sampler
 
 from softlabels.store.reader import StoredRow, open_store
+from trainers.data.batch import collate
 from trainers.data.order import RowOrder
-from trainers.data.stream import collate
 
 __all__ = ["EpochSampler", "StoreRows", "collate_rows"]
 

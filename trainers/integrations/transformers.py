@@ -10,6 +10,7 @@ the normalisation, over all micro-batches and processes of a step. As Trainer ha
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ from trainers.integrations import check_fit
 from trainers.integrations.head_input import head_input
 from trainers.integrations.rows import EpochSampler, StoreRows, collate_rows
 from trainers.loss.losses import DistillLoss
+from trainers.loss.totals import StepTotals
 from trainers.students import Student
 
 try:
@@ -75,11 +77,11 @@ class DistillMixin(Base):
         return EpochSampler(len(train_dataset or self.train_dataset))
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
-        """The micro-batches of a step, and its positions and soft positions over all processes."""
+        """The micro-batches of a step, and its totals over all processes."""
         samples, _ = super().get_batch_samples(*args, **kwargs)
-        counts = [[s["batch"].positions, s["batch"].soft_positions] for s in samples]
-        mine = torch.tensor(counts, device=self.args.device).reshape(-1, 2).sum(0, keepdim=True)
-        return samples, tuple(self.accelerator.gather(mine).sum(0).tolist())
+        mine = StepTotals.over(self.distill.count(s["batch"]) for s in samples)
+        told = torch.tensor([mine], dtype=torch.float64, device=self.args.device)
+        return samples, StepTotals.over(self.accelerator.gather(told).tolist())
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
@@ -88,9 +90,9 @@ class DistillMixin(Base):
         inputs, student = dict(inputs), self._student(model)
         batch = inputs.pop("batch").to(inputs["input_ids"].device)
         hidden, outputs = head_input(model, student.model.get_output_embeddings(), inputs)
-        n, m = num_items_in_batch or (None, None)
-        loss = self.distill(hidden, student.head(), batch, positions=n, soft_positions=m).loss
-        loss = loss * (1 if n is None else self.accelerator.num_processes)  # DDP averages
+        totals: StepTotals | None = num_items_in_batch
+        loss = replace(self.distill, totals=totals)(hidden, student.head(), batch).loss
+        loss = loss * (1 if totals is None else self.accelerator.num_processes)  # DDP averages
         return (loss, outputs) if return_outputs else loss
 
     def prediction_step(self, model: Any, inputs: Any, *_: Any, **__: Any) -> Any:

@@ -1,6 +1,6 @@
 """A linear head over the vocabulary, worked through a few rows of logits at a time.
 
-`ChunkWorker` owns the only buffers that are as wide as the vocabulary. They are made once and overwritten by every
+`HeadChunks` owns the only buffers that are as wide as the vocabulary. They are made once and overwritten by every
 chunk: on a CPU, asking the system for fresh pages costs more than all the arithmetic between the matrix products.
 
 Shapes: n rows of a chunk, D width, V vocabulary, K kept ids.
@@ -15,13 +15,13 @@ underflows in e would underflow all the more.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-__all__ = ["ChunkWorker", "Columns", "Head", "chunk_rows", "head_logits"]
+__all__ = ["Columns", "Head", "HeadChunks", "chunk_rows", "head_logits"]
 
 CHUNK_BYTES = {"cpu": 64 * 2**20, "cuda": 256 * 2**20}
 """Default budget of all that is V wide. On one CPU core at D=576 and V=49k the three products over 1,024 rows take
@@ -103,20 +103,19 @@ def head_logits(hidden: Tensor, head: Head) -> Tensor:
     return z
 
 
-class ChunkWorker:
-    """Reduces one chunk of logits to `Columns`, and turns gradients of those into gradients of the head.
+class HeadChunks:
+    """Reduces a chunk of logits to `Columns`, and turns gradients of those into gradients of hidden, weight and bias.
 
     `gradients` belongs to the chunk of the `reduce` before it, and overwrites what it needed of it.
 
     Args:
-        hidden: `[N, D]`, detached.
-        head: the head, detached.
-        ids: `[N, K] int64`.
-        kept: `[N, K] bool`.
+        hidden: `[N, D]`, only the positions that count.
+        head: the student's head.
+        ids: `[N, K] int64`, unique among the kept ones of a row; K may be 0.
+        kept: `[N, K] bool`; False marks padding. A row that keeps none has everything in its tail.
         labels: `[N] int64`.
-        temperature: of the columns.
-        rows: of a chunk, at most.
-        need: which gradients are wanted: of hidden, weight, bias.
+        temperature: of the columns; label logit, lse and mean are always at T=1.
+        chunk_bytes: budget of all that is V wide; None: `CHUNK_BYTES`.
         with_mean: whether the mean logit is wanted.
     """
 
@@ -128,14 +127,26 @@ class ChunkWorker:
         kept: Tensor,
         labels: Tensor,
         *,
-        temperature: float,
-        rows: int,
-        need: tuple[bool, bool, bool],
-        with_mean: bool,
+        temperature: float = 1.0,
+        chunk_bytes: int | None = None,
+        with_mean: bool = False,
     ) -> None:
+        self.leaves = (hidden, head.weight, head.bias)
+        """What gradients may be wanted of."""
+        need = [torch.is_grad_enabled() and x is not None and x.requires_grad for x in self.leaves]
+        hidden, bias = hidden.detach(), None if head.bias is None else head.bias.detach()
+        head = replace(head, weight=head.weight.detach(), bias=bias)
         self.hidden, self.head, self.ids, self.kept, self.labels = hidden, head, ids, kept, labels
-        self.t, self.with_mean = temperature, with_mean
+        self.t, self.with_mean, self.training = temperature, with_mean, any(need)
         self.dtype = accumulator(hidden)
+        rows = chunk_rows(
+            head,
+            self.dtype,
+            chunk_bytes,
+            hidden.device,
+            temperature=temperature,
+            gradients=self.training,
+        )
         self.compute = head.compute_dtype or head.weight.dtype
         self.weight = head.weight.to(self.compute)
         shape = (min(rows, max(len(ids), 1)), head.weight.shape[0])
@@ -143,10 +154,9 @@ class ChunkWorker:
         self._z = new(shape, dtype=self.dtype)
         self._other = new(shape, dtype=self.dtype) if temperature != 1.0 else None
         self._capped = (
-            new(shape, dtype=self.dtype) if any(need) and head.softcap is not None else None
+            new(shape, dtype=self.dtype) if self.training and head.softcap is not None else None
         )
         self._low = new(shape, dtype=self.compute) if self.compute != self.dtype else None
-        bias = head.bias
         self.d_hidden = torch.empty_like(hidden) if need[0] else None
         self.d_weight = torch.zeros_like(head.weight, dtype=self.dtype) if need[1] else None
         self.d_bias = (

@@ -15,13 +15,15 @@ so alpha weighs the two means, whatever the share of soft positions, and a hard-
 counts in the second alone. With M = N it is the mean over positions of both together. A position without a label
 counts in the first alone: N are those that have one.
 
-With position weights (`weights.py`) the soft mean is a weighted one: sum of w soft over the sum of w, both of the
-whole step, so the mean weight is 1. The hard part is cross-entropy with label smoothing, plus z-loss, each exact
-over all of V.
+With position weights (`position_weights.py`) the soft mean is a weighted one: sum of w soft over the sum of w, both of
+the whole step, so the mean weight is 1. N, M and that sum are the step's `StepTotals`.
+
+The hard part is cross-entropy with label smoothing, plus z-loss, each exact over all of V.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -34,54 +36,24 @@ from softlabels.core.rows import UNLABELLED
 from softlabels.core.targets import UNBIASED, SoftTargets
 from softlabels.errors import ConfigError, PairingError
 from softlabels.format.identity import TargetRecord
-from trainers.data.stream import Batch
+from trainers.data.batch import Batch
 from trainers.loss.divergences import DIVERGENCES, Shape
-from trainers.loss.head_chunks import accumulator
+from trainers.loss.head_chunks import Columns, Head, HeadChunks, accumulator
 from trainers.loss.position_weights import WEIGHTS, teacher_bins
-from trainers.loss.topk_tail import Columns, Head, topk_tail_loss
+from trainers.loss.topk_tail import topk_tail_loss
+from trainers.loss.totals import StepTotals, add_up
 
-__all__ = [
-    "DistillLoss",
-    "LossOutput",
-    "check_pairing",
-    "teacher_bins",
-]
+__all__ = ["DistillLoss", "LossOutput"]
 
-
-Int64 = npt.NDArray[np.int64]
 NOT_LINEAR = "it is not linear in the teacher's probabilities, so unbiased samples bias it"
 
 
-def check_pairing(divergence: str, temperature: float, targets: TargetRecord) -> None:
-    """Refuse a loss that the store cannot serve, in one sentence.
-
-    Raises:
-        ConfigError: no such divergence.
-        PairingError: not with this estimator, or not at this temperature.
-    """
-    if divergence not in DIVERGENCES:
-        raise ConfigError(
-            f"--loss {divergence!r}: known losses are {', '.join(sorted(DIVERGENCES))}"
-        )
-    if targets.estimator in UNBIASED and not DIVERGENCES[divergence].takes_samples:
-        raise PairingError(
-            f"--loss {divergence} does not go with a {targets.estimator!r} store: {NOT_LINEAR}; use --loss "
-            "forward_kl, or a store built with --estimator topk"
-        )
-    if temperature not in targets.temperatures:
-        grid = ", ".join(f"{t:g}" for t in targets.temperatures)
-        raise PairingError(
-            f"--temperature {temperature:g} is not in the store's grid ({grid}), and a truncated head does not "
-            f"determine it; use one of the grid, or build a store with --temperature {temperature:g}"
-        )
-
-
 class LossOutput(NamedTuple):
-    """A loss and what it was made of. Sums are over N positions, or M that have a soft target."""
+    """A loss and the sums that it was made of, over N positions that have a label, or M that have a soft target."""
 
     loss: Tensor
-    """Scalar to differentiate: `alpha T² soft_weighted / soft_divisor + (1 - alpha) hard_part / positions`, and
-    the cosine loss."""
+    """Scalar to differentiate, in terms of `means`: `alpha T² soft_weighted + (1 - alpha) hard_part`, and the cosine
+    loss."""
     soft: float
     """Sum over M of the divergence at T (without T² and weights); 0 if alpha is 0."""
     hard: float
@@ -91,13 +63,24 @@ class LossOutput(NamedTuple):
     student_tail: float
     """Sum over M of the student's mass outside the kept ids, at T."""
     agreement: float
-    """Of the M, at how many the student's most likely id of all V is the teacher's."""
+    """At how many of the M the student's most likely id of all V is the teacher's."""
     soft_weighted: float
     """Sum over M of weight times divergence; `soft` without weights."""
     hard_part: float
     """Sum over N of smoothed cross-entropy and z-loss; `hard` without either."""
     cosine: float
     """Sum over all positions of 1 - cosine of the hidden states; 0 if they are not compared."""
+
+    @classmethod
+    def over(cls, parts: Iterable[Sequence[float]]) -> LossOutput:
+        """Of a step: the outputs of its micro-batches on all ranks, added up."""
+        loss, *sums = add_up(parts)
+        return cls(torch.tensor(loss, dtype=torch.float64), *sums)
+
+    def means(self, totals: StepTotals) -> dict[str, float]:
+        """Each sum over its own positions of the whole step: `hard` by the labelled, `soft` by the soft ones, ..."""
+        sums = self._asdict()
+        return {name: sums[name] / totals.divisor(name) for name in self._fields[1:]}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,6 +108,8 @@ class DistillLoss:
     """Times the square of the log-sum-exp of the logits, at T=1. Of the hard part."""
     chunk_bytes: int | None = None
     """Budget of all that is V wide; None: 64 MiB on a CPU, 256 MiB on a GPU."""
+    totals: StepTotals | None = None
+    """What to divide by where a batch is part of a step: `count` of all its parts, added up. None: the batch's own."""
 
     def __post_init__(self) -> None:
         for flag, name, known in (
@@ -133,31 +118,39 @@ class DistillLoss:
         ):
             if name not in known:
                 raise ConfigError(f"--{flag} {name!r}: known are {', '.join(sorted(known))}")
-        if not 0.0 <= self.alpha <= 1.0:
-            raise ConfigError(
-                f"--alpha {self.alpha}: expected 0 (hard labels only) to 1 (soft targets only)"
-            )
-        for name in ("beta", "skew"):
-            if not 0.0 < getattr(self, name) < 1.0:
-                raise ConfigError(
-                    f"--{name} {getattr(self, name)}: expected a share between 0 and 1, both excluded"
-                )
-        if not 0.0 < self.temperature < float("inf"):
-            raise ConfigError(f"--temperature {self.temperature}: expected a finite number above 0")
-        if not 0.0 <= self.label_smoothing < 1.0:
-            raise ConfigError(
-                f"--label-smoothing {self.label_smoothing}: expected a share from 0 to below 1"
-            )
-        for name in ("z_loss", "cosine"):
-            if not 0.0 <= getattr(self, name) < float("inf"):
-                raise ConfigError(
-                    f"--{name.replace('_', '-')} {getattr(self, name)}: expected a finite number, at least 0"
-                )
+        inf = float("inf")
+        for name, fits, expected in (
+            ("alpha", 0 <= self.alpha <= 1, "0 (hard labels only) to 1 (soft targets only)"),
+            ("beta", 0 < self.beta < 1, "a share between 0 and 1, both excluded"),
+            ("skew", 0 < self.skew < 1, "a share between 0 and 1, both excluded"),
+            ("temperature", 0 < self.temperature < inf, "a finite number above 0"),
+            ("label_smoothing", 0 <= self.label_smoothing < 1, "a share from 0 to below 1"),
+            ("z_loss", 0 <= self.z_loss < inf, "a finite number, at least 0"),
+            ("cosine", 0 <= self.cosine < inf, "a finite number, at least 0"),
+        ):
+            if not fits:
+                flag = name.replace("_", "-")
+                raise ConfigError(f"--{flag} {getattr(self, name)}: expected {expected}")
 
-    def check(self, targets: TargetRecord) -> None:
-        """Refuse a store that cannot serve this loss; nothing is asked of it if alpha is 0."""
-        if self.alpha > 0:
-            check_pairing(self.divergence, self.temperature, targets)
+    def check(self, targets: TargetRecord, *, flag: str = "--temperature") -> None:
+        """Refuse a store that cannot serve this loss, in one sentence; nothing is asked of it if alpha is 0.
+
+        Raises:
+            PairingError: not with this estimator, or not at this temperature, which `flag` gave.
+        """
+        if self.alpha == 0:
+            return
+        if targets.estimator in UNBIASED and not DIVERGENCES[self.divergence].takes_samples:
+            raise PairingError(
+                f"--loss {self.divergence} does not go with a {targets.estimator!r} store: {NOT_LINEAR}; use --loss "
+                "forward_kl, or a store built with --estimator topk"
+            )
+        if self.temperature not in targets.temperatures:
+            grid = ", ".join(f"{t:g}" for t in targets.temperatures)
+            raise PairingError(
+                f"{flag} {self.temperature:g} is not in the store's grid ({grid}), and a truncated head does not "
+                f"determine it; use one of the grid, or build a store with --temperature {self.temperature:g}"
+            )
 
     def notices(self, targets: TargetRecord) -> list[str]:
         """What to know of this loss on this store, in one sentence each."""
@@ -168,89 +161,61 @@ class DistillLoss:
             ]
         return []
 
-    def soft_divisor(self, batch: Batch) -> float:
-        """What the batch adds to the divisor of the soft loss: its M soft positions, or the sum of their weights."""
-        if self.weight == "even" or self.alpha == 0:
-            return float(batch.soft_positions)
-        return float(self._weights(batch, _soft_places(batch)).sum())
+    def count(self, batch: Batch) -> StepTotals:
+        """What the batch adds to the totals of its step."""
+        soft = batch.soft_positions
+        weighs = self.weight != "even" and self.alpha > 0
+        return StepTotals(
+            labelled=batch.labelled_positions,
+            soft=soft,
+            weight=float(self._weights(batch, batch.targets.soft).sum() if weighs else soft),
+            positions=batch.positions,
+            width=batch.input_ids.shape[1],
+            shared=batch.position_ids is not None,
+        )
 
     def __call__(
-        self,
-        hidden: Tensor,
-        head: Head,
-        batch: Batch,
-        *,
-        positions: int | None = None,
-        soft_positions: float | None = None,
-        layer: Tensor | None = None,
-        all_positions: int | None = None,
+        self, hidden: Tensor, head: Head, batch: Batch, *, layer: Tensor | None = None
     ) -> LossOutput:
-        """Loss of one micro-batch.
+        """Loss of one micro-batch: its share of the step's, if the `totals` are the step's.
 
         Args:
             hidden: `[B, S, D]` of the student, or `[N, D]` at the batch's positions.
             head: the student's head.
             batch: with its labels and targets.
-            positions: what to divide the hard loss by: all labelled positions of the whole optimiser step. Default:
-                those of the batch.
-            soft_positions: what to divide the soft loss by: the sum of `soft_divisor` over the step. Default:
-                that of this batch, or `positions` where that is given, all are soft and labelled and weights are even.
             layer: `[N, D]`: what the student's last layer gave at the positions, for the cosine loss.
-            all_positions: what to divide the cosine loss by: all positions of the step. Default: those of the batch.
 
         Raises:
             PairingError: the targets cannot serve this loss.
-            ConfigError: `positions` alone, of a batch in which some are hard-label only, or with weights.
         """
-        hidden = batch.at_positions(
-            hidden
-        )  # ignored ones end here, before any product with the head
-        soft_on = self.alpha > 0
-        n, device, dtype = len(batch.labels), hidden.device, accumulator(hidden)
+        totals = self.count(batch) if self.totals is None else self.totals
+        # Ignored positions end here, before any product with the head.
+        hidden = batch.at_positions(hidden)
+        soft_on, targets = self.alpha > 0, batch.targets
         if soft_on:
-            self._check_targets(batch.targets)
-            ids = torch.from_numpy(batch.targets.ids.astype(np.int64)).to(device)
-            kept = torch.from_numpy(batch.targets.kept).to(device)
-        else:
-            ids = batch.labels.new_empty((n, 0))
-            kept = ids.bool()
-        divide = max(positions if positions is not None else batch.labelled_positions, 1)
-        chunk = _ChunkLoss(self, batch, device, dtype)
-        chunk.divide = divide
-        if soft_on:
-            if positions is not None and soft_positions is None:
-                if self.weight != "even" or batch.soft_positions < n or chunk.labelled is not None:
-                    raise ConfigError(
-                        f"positions={positions} without soft_positions: {n - batch.soft_positions} of the batch's {n} "
-                        f"positions are hard-label only and --weight is {self.weight}; give the sum of `soft_divisor` "
-                        "over the whole optimiser step, too"
-                    )
-                soft_positions = positions
-            elif soft_positions is None:
-                soft_positions = self.soft_divisor(batch)
-            chunk.soft_scale = self.alpha * self.temperature**2
-            # A step without soft positions divides nothing; one of weights close to 0 divides by just these.
-            chunk.soft_scale *= divide / (soft_positions or 1.0)  # of 1 where all are soft
-        loss = topk_tail_loss(
+            self._check_targets(targets)
+        k = targets.k if soft_on else 0
+        chunks = HeadChunks(
             hidden,
             head,
-            ids,
-            kept,
+            torch.from_numpy(targets.ids[:, :k].astype(np.int64)).to(hidden.device),
+            torch.from_numpy(targets.kept[:, :k]).to(hidden.device),
             batch.labels.clamp(min=0),
-            chunk,
             temperature=self.temperature if soft_on else 1.0,
             chunk_bytes=self.chunk_bytes,
             with_mean=self.label_smoothing > 0,
         )
+        chunk_loss = _ChunkLoss(self, batch, totals, hidden)
+        loss = topk_tail_loss(chunks, chunk_loss)
         cosine = 0.0
         if self.cosine > 0:
-            apart = cosine_distance(layer, batch.targets).sum()
+            apart = cosine_distance(layer, targets).sum()
             cosine = float(apart.detach())
-            loss = loss + self.cosine * apart / max(all_positions or n, 1)
-        sums = [*chunk.sums.tolist(), cosine]
+            loss = loss + self.cosine * apart / totals.divisor("cosine")
+        sums = [*chunk_loss.sums.tolist(), cosine]
         return LossOutput(loss, *sums)
 
-    def _weights(self, batch: Batch, places: Int64) -> npt.NDArray[np.float64]:
+    def _weights(self, batch: Batch, places: npt.NDArray[np.generic]) -> npt.NDArray[np.float64]:
         labels = batch.labels.cpu().numpy()[places]
         return WEIGHTS[self.weight](batch.targets[places], labels, self.temperature)
 
@@ -293,53 +258,46 @@ def _lacks_tail(targets: SoftTargets, temperature: float) -> bool:
     return bool(targets.n and np.isneginf(odds).all() and targets.k < targets.vocab_size)
 
 
-def _soft_places(batch: Batch) -> Int64:
-    return np.flatnonzero(batch.targets.soft)
-
-
 class _ChunkLoss:
     """The loss of one chunk of columns, adding up what it is made of."""
 
-    divide = 1.0
-    soft_scale = 0.0
-
-    def __init__(
-        self, loss: DistillLoss, batch: Batch, device: torch.device, dtype: torch.dtype
-    ) -> None:
-        self.loss, self.device = loss, device
+    def __init__(self, loss: DistillLoss, batch: Batch, totals: StepTotals, hidden: Tensor) -> None:
+        self.loss, self.device, dtype = loss, hidden.device, accumulator(hidden)
         self.labelled = None
         if batch.labelled_positions < len(batch.labels):
-            self.labelled = (batch.labels != UNLABELLED).to(device)
-        self.sums = torch.zeros(7, dtype=dtype, device=device)
+            self.labelled = (batch.labels != UNLABELLED).to(self.device)
+        self.sums = torch.zeros(7, dtype=dtype, device=self.device)
+        self.divide = totals.divisor("hard_part")
         self.soft_on = loss.alpha > 0
         if not self.soft_on:
             return
-        self.places = _soft_places(batch)
+        # Times 1 where all positions are labelled and soft, and count alike.
+        share = self.divide / totals.divisor("soft_weighted")
+        self.soft_scale = loss.alpha * loss.temperature**2 * share
+        self.places = np.flatnonzero(batch.targets.soft)
         self.all_soft = len(self.places) == len(batch.labels)
         targets = batch.targets if self.all_soft else batch.targets[self.places]
-        self.log_p = teacher_bins(targets, loss.temperature, device, dtype)
+        self.log_p = teacher_bins(targets, loss.temperature, self.device, dtype)
         slots = targets.gaps.argmin(axis=1) if targets.k else np.zeros(0, np.int64)
-        self.top_slot = torch.from_numpy(slots[:, None]).to(device)
+        self.top_slot = torch.from_numpy(slots[:, None]).to(self.device)
         self.weights = (
             None
             if loss.weight == "even"
-            else torch.from_numpy(loss._weights(batch, self.places)).to(device, dtype)
+            else torch.from_numpy(loss._weights(batch, self.places)).to(self.device, dtype)
         )
 
     def __call__(self, out: Columns, part: slice) -> Tensor:
         config = self.loss
-        cross_entropy = out.lse - out.label_logit
-        known = None if self.labelled is None else self.labelled[part]
-        if known is not None:
-            cross_entropy = torch.where(known, cross_entropy, 0.0)
-        hard = (part_of_hard := cross_entropy).sum()
+        cross_entropy = part_of_hard = out.lse - out.label_logit
         if config.label_smoothing or config.z_loss:
             e = config.label_smoothing
             part_of_hard = out.lse - (1 - e) * out.label_logit - e * out.mean_logit
             part_of_hard = part_of_hard + config.z_loss * out.lse**2
-            if known is not None:
-                part_of_hard = torch.where(known, part_of_hard, 0.0)
-        hard_part = part_of_hard.sum()
+        if self.labelled is not None:
+            known = self.labelled[part]
+            cross_entropy = torch.where(known, cross_entropy, 0.0)
+            part_of_hard = torch.where(known, part_of_hard, 0.0)
+        hard, hard_part = cross_entropy.sum(), part_of_hard.sum()
         total = (1.0 - config.alpha) * hard_part
         zero = hard.new_zeros(())
         soft_sums = [zero] * 5

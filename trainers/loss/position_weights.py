@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from softlabels.core.targets import UNBIASED, SoftTargets
+from softlabels.core.targets import SoftTargets
 
 __all__ = ["WEIGHTS", "teacher_bins"]
 
@@ -27,24 +27,14 @@ LEAST = 1e-3
 """Added to each weight: a step whose teacher is certain everywhere becomes a plain mean instead of 0 / 0."""
 
 
-def log_bins(targets: SoftTargets, temperature: float) -> Float64:
-    """The teacher's log-probabilities `[N, K+1]` at T: kept ids (`-inf`: padding), then the tail (`-inf`: none)."""
-    odds = targets.log_odds[:, targets.grid_index(temperature), None].astype(np.float64)
-    scale = 1.0 if targets.estimator in UNBIASED else temperature
-    scores = -targets.gaps.astype(np.float64) / scale  # the largest is 0: no overflow
-    total = np.exp(scores).sum(axis=1, keepdims=True)
-    scores -= np.log(np.where(total > 0, total, 1.0)) + np.logaddexp(0.0, odds)
-    return np.concatenate([scores, -np.logaddexp(0.0, -odds)], axis=1)
-
-
 def teacher_bins(
     targets: SoftTargets,
     temperature: float,
     device: torch.device,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """`log_bins` on a device: `[N, K+1]`, computed in float64 and rounded once."""
-    return torch.from_numpy(log_bins(targets, temperature)).to(device, dtype)
+    """`SoftTargets.log_bins` on a device: `[N, K+1]`, computed in float64 and rounded once."""
+    return torch.from_numpy(targets.log_bins(temperature)).to(device, dtype)
 
 
 def even(targets: SoftTargets, labels: Int64, temperature: float) -> Float64:
@@ -54,7 +44,7 @@ def even(targets: SoftTargets, labels: Int64, temperature: float) -> Float64:
 
 def entropy(targets: SoftTargets, labels: Int64, temperature: float) -> Float64:
     """The teacher's entropy over its K+1 bins at T, nats: where it hesitates there is most to learn from it."""
-    log_p = log_bins(targets, temperature)
+    log_p = targets.log_bins(temperature)
     p = np.exp(log_p)
     h: Float64 = -np.sum(p * np.where(p > 0, log_p, 0.0), axis=1) + LEAST
     return h
@@ -66,7 +56,7 @@ def hard(targets: SoftTargets, labels: Int64, temperature: float) -> Float64:
     RS-KD (Anshumann et al. 2025) teaches harder tokens more. This is a smooth rule with the same order of positions,
     which needs no threshold and no quantile over the step.
     """
-    p = np.exp(log_bins(targets, temperature)[:, :-1])
+    p = np.exp(targets.log_bins(temperature)[:, :-1])
     of_label: Float64 = 1.0 - np.where(targets.ids == labels[:, None], p, 0.0).sum(axis=1) + LEAST
     return of_label
 

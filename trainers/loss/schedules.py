@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-from softlabels.errors import ConfigError, PairingError
+from softlabels.errors import ConfigError
 from softlabels.format.identity import TargetRecord
 from trainers.loss.losses import DistillLoss
 
@@ -111,19 +111,16 @@ class LossSchedule:
         """
         if self.alpha.start == self.alpha.end == 0.0:  # nothing is asked of the store
             return self
-        self._with(alpha=1.0).check(targets)
-        if self.temperature.end not in targets.temperatures:
-            grid = ", ".join(f"{t:g}" for t in targets.temperatures)
-            raise PairingError(
-                f"--temperature-schedule: its end {self.temperature.end:g} is not in the store's grid ({grid}), the "
-                "only temperatures at which the teacher's tail is known; use one of the grid, or build a store with "
-                f"--temperature {self.temperature.end:g}"
-            )
+        loss = replace(self.loss, alpha=1.0)
+        loss.check(targets)
+        end = replace(loss, temperature=self.temperature.end)
+        end.check(targets, flag="--temperature-schedule: its end")
         return replace(self, grid=tuple(targets.temperatures))
 
     def notices(self, targets: TargetRecord) -> list[str]:
         """What to know of this loss on this store, in one sentence each."""
-        return self._with(alpha=max(self.alpha.start, self.alpha.end)).notices(targets)
+        alpha = max(self.alpha.start, self.alpha.end)
+        return replace(self.loss, alpha=alpha).notices(targets)
 
     def at(self, step: int) -> DistillLoss:
         """The loss of the step numbered from 0."""
@@ -139,6 +136,3 @@ class LossSchedule:
             return value if self.temperature.kind == "constant" else self.loss.temperature
         low, high = sorted((self.temperature.start, self.temperature.end))
         return min((t for t in self.grid if low <= t <= high), key=lambda t: abs(t - value))
-
-    def _with(self, *, alpha: float) -> DistillLoss:
-        return replace(self.loss, alpha=alpha)

@@ -28,7 +28,6 @@ from trainers.students import Student
 
 __all__ = [
     "check_same_run",
-    "is_published",
     "mend_run",
     "publish_student",
     "read_run",
@@ -167,7 +166,8 @@ def publish_student(
     besides: Collection[str],
     notice: Callable[[str], None],
     weights: dict[str, Tensor] | None = None,
-) -> None:
+    anew: bool = True,
+) -> bool:
     """Save a student (or it with other `weights`) with its tokenizer, whole or not at all.
 
     Args:
@@ -180,12 +180,18 @@ def publish_student(
         besides: see `check_finite`.
         notice: told of what lay in the way and was kept.
         weights: by the model's own names.
+        anew: False leaves it alone if it was published after this very step.
+
+    Returns:
+        Whether it was saved.
 
     Raises:
         RunError: a weight is not finite, or the student saves a file under a tokenizer's name.
         IntegrityError: what was saved is not what is in memory.
         StoreError: the disk is full, read-only, …
     """
+    if not anew and _is_published(final, student, task=task, step=step, weights=weights):
+        return False
     tensors = student_tensors(student, weights)
     check_finite(tensors, what="the student's", step=step, lr=lr, besides=besides)
     with filling(final) as temporary:
@@ -206,9 +212,10 @@ def publish_student(
             )
         seal_folder(temporary, kind="student", step=step)
         publish_folder(temporary, final, notice)
+    return True
 
 
-def is_published(
+def _is_published(
     folder: Path, student: Student, *, task: Task, step: int, weights: dict[str, Tensor] | None
 ) -> bool:
     """Whether a folder is the student after a step; what else was put there, or changed since, is its owner's.

@@ -85,20 +85,20 @@ class GradientTree:
 
 
 class Local:
-    """The gradients of one process."""
+    """The gradients of one process; several processes have one of the classes below."""
 
     scale = 1.0
     """To multiply the loss by before backward."""
 
     def __init__(self, module: nn.Module) -> None:
-        self.module = module
+        self.module: Any = module
 
     def micro_batch(self, *, last: bool) -> AbstractContextManager[None]:
         """Around forward and backward of one."""
         return nullcontext()
 
 
-class Sharded:
+class Sharded(Local):
     """The gradients of several processes that share one student's weights (FSDP2).
 
     Each layer is made whole when it is needed; each micro-batch's gradients are dealt out at once, to save memory.
@@ -107,42 +107,30 @@ class Sharded:
     def __init__(
         self, module: nn.Module, layers: Iterable[nn.Module], ranks: Ranks, device: torch.device
     ) -> None:
-        from torch.distributed.device_mesh import (
-            init_device_mesh,
-        )  # a single process can do without
+        # A single process can do without.
+        from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import fully_shard
 
         mesh = init_device_mesh(device.type, (ranks.world_size,))
         for layer in layers:
             fully_shard(layer, mesh=mesh)
         fully_shard(module, mesh=mesh)
-        self.module = module
+        super().__init__(module)
         self.scale = float(ranks.world_size)
         """FSDP takes the mean over ranks; gloo has no other choice of divisor."""
 
-    def micro_batch(self, *, last: bool) -> AbstractContextManager[None]:
-        """Around forward and backward of one."""
-        return nullcontext()
 
-
-class DataParallel:
+class DataParallel(Local):
     """The gradients of several processes, each with the whole student: sums, not means.
 
     Buckets are sent while backward goes on (DDP); not until a rank's last micro-batch.
     """
 
-    scale = 1.0
-
     def __init__(self, module: nn.Module, tree: GradientTree, ranks: Ranks, device: Any) -> None:
-        self._ranks = ranks
         self._tree = tree
         self._pairs = _pairs(ranks, device)
         synced: dict[str, Any] = {_SYNC_BUFFERS: False}  # training changes no student's buffers
-        self.module = DistributedDataParallel(
-            module,
-            gradient_as_bucket_view=True,
-            **synced,
-        )
+        super().__init__(DistributedDataParallel(module, gradient_as_bucket_view=True, **synced))
         # a lambda, for DDP compares annotations with its own, and strings with classes
         # and weakly: torch holds it where the collector of cycles cannot see, so it would keep the process group alive
         me = weakref.ref(self)

@@ -1,7 +1,9 @@
-"""The training loop.
+"""The training loop, read from top to bottom: what `setup.py` made goes round until the run is done.
 
-The flow of a step: one batch from the stream -> micro-batches -> body in mixed precision -> loss on the
-head in chunks -> gradients, normalised by the positions of the whole step (`step.py`) -> clip -> AdamW.
+1. Go on from the newest checkpoint whose bytes are intact, if there is one.
+2. A batch of the stream, an optimiser step (`step.py`), the average of the weights.
+3. Now and then: evaluate on held-out rows, log, save a checkpoint; each is written by the first rank.
+4. At the end: publish the student.
 """
 
 from __future__ import annotations
@@ -10,107 +12,65 @@ import math
 import resource
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import closing, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from softlabels.core.devices import Choice
 from softlabels.core.progress import Reporter
 from softlabels.errors import RunError
-from softlabels.store.reader import Store
-from trainers.data.mixing import Weight, make_stream
-from trainers.data.stream import Batch
+from trainers.data.batch import Batch
+from trainers.data.mixing import MixedStream
+from trainers.data.stream import SoftTargetStream
 from trainers.data.tasks import Task
-from trainers.evaluation.evaluations import Scores
+from trainers.evaluation.evaluate import evaluate
 from trainers.evaluation.heldout import HeldOut
 from trainers.loss.schedules import LossSchedule
-from trainers.run.checkpoint import (
-    Snapshot,
-    load_checkpoint,
-    newest_intact,
-    save_checkpoint,
-    take_snapshot,
-)
+from trainers.run.checkpoint import load_checkpoint, newest_intact, save_checkpoint, take_snapshot
 from trainers.run.config import RunConfig
 from trainers.run.ema import Ema
 from trainers.run.finite import check_finite, is_finite, not_finite
-from trainers.run.folder import is_published, publish_student
+from trainers.run.folder import publish_student
 from trainers.run.learning_rate import learning_rate
 from trainers.run.length import Length
 from trainers.run.metrics import Metrics
 from trainers.run.reduce import Ranks
-from trainers.run.sharded import is_dealt_out, local, whole
-from trainers.run.step import Gradients
+from trainers.run.sharded import local
+from trainers.run.step import Optimisation, Taken
 from trainers.run.stopping import StopRequest
 from trainers.run.vocabulary import write_dropped
 from trainers.students import Student
 
-__all__ = ["Trainer"]
+__all__ = ["Loop"]
 
 
-class Trainer:
+@dataclass(kw_only=True, eq=False)
+class Loop:
     """A run in progress, on one of its ranks."""
 
-    def __init__(
-        self,
-        config: RunConfig,
-        run: Path,
-        stores: Sequence[tuple[Store, Weight]],
-        student: Student,
-        loss: LossSchedule,
-        choice: Choice,
-        ranks: Ranks,
-        heldout: Store | None,
-        tokenizer: Mapping[str, bytes],
-        report: Reporter,
-        length: Length,
-    ) -> None:
-        self.length = length
-        self.config, self.run, self.loss, self.report = config, run, loss, report
-        self.ranks, self.tokenizer = ranks, tokenizer
-        self.task = Task.of(stores[0][0])
-        self.device = choice.device
-        self.student = student.to(self.device).train()
-        self.student.head_dtype = choice.dtype if choice.dtype != torch.float32 else None
-        self.gradients = Gradients(
-            self.student,
-            choice,
-            ranks,
-            config=config,
-        )
-        self.optimizer = torch.optim.AdamW(
-            self._groups(),
-            lr=config.lr,
-            betas=(config.beta1, config.beta2),
-            fused=False,
-            foreach=False,
-        )
-        self.ema = None if config.ema is None else Ema(self.student, config.ema)
-        self.heldout = None if heldout is None else HeldOut(heldout, patience=config.patience)
-        self.stream = make_stream(
-            stores,
-            batch_size=config.batch_size,
-            seed=config.seed,
-            rank=ranks.rank,
-            world_size=ranks.world_size,
-        )
-        self.masks = frozenset(n for n, b in student.named_buffers() if not is_finite(b))
-        """Buffers that hold infinities from the start."""
-        self.step = 0
-        self.stopping = False
-        """Whether any rank was asked to stop; every rank learns it in the same step."""
-        self._heldout_note = ""
-
-    def _groups(self) -> list[dict[str, Any]]:
-        decayed = [p for p in self.student.parameters() if p.dim() >= 2]
-        plain = [p for p in self.student.parameters() if p.dim() < 2]
-        return [
-            {"params": decayed, "weight_decay": self.config.weight_decay},
-            {"params": plain, "weight_decay": 0.0},
-        ]
+    config: RunConfig
+    run: Path
+    """Its folder."""
+    stream: SoftTargetStream | MixedStream
+    student: Student
+    loss: LossSchedule
+    optimisation: Optimisation
+    ema: Ema | None
+    heldout: HeldOut | None
+    ranks: Ranks
+    device: torch.device
+    task: Task
+    tokenizer: Mapping[str, bytes]
+    """Files that go beside the student."""
+    length: Length
+    report: Reporter
+    masks: frozenset[str]
+    """Buffers that hold infinities from the start."""
+    step: int = 0
+    """How many were taken."""
+    _heldout_note: str = ""
 
     def train(self) -> Path:
         """Take the steps that are left, from the newest checkpoint on; returns the folder of the finished student."""
@@ -118,7 +78,11 @@ class Trainer:
         checkpoint = self.ranks.from_first(lambda: newest_intact(self.run, notice))
         if checkpoint is not None:
             self._resume(checkpoint)
-        self._settle_length()
+        settled = self.ranks.from_first(
+            lambda: self.length.settle(self.run, self.config, self.step)
+        )
+        if settled is not None:
+            notice(settled)
         if checkpoint is not None:
             if self._done:
                 return self._finish(taken=False)
@@ -134,18 +98,16 @@ class Trainer:
 
     def _resume(self, checkpoint: Path) -> None:
         loaded = load_checkpoint(
-            checkpoint, self.student, self.optimizer, self.ema, checked=self.ranks.first
+            checkpoint,
+            self.student,
+            self.optimisation.optimizer,
+            self.ema,
+            checked=self.ranks.first,
         )
         self.step = loaded.step
         self.stream.load_state_dict(loaded.stream)
         if self.heldout is not None and loaded.heldout is not None:
             self.heldout.load_state_dict(loaded.heldout, where=checkpoint)
-
-    def _settle_length(self) -> None:
-        """Refuse or record another length than the run had; see `length.py`."""
-        line = self.ranks.from_first(lambda: self.length.settle(self.run, self.config, self.step))
-        if line is not None:
-            self.report.notice(line)
 
     @property
     def _done(self) -> bool:
@@ -153,50 +115,28 @@ class Trainer:
         return self.step >= self.config.steps or exhausted
 
     def _steps(self, metrics: Metrics) -> None:
-        if self._done:
-            return
-        batches = iter(self.stream)
-        try:
-            with StopRequest(patient=self.ranks.several) as stop:
-                while not self._done:
-                    self._logged_step(batches, metrics, stop)
-                    if self.stopping or self._checkpoint_due():
-                        self._save(metrics)
-                    if self.stopping and not self._done:
-                        self.report.notice(
-                            f"saved after step {self.step}; --resume goes on from there"
-                        )
-                        raise KeyboardInterrupt
-        finally:
-            batches.close()
-
-    def _logged_step(self, batches: Iterator[Batch], metrics: Metrics, stop: StopRequest) -> None:
-        start = time.perf_counter()
-        batch = self._next(batches)
-        waited = time.perf_counter() - start
-        values = self._one_step(batch, stop)
-        values["seconds"] = time.perf_counter() - start
-        values["loader_wait"] = waited
-        values["positions_per_second"] = values.pop("positions") / values["seconds"]
-        self.step += 1
-        if self.ema is not None:
-            self.ema.update(self.step)
-        evaluated = self._evaluated()
-        values |= evaluated
-        logged = self.step % self.config.log_every == 0 or self.step in (1, self.config.steps)
-        logged = logged or bool(evaluated)
-        if logged:
-            self.ranks.from_first(lambda: metrics.write(self.step, values))
-        self.report.advance(1, self._note(values) if logged else None)
-
-    def _note(self, values: dict[str, float]) -> str:
-        """What people are shown of a step that is logged."""
-        if "heldout_nll" in values:
-            self._heldout_note = f", held-out {values['heldout_nll']:.3f}"
-        return (
-            f"loss {values['loss']:.3f}, hard {values['hard']:.3f}, {values['positions_per_second']:,.0f} positions/s"
-            f"{self._heldout_note}"
-        )
+        with (
+            closing(iter(self.stream)) as batches,
+            StopRequest(patient=self.ranks.several) as stop,
+        ):
+            while not self._done:
+                start = time.perf_counter()
+                batch = self._next(batches)
+                waited = time.perf_counter() - start
+                taken = self.optimisation.take(
+                    self.loss.at(self.step), batch, self.step, stop=stop.asked
+                )
+                values = taken.values | self._costs(taken, time.perf_counter() - start, waited)
+                self.step += 1
+                if self.ema is not None:
+                    self.ema.update(self.step)
+                evaluated = self._evaluated()
+                self._log(metrics, values | evaluated, always=bool(evaluated))
+                if taken.stop or self._done or self.step % self.config.checkpoint_every == 0:
+                    self._save(metrics)
+                if taken.stop and not self._done:
+                    self.report.notice(f"saved after step {self.step}; --resume goes on from there")
+                    raise KeyboardInterrupt
 
     def _next(self, batches: Iterator[Batch]) -> Batch:
         try:
@@ -208,15 +148,49 @@ class Trainer:
                 f"{rank}step {self.step + 1}: rows {first} to {last} of the run's order cannot be read: {e}"
             ) from e
 
-    def _checkpoint_due(self) -> bool:
-        return self.step % self.config.checkpoint_every == 0 or self._done
+    def _costs(self, taken: Taken, seconds: float, waited: float) -> dict[str, float]:
+        mib = 1024 if sys.platform != "darwin" else 2**20
+        costs = {
+            "epoch": self.stream.epoch,
+            "peak_rss_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / mib,
+        }
+        if self.device.type == "cuda":
+            costs["peak_gpu_mib"] = torch.cuda.max_memory_allocated(self.device) / 2**20
+        return costs | {
+            "seconds": seconds,
+            "loader_wait": waited,
+            "positions_per_second": taken.positions / seconds,
+        }
+
+    def _log(self, metrics: Metrics, values: dict[str, float], *, always: bool) -> None:
+        step, config = self.step, self.config
+        logged = always or step % config.log_every == 0 or step in (1, config.steps)
+        if logged:
+            self.ranks.from_first(lambda: metrics.write(step, values))
+        self.report.advance(1, self._note(values) if logged else None)
+
+    def _note(self, values: dict[str, float]) -> str:
+        """What people are shown of a step that is logged."""
+        if "heldout_nll" in values:
+            self._heldout_note = f", held-out {values['heldout_nll']:.3f}"
+        return (
+            f"loss {values['loss']:.3f}, hard {values['hard']:.3f}, {values['positions_per_second']:,.0f} positions/s"
+            f"{self._heldout_note}"
+        )
 
     def _save(self, metrics: Metrics) -> None:
-        snapshot = take_snapshot(self.student, self.optimizer, self.ema, keep=self.ranks.first)
+        optimizer = self.optimisation.optimizer
+        snapshot = take_snapshot(self.student, optimizer, self.ema, keep=self.ranks.first)
 
         def save() -> None:
             metrics.flush()
-            self._check_finite(snapshot)
+            # A step of finite gradients may still lead to weights or moments that are none.
+            for what, tensors in (
+                ("the student's", snapshot.model),
+                ("the optimiser's", snapshot.optimizer),
+                ("the average's", snapshot.ema or {}),
+            ):
+                check_finite(tensors, what=what, step=self.step, lr=self._lr, besides=self.masks)
             save_checkpoint(
                 self.run,
                 self.step,
@@ -229,100 +203,10 @@ class Trainer:
 
         self.ranks.from_first(save)
 
-    def _check_finite(self, snapshot: Snapshot) -> None:
-        """A step of finite gradients may still lead to weights or moments that are none."""
-        for what, tensors in (
-            ("the student's", snapshot.model),
-            ("the optimiser's", snapshot.optimizer),
-            ("the average's", snapshot.ema or {}),
-        ):
-            check_finite(tensors, what=what, step=self.step, lr=self._lr, besides=self.masks)
-
     @property
     def _lr(self) -> float:
         """Of the step that was taken last."""
         return learning_rate(max(0, self.step - 1), self.config)
-
-    def _publish(self, name: str, *, anew: bool = True) -> bool:
-        """Save the student as it is now in the run's folder.
-
-        Args:
-            name: of the folder.
-            anew: False leaves it alone if it was published after this very step.
-
-        Returns:
-            Whether it was saved.
-        """
-        weights = None
-        if self.gradients.sharded:
-            model, keep = self.student.model, self.ranks.first
-            named = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-            stored = model.state_dict().keys()
-            weights = {n: whole(t, keep=keep) for n, t in named.items() if n in stored}
-        folder, step = self.run / name, self.step
-
-        def publish() -> bool:
-            if not anew and is_published(
-                folder, self.student, task=self.task, step=step, weights=weights
-            ):
-                return False
-            publish_student(
-                folder,
-                self.student,
-                self.tokenizer,
-                task=self.task,
-                step=step,
-                lr=self._lr,
-                besides={n.removeprefix("model.") for n in self.masks},
-                notice=self.report.notice,
-                weights=weights,
-            )
-            return True
-
-        return self.ranks.from_first(publish)
-
-    def _one_step(self, batch: Batch, stop: StopRequest) -> dict[str, float]:
-        lr = learning_rate(self.step, self.config)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        loss = self.loss.at(self.step)
-        out = self.gradients.compute(loss, batch, self.step, lr=lr, stop=stop.asked)
-        self.stopping = out.stop
-        limit = self.config.clip or float("inf")
-        norm = torch.nn.utils.clip_grad_norm_(self.student.parameters(), limit)
-        if is_dealt_out(norm):
-            norm = norm.full_tensor()
-        self._check_norm(float(norm), lr)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        return {
-            "loss": out.loss,
-            **out.means,
-            "alpha": loss.alpha,
-            "temperature": loss.temperature,
-            "grad_norm": float(norm),
-            "lr": lr,
-            "epoch": self.stream.epoch,
-            "peak_rss_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-            / (1024 if sys.platform != "darwin" else 2**20),
-            **self._peak_gpu(),
-            "positions": out.positions,
-        }
-
-    def _check_norm(self, norm: float, lr: float) -> None:
-        """Stop before weights and moments learn of it; all ranks together.
-
-        Raises:
-            RunError: the gradient is not finite on some rank.
-        """
-        for (found,) in self.ranks.gather([norm]):
-            if not math.isfinite(found):
-                raise not_finite(f"step {self.step + 1}: the gradient's norm is {found}", lr)
-
-    def _peak_gpu(self) -> dict[str, float]:
-        if self.device.type != "cuda":
-            return {}
-        return {"peak_gpu_mib": torch.cuda.max_memory_allocated(self.device) / 2**20}
 
     def _evaluated(self) -> dict[str, float]:
         """Measure the student on held-out rows if it is time; with --ema, its averaged weights."""
@@ -332,7 +216,14 @@ class Trainer:
             return {}
         with self.ema.in_place() if self.ema is not None else nullcontext():
             self._check_weights()
-            found = self._measure(heldout)
+            found = self.optimisation.on_whole(
+                lambda: evaluate(
+                    self.student,
+                    heldout.store,
+                    device=str(self.device),
+                    batch_size=config.batch_size,
+                )
+            )
             if not math.isfinite(found.nll):
                 raise not_finite(f"step {self.step}: the held-out loss is {found.nll}", self._lr)
             if heldout.record(self.step, found.nll):
@@ -355,15 +246,27 @@ class Trainer:
         if not all(f for (f,) in self.ranks.gather([fine])):
             raise not_finite(f"step {self.step}: a weight is NaN or infinite", self._lr)
 
-    def _measure(self, heldout: HeldOut) -> Scores:
-        def measure() -> Scores:
-            return heldout.measure(self.student, self.device, batch_size=self.config.batch_size)
+    def _publish(self, name: str, *, anew: bool = True) -> bool:
+        """Save the student as it is now, as a folder of the run; without `anew` not where it lies there already.
 
-        if not self.gradients.sharded:
-            return self.ranks.from_first(measure)
-        with self.gradients.unsharded():  # all take part, and rank 0's numbers count
-            found = measure()
-        return self.ranks.from_first(lambda: found)
+        Returns:
+            Whether it was saved.
+        """
+        weights = self.optimisation.whole_weights()
+        return self.ranks.from_first(
+            lambda: publish_student(
+                self.run / name,
+                self.student,
+                self.tokenizer,
+                task=self.task,
+                step=self.step,
+                lr=self._lr,
+                besides={n.removeprefix("model.") for n in self.masks},
+                notice=self.report.notice,
+                weights=weights,
+                anew=anew,
+            )
+        )
 
     def _finish(self, *, taken: bool) -> Path:
         """Publish what the run was for.

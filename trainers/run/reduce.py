@@ -11,7 +11,7 @@ from __future__ import annotations
 import gc
 import os
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -96,6 +96,13 @@ class Ranks:
         except RuntimeError as e:
             raise self.lost(e) from e
         return [t.tolist() for t in everyone]
+
+    def rows(self, mine: Iterable[Sequence[float]]) -> list[list[float]]:
+        """A tuple of numbers for each of this rank's micro-batches -> those of all ranks', in the step's order."""
+        rows = [list(row) for row in mine]
+        width = len(rows[0])
+        everyone = self.gather([value for row in rows for value in row])
+        return [told[i : i + width] for told in everyone for i in range(0, len(told), width)]
 
     def gather_objects(self, value: T) -> list[T]:
         """One small object of each rank, in their order, on every rank."""

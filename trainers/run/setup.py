@@ -19,27 +19,28 @@ from softlabels.core.folder_lock import FolderLock
 from softlabels.core.progress import Reporter, Silent
 from softlabels.errors import ConfigError, PairingError
 from softlabels.store.reader import Store
-from trainers.data.microbatches import split_batch
-from trainers.data.mixing import mixture_digest, open_stores
+from trainers.data.mixing import make_stream, mixture_digest, open_stores
 from trainers.data.tasks import Task
 from trainers.evaluation.forgetting import Forgetting, open_watched
-from trainers.evaluation.heldout import open_heldout
+from trainers.evaluation.heldout import HeldOut, open_heldout
 from trainers.loss.schedules import LossSchedule
 from trainers.run.config import RunConfig
+from trainers.run.ema import Ema
 from trainers.run.finished import provenance
+from trainers.run.finite import is_finite
 from trainers.run.folder import check_same_run, mend_run, read_run, student_tokenizer
 from trainers.run.json_file import write_json
 from trainers.run.kernels import apply_kernels
-from trainers.run.learning_rate import learning_rate
 from trainers.run.length import Length, in_steps
-from trainers.run.loop import Trainer
+from trainers.run.loop import Loop
 from trainers.run.reduce import Ranks, joined
+from trainers.run.step import Optimisation
 from trainers.run.trust import trust_facts, trust_notices
 from trainers.run.vocabulary import renumbers, view_facts
 from trainers.students import Student, check_tokenizer, check_vocab, make_student
 from trainers.students.context import check_context
 
-__all__ = ["learning_rate", "split_batch", "train"]
+__all__ = ["train"]
 
 
 def train(
@@ -85,13 +86,7 @@ def _train(config: RunConfig, run: Path, ranks: Ranks, report: Reporter, *, resu
         report.notice(epochs)
     store = stores[0][0]  # in what is asked of it below, all are alike
     loss = config.make_loss().on(store.manifest.identity.targets)
-    for opened, _ in stores:
-        _check_labels(loss, opened)
-    for notice in trust_notices([opened for opened, _ in stores]):
-        report.notice(notice)
-    _check_hidden(config, stores)
-    for notice in loss.notices(store.manifest.identity.targets):
-        report.notice(notice)
+    _check_stores(config, loss, [opened for opened, _ in stores], report)
     watched = open_watched(config.forgetting, store, view=config.vocab, cache=config.cache_options)
     heldout = None
     if config.heldout is not None:
@@ -109,21 +104,9 @@ def _train(config: RunConfig, run: Path, ranks: Ranks, report: Reporter, *, resu
     choice = first_choice if ranks.first else choose(device, first_choice.dtype_name)
     report.notice(f"student: {choice.reason}")
     origin = None if config.init is None else provenance(Path(config.init), store)
-    student = make_student(config.student_spec, seed=config.seed, task=Task.of(store))
-    flag = f"--student {config.student}" if config.init is None else f"--init {config.init}"
-    check_vocab(student, store, where=flag)
-    for opened, _ in stores:
-        check_context(student, opened, where=flag)
-    if heldout is not None:
-        check_context(student, heldout, where=flag)
+    to_fit = [opened for opened, _ in stores] + ([] if heldout is None else [heldout])
+    student = _student(config, store, to_fit, report)
     _check_statistics(config, student, ranks, report)
-    if renumbers(store):
-        report.notice(
-            f"--vocab {config.vocab}: the ids are renumbered on your word; the student's tokenizer is neither compared "
-            "with the store's nor saved beside it"
-        )
-    elif student.source is not None:
-        check_tokenizer(student.source, store, where=flag)
     tokenizer = student_tokenizer(store, report.notice)
     apply_kernels(config.kernels, student, choice.device)
     length = Length.of(config, recorded)
@@ -152,18 +135,32 @@ def _train(config: RunConfig, run: Path, ranks: Ranks, report: Reporter, *, resu
                 f"--forgetting: {len(watched)} stores are evaluated before the first step"
             )
             ranks.from_first(lambda: forgetting.before(student))
-        folder = Trainer(
-            length.schedule(config),
-            run,
-            stores,
-            student,
-            loss,
-            choice,
-            ranks,
-            heldout,
-            tokenizer,
-            report,
-            length,
+        student = student.to(choice.device).train()
+        student.head_dtype = choice.dtype if choice.dtype != torch.float32 else None
+        masks = frozenset(n for n, b in student.named_buffers() if not is_finite(b))
+        config = length.schedule(config)
+        folder = Loop(
+            config=config,
+            run=run,
+            stream=make_stream(
+                stores,
+                batch_size=config.batch_size,
+                seed=config.seed,
+                rank=ranks.rank,
+                world_size=ranks.world_size,
+            ),
+            student=student,
+            loss=loss,
+            optimisation=Optimisation(student, choice, ranks, config),
+            ema=None if config.ema is None else Ema(student, config.ema),
+            heldout=None if heldout is None else HeldOut(heldout, patience=config.patience),
+            ranks=ranks,
+            device=choice.device,
+            task=Task.of(store),
+            tokenizer=tokenizer,
+            length=length,
+            report=report,
+            masks=masks,
         ).train()
         if watched:
             for line in ranks.from_first(lambda: forgetting.after(folder)):
@@ -171,30 +168,48 @@ def _train(config: RunConfig, run: Path, ranks: Ranks, report: Reporter, *, resu
         return folder
 
 
-def _check_labels(loss: LossSchedule, store: Store) -> None:
-    """Refuse hard labels that nobody knows.
+def _check_stores(
+    config: RunConfig, loss: LossSchedule, stores: Sequence[Store], report: Reporter
+) -> None:
+    """Refuse stores without what the loss learns from, and say what there is to know of them.
 
     Raises:
-        PairingError: the store has none, and the loss asks for them.
+        PairingError: a store has no label or no hidden states, and the loss asks for them.
     """
-    if min(loss.alpha.start, loss.alpha.end) < 1 and store.manifest.statistics.labelled == 0:
-        raise PairingError(
-            f"{store.path}: none of its rows has a label, and --alpha below 1 learns from labels, too; use --alpha 1"
-        )
-
-
-def _check_hidden(config: RunConfig, stores: Sequence[tuple[Store, object]]) -> None:
-    """Refuse a cosine loss without hidden states to compare with.
-
-    Raises:
-        PairingError: a store has none.
-    """
-    for store, _ in stores:
+    for store in stores:
+        if min(loss.alpha.start, loss.alpha.end) < 1 and store.manifest.statistics.labelled == 0:
+            raise PairingError(
+                f"{store.path}: none of its rows has a label, and --alpha below 1 learns from labels, too; use "
+                "--alpha 1"
+            )
         if config.cosine > 0 and store.manifest.identity.hidden is None:
             raise PairingError(
                 f"{store.path}: holds no hidden states for --cosine {config.cosine:g}; build it with --hidden int8, or "
                 "leave --cosine out"
             )
+    for notice in (*trust_notices(stores), *loss.notices(stores[0].manifest.identity.targets)):
+        report.notice(notice)
+
+
+def _student(config: RunConfig, store: Store, to_fit: Sequence[Store], report: Reporter) -> Student:
+    """Make the student, and see that it can be fed all rows and numbers its ids as the stores do.
+
+    Raises:
+        PairingError, TokenizerError: it does not.
+    """
+    student = make_student(config.student_spec, seed=config.seed, task=Task.of(store))
+    flag = f"--student {config.student}" if config.init is None else f"--init {config.init}"
+    check_vocab(student, store, where=flag)
+    for opened in to_fit:
+        check_context(student, opened, where=flag)
+    if renumbers(store):
+        report.notice(
+            f"--vocab {config.vocab}: the ids are renumbered on your word; the student's tokenizer is neither compared "
+            "with the store's nor saved beside it"
+        )
+    elif student.source is not None:
+        check_tokenizer(student.source, store, where=flag)
+    return student
 
 
 def _check_statistics(config: RunConfig, student: Student, ranks: Ranks, report: Reporter) -> None:

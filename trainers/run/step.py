@@ -1,48 +1,62 @@
 """One optimiser step, whatever number of processes it is taken on.
 
-The loss is a mean over the positions of the whole step, so all processes first tell each other how many they have,
-then each adds the gradient of its micro-batches, then all add theirs (`gradients.py`).
+1. A rank's rows are cut into micro-batches, and all ranks add up what these count: `StepTotals`.
+2. Of each micro-batch: body in mixed precision, loss on the head in chunks, divided by the step's totals, backward.
+3. The gradients of all micro-batches on all ranks are added (`gradients.py`), and what the losses were made of, too.
+4. The gradient's norm is clipped, AdamW takes the step.
+
+A loss or a gradient that is not finite ends the run on every rank, before weights and moments learn of it.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from dataclasses import replace
+from typing import NamedTuple, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from softlabels.core.devices import Choice
 from softlabels.errors import RunError, SoftLabelsError
+from trainers.data.batch import Batch
 from trainers.data.microbatches import split_batch, widen
-from trainers.data.stream import Batch
 from trainers.loss.losses import DistillLoss, LossOutput
+from trainers.loss.totals import StepTotals
 from trainers.run.config import RunConfig
 from trainers.run.finite import not_finite
 from trainers.run.gradients import DataParallel, GradientTree, Local, Sharded
+from trainers.run.learning_rate import learning_rate
 from trainers.run.reduce import Ranks
+from trainers.run.sharded import is_dealt_out, whole
 from trainers.students import Student
 
-__all__ = ["Gradients", "StepOutput"]
-
-SUMS = LossOutput._fields[1:]
-"""What a loss tells besides itself."""
+__all__ = ["Optimisation", "Taken", "student_loss"]
 
 
-class StepOutput(NamedTuple):
-    """Of the batch on all ranks; equal on every rank."""
+T = TypeVar("T")
 
-    loss: float
-    """Nats a position, as minimised."""
-    means: dict[str, float]
-    """Of the other fields of `LossOutput`: over all positions, over the soft ones, or over their weights."""
+
+class Taken(NamedTuple):
+    """A step that was taken; equal on every rank."""
+
+    values: dict[str, float]
+    """To log: the loss as minimised, `LossOutput.means`, and what the step was taken with."""
     positions: int
-    """N of the whole step."""
+    """All positions of the step."""
     stop: bool
     """Whether any rank was asked to stop."""
+
+
+def student_loss(student: Student, loss: DistillLoss, batch: Batch) -> LossOutput:
+    """What a student loses on a micro-batch; the hidden states of its last layer are asked for if they are compared."""
+    if loss.cosine > 0:
+        hidden, layer = student.hidden_and_layer(batch)
+        return loss(hidden, student.head(), batch, layer=layer)
+    return loss(student.hidden(batch), student.head(), batch)
 
 
 class Computation(nn.Module):
@@ -50,54 +64,21 @@ class Computation(nn.Module):
 
     def __init__(self, student: Student, choice: Choice) -> None:
         super().__init__()
-        self.student = student
-        self._device, self._dtype = choice.device, choice.dtype
-        self._mixed = choice.dtype != torch.float32
+        self.student, self._choice = student, choice
 
-    def forward(
-        self,
-        loss: DistillLoss,
-        micro: Batch,
-        labelled: int,
-        soft_divisor: float,
-        positions: int,
-    ) -> LossOutput:
-        """Loss of one micro-batch, divided by the labelled, soft and all positions of the whole step."""
-        moved = micro.to(self._device)
-        with torch.autocast(self._device.type, dtype=self._dtype, enabled=self._mixed):
-            hidden, layer = (
-                self.student.hidden_and_layer(moved)
-                if loss.cosine > 0
-                else (self.student.hidden(moved), None)
-            )
-        if micro.positions == 0:  # a gradient of zero, for the other ranks wait for one
-            nothing = hidden[:, :0].sum() + self.student.head().weight[:0].sum()
-            return LossOutput(nothing, **dict.fromkeys(SUMS, 0.0))
-        return loss(
-            hidden,
-            self.student.head(),
-            moved,
-            positions=labelled,
-            soft_positions=soft_divisor,
-            layer=layer,
-            all_positions=positions,
-        )
+    def forward(self, loss: DistillLoss, micro: Batch) -> LossOutput:
+        """Loss of one micro-batch, in the run's precision."""
+        device, dtype = self._choice.device, self._choice.dtype
+        with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
+            return student_loss(self.student, loss, micro.to(device))
 
 
-class Gradients:
-    """Computes the gradients of a step, with their sum over all ranks in each `parameter.grad`."""
+class Optimisation:
+    """A student's gradients and its optimiser, on one of the ranks."""
 
-    def __init__(
-        self,
-        student: Student,
-        choice: Choice,
-        ranks: Ranks,
-        *,
-        config: RunConfig,
-    ) -> None:
-        self._ranks = ranks
+    def __init__(self, student: Student, choice: Choice, ranks: Ranks, config: RunConfig) -> None:
+        self._student, self._ranks, self._config = student, ranks, config
         self._parts = config.micro_batches(ranks.world_size)
-        self._seed = config.seed
         self._tree = GradientTree(student.parameters(), branches=config.exact_ranks)
         computation = Computation(student, choice)
         self._spread: Local | DataParallel | Sharded
@@ -107,87 +88,104 @@ class Gradients:
             self._spread = Sharded(computation, student.layers(), ranks, choice.device)
         else:
             self._spread = DataParallel(computation, self._tree, ranks, choice.device)
+        decayed = [p for p in student.parameters() if p.dim() >= 2]
+        plain = [p for p in student.parameters() if p.dim() < 2]
+        self.optimizer = torch.optim.AdamW(
+            [
+                {"params": decayed, "weight_decay": config.weight_decay},
+                {"params": plain, "weight_decay": 0.0},
+            ],
+            lr=config.lr,
+            betas=(config.beta1, config.beta2),
+            fused=False,
+            foreach=False,
+        )
 
-    @property
-    def sharded(self) -> bool:
-        """Whether no rank has the whole student, so that all must take part in whatever is done with it."""
-        return isinstance(self._spread, Sharded)
-
-    @contextmanager
-    def unsharded(self) -> Iterator[None]:
-        """The weights outside the layers are whole on every rank; the layers make themselves whole when called."""
+    def on_whole(self, act: Callable[[], T]) -> T:
+        """What rank 0 finds of the whole student, on every rank. It acts alone, unless each has but a part of it."""
         if not isinstance(self._spread, Sharded):
-            yield
-            return
-        module: Any = self._spread.module
+            return self._ranks.from_first(act)
+        # The weights outside the layers are made whole here; the layers make themselves whole when called.
+        module = self._spread.module
         module.unshard()
         try:
-            yield
+            found = act()
         finally:
             module.reshard()
+        return self._ranks.from_first(lambda: found)
 
-    def compute(
-        self, loss: DistillLoss, batch: Batch, step: int, *, lr: float, stop: bool
-    ) -> StepOutput:
-        """Forward and backward of this rank's part of a batch.
+    def whole_weights(self) -> dict[str, Tensor] | None:
+        """The model's own state in whole tensors, on rank 0 alone; None where each rank has it as it is."""
+        if not isinstance(self._spread, Sharded):
+            return None
+        model = self._student.model
+        named = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+        stored = model.state_dict().keys()
+        return {n: whole(t, keep=self._ranks.first) for n, t in named.items() if n in stored}
+
+    def take(self, loss: DistillLoss, batch: Batch, step: int, *, stop: bool) -> Taken:
+        """Take a step on a batch, of which this rank has its part.
 
         Args:
             loss: of this step.
             batch: this rank's rows.
             step: its number, from 0.
-            lr: learning rate of the step.
             stop: whether this rank was asked to stop.
 
         Raises:
-            RunError: it failed, or the loss is not finite; names the rows and the rank.
+            RunError: it failed, or the loss or its gradient is not finite; names the rows and the rank.
         """
+        lr = learning_rate(step, self._config)
+        out, totals = self._gradients(loss, batch, step, lr)
+        parameters = self._student.parameters()
+        norm = nn.utils.clip_grad_norm_(parameters, self._config.clip or float("inf"))
+        if is_dealt_out(norm):
+            norm = norm.full_tensor()
+        told = self._ranks.gather([float(norm), stop])
+        for found, _ in told:
+            if not math.isfinite(found):
+                raise not_finite(f"step {step + 1}: the gradient's norm is {found}", lr)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        means = out.means(totals)
+        if not loss.cosine:
+            del means["cosine"]
+        made_with = {"alpha": loss.alpha, "temperature": loss.temperature}
+        values = {"loss": out.loss.item(), **means, **made_with, "grad_norm": float(norm), "lr": lr}
+        return Taken(values, totals.positions, any(asked for _, asked in told))
+
+    def _gradients(
+        self, loss: DistillLoss, batch: Batch, step: int, lr: float
+    ) -> tuple[LossOutput, StepTotals]:
+        """Forward and backward: the gradient of the whole step is in each `parameter.grad`; its sums, its totals."""
         ranks = self._ranks
-        shared = batch.position_ids is not None
-        told = ranks.gather(
-            [
-                batch.labelled_positions,
-                batch.soft_positions,
-                loss.soft_divisor(batch),
-                batch.input_ids.shape[1],
-                shared,
-                batch.positions,
-            ]
-        )
-        labelled, soft_positions, positions = (int(sum(t[i] for t in told)) for i in (0, 1, 5))
-        divisor = _sum(t[2] for t in told)
-        batch = widen(batch, int(max(t[3] for t in told)), shared=any(t[4] for t in told))
-        values: list[float] = []
-        for i, micro in enumerate(split_batch(batch, self._parts)):
+        micro_batches = list(split_batch(batch, self._parts))
+        totals = StepTotals.over(ranks.rows(loss.count(m) for m in micro_batches))
+        loss = replace(loss, totals=totals)
+        outputs: list[list[float]] = []
+        for i, micro in enumerate(micro_batches):
             last = i == self._parts - 1
             with self._named(micro, step):
                 torch.manual_seed(self._dropout_seed(step, ranks.rank * self._parts + i))
                 self._tree.before(i)
                 with self._spread.micro_batch(last=last):
-                    out = self._spread.module(loss, micro, labelled, divisor, positions)
+                    out = self._spread.module(loss, widen(micro, totals))
                     (out.loss * self._spread.scale).backward()
                 self._tree.after(last=last)
-                values += [out.loss.item(), *(getattr(out, name) for name in SUMS)]
-        told = ranks.gather([*values, stop])
-        each = 1 + len(SUMS)
-        loss_value, *sums = (_sum(v for t in told for v in t[i:-1:each]) for i in range(each))
-        if not math.isfinite(loss_value):
-            raise self._refused(batch, step, lr, loss_value, [_sum(t[:-1:each]) for t in told])
-        over = {
-            "hard": labelled,
-            "hard_part": labelled,
-            "soft_weighted": divisor,
-            "cosine": positions,
-        }
-        means = {
-            name: value / (over.get(name, soft_positions) or 1)
-            for name, value in zip(SUMS, sums, strict=True)
-            if name != "cosine" or loss.cosine > 0
-        }
-        return StepOutput(loss_value, means, positions, any(t[-1] for t in told))
+                outputs.append([out.loss.item(), *out[1:]])
+        total = LossOutput.over(ranks.rows(outputs))
+        if not math.isfinite(total.loss):
+            fine = all(math.isfinite(value) for value, *_ in outputs)
+            places = ranks.gather_objects((fine, self._place(batch, step)))
+            place = min(places, key=lambda p: p[0])[1]  # of the first rank whose own is not
+            raise not_finite(f"{place}: the loss is {total.loss.item()}", lr)
+        return total, totals
 
     def _dropout_seed(self, step: int, micro_batch: int) -> int:
         """So that what is dropped depends on neither the number of ranks nor on where a run was resumed."""
-        words = f"softlabels dropout 1\n{self._seed}\n{step}\n{micro_batch}"
+        words = f"softlabels dropout 1\n{self._config.seed}\n{step}\n{micro_batch}"
         return int.from_bytes(hashlib.sha256(words.encode()).digest()[:8], "little") >> 1
 
     @contextmanager
@@ -211,16 +209,3 @@ class Gradients:
     def _place(self, batch: Batch, step: int) -> str:
         rank = f"rank {self._ranks.rank}: " if self._ranks.several else ""
         return f"{rank}step {step + 1}, rows {list(batch.rows)}"
-
-    def _refused(
-        self, batch: Batch, step: int, lr: float, loss: float, by_rank: list[float]
-    ) -> RunError:
-        guilty = next((r for r, v in enumerate(by_rank) if not math.isfinite(v)), 0)
-        place = self._ranks.gather_objects(self._place(batch, step))[guilty]
-        return not_finite(f"{place}: the loss is {loss}", lr)
-
-
-def _sum(values: Iterator[float] | list[float]) -> float:
-    """Exactly rounded, so that the order does not matter; inf and nan pass."""
-    values = list(values)
-    return math.fsum(values) if all(map(math.isfinite, values)) else sum(values)

@@ -22,9 +22,9 @@ from torch import Tensor, nn
 from softlabels.core.registry import Registry, split_spec
 from softlabels.errors import PairingError, TokenizerError
 from softlabels.store.reader import Store
-from trainers.data.stream import Batch
+from trainers.data.batch import Batch
 from trainers.data.tasks import CAUSAL, Task
-from trainers.loss.topk_tail import Head
+from trainers.loss.head_chunks import Head
 
 __all__ = [
     "STUDENTS",

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from softlabels.errors import ConfigError
 from trainers.data.batch import Batch
-from trainers.loss.topk_tail import Head
+from trainers.loss.head_chunks import Head
 from trainers.students import Student
 
 __all__ = ["EncoderStudent", "class_head", "token_head"]
