@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from softlabels.core import npz
+from softlabels.domains.image_classification.arrays import ImageArrays
 from softlabels.errors import CorpusError
-from softlabels.images.arrays import ImageArrays
 from softlabels.interchange.arrays import read
 
 

@@ -95,22 +95,25 @@ def test_the_digest_depends_on_ids_segments_and_mask(other):
 def test_pad_rows_lays_rows_side_by_side():
     rows = [row_of([11, 12, 13]), row_of([21]), row_of([31, 32, 33, 34], mask=[0, 1, 1, 0])]
     padded = pad_rows(rows)
-    assert padded.input_ids.tolist() == [[11, 12, 13, 0], [21, 0, 0, 0], [31, 32, 33, 34]]
-    assert padded.position_ids is None
+    assert padded.inputs["input_ids"].tolist() == [[11, 12, 13, 0], [21, 0, 0, 0], [31, 32, 33, 34]]
+    assert "position_ids" not in padded.inputs
     assert padded.flat_positions.tolist() == [0, 1, 9, 10]
     assert padded.labels.tolist() == [12, 13, 33, 34]
-    assert padded.counts.tolist() == [2, 0, 2]
-    for array in (padded.input_ids, padded.flat_positions, padded.labels, padded.counts):
+    assert padded.width == 4
+    for array in (padded.inputs["input_ids"], padded.flat_positions, padded.labels):
         assert array.dtype == np.int64
 
 
 def test_pad_rows_restarts_position_ids_when_any_row_is_packed():
     rows = [row_of([1, 2, 3, 4, 5], segments=[2, 3]), row_of([6, 7]), row_of([8, 9], [1, 1])]
     padded = pad_rows(rows)
-    assert padded.position_ids.tolist() == [[0, 1, 0, 1, 2], [0, 1, 2, 3, 4], [0, 0, 1, 2, 3]]
+    assert padded.inputs["position_ids"].tolist() == [
+        [0, 1, 0, 1, 2],
+        [0, 1, 2, 3, 4],
+        [0, 0, 1, 2, 3],
+    ]
     assert padded.flat_positions.tolist() == [0, 2, 3, 5]
     assert padded.labels.tolist() == [2, 4, 5, 7]
-    assert padded.counts.tolist() == [3, 1, 0]
 
 
 def test_the_padded_rectangle_holds_each_rows_own_positions_and_labels():
@@ -123,17 +126,19 @@ def test_the_padded_rectangle_holds_each_rows_own_positions_and_labels():
             mask[np.cumsum(segments) - 1] = False
             rows.append(row_of(rng.integers(1, 1000, segments.sum()), segments, mask))
         padded = pad_rows(rows)
-        flat, width = padded.input_ids.ravel(), max(len(r.input_ids) for r in rows)
-        assert padded.input_ids.shape == (len(rows), width)
+        flat, width = padded.inputs["input_ids"].ravel(), max(len(r.input_ids) for r in rows)
+        assert padded.inputs["input_ids"].shape == (len(rows), width)
         np.testing.assert_array_equal(flat[padded.flat_positions + 1], padded.labels)
-        starts = np.concatenate([[0], np.cumsum(padded.counts)])
+        starts = np.concatenate([[0], np.cumsum([r.n for r in rows])])
         for b, row in enumerate(rows):
             mine = slice(starts[b], starts[b + 1])
             np.testing.assert_array_equal(padded.flat_positions[mine] - b * width, row.positions)
             np.testing.assert_array_equal(padded.labels[mine], row.labels)
-            if padded.position_ids is not None:
+            if "position_ids" in padded.inputs:
                 n = len(row.input_ids)
-                np.testing.assert_array_equal(padded.position_ids[b, :n], row.position_ids)
+                np.testing.assert_array_equal(
+                    padded.inputs["position_ids"][b, :n], row.position_ids
+                )
 
 
 def test_cursors_sort_like_places_in_a_corpus():

@@ -30,10 +30,10 @@ from softlabels.algebra.combine import (
 from softlabels.algebra.sources import files_of, open_source, provenance_of, scan
 from softlabels.builder.config import BuildConfig
 from softlabels.builder.plan import survey
-from softlabels.builder.rows import open_inputs
 from softlabels.builder.shard_builder import Taught, check_teacher, load_teacher
 from softlabels.core.progress import Reporter, Silent
 from softlabels.corpora.overlap import refuse_overlap
+from softlabels.domains import DOMAINS
 from softlabels.errors import PairingError
 from softlabels.estimators import make_estimator
 from softlabels.format.dictionaries import FOLDER
@@ -102,7 +102,7 @@ def append(
     _check_growing(store)
     job = _job(store, config)
     estimator = make_estimator(job.estimator, job.estimator_parameters)
-    corpora = open_inputs(job)
+    corpora = DOMAINS.load(job.domain).maker.open(job)
     refuse_overlap(corpora, [c.spec for c in corpora], out)
     begun(out, report.notice)  # a foreign folder is refused before the work
     report.stage("check", len(store.manifest.shards), "shards")

@@ -11,7 +11,7 @@ import msgspec
 
 from softlabels.core.progress import Reporter
 from softlabels.core.records import FORMAT_VERSION, check_file
-from softlabels.domains import domain_module
+from softlabels.domains import DOMAINS
 from softlabels.errors import FormatError, IntegrityError, PlanError
 from softlabels.format.encoding import input_digests, read_statistics
 from softlabels.format.manifest import Manifest, Provenance, ShardRecord, SourceRecord
@@ -71,7 +71,7 @@ def scan(store: Store, report: Reporter) -> Iterator[Scanned]:
     """
     manifest = store.manifest
     identity, fingerprint = manifest.identity, hashlib.sha256()
-    whole = domain_module(identity.domain).DIGEST_BYTES == DIGEST_BYTES
+    whole = DOMAINS.load(identity.domain).digest_bytes == DIGEST_BYTES
     for i, record in enumerate(manifest.shards):
         file = store.folder / record.name
         data = check_file(file, sha256=record.sha256, size=record.bytes)

@@ -18,7 +18,7 @@ from softlabels.algebra.sources import DIGEST_BYTES, open_source
 from softlabels.codecs import make_codec
 from softlabels.core.progress import Reporter, Silent
 from softlabels.core.settings import check_at_least
-from softlabels.domains import domain_module
+from softlabels.domains import DOMAINS
 from softlabels.errors import ConfigError, PairingError
 from softlabels.format.identity import OPEN_TARGETS, EncodingRecord, Identity, TargetRecord
 from softlabels.format.manifest import Manifest
@@ -163,7 +163,7 @@ def _identity(store: Store, config: SubsetConfig) -> Identity:
         targets = msgspec.structs.replace(targets, positions="none")
     encoding = _encoding(identity)
     if config.drop_inputs:
-        if domain_module(identity.domain).DIGEST_BYTES != DIGEST_BYTES:
+        if DOMAINS.load(identity.domain).digest_bytes != DIGEST_BYTES:
             raise ConfigError(
                 f"--drop-inputs: {store.path} is of the domain {identity.domain}, whose rows do not hold their "
                 "whole digest"

@@ -14,6 +14,7 @@ from softlabels.algebra.sources import files_of, open_source
 from softlabels.core.progress import Reporter, Silent
 from softlabels.core.records import canonical
 from softlabels.core.views import Dropped, VocabView
+from softlabels.domains import DOMAINS
 from softlabels.errors import ConfigError
 from softlabels.format.identity import EncodingRecord, Identity, TokenizerRecord
 from softlabels.format.manifest import Manifest
@@ -44,7 +45,8 @@ def view(
     """
     report, out = reporter or Silent(), Path(out)
     store = open_source(Path(source), out)
-    if (domain := store.manifest.identity.domain) != "causal-lm":
+    domain = store.manifest.identity.domain
+    if not DOMAINS.load(domain).chained:
         raise ConfigError(
             f"--vocab {vocab}: another vocabulary is for causal LMs; {store.path} is of the domain {domain}"
         )

@@ -14,10 +14,10 @@ from pathlib import Path
 
 from softlabels.builder.config import BuildConfig
 from softlabels.builder.plan import plan_build
-from softlabels.builder.rows import open_inputs
 from softlabels.builder.shard_builder import Taught, load_teacher
 from softlabels.core.progress import Reporter, Silent
 from softlabels.corpora.overlap import refuse_overlap
+from softlabels.domains import DOMAINS
 from softlabels.estimators import make_estimator
 from softlabels.format.manifest import Manifest
 from softlabels.making.job import make_store
@@ -50,7 +50,7 @@ def build(
     report = reporter or Silent()
     store = Path(out)
     estimator = make_estimator(config.estimator, config.estimator_parameters)
-    corpora = open_inputs(config)
+    corpora = DOMAINS.load(config.domain).maker.open(config)
     refuse_overlap(corpora, config.corpus, store)
     planned = begun(store, report.notice)
     if planned is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -21,8 +21,8 @@ Files = Annotated[T, Group("Files")]
 Devices = Annotated[T, Group("Device and memory")]
 
 
-VIEWED = ("masked-lm", "image-classification")
-"""Domains in which a text or an image may be taught in several views."""
+OWNED = ("mask_share", "mask_targets", "hidden", "augment", "image_size", "check_every", "views")
+"""Settings that only some domains have: those whose `maker` names them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,8 +38,7 @@ class BuildConfig:
     completions; see docs/corpora.md. Of images `images:FOLDER`, `image-parquet:GLOB`, `arrays:FILE`, `idx:PREFIX`.
     Several are taken in order."""
     domain: Corpus[str] = "causal-lm"
-    """What is taught: `causal-lm`, `masked-lm`, `sequence-classification`, `token-classification` or
-    `image-classification`."""
+    """What is taught, e.g. `causal-lm`, `masked-lm` or `sequence-classification`; docs/domains.md has all."""
     augment: Views[str | None] = None
     """How views differ from their image, e.g. `crop:4,flip,colour:0.2,mixup:0.2`; see docs/vision.md."""
     image_size: Views[int | None] = None
@@ -122,10 +121,6 @@ class BuildConfig:
             raise ConfigError(f"--average {self.average}: belongs to several --teacher")
         if not self.corpus:
             raise ConfigError("--corpus: give at least one")
-        if not self.of_images:
-            from softlabels.corpora import named
-
-            object.__setattr__(self, "corpus", tuple(named(self.corpus)))
         check_at_least(
             self,
             seq_len=2,
@@ -139,7 +134,7 @@ class BuildConfig:
             check_every=1,
         )
         for flag, name, known in (
-            ("--domain", self.domain, tuple(DOMAINS)),
+            ("--domain", self.domain, DOMAINS.names()),
             ("--estimator", self.estimator, ESTIMATORS.names()),
             ("--values", self.stored_values, CODECS.names()),
             ("--profile", self.profile, PROFILES),
@@ -147,6 +142,9 @@ class BuildConfig:
         ):
             if name not in known:  # before the teacher is loaded
                 raise ConfigError(f"{flag} {name!r}: expected one of {', '.join(known)}")
+        object.__setattr__(
+            self, "corpus", tuple(DOMAINS.load(self.domain).maker.spelled(self.corpus))
+        )
         if (self.top_p is not None or self.min_k is not None) and self.estimator != "topp":
             raise ConfigError("--top-p and --min-k belong to --estimator topp")
         if self.estimator == "topp" and self.top_p is None:
@@ -157,11 +155,11 @@ class BuildConfig:
             raise ConfigError(f"--dictionary {self.dictionary}: belongs to --profile packed")
         if self.positions is not None:
             PositionRule.parse(self.positions)
-        self._check_masking()
-        self._check_images()
+        self._check_domain()
         for flag, value, most in (
             ("shard-rows", self.shard_rows, ROWS_LIMIT),
             ("image-size", self.image_size or 1, LARGEST_VIEW),
+            ("views", self.views, 2**31 - 1),
         ):
             if value > most:
                 raise ConfigError(f"--{flag} {value}: expected at most {most}")
@@ -172,60 +170,23 @@ class BuildConfig:
                 f"--values {self.values}: the profile 'open' holds float16 or float32; use --profile packed"
             )
 
-    def _check_masking(self) -> None:
-        from softlabels.codecs.hidden import HIDDEN_CODECS
-        from softlabels.domains.masking import TARGETS
+    def _check_domain(self) -> None:
+        """Settings of other domains are refused, the domain looks at its own."""
+        from softlabels.domains import DOMAINS
 
-        if self.hidden is not None and self.domain != "masked-lm":
-            raise ConfigError(
-                f"--hidden {self.hidden}: belongs to --domain masked-lm, not to {self.domain}"
-            )
-        if self.hidden not in (None, *HIDDEN_CODECS):
-            raise ConfigError(
-                f"--hidden {self.hidden!r}: expected one of {', '.join(HIDDEN_CODECS)}"
-            )
-        given = self.mask_share is not None or self.mask_targets is not None
-        if given and self.domain != "masked-lm":
-            raise ConfigError(
-                f"--mask-share and --mask-targets belong to --domain masked-lm, not to {self.domain}"
-            )
-        if self.views > 1 and self.domain not in VIEWED:
-            raise ConfigError(
-                f"--views {self.views}: belongs to --domain {' or '.join(VIEWED)}, not to {self.domain}"
-            )
-        if self.mask_share is not None and not 0 < self.mask_share <= 1:
-            raise ConfigError(
-                f"--mask-share {self.mask_share}: expected a share above 0 and at most 1"
-            )
-        if self.mask_targets not in (None, *TARGETS):
-            raise ConfigError(
-                f"--mask-targets {self.mask_targets!r}: expected one of {', '.join(TARGETS)}"
-            )
-        if self.views >= 2**31:
-            raise ConfigError(f"--views {self.views}: expected less than 2**31")
+        def takes(domain: str) -> frozenset[str]:
+            settings: frozenset[str] = DOMAINS.load(domain).maker.settings
+            return settings
 
-    @property
-    def of_images(self) -> bool:
-        """Whether rows are views of images."""
-        return self.domain == "image-classification"
-
-    @property
-    def row_tokens(self) -> int:
-        """Tokens in a row, at most; an image counts as one."""
-        return 1 if self.of_images else self.seq_len
-
-    def _check_images(self) -> None:
-        from softlabels.images.recipe import Recipe
-
-        given = any(x is not None for x in (self.augment, self.image_size, self.check_every))
-        if given and not self.of_images:
-            raise ConfigError(
-                "--augment, --image-size and --check-every belong to --domain image-classification"
-            )
-        if self.of_images and self.views > 1 and not Recipe.parse(self.augment or "").random:
-            raise ConfigError(
-                f"--views {self.views}: all views of an image are the same without an --augment that draws something"
-            )
+        defaults = {f.name: f.default for f in fields(self)}
+        for name in (n for n in OWNED if n not in takes(self.domain)):
+            if getattr(self, name) != defaults[name]:
+                takers = " or ".join(d for d in DOMAINS.names() if name in takes(d))
+                raise ConfigError(
+                    f"--{name.replace('_', '-')} {getattr(self, name)}: belongs to --domain {takers}, not to "
+                    f"{self.domain}"
+                )
+        DOMAINS.load(self.domain).maker.check(self)
 
     @classmethod
     def from_sources(cls, toml: Path | None, flags: Mapping[str, Any]) -> BuildConfig:

@@ -22,7 +22,6 @@ from pathlib import Path
 
 from softlabels.builder.config import BuildConfig
 from softlabels.builder.plan import most_rows, plan_build, survey
-from softlabels.builder.rows import open_inputs, packed_rows
 from softlabels.builder.shard_builder import load_teacher
 from softlabels.builder.teach import teach
 from softlabels.codecs.codebook import Codebook
@@ -30,6 +29,7 @@ from softlabels.core.progress import Reporter, Silent
 from softlabels.core.rows import Cursor, InputRow
 from softlabels.corpora import Corpus
 from softlabels.corpora.beginning import beginnings, share_taken
+from softlabels.domains import DOMAINS
 from softlabels.estimators import make_estimator
 from softlabels.format.encoding import encode_shard
 from softlabels.format.identity import Identity
@@ -44,8 +44,8 @@ __all__ = ["Estimate", "dry_run"]
 
 BEGINNING_BYTES = 4_000_000
 """Of the corpus that is tokenised."""
-IMAGE_ROWS = 2048
-"""Views of images that are looked at."""
+KNOWN = 2048
+"""Rows that are looked at where all are known to be there, as views of images are."""
 SAMPLE_ROWS = 64
 """Rows of a part of the sample, at most; a shard's, if that is fewer."""
 
@@ -95,7 +95,7 @@ def dry_run(
     report = reporter or Silent()
     store = Path(out)
     estimator = make_estimator(config.estimator, config.estimator_parameters)
-    corpora = open_inputs(config)
+    corpora = DOMAINS.load(config.domain).maker.open(config)
     plan = load_plan(store)
     if plan is None and store.is_dir():
         check_folder(store)
@@ -158,11 +158,10 @@ def _beginning(
     config: BuildConfig, corpora: Sequence[Corpus]
 ) -> tuple[BuildConfig, Sequence[Corpus], Callable[[int], float]]:
     """What to pack in the place of the whole, and, given the rows that it made, the share that they are."""
-    known = most_rows(config, corpora)
-    if config.of_images:
+    if DOMAINS.load(config.domain).maker.known_rows(config, corpora) is not None:
+        known = most_rows(config, corpora)
         assert known is not None
-        few = min(known, IMAGE_ROWS)
-        return replace(config, limit_rows=few), corpora, lambda rows: rows / known
+        return replace(config, limit_rows=min(known, KNOWN)), corpora, lambda rows: rows / known
     parts = beginnings(corpora, BEGINNING_BYTES)
     if parts is None:
         return config, corpora, lambda _: 1.0
@@ -200,7 +199,8 @@ def _sample(
         if count == 0:
             continue
         shard = shards[begin // config.shard_rows]
-        packed = packed_rows(config, corpora, teacher, start=Cursor(shard.document, shard.offset))
+        start = Cursor(shard.document, shard.offset)
+        packed = DOMAINS.load(config.domain).maker.rows(config, corpora, teacher, start=start)
         skip = begin - shard.start_row
         parts.append((begin, [row for _, row in islice(packed, skip, skip + count)]))
     return parts

@@ -3,34 +3,30 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
+from typing import Any
 
 import msgspec
 
 from softlabels.builder.config import BuildConfig
-from softlabels.builder.rows import images_of, masking_of, packed_rows
 from softlabels.codecs import make_codec
-from softlabels.codecs.hidden import HIDDEN_CODECS
 from softlabels.core.positions import PositionRule
 from softlabels.core.progress import Reporter
 from softlabels.core.registry import without_folder
 from softlabels.core.rows import Cursor, InputRow
 from softlabels.corpora import Corpus
 from softlabels.corpora.packing import CorpusCounts
-from softlabels.corpora.pictures import image_record, image_settings
 from softlabels.corpora.survey import SurveyProgress
-from softlabels.domains import domain_module
-from softlabels.errors import CorpusError, TeacherError
+from softlabels.domains import DOMAINS
+from softlabels.domains.maker import RowMaker
+from softlabels.errors import CorpusError
 from softlabels.estimators import Estimator
 from softlabels.format.dictionaries import DICTIONARY
 from softlabels.format.identity import (
     CorpusRecord,
     EncodingRecord,
-    HiddenRecord,
     Identity,
-    ImageRecord,
-    SummaryRecord,
     TargetRecord,
     held_profile,
 )
@@ -89,6 +85,7 @@ def survey(
     Raises:
         CorpusError: it cannot be read, or holds nothing to teach.
     """
+    maker: RowMaker = DOMAINS.load(config.domain).maker
     counts = CorpusCounts()
     digests = hashlib.sha256(before)
     tokens = 0
@@ -98,7 +95,7 @@ def survey(
 
     def watched() -> Iterator[tuple[Cursor, InputRow]]:
         nonlocal tokens
-        rows = packed_rows(config, corpora, teacher, counts=counts)
+        rows = maker.rows(config, corpora, teacher, counts=counts)
         for cursor, row in islice(rows, config.limit_rows):
             digests.update(row.digest())
             tokens += row.size
@@ -112,7 +109,7 @@ def survey(
     corpus = CorpusRecord(
         specs=[without_folder(spec) for spec in config.corpus],
         fingerprint=digests.hexdigest(),
-        seq_len=config.row_tokens,
+        seq_len=maker.row_tokens(config),
         documents=counts.documents,
         rows=sum(s.rows for s in shards),
         tokens=tokens,
@@ -128,10 +125,8 @@ def survey(
         teacher,
         corpus,
         dictionary_shards=_dictionary_shards(config, estimator.k, shards),
-        images=image_record(config, images_of(corpora), teacher.need_images(), corpus.rows)
-        if config.of_images
-        else None,
         profile=held_profile(config.profile, config.container),
+        own=maker.record(config, corpora, teacher, rows=corpus.rows),
     )
     for what, n in (
         ("empty", counts.skipped_empty),
@@ -150,24 +145,21 @@ def identity_of(
     """What a build would plan, if its corpus were that of a plan."""
     old = planned.encoding
     auto = config.dictionary == "auto" and config.profile == "packed"
-    images = planned.images
-    if images is not None and config.of_images:
-        settings = image_settings(config, teacher.need_images())
-        images = msgspec.structs.replace(images, **settings)
+    maker: RowMaker = DOMAINS.load(config.domain).maker
     return _identity(
         config,
         estimator,
         teacher,
         msgspec.structs.replace(
-            planned.corpus, seq_len=config.row_tokens, limit_rows=config.limit_rows
+            planned.corpus, seq_len=maker.row_tokens(config), limit_rows=config.limit_rows
         ),
         dictionary_shards=old.dictionary_shards
         if auto
         else _dictionary_shards(config, estimator.k, ()),
-        images=images,
         profile=old.profile
         if old.asked_profile == config.profile
         else held_profile(config.profile, config.container),
+        own=maker.asked(config, teacher, planned),
     )
 
 
@@ -178,13 +170,14 @@ def _identity(
     corpus: CorpusRecord,
     *,
     dictionary_shards: int | None,
-    images: ImageRecord | None,
     profile: str,
+    own: Mapping[str, Any],
 ) -> Identity:
+    """What a build makes of a corpus; `own` are the parts of its domain."""
     codec = make_codec(config.stored_values)
     return Identity(
         domain=config.domain,
-        label_shift=domain_module(config.domain).LABEL_SHIFT,
+        label_shift=DOMAINS.load(config.domain).label_shift,
         teacher=teacher.record,
         tokenizer=teacher.tokenizer.record,
         corpus=corpus,
@@ -200,34 +193,15 @@ def _identity(
         ),
         licence=config.licence,
         classes=None if teacher.classes is None else list(teacher.classes),
-        masking=masking_of(config),
-        hidden=_hidden(config, teacher),
-        images=images,
-        summary=_summary(config, teacher),
+        summary=summary_record(teacher.record.vocab_size) if config.position_summary else None,
+        **own,
     )
 
 
 def most_rows(config: BuildConfig, corpora: Sequence[Corpus]) -> int | None:
     """Rows of the whole job, if they can be told before the corpus was read."""
-    if config.of_images:
-        views = len(images_of(corpora)) * config.views
-        return min(views, config.limit_rows or views)
-    return config.limit_rows
-
-
-def _hidden(config: BuildConfig, teacher: Teacher) -> HiddenRecord | None:
-    if config.hidden is None:
-        return None
-    if teacher.hidden_size is None:
-        raise TeacherError(
-            f"{teacher.record.spec}: gives no hidden states; leave --hidden out, or use hf:PATH"
-        )
-    codec = HIDDEN_CODECS[config.hidden]
-    return HiddenRecord(values=config.hidden, width=teacher.hidden_size, error=codec.error)
-
-
-def _summary(config: BuildConfig, teacher: Teacher) -> SummaryRecord | None:
-    return summary_record(teacher.record.vocab_size) if config.position_summary else None
+    known = DOMAINS.load(config.domain).maker.known_rows(config, corpora)
+    return min((n for n in (known, config.limit_rows) if n is not None), default=None)
 
 
 def _target_record(config: BuildConfig, estimator: Estimator) -> TargetRecord:

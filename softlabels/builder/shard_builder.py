@@ -11,10 +11,11 @@ from typing import Any
 import msgspec
 
 from softlabels.builder.config import BuildConfig
-from softlabels.builder.rows import PlannedRows, open_inputs
+from softlabels.builder.rows import PlannedRows
 from softlabels.builder.teach import teach
 from softlabels.core.progress import Reporter
 from softlabels.corpora import Corpus
+from softlabels.domains import DOMAINS
 from softlabels.errors import PairingError
 from softlabels.estimators import make_estimator
 from softlabels.format.identity import Identity
@@ -78,7 +79,8 @@ class Taught:
             self.teacher = _cached_teacher(self.config.teacher, self.config.average, options)
             check_teacher(self.store, plan.identity, self.teacher)
         if self._rows is None:
-            corpora = open_inputs(self.config) if self.corpora is None else self.corpora
+            maker = DOMAINS.load(self.config.domain).maker
+            corpora = maker.open(self.config) if self.corpora is None else self.corpora
             self._rows = PlannedRows(self.config, corpora, self.teacher)
         return self.teacher, self._rows
 

@@ -75,6 +75,8 @@ def build_command(
 
 def _closing(out: Path, manifest: Manifest, values: Mapping[str, Any]) -> str:
     """What was built, and what can be done with it next."""
+    from softlabels.domains import DOMAINS
+
     place, identity = shlex.quote(str(out)), manifest.identity
     shards = values["shards"]
     lines = {
@@ -84,7 +86,7 @@ def _closing(out: Path, manifest: Manifest, values: Mapping[str, Any]) -> str:
         f"({identity.targets.estimator}, k={identity.targets.k})",
         "teacher": f"{identity.teacher.name}: {_teacher(values, manifest)}",
         "look": f"softlabels inspect {place} --row 0",
-        "train": f"softtrain run --store {place} {_student(identity.domain)} --out run",
+        "train": f"softtrain run --store {place} {DOMAINS.load(identity.domain).student} --out run",
     }
     return in_columns(lines)
 
@@ -98,12 +100,6 @@ def _teacher(values: Mapping[str, Any], manifest: Manifest) -> str:
     if values.get("accuracy") is not None:
         parts.append(f"right about {values['accuracy']:.1%} of the labels")
     return ", ".join([*parts, f"{duration(manifest.cost.seconds)} of work"])
-
-
-def _student(domain: str) -> str:
-    """A student that fits any store of the domain."""
-    of_images = domain == "image-classification"
-    return "--images IMAGES --student cnn:16x3" if of_images else "--student new:10M"
 
 
 def in_columns(lines: Mapping[str, str]) -> str:

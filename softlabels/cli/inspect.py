@@ -212,8 +212,8 @@ def _show_row(
     opened: Any, index: int, position: int | None, temperature: float | None, *, as_json: bool
 ) -> None:
     from softlabels.cli import row_text
+    from softlabels.core.rows import Row
     from softlabels.core.targets import UNBIASED
-    from softlabels.domains.image_classification import ImageRow
     from softlabels.report.readings import read
     from softlabels.store.token_text import TokenText
 
@@ -227,14 +227,10 @@ def _show_row(
         raise ConfigError(f"--position {position}: row {index} has positions 0..{n - 1}")
     chosen = range(n) if position is None else [position]
     readings = {p: read(targets, p, int(row.labels[p]), t, words) for p in chosen}
-    causal = opened.manifest.identity.label_shift == 1
-    label = "next token" if causal else "label"
-    what = f"{row.size} tokens, {n} positions"
-    if isinstance(row, ImageRow):
-        what = f"image {row.document}, view {row.view}"
-    lines = [f"row {index}: {what}"]
-    if not causal and "input_ids" in row.inputs and words.known:
-        lines.append(f"       {printable(words.many(row.inputs['input_ids'].tolist()))}")
+    label = "next token" if opened.manifest.identity.label_shift else "label"
+    lines = [f"row {index}: {row.title}"]
+    if n and not isinstance(row, Row) and words.known:
+        lines.append(f"       {printable(words.many(row.before(0).tolist()))}".rstrip())
     if position is None:
         lines += [
             f"       {text}".rstrip() if not text.startswith(" ") else text
@@ -247,14 +243,14 @@ def _show_row(
         ]
         lines += [row_text.line(p, reading) for p, reading in readings.items()]
     else:
-        if causal and words.known:
-            before = row.input_ids[: int(row.positions[position]) + 1][-CONTEXT:]
+        if opened.manifest.identity.label_shift and words.known:
+            before = row.before(position)[-CONTEXT:]
             lines.append(f"{'after':>10}  {words.many(before.tolist())!r}")
         lines += row_text.page(readings[position], label=label, vocab_size=opened.vocab_size, t=t)
     records = [
         {
             "position": p,
-            **({"token": int(row.positions[p])} if hasattr(row, "positions") else {}),
+            "token": int(row.positions[p]),
             **row_text.as_json(reading),
         }
         for p, reading in readings.items()

@@ -30,6 +30,7 @@ __all__ = [
     "PaddedRows",
     "Row",
     "pad_rows",
+    "side_by_side",
 ]
 
 Int32 = npt.NDArray[np.int32]
@@ -79,8 +80,15 @@ class InputRow(Protocol):
     def inputs(self) -> dict[str, npt.NDArray[Any]]:
         """What a model is fed, by name."""
 
+    @property
+    def title(self) -> str:
+        """What it is, for people: `17 tokens, 16 positions`."""
+
     def place(self, position: int) -> str:
         """Where a position lies, for messages: `token 17`."""
+
+    def before(self, position: int) -> Int32:
+        """Tokens that a model has read when it answers at a position, for people to see; of an image none."""
 
     def renumbered(self, documents: int) -> InputRow:
         """The same row of a corpus before which so many documents were put."""
@@ -135,9 +143,19 @@ class Row:
         """The same row, so many documents further on."""
         return replace(self, documents=self.documents + np.int64(documents))
 
+    @property
+    def title(self) -> str:
+        """Its tokens and positions."""
+        return f"{self.size} tokens, {self.n} positions"
+
     def place(self, position: int) -> str:
         """`token 17`: where a position lies."""
         return f"token {self.positions[position]}"
+
+    def before(self, position: int) -> Int32:
+        """Those of its document, the one at the position included."""
+        token = int(self.positions[position])
+        return self.input_ids[token - int(self.position_ids[token]) : token + 1]
 
     @staticmethod
     def pad(rows: Sequence[Row]) -> PaddedRows:
@@ -200,46 +218,43 @@ class NamedRow(Row):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PaddedRows:
-    """B rows as one rectangle for a model, and where their N positions lie in it."""
+    """B rows as rectangles for a model, and where their N positions lie in its output."""
 
-    input_ids: Int64
-    """`[B, S] int64`; padding is id 0 on the right, where causal attention never looks."""
-    position_ids: Int64 | None
-    """`[B, S] int64` if any row holds several documents, else None: plain causal attention."""
+    inputs: dict[str, npt.NDArray[Any]]
+    """What the model is fed, by the names of its own arguments: each `[B, …]`, sequences `[B, L] int64` padded on the
+    right."""
+    width: int
+    """S: places of a row in the model's output, of which some are positions; 1 where a row has one answer."""
     flat_positions: Int64
-    """`[N]`: indices into the flattened `[B * S]` rectangle, row by row."""
+    """`[N]`: indices into the flattened `[B * S]` places, row by row."""
     labels: Int64
     """`[N] int64`."""
-    counts: Int64
-    """`[B]`: positions of each row; sums to N."""
-    lengths: Int64 | None = None
-    """`[B]`: tokens of each row, where attention goes both ways and must stop there; else None."""
-    pixels: npt.NDArray[np.float32] | None = None
-    """`[B, 3, H, W] float32` of images; else None."""
+
+
+def side_by_side(sequences: Sequence[npt.NDArray[Any]]) -> Int64:
+    """`[B, L] int64`: sequences as one rectangle, padded on the right with 0 to the longest."""
+    padded = np.zeros((len(sequences), max(map(len, sequences))), np.int64)
+    for b, sequence in enumerate(sequences):
+        padded[b, : len(sequence)] = sequence
+    return padded
 
 
 def pad_rows(rows: Sequence[Row]) -> PaddedRows:
-    """Lay rows side by side, padded on the right to the longest."""
-    width = max(len(r.input_ids) for r in rows)
-    input_ids = np.zeros((len(rows), width), np.int64)
-    packed = any(len(r.segment_lengths) > 1 for r in rows)
-    position_ids = np.tile(np.arange(width, dtype=np.int64), (len(rows), 1)) if packed else None
-    flat, labels = [], []
-    for b, row in enumerate(rows):
-        n = len(row.input_ids)
-        input_ids[b, :n] = row.input_ids
-        if position_ids is not None:
-            last = int(row.segment_lengths[-1])
+    """`input_ids`, 0 at padding, where causal attention never looks; `position_ids` if documents share a row."""
+    inputs = {"input_ids": side_by_side([r.input_ids for r in rows])}
+    width = inputs["input_ids"].shape[1]
+    if any(len(r.segment_lengths) > 1 for r in rows):
+        position_ids = np.tile(np.arange(width, dtype=np.int64), (len(rows), 1))
+        for b, row in enumerate(rows):
+            n, last = row.size, int(row.segment_lengths[-1])
             position_ids[b, :n] = row.position_ids
             position_ids[b, n:] = np.arange(
                 last, last + width - n
-            )  # padding continues the last document
-        flat.append(row.positions + b * width)
-        labels.append(row.labels)
+            )  # padding continues the last one
+        inputs["position_ids"] = position_ids
     return PaddedRows(
-        input_ids=input_ids,
-        position_ids=position_ids,
-        flat_positions=np.concatenate(flat),
-        labels=np.concatenate(labels).astype(np.int64),
-        counts=np.array([len(f) for f in flat], np.int64),
+        inputs=inputs,
+        width=width,
+        flat_positions=np.concatenate([r.positions + b * width for b, r in enumerate(rows)]),
+        labels=np.concatenate([r.labels for r in rows]).astype(np.int64),
     )

@@ -1,54 +1,71 @@
 """Domains: what a row is, which columns hold it, and what it must obey.
 
-A module for each, behind `Domain`; both sides use it: the builder to write rows, a trainer to read them. To add
-one: a module here, a line in `DOMAINS`, how its rows are made in `planning.py`, and docs/format.md.
+A domain is a folder here:
+
+    __init__.py    `DOMAIN`: rows and their columns, which builder and trainer share
+    corpus.py      `MAKER`: how a build makes rows of documents (`maker.py`)
+    teacher.py     how a model of transformers teaches them, if one does
+
+and, on the trainers' side, a file of the same name in `trainers/domains/`. Another package registers its own as an
+entry point of the group, the folder's `DOMAIN`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import import_module
-from typing import Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
+import numpy.typing as npt
+
+from softlabels.core.registry import Registry
 from softlabels.core.rows import InputRow
 from softlabels.format.columns import Column, Expected
-from softlabels.format.identity import Identity
 
-__all__ = ["DOMAINS", "Domain", "domain_module", "packed_digest_bytes"]
+if TYPE_CHECKING:
+    from softlabels.format.identity import Identity
 
-DOMAINS: Mapping[str, str] = {
-    "causal-lm": "softlabels.domains.causal_lm",
-    "masked-lm": "softlabels.domains.masked_lm",
-    "sequence-classification": "softlabels.domains.sequence_classification",
-    "token-classification": "softlabels.domains.token_classification",
-    "image-classification": "softlabels.domains.image_classification",
-}
-"""Name and module."""
+__all__ = ["BUILT_IN", "DOMAINS", "Domain"]
 
 
-class Domain(Protocol):
-    """What a domain's module has. `columns` and `rows_of` are each other's inverse."""
+class Domain(ABC):
+    """One domain. What a row is called in its columns is what it is called in the row."""
 
-    LABEL_SHIFT: int
+    name: ClassVar[str]
+    """As a store's identity spells it."""
+    label_shift: ClassVar[int] = 0
     """How many tokens after its position a label lies."""
-    DIGEST_BYTES: int
-    """Of a row's input digest that a file holds. With `PACKED_DIGEST_BYTES`, another number of the profile `packed`."""
+    lists: ClassVar[tuple[tuple[str, npt.DTypeLike], ...]] = ()
+    """Columns with a list a row: name and type. No list has more than `seq_len` entries."""
+    numbers: ClassVar[tuple[tuple[str, npt.DTypeLike], ...]] = ()
+    """Columns with a number a row; None is held as 0."""
+    digest_bytes: ClassVar[int] = 16
+    """Of a row's input digest that a file holds."""
+    packed_digest_bytes: ClassVar[int] = 16
+    """The same in the profile `packed`."""
+    classified: ClassVar[bool] = False
+    """Whether the ids of its targets are classes; else they are tokens."""
+    chained: ClassVar[bool] = False
+    """Whether rows are a causal LM's, `softlabels.core.rows.Row`: tokens of the teacher's vocabulary, each predicting
+    the next. `packed` codes them like kept ids, and another vocabulary may be read into them."""
+    student: ClassVar[str] = "--student new:10M"
+    """Flags of `softtrain run` that make a student of any of its stores."""
+    transformers: ClassVar[str | None] = None
+    """The class of transformers that loads its models."""
 
-    def columns(self, rows: Sequence[Any]) -> dict[str, Column]:
-        """What is stored of rows, besides their numbers and digests."""
-
-    def expected(self, identity: Identity, rows: int | None) -> dict[str, Expected]:
-        """What these columns must be, of so many rows (None: not known)."""
-
+    @abstractmethod
     def rows_of(
         self, columns: Mapping[str, Column], identity: Identity, *, where: str
     ) -> Sequence[InputRow]:
-        """The rows of some columns, which are of the expected types but may hold anything.
+        """The rows of some columns, which are of the expected types but may hold anything; undoes `columns`.
 
         Raises:
             IntegrityError: lists whose lengths do not fit together.
         """
 
+    @abstractmethod
     def check(self, row: Any, identity: Identity, *, where: str) -> None:
         """Refuse a row that contradicts itself, or the identity.
 
@@ -56,12 +73,54 @@ class Domain(Protocol):
             IntegrityError: names `where` and the contradiction.
         """
 
+    def columns(self, rows: Sequence[Any]) -> dict[str, Column]:
+        """What is stored of rows, besides their numbers and digests."""
+        lists = {n: _listed([getattr(r, n) for r in rows], t) for n, t in self.lists}
+        return lists | {
+            n: Column(values=np.array([getattr(r, n) or 0 for r in rows], t))
+            for n, t in self.numbers
+        }
 
-def domain_module(name: str) -> Domain:
-    """The module of a domain, by its name in a store's identity."""
-    return cast(Domain, import_module(DOMAINS[name]))
+    def expected(self, identity: Identity, rows: int | None) -> dict[str, Expected]:
+        """What these columns must be, of so many rows (None: not known)."""
+        tokens = None if rows is None else rows * identity.corpus.seq_len
+        lists = {n: Expected(dtype=np.dtype(t), most=tokens) for n, t in self.lists}
+        return lists | {
+            n: Expected(dtype=np.dtype(t), listed=False, most=rows) for n, t in self.numbers
+        }
+
+    def records(self, columns: Mapping[str, Column]) -> Iterator[dict[str, Any]]:
+        """What the columns hold of each row, by name."""
+        parts = [_lists_of(columns[n]) for n, _ in self.lists]
+        parts += [columns[n].values.tolist() for n, _ in self.numbers]
+        names = [n for n, _ in (*self.lists, *self.numbers)]
+        return (dict(zip(names, values, strict=True)) for values in zip(*parts, strict=True))
+
+    @property
+    def maker(self) -> Any:
+        """How its rows are made (`maker.RowMaker`), which only a build has to know: imported when it is asked for."""
+        return import_module(f"{type(self).__module__}.corpus").MAKER
 
 
-def packed_digest_bytes(domain: Domain) -> int:
-    """How much of a row's digest the profile `packed` holds."""
-    return int(getattr(domain, "PACKED_DIGEST_BYTES", domain.DIGEST_BYTES))
+def _listed(arrays: Sequence[npt.NDArray[Any]], dtype: npt.DTypeLike) -> Column:
+    offsets = np.concatenate([[0], np.cumsum([len(a) for a in arrays], dtype=np.int64)])
+    return Column(values=np.concatenate(arrays).astype(dtype, copy=False), offsets=offsets)
+
+
+def _lists_of(column: Column) -> list[npt.NDArray[Any]]:
+    assert column.offsets is not None
+    return np.split(column.values, column.offsets[1:-1])[: len(column.offsets) - 1]
+
+
+BUILT_IN = (
+    "causal-lm",
+    "masked-lm",
+    "sequence-classification",
+    "token-classification",
+    "image-classification",
+)
+"""Each in a folder of its name, with `_` for `-`."""
+
+DOMAINS: Registry[Domain] = Registry(
+    "softlabels.domains", {n: f"{__name__}.{n.replace('-', '_')}:DOMAIN" for n in BUILT_IN}
+)

@@ -13,10 +13,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from softlabels.core.rows import UNLABELLED, Bool, Int32, Int64, PaddedRows
+from softlabels.core.rows import UNLABELLED, Bool, Int32, Int64, PaddedRows, side_by_side
+from softlabels.domains import Domain
 from softlabels.errors import IntegrityError
+from softlabels.format.identity import Identity
 
-__all__ = ["TextRow", "check_text"]
+__all__ = ["TextDomain", "TextRow"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -54,6 +56,11 @@ class TextRow:
         return len(self.input_ids)
 
     @property
+    def label(self) -> int:
+        """Of a row with one position: its label."""
+        return int(self.labels[0])
+
+    @property
     def context(self) -> Int32:
         """`[N] int32`: the label where it is known, else 0."""
         return np.where(self.labels == UNLABELLED, 0, self.labels).astype(np.int32)
@@ -76,6 +83,15 @@ class TextRow:
         """The same row, so many texts further on."""
         return replace(self, document=self.document + documents)
 
+    @property
+    def title(self) -> str:
+        """Its tokens and positions."""
+        return f"{self.size} tokens, {self.n} positions"
+
+    def before(self, position: int) -> Int32:
+        """All that the model is fed: it reads a text at once."""
+        return self.fed_ids
+
     def place(self, position: int) -> str:
         """`token 17`."""
         return f"token {self.positions[position]}"
@@ -95,39 +111,40 @@ class TextRow:
 
     @staticmethod
     def pad(rows: Sequence[TextRow]) -> PaddedRows:
-        """Padded on the right with id 0, where no attention goes: `lengths` says from where on."""
-        width = max(r.size for r in rows)
-        input_ids = np.zeros((len(rows), width), np.int64)
-        for b, row in enumerate(rows):
-            input_ids[b, : row.size] = row.fed_ids
+        """`input_ids`, and `attention_mask`: 1 at tokens, 0 at padding."""
+        input_ids = side_by_side([r.fed_ids for r in rows])
+        width = input_ids.shape[1]
+        mask = np.arange(width) < np.array([[r.size] for r in rows])
         return PaddedRows(
-            input_ids=input_ids,
-            position_ids=None,
+            inputs={"input_ids": input_ids, "attention_mask": mask.astype(np.int64)},
+            width=width,
             flat_positions=np.concatenate([r.positions + b * width for b, r in enumerate(rows)]),
             labels=np.concatenate([r.labels for r in rows]).astype(np.int64),
-            counts=np.array([r.n for r in rows], np.int64),
-            lengths=np.array([r.size for r in rows], np.int64),
         )
 
 
-def check_text(row: TextRow, *, ids: int, labels: int, where: str) -> None:
-    """Refuse a row whose numbers lie outside `ids` tokens or `labels` labels, or that contradicts itself.
+class TextDomain(Domain):
+    """What domains of such rows have in common."""
 
-    Raises:
-        IntegrityError: names `where` and the contradiction.
-    """
-    if row.size == 0 or len(row.label_mask) != row.size or len(row.fed_ids) != row.size:
-        raise IntegrityError(
-            f"{where} has {row.size} input_ids but {len(row.label_mask)} entries of label_mask"
-        )
-    if int(row.label_mask.sum()) != row.n:
-        raise IntegrityError(
-            f"{where} has {int(row.label_mask.sum())} positions but {row.n} labels"
-        )
-    for what, values, least, end in (
-        ("input id", row.input_ids, 0, ids),
-        ("fed id", row.fed_ids, 0, ids),
-        ("label", row.labels, UNLABELLED, labels),
-    ):
-        if row.n and len(values) and not least <= values.min() <= values.max() < end:
-            raise IntegrityError(f"{where} has an {what} outside {least}..{end - 1}")
+    def check(self, row: TextRow, identity: Identity, *, where: str) -> None:
+        """Refuse a row that contradicts itself: tokens are the tokenizer's, labels the teacher's.
+
+        Raises:
+            IntegrityError: names `where` and the contradiction.
+        """
+        if row.size == 0 or len(row.label_mask) != row.size or len(row.fed_ids) != row.size:
+            raise IntegrityError(
+                f"{where} has {row.size} input_ids but {len(row.label_mask)} entries of label_mask"
+            )
+        if int(row.label_mask.sum()) != row.n:
+            raise IntegrityError(
+                f"{where} has {int(row.label_mask.sum())} positions but {row.n} labels"
+            )
+        ids, labels = identity.tokenizer.vocab_size, identity.teacher.vocab_size
+        for what, values, least, end in (
+            ("input id", row.input_ids, 0, ids),
+            ("fed id", row.fed_ids, 0, ids),
+            ("label", row.labels, UNLABELLED, labels),
+        ):
+            if row.n and len(values) and not least <= values.min() <= values.max() < end:
+                raise IntegrityError(f"{where} has an {what} outside {least}..{end - 1}")

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from softlabels.codecs.codebook import Codebook, read_numbers
 from softlabels.codecs.streams import Stream, pack, pack_series, plain, plain_numbers, unpack
 from softlabels.core.rows import InputRow, Row
-from softlabels.domains import domain_module, packed_digest_bytes
+from softlabels.domains import DOMAINS
 from softlabels.errors import IntegrityError, TargetError
 from softlabels.format.columns import DECODED_LIMIT, Column, Expected
 from softlabels.format.identity import Identity
@@ -34,13 +34,11 @@ __all__ = [
 
 UInt32 = npt.NDArray[np.uint32]
 NONE = np.zeros(0, np.int32)
-CODED = "causal-lm"
-"""The domain whose input tokens are of the teacher's vocabulary, and coded like the kept ids."""
 
 
 def coded_tokens(rows: Sequence[InputRow], identity: Identity) -> npt.NDArray[np.int32]:
     """Input tokens that are coded like kept ids."""
-    if identity.domain != CODED:
+    if not DOMAINS.load(identity.domain).chained:
         return NONE
     return np.concatenate([r.input_ids for r in cast(Sequence[Row], rows)])
 
@@ -55,11 +53,11 @@ def contexts(rows: Sequence[InputRow]) -> npt.NDArray[np.int32]:
 
 def row_streams(rows: Sequence[InputRow], identity: Identity, book: Codebook) -> dict[str, Stream]:
     """The streams of some rows."""
-    domain = domain_module(identity.domain)
-    width = packed_digest_bytes(domain)
+    domain = DOMAINS.load(identity.domain)
+    width = domain.packed_digest_bytes
     digests = np.frombuffer(b"".join(r.digest()[:width] for r in rows), np.uint8)
     streams = {"input_digest": plain(digests.reshape(len(rows), width))}
-    if identity.domain == CODED:
+    if domain.chained:
         return streams | _causal_streams(cast(Sequence[Row], rows), book)
     for name, column in domain.columns(rows).items():
         if column.offsets is not None:
@@ -111,8 +109,8 @@ def rows_of_streams(
         IntegrityError: a stream is missing or has not the length that the others ask for; a row whose
             inputs are not those of its digest.
     """
-    domain = domain_module(identity.domain)
-    digests, width = stream_of(streams, "input_digest", where), packed_digest_bytes(domain)
+    domain = DOMAINS.load(identity.domain)
+    digests, width = stream_of(streams, "input_digest", where), domain.packed_digest_bytes
     r = digests.entries
     held = plain_numbers(
         digests, np.dtype(np.uint8), r, width, where=f"{where}: stream 'input_digest'"
@@ -124,7 +122,7 @@ def rows_of_streams(
             f"{where}: holds {r} rows, expected {rows}; copy it again from its source"
         )
     found: Sequence[InputRow]
-    if identity.domain == CODED:
+    if domain.chained:
         found = _causal_rows(streams, identity, book, r, where)
     else:
         columns = {

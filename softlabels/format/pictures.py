@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from softlabels.domains.image_classification.recipe import Recipe
+from softlabels.domains.image_classification.sources import open_images
+from softlabels.domains.image_classification.views import ImageViews, digest_of
 from softlabels.errors import ConfigError, CorpusError, FormatError
 from softlabels.format.files import Address
 from softlabels.format.identity import Identity, ImageRecord
-from softlabels.images.recipe import Recipe
-from softlabels.images.sources import open_images
-from softlabels.images.views import ImageViews, digest_of
 
 __all__ = ["check_replay", "open_views"]
 

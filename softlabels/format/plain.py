@@ -17,7 +17,7 @@ from softlabels.codecs import PlainCodec, make_codec
 from softlabels.codecs.floating import stored_logp
 from softlabels.core.rows import InputRow, NamedRow
 from softlabels.core.targets import SoftTargets, gaps_from_logp
-from softlabels.domains import domain_module
+from softlabels.domains import DOMAINS
 from softlabels.errors import ConfigError, IntegrityError, TargetError
 from softlabels.format.columns import Column, Expected
 from softlabels.format.hidden import hidden_columns, hidden_expected, hidden_of_columns
@@ -59,8 +59,8 @@ def columns_of(shard: Shard, identity: Identity) -> dict[str, Column]:
         raise TargetError(
             f"a shard of {id_offsets[-1]} kept ids is too large for one file (limit 2**31); lower --shard-rows"
         )
-    domain = domain_module(identity.domain)
-    width = domain.DIGEST_BYTES
+    domain = DOMAINS.load(identity.domain)
+    width = domain.digest_bytes
     digests = np.frombuffer(b"".join(r.digest()[:width] for r in rows), np.uint8)
     logp = stored_logp(t) if shard.logp is None else shard.logp
     columns = {
@@ -87,13 +87,13 @@ def expected_columns(
     Without `targets` those of rows and summaries only.
     """
     values = _codec(identity).encode(np.empty(0, np.float32)).dtype
-    domain = domain_module(identity.domain)
+    domain = DOMAINS.load(identity.domain)
     entries = None if positions is None else positions * identity.targets.k
     int32, int64 = np.dtype(np.int32), np.dtype(np.int64)
     base = {
         "row": Expected(dtype=int64, listed=False, most=rows),
         "input_digest": Expected(
-            dtype=np.dtype(np.uint8), listed=False, width=domain.DIGEST_BYTES, most=rows
+            dtype=np.dtype(np.uint8), listed=False, width=domain.digest_bytes, most=rows
         ),
         **(domain.expected(identity, rows) if identity.encoding.has_inputs else {}),
         "kept": Expected(dtype=int32, most=positions),
@@ -205,7 +205,7 @@ def _rows(
         counts = np.diff(_offsets(columns["kept"]))
         digests = columns["input_digest"].values
         return [NamedRow.of(digests[r].tobytes(), int(n)) for r, n in enumerate(counts)]
-    rows = domain_module(identity.domain).rows_of(columns, identity, where=where)
+    rows = DOMAINS.load(identity.domain).rows_of(columns, identity, where=where)
     check_inputs(rows, columns["input_digest"].values, identity, start_row=start_row, where=where)
     return rows
 
@@ -223,7 +223,7 @@ def check_inputs(
     Raises:
         IntegrityError: names the row.
     """
-    domain = domain_module(identity.domain)
+    domain = DOMAINS.load(identity.domain)
     for r, row in enumerate(rows):
         domain.check(row, identity, where=f"{where}: row {start_row + r}")
         if row.digest()[: digests.shape[1]] != digests[r].tobytes():

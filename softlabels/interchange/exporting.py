@@ -18,6 +18,7 @@ from softlabels.core.durable import appearing, forget_attempts
 from softlabels.core.progress import Reporter, Silent
 from softlabels.core.rows import Row
 from softlabels.core.targets import UNBIASED
+from softlabels.domains import DOMAINS
 from softlabels.errors import ConfigError, PairingError
 from softlabels.format.shard import StoredRow
 from softlabels.interchange import EXPORTS, axolotl
@@ -91,7 +92,7 @@ def export_store(
 
 def _check(store: Store, kind: str) -> None:
     identity = store.manifest.identity
-    if identity.domain != "causal-lm":
+    if not DOMAINS.load(identity.domain).chained:
         raise PairingError(
             f"{store.path}: is of the domain {identity.domain!r}; {kind} holds next-token distributions (causal-lm)"
         )

@@ -10,6 +10,7 @@ import json
 from typing import Any
 
 from softlabels.core.printable import for_markdown, printable_record
+from softlabels.domains import DOMAINS
 from softlabels.format.manifest import Manifest, ShardRecord
 from softlabels.format.plain import log_odds_column
 from softlabels.making.licences import UNKNOWN
@@ -89,7 +90,7 @@ def croissant(manifest: Manifest) -> str:
     identity = manifest.identity
     encoding = identity.encoding
     parquet = (encoding.profile, encoding.container) == ("open", "parquet")
-    loadable = parquet and identity.domain == "causal-lm"  # else columns are others
+    loadable = parquet and DOMAINS.load(identity.domain).chained  # else columns are others
     name = f"soft-targets-{identity.teacher.name}-{manifest.content_digest[:12]}"
     value: dict[str, Any] = {
         "@context": CONTEXT,

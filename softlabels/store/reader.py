@@ -15,8 +15,9 @@ from softlabels.codecs import CODECS
 from softlabels.core.registry import Registry
 from softlabels.core.rows import Row
 from softlabels.core.views import Dropped, VocabView
-from softlabels.domains import DOMAINS, domain_module
+from softlabels.domains import DOMAINS
 from softlabels.domains.image_classification import ImageRow
+from softlabels.domains.image_classification.views import ImageViews
 from softlabels.errors import ConfigError, FormatError, IntegrityError, PairingError
 from softlabels.format.dictionaries import Dictionaries
 from softlabels.format.encoding import CONTAINERS, READABLE, decode_shard, read_statistics
@@ -27,7 +28,6 @@ from softlabels.format.manifest import Manifest, ShardRecord, Statistics
 from softlabels.format.part import Part, part_manifest
 from softlabels.format.pictures import open_views
 from softlabels.format.shard import Shard, StoredRow
-from softlabels.images.views import ImageViews
 from softlabels.store.demand import Demand, Vouched, read_vouched
 from softlabels.store.remote.cache import CacheOptions
 from softlabels.store.remote.files import files_of
@@ -281,7 +281,7 @@ def open_store(
         view: `trim:N` or `map:FILE`, another vocabulary to read it in (`softlabels.core.views`).
         inputs: of a store without inputs, a store that holds them; rows are found by digest.
         cache: where files of an address are kept, and how many bytes of them; default as the environment says.
-        images: of a store of images, where they lie: `arrays:FILE.npz` and so on (`softlabels.images.sources`).
+        images: of a store of images, where they lie: `arrays:FILE.npz` and so on (docs/vision.md).
             Without, all can be read but their pixels.
         key: PEM file of the public key of whoever must have signed it (`softlabels sign`), which needs the extra
             `sign`.
@@ -301,7 +301,7 @@ def open_store(
     files = files_of(url, cache)
     vouched = read_vouched(files, Demand(key=key, digest=digest, release=release))
     manifest = vouched.manifest
-    if view is not None and manifest.identity.domain != "causal-lm":
+    if view is not None and not DOMAINS.load(manifest.identity.domain).chained:
         raise ConfigError(
             f"--vocab {view}: another vocabulary is for causal LMs; {files.root} is of the domain "
             f"{manifest.identity.domain}"
@@ -341,7 +341,7 @@ def _inputs(
         raise PairingError(
             f"--inputs {inputs}: is of the domain {theirs.domain}, {path} of {ours.domain}"
         )
-    check = partial(domain_module(ours.domain).check, identity=ours)
+    check = partial(DOMAINS.load(ours.domain).check, identity=ours)
     return Inputs(held.files, held.manifest, held.read_shard, check)
 
 
@@ -374,7 +374,7 @@ def check_known(path: Path | Address, identity: Identity) -> None:
             f"{path}: the profile {PACKED_ARRAYS!r} is of the container zarr, not {encoding.container}; copy the store "
             "again from its source"
         )
-    shift = domain_module(identity.domain).LABEL_SHIFT
+    shift = DOMAINS.load(identity.domain).label_shift
     if identity.label_shift != shift:
         raise FormatError(
             f"{path}: label shift {identity.label_shift} is not known to this version (it knows {shift} in the domain "

@@ -1,21 +1,34 @@
-"""What all teachers of transformers have in common: where they are from, and how texts are given to them."""
+"""What all teachers of transformers have in common: where they are from, how they are loaded and fed."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from softlabels.core.devices import Choice, choose
 from softlabels.core.local_model import LocalModel, loading
+from softlabels.core.registry import without_folder
 from softlabels.core.rows import PaddedRows
-from softlabels.domains.text import TextRow
 from softlabels.errors import TeacherError
 from softlabels.format.identity import TeacherRecord
+from softlabels.teachers import MIB, TeacherOptions
 
-__all__ = ["PROBE_IDS", "HFSource", "check_head", "load_whole", "pad_texts"]
+__all__ = [
+    "PROBE_IDS",
+    "HFSource",
+    "check_head",
+    "context_of",
+    "digest_files",
+    "padded_on",
+    "weight_files",
+]
 
 PROBE_IDS = 8
 """Ids on which a head is checked."""
@@ -23,20 +36,81 @@ PROBE_IDS = 8
 
 @dataclass(frozen=True, kw_only=True)
 class HFSource:
-    """What a model was loaded from."""
+    """A model that is here, and how to run it."""
 
-    spec: str
-    """As the user named it, without the folder that it lies in."""
-    name: str
-    weights_sha256: str
-    engine: str
-    """Library and version that runs it."""
+    argument: str
+    """As the user named it, after `hf:`."""
+    found: LocalModel
+    options: TeacherOptions
+    transformers: Any
+    """The module."""
+
+    @property
+    def where(self) -> str:
+        """For messages."""
+        return f"hf:{self.argument}"
+
+    @property
+    def spec(self) -> str:
+        """As the user named it, without the folder that it lies in."""
+        return without_folder(self.where)
+
+    @property
+    def engine(self) -> str:
+        """Library and version that runs it."""
+        return f"transformers {self.transformers.__version__}, torch {torch.__version__}"
+
+    @cached_property
+    def choice(self) -> Choice:
+        """Device and dtype; the user is told why."""
+        choice = choose(self.options.device, self.options.dtype)
+        self.options.notice(f"teacher: {choice.reason}")
+        return choice
+
+    @property
+    def head_bytes(self) -> int:
+        """Byte budget of a chunk of logits."""
+        return self.options.head_bytes or (256 if self.choice.device.type == "cuda" else 16) * MIB
+
+    @cached_property
+    def weights_sha256(self) -> str:
+        """Of the files that hold the weights."""
+        gguf = self.found.gguf is not None
+        return digest_files(self.found.weight_files if gguf else weight_files(self.found.folder))
+
+    def model(self, loader: str, **settings: Any) -> Any:
+        """The model of the folder, by this class of transformers.
+
+        Raises:
+            TeacherError: it cannot be loaded, or its head is not in the folder.
+        """
+        with loading(self.where, TeacherError):
+            model, info = getattr(self.transformers, loader).from_pretrained(
+                self.found.folder, output_loading_info=True, **settings
+            )
+        if info["missing_keys"]:
+            raise TeacherError(
+                f"{self.where}: the folder has no weights for {sorted(info['missing_keys'])[0]}, so a "
+                f"{type(model).__name__} would guess at random; fine-tune it first, and give the folder of that model"
+            )
+        return model
+
+    def placed(self, loader: str) -> Any:
+        """`model`, in the dtype and on the device of `choice`."""
+        return self.model(loader, dtype=self.choice.dtype).to(self.choice.device).eval()
+
+    def tokenizer(self) -> Any:
+        """The folder's."""
+        with loading(self.where, TeacherError):
+            return self.transformers.AutoTokenizer.from_pretrained(
+                self.found.folder, **self.found.settings
+            )
 
     def record(self, model: Any, *, vocab_size: int) -> TeacherRecord:
         """What a manifest says of the model; `vocab_size` is the width of its head."""
         return TeacherRecord(
             spec=self.spec,
-            name=self.name,
+            name=self.found.name,
             revision=getattr(model.config, "_commit_hash", None),
             weights_sha256=self.weights_sha256,
             dtype=str(model.dtype).removeprefix("torch."),
@@ -45,22 +119,6 @@ class HFSource:
             vocab_size=vocab_size,
             parameters=sum(p.numel() for p in model.parameters()),
         )
-
-
-def load_whole(loader: Any, found: LocalModel, spec: str, **settings: Any) -> Any:
-    """Load a model of a folder that must hold all of its weights.
-
-    Raises:
-        TeacherError: it cannot be loaded, or its head is not in the folder.
-    """
-    with loading(spec, TeacherError):
-        model, info = loader.from_pretrained(found.folder, output_loading_info=True, **settings)
-    if info["missing_keys"]:
-        raise TeacherError(
-            f"{spec}: the folder has no weights for {sorted(info['missing_keys'])[0]}, so a {type(model).__name__} "
-            "would guess at random; fine-tune it first, and give the folder of that model"
-        )
-    return model
 
 
 def check_head(model: Any, found: Tensor, expected: Tensor, *, spec: str) -> None:
@@ -78,11 +136,35 @@ def check_head(model: Any, found: Tensor, expected: Tensor, *, spec: str) -> Non
         )
 
 
-def pad_texts(rows: Sequence[TextRow], device: torch.device) -> tuple[PaddedRows, Tensor, Tensor]:
-    """Rows side by side, their ids `[B, S] int64` and their attention mask `[B, S] int64`."""
-    padded = TextRow.pad(rows)
-    assert padded.lengths is not None
-    ids = torch.from_numpy(padded.input_ids).to(device)
-    lengths = torch.from_numpy(padded.lengths).to(device)
-    mask = torch.arange(ids.shape[1], device=device) < lengths[:, None]
-    return padded, ids, mask.long()
+def padded_on(padded: PaddedRows, device: torch.device) -> tuple[dict[str, Tensor], Tensor]:
+    """What a model is fed of some rows, and where their positions lie, on a device."""
+    fed = {name: torch.from_numpy(array).to(device) for name, array in padded.inputs.items()}
+    return fed, torch.from_numpy(padded.flat_positions).to(device)
+
+
+def context_of(config: Any) -> int | None:
+    """How many tokens a model of transformers was made to read at a time; None: its configuration sets no limit."""
+    longest = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return None if longest is None else int(longest)
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files that hold a folder's weights, in order of name.
+
+    Raises:
+        TeacherError: there are none.
+    """
+    for pattern in ("*.safetensors", "*.bin"):
+        if files := sorted(folder.glob(pattern)):
+            return files
+    raise TeacherError(f"hf:{folder}: holds no weights (*.safetensors)")
+
+
+def digest_files(files: Sequence[Path]) -> str:
+    """sha256 over names and contents."""
+    total = hashlib.sha256()
+    for path in files:
+        with path.open("rb") as f:
+            content = hashlib.file_digest(f, "sha256").hexdigest()
+        total.update(f"{path.name}\0{content}\n".encode())
+    return total.hexdigest()

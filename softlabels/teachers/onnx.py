@@ -22,7 +22,7 @@ from softlabels.core.registry import without_folder
 from softlabels.errors import ConfigError, MissingExtraError, TeacherError
 from softlabels.format.identity import TeacherRecord
 from softlabels.teachers import MIB, TeacherOptions, causal_only
-from softlabels.teachers.hf import digest_files
+from softlabels.teachers.hf_source import digest_files
 from softlabels.teachers.segments import Rectangle, SegmentTeacher
 from softlabels.teachers.tokenizer import HFTokenizer, check_covers, load_tokenizer
 

@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from softlabels.domains.image_classification.teacher import Made, VisionTeacher, load_named
 from softlabels.teachers import ImageInput, TeacherOptions
-from softlabels.teachers.vision import Made, VisionTeacher, load_named
 
 __all__ = ["load_torchvision"]
 

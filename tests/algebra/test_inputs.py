@@ -80,7 +80,7 @@ def test_the_rows_may_be_held_in_another_order_and_form(folder, tmp_path):
     ours = SoftTargetStream(joined, batch_size=4, shuffle=False, prefetch=2)
     theirs = SoftTargetStream(folder / "store", batch_size=4, shuffle=False)
     for _, a, b in zip(range(9), ours, theirs, strict=False):
-        np.testing.assert_array_equal(a.input_ids.numpy(), b.input_ids.numpy())
+        np.testing.assert_array_equal(a.inputs["input_ids"].numpy(), b.inputs["input_ids"].numpy())
 
 
 def test_in_zarr_and_with_hard_labels(folder, tmp_path):

@@ -17,12 +17,12 @@ import onnx
 from onnxruntime import quantization as q
 
 from softlabels.store.reader import open_store
-from trainers.exports.domains import domain_of, spread
+from trainers.exports.domains import exported, spread
 from trainers.exports.onnx_float import FILE, ort_runner
 from trainers.exports.onnx_int8 import _quiet, _Reader
 from trainers.exports.products import fold_transposes, products, split_gemms
 
-LM = domain_of("causal-lm")
+LM = exported("causal-lm")
 
 
 def score(path: Path, examples) -> tuple[float, float]:

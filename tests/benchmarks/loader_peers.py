@@ -60,7 +60,7 @@ def flat(batch: Any) -> dict[str, np.ndarray]:
     """One of our batches as what `collate` makes of raw rows."""
     t = batch.targets
     return {
-        "input_ids": batch.input_ids,
+        "input_ids": batch.inputs["input_ids"],
         "flat_positions": batch.flat_positions,
         "labels": batch.labels,
         "ids": torch.from_numpy(t.ids),
@@ -257,7 +257,7 @@ def ranks(store: Path, args: argparse.Namespace) -> dict[int, float]:
             )
             start, tokens = time.process_time(), 0
             for batch in islice(iter(stream), args.rows // (args.rank_batch * world)):
-                tokens += batch.input_ids.numel()
+                tokens += batch.inputs["input_ids"].numel()
             runs.append(tokens / (time.process_time() - start))
         found[world] = median(runs)
     return found

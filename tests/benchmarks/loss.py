@@ -89,8 +89,8 @@ def problem(n: int, args: argparse.Namespace, device: torch.device) -> tuple[Ten
     weight = (torch.randn(args.vocab, args.width, generator=g) * 0.05).to(device).requires_grad_()
     batch = Batch(
         rows=(0,),
-        input_ids=torch.zeros(1, n, dtype=torch.long),
-        position_ids=None,
+        inputs={},
+        width=n,
         flat_positions=torch.arange(n),
         labels=torch.randint(args.vocab, (n,), generator=g),
         targets=targets_of(n, args.vocab, args.k),
@@ -196,7 +196,7 @@ def step_ways(args: argparse.Namespace) -> dict[str, Callable[[], None]]:
         loss = DistillLoss(alpha=alpha, temperature=t, chunk_bytes=args.chunk_mib * MIB)
 
         def work() -> None:
-            hidden = model.model(input_ids=batch.input_ids).last_hidden_state
+            hidden = model.model(input_ids=batch.inputs["input_ids"]).last_hidden_state
             loss(hidden, Head(weight=model.lm_head.weight), batch).loss.backward()
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)

@@ -28,12 +28,12 @@ import torch
 import transformers
 from torch import nn
 
+from softlabels.core.head_input import head_input
 from softlabels.core.rows import UNLABELLED
 from softlabels.corpora import open_corpora
-from softlabels.corpora.pieces import masked_texts
+from softlabels.domains.masked_lm.corpus import masked_texts
 from softlabels.format.identity import MaskingRecord
-from softlabels.teachers.hf_encoder import EncoderTokenizer
-from trainers.students.encoders import catch_head_input
+from softlabels.teachers.encoder_tokenizer import EncoderTokenizer
 
 NOVELS = Path(__file__).parents[2] / "data" / "austen"
 TOKENS, BATCH = 64, 16
@@ -73,9 +73,9 @@ def teacher(args: argparse.Namespace) -> None:
         batch = rows[step * BATCH : (step + 1) * BATCH]
         padded = batch[0].pad(batch)
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            with catch_head_input(head) as caught:
-                model(input_ids=torch.from_numpy(padded.input_ids))
-            hidden = caught[0].flatten(0, 1)[torch.from_numpy(padded.flat_positions)]
+            ids = torch.from_numpy(padded.inputs["input_ids"])
+            given, _ = head_input(head, lambda ids=ids: model(input_ids=ids))
+            hidden = given.flatten(0, 1)[torch.from_numpy(padded.flat_positions)]
             logits = head(hidden).float()
         loss = nn.functional.cross_entropy(
             logits, torch.from_numpy(padded.labels), ignore_index=UNLABELLED

@@ -32,12 +32,12 @@ from softlabels.builder.config import BuildConfig
 from softlabels.codecs.training import train as train_codebook
 from softlabels.core.targets import SoftTargets
 from softlabels.domains.image_classification import ImageRow
-from softlabels.images.recipe import Recipe
-from softlabels.images.sources import open_images
-from softlabels.images.views import ImageViews, digest_of
+from softlabels.domains.image_classification.recipe import Recipe
+from softlabels.domains.image_classification.sources import open_images
+from softlabels.domains.image_classification.teacher import Model, VisionTeacher
+from softlabels.domains.image_classification.views import ImageViews, digest_of
 from softlabels.store.reader import open_store
 from softlabels.teachers import ImageInput, Teacher, TeacherOptions
-from softlabels.teachers.vision import Model, VisionTeacher
 
 FIRST_OF_TEACHER = 10_000
 TRANSFER = 1_000

@@ -159,10 +159,7 @@ def test_the_cosine_loss_and_its_gradient_are_the_dense_ones(ground):
     found = {n: p.grad.clone() for n, p in student.named_parameters() if p.grad is not None}
 
     student.zero_grad()
-    mask = torch.arange(batch.input_ids.shape[1]) < batch.lengths[:, None]
-    states = student.model(
-        input_ids=batch.input_ids, attention_mask=mask.long(), output_hidden_states=True
-    ).hidden_states[-1]
+    states = student.model(**batch.inputs, output_hidden_states=True).hidden_states[-1]
     states = states.flatten(0, 1)[batch.flat_positions]
     theirs = torch.from_numpy(batch.targets.hidden).double()
     target = torch.ones(len(theirs)).double()

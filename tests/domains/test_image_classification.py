@@ -20,7 +20,7 @@ from softlabels.builder.config import BuildConfig
 from softlabels.builder.dry_run import dry_run
 from softlabels.cli.main import main
 from softlabels.core.rows import UNLABELLED
-from softlabels.domains.image_classification import ImageRow, columns, rows_of
+from softlabels.domains.image_classification import DOMAIN, ImageRow
 from softlabels.errors import (
     ConfigError,
     CorpusError,
@@ -145,7 +145,7 @@ def test_another_process_makes_the_same_pixels(ground):
     """Named by digests, in a process that reads the rows backwards."""
     program = (
         "import sys, softlabels\n"
-        "from softlabels.images.views import digest_of\n"
+        "from softlabels.domains.image_classification.views import digest_of\n"
         "store = softlabels.open_store(sys.argv[1], images=sys.argv[2])\n"
         "for i in reversed(range(len(store))): print(i, digest_of(store.row(i).row.pixels()).hex())\n"
     )
@@ -158,20 +158,21 @@ def test_another_process_makes_the_same_pixels(ground):
     )
     found = dict(line.split() for line in out.stdout.splitlines())
     store = open_store(ground / "store", images=pictures.IMAGES)
-    from softlabels.images.views import digest_of
+    from softlabels.domains.image_classification.views import digest_of
 
     assert found == {str(i): digest_of(stored.row.pixels()).hex() for i, stored in enumerate(store)}
     assert len(set(found.values())) == len(found), "views that are alike prove nothing"
 
 
 def test_a_store_whose_replay_differs_is_refused(ground, monkeypatch):
-    from softlabels.images import pixels
+    from softlabels.domains.image_classification import pixels
 
     whole = pixels.resized
     monkeypatch.setattr(
-        "softlabels.images.pixels.resized", lambda image, size: whole(image, size) ^ np.uint8(1)
+        "softlabels.domains.image_classification.pixels.resized",
+        lambda image, size: whole(image, size) ^ np.uint8(1),
     )
-    monkeypatch.setattr("softlabels.images.views.np.__version__", "99.0")
+    monkeypatch.setattr("softlabels.domains.image_classification.views.np.__version__", "99.0")
     with pytest.raises(CorpusError, match=r"replay of row 0 .*made with numpy .*, here 99\.0"):
         train(run_config(ground), ground / "refused")
     assert not (ground / "refused").exists()
@@ -202,17 +203,19 @@ def test_an_image_that_changed_is_found_when_its_turn_comes(ground, tmp_path, ev
 def test_a_check_where_there_is_none_is_refused(ground):
     identity = open_store(ground / "store").manifest.identity
     row = ImageRow(document=15, view=1, label=0, check=7)
-    assert rows_of(columns([row]), identity, where="shard")[0].check == 7
-    stray = columns([replace(row, view=0)])
+    assert DOMAIN.rows_of(DOMAIN.columns([row]), identity, where="shard")[0].check == 7
+    stray = DOMAIN.columns([replace(row, view=0)])
     with pytest.raises(IntegrityError, match=r"shard: image 15, view 0 has the check 7.* 16"):
-        rows_of(stray, identity, where="shard")
+        DOMAIN.rows_of(stray, identity, where="shard")
 
 
 def test_a_plan_of_other_checks_is_not_gone_on_with(ground, tmp_path):
     build(config(ground, check_every=1), tmp_path / "store")
     with pytest.raises(PlanError, match=r"images check_every = 1, this build has 16"):
         build(config(ground), tmp_path / "store")
-    with pytest.raises(ConfigError, match="--check-every belong to --domain image-classification"):
+    with pytest.raises(
+        ConfigError, match="--check-every 4: belongs to --domain image-classification, not"
+    ):
         BuildConfig(teacher="hf:x", corpus=("text:x",), check_every=4)
     with pytest.raises(ConfigError, match=r"--check-every 0"):
         config(ground, check_every=0)
@@ -353,7 +356,7 @@ def test_workers_of_a_data_loader_make_the_same_batches(ground):
     loader = DataLoader(dataset, batch_size=None, num_workers=2)
     for mine, theirs, _ in zip(stream, loader, range(5), strict=False):
         assert mine.rows == theirs.rows
-        assert torch.equal(mine.pixels, theirs.pixels)
+        assert torch.equal(mine.inputs["pixel_values"], theirs.inputs["pixel_values"])
     stream.close()
 
 
@@ -377,8 +380,14 @@ def test_a_build_goes_on_only_with_the_same_views(ground, tmp_path):
         ({"augment": "mixup:0.7,cutmix:0.7"}, "at most 1 together"),
         ({"augment": "crop:x"}, "'x' is not a number"),
         ({"augment": "", "views": 2}, "--views 2: all views of an image are the same"),
-        ({"domain": "causal-lm"}, "belongs to --domain masked-lm or image-classification"),
-        ({"domain": "causal-lm", "views": 1}, "belong to --domain image-classification"),
+        (
+            {"domain": "causal-lm"},
+            "--augment crop.*: belongs to --domain image-classification, not",
+        ),
+        (
+            {"domain": "causal-lm", "augment": None},
+            "belongs to --domain image-classification or masked-lm",
+        ),
     ],
 )
 def test_bad_recipes(ground, settings, message):

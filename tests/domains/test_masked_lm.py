@@ -19,8 +19,8 @@ import transformers
 from softlabels.builder.build import build
 from softlabels.builder.config import BuildConfig
 from softlabels.core.rows import UNLABELLED
-from softlabels.domains import masked_lm
-from softlabels.domains.masking import mask_tokens
+from softlabels.domains.masked_lm import DOMAIN as MASKED
+from softlabels.domains.masked_lm.masking import mask_tokens
 from softlabels.errors import (
     ConfigError,
     CorpusError,
@@ -271,7 +271,7 @@ def test_masks_are_the_same_in_another_process(ground):
 
 
 def test_a_changed_draw_is_refused(ground, monkeypatch):
-    monkeypatch.setattr("softlabels.domains.masking.STREAM", 2)
+    monkeypatch.setattr("softlabels.domains.masked_lm.masking.STREAM", 2)
     with pytest.raises(
         IntegrityError, match="row 0 does not hold the inputs that its digest names"
     ):
@@ -289,22 +289,22 @@ def test_a_changed_draw_is_refused(ground, monkeypatch):
 )
 def test_numbers_that_cannot_be_are_refused(ground, name, value, message):
     store = open_store(ground / "store")
-    columns = masked_lm.columns([store.row(0).row])
+    columns = MASKED.columns([store.row(0).row])
     columns[name] = Column(values=np.array([value], columns[name].values.dtype))
     with pytest.raises(IntegrityError, match=message):
-        masked_lm.rows_of(columns, store.manifest.identity, where="shard")
+        MASKED.rows_of(columns, store.manifest.identity, where="shard")
 
 
 def test_an_identity_that_does_not_say_how_to_mask_is_refused(ground):
     identity = open_store(ground / "store").manifest.identity
-    columns = masked_lm.columns([open_store(ground / "store").row(0).row])
+    columns = MASKED.columns([open_store(ground / "store").row(0).row])
     bare = msgspec.structs.replace(identity.tokenizer, special_ids={"cls": 1})
     for changed in (
         msgspec.structs.replace(identity, masking=None),
         msgspec.structs.replace(identity, tokenizer=bare),
     ):
         with pytest.raises(FormatError, match="which id is the mask"):
-            masked_lm.rows_of(columns, changed, where="shard")
+            MASKED.rows_of(columns, changed, where="shard")
 
 
 def test_a_killed_build_goes_on_in_the_midst_of_a_view(ground, tmp_path, monkeypatch):
@@ -351,8 +351,7 @@ def test_the_loss_is_the_dense_one_and_hard_only_where_a_token_was_hidden(ground
     found = {n: p.grad.clone() for n, p in student.named_parameters() if p.grad is not None}
 
     student.zero_grad()
-    mask = torch.arange(batch.input_ids.shape[1]) < batch.lengths[:, None]
-    logits = student.model(input_ids=batch.input_ids, attention_mask=mask.long()).logits
+    logits = student.model(**batch.inputs).logits
     logits = logits.flatten(0, 1)[batch.flat_positions]
     p = torch.tensor(np.concatenate([store.row(i).targets.dense(2.0) for i in range(8)])).double()
     p = p / p.sum(dim=1, keepdim=True)
@@ -442,7 +441,7 @@ def test_an_encoder_without_a_head_is_refused(tmp_path):
         ({"views": 0}, "--views 0: expected at least 1"),
         (
             {"domain": "causal-lm", "mask_share": None, "views": 2},
-            "belongs to --domain masked-lm or",
+            "belongs to --domain image-classification or masked-lm",
         ),
     ],
 )

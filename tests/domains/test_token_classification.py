@@ -131,8 +131,7 @@ def test_the_loss_is_the_dense_one(ground):
     assert 0 < batch.labelled_positions < batch.positions
     loss = DistillLoss(divergence="forward_kl", temperature=2.0, alpha=0.7)
     out = loss(student.hidden(batch), student.head(), batch)
-    mask = torch.arange(batch.input_ids.shape[1]) < batch.lengths[:, None]
-    logits = student.model(input_ids=batch.input_ids, attention_mask=mask.long()).logits
+    logits = student.model(**batch.inputs).logits
     logits = logits.flatten(0, 1)[batch.flat_positions]
     p = torch.tensor(np.concatenate([store.row(i).targets.dense(2.0) for i in range(8)])).double()
     p = p / p.sum(dim=1, keepdim=True)
@@ -188,7 +187,7 @@ def test_bad_records_name_the_line(ground, tmp_path, record, message):
 
 
 def test_as_many_labels_as_words(ground):
-    from softlabels.domains import token_classification as module
+    from softlabels.domains.token_classification import DOMAIN as module
 
     store = open_store(ground / "store")
     columns = module.columns([store.row(0).row])

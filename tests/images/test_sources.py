@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from softlabels.domains.image_classification.sources import open_images
 from softlabels.errors import ConfigError, CorpusError, MissingExtraError
-from softlabels.images.sources import open_images
 from tests.domains.pictures import IMAGES, SAMPLE
 
 FLAG = "--corpus"

@@ -7,12 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from softlabels.domains.image_classification import pixels
+from softlabels.domains.image_classification.draws import Box, draw
+from softlabels.domains.image_classification.recipe import Recipe
+from softlabels.domains.image_classification.sources import open_images
+from softlabels.domains.image_classification.views import ImageViews, check_of, digest_of
 from softlabels.errors import ConfigError
-from softlabels.images import pixels
-from softlabels.images.draws import Box, draw
-from softlabels.images.recipe import Recipe
-from softlabels.images.sources import open_images
-from softlabels.images.views import ImageViews, check_of, digest_of
 from tests.domains.pictures import IMAGES
 
 SHARES = st.floats(0, 0.5, allow_nan=False)

@@ -13,7 +13,7 @@ import numpy as np
 
 from tests.fakes import build_tiny, write_corpus
 from tests.students import LLAMA
-from trainers.exports.domains import domain_of
+from trainers.exports.domains import exported
 from trainers.exports.formats import Runner
 from trainers.run.config import RunConfig
 from trainers.run.setup import train
@@ -33,7 +33,7 @@ GPT2 = {
 }
 """Absolute positions in a table of their own, biases, products as `Gemm`."""
 STUDENTS = {"llama": LLAMA, "untied": LLAMA | {"tie_word_embeddings": False}, "gpt2": GPT2}
-LM = domain_of("causal-lm")
+LM = exported("causal-lm")
 
 TOKENIZER = {
     "version": "1.0",

@@ -80,7 +80,7 @@ def dense(student: Student, store: Store) -> tuple[torch.Tensor, torch.Tensor, t
     for stored in store:
         batch = collate([stored])
         with torch.no_grad():
-            z = student.model.eval()(input_ids=batch.input_ids, position_ids=batch.position_ids)
+            z = student.model.eval()(**batch.inputs)
         at = torch.from_numpy(stored.row.positions)
         log_q.append(torch.log_softmax(z.logits[0][at].double(), 1))
         log_p.append(torch.log_softmax(teacher.dense(stored.row).double(), 1))

@@ -77,8 +77,8 @@ def batch_of(targets, seed=0):
     labels[::2] = torch.from_numpy(targets.ids[::2, 0]).long()  # inside and outside the kept set
     return Batch(
         rows=(0,),
-        input_ids=torch.zeros(1, targets.n, dtype=torch.long),
-        position_ids=None,
+        inputs={},
+        width=targets.n,
         flat_positions=torch.arange(targets.n),
         labels=labels,
         targets=targets,

@@ -29,7 +29,7 @@ from trainers.cli import main
 from trainers.exports import weights
 from trainers.exports.check import compare, verdict
 from trainers.exports.config import ExportConfig
-from trainers.exports.domains import domain_of, spread
+from trainers.exports.domains import exported, spread
 from trainers.exports.record import read_export
 from trainers.exports.student import export
 from trainers.exports.weights import torch_runner
@@ -81,7 +81,7 @@ def test_rows_are_spread_over_the_whole_store():
 
 def test_a_domain_without_exports_is_refused():
     with pytest.raises(ConfigError, match=r"'image-segmentation' cannot be exported; those of"):
-        domain_of("image-segmentation")
+        exported("image-segmentation")
 
 
 # -- what the check finds -------------------------------------------------------------------------

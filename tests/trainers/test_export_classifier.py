@@ -15,8 +15,8 @@ from tests.domains.test_sequence_classification import config
 from tests.trainers.exporting import fresh, log_softmax
 from tests.trainers.test_export_formats import ASK
 from trainers.data.tasks import Task
+from trainers.domains.sequence_classification import DOMAIN
 from trainers.exports.config import ExportConfig
-from trainers.exports.sequence_classification import SEQUENCE_CLASSIFICATION as DOMAIN
 from trainers.exports.student import export
 from trainers.run.config import RunConfig
 from trainers.run.setup import train

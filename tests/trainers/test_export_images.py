@@ -14,6 +14,9 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+from trainers.data.tasks import Task
+from trainers.exports.latency import measure
+
 pytest.importorskip("onnxruntime", reason="needs the extra `onnx`")
 pytest.importorskip("onnxscript", reason="needs the extra `onnx`")
 
@@ -24,21 +27,19 @@ from onnx import TensorProto, helper, numpy_helper
 from softlabels.builder.build import build
 from softlabels.builder.config import BuildConfig
 from softlabels.core.progress import Silent
+from softlabels.domains.image_classification.recipe import Recipe
+from softlabels.domains.image_classification.sources import open_images
+from softlabels.domains.image_classification.teacher import _preprocessing
+from softlabels.domains.image_classification.views import ImageViews
 from softlabels.errors import ConfigError, CorpusError, ExportError, PairingError
-from softlabels.images.recipe import Recipe
-from softlabels.images.sources import open_images
-from softlabels.images.views import ImageViews
-from softlabels.teachers.hf_vision import _preprocessing
 from tests.domains import pictures
 from tests.trainers.exporting import ROOT, distorted, fresh, log_softmax
 from tests.trainers.test_export_formats import ASK, TORCH_ONLY
 from trainers.cli import main
-from trainers.data.tasks import Task
+from trainers.domains.image_classification import DOMAIN
 from trainers.exports import FORMATS, onnx_float, onnx_int8
 from trainers.exports.config import ExportConfig
 from trainers.exports.convolutions import quantise_kernels
-from trainers.exports.image_classification import IMAGE_CLASSIFICATION as DOMAIN
-from trainers.exports.latency import measure
 from trainers.exports.latency_config import LatencyConfig
 from trainers.exports.onnx_float import export_onnx
 from trainers.exports.record import read_export

@@ -87,7 +87,7 @@ def stream_of(ground, prefetch=2, **changes):
 def reference(ground, loss=LOSS):
     """Loss and gradients of the first step as `softtrain run` makes them."""
     batch = stream_of(ground).batch_at(0)
-    assert batch.position_ids is not None
+    assert "position_ids" in batch.inputs
     assert 0 < batch.soft_positions < batch.positions
     student = student_of(ground).train()
     out = loss(student.hidden(batch), student.head(), batch)

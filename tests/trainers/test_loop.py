@@ -127,7 +127,7 @@ def test_hard_label_only_positions_in_a_run_and_its_evaluation(ground, tmp_path)
     for stored in open_store(tmp_path / "some"):
         batch = collate([stored])
         with torch.no_grad():
-            z = student.model.eval()(input_ids=batch.input_ids, position_ids=batch.position_ids)
+            z = student.model.eval()(**batch.inputs)
         log_q = torch.log_softmax(z.logits[0][torch.from_numpy(stored.row.positions)].double(), 1)
         log_p = torch.log_softmax(teacher.dense(stored.row).double(), 1)
         for n in np.flatnonzero(stored.targets.soft):
@@ -292,15 +292,15 @@ def test_documents_in_one_row_do_not_see_each_other(ground, tmp_path):
         (corpus / f"{i}.txt").write_text(f"document {i} " * 2)
     build_tiny(tmp_path / "packed", f"text:{corpus}/*.txt", seq_len=64)
     batch = SoftTargetStream(tmp_path / "packed", batch_size=1, prefetch=0).batch_at(0)
-    assert batch.position_ids is not None
+    assert "position_ids" in batch.inputs
     student = make_student(f"hf-config:{ground / 'student.json'}", seed=0).eval()
-    starts = (batch.position_ids[0] == 0).nonzero()[:, 0].tolist()
+    starts = (batch.inputs["position_ids"][0] == 0).nonzero()[:, 0].tolist()
     assert len(starts) >= 2
     with torch.no_grad():
         whole = student.hidden(batch)[0]
         for start, stop in zip(starts, [*starts[1:], None], strict=True):
             alone = student.model.base_model(
-                input_ids=batch.input_ids[:, start:stop]
+                input_ids=batch.inputs["input_ids"][:, start:stop]
             ).last_hidden_state[0]
             torch.testing.assert_close(whole[start:stop], alone, rtol=1e-4, atol=1e-5)
 

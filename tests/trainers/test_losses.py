@@ -36,8 +36,8 @@ def batch_of(logits, estimator, k, grid=GRID, seed=0):
     n = len(logits)
     return Batch(
         rows=(0,),
-        input_ids=torch.zeros(1, n, dtype=torch.long),
-        position_ids=None,
+        inputs={},
+        width=n,
         flat_positions=torch.arange(n),
         labels=torch.randint(logits.shape[1], (n,), generator=g),
         targets=targets,

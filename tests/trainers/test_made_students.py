@@ -118,7 +118,7 @@ def test_a_size_needs_a_store_and_images_have_other_students():
     with pytest.raises(ConfigError, match="is sized to a store; name one with --like STORE"):
         make_student("new:1M", seed=0)
     task = Task(domain="image-classification", classes=("a", "b"))
-    with pytest.raises(ConfigError, match="for images use cnn:WIDTHxDEPTH"):
+    with pytest.raises(ConfigError, match="for image-classification use cnn:WIDTHxDEPTH"):
         make_student("new:1M", seed=0, task=task)
 
 

@@ -86,7 +86,9 @@ def test_rows_come_from_their_stores_in_each_ones_own_order(pairs):
             np.testing.assert_array_equal(batch.targets.gaps[here, :k], stored.targets.gaps)
             assert np.isinf(batch.targets.gaps[here, k:]).all()
             width = len(stored.row.input_ids)
-            np.testing.assert_array_equal(batch.input_ids[b, :width], stored.row.input_ids)
+            np.testing.assert_array_equal(
+                batch.inputs["input_ids"][b, :width], stored.row.input_ids
+            )
             done += n
             counts[s] += 1
     assert counts == [56, 24]
@@ -128,7 +130,7 @@ def test_the_loss_of_two_teachers_is_the_weighted_sum(folders):
     loss = DistillLoss(alpha=1.0)
 
     def soft(batch):
-        return loss(body(batch.input_ids), head, batch)
+        return loss(body(batch.inputs["input_ids"]), head, batch)
 
     rows = len(open_store(folders / "a"))
     assert rows == len(open_store(folders / "b"))

@@ -271,10 +271,10 @@ def test_ranks_share_each_batch_and_its_shape(ground, world_size):
     cut = list(split_batch(whole, world_size))
     for mine, expected in zip(found, cut, strict=True):
         wide = widen(mine, totals)
-        assert torch.equal(wide.input_ids, expected.input_ids)
+        assert wide.inputs.keys() == expected.inputs.keys()
+        for name, tensor in expected.inputs.items():
+            assert torch.equal(wide.inputs[name], tensor)
         assert torch.equal(wide.flat_positions, expected.flat_positions)
-        if totals.shared:
-            assert torch.equal(wide.position_ids, expected.position_ids)
 
 
 def test_widening_lays_rows_as_beside_longer_ones(tmp_path):
@@ -288,16 +288,16 @@ def test_widening_lays_rows_as_beside_longer_ones(tmp_path):
     assert size > 1
     whole = SoftTargetStream(tmp_path / "store", batch_size=size, prefetch=0, shuffle=False)
     batch = whole.batch_at(0)
-    assert batch.position_ids is not None
+    assert "position_ids" in batch.inputs
     differ = False
     for r, expected in enumerate(split_batch(batch, size)):
         mine = SoftTargetStream(
             tmp_path / "store", batch_size=size, rank=r, world_size=size, prefetch=0, shuffle=False
         ).batch_at(0)
-        differ |= mine.input_ids.shape != expected.input_ids.shape
+        differ |= mine.inputs["input_ids"].shape != expected.inputs["input_ids"].shape
         wide = widen(mine, DistillLoss(alpha=0.0).count(batch))
-        assert torch.equal(wide.input_ids, expected.input_ids)
-        assert torch.equal(wide.position_ids, expected.position_ids)
+        assert torch.equal(wide.inputs["input_ids"], expected.inputs["input_ids"])
+        assert torch.equal(wide.inputs["position_ids"], expected.inputs["position_ids"])
         assert torch.equal(wide.flat_positions, expected.flat_positions)
     assert differ
 

@@ -30,7 +30,13 @@ def take(stream, n):
 def digest(batches):
     h = hashlib.sha256()
     for b in batches:
-        for x in (b.rows, b.input_ids.numpy(), b.labels.numpy(), b.targets.ids, b.targets.gaps):
+        for x in (
+            b.rows,
+            b.inputs["input_ids"].numpy(),
+            b.labels.numpy(),
+            b.targets.ids,
+            b.targets.gaps,
+        ):
             h.update(np.ascontiguousarray(x).tobytes())
     return h.hexdigest()
 
@@ -109,7 +115,7 @@ def test_targets_belong_to_their_rows(store):
             here = slice(done, done + n)
             np.testing.assert_array_equal(batch.targets.ids[here], row.targets.ids)
             np.testing.assert_array_equal(batch.labels[here].numpy(), row.row.labels)
-            flat = batch.flat_positions[here].numpy() - b * batch.input_ids.shape[1]
+            flat = batch.flat_positions[here].numpy() - b * batch.inputs["input_ids"].shape[1]
             np.testing.assert_array_equal(flat, row.row.positions)
             done += n
         assert done == batch.positions
@@ -122,7 +128,7 @@ def test_micro_batches_hold_the_same_positions(store, parts):
     assert sum((m.rows for m in micro), ()) == batch.rows
     assert torch.equal(torch.cat([m.labels for m in micro]), batch.labels)
     np.testing.assert_array_equal(np.concatenate([m.targets.ids for m in micro]), batch.targets.ids)
-    whole = batch.input_ids.flatten()[batch.flat_positions]
+    whole = batch.inputs["input_ids"].flatten()[batch.flat_positions]
     assert torch.equal(torch.cat([m.input_ids.flatten()[m.flat_positions] for m in micro]), whole)
 
 

@@ -125,7 +125,7 @@ def test_training_learns_on_the_streams_rows(ground, tmp_path):
 @pytest.mark.parametrize("loss", [LOSS, replace(LOSS, alpha=0.0), replace(LOSS, alpha=1.0)])
 def test_the_first_step_is_our_own_loops(ground, tmp_path, loss):
     batch = stream_of(ground, 4).batch_at(0)
-    assert batch.position_ids is not None
+    assert "position_ids" in batch.inputs
     assert 0 < batch.soft_positions < batch.positions
     value, gradients = reference(ground, batch, loss)
     trainer = trainer_of(ground, tmp_path, loss=loss, max_steps=1)
@@ -230,7 +230,7 @@ def test_a_micro_batch_without_positions_gives_no_gradient(ground, tmp_path):
         labels=batch.labels[:0],
         targets=batch.targets[:0],
     )
-    loss = trainer.compute_loss(trainer.model, {"input_ids": batch.input_ids, "batch": none})
+    loss = trainer.compute_loss(trainer.model, {**batch.inputs, "batch": none})
     loss.backward()
     assert loss.item() == 0.0
     assert all(p.grad is None or not p.grad.any() for p in trainer.model.parameters())

@@ -32,19 +32,20 @@ class Topology(NamedTuple):
 
 def digest(slices: Sequence[Batch]) -> str:
     """Of a global batch, put together from the ranks' slices."""
-    width = max(s.input_ids.shape[1] for s in slices)
+    width = max(s.inputs["input_ids"].shape[1] for s in slices)
     h = hashlib.sha256(repr([s.position for s in slices[:1]]).encode())
     for s in slices:
         h.update(np.array(s.rows, np.int64).tobytes())
     for s in slices:
         h.update(np.array(s.sources or (), np.int64).tobytes())
     for s in slices:
-        own = s.input_ids.shape[1]
-        h.update(np.pad(s.input_ids.numpy(), ((0, 0), (0, width - own))).tobytes())
+        own = s.inputs["input_ids"].shape[1]
+        h.update(np.pad(s.inputs["input_ids"].numpy(), ((0, 0), (0, width - own))).tobytes())
     for s in slices:
         flat = s.flat_positions.numpy()
-        at = flat % s.input_ids.shape[1]
-        own_ids = at if s.position_ids is None else s.position_ids.numpy().reshape(-1)[flat]
+        at = flat % s.inputs["input_ids"].shape[1]
+        counted = s.inputs.get("position_ids")
+        own_ids = at if counted is None else counted.numpy().reshape(-1)[flat]
         h.update(np.stack([at, own_ids]).T.tobytes())
     for s in slices:
         h.update(s.labels.numpy().tobytes())

@@ -12,7 +12,10 @@ from softlabels.core.rows import UNLABELLED
 from softlabels.core.targets import SoftTargets
 from softlabels.format.shard import StoredRow
 
-__all__ = ["Batch", "collate"]
+__all__ = ["COUNTED", "Batch", "collate"]
+
+COUNTED = "position_ids"
+"""The input that only rows with several documents ask for; beyond their end it counts on."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -21,10 +24,11 @@ class Batch:
 
     rows: tuple[int, ...]
     """Row numbers in the store, for messages and digests."""
-    input_ids: Tensor
-    """`[B, S] int64`."""
-    position_ids: Tensor | None
-    """`[B, S] int64` if documents share a row, else None."""
+    inputs: dict[str, Tensor]
+    """What a model is fed, by the names of its own arguments, each `[B, …]`: of a causal LM `input_ids [B, S] int64`
+    and, where documents share a row, `position_ids`."""
+    width: int
+    """S: places of a row in the model's output; 1 where a row has one answer."""
     flat_positions: Tensor
     """`[N] int64`: where the positions lie in the flattened `[B * S]`."""
     labels: Tensor
@@ -34,10 +38,6 @@ class Batch:
     position: int | None = None
     """Where the *global* batch begins in the stream's sequence of rows, the same on every rank; None: not of a
     stream."""
-    lengths: Tensor | None = None
-    """`[B] int64`: tokens of each row, where attention goes both ways and must stop there; else None."""
-    pixels: Tensor | None = None
-    """`[B, 3, H, W] float32` of images; else None."""
     sources: tuple[int, ...] | None = None
     """`[B]`: which store each row is of, in the order in which a mixture names them; None: there is one."""
 
@@ -56,6 +56,18 @@ class Batch:
         """M: those of the N positions that have a soft target; the others are hard-label only."""
         return int(self.targets.soft.sum())
 
+    @property
+    def sequences(self) -> tuple[list[str], list[str]]:
+        """Names of the inputs `[B, L]` that run along the S places, and of those that an encoder reads before them."""
+        names = [n for n, t in self.inputs.items() if t.dim() == 2 and n != COUNTED]
+        along = [n for n in names if n.startswith("decoder_")] or names
+        return along, [n for n in names if n not in along]
+
+    @property
+    def read(self) -> int:
+        """Tokens of the longest source of an encoder before a decoder; 0 without one."""
+        return max((self.inputs[n].shape[1] for n in self.sequences[1]), default=0)
+
     def at_positions(self, hidden: Tensor) -> Tensor:
         """`[N, D]` of `[B, S, D]`, or what is that already."""
         if hidden.dim() == 2:
@@ -66,14 +78,9 @@ class Batch:
         """Tensors on a device; targets stay where they are until the loss asks for them."""
         return replace(
             self,
-            input_ids=self.input_ids.to(device, non_blocking=True),
-            position_ids=None
-            if self.position_ids is None
-            else self.position_ids.to(device, non_blocking=True),
+            inputs={n: t.to(device, non_blocking=True) for n, t in self.inputs.items()},
             flat_positions=self.flat_positions.to(device, non_blocking=True),
             labels=self.labels.to(device, non_blocking=True),
-            lengths=None if self.lengths is None else self.lengths.to(device, non_blocking=True),
-            pixels=None if self.pixels is None else self.pixels.to(device, non_blocking=True),
         )
 
 
@@ -93,13 +100,11 @@ def collate(
     padded = rows[0].row.pad([r.row for r in rows])
     return Batch(
         rows=tuple(r.index for r in rows),
-        input_ids=torch.from_numpy(padded.input_ids),
-        position_ids=None if padded.position_ids is None else torch.from_numpy(padded.position_ids),
+        inputs={name: torch.from_numpy(array) for name, array in padded.inputs.items()},
+        width=padded.width,
         flat_positions=torch.from_numpy(padded.flat_positions),
         labels=torch.from_numpy(padded.labels),
         targets=SoftTargets.concatenate([r.targets for r in rows]),
-        lengths=None if padded.lengths is None else torch.from_numpy(padded.lengths),
-        pixels=None if padded.pixels is None else torch.from_numpy(padded.pixels),
         position=position,
         sources=None if sources is None else tuple(sources),
     )

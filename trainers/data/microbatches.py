@@ -12,7 +12,7 @@ from dataclasses import replace
 import torch
 from torch.nn.functional import pad
 
-from trainers.data.batch import Batch
+from trainers.data.batch import COUNTED, Batch
 from trainers.loss.totals import StepTotals
 
 __all__ = ["split_batch", "widen"]
@@ -23,40 +23,35 @@ def split_batch(batch: Batch, parts: int) -> Iterator[Batch]:
     if parts == 1:
         yield batch
         return
-    rows, width = batch.input_ids.shape
-    each = rows // parts
-    row_of = batch.flat_positions // width
+    each = len(batch.rows) // parts
+    row_of = batch.flat_positions // batch.width
     for i in range(parts):
         here = slice(i * each, (i + 1) * each)
-        inside = (row_of >= i * each) & (row_of < (i + 1) * each)
-        start, stop = int((row_of < i * each).sum()), int((row_of < (i + 1) * each).sum())
+        start, stop = (int((row_of < r).sum()) for r in (here.start, here.stop))
         yield Batch(
             rows=batch.rows[here],
-            input_ids=batch.input_ids[here],
-            position_ids=None if batch.position_ids is None else batch.position_ids[here],
-            flat_positions=batch.flat_positions[inside] - i * each * width,
-            labels=batch.labels[inside],
+            inputs={name: tensor[here] for name, tensor in batch.inputs.items()},
+            width=batch.width,
+            flat_positions=batch.flat_positions[start:stop] - here.start * batch.width,
+            labels=batch.labels[start:stop],
             targets=batch.targets[start:stop],
-            lengths=None if batch.lengths is None else batch.lengths[here],
-            pixels=None if batch.pixels is None else batch.pixels[here],
         )
 
 
 def widen(batch: Batch, totals: StepTotals) -> Batch:
     """The same rows as `collate` lays them beside all others of the step."""
-    rows, now = batch.input_ids.shape
-    width, shared = totals.width, totals.shared
-    if now == width and shared == (batch.position_ids is not None):
+    rows, now, width = len(batch.rows), batch.width, totals.width
+    shared = COUNTED in batch.inputs
+    if (now, batch.read, shared) == (width, totals.read, totals.shared):
         return batch
-    position_ids = batch.position_ids
-    if shared:
-        if position_ids is None:
-            position_ids = torch.arange(now).expand(rows, now)
-        further = position_ids[:, -1:] + torch.arange(1, width - now + 1)
-        position_ids = torch.cat([position_ids, further], dim=1)
+    inputs = dict(batch.inputs)
+    for names, length in zip(batch.sequences, (width, totals.read), strict=True):
+        inputs |= {n: pad(inputs[n], (0, length - inputs[n].shape[1])) for n in names}
+    if totals.shared:
+        counted = batch.inputs[COUNTED] if shared else torch.arange(now).expand(rows, now)
+        further = counted[:, -1:] + torch.arange(1, width - now + 1)
+        inputs[COUNTED] = torch.cat([counted, further], dim=1)
+    flat = batch.flat_positions
     return replace(
-        batch,
-        input_ids=pad(batch.input_ids, (0, width - now)),
-        position_ids=position_ids,
-        flat_positions=batch.flat_positions // now * width + batch.flat_positions % now,
+        batch, inputs=inputs, width=width, flat_positions=flat // now * width + flat % now
     )

@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from softlabels.domains import DOMAINS
 from softlabels.errors import ConfigError, RunError
 from softlabels.store.reader import Store
 
-__all__ = ["CAUSAL", "LOADERS", "Task", "check_pixels"]
+__all__ = ["CAUSAL", "Task", "check_pixels"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,8 +57,15 @@ class Task:
             raise RunError(
                 f"{path}: not the configuration of a student ({e}); take another copy of {folder}"
             ) from e
-        classes = () if domain in TOKENS else tuple(listed)
+        # transformers give models over tokens two classes all the same
+        classes = tuple(listed) if DOMAINS.load(domain).classified else ()
         return Task(domain=domain, classes=classes)
+
+    @property
+    def tokens(self) -> dict[str, Any]:
+        """What a model's configuration says of the tokens that it reads."""
+        ids = {f"{name}_token_id": self.special_ids.get(name) for name in ("bos", "eos", "pad")}
+        return {"vocab_size": self.vocab_size, **ids}
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -68,17 +76,7 @@ class Task:
         return {"id2label": names, "label2id": {name: i for i, name in names.items()}}
 
 
-TOKENS = ("causal-lm", "masked-lm")
-"""Domains whose targets are over tokens; transformers gives their models two classes all the same."""
 CAUSAL = Task()
-LOADERS = {
-    "causal-lm": "AutoModelForCausalLM",
-    "masked-lm": "AutoModelForMaskedLM",
-    "sequence-classification": "AutoModelForSequenceClassification",
-    "token-classification": "AutoModelForTokenClassification",
-    "image-classification": "AutoModelForImageClassification",
-}
-"""Domain, and the class of transformers that loads its models."""
 
 
 def check_pixels(store: Store, flag: str = "--images") -> None:

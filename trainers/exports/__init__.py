@@ -1,7 +1,7 @@
-"""What a student can be exported as: one file for each format, one for each domain.
+"""What a student can be exported as: one file for each format.
 
-A format is an object with the members of `Format` (`formats.py`) and a line in `FORMATS`; a domain, of `Domain`
-(`domains.py`) and a line in `DOMAINS`.
+A format is an object with the members of `Format` (`formats.py`) and a line in `FORMATS`. What it must know of a kind
+of student is `Exported` (`domains.py`), which `trainers/domains/` implements.
 """
 
 from __future__ import annotations

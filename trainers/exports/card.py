@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from trainers.exports.domains import Domain
+from trainers.exports.domains import Exported
 from trainers.exports.formats import Format
 from trainers.exports.record import ExportRecord
 
@@ -17,7 +17,7 @@ PREPARED_WITH = {"tokenizers": "tokenizers", "PIL": "pillow"}
 
 
 def card(
-    record: ExportRecord, config: Mapping[str, Any], form: Format, domain: Domain, folder: Path
+    record: ExportRecord, config: Mapping[str, Any], form: Format, domain: Exported, folder: Path
 ) -> str:
     """Markdown.
 

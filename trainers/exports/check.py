@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from softlabels.errors import ExportError, RunError
-from trainers.exports.domains import Arrays, Domain, Example
+from trainers.exports.domains import Arrays, Example, Exported
 from trainers.exports.formats import Runner
 
 __all__ = ["Answers", "Comparison", "compare", "verdict"]
@@ -80,7 +80,7 @@ def _share(difference: float, whole: float) -> float:
 def compare(
     model: Any,
     runner: Runner,
-    domain: Domain,
+    domain: Exported,
     examples: Sequence[Example],
     *,
     advance: Callable[[int], None] = lambda _: None,
@@ -150,7 +150,7 @@ def _ask(runner: Runner, inputs: Arrays) -> np.ndarray[tuple[int, ...], np.dtype
 
 
 def _batches(
-    domain: Domain, examples: Sequence[Example]
+    domain: Exported, examples: Sequence[Example]
 ) -> Iterator[tuple[Sequence[Example], bool, bool]]:
     """Examples, on which side to pad them, and whether they count in the score (each does once)."""
     shortest = domain.shortest(examples[0])

@@ -1,21 +1,22 @@
 """What an export must know of a kind of student: its inputs, its output, and how to score it on rows of a store.
 
-A new domain is one class with these members and one line in `DOMAINS`. B examples of at most S tokens (or whatever the
+`trainers/domains/` has the kinds. B examples of at most S tokens (or whatever the
 inputs' axes are), N places whose output counts, V classes.
 """
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from softlabels.core.registry import Registry
 from softlabels.errors import ConfigError
+from trainers.domains import DOMAINS, Domain
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from softlabels.store.reader import Store
     from trainers.exports.origin import Origin
 
-__all__ = ["DOMAINS", "Arrays", "Domain", "Example", "Laid", "domain_of", "spread"]
+__all__ = ["Arrays", "Example", "Exported", "Laid", "exported", "spread"]
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 """A model's inputs by name, with a batch axis in front."""
@@ -49,11 +50,9 @@ class Laid:
     """`[N]`: where the examples' outputs lie in the model's output seen as `[-1, V]`, example by example."""
 
 
-class Domain(Protocol):
-    """How one kind of student is exported."""
+class Exported(Domain):
+    """A domain whose students can be exported."""
 
-    name: str
-    """As a store's identity spells it."""
     inputs: tuple[str, ...]
     """Names of the model's inputs, in order. The one output is `logits`."""
     axes: Mapping[str, Mapping[int, str]]
@@ -63,27 +62,35 @@ class Domain(Protocol):
     unit: str
     """What a throughput counts, e.g. `tokens`."""
 
+    @abstractmethod
     def origin(self, folder: Path) -> Origin:
         """What the model in a folder is made with."""
 
+    @abstractmethod
     def module(self, model: Any) -> nn.Module:
         """What is exported: the model as a module from the inputs to float32 `logits`."""
 
+    @abstractmethod
     def examples(self, store: Store, rows: Sequence[int]) -> list[Example]:
         """Real inputs: what rows of a store hold."""
 
+    @abstractmethod
     def lay(self, examples: Sequence[Example], *, left: bool = False) -> Laid:
         """Pad to one rectangle, on the right or, where the domain has it, on the left."""
 
+    @abstractmethod
     def shortest(self, example: Example) -> Example:
         """The smallest input that the model must take, cut from an example."""
 
+    @abstractmethod
     def reference(self, model: Any, example: Example) -> Tensor:
         """`[N, V]` logits of an example, alone and unpadded, from the model itself."""
 
+    @abstractmethod
     def describe(self, store: Store, folder: Path) -> dict[str, Any]:
         """What the record says of how inputs are made, for what rows of a store hold; also as files of the export."""
 
+    @abstractmethod
     def preparation(self, folder: Path, details: Mapping[str, Any]) -> str:
         """Python that makes `inputs` from something real; PATH is the folder.
 
@@ -92,31 +99,24 @@ class Domain(Protocol):
             details: of its record, with what `describe` said.
         """
 
+    @abstractmethod
     def size(self, example: Example) -> int:
         """How many `unit` an example has."""
 
 
-DOMAINS: Registry[Domain] = Registry(
-    "trainers.exports.domains",
-    {
-        "causal-lm": "trainers.exports.causal_lm:CAUSAL_LM",
-        "sequence-classification": "trainers.exports.sequence_classification:SEQUENCE_CLASSIFICATION",
-        "image-classification": "trainers.exports.image_classification:IMAGE_CLASSIFICATION",
-    },
-)
-
-
-def domain_of(name: str) -> Domain:
+def exported(name: str) -> Exported:
     """The domain of a store (`manifest.identity.domain`).
 
     Raises:
         ConfigError: its students cannot be exported.
     """
-    if name not in DOMAINS.names():
+    domain = DOMAINS.load(name) if name in DOMAINS else None
+    if not isinstance(domain, Exported):
+        can = [n for n in DOMAINS.names() if isinstance(DOMAINS.load(n), Exported)]
         raise ConfigError(
-            f"students of domain {name!r} cannot be exported; those of {', '.join(DOMAINS.names())} can"
+            f"students of domain {name!r} cannot be exported; those of {', '.join(can)} can"
         )
-    return DOMAINS.load(name)
+    return domain
 
 
 def spread(rows: int, wanted: int) -> list[int]:

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 if TYPE_CHECKING:
-    from trainers.exports.domains import Arrays, Domain, Example
+    from trainers.exports.domains import Arrays, Example, Exported
     from trainers.exports.origin import Origin
 
 __all__ = ["Format", "Job", "Runner", "Written"]
@@ -28,7 +28,7 @@ class Job:
     """The student's model, float32, in evaluation mode."""
     folder: Path
     """Where the run keeps it."""
-    domain: Domain
+    domain: Exported
     origin: Origin
     """Of the model."""
     samples: Sequence[Example]
@@ -62,7 +62,7 @@ class Format(Protocol):
     def write(self, job: Job, folder: Path) -> Written:
         """Write the model's files into a folder that holds configuration and tokenizer already."""
 
-    def load(self, folder: Path, *, domain: Domain | None, threads: int | None) -> Runner:
+    def load(self, folder: Path, *, domain: Exported | None, threads: int | None) -> Runner:
         """Open what `write` wrote, as a user would."""
 
     def needs(self, origin: Origin) -> str:

@@ -22,7 +22,7 @@ from softlabels.errors import ConfigError, RunError
 from softlabels.store.reader import open_store
 from trainers.data.tasks import Task, check_pixels
 from trainers.exports import FORMATS
-from trainers.exports.domains import Arrays, Domain, Example, domain_of, spread
+from trainers.exports.domains import Arrays, Example, Exported, exported, spread
 from trainers.exports.formats import Job
 from trainers.exports.latency_config import LatencyConfig
 from trainers.exports.record import RECORD, read_export
@@ -97,7 +97,7 @@ def measure(subjects: Sequence[str], config: LatencyConfig, report: Reporter) ->
     opened = open_store(config.store, view=config.vocab, images=config.images)
     check_pixels(opened)
     name = opened.manifest.identity.domain
-    domain = domain_of(name)
+    domain = exported(name)
     examples = domain.examples(opened, spread(len(opened), max(SINGLE, MANY * batch_size)))
     while len(examples) < batch_size:
         examples = examples * 2
@@ -137,7 +137,7 @@ def _subjects(
     spec: str,
     engines: Sequence[str],
     weights: str,
-    domain: Domain,
+    domain: Exported,
     examples: Sequence[Example],
     work: Path,
 ) -> list[Subject]:
@@ -165,7 +165,7 @@ def _subjects(
 
 
 def _converted(
-    spec: str, folder: Path, engine: str, domain: Domain, examples: Sequence[Example], work: Path
+    spec: str, folder: Path, engine: str, domain: Exported, examples: Sequence[Example], work: Path
 ) -> Subject:
     from trainers.students import load_student
 
@@ -210,7 +210,7 @@ def _many(examples: Sequence[Example], batch_size: int) -> int:
 
 
 def _write_inputs(
-    work: Path, domain: Domain, examples: Sequence[Example], batch_size: int
+    work: Path, domain: Exported, examples: Sequence[Example], batch_size: int
 ) -> dict[str, str]:
     chosen = [examples[i] for i in spread(len(examples), SINGLE)]
     single = [domain.lay([e]).inputs for e in chosen]

@@ -57,9 +57,9 @@ def _measure(spec: dict[str, Any]) -> dict[str, Any]:
     single, many = _batches(spec["single"]), _batches(spec["many"])
     domain = None
     if spec["domain"] is not None:
-        from trainers.exports.domains import domain_of
+        from trainers.exports.domains import exported
 
-        domain = domain_of(spec["domain"])
+        domain = exported(spec["domain"])
     empty = peak_bytes()
     begin = time.perf_counter()
     runner = FORMATS.load(spec["format"]).load(

@@ -16,7 +16,7 @@ from softlabels.errors import MissingExtraError
 from trainers.exports.formats import Job, Runner, Written
 
 if TYPE_CHECKING:
-    from trainers.exports.domains import Arrays, Domain
+    from trainers.exports.domains import Arrays, Exported
     from trainers.exports.origin import Origin
 
 __all__ = ["FILE", "FORMAT", "OPSET", "OnnxFloat", "export_onnx", "ort_runner", "require"]
@@ -83,7 +83,7 @@ def export_onnx(job: Job, path: Path) -> None:
         program.save(path, external_data=size > EXTERNAL)
 
 
-def _name_axes(model: Any, domain: Domain) -> None:
+def _name_axes(model: Any, domain: Exported) -> None:
     """Give the free axes the domain's names; the tracer's are numbers."""
     names = {}
     for value in model.graph.inputs:
@@ -132,7 +132,7 @@ class OnnxFloat:
             libraries=("torch", *job.origin.libraries, "onnx", "onnxscript", "onnxruntime"),
         )
 
-    def load(self, folder: Path, *, domain: Domain | None, threads: int | None) -> Runner:
+    def load(self, folder: Path, *, domain: Exported | None, threads: int | None) -> Runner:
         """In ONNX Runtime."""
         return ort_runner(folder / FILE, threads)
 

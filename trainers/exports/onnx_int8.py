@@ -36,7 +36,7 @@ from trainers.exports.products import fold_transposes, products, split_gemms
 from trainers.exports.tables import quantise_tables
 
 if TYPE_CHECKING:
-    from trainers.exports.domains import Arrays, Domain, Example
+    from trainers.exports.domains import Arrays, Example, Exported
     from trainers.exports.origin import Origin
 
 __all__ = ["DYNAMIC", "STATIC", "OnnxInt8"]
@@ -120,7 +120,7 @@ class OnnxInt8:
             libraries=("torch", *job.origin.libraries, "onnx", "onnxscript", "onnxruntime"),
         )
 
-    def load(self, folder: Path, *, domain: Domain | None, threads: int | None) -> Runner:
+    def load(self, folder: Path, *, domain: Exported | None, threads: int | None) -> Runner:
         """In ONNX Runtime."""
         return ort_runner(folder / FILE, threads)
 
@@ -136,7 +136,7 @@ class OnnxInt8:
 class _Reader:
     """Calibration rows as ONNX Runtime asks for them: one example at a time, unpadded."""
 
-    def __init__(self, domain: Domain, examples: Sequence[Example]) -> None:
+    def __init__(self, domain: Exported, examples: Sequence[Example]) -> None:
         self._left = iter([domain.lay([e]).inputs for e in examples])
 
     def get_next(self) -> Arrays | None:

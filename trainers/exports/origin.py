@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from trainers.data.tasks import LOADERS
+from softlabels.domains import DOMAINS
 
 __all__ = ["Origin", "of_transformers"]
 
@@ -31,7 +31,7 @@ def of_transformers(domain: str) -> Origin:
         needs="torch transformers",
         code=(
             "import torch, transformers\n"
-            f'model = transformers.{LOADERS[domain]}.from_pretrained("PATH").eval()\n'
+            f'model = transformers.{DOMAINS.load(domain).transformers}.from_pretrained("PATH").eval()\n'
             "logits = model(**{k: torch.from_numpy(v) for k, v in inputs.items()}).logits.detach().numpy()\n"
         ),
     )

@@ -12,7 +12,7 @@ from softlabels.errors import ExportError
 from trainers.exports.formats import Job, Runner, Written
 
 if TYPE_CHECKING:
-    from trainers.exports.domains import Arrays, Domain
+    from trainers.exports.domains import Arrays, Exported
     from trainers.exports.origin import Origin
 
 __all__ = ["FORMAT", "Program", "trace"]
@@ -63,7 +63,7 @@ class Program:
             torch.export.save(trace(job), folder / FILE)
         return Written(model=FILE, libraries=("torch", *job.origin.libraries))
 
-    def load(self, folder: Path, *, domain: Domain | None, threads: int | None) -> Runner:
+    def load(self, folder: Path, *, domain: Exported | None, threads: int | None) -> Runner:
         """The inputs go in by name, in the order in which they were traced."""
         import torch
 

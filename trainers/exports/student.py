@@ -26,7 +26,7 @@ from trainers.exports import FORMATS
 from trainers.exports.card import card
 from trainers.exports.check import Comparison, compare, verdict
 from trainers.exports.config import ExportConfig
-from trainers.exports.domains import domain_of, spread
+from trainers.exports.domains import exported, spread
 from trainers.exports.formats import Format, Job, Written
 from trainers.exports.record import (
     EXPORT,
@@ -80,7 +80,7 @@ def export(
         config.store, inputs=config.inputs, images=config.images, rows=form.calibrates
     )
     _check_feed(heldout, training[0])
-    domain = domain_of(heldout.manifest.identity.domain)
+    domain = exported(heldout.manifest.identity.domain)
     model = load_student(finished.folder, Task.saved(domain.name, finished.folder)).model.eval()
     rows = spread(len(heldout), config.rows)
     examples = domain.examples(heldout, rows)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from trainers.exports.domains import Arrays, Example
+from trainers.exports.domains import Arrays, Example, Exported
 from trainers.exports.origin import Origin, of_transformers
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def text_example(
     )
 
 
-class Texts:
+class Texts(Exported):
     """`input_ids` and `attention_mask`, both `[B, S]` int64."""
 
     inputs = ("input_ids", "attention_mask")
@@ -37,7 +37,6 @@ class Texts:
         "input_ids": {0: "batch", 1: "length"},
         "attention_mask": {0: "batch", 1: "length"},
     }
-    name: str
     sample: str
     """A text for the model card."""
 

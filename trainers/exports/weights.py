@@ -11,7 +11,7 @@ import numpy as np
 from trainers.exports.formats import Job, Runner, Written
 
 if TYPE_CHECKING:
-    from trainers.exports.domains import Arrays, Domain
+    from trainers.exports.domains import Arrays, Exported
     from trainers.exports.origin import Origin
 
 __all__ = ["FORMAT", "Safetensors", "torch_runner", "weight_files"]
@@ -24,7 +24,7 @@ def weight_files(folder: Path) -> list[Path]:
     )
 
 
-def torch_runner(folder: Path, domain: Domain, threads: int | None) -> Runner:
+def torch_runner(folder: Path, domain: Exported, threads: int | None) -> Runner:
     """The model of a folder in PyTorch, float32."""
     import torch
 
@@ -59,7 +59,7 @@ class Safetensors:
             shutil.copyfile(path, folder / path.name)
         return Written(model=".", libraries=("torch", *job.origin.libraries))
 
-    def load(self, folder: Path, *, domain: Domain | None, threads: int | None) -> Runner:
+    def load(self, folder: Path, *, domain: Exported | None, threads: int | None) -> Runner:
         """As the trainer does."""
         assert domain is not None
         return torch_runner(folder, domain, threads)

@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 
 from softlabels.core.durable import appearing, forget_attempts
 from softlabels.core.progress import Reporter
+from softlabels.domains import DOMAINS
 from softlabels.errors import ConfigError, CorpusError, PairingError, RunError
 from trainers.generation.config import GenerateConfig, Sampling
 from trainers.generation.prompts import Prompt, Words, read_prompts
@@ -74,7 +75,7 @@ def generate(run: Path, out: Path, config: GenerateConfig, report: Reporter) -> 
         forget_attempts(out)
         raise ConfigError(f"--out {out}: is there already; choose another")
     finished = open_finished(run, config.weights)
-    if finished.domain != "causal-lm":
+    if not DOMAINS.load(finished.domain).chained:
         raise ConfigError(
             f"{run}: its student is of the domain {finished.domain}; only a causal LM writes text"
         )

@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 
 import torch
 
+from softlabels.domains import DOMAINS
 from softlabels.errors import ConfigError, MissingExtraError, PairingError, SoftLabelsError
 from trainers.generation.prompts import Words
 from trainers.run.finished import open_finished
@@ -77,7 +78,7 @@ class SoftTrainLM(HFLM):
         if weights not in WEIGHTS:
             raise ConfigError(f"--model_args weights={weights}: expected {', '.join(WEIGHTS)}")
         self.finished = open_finished(run, weights)
-        if self.finished.domain != "causal-lm":
+        if not DOMAINS.load(self.finished.domain).chained:
             raise ConfigError(
                 f"{run}: its student is of the domain {self.finished.domain}; the harness asks causal LMs only. "
                 "softtrain eval and trainers.integrations.evaluate score the others"

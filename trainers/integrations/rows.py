@@ -60,7 +60,6 @@ class EpochSampler(Sampler[int]):
 
 
 def collate_rows(rows: Sequence[StoredRow]) -> dict[str, Any]:
-    """The model's inputs, `input_ids` and, for packed rows, `position_ids` (`[B, S] int64`), and the `Batch`."""
+    """The model's inputs, by the names of its own arguments, and the `Batch`."""
     batch = collate(rows)
-    packed = {} if batch.position_ids is None else {"position_ids": batch.position_ids}
-    return {"input_ids": batch.input_ids, **packed, "batch": batch}
+    return {**batch.inputs, "batch": batch}

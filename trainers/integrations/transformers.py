@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from softlabels.core.head_input import head_input
 from softlabels.errors import ConfigError, MissingExtraError
 from trainers.integrations import check_fit
-from trainers.integrations.head_input import head_input
 from trainers.integrations.rows import EpochSampler, StoreRows, collate_rows
 from trainers.loss.losses import DistillLoss
 from trainers.loss.totals import StepTotals
@@ -89,7 +89,9 @@ class DistillMixin(Base):
         """This micro-batch's share of the step's loss; alone, a mean over its own positions."""
         inputs, student = dict(inputs), self._student(model)
         batch = inputs.pop("batch").to(inputs["input_ids"].device)
-        hidden, outputs = head_input(model, student.model.get_output_embeddings(), inputs)
+        hidden, outputs = head_input(
+            student.model.get_output_embeddings(), lambda: model(**inputs, use_cache=False)
+        )
         totals: StepTotals | None = num_items_in_batch
         loss = replace(self.distill, totals=totals)(hidden, student.head(), batch).loss
         loss = loss * (1 if totals is None else self.accelerator.num_processes)  # DDP averages

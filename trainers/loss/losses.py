@@ -36,7 +36,7 @@ from softlabels.core.rows import UNLABELLED
 from softlabels.core.targets import UNBIASED, SoftTargets
 from softlabels.errors import ConfigError, PairingError
 from softlabels.format.identity import TargetRecord
-from trainers.data.batch import Batch
+from trainers.data.batch import COUNTED, Batch
 from trainers.loss.divergences import DIVERGENCES, Shape
 from trainers.loss.head_chunks import Columns, Head, HeadChunks, accumulator
 from trainers.loss.position_weights import WEIGHTS, teacher_bins
@@ -170,8 +170,9 @@ class DistillLoss:
             soft=soft,
             weight=float(self._weights(batch, batch.targets.soft).sum() if weighs else soft),
             positions=batch.positions,
-            width=batch.input_ids.shape[1],
-            shared=batch.position_ids is not None,
+            width=batch.width,
+            read=batch.read,
+            shared=COUNTED in batch.inputs,
         )
 
     def __call__(

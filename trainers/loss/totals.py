@@ -34,17 +34,19 @@ class StepTotals(NamedTuple):
     positions: int
     """All positions."""
     width: int
-    """Tokens of the longest row, padding included."""
+    """Places of the longest row, padding included."""
+    read: int
+    """Tokens of the longest source of an encoder before a decoder, likewise; 0 without one."""
     shared: bool
     """Whether any row holds several documents, so that all have `position_ids`."""
 
     @classmethod
     def over(cls, parts: Iterable[Sequence[float]]) -> StepTotals:
         """Of all parts of a step."""
-        rows = [(0, 0, 0.0, 0, 0, False), *parts]
+        rows = [(0, 0, 0.0, 0, 0, 0, False), *parts]
         labelled, soft, weight, positions, *_ = add_up(rows)
-        width, shared = (max(row[i] for row in rows) for i in (4, 5))
-        return cls(int(labelled), int(soft), weight, int(positions), int(width), bool(shared))
+        width, read, shared = (int(max(row[i] for row in rows)) for i in (4, 5, 6))
+        return cls(int(labelled), int(soft), weight, int(positions), width, read, bool(shared))
 
     def divisor(self, name: str) -> float:
         """What a sum of `LossOutput` is divided by; 1 where the step has nothing of the kind."""

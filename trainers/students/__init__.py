@@ -94,8 +94,7 @@ class Student(nn.Module):
 
     def hidden(self, batch: Batch) -> Tensor:
         """Last hidden states `[B, S, D]`."""
-        extra = {} if batch.position_ids is None else {"position_ids": batch.position_ids}
-        out = self.model.base_model(input_ids=batch.input_ids, use_cache=False, **extra)
+        out = self.model.base_model(**batch.inputs, use_cache=False)
         hidden: Tensor = out.last_hidden_state
         return hidden
 

@@ -42,7 +42,8 @@ def check_context(student: Student, store: Store, *, where: str) -> None:
     if context is None or most <= context or store.manifest.identity.images is not None:
         return
     for stored in store:
-        length = len(stored.inputs["input_ids"])
+        read = [v for name, v in stored.inputs.items() if name.endswith("input_ids")]
+        length = max(map(len, read))
         if length > context:
             raise PairingError(
                 f"{where}: reads {context} tokens at most (its max_position_embeddings), and row {stored.index} of "

@@ -1,19 +1,17 @@
 """Students whose whole model runs at once: encoders with a head over classes or tokens.
 
-What their head is given is caught on its way (`catch_head_input`), so whatever lies between body and head (a pooler,
-a transform, dropout) stays the model's own affair.
+What their head is given is caught on its way (`head_input`), so whatever lies between body and head (a pooler, a
+transform, dropout) stays the model's own affair.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
+from softlabels.core.head_input import head_input
 from softlabels.errors import ConfigError
 from trainers.data.batch import Batch
 from trainers.loss.head_chunks import Head
@@ -52,19 +50,6 @@ def token_head(model: Any, *, where: str) -> nn.Linear:
     )
 
 
-@contextmanager
-def catch_head_input(head: nn.Module) -> Iterator[list[Tensor]]:
-    """Collects what a head is given; of `[B, S, D]` it then computes nothing."""
-    caught: list[Tensor] = []
-
-    def catch(_: nn.Module, args: tuple[Tensor]) -> tuple[Tensor]:
-        caught.append(args[0])
-        return (args[0][:, :0] if args[0].dim() == 3 else args[0],)
-
-    with head.register_forward_pre_hook(catch):
-        yield caught
-
-
 class EncoderStudent(Student):
     """An encoder that reads a text whole, with a linear head."""
 
@@ -81,17 +66,11 @@ class EncoderStudent(Student):
 
     def hidden(self, batch: Batch) -> Tensor:
         """What the head is given: `[N, D]` of a class for a whole text, `[B, S, D]` of one for each token."""
-        with catch_head_input(self._head) as caught:
-            self.forward_model(batch)
-        if len(caught) != 1:
-            raise ConfigError(
-                f"{type(self.model).__name__}: its forward calls its head {len(caught)} times, expected once"
-            )
-        return caught[0]
+        return head_input(self._head, lambda: self.forward_model(batch))[0]
 
     def forward_model(self, batch: Batch) -> None:
         """Run the whole model."""
-        self.model(**self.inputs(batch))
+        self.model(**batch.inputs)
 
     def hidden_and_layer(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
         """`hidden`, and `[N, D]`: what the last layer gave at the positions."""
@@ -103,13 +82,6 @@ class EncoderStudent(Student):
         with self.model.base_model.register_forward_hook(keep):
             hidden = self.hidden(batch)
         return hidden, batch.at_positions(layers[-1])
-
-    def inputs(self, batch: Batch) -> dict[str, Tensor]:
-        """`input_ids` and `attention_mask`, both `[B, S]`."""
-        assert batch.lengths is not None, "a store of texts has their lengths"
-        width = batch.input_ids.shape[1]
-        mask = torch.arange(width, device=batch.input_ids.device) < batch.lengths[:, None]
-        return {"input_ids": batch.input_ids, "attention_mask": mask.long()}
 
     def layers(self) -> list[nn.Module]:
         """The repeated layers: the longest list of modules."""

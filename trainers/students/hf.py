@@ -15,11 +15,12 @@ import torch
 from torch import Tensor
 
 from softlabels.core.local_model import find_model, load_weights, loading, offline_transformers
+from softlabels.domains import DOMAINS as FORMATS
 from softlabels.errors import ConfigError
-from trainers.data.tasks import CAUSAL, LOADERS, Task
+from trainers.data.tasks import CAUSAL, Task
+from trainers.domains import DOMAINS
 from trainers.students import Student
-from trainers.students.encoders import EncoderStudent, class_head, token_head
-from trainers.students.images import HFImageStudent, load_saved, saved_spec
+from trainers.students.images import load_saved, saved_spec
 
 __all__ = ["drawn", "from_config", "from_folder", "from_layers"]
 
@@ -31,24 +32,17 @@ def _loader(task: Task, spec: str, purpose: str) -> Any:
         ConfigError: transformers has none.
     """
     transformers = offline_transformers(purpose)
-    if task.domain not in LOADERS:
+    loader = FORMATS.load(task.domain).transformers
+    if loader is None:
         raise ConfigError(
             f"--student {spec}: is a model of transformers, which do not serve a store of the domain {task.domain}"
         )
-    return getattr(transformers, LOADERS[task.domain])
+    return getattr(transformers, loader)
 
 
 def _student(model: Any, task: Task, spec: str, *, source: Path | None = None) -> Student:
-    if task.domain == "causal-lm":
-        return Student(model, source=source)
     where = f"--student {spec}"
-    if task.domain == "masked-lm":
-        head = token_head(model, where=where)
-    else:
-        head = class_head(model, len(task.classes), where=where)
-    if task.domain == "image-classification":
-        return HFImageStudent(model, head, source=source)
-    return EncoderStudent(model, head, source=source)
+    return DOMAINS.load(task.domain).student(model, task, where=where, source=source)
 
 
 def from_config(argument: str, *, seed: int, task: Task = CAUSAL) -> Student:
@@ -101,7 +95,7 @@ def _load(argument: str, spec: str, *, seed: int, task: Task) -> tuple[Any, Path
     where = f"--student {spec}"
     found = find_model(argument, where=where, error=ConfigError)
     loader = _loader(task, spec, where)
-    if found.gguf is not None and task.domain != CAUSAL.domain:
+    if found.gguf is not None and not FORMATS.load(task.domain).chained:
         raise ConfigError(
             f"{where}: a GGUF file holds a causal LM; give the folder of a {task.domain} model"
         )

@@ -28,7 +28,6 @@ from trainers.students.cnn import make_cnn
 from trainers.students.encoders import EncoderStudent, class_head
 
 __all__ = [
-    "HFImageStudent",
     "ImageStudent",
     "from_cnn",
     "from_timm",
@@ -39,15 +38,6 @@ __all__ = [
 
 KEY = "softlabels_student"
 """Of a config.json: the spec that makes the model."""
-
-
-class HFImageStudent(EncoderStudent):
-    """A classifier of images of transformers."""
-
-    def inputs(self, batch: Batch) -> dict[str, Tensor]:
-        """`pixel_values [B, 3, S, S]`."""
-        assert batch.pixels is not None, "a store of images has pixels"
-        return {"pixel_values": batch.pixels}
 
 
 class ImageStudent(EncoderStudent):
@@ -61,8 +51,7 @@ class ImageStudent(EncoderStudent):
 
     def forward_model(self, batch: Batch) -> None:
         """`[B, 3, S, S]`."""
-        assert batch.pixels is not None, "a store of images has pixels"
-        self.model(batch.pixels)
+        self.model(batch.inputs["pixel_values"])
 
     def save(self, folder: Path, weights: dict[str, Tensor] | None = None) -> None:
         """Write `config.json` and `model.safetensors`."""

@@ -16,14 +16,15 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from softlabels.core.local_model import offline_transformers
 from softlabels.errors import ConfigError
-from trainers.data.tasks import CAUSAL, TOKENS, Task
+from trainers.data.tasks import CAUSAL, Task
+from trainers.domains import SizedDomain, sized
 from trainers.students import Student
 
-__all__ = ["Shape", "config_of", "from_size", "parse_size", "shape_of"]
+__all__ = ["Shape", "context_of_rows", "from_size", "heads", "parse_size", "shape_of"]
 
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9}
 CLOSE = 0.03
@@ -33,9 +34,6 @@ RATIO = 32
 DEEPEST = 64
 BLOCK = 64
 """Contexts are multiples of it."""
-SHORTEST = 512
-"""Context of a causal LM, at least: its positions are rotations, which cost no parameters."""
-IMAGES = "image-classification"
 
 
 class Shape(NamedTuple):
@@ -69,7 +67,9 @@ def from_size(argument: str, *, seed: int, task: Task = CAUSAL) -> Student:
 
     where = f"--student new:{argument}"
     size = parse_size(argument, where=where)
-    config = config_of(task, shape_of(size, task, where=where), where=where)
+    shape = shape_of(size, task, where=where)
+    domain, library = sized(task.domain, where=where), offline_transformers(where)
+    config = domain.config(task, shape.width, shape.depth, library)
     return drawn(config, f"new:{argument}", seed=seed, task=task)
 
 
@@ -79,8 +79,10 @@ def shape_of(size: int, task: Task, *, where: str) -> Shape:
     Raises:
         ConfigError: none comes within 3 %; names the nearest.
     """
-    _check_task(task, where)
-    shapes = [s for width in _widths(size, task) for s in _around(width, size, task)]
+    domain = sized(task.domain, where=where)
+    if not task.vocab_size:
+        raise ConfigError(f"{where}: is sized to a store; name one with --like STORE")
+    shapes = [s for width in _widths(size, task) for s in _around(domain, width, size, task)]
     close = [s for s in shapes if abs(s.parameters / size - 1) <= CLOSE]
     if close:
         return min(close, key=lambda s: abs(math.log(s.width / s.depth / RATIO)))
@@ -93,16 +95,6 @@ def shape_of(size: int, task: Task, *, where: str) -> Shape:
     )
 
 
-def _check_task(task: Task, where: str) -> None:
-    if task.domain == IMAGES:
-        raise ConfigError(
-            f"{where}: makes students that read text; for images use cnn:WIDTHxDEPTH (cnn:32x3 has "
-            "about 0.3M parameters), timm:NAME, torchvision:NAME or hf-config:FILE"
-        )
-    if not task.vocab_size:
-        raise ConfigError(f"{where}: is sized to a store; name one with --like STORE")
-
-
 def _widths(size: int, task: Task) -> list[int]:
     """Multiples of 8 up to 128, of 32 to 512, of 64 to 2048, then of 128: those whose embeddings fit, and one more."""
     every = [*range(16, 128, 8), *range(128, 512, 32), *range(512, 2048, 64)]
@@ -110,9 +102,9 @@ def _widths(size: int, task: Task) -> list[int]:
     return every[: sum(w * task.vocab_size <= size for w in every) + 1]
 
 
-def _around(width: int, size: int, task: Task) -> list[Shape]:
+def _around(domain: SizedDomain, width: int, size: int, task: Task) -> list[Shape]:
     """The two depths whose sizes lie around `size`; none deeper than half the width."""
-    one, two = (_count(task, width, depth) for depth in (1, 2))
+    one, two = (domain.parameters(task, width, depth) for depth in (1, 2))
     layer = two - one
     deepest = min(DEEPEST, width // 2)
     depth = min(deepest, max(1, 1 + (size - one) // layer))
@@ -120,58 +112,11 @@ def _around(width: int, size: int, task: Task) -> list[Shape]:
     return [Shape(width, d, one + (d - 1) * layer) for d in depths]
 
 
-def _heads(width: int) -> int:
+def heads(width: int) -> int:
     """Heads of 64 from a width of 512 on, below of 32, 16 or 8, whichever divides it."""
     return width // (64 if width >= 512 else next(h for h in (32, 16, 8) if width % h == 0))
 
 
-def _inner(width: int, share: float, step: int) -> int:
-    return max(step, round(width * share / step) * step)
-
-
-def _count(task: Task, width: int, depth: int) -> int:
-    """Parameters, tied ones once; layers, norms and heads as transformers makes them."""
-    v, d = task.vocab_size, width
-    if task.domain == "causal-lm":
-        inner = _inner(d, 8 / 3, 32)
-        return v * d + depth * (4 * d * d + 3 * d * inner + 2 * d) + d
-    inner = 4 * d
-    layer = 4 * (d * d + d) + (d * inner + inner) + (inner * d + d) + 4 * d
-    body = (v + _context(task) + 1) * d + 2 * d + depth * layer
-    if task.domain == "masked-lm":
-        return body + d * d + d + 2 * d + v
-    pooler = d * d + d if task.domain == "sequence-classification" else 0
-    return body + pooler + (d + 1) * len(task.classes)
-
-
-def _context(task: Task) -> int:
-    rows = -(-task.row_tokens // BLOCK) * BLOCK
-    return max(rows, SHORTEST) if task.domain == "causal-lm" else rows
-
-
-def config_of(task: Task, shape: Shape, *, where: str) -> Any:
-    """The configuration of transformers."""
-    transformers = offline_transformers(where)
-    ids = {f"{name}_token_id": task.special_ids.get(name) for name in ("bos", "eos", "pad")}
-    every = {
-        "vocab_size": task.vocab_size,
-        "hidden_size": shape.width,
-        "num_hidden_layers": shape.depth,
-        "num_attention_heads": _heads(shape.width),
-        "max_position_embeddings": _context(task),
-        **ids,
-    }
-    if task.domain == "causal-lm":
-        return transformers.LlamaConfig(
-            **every,
-            intermediate_size=_inner(shape.width, 8 / 3, 32),
-            tie_word_embeddings=True,
-            architectures=["LlamaForCausalLM"],
-        )
-    return transformers.BertConfig(
-        **every,
-        intermediate_size=4 * shape.width,
-        type_vocab_size=1,
-        tie_word_embeddings=task.domain in TOKENS,
-        **task.settings,
-    )
+def context_of_rows(task: Task) -> int:
+    """A context that takes any row of the store."""
+    return -(-task.row_tokens // BLOCK) * BLOCK

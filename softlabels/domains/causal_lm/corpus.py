@@ -1,0 +1,62 @@
+"""Documents to rows of a causal LM: packed, whole or in pieces, as the teacher's tokenizer has them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from softlabels.core.rows import BEGINNING, Cursor, Row
+from softlabels.corpora import Corpus
+from softlabels.corpora.packing import CorpusCounts, pack
+from softlabels.domains.maker import RowMaker
+from softlabels.errors import ConfigError
+from softlabels.teachers import Teacher
+
+if TYPE_CHECKING:
+    from softlabels.builder.config import BuildConfig
+
+__all__ = ["MAKER"]
+
+
+class PackedDocuments(RowMaker):
+    """See `corpora/packing.py`."""
+
+    transformers_teacher = "softlabels.domains.causal_lm.teacher:from_transformers"
+
+    def rows(
+        self,
+        config: BuildConfig,
+        corpora: Sequence[Corpus],
+        teacher: Teacher,
+        *,
+        start: Cursor = BEGINNING,
+        counts: CorpusCounts | None = None,
+    ) -> Iterator[tuple[Cursor, Row]]:
+        """Refuses more tokens of a document in one row than the teacher was made to read at a time.
+
+        A model computes on beyond its context, and its distributions there are noise. Encoders' tokenizers check their
+        own.
+        """
+        context = teacher.context
+        packed = pack(
+            corpora,
+            teacher.tokenizer,
+            seq_len=config.seq_len,
+            vocab_size=teacher.record.vocab_size,
+            start=start,
+            skip_empty=config.skip_empty,
+            counts=counts,
+        )
+        for cursor, row in packed:
+            longest = int(row.segment_lengths.max())
+            if context is not None and longest > context:
+                document = int(row.documents[row.segment_lengths.argmax()])
+                raise ConfigError(
+                    f"--seq-len: a row holds {longest:,} tokens of document {document}, and {teacher.record.spec} "
+                    f"reads {context:,} at a time (its context); use --seq-len {context}, which cuts documents into "
+                    "pieces and loses none of them"
+                )
+            yield cursor, row
+
+
+MAKER = PackedDocuments()

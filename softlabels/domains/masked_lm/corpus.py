@@ -1,0 +1,140 @@
+"""Documents to rows of a masked LM: a text is one row, or as many pieces as it takes, in each masked view.
+
+No token is lost: a text that is longer than a row is cut into pieces, each with the tokenizer's own marks at its ends.
+Views follow one another, each a pass over the whole corpus, so that views of one text are far apart. A text of which
+nothing can be hidden is left out, and counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from softlabels.codecs.hidden import HIDDEN_CODECS
+from softlabels.core.rows import BEGINNING, Cursor
+from softlabels.corpora import Corpus, documents_of
+from softlabels.corpora.packing import CorpusCounts
+from softlabels.domains.maker import RowMaker
+from softlabels.domains.masked_lm import DOMAIN, MaskedRow
+from softlabels.domains.masked_lm.masking import MASKED, TARGETS, unmaskable
+from softlabels.errors import ConfigError, CorpusError, TeacherError
+from softlabels.format.identity import HiddenRecord, MaskingRecord
+from softlabels.teachers import Teacher, TeacherTokenizer
+
+if TYPE_CHECKING:
+    from softlabels.builder.config import BuildConfig
+
+__all__ = ["MAKER", "masked_texts"]
+
+
+class MaskedTexts(RowMaker):
+    """Views of texts, and perhaps the teacher's last layer."""
+
+    transformers_teacher = "softlabels.domains.masked_lm.teacher:from_transformers"
+
+    settings = frozenset({"mask_share", "mask_targets", "hidden", "views"})
+
+    def check(self, config: BuildConfig) -> None:
+        """A share, and words that are known."""
+        for flag, value, known in (
+            ("hidden", config.hidden, tuple(HIDDEN_CODECS)),
+            ("mask-targets", config.mask_targets, TARGETS),
+        ):
+            if value is not None and value not in known:
+                raise ConfigError(f"--{flag} {value!r}: expected one of {', '.join(known)}")
+        if config.mask_share is not None and not 0 < config.mask_share <= 1:
+            raise ConfigError(
+                f"--mask-share {config.mask_share}: expected a share above 0 and at most 1"
+            )
+
+    def rows(
+        self,
+        config: BuildConfig,
+        corpora: Sequence[Corpus],
+        teacher: Teacher,
+        *,
+        start: Cursor = BEGINNING,
+        counts: CorpusCounts | None = None,
+    ) -> Iterator[tuple[Cursor, MaskedRow]]:
+        """A cursor's document counts those of earlier views, too, its offset is the piece."""
+        return masked_texts(
+            corpora,
+            teacher.tokenizer,
+            _masking(config),
+            seq_len=config.seq_len,
+            start=start,
+            skip_empty=config.skip_empty,
+            counts=counts,
+        )
+
+    def record(
+        self, config: BuildConfig, corpora: Sequence[Corpus], teacher: Teacher, *, rows: int
+    ) -> dict[str, Any]:
+        """How tokens are hidden, and what is kept of the last layer."""
+        return {"masking": _masking(config), "hidden": _hidden(config, teacher)}
+
+
+def _masking(config: BuildConfig) -> MaskingRecord:
+    return MaskingRecord(
+        share=0.15 if config.mask_share is None else config.mask_share,
+        targets=config.mask_targets or MASKED,
+        views=config.views,
+        seed=config.seed,
+    )
+
+
+def _hidden(config: BuildConfig, teacher: Teacher) -> HiddenRecord | None:
+    if config.hidden is None:
+        return None
+    if teacher.hidden_size is None:
+        raise TeacherError(
+            f"{teacher.record.spec}: gives no hidden states; leave --hidden out, or use hf:PATH"
+        )
+    codec = HIDDEN_CODECS[config.hidden]
+    return HiddenRecord(values=config.hidden, width=teacher.hidden_size, error=codec.error)
+
+
+def masked_texts(
+    corpora: Sequence[Corpus],
+    tokenizer: TeacherTokenizer,
+    masking: MaskingRecord,
+    *,
+    seq_len: int,
+    start: Cursor = BEGINNING,
+    skip_empty: bool = False,
+    counts: CorpusCounts | None = None,
+) -> Iterator[tuple[Cursor, MaskedRow]]:
+    """Rows of texts, from `start` on; each document is counted once.
+
+    Raises:
+        CorpusError: an empty document, one that is no text, a row too short for a token between the marks.
+    """
+    counts = counts if counts is not None else CorpusCounts()
+    ordinal = -1
+    for view in range(masking.views):
+        for number, document in documents_of(corpora, skip_empty=skip_empty):
+            ordinal += 1
+            if ordinal < start.document:
+                continue
+            if document is None:
+                counts.skipped_empty += view == 0
+                continue
+            if document.text is None:
+                raise CorpusError(
+                    f'{document.where}: expected a "text"; conversations and word lists are of other domains'
+                )
+            pieces = tokenizer.encode_pieces(document.text, most=seq_len)
+            if all(unmaskable(ids, tokenizer.record).all() for ids in pieces):
+                counts.skipped_short += view == 0
+                continue
+            counts.documents += view == 0
+            for piece, ids in enumerate(pieces):
+                if (ordinal, piece) < start:
+                    continue
+                row = DOMAIN.row(
+                    ids, masking, tokenizer.record, document=number, piece=piece, view=view
+                )
+                yield Cursor(ordinal, piece), row
+
+
+MAKER = MaskedTexts()

@@ -1,0 +1,85 @@
+"""Models of transformers with a linear head over the vocabulary, which is applied to chunks of positions.
+
+The model runs once for a batch of rows and gives its head nothing to do; what the head was to be given is caught,
+the positions are picked, and the head computes them in float32, as many at a time as a byte budget holds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from softlabels.core.head_input import head_input
+from softlabels.core.rows import InputRow
+from softlabels.errors import ConfigError, TeacherError
+from softlabels.teachers import Teacher
+from softlabels.teachers.encoder_tokenizer import EncoderTokenizer
+from softlabels.teachers.hf_source import PROBE_IDS, HFSource, check_head, padded_on
+from softlabels.teachers.tokenizer import check_covers
+
+__all__ = ["HFHeadTeacher"]
+
+
+class HFHeadTeacher(Teacher):
+    """A model whose `get_output_embeddings` is a linear layer.
+
+    Args:
+        model: it.
+        tokenizer: its own.
+        source: what it was loaded from.
+        fed: names of the sequences that it is fed.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: EncoderTokenizer,
+        source: HFSource,
+        *,
+        fed: Sequence[str] = ("input_ids", "attention_mask"),
+    ) -> None:
+        self._model, self.tokenizer = model, tokenizer
+        head = model.get_output_embeddings()
+        if not isinstance(head, nn.Linear):
+            raise TeacherError(
+                f"{source.spec}: {type(model).__name__} has no linear layer over the vocabulary as its output "
+                "embeddings"
+            )
+        self._head = head
+        self._weight = head.weight.detach().float()
+        bias = getattr(model, "final_logits_bias", None) if head.bias is None else head.bias
+        self._bias = None if bias is None else bias.detach().float().reshape(-1)
+        self.device = self._weight.device
+        self.record = source.record(model, vocab_size=int(self._weight.shape[0]))
+        check_covers(tokenizer.vocab_size, self.record)
+        self._chunk = max(1, source.head_bytes // (4 * self.record.vocab_size))
+        ids = torch.arange(PROBE_IDS, device=self.device)[None] + 1
+        self._check_head({n: torch.ones_like(ids) if "mask" in n else ids for n in fed})
+
+    @torch.no_grad()
+    def _check_head(self, fed: dict[str, Tensor]) -> None:
+        """Compare the head as applied here with the model's own logits on a few ids."""
+        expected = self._model(**fed).logits[0].float()
+        found = self._logits(self._given(fed, torch.arange(PROBE_IDS, device=self.device)))
+        check_head(self._model, found, expected, spec=self.record.spec)
+
+    def _given(self, fed: dict[str, Tensor], flat: Tensor) -> Tensor:
+        """`[N, D]`: what the head is given at positions `[N]` of the flattened output."""
+        try:
+            hidden, _ = head_input(self._head, lambda: self._model(**fed))
+        except ConfigError as e:
+            raise TeacherError(f"{self.record.spec}: {e}") from e
+        return hidden.flatten(0, 1).index_select(0, flat)
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        return nn.functional.linear(hidden.float(), self._weight, self._bias)
+
+    @torch.no_grad()
+    def logits(self, rows: Sequence[InputRow]) -> Iterator[Tensor]:
+        """Chunks `[n, V] float32` of the positions of all rows, in order."""
+        given = self._given(*padded_on(rows[0].pad(rows), self.device))
+        for chunk in torch.split(given, self._chunk):
+            yield self._logits(chunk)
