@@ -33,21 +33,8 @@ from softlabels.errors import ConfigError
 from softlabels.format.shard import Shard
 from softlabels.store.scan import positions_of
 
-__all__ = ["COLUMNS", "Choice", "row_columns", "sample", "where"]
+__all__ = ["Choice", "row_columns", "sample", "where"]
 
-COLUMNS = (
-    "row",
-    "tokens",
-    "positions",
-    "soft_positions",
-    "segments",
-    "document",
-    "kept_ids",
-    "mean_entropy",
-    "mean_tail",
-    "mean_top",
-    "digest",
-)
 Choice = Callable[[Shard], npt.NDArray[np.bool_]]
 
 
@@ -79,11 +66,7 @@ def row_columns(shard: Shard) -> pl.DataFrame:
         mean_top=pl.col("logp").list.first().exp().mean(),
     )
     counts = pl.col("soft_positions", "kept_ids").fill_null(0)
-    return (
-        of_rows.join(of_soft, on="row", how="left", maintain_order="left")
-        .with_columns(counts)
-        .select(COLUMNS)
-    )
+    return of_rows.join(of_soft, on="row", how="left", maintain_order="left").with_columns(counts)
 
 
 def _entropy() -> pl.Expr:
@@ -111,7 +94,7 @@ def where(condition: str) -> Choice:
             found = frame.select(expression.alias("found"))["found"]
             alone = frame.select(expression.over("row").alias("found"))["found"]
         except (PolarsError, ValueError, TypeError) as e:
-            raise ConfigError(f"{flag}: {e}; the columns are {', '.join(COLUMNS)}") from e
+            raise ConfigError(f"{flag}: {e}; the columns are {', '.join(frame.columns)}") from e
         if found.dtype != pl.Boolean:
             raise ConfigError(f"{flag}: gives {found.dtype}, expected a condition, true or false")
         if len(found) not in (1, len(frame)) or len(alone) != len(frame):

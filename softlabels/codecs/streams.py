@@ -18,7 +18,19 @@ from pcodec import ChunkConfig, DeltaSpec, ModeSpec, PagingSpec, standalone
 
 from softlabels.errors import IntegrityError
 
-__all__ = ["Stream", "join", "pack", "pack_series", "plain", "plain_numbers", "split", "unpack"]
+__all__ = [
+    "Stream",
+    "exactly",
+    "fill",
+    "join",
+    "pack",
+    "pack_series",
+    "plain",
+    "plain_numbers",
+    "split",
+    "stream_of",
+    "unpack",
+]
 
 LEVEL = 8
 _SERIES = ChunkConfig(compression_level=LEVEL)
@@ -120,6 +132,35 @@ def unpack(stream: Stream, out: npt.NDArray[Any], *, where: str) -> npt.NDArray[
             f"{where}: decodes to {progress.n_processed} numbers or more than {len(out)}, expected {len(out)}"
         )
     return out
+
+
+def exactly(
+    streams: Mapping[str, Stream], name: str, entries: int, where: str
+) -> npt.NDArray[np.uint32]:
+    """A stream of so many numbers.
+
+    Raises:
+        IntegrityError: it is missing, or holds another number of them.
+    """
+    out = np.empty(entries, np.uint32)
+    fill(streams, name, out, where)
+    return out
+
+
+def fill(streams: Mapping[str, Stream], name: str, out: npt.NDArray[np.uint32], where: str) -> None:
+    """Decode a stream into `out`.
+
+    Raises:
+        IntegrityError: it is missing, or holds another number of them.
+    """
+    unpack(stream_of(streams, name, where), out, where=f"{where}: stream {name!r}")
+
+
+def stream_of(streams: Mapping[str, Stream], name: str, where: str) -> Stream:
+    """A stream by its name; `IntegrityError` if it is missing."""
+    if name not in streams:
+        raise IntegrityError(f"{where}: has no stream {name!r}")
+    return streams[name]
 
 
 def join(magic: bytes, facts: Mapping[str, Any], streams: Mapping[str, Stream]) -> bytes:

@@ -14,8 +14,16 @@ import numpy as np
 import numpy.typing as npt
 
 from softlabels.codecs.streams import Stream
+from softlabels.errors import IntegrityError
 
-__all__ = ["DECODED_LIMIT", "Column", "Container", "Expected", "Facts"]
+__all__ = [
+    "DECODED_LIMIT",
+    "Column",
+    "Container",
+    "Expected",
+    "Facts",
+    "check_declared",
+]
 
 DECODED_LIMIT = 2**30
 """Bytes of all columns in memory: a shard that holds more is neither written nor read."""
@@ -44,6 +52,29 @@ class Expected:
     """Bytes of a record, of fixed-size bytes."""
     most: int | None = None
     """Entries, over all records; None: not known."""
+
+
+def check_declared(entries: Mapping[str, tuple[int, int | None]], size: int, where: str) -> None:
+    """Refuse columns that declare too much, before they are decoded.
+
+    Args:
+        entries: of each column, and how many it may have at most; None: not known.
+        size: bytes of all in memory.
+        where: for messages.
+
+    Raises:
+        IntegrityError: they do.
+    """
+    for name, (found, most) in entries.items():
+        if most is not None and found > most:
+            raise IntegrityError(
+                f"{where}: column {name!r} declares {found} entries, at most {most} fit the manifest; not decoded. "
+                "Copy it again from a source that you trust"
+            )
+    if size > DECODED_LIMIT:
+        raise IntegrityError(
+            f"{where}: would decode to {size} bytes, more than the {DECODED_LIMIT} that a shard may hold; not decoded"
+        )
 
 
 class Container(Protocol):

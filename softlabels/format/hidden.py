@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from softlabels.codecs.hidden import HIDDEN_CODECS, HiddenCodec
-from softlabels.codecs.streams import Stream, plain, plain_numbers
+from softlabels.codecs.streams import Stream, plain, plain_numbers, stream_of
 from softlabels.core.targets import SoftTargets
 from softlabels.errors import FormatError, IntegrityError, TargetError
 from softlabels.format.columns import Column, Expected
@@ -119,9 +119,8 @@ def hidden_of_streams(
     codec = _codec(record)
 
     def held(name: str, dtype: np.dtype[Any], entries: int) -> npt.NDArray[Any]:
-        if name not in streams:
-            raise IntegrityError(f"{where}: has no stream {name!r}")
-        return plain_numbers(streams[name], dtype, entries, where=f"{where}: stream {name!r}")
+        found = stream_of(streams, name, where)
+        return plain_numbers(found, dtype, entries, where=f"{where}: stream {name!r}")
 
     numbers = held(NUMBERS, codec.dtype, n * record.width).reshape(n, record.width)
     scales = held(SCALES, np.dtype(np.float32), n).astype(np.float32) if codec.scaled else None

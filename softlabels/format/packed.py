@@ -25,7 +25,7 @@ import numpy.typing as npt
 
 from softlabels.codecs import ValueCodec, make_codec
 from softlabels.codecs.codebook import ENTRY_LIMIT, Codebook
-from softlabels.codecs.streams import Stream, pack
+from softlabels.codecs.streams import Stream, exactly, fill, pack
 from softlabels.codecs.training import count, order_of
 from softlabels.core.targets import UNBIASED, SoftTargets
 from softlabels.errors import IntegrityError
@@ -35,8 +35,6 @@ from softlabels.format.packed_rows import (
     check_size,
     coded_tokens,
     contexts,
-    exactly,
-    fill,
     row_streams,
     rows_of_streams,
 )

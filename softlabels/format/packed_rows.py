@@ -14,7 +14,16 @@ import numpy as np
 import numpy.typing as npt
 
 from softlabels.codecs.codebook import Codebook, read_numbers
-from softlabels.codecs.streams import Stream, pack, pack_series, plain, plain_numbers, unpack
+from softlabels.codecs.streams import (
+    Stream,
+    exactly,
+    pack,
+    pack_series,
+    plain,
+    plain_numbers,
+    stream_of,
+    unpack,
+)
 from softlabels.core.rows import InputRow, Row
 from softlabels.domains import DOMAINS
 from softlabels.errors import IntegrityError, TargetError
@@ -26,8 +35,6 @@ __all__ = [
     "check_size",
     "coded_tokens",
     "contexts",
-    "exactly",
-    "fill",
     "row_streams",
     "rows_of_streams",
 ]
@@ -200,33 +207,6 @@ def _causal_rows(
         strict=True,
     )
     return [Row(input_ids=i, segment_lengths=s, documents=d, label_mask=m) for i, s, d, m in parts]
-
-
-def exactly(streams: Mapping[str, Stream], name: str, entries: int, where: str) -> UInt32:
-    """A stream of so many numbers.
-
-    Raises:
-        IntegrityError: it is missing, or holds another number of them.
-    """
-    out = np.empty(entries, np.uint32)
-    fill(streams, name, out, where)
-    return out
-
-
-def fill(streams: Mapping[str, Stream], name: str, out: UInt32, where: str) -> None:
-    """Decode a stream into `out`.
-
-    Raises:
-        IntegrityError: it is missing, or holds another number of them.
-    """
-    unpack(stream_of(streams, name, where), out, where=f"{where}: stream {name!r}")
-
-
-def stream_of(streams: Mapping[str, Stream], name: str, where: str) -> Stream:
-    """A stream by its name; `IntegrityError` if it is missing."""
-    if name not in streams:
-        raise IntegrityError(f"{where}: has no stream {name!r}")
-    return streams[name]
 
 
 def check_size(n: int, k: int, tokens: int, where: str = "") -> None:

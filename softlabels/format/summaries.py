@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from softlabels.codecs.codebook import Codebook
-from softlabels.codecs.streams import Stream, pack, unpack
+from softlabels.codecs.streams import Stream, exactly, pack
 from softlabels.codecs.summary import (
     ENTROPY,
     LABEL_LOGP,
@@ -245,11 +245,7 @@ def summary_of_streams(
     _check(record)
 
     def numbers(name: str) -> UInt32:
-        if name not in streams:
-            raise IntegrityError(f"{where}: has no stream {name!r}")
-        out = np.empty(len(contexts), np.uint32)
-        unpack(streams[name], out, where=f"{where}: stream {name!r}")
-        return out
+        return exactly(streams, name, len(contexts), where)
 
     try:
         label_logp = label_logp_of_numbers(numbers(LOGP))

@@ -611,6 +611,7 @@ def test_no_rows_at_all(table):
 
 def test_a_shard_that_no_reader_would_read_is_not_written(monkeypatch):
     monkeypatch.setattr("softlabels.format.containers.parquet.DECODED_LIMIT", 100)
+    monkeypatch.setattr("softlabels.format.columns.DECODED_LIMIT", 100)
     shard = shard_of(np.random.default_rng(0), [[5], [6, 3]], IDENTITY, learn=1)
     with pytest.raises(TargetError, match=r"2 rows takes \d+ bytes, .* lower --shard-rows"):
         encode_shard(shard, IDENTITY, STATISTICS)

@@ -718,6 +718,7 @@ def test_numbers_of_another_width_than_the_manifest_says():
 
 def test_a_shard_that_no_reader_would_read_is_neither_written_nor_read(small, monkeypatch):
     monkeypatch.setattr("softlabels.format.containers.zarr.DECODED_LIMIT", 100)
+    monkeypatch.setattr("softlabels.format.columns.DECODED_LIMIT", 100)
     with pytest.raises(TargetError, match=r"a shard takes \d+ bytes, .* lower --shard-rows"):
         container.write_columns(COLUMNS, FACTS)
     assert "would decode to 150 bytes, more than the 100" in refusal_of(small)

@@ -17,7 +17,13 @@ import pyarrow.parquet as pq
 
 from softlabels.codecs.streams import Stream
 from softlabels.errors import IntegrityError, TargetError
-from softlabels.format.columns import DECODED_LIMIT, Column, Expected, Facts
+from softlabels.format.columns import (
+    DECODED_LIMIT,
+    Column,
+    Expected,
+    Facts,
+    check_declared,
+)
 from softlabels.format.footer import Declared, declared_columns, footer_length
 
 __all__ = [
@@ -129,20 +135,12 @@ def read_columns(
         raise IntegrityError(
             f"{where}: holds {num_rows} rows, expected {records}; copy it again from its source"
         )
-    for name, about in expected.items():
-        entries = declared[name].entries if name in declared else 0
-        if (
-            about.most is not None and entries > about.most + num_rows
-        ):  # an empty list counts as one
-            raise IntegrityError(
-                f"{where}: column {name!r} declares {entries} entries, at most {about.most} fit the manifest; not "
-                "decoded. Copy it again from a source that you trust"
-            )
-    size = sum(declared[name].bytes for name in expected if name in declared)
-    if size > DECODED_LIMIT:
-        raise IntegrityError(
-            f"{where}: would decode to {size} bytes, more than the {DECODED_LIMIT} that a shard may hold; not decoded"
-        )
+    entries = {  # an empty list counts as one
+        name: (declared[name].entries, None if about.most is None else about.most + num_rows)
+        for name, about in expected.items()
+        if name in declared
+    }
+    check_declared(entries, sum(declared[name].bytes for name in entries), where)
     table = _read(data, list(expected), where)
     return {name: _column(table, name, about, where) for name, about in expected.items()}
 
