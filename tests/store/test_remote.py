@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
+import polars as pl
 import pytest
 
+import softlabels
 from softlabels.errors import ConfigError, FormatError, IntegrityError, RemoteError
 from softlabels.store.reader import open_store
 from softlabels.store.remote.cache import CacheOptions
@@ -71,6 +73,15 @@ def test_one_row_costs_one_shard_once(built, url, proxy):
     assert proxy.received < (built / "manifest.json").stat().st_size * 2 + 20_000 + max(
         p.stat().st_size for p in (built / "data").iterdir()
     )
+
+
+def test_a_table_of_an_address_costs_the_shards_it_needs(built, url, proxy):
+    wanted = pl.col("row") == 7
+    table = softlabels.scan(url).filter(wanted).collect()
+    assert len(table)
+    assert table.equals(softlabels.scan(built).filter(wanted).collect())
+    (path,) = proxy.gets("/data/")
+    assert "train-00002-of-00003" in path
 
 
 def test_a_copy_that_rotted_in_the_cache_is_fetched_again(built, url, proxy, tmp_path):
