@@ -279,7 +279,7 @@ def test_a_view_keeps_the_teachers_own_and_forgets_a_likeliest_id_that_it_drops(
     np.testing.assert_array_equal(found.top, np.where(original.top < 260, original.top, -1))
     table = tmp_path / "map.json"
     table.write_text(json.dumps([*range(1, 260), 0, *[-1] * 40]))
-    seen = open_store(tmp_path / "a", view=f"map:{table}")
+    seen = open_store(tmp_path / "a", vocab=f"map:{table}")
     top = whole_summary(seen).top
     known = original.top < 260
     np.testing.assert_array_equal(top[known], (original.top[known] + 1) % 260)

@@ -321,7 +321,7 @@ def store(tmp_path_factory):
 
 
 def test_a_store_is_read_in_its_view(store):
-    plain, seen = open_store(store), open_store(store, view="trim:257")
+    plain, seen = open_store(store), open_store(store, vocab="trim:257")
     assert (plain.vocab_size, seen.vocab_size) == (300, 257)
     assert seen.digest == plain.digest
     assert seen.dropped is None
@@ -355,8 +355,8 @@ def test_a_store_is_read_in_its_view(store):
 def test_a_store_renumbered_feeds_and_asks_the_new_ids(store, tmp_path):
     table = np.where(np.arange(300) < 257, 299 - np.arange(300), -1)
     np.save(tmp_path / "t.npy", table)
-    seen = open_store(store, view=f"map:{tmp_path / 't.npy'}?size=400")
-    trimmed = open_store(store, view="trim:257")
+    seen = open_store(store, vocab=f"map:{tmp_path / 't.npy'}?size=400")
+    trimmed = open_store(store, vocab="trim:257")
     assert seen.vocab_size == 400
     for a, b in zip(trimmed, seen, strict=True):
         np.testing.assert_array_equal(299 - a.row.input_ids, b.row.input_ids)
@@ -370,9 +370,9 @@ def test_a_store_whose_text_needs_a_dropped_id_is_refused_with_the_row(store):
     with pytest.raises(
         PairingError, match=rf"^{store}: row 0, token \d+: id 1\d\d is not in .*trim:100"
     ):
-        open_store(store, view="trim:100").row(0)
+        open_store(store, vocab="trim:100").row(0)
     with pytest.raises(ConfigError, match="expected 1 to 300"):
-        open_store(store, view="trim:301")
+        open_store(store, vocab="trim:301")
 
 
 def test_targets_are_left_alone_by_a_view(store):

@@ -265,20 +265,21 @@ def open_store(
     url: str | Path,
     *,
     cached_shards: int = CACHED_SHARDS,
-    view: str | None = None,
+    vocab: str | None = None,
     inputs: str | Path | None = None,
     cache: CacheOptions | None = None,
     images: str | Sequence[str] = (),
     key: str | Path | None = None,
     digest: str | None = None,
     release: str | None = None,
+    view: str | None = None,
 ) -> Store:
     """Open a finished store.
 
     Args:
         url: its folder, or its address (`s3://`, `gs://`, `https://`, `hf://`), which needs the extra `remote`.
         cached_shards: decoded shards to hold.
-        view: `trim:N` or `map:FILE`, another vocabulary to read it in (`softlabels.core.views`).
+        vocab: `trim:N` or `map:FILE`, another vocabulary to read it in (`softlabels.core.views`).
         inputs: of a store without inputs, a store that holds them; rows are found by digest.
         cache: where files of an address are kept, and how many bytes of them; default as the environment says.
         images: of a store of images, where they lie: `arrays:FILE.npz` and so on (docs/vision.md).
@@ -287,6 +288,7 @@ def open_store(
             `sign`.
         digest: the content digest that it must have, or its first 16 hexadecimal digits or more.
         release: `NAME` that it must be signed with, or `NAME@VERSION`: of that version or a later one.
+        view: the earlier name of `vocab`.
 
     The manifest is read and checked, and in a folder every shard must be present at its recorded size; contents are
     checked as they are read (`softlabels verify` checks all at once). Of an address no more is fetched than is read.
@@ -295,18 +297,19 @@ def open_store(
         FormatError: not a store, unfinished, malformed or of a newer major version.
         IntegrityError: the manifest was altered, a shard is missing or torn, or it is not what was demanded.
         RemoteError: the address does not answer, or not to us.
-        ConfigError: no such kind of address, or a key, view or images that cannot be used.
+        ConfigError: no such kind of address, or a key, vocabulary or images that cannot be used.
         CorpusError: the images are not those that the store was made from, or come out otherwise here.
     """
     files = files_of(url, cache)
     vouched = read_vouched(files, Demand(key=key, digest=digest, release=release))
     manifest = vouched.manifest
-    if view is not None and not DOMAINS.load(manifest.identity.domain).chained:
+    vocab = view if vocab is None else vocab
+    if vocab is not None and not DOMAINS.load(manifest.identity.domain).chained:
         raise ConfigError(
-            f"--vocab {view}: another vocabulary is for causal LMs; {files.root} is of the domain "
+            f"--vocab {vocab}: another vocabulary is for causal LMs; {files.root} is of the domain "
             f"{manifest.identity.domain}"
         )
-    seen = view and VocabView.parse(view, manifest.identity.teacher.vocab_size)
+    seen = vocab and VocabView.parse(vocab, manifest.identity.teacher.vocab_size)
     views = open_views(manifest.identity, images, where=files.root) if images else None
     store = Store(
         files,

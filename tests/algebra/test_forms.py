@@ -101,7 +101,7 @@ def test_a_written_view_is_the_view_of_the_store(tmp_path, kind, vocab, monkeypa
     (a,) = parts(tmp_path, 1, **KINDS[kind])
     manifest, dropped = view(a, vocab, tmp_path / "v")
     assert verify_store(tmp_path / "v").problems == []
-    seen, written = open_store(a, view=vocab), open_store(tmp_path / "v")
+    seen, written = open_store(a, vocab=vocab), open_store(tmp_path / "v")
     assert written.vocab_size == seen.vocab_size == manifest.identity.teacher.vocab_size
     e = manifest.identity.encoding
     t = 2.0 if "sample" in kind else 1.0

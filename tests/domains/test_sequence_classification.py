@@ -244,7 +244,7 @@ def test_a_store_without_labels_wants_alpha_1(ground, tmp_path):
 
 def test_a_vocabulary_view_is_for_causal_lms(ground):
     with pytest.raises(ConfigError, match="is for causal LMs"):
-        open_store(ground / "store", view="trim:10")
+        open_store(ground / "store", vocab="trim:10")
 
 
 def test_another_domain_is_another_job(ground, tmp_path):

@@ -83,7 +83,7 @@ def test_a_rank_holds_its_slice_of_the_global_batch(store, rank):
     for i in range(5):
         batch, part = next(batches), next(slices)
         assert part.rows == batch.rows[rank * 2 : rank * 2 + 2]
-        assert part.position == batch.position == i * 8
+        assert part.offset == batch.offset == i * 8
 
 
 @pytest.mark.parametrize(

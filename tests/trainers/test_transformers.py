@@ -324,7 +324,7 @@ def test_another_tokenizer_is_refused(ground, tmp_path):
 
 def test_a_renumbered_store_is_taken_on_your_word_aloud(ground, tmp_path):
     (tmp_path / "ids.json").write_text(json.dumps(list(range(300))))
-    rows = StoreRows(ground / "store", view=f"map:{tmp_path / 'ids.json'}")
+    rows = StoreRows(ground / "store", vocab=f"map:{tmp_path / 'ids.json'}")
     with pytest.warns(UserWarning, match="renumbers the ids, so the tokenizer"):
         DistillTrainer(
             student_of(ground).model, arguments(tmp_path), train_dataset=rows, distill=LOSS

@@ -84,7 +84,7 @@ def test_the_loss_on_a_view_is_that_of_the_conditional_teacher(ground, t):
     """Dense in float64: the teacher's softmax without the padding rows of its head."""
     build_tiny(ground / f"dense{t}", write_corpus(ground / f"c{t}", repeat=1), estimator="dense",
                k=300, temperature=(1.0, 2.0), values="float32", limit_rows=3)  # fmt: skip
-    stored = open_store(ground / f"dense{t}", view="trim:257").row(1)
+    stored = open_store(ground / f"dense{t}", vocab="trim:257").row(1)
     batch = collate([stored])
     logits = TinyTeacher().dense(stored.row).double()[:, :TEXT_IDS]
     g = torch.Generator().manual_seed(0)
@@ -136,14 +136,14 @@ def test_resume_asks_for_the_same_vocabulary(ground, tmp_path):
 
 def test_a_renumbered_run_is_the_trimmed_one_with_other_numbers(ground):
     """Rows, labels and targets of the same positions, id by id."""
-    a = SoftTargetStream(ground / "store", batch_size=4, view="trim:257", prefetch=0).batch_at(0)
+    a = SoftTargetStream(ground / "store", batch_size=4, vocab="trim:257", prefetch=0).batch_at(0)
     spec = f"map:{ground / 'map.npy'}"
-    b = SoftTargetStream(ground / "store", batch_size=4, view=spec, prefetch=0).batch_at(0)
+    b = SoftTargetStream(ground / "store", batch_size=4, vocab=spec, prefetch=0).batch_at(0)
     assert a.rows == b.rows
     assert torch.equal(319 - a.labels, b.labels)
     np.testing.assert_array_equal(a.targets.probs(2.0), b.targets.probs(2.0))
     with pytest.raises(ConfigError, match="the store is open already"):
-        SoftTargetStream(open_store(ground / "store"), batch_size=4, view="trim:257")
+        SoftTargetStream(open_store(ground / "store"), batch_size=4, vocab="trim:257")
 
 
 def test_a_wrong_vocabulary_is_refused_before_training(ground, tmp_path):

@@ -33,7 +33,7 @@ class Topology(NamedTuple):
 def digest(slices: Sequence[Batch]) -> str:
     """Of a global batch, put together from the ranks' slices."""
     width = max(s.inputs["input_ids"].shape[1] for s in slices)
-    h = hashlib.sha256(repr([s.position for s in slices[:1]]).encode())
+    h = hashlib.sha256(repr([s.offset for s in slices[:1]]).encode())
     for s in slices:
         h.update(np.array(s.rows, np.int64).tobytes())
     for s in slices:

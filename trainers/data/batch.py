@@ -35,7 +35,7 @@ class Batch:
     """`[N] int64`; `UNLABELLED` (-1) where what is true is not known."""
     targets: SoftTargets
     """Of the N positions, in order."""
-    position: int | None = None
+    offset: int | None = None
     """Where the *global* batch begins in the stream's sequence of rows, the same on every rank; None: not of a
     stream."""
     sources: tuple[int, ...] | None = None
@@ -87,14 +87,14 @@ class Batch:
 def collate(
     rows: Sequence[StoredRow],
     *,
-    position: int | None = None,
+    offset: int | None = None,
     sources: Sequence[int] | None = None,
 ) -> Batch:
     """Lay rows side by side.
 
     Args:
         rows: B rows, of stores that agree in grid, vocabulary and estimator.
-        position: where their global batch begins in a stream.
+        offset: where their global batch begins in a stream: rows of its order before it.
         sources: `[B]`: which store each is of.
     """
     padded = rows[0].row.pad([r.row for r in rows])
@@ -105,6 +105,6 @@ def collate(
         flat_positions=torch.from_numpy(padded.flat_positions),
         labels=torch.from_numpy(padded.labels),
         targets=SoftTargets.concatenate([r.targets for r in rows]),
-        position=position,
+        offset=offset,
         sources=None if sources is None else tuple(sources),
     )

@@ -59,14 +59,14 @@ class BlockReader:
         """Until `decode_on`, wait for no network: what other threads read from one fails."""
         self.store.give_up()
 
-    def rows(self, position: int, count: int) -> list[StoredRow]:
+    def rows(self, offset: int, count: int) -> list[StoredRow]:
         """`count` rows from a place of the order on, whose targets are views of their shards.
 
         Raises:
             IntegrityError, TargetError, PairingError: as `Store.read_shard`; they name the shard.
         """
         found = []
-        for piece in self.order.pieces(position, count):
+        for piece in self.order.pieces(offset, count):
             self._fetch(piece.block)
             if self._pool is not None:  # all at once, so that the thread is never without work
                 self._want(piece.block)
@@ -75,9 +75,9 @@ class BlockReader:
                 found.append(self._shard(shard).row(place))
         return found
 
-    def look_ahead(self, position: int) -> None:
+    def look_ahead(self, offset: int) -> None:
         """Drop what is not needed from a place on, and begin to decode the block after its own."""
-        block = self.order.block_at(position)
+        block = self.order.block_at(offset)
         near = {int(s) for b in (block, block + 1) for s in self.order.shards_of(b)}
         if self.order.shards > 2 * self.order.block_shards:  # else all of them are held for good
             for index in self._decoded.keys() - near:

@@ -71,9 +71,9 @@ class SoftTargetDataset(IterableDataset[Batch]):
         """
         if after is None:
             return dict(self._state)
-        if after.position is None:
+        if after.offset is None:
             raise ConfigError("state_dict(after=…): that batch did not come from a stream")
-        return {**self._state, "position": after.position + self._options["batch_size"]}
+        return {**self._state, "position": after.offset + self._options["batch_size"]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where another stream was, in iterators that are made from now on.

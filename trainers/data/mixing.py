@@ -80,13 +80,13 @@ class Pattern:
             np.concatenate([[0], np.cumsum(self._store == s)]) for s in range(len(exact))
         ]
 
-    def stores(self, position: int, count: int) -> npt.NDArray[np.int64]:
-        """`[count] int64`: the store of each place from `position` on."""
-        return self._store[(position + np.arange(count)) % self.length]
+    def stores(self, offset: int, count: int) -> npt.NDArray[np.int64]:
+        """`[count] int64`: the store of each place from `offset` on."""
+        return self._store[(offset + np.arange(count)) % self.length]
 
-    def before(self, store: int, position: int) -> int:
-        """How many places of a store come before `position`."""
-        cycles, rest = divmod(position, self.length)
+    def before(self, store: int, offset: int) -> int:
+        """How many places of a store come before `offset`."""
+        cycles, rest = divmod(offset, self.length)
         return cycles * self.turns[store] + int(self._before[store][rest])
 
 
@@ -109,7 +109,7 @@ class MixedStream(BatchStream):
     Args:
         stores: (path or open store, weight) of each. They must agree in tokenizer, vocabulary, estimator and grid.
         batch_size: rows in a global batch, of all stores together.
-        seed, shuffle, block_shards, prefetch, view, images, rank, world_size: as of `SoftTargetStream`; up to
+        seed, shuffle, block_shards, prefetch, vocab, images, rank, world_size: as of `SoftTargetStream`; up to
             `2 * block_shards` shards are held decoded of each store.
 
     Raises:
@@ -127,7 +127,7 @@ class MixedStream(BatchStream):
         shuffle: bool = True,
         block_shards: int = 8,
         prefetch: int = 2,
-        view: str | None = None,
+        vocab: str | None = None,
         images: Sequence[str] = (),
         rank: int = 0,
         world_size: int = 1,
@@ -136,7 +136,7 @@ class MixedStream(BatchStream):
         if not stores:
             raise ConfigError("a mixture of no stores: give at least one")
         self.pattern = Pattern([w for _, w in stores])
-        self.stores = [opened(s, view, images) for s, _ in stores]
+        self.stores = [opened(s, vocab, images) for s, _ in stores]
         check_alike(self.stores)
         orders = [
             order_of(s, seed, block_shards=block_shards, shuffle=shuffle) for s in self.stores
@@ -166,7 +166,7 @@ class MixedStream(BatchStream):
     def epochs(self) -> tuple[float, ...]:
         """How many times each store was gone through, so far."""
         return tuple(
-            self.pattern.before(s, self.position) / reader.order.rows
+            self.pattern.before(s, self.offset) / reader.order.rows
             for s, reader in enumerate(self._readers)
         )
 
@@ -175,13 +175,13 @@ class MixedStream(BatchStream):
         """How many times the store that is gone through most often was, so far."""
         return max(self.epochs)
 
-    def _read(self, start: int, count: int, position: int) -> Batch:
+    def _read(self, start: int, count: int, offset: int) -> Batch:
         sources = self.pattern.stores(start, count).tolist()
         own = []
         for s, reader in enumerate(self._readers):
             first, last = (self.pattern.before(s, p) for p in (start, start + count))
             own.append(iter(reader.rows(first, last - first)))
-        return collate([next(own[s]) for s in sources], position=position, sources=sources)
+        return collate([next(own[s]) for s in sources], offset=offset, sources=sources)
 
     def _look_ahead(self, start: int) -> None:
         for s, reader in enumerate(self._readers):
@@ -267,7 +267,7 @@ def parse_stores(texts: str | Sequence[str]) -> list[tuple[str, Fraction]]:
 def open_stores(
     texts: str | Sequence[str],
     *,
-    view: str | None = None,
+    vocab: str | None = None,
     inputs: str | None = None,
     images: Sequence[str] = (),
     rows: bool = True,
@@ -286,7 +286,7 @@ def open_stores(
     found = [
         (
             open_store(
-                path, view=view, inputs=inputs, images=images, cache=cache, **asdict(demand)
+                path, vocab=vocab, inputs=inputs, images=images, cache=cache, **asdict(demand)
             ),
             weight,
         )

@@ -77,22 +77,22 @@ class RowOrder:
         """Shards of the store."""
         return len(self._sizes)
 
-    def pieces(self, position: int, count: int) -> Iterator[Piece]:
+    def pieces(self, offset: int, count: int) -> Iterator[Piece]:
         """`count` row numbers from a place on, cut where a block ends."""
         while count > 0:
-            block, start = self._find(position)
+            block, start = self._find(offset)
             rows = self._rows_of(block)[start : start + count]
             yield Piece(block, rows)
-            position, count = position + len(rows), count - len(rows)
+            offset, count = offset + len(rows), count - len(rows)
 
-    def take(self, position: int, count: int) -> Int64:
+    def take(self, offset: int, count: int) -> Int64:
         """`[count] int64`: row numbers from a place on."""
-        found = [p.rows for p in self.pieces(position, count)]
+        found = [p.rows for p in self.pieces(offset, count)]
         return np.concatenate(found) if found else np.empty(0, np.int64)
 
-    def block_at(self, position: int) -> int:
+    def block_at(self, offset: int) -> int:
         """Number of the block that a place lies in."""
-        return self._find(position)[0]
+        return self._find(offset)[0]
 
     def shards_of(self, block: int) -> Int64:
         """Shards of a block, in the order of the epoch."""
@@ -104,12 +104,12 @@ class RowOrder:
         """How many rows a block has."""
         return int(self._sizes[self.shards_of(block)].sum())
 
-    def _find(self, position: int) -> tuple[int, int]:
+    def _find(self, offset: int) -> tuple[int, int]:
         """Block of a place, and how many of its rows come before."""
-        epoch, offset = divmod(position, self.rows)
+        epoch, within = divmod(offset, self.rows)
         _, ends = self._shards(epoch)
-        own = int(np.searchsorted(ends, offset, side="right"))
-        return epoch * self.blocks + own, offset - (int(ends[own - 1]) if own else 0)
+        own = int(np.searchsorted(ends, within, side="right"))
+        return epoch * self.blocks + own, within - (int(ends[own - 1]) if own else 0)
 
     def _generator(self, *purpose: object) -> np.random.Generator:
         words = "\n".join(map(str, ("softlabels order 1", self._digest, self._seed, *purpose)))

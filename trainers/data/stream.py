@@ -26,7 +26,7 @@ __all__ = ["BatchStream", "SoftTargetStream"]
 
 
 class BatchStream(ABC):
-    """What all streams share: ranks, position, prefetch. Make a `SoftTargetStream` or a `MixedStream`.
+    """What all streams share: ranks, offset, prefetch. Make a `SoftTargetStream` or a `MixedStream`.
 
     Args:
         batch_size: B, rows of a global batch.
@@ -44,7 +44,7 @@ class BatchStream(ABC):
             raise ConfigError(f"prefetch {prefetch}: expected at least 0")
         self.batch_size = batch_size
         self.rank, self.world_size = rank, world_size
-        self.position = 0
+        self.offset = 0
         """Global rows taken so far, all epochs together."""
         self._prefetch = prefetch
         self._facts = facts
@@ -55,8 +55,8 @@ class BatchStream(ABC):
         """How many times the store was gone through, so far."""
 
     @abstractmethod
-    def _read(self, start: int, count: int, position: int) -> Batch:
-        """`count` rows from place `start` on, as a batch whose global batch begins at `position`."""
+    def _read(self, start: int, count: int, offset: int) -> Batch:
+        """`count` rows from place `start` on, as a batch whose global batch begins at `offset`."""
 
     @abstractmethod
     def _look_ahead(self, start: int) -> None:
@@ -78,12 +78,12 @@ class BatchStream(ABC):
         Args:
             after: the last batch that was used; None: the last one that this stream yielded.
         """
-        position = self.position
+        offset = self.offset
         if after is not None:
-            if after.position is None:
+            if after.offset is None:
                 raise ConfigError("state_dict(after=…): that batch did not come from a stream")
-            position = after.position + self.batch_size
-        return {**self._facts, "position": position}
+            offset = after.offset + self.batch_size
+        return {**self._facts, "position": offset}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where another stream was, from the next `iter` on.
@@ -98,41 +98,41 @@ class BatchStream(ABC):
                     f"the saved stream has {name} = {saved!r}, this one {value!r}: its rows would come in "
                     "another order; resume with the store and seed that the run began with"
                 )
-        position = state.get("position")
-        if not isinstance(position, int) or position < 0:
+        offset = state.get("position")
+        if not isinstance(offset, int) or offset < 0:
             raise RunError(
-                f"the saved stream has position = {position!r}, expected a number of rows, 0 or more; resume from "
+                f"the saved stream has position = {offset!r}, expected a number of rows, 0 or more; resume from "
                 "another checkpoint"
             )
-        self.position = position
+        self.offset = offset
 
     # -- batches ----------------------------------------------------------------------------------
 
-    def batch_at(self, position: int) -> Batch:
+    def batch_at(self, offset: int) -> Batch:
         """This rank's slice of the global batch that begins at a place. Not while an iterator is open."""
-        return self._batch(position, position + self.batch_size)
+        return self._batch(offset, offset + self.batch_size)
 
-    def _batch(self, position: int, following: int) -> Batch:
+    def _batch(self, offset: int, following: int) -> Batch:
         count = self.batch_size // self.world_size
-        batch = self._read(position + self.rank * count, count, position)
+        batch = self._read(offset + self.rank * count, count, offset)
         self._look_ahead(following + self.rank * count)
         return batch
 
     def __iter__(self) -> Generator[Batch]:
-        """Batches from the present position on, without end; `position` advances with each."""
+        """Batches from the present offset on, without end; `offset` advances with each."""
         return self.every(1)
 
     def every(self, stride: int, first: int = 0) -> Generator[Batch]:
-        """Batches `first`, `first + stride`, … from the present position on; `position` is after the last yielded.
+        """Batches `first`, `first + stride`, … from the present offset on; `offset` is after the last yielded.
 
         One of n workers iterates `every(n, first=w)`. One iterator at a time: close it, or drop it, before the next.
         """
         step = stride * self.batch_size
-        place = self.position + first * self.batch_size
+        place = self.offset + first * self.batch_size
         if self._prefetch == 0:
             while True:
                 batch = self._batch(place, place + step)
-                self.position = place + self.batch_size
+                self.offset = place + self.batch_size
                 place += step
                 yield batch
         with (
@@ -147,7 +147,7 @@ class BatchStream(ABC):
                         ahead.append(pool.submit(self._batch, planned, planned + step))
                         planned += step
                     batch = ahead.popleft().result()
-                    self.position = place + self.batch_size
+                    self.offset = place + self.batch_size
                     place += step
                     yield batch
             finally:
@@ -177,13 +177,13 @@ class SoftTargetStream(BatchStream):
         block_shards: shards whose rows are mixed; up to twice as many are held decoded.
         prefetch: batches made ahead on a thread of their own, while another decodes the next block's shards;
             0 makes and decodes them when asked.
-        view: another vocabulary to read it in, as in `open_store`; an open store has its own already.
+        vocab: another vocabulary to read it in, as in `open_store`; an open store has its own already.
         images: where the images of a store of images lie; likewise.
         rank: of this process, from 0. It makes the rank's contiguous slice of each batch.
         world_size: number of ranks; must divide the batch size.
 
     Raises:
-        ConfigError: a view besides an open store, or one that does not fit; a rank or world size that does not.
+        ConfigError: a vocabulary besides an open store, or one that does not fit; a rank or world size that does not.
         StoreError: the store cannot be opened; later, that a shard was found damaged.
     """
 
@@ -196,13 +196,13 @@ class SoftTargetStream(BatchStream):
         shuffle: bool = True,
         block_shards: int = 8,
         prefetch: int = 2,
-        view: str | None = None,
+        vocab: str | None = None,
         images: Sequence[str] = (),
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
         check_slices(batch_size, rank, world_size)  # before anything is opened
-        self.store = opened(store, view, images)
+        self.store = opened(store, vocab, images)
         self._order = order_of(self.store, seed, block_shards=block_shards, shuffle=shuffle)
         super().__init__(
             batch_size=batch_size,
@@ -222,10 +222,10 @@ class SoftTargetStream(BatchStream):
     @property
     def epoch(self) -> float:
         """How many times the store was gone through, so far."""
-        return self.position / self._order.rows
+        return self.offset / self._order.rows
 
-    def _read(self, start: int, count: int, position: int) -> Batch:
-        return collate(self._reader.rows(start, count), position=position)
+    def _read(self, start: int, count: int, offset: int) -> Batch:
+        return collate(self._reader.rows(start, count), offset=offset)
 
     def _look_ahead(self, start: int) -> None:
         self._reader.look_ahead(start)
@@ -254,20 +254,20 @@ def check_slices(batch_size: int, rank: int, world_size: int) -> None:
         )
 
 
-def opened(store: Store | Path | str, view: str | None, images: Sequence[str] = ()) -> Store:
+def opened(store: Store | Path | str, vocab: str | None, images: Sequence[str] = ()) -> Store:
     """An open store, or the store of a path.
 
     Raises:
-        ConfigError: a view or images besides an open store.
+        ConfigError: a vocabulary or images besides an open store.
         PairingError: its inputs are elsewhere, and were not given.
     """
     if not isinstance(store, Store):
-        store, view, images = open_store(store, view=view, images=images), None, ()
+        store, vocab, images = open_store(store, vocab=vocab, images=images), None, ()
     store.need_inputs()
     if images:
         raise ConfigError("images=…: the store is open already; give them to open_store")
-    if view is not None:
-        raise ConfigError(f"view {view!r}: the store is open already; give it to open_store")
+    if vocab is not None:
+        raise ConfigError(f"vocab {vocab!r}: the store is open already; give it to open_store")
     return store
 
 

@@ -97,7 +97,9 @@ def open_run(run: Path, config: EvalConfig) -> tuple[Student, Store]:
         PairingError: the run numbered its ids otherwise, or the store's inputs are elsewhere.
         TokenizerError: the store was tokenised differently from what the student was trained on.
     """
-    opened = open_store(config.store, view=config.vocab, inputs=config.inputs, images=config.images)
+    opened = open_store(
+        config.store, vocab=config.vocab, inputs=config.inputs, images=config.images
+    )
     opened.need_inputs()
     check_pixels(opened)
     finished = open_finished(run, config.weights)

@@ -29,7 +29,7 @@ FORGETTING = "forgetting.json"
 
 
 def open_watched(
-    paths: Sequence[str], store: Store, *, view: str | None, cache: CacheOptions | None = None
+    paths: Sequence[str], store: Store, *, vocab: str | None, cache: CacheOptions | None = None
 ) -> list[tuple[str, Store]]:
     """Open the stores of `--forgetting`, each with its path.
 
@@ -39,7 +39,7 @@ def open_watched(
         TokenizerError: one was tokenised otherwise.
     """
     opened = [
-        (p, open_heldout(p, store, view=view, flag="--forgetting", cache=cache)) for p in paths
+        (p, open_heldout(p, store, vocab=vocab, flag="--forgetting", cache=cache)) for p in paths
     ]
     digests = [s.digest for _, s in opened]
     for i, (path, _) in enumerate(opened):

@@ -18,7 +18,7 @@ def open_heldout(
     path: str,
     store: Store,
     *,
-    view: str | None,
+    vocab: str | None,
     flag: str = "--heldout",
     images: Sequence[str] = (),
     cache: CacheOptions | None = None,
@@ -29,7 +29,7 @@ def open_heldout(
         RunError: it is the store that is trained on.
         TokenizerError: it was tokenised otherwise.
     """
-    heldout = open_store(path, view=view, images=images, cache=cache)
+    heldout = open_store(path, vocab=vocab, images=images, cache=cache)
     heldout.need_inputs()
     check_pixels(heldout, "--heldout-images")
     if heldout.digest == store.digest:

@@ -94,7 +94,7 @@ def measure(subjects: Sequence[str], config: LatencyConfig, report: Reporter) ->
     """
     batch_size = config.batch_size
     report.stage("convert", None, "models")
-    opened = open_store(config.store, view=config.vocab, images=config.images)
+    opened = open_store(config.store, vocab=config.vocab, images=config.images)
     check_pixels(opened)
     name = opened.manifest.identity.domain
     domain = exported(name)

@@ -50,7 +50,7 @@ class DistillData(lightning.LightningDataModule):
 
     def __init__(self, stream: SoftTargetStream) -> None:
         super().__init__()
-        self.stream, self.taken = stream, stream.position
+        self.stream, self.taken = stream, stream.offset
 
     def train_dataloader(self) -> DistillData:
         """Itself."""
@@ -69,9 +69,9 @@ class DistillData(lightning.LightningDataModule):
                 f"batch_size {stream.batch_size}: cannot be split into {t.accumulate_grad_batches} micro-batches "
                 f"(accumulate_grad_batches) on each of {t.world_size} processes; take a multiple of {parts}"
             )
-        stream.position = self.taken  # what was fetched ahead comes again
+        stream.offset = self.taken  # what was fetched ahead comes again
         for batch in stream:
-            totals, after = t.lightning_module.loss.count(batch), stream.position
+            totals, after = t.lightning_module.loss.count(batch), stream.offset
             for i, micro in enumerate(split_batch(batch, parts)):
                 if i % t.world_size == t.global_rank:
                     yield StepPart(micro, parts, totals, after)
@@ -83,7 +83,7 @@ class DistillData(lightning.LightningDataModule):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from there; a state of another store, seed or shuffle is a RunError."""
         self.stream.load_state_dict(state_dict)
-        self.taken = self.stream.position
+        self.taken = self.stream.offset
 
 
 class DistillModule(lightning.LightningModule):

@@ -28,9 +28,9 @@ class StoreRows(Dataset[StoredRow]):
         seed: int = 0,
         shuffle: bool = True,
         block_shards: int = 8,
-        view: str | None = None,
+        vocab: str | None = None,
     ) -> None:
-        self.store = open_store(store, cached_shards=2 * block_shards, view=view)
+        self.store = open_store(store, cached_shards=2 * block_shards, vocab=vocab)
         sizes = [s.rows for s in self.store.manifest.shards]
         digest = self.store.digest
         self.order = RowOrder(sizes, digest, seed, block_shards=block_shards, shuffle=shuffle)

@@ -69,7 +69,7 @@ class Snapshot(NamedTuple):
 def take_snapshot(
     student: Student, optimizer: torch.optim.Optimizer, ema: Ema | None, *, keep: bool
 ) -> Snapshot:
-    """What a checkpoint holds. Of a dealt-out student, every process must ask; those that `keep` it get it."""
+    """What a checkpoint holds. Of a sharded student, every process must ask; those that `keep` it get it."""
 
     def all_of(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {name: whole(tensor, keep=keep) for name, tensor in tensors.items()}

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from trainers.run.sharded import copy_into, is_dealt_out, local, swap
+from trainers.run.sharded import copy_into, is_sharded, local, swap
 from trainers.students import Student
 
 __all__ = ["Ema"]
@@ -53,7 +53,7 @@ class Ema:
     def _swap(self) -> None:
         for name, parameter in _averaged(self._student):
             average = self.weights[name]
-            if is_dealt_out(parameter) and is_dealt_out(average):
+            if is_sharded(parameter) and is_sharded(average):
                 swap(parameter, average)
             else:
                 parameter.data, self.weights[name] = average, parameter.data

@@ -78,7 +78,7 @@ class FinishedRun:
         try:
             stores = open_stores(
                 texts,
-                view=config.get("vocab"),
+                vocab=config.get("vocab"),
                 inputs=inputs or then.get("inputs"),
                 images=images or tuple(then.get("images") or ()),
                 rows=rows,
@@ -118,7 +118,7 @@ class FinishedRun:
             TokenizerError: it was tokenised otherwise.
             PairingError: the run numbered its ids otherwise.
         """
-        opened = open_store(path, view=vocab, images=images)
+        opened = open_store(path, vocab=vocab, images=images)
         check_pixels(opened, "--heldout-images")
         if opened.digest == self.facts["store_digest"]:
             raise RunError(

@@ -101,7 +101,7 @@ class Local:
 class Sharded(Local):
     """The gradients of several processes that share one student's weights (FSDP2).
 
-    Each layer is made whole when it is needed; each micro-batch's gradients are dealt out at once, to save memory.
+    Each layer is made whole when it is needed; each micro-batch's gradients are sharded at once, to save memory.
     """
 
     def __init__(

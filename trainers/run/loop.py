@@ -142,7 +142,7 @@ class Loop:
         try:
             return next(batches)
         except Exception as e:
-            first, last = self.stream.position, self.stream.position + self.config.batch_size - 1
+            first, last = self.stream.offset, self.stream.offset + self.config.batch_size - 1
             rank = f"rank {self.ranks.rank}: " if self.ranks.several else ""
             raise RunError(
                 f"{rank}step {self.step + 1}: rows {first} to {last} of the run's order cannot be read: {e}"

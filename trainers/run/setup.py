@@ -75,7 +75,7 @@ def _train(config: RunConfig, run: Path, ranks: Ranks, report: Reporter, *, resu
     config.micro_batches(ranks.world_size)
     stores = open_stores(
         config.store,
-        view=config.vocab,
+        vocab=config.vocab,
         inputs=config.inputs,
         images=config.images,
         cache=config.cache_options,
@@ -87,13 +87,13 @@ def _train(config: RunConfig, run: Path, ranks: Ranks, report: Reporter, *, resu
     store = stores[0][0]  # in what is asked of it below, all are alike
     loss = config.make_loss().on(store.manifest.identity.targets)
     _check_stores(config, loss, [opened for opened, _ in stores], report)
-    watched = open_watched(config.forgetting, store, view=config.vocab, cache=config.cache_options)
+    watched = open_watched(config.forgetting, store, vocab=config.vocab, cache=config.cache_options)
     heldout = None
     if config.heldout is not None:
         heldout = open_heldout(
             config.heldout,
             store,
-            view=config.vocab,
+            vocab=config.vocab,
             images=config.heldout_images,
             cache=config.cache_options,
         )

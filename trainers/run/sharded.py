@@ -1,4 +1,4 @@
-"""Weights that are dealt out over processes (FSDP2), as whole tensors and back.
+"""Weights that are sharded over processes (FSDP2), as whole tensors and back.
 
 A checkpoint holds whole tensors, so it says nothing of who made it. One tensor is made whole at a time, and only the
 first process keeps it, in its host's memory.
@@ -14,10 +14,10 @@ from torch import Tensor
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
 
-__all__ = ["copy_into", "is_dealt_out", "local", "swap", "whole"]
+__all__ = ["copy_into", "is_sharded", "local", "swap", "whole"]
 
 
-def is_dealt_out(tensor: Tensor) -> TypeGuard[DTensor]:
+def is_sharded(tensor: Tensor) -> TypeGuard[DTensor]:
     """Whether it is a `DTensor`, told without the import: seconds and 40 MiB that a single process can do without."""
     return hasattr(tensor, "full_tensor")
 
@@ -25,7 +25,7 @@ def is_dealt_out(tensor: Tensor) -> TypeGuard[DTensor]:
 def whole(tensor: Tensor, *, keep: bool) -> Tensor:
     """All of a tensor; every process must ask for it, and those that do not `keep` it get an empty one."""
     tensor = tensor.detach()
-    if not is_dealt_out(tensor):
+    if not is_sharded(tensor):
         return tensor
     full = tensor.full_tensor()
     return full.cpu() if keep else full.new_empty(0)
@@ -33,13 +33,13 @@ def whole(tensor: Tensor, *, keep: bool) -> Tensor:
 
 def local(tensor: Tensor) -> Tensor:
     """What of a tensor lies in this process, to be changed in place."""
-    return tensor.to_local() if is_dealt_out(tensor) else tensor
+    return tensor.to_local() if is_sharded(tensor) else tensor
 
 
 @torch.no_grad()
 def copy_into(own: Tensor, value: Tensor) -> None:
-    """Overwrite a tensor, whole or dealt out, with a whole one."""
-    if is_dealt_out(own):
+    """Overwrite a tensor, whole or sharded, with a whole one."""
+    if is_sharded(own):
         from torch.distributed.tensor import distribute_tensor
 
         value = distribute_tensor(value.to(own.device), own.device_mesh, own.placements)
@@ -48,7 +48,7 @@ def copy_into(own: Tensor, value: Tensor) -> None:
 
 @torch.no_grad()
 def swap(a: DTensor, b: DTensor) -> None:
-    """Exchange the values of two tensors that are dealt out alike (FSDP keeps the storage, so that must stay)."""
+    """Exchange the values of two tensors that are sharded alike (FSDP keeps the storage, so that must stay)."""
     mine, theirs = local(a), local(b)
     kept = mine.clone()
     mine.copy_(theirs)

@@ -31,7 +31,7 @@ from trainers.run.finite import not_finite
 from trainers.run.gradients import DataParallel, GradientTree, Local, Sharded
 from trainers.run.learning_rate import learning_rate
 from trainers.run.reduce import Ranks
-from trainers.run.sharded import is_dealt_out, whole
+from trainers.run.sharded import is_sharded, whole
 from trainers.students import Student
 
 __all__ = ["Optimisation", "Taken", "student_loss"]
@@ -139,7 +139,7 @@ class Optimisation:
         out, totals = self._gradients(loss, batch, step, lr)
         parameters = self._student.parameters()
         norm = nn.utils.clip_grad_norm_(parameters, self._config.clip or float("inf"))
-        if is_dealt_out(norm):
+        if is_sharded(norm):
             norm = norm.full_tensor()
         told = self._ranks.gather([float(norm), stop])
         for found, _ in told:
