@@ -54,7 +54,7 @@ class Listed(NamedTuple):
     logp: npt.NDArray[np.float64]
     """`[n, k]`, nats."""
     label_logp: npt.NDArray[np.float64]
-    """`[n]`, nats: of the token that came."""
+    """`[n]`, nats: of the label."""
 
     def raised(self) -> int:
         """Positions whose tail is taken as `FLOOR`."""
@@ -147,7 +147,7 @@ def listed_of(
         spec: of the teacher, for messages.
 
     Raises:
-        TeacherError: a list that is too short, lacks the token that came, or holds no log-probabilities.
+        TeacherError: a list that is too short, lacks the label, or holds no log-probabilities.
     """
     if len(entries) != len(segment.input_ids):
         raise TeacherError(
@@ -161,7 +161,7 @@ def listed_of(
         if entry is None or len(entry) < k:
             raise TeacherError(f"{where}: lists {len(entry or ())} ids, expected at least {k}")
         if int(label) not in entry:
-            raise TeacherError(f"{where}: the list lacks the token that came, {label}")
+            raise TeacherError(f"{where}: the list lacks the next token, {label}")
         best = sorted(entry.items(), key=lambda item: (-item[1], item[0]))[:k]
         ids, logp = zip(*best, strict=True)
         out.ids[i], out.logp[i], out.label_logp[i] = ids, logp, entry[int(label)]

@@ -1,7 +1,7 @@
 """`vllm:PATH`: a causal LM in a local folder, run by vLLM on this machine's GPU.
 
 vLLM gives log-probabilities of the prompt, at T=1 whatever the sampling temperature, of the k most probable ids and of
-the token that came: the limits of `teachers/listing.py`. They are taken before penalties and other processing
+the next token: the limits of `teachers/listing.py`. They are taken before penalties and other processing
 (`raw_logprobs`). vLLM makes log-probabilities `[tokens, V] float32` of a whole scheduling step at once, memory that its
 own profile does not count: lower `gpu_memory_utilization` (`?gpu_memory=0.8`) if it runs out.
 
@@ -148,7 +148,7 @@ def entries_of(prompt_logprobs: Any) -> list[Mapping[int, float] | None]:
     """Log-probabilities by id at each token, of either of vLLM's two shapes.
 
     A list with one dictionary for each token (None for the first), id to an object with `.logprob`; or one flat object
-    whose `token_ids` and `logprobs` are cut by `start_indices` and `end_indices`, in which the token that came is
+    whose `token_ids` and `logprobs` are cut by `start_indices` and `end_indices`, in which the next token is
     listed first and may be listed again.
     """
     if not hasattr(prompt_logprobs, "start_indices"):
