@@ -161,7 +161,7 @@ def test_a_missing_field_is_named_as_its_flag_is_spelt():
         two_words: int
 
     with pytest.raises(ConfigError, match=r"^--two-words is missing \(or 'two_words' in"):
-        from_sources(Config, None, {}, required=("two_words",))
+        from_sources(Config, None, {})
 
 
 @pytest.mark.parametrize("data", [b"k = ", b"\xff", b"k = 1\nk = 2\n"])

@@ -191,7 +191,7 @@ class BuildConfig:
     @classmethod
     def from_sources(cls, toml: Path | None, flags: Mapping[str, Any]) -> BuildConfig:
         """Flags over TOML over defaults; see `softlabels.core.settings`."""
-        return from_sources(cls, toml, flags, required=("teacher", "corpus"))
+        return from_sources(cls, toml, flags)
 
     @property
     def stored_values(self) -> str:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
-from softlabels.core.settings import check_at_least, from_sources
+from softlabels.core.settings import check_at_least
 from softlabels.errors import ConfigError
 
 __all__ = ["MeasureConfig"]
@@ -34,8 +31,3 @@ class MeasureConfig:
         check_at_least(self, positions=1, seed=0, head_mib=1)
         if self.seed >= 2**63:
             raise ConfigError(f"--seed {self.seed}: expected less than 2**63")
-
-    @classmethod
-    def from_sources(cls, toml: Path | None, flags: Mapping[str, Any]) -> MeasureConfig:
-        """Flags over TOML over defaults."""
-        return from_sources(cls, toml, flags, required=("teacher",))

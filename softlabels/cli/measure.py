@@ -13,6 +13,7 @@ from softlabels.builder.measure_config import MeasureConfig
 from softlabels.cli.demands import demand_options
 from softlabels.cli.options import Command, config_options
 from softlabels.cli.terminal import Bar, LocalPath, emit, json_option
+from softlabels.core.settings import from_sources
 from softlabels.errors import ConfigError
 
 __all__ = ["measure_command"]
@@ -53,7 +54,7 @@ def measure_command(
     """
     if max_kl is not None and not 0 <= max_kl < math.inf:
         raise ConfigError(f"--max-kl {max_kl:g}: expected a number of 0 or more")
-    config = MeasureConfig.from_sources(None, flags)
+    config = from_sources(MeasureConfig, None, flags)
     import msgspec
 
     from softlabels.builder.measure import check_gate

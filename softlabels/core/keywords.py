@@ -45,7 +45,7 @@ def keywords(
             given = {n: _plain(v, hints[n]) for n, v in bound.arguments.items() if n in settings}
             bound.apply_defaults()
             others = {n: v for n, v in bound.arguments.items() if n not in settings}
-            return function(from_sources(config, None, given, required=()), **others)
+            return function(from_sources(config, None, given), **others)
 
         returned = inspect.signature(function).return_annotation
         call.__signature__ = inspect.Signature(parameters, return_annotation=returned)  # type: ignore[attr-defined]

@@ -34,17 +34,8 @@ class Reporter(Protocol):
         """Progress in the present stage; `note` says what else is known by now and replaces the note before."""
 
 
-class Silent:
-    """Reports nothing."""
-
-    def notice(self, message: str) -> None:
-        """Say nothing."""
-
-    def stage(self, name: str, total: int | None, unit: str, done: int = 0) -> None:
-        """Say nothing."""
-
-    def advance(self, amount: int, note: str | None = None) -> None:
-        """Say nothing."""
+class Silent(Reporter):
+    """Reports nothing; derive from it to report a part."""
 
 
 def interval() -> float:

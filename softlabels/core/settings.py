@@ -105,7 +105,6 @@ def from_sources(
     toml: Path | None,
     flags: Mapping[str, Any],
     *,
-    required: Sequence[str],
     either: Sequence[tuple[str, str]] = (),
 ) -> C:
     """Flags over TOML over defaults; a flag that is None or empty was not given.
@@ -114,7 +113,6 @@ def from_sources(
         cls: the config's class.
         toml: a file of its fields.
         flags: values of its fields.
-        required: fields that must be given.
         either: pairs of fields that say one thing in two ways; a flag for one also wins over a file's other.
 
     Raises:
@@ -136,8 +134,9 @@ def from_sources(
     for one, other in either:
         if one in values and other in values:
             raise ConfigError(f"--{one} and --{other} say the same in two ways; give one")
-    for name in required:
-        if name not in values:
+    for field in fields(cls):  # type: ignore[arg-type]
+        name = field.name
+        if field.default is MISSING and name not in values:
             flag = name.replace("_", "-")
             raise ConfigError(f"--{flag} is missing (or {name!r} in the config file)")
     try:

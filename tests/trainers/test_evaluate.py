@@ -27,7 +27,6 @@ from trainers.evaluation.config import EvalConfig
 from trainers.evaluation.evaluate import (
     evaluate,
     evaluate_run,
-    expected_calibration_error,
     summarise,
 )
 from trainers.evaluation.evaluations import find_assessments, save_assessment
@@ -156,8 +155,7 @@ def test_calibration_error_of_random_data(bins):
     reference = torchmetrics.classification.BinaryCalibrationError(n_bins=bins, norm="l1")
     # torchmetrics takes max(p, 1-p) for binary input only in the multiclass form; this one is of p itself
     expected = float(reference(torch.from_numpy(confidence), torch.from_numpy(correct).int()))
-    mine = expected_calibration_error(torch.from_numpy(confidence), torch.from_numpy(correct), bins)
-    assert mine == pytest.approx(expected, abs=1e-6)
+    assert reliability(confidence, correct, bins).ece == pytest.approx(expected, abs=1e-6)
     found = reliability(confidence, correct, bins)
     assert found.n.sum() == 5000
     assert found.right.sum() == correct.sum()

@@ -22,7 +22,8 @@ from tests.fakes import TinyTeacher, build_tiny, write_corpus
 from tests.students import LLAMA
 from trainers.data.batch import collate
 from trainers.data.stream import SoftTargetStream
-from trainers.evaluation.evaluate import evaluate_run, expected_calibration_error
+from trainers.evaluation.calibration import reliability
+from trainers.evaluation.evaluate import evaluate_run
 from trainers.run.config import RunConfig
 from trainers.run.learning_rate import learning_rate
 from trainers.run.setup import train
@@ -325,12 +326,10 @@ def test_a_loss_that_is_not_finite_names_the_rows(ground, tmp_path):
 
 
 def test_ece_on_a_hand_made_case():
-    confidence = torch.tensor([0.9, 0.9, 0.9, 0.9, 0.3, 0.3])
-    correct = torch.tensor([True, True, True, False, False, True])
+    confidence = np.array([0.9, 0.9, 0.9, 0.9, 0.3, 0.3])
+    correct = np.array([True, True, True, False, False, True])
     # bin of 0.9: |0.9 - 0.75| * 4/6; bin of 0.3: |0.3 - 0.5| * 2/6
-    assert expected_calibration_error(confidence, correct) == pytest.approx(
-        0.15 * 4 / 6 + 0.2 * 2 / 6
-    )
+    assert reliability(confidence, correct).ece == pytest.approx(0.15 * 4 / 6 + 0.2 * 2 / 6)
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ import msgspec
 import trainers
 from softlabels.cli.options import Command, config_options
 from softlabels.cli.terminal import Bar, LocalPath, emit, json_option
+from softlabels.core.settings import from_sources
 from trainers.cli.evaluation_text import evaluation_text
 from trainers.evaluation.config import EvalConfig
 
@@ -43,7 +44,7 @@ def eval_command(run: Path, as_json: bool, **flags: Any) -> None:
     Example:
       softtrain eval run --store heldout
     """
-    config = EvalConfig.from_sources(None, flags)
+    config = from_sources(EvalConfig, None, flags)
     with Bar() as bar:
         assessment, path = trainers.evaluate(run=run, progress=bar, **vars(config))
     record = msgspec.to_builtins(assessment)

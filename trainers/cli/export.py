@@ -11,6 +11,7 @@ import msgspec
 import trainers
 from softlabels.cli.options import Command, config_options
 from softlabels.cli.terminal import Bar, LocalPath, emit, json_option
+from softlabels.core.settings import from_sources
 from trainers.exports.config import ExportConfig
 
 __all__ = ["export_command"]
@@ -32,7 +33,7 @@ def export_command(run: Path, out: Path, as_json: bool, **flags: Any) -> None:
       softtrain export run --format onnx --heldout heldout --out student-onnx
       softtrain export run --format onnx-int8 --heldout heldout --out student-int8
     """
-    config = ExportConfig.from_sources(None, flags)
+    config = from_sources(ExportConfig, None, flags)
     with Bar() as bar:
         record = trainers.export(run=run, out=out, progress=bar, **vars(config))
     check = record.check

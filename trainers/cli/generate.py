@@ -10,6 +10,7 @@ import click
 import trainers
 from softlabels.cli.options import Command, config_options
 from softlabels.cli.terminal import Bar, LocalPath, emit, json_option
+from softlabels.core.settings import from_sources
 from trainers.generation.config import GenerateConfig
 
 __all__ = ["generate_command"]
@@ -33,7 +34,7 @@ def generate_command(run: Path, out: Path, as_json: bool, **flags: Any) -> None:
       softtrain generate run --prompts store --limit 1000 --out own.parquet
       softlabels build --teacher hf:teacher --corpus ids:own.parquet --out own-store
     """
-    config = GenerateConfig.from_sources(None, flags)
+    config = from_sources(GenerateConfig, None, flags)
     with Bar() as bar:
         found = trainers.generate(run=run, out=out, progress=bar, **vars(config))
     text = (

@@ -10,6 +10,7 @@ import click
 
 from softlabels.cli.options import Command, config_options
 from softlabels.cli.terminal import Bar, emit, json_option
+from softlabels.core.settings import from_sources
 from trainers.exports.latency_config import LatencyConfig
 
 __all__ = ["latency_command"]
@@ -28,7 +29,7 @@ def latency_command(subjects: tuple[str, ...], as_json: bool, **flags: Any) -> N
     Example:
       softtrain latency run student-int8 --teacher hf:models/teacher --store heldout
     """
-    config = LatencyConfig.from_sources(None, flags)
+    config = from_sources(LatencyConfig, None, flags)
     from trainers.exports.latency import measure
 
     with Bar() as bar:

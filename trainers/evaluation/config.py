@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
-from softlabels.core.settings import check_at_least, from_sources
+from softlabels.core.settings import check_at_least
 from trainers.run.record import check_weights
 
 __all__ = ["EvalConfig"]
@@ -40,8 +37,3 @@ class EvalConfig:
     def __post_init__(self) -> None:
         check_at_least(self, batch_size=1, bootstrap=0, seed=0)
         check_weights(self.weights)
-
-    @classmethod
-    def from_sources(cls, toml: Path | None, flags: Mapping[str, Any]) -> EvalConfig:
-        """Flags over TOML over defaults."""
-        return from_sources(cls, toml, flags, required=("store",))

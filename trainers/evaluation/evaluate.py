@@ -7,12 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
 from softlabels.errors import RunError
 from softlabels.store.reader import Store, open_store
 from trainers.data.tasks import Task, check_pixels
-from trainers.evaluation.calibration import BINS, reliability
 from trainers.evaluation.config import EvalConfig
 from trainers.evaluation.evaluations import Scores
 from trainers.evaluation.measure import Measured, measure
@@ -23,15 +21,9 @@ from trainers.students import Student, load_student
 __all__ = [
     "evaluate",
     "evaluate_run",
-    "expected_calibration_error",
     "open_run",
     "summarise",
 ]
-
-
-def expected_calibration_error(confidence: Tensor, correct: Tensor, bins: int = BINS) -> float:
-    """Of `[N]` confidences in [0, 1] and `[N]` outcomes; bins of equal width, `(low, high]`."""
-    return float(reliability(confidence.double().numpy(), correct.bool().numpy(), bins).ece)
 
 
 def evaluate(

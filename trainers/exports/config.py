@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
-from softlabels.core.settings import check_at_least, from_sources
+from softlabels.core.settings import check_at_least
 from softlabels.errors import ConfigError
 from trainers.exports import FORMATS
 from trainers.run.record import check_weights
@@ -54,8 +51,3 @@ class ExportConfig:
                 f"--format {self.format}: expected one of {', '.join(FORMATS.names())}"
             )
         check_weights(self.weights)
-
-    @classmethod
-    def from_sources(cls, toml: Path | None, flags: Mapping[str, Any]) -> ExportConfig:
-        """Flags over TOML over defaults."""
-        return from_sources(cls, toml, flags, required=("format",))

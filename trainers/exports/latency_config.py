@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
-from softlabels.core.settings import check_at_least, from_sources
+from softlabels.core.settings import check_at_least
 from softlabels.errors import ConfigError
 from trainers.run.record import check_weights
 
@@ -50,8 +47,3 @@ class LatencyConfig:
         unknown = sorted(set(self.engine) - set(ENGINES))
         if unknown or not self.engine:
             raise ConfigError(f"--engine {' '.join(unknown)}: expected {' or '.join(ENGINES)}")
-
-    @classmethod
-    def from_sources(cls, toml: Path | None, flags: Mapping[str, Any]) -> LatencyConfig:
-        """Flags over TOML over defaults."""
-        return from_sources(cls, toml, flags, required=("store",))

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
-from softlabels.core.settings import check_at_least, from_sources
+from softlabels.core.settings import check_at_least
 from softlabels.errors import ConfigError
 from trainers.run.record import check_weights
 
@@ -61,8 +58,3 @@ class GenerateConfig(Sampling):
         super().__post_init__()
         check_at_least(self, n=1, limit=1, prompt_tokens=1, batch_size=1)
         check_weights(self.weights)
-
-    @classmethod
-    def from_sources(cls, toml: Path | None, flags: Mapping[str, Any]) -> GenerateConfig:
-        """Flags over TOML over defaults."""
-        return from_sources(cls, toml, flags, required=("prompts",))

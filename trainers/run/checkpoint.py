@@ -45,7 +45,6 @@ __all__ = [
     "Snapshot",
     "load_checkpoint",
     "newest_intact",
-    "newest_step",
     "save_checkpoint",
     "take_snapshot",
 ]
@@ -137,12 +136,6 @@ def _checkpoints(run: Path) -> list[tuple[int, Path]]:
     paths = folder.iterdir() if folder.is_dir() else ()
     named = [(match, p) for p in paths if (match := _NAME.fullmatch(p.name)) and p.is_dir()]
     return sorted((int(match[1]), p) for match, p in named)
-
-
-def newest_step(run: Path) -> int | None:
-    """The step of a run's newest checkpoint, intact or not; None before the first."""
-    found = _checkpoints(run)
-    return found[-1][0] if found else None
 
 
 def newest_intact(run: Path, notice: Callable[[str], None]) -> Path | None:

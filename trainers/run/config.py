@@ -290,7 +290,7 @@ class RunConfig:
     @classmethod
     def from_sources(cls, toml: Path | None, flags: Mapping[str, Any]) -> RunConfig:
         """Flags over TOML over defaults; see `softlabels.core.settings`."""
-        return from_sources(cls, toml, flags, required=("store",), either=[("steps", "epochs")])
+        return from_sources(cls, toml, flags, either=[("steps", "epochs")])
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as TOML would hold them."""
