@@ -12,7 +12,7 @@ store, and 8 bytes for each row that stays.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -22,52 +22,38 @@ import numpy as np
 import numpy.typing as npt
 
 from softlabels.algebra.derive import derive
-from softlabels.algebra.sources import files_of, provenance_of, share_of_cost
+from softlabels.algebra.sources import files_of, provenance_of, reused, share_of_cost
 from softlabels.core.progress import Reporter
 from softlabels.core.records import read_file
 from softlabels.core.rows import InputRow
 from softlabels.errors import ConfigError, IntegrityError
 from softlabels.format.dictionaries import FOLDER
 from softlabels.format.encoding import read_statistics
-from softlabels.format.identity import OPEN_PARTS, Identity
+from softlabels.format.identity import OPEN_PARTS, CorpusRecord, Identity
 from softlabels.format.manifest import Manifest, PlannedShard, ShardRecord, Statistics
 from softlabels.format.shard import Shard, inputs_digest, joined, take
 from softlabels.format.statistics import statistics_of
 from softlabels.making.commit import Reused
 from softlabels.making.job import Made
+from softlabels.making.plan import planned_shard
 from softlabels.store.reader import Store
 
 __all__ = ["Survey", "rewrite", "survey"]
 
-Places = npt.NDArray[np.int64]
+Runs = Sequence[tuple[int, npt.NDArray[np.int64]]]
+"""What a new shard is made of: numbers of shards of the source, and which of their rows."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cut:
-    """A shard of the new store: which rows of which shards of the source."""
-
-    runs: list[tuple[int, Places]]
-    whole: bool
-    """Whether it is all rows of one shard."""
-    rows: int
-    positions: int
-    inputs_sha256: str
-
-
-@dataclass(kw_only=True)
 class Survey:
     """What stays of a source."""
 
     store: Store
-    shard_rows: int
-    """Of the largest shard of the source."""
-    cuts: list[Cut] = field(default_factory=list)
-    fingerprint: str = ""
-    rows: int = 0
-    tokens: int = 0
-    positions: int = 0
-    soft: int = 0
-    """Positions that have a soft target."""
+    corpus: CorpusRecord
+    planned: list[PlannedShard]
+    """Shards of the new store."""
+    cuts: list[Runs]
+    """Of each what it is made of."""
 
 
 def survey(
@@ -90,23 +76,17 @@ def survey(
         IntegrityError, TargetError: a damaged source.
         ConfigError: nothing stays.
     """
-    shard_rows = max(s.rows for s in store.manifest.shards)
-    found, digests = Survey(store=store, shard_rows=shard_rows), hashlib.sha256()
     report.stage("check", len(store.manifest.shards), "shards")
+    planned: list[PlannedShard] = []
+    cuts: list[Runs] = []
     rows: list[InputRow] = []
-    runs: list[tuple[int, Places]] = []
+    runs: list[tuple[int, npt.NDArray[np.int64]]] = []
+    digests, tokens, stay = hashlib.sha256(), 0, 0
 
-    def close(whole: bool) -> None:
-        digests.update(b"".join(r.digest() for r in rows))
-        found.cuts.append(
-            Cut(
-                runs=list(runs),
-                whole=whole,
-                rows=len(rows),
-                positions=sum(r.n for r in rows),
-                inputs_sha256=inputs_digest(rows),
-            )
-        )
+    def close() -> None:
+        if rows:
+            planned.append(planned_shard(rows, start_row=stay - len(rows)))
+            cuts.append(tuple(runs))
         rows.clear()
         runs.clear()
 
@@ -115,31 +95,41 @@ def survey(
         shard.targets.validate(where=str(store.path / record.name))
         places = np.arange(len(shard.rows)) if choose is None else np.flatnonzero(choose(shard))
         if most is not None:
-            places = places[: most - found.rows]
-        found.rows += len(places)
-        found.tokens += sum(shard.rows[int(r)].size for r in places)
-        stay = take(shard, places)
-        found.positions += stay.targets.n
-        found.soft += int(stay.targets.soft.sum())
+            places = places[: most - stay]
         while len(places):
-            room = len(places) if choose is None else shard_rows - len(rows)
+            room = len(places) if choose is None else longest(store) - len(rows)
             part, places = places[:room], places[room:]
-            whole = not rows and len(part) == len(shard.rows)
             runs.append((i, part))
-            rows += [shard.rows[int(r)] for r in part]
-            if choose is None or len(rows) == shard_rows:
-                close(whole)
+            for row in (shard.rows[int(r)] for r in part):
+                digests.update(row.digest())
+                tokens += row.size
+                rows.append(row)
+            stay += len(part)
+            if choose is None or len(rows) == longest(store):
+                close()
         report.advance(1)
-        if most is not None and found.rows == most:
+        if stay == most:
             break
-    if rows:
-        close(len(runs) == 1 and len(rows) == store.manifest.shards[runs[0][0]].rows)
-    if not found.positions:
+    close()
+    positions = sum(p.positions for p in planned)
+    if not positions:
         raise ConfigError(
-            f"{store.path}: nothing stays ({found.rows} rows, no position); a store holds at least one"
+            f"{store.path}: nothing stays ({stay} rows, no position); a store holds at least one"
         )
-    found.fingerprint = digests.hexdigest()
-    return found
+    corpus = msgspec.structs.replace(
+        store.manifest.identity.corpus,
+        fingerprint=digests.hexdigest(),
+        rows=stay,
+        tokens=tokens,
+        positions=positions,
+        limit_rows=None,
+    )
+    return Survey(store=store, corpus=corpus, planned=planned, cuts=cuts)
+
+
+def longest(store: Store) -> int:
+    """Rows of the longest shard."""
+    return max(s.rows for s in store.manifest.shards)
 
 
 def rewrite(
@@ -166,33 +156,32 @@ def rewrite(
     """
     store = found.store
     old = store.manifest.identity
-    corpus = msgspec.structs.replace(
-        old.corpus,
-        fingerprint=found.fingerprint,
-        rows=found.rows,
-        tokens=found.tokens,
-        positions=found.positions,
-        limit_rows=None,
-    )
-    identity = msgspec.structs.replace(identity, corpus=corpus)
+    identity = msgspec.structs.replace(identity, corpus=found.corpus)
     if files is None:
         files = files_of(store, "tokenizer", FOLDER)
     source = _Source(store, identity, change)
     same = change is None and store.view is None and _coding(old) == _coding(identity)
     planned: list[PlannedShard] = []
     shards: list[Reused | Callable[[PlannedShard], Made]] = []
-    start = 0
-    for cut in found.cuts:
-        whole = store.manifest.shards[cut.runs[0][0]] if same and cut.whole else None
-        if whole is not None and old.encoding.plain and whole.numbering.row != start:
-            whole = None  # its file counts its rows from elsewhere
-        planned.append(_planned(cut, start, whole))
-        shards.append(partial(source.make, cut) if whole is None else _reused(store, whole))
-        start += cut.rows
+    for shard, runs in zip(found.planned, found.cuts, strict=True):
+        whole = _whole(store, runs)
+        if same and whole is not None and _may_serve(old, whole, shard):
+            documents = whole.numbering.documents or None
+            planned.append(msgspec.structs.replace(shard, documents_from=documents))
+            shards.append(reused(store, whole, _statistics(store, whole)))
+        else:
+            planned.append(shard)
+            shards.append(partial(source.make, runs))
     provenance = provenance_of(operation, parameters, [store])
-    return derive(
-        out, identity, provenance, planned, shards, files, report, shard_rows=found.shard_rows
-    )
+    rows = longest(store)
+    return derive(out, identity, provenance, planned, shards, files, report, shard_rows=rows)
+
+
+def _whole(store: Store, runs: Runs) -> ShardRecord | None:
+    """The shard of the source that these are all rows of."""
+    (index, places), *more = runs
+    record = store.manifest.shards[index]
+    return record if not more and len(places) == record.rows else None
 
 
 def _coding(identity: Identity) -> tuple[str, str, str]:
@@ -200,28 +189,9 @@ def _coding(identity: Identity) -> tuple[str, str, str]:
     return ("open" if e.profile == OPEN_PARTS else e.profile, e.container, e.values)
 
 
-def _planned(cut: Cut, start: int, whole: ShardRecord | None) -> PlannedShard:
-    return PlannedShard(
-        index=0,
-        name="unnamed",
-        start_row=start,
-        rows=cut.rows,
-        positions=cut.positions,
-        document=0,
-        offset=0,
-        inputs_sha256=cut.inputs_sha256,
-        documents_from=None if whole is None else whole.numbering.documents or None,
-    )
-
-
-def _reused(store: Store, record: ShardRecord) -> Reused:
-    return Reused(
-        file=store.folder / record.name,
-        sha256=record.sha256,
-        size=record.bytes,
-        statistics=_statistics(store, record),
-        seconds=share_of_cost(store, record.positions),
-    )
+def _may_serve(old: Identity, whole: ShardRecord, shard: PlannedShard) -> bool:
+    """Whether a file fits another place: plain columns count rows."""
+    return not old.encoding.plain or whole.numbering.row == shard.start_row
 
 
 def _statistics(store: Store, record: ShardRecord) -> Statistics:
@@ -239,27 +209,25 @@ class _Source:
     change: Callable[[Shard], Shard] | None
     _held: tuple[int, Shard] | None = field(default=None, init=False)
 
-    def make(self, cut: Cut, planned: PlannedShard) -> Made:
+    def make(self, runs: Runs, planned: PlannedShard) -> Made:
         """A new shard.
 
         Raises:
             IntegrityError: its rows are not the ones that were planned.
         """
-        store = self.store
-        parts = [take(self._shard(i), places) for i, places in cut.runs]
+        store, whole = self.store, _whole(self.store, runs)
+        parts = [take(self._shard(i), places) for i, places in runs]
         content = joined(parts, planned.start_row)
         if inputs_digest(content.rows) != planned.inputs_sha256:
             raise IntegrityError(
                 f"{store.path}: changed while it was read; run the same command again"
             )
-        nll = None
-        if cut.whole:
-            nll = _statistics(store, store.manifest.shards[cut.runs[0][0]]).teacher_nll
+        nll = None if whole is None else _statistics(store, whole).teacher_nll
         content = content if self.change is None else self.change(content)
         return Made(
             content=content,
             statistics=statistics_of(content.targets, content.rows, self.identity, nll=nll),
-            seconds=share_of_cost(store, cut.positions),
+            seconds=share_of_cost(store, planned.positions),
         )
 
     def _shard(self, index: int) -> Shard:

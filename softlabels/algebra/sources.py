@@ -14,7 +14,7 @@ from softlabels.core.records import FORMAT_VERSION, check_file
 from softlabels.domains import DOMAINS
 from softlabels.errors import FormatError, IntegrityError, PlanError
 from softlabels.format.encoding import input_digests, read_statistics
-from softlabels.format.manifest import Manifest, Provenance, ShardRecord, SourceRecord
+from softlabels.format.manifest import Manifest, Provenance, ShardRecord, SourceRecord, Statistics
 from softlabels.making.commit import Reused
 from softlabels.store.reader import Store, open_store
 
@@ -32,7 +32,7 @@ class Scanned:
     digests: bytes
     """Its rows' input digests, 16 bytes each."""
     file: Reused
-    """As a shard of another store; its cost is its share of the source's, by positions."""
+    """As a shard of another store."""
 
 
 def open_source(path: Path, out: Path) -> Store:
@@ -81,20 +81,26 @@ def scan(store: Store, report: Reporter) -> Iterator[Scanned]:
             else b"".join(r.digest() for r in store.read_shard(i).rows)
         )
         fingerprint.update(digests)
-        reused = Reused(
-            file=file,
-            sha256=record.sha256,
-            size=record.bytes,
-            statistics=read_statistics(data, identity, where=str(file)),
-            seconds=share_of_cost(store, record.positions),
-        )
-        yield Scanned(record=record, digests=digests, file=reused)
+        statistics = read_statistics(data, identity, where=str(file))
+        again = reused(store, record, statistics)
+        yield Scanned(record=record, digests=digests, file=again)
         report.advance(1)
     if fingerprint.hexdigest() != identity.corpus.fingerprint:
         raise IntegrityError(
             f"{store.path}: the rows are not those of the manifest's corpus fingerprint; copy the store again from its "
             "source"
         )
+
+
+def reused(store: Store, record: ShardRecord, statistics: Statistics) -> Reused:
+    """A shard of a source as one of another store; it cost its share of the source."""
+    return Reused(
+        file=store.folder / record.name,
+        sha256=record.sha256,
+        size=record.bytes,
+        statistics=statistics,
+        seconds=share_of_cost(store, record.positions),
+    )
 
 
 def share_of_cost(store: Store, positions: int) -> float:

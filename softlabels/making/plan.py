@@ -22,7 +22,7 @@ from softlabels.core.records import (
     read_record,
     seal,
 )
-from softlabels.core.rows import Cursor, InputRow
+from softlabels.core.rows import BEGINNING, Cursor, InputRow
 from softlabels.errors import FormatError, IntegrityError, PlanError
 from softlabels.format.encoding import container_of
 from softlabels.format.identity import Identity
@@ -48,6 +48,7 @@ __all__ = [
     "make_plan",
     "numbered",
     "plan_shards",
+    "planned_shard",
     "publish_plan",
     "read_plan",
     "sweep_left",
@@ -66,24 +67,35 @@ def plan_shards(
 ) -> Iterator[PlannedShard]:
     """Cut rows into shards of `shard_rows`; holds one shard's rows at a time.
 
-    Names are known only when the number of shards is: see `numbered`.
+    Names are known only when the number of shards is: see `numbered`, which numbers them, too.
     """
     source = iter(placed)
-    index = start = 0
+    start = 0
     while chunk := list(islice(source, shard_rows)):
-        cursor, rows = chunk[0][0], [row for _, row in chunk]
-        yield PlannedShard(
-            index=index,
-            name="unnamed",
-            start_row=start,
-            rows=len(rows),
-            positions=sum(r.n for r in rows),
-            document=cursor.document,
-            offset=cursor.offset,
-            inputs_sha256=inputs_digest(rows),
-        )
-        index += 1
-        start += len(rows)
+        yield planned_shard([row for _, row in chunk], start_row=start, begin=chunk[0][0])
+        start += len(chunk)
+
+
+def planned_shard(
+    rows: Sequence[InputRow], *, start_row: int, begin: Cursor = BEGINNING
+) -> PlannedShard:
+    """These rows as a shard, still without number and name.
+
+    Args:
+        rows: of it.
+        start_row: rows before them.
+        begin: where in the corpus the first begins.
+    """
+    return PlannedShard(
+        index=0,
+        name="unnamed",
+        start_row=start_row,
+        rows=len(rows),
+        positions=sum(r.n for r in rows),
+        document=begin.document,
+        offset=begin.offset,
+        inputs_sha256=inputs_digest(rows),
+    )
 
 
 def command_of(plan: Plan) -> str:
