@@ -100,7 +100,7 @@ def load_teacher(
         ConfigError, TeacherError: it cannot be loaded, or does not serve this build.
     """
     options = replace(teacher_options(config, planned), notice=report.notice)
-    teacher = given or open_teachers(config.teacher, config.average, options)
+    teacher = given if given is not None else open_teachers(config.teacher, config.average, options)
     check_listing(config, teacher)
     estimator = make_estimator(config.estimator, config.estimator_parameters)
     estimator.check_vocab(teacher.record.vocab_size)

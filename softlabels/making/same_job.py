@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from softlabels.errors import PlanError
+from softlabels.format.dictionaries import FOLDER
 from softlabels.format.identity import Identity
 from softlabels.format.manifest import Plan
 from softlabels.making.plan import command_of
@@ -23,7 +24,7 @@ RAN_ON = (*NAMES, "teacher revision", "teacher device", "teacher engine")
 FOLLOWING = {
     *("corpus fingerprint", "corpus documents", "corpus rows", "corpus tokens"),
     *("corpus positions", "corpus skipped_empty", "corpus skipped_short", "corpus truncated"),
-    *("encoding dictionary_shards", "files", "shards"),
+    *("encoding dictionary_shards", "dictionaries", "shards"),
 }
 """What follows from the text and from the other fields."""
 FLAGS: Mapping[str, str] = {
@@ -116,7 +117,7 @@ def _sentence(store: Path, found: Difference, command: str) -> str:
         return f"was planned with a dictionary, this {command} has --dictionary none; run it as planned"
     if field == "corpus fingerprint":
         return "was planned from another corpus; give all builders the same --corpus"
-    if field in ("shards", "files"):
+    if field in ("dictionaries", "shards"):
         return f"was planned with other {field}; repeat the command that began it, with the version that began it"
     if field == "sources":
         return (
@@ -148,7 +149,8 @@ def _fields(identity: Identity) -> dict[str, Any]:
 def _of_plan(plan: Plan) -> dict[str, Any]:
     """What its user chose, and where its rows come from; that decides all else."""
     fields = {**_fields(plan.identity), "shard_rows": plan.shard_rows}
-    fields |= {"files": plan.files, "shards": plan.shards}
+    books = sorted(f.sha256 for name, f in plan.files.items() if name.startswith(f"{FOLDER}/"))
+    fields |= {"dictionaries": books, "shards": plan.shards}
     if (made := plan.provenance) is None:
         return fields
     sources = [f"{s.name} ({s.rows:,} rows, {s.content_digest[:12]}…)" for s in made.sources]
