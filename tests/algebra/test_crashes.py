@@ -19,7 +19,9 @@ from softlabels.algebra.convert import convert
 from softlabels.algebra.merge import merge
 from softlabels.algebra.subset import SubsetConfig, subset
 from softlabels.algebra.view import view
+from softlabels.core.progress import Silent
 from softlabels.errors import FormatError, StoreError
+from softlabels.making.claims import Claims
 from softlabels.store.reader import open_store
 from softlabels.store.verify import verify_store
 from tests.algebra.compare import varied_corpus
@@ -167,6 +169,30 @@ def test_a_shard_that_was_damaged_meanwhile_is_made_again(folder, tmp_path, name
     assert open_store(tmp_path / "out").digest == digest
     assert verify_store(tmp_path / "out").problems == []
     assert verify_store(folder / "a").problems == []
+
+
+def test_it_waits_for_the_shard_that_another_holds(folder, tmp_path):
+    """As a build does; so several of one command share the work."""
+    out = tmp_path / "out"
+    OPERATIONS["convert"](folder, out)
+    whole = files_of(out)
+    (out / "manifest.json").unlink()
+    (out / "commits/00000.json").unlink()
+    sorted((out / "data").iterdir())[0].unlink()
+    held = Claims(out).take([0])
+    assert held is not None
+
+    class Reporter(Silent):
+        def notice(self, message):
+            if message.startswith("waiting: the shards that are left (1)"):
+                held.release()
+
+    convert(folder / "a", out, profile="packed", values="nat16", reporter=Reporter())
+    now = files_of(out)
+    assert not held.path.exists()
+    assert {n: d for n, d in now.items() if n.startswith("data/")} == {
+        n: d for n, d in whole.items() if n.startswith("data/")
+    }
 
 
 MERGE = """

@@ -29,6 +29,7 @@ from softlabels.interchange import importing
 from softlabels.interchange.exporting import export_store
 from softlabels.interchange.importing import ImportConfig, import_store
 from softlabels.making import job
+from softlabels.making.repair import repair_store
 from softlabels.store.verify import verify_store
 from softlabels.teachers import TEACHERS
 from tests.fakes import TinyTeacher, build_tiny, write_corpus
@@ -468,6 +469,14 @@ def test_an_import_publishes_nothing_that_does_not_decode_to_what_it_was(
     with pytest.raises(IntegrityError, match="decodes to something else than was encoded"):
         run("axolotl", axolotl, tmp_path / "store")
     assert not list((tmp_path / "store").glob("data/*"))
+
+
+def test_repair_names_the_command_that_makes_a_shard_again(axolotl, tmp_path):
+    run("axolotl", axolotl, tmp_path / "store")
+    next((tmp_path / "store/data").iterdir()).unlink()
+    assert repair_store(tmp_path / "store").command == "import"
+    with pytest.raises(PlanError, match="was begun by `softlabels import`"):
+        build_tiny(tmp_path / "store", write_corpus(tmp_path / "corpus"))
 
 
 def test_an_import_goes_on_only_with_the_rows_that_it_planned(axolotl, tmp_path, monkeypatch):
