@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -11,18 +11,20 @@ from typing import Any
 import msgspec
 
 from softlabels.builder.config import BuildConfig
-from softlabels.builder.rows import PlannedRows
 from softlabels.builder.teach import teach
 from softlabels.core.progress import Reporter
+from softlabels.core.rows import Cursor, InputRow
 from softlabels.corpora import Corpus
 from softlabels.domains import DOMAINS
+from softlabels.domains.maker import RowMaker
 from softlabels.errors import PairingError
 from softlabels.estimators import make_estimator
 from softlabels.format.identity import Identity
-from softlabels.format.manifest import Plan
+from softlabels.format.manifest import Plan, PlannedShard
 from softlabels.format.shard import Shard
 from softlabels.making.commit import Reused
 from softlabels.making.job import Made
+from softlabels.making.rows import Passes, check_rows
 from softlabels.making.same_job import RAN_ON, differences
 from softlabels.teachers import MIB, Teacher, TeacherOptions
 from softlabels.teachers.ensemble import open_teachers
@@ -44,7 +46,7 @@ class Taught:
     """None: loaded when the first shard is asked for, once in a process."""
     corpora: Sequence[Corpus] | None = None
     stage: str = field(default="teach", init=False)
-    _rows: PlannedRows | None = field(default=None, init=False)
+    _passes: Passes[tuple[Cursor, InputRow]] | None = field(default=None, init=False)
 
     def __reduce__(self) -> tuple[type[Taught], tuple[Any, ...]]:
         return Taught, (self.config, self.store, self.command, self.old)  # what is open stays here
@@ -59,8 +61,9 @@ class Taught:
         if index < len(self.old):
             return self.old[index]
         shard, config = plan.shards[index], self.config
-        teacher, planned_rows = self._open(plan)
-        rows = planned_rows.rows_of(shard)
+        teacher, passes = self._open(plan)
+        rows = [row for _, row in passes.take(shard)]
+        check_rows(shard, rows, where=", ".join(config.corpus))
         targets, statistics = teach(
             rows,
             plan.identity,
@@ -73,16 +76,23 @@ class Taught:
         content = Shard(start_row=shard.start_row, rows=rows, targets=targets)
         return Made(content=content, statistics=statistics)
 
-    def _open(self, plan: Plan) -> tuple[Teacher, PlannedRows]:
-        if self.teacher is None:
-            options = teacher_options(self.config, plan.identity)
-            self.teacher = _cached_teacher(self.config.teacher, self.config.average, options)
-            check_teacher(self.store, plan.identity, self.teacher)
-        if self._rows is None:
-            maker = DOMAINS.load(self.config.domain).maker
-            corpora = maker.open(self.config) if self.corpora is None else self.corpora
-            self._rows = PlannedRows(self.config, corpora, self.teacher)
-        return self.teacher, self._rows
+    def _open(self, plan: Plan) -> tuple[Teacher, Passes[tuple[Cursor, InputRow]]]:
+        config, teacher, corpora = self.config, self.teacher, self.corpora
+        if teacher is None:
+            options = teacher_options(config, plan.identity)
+            teacher = _cached_teacher(config.teacher, config.average, options)
+            check_teacher(self.store, plan.identity, teacher)
+        if self._passes is None:
+            maker: RowMaker = DOMAINS.load(config.domain).maker
+            corpora = maker.open(config) if corpora is None else corpora
+
+            def begin(shard: PlannedShard) -> Iterator[tuple[Cursor, InputRow]]:
+                start = Cursor(shard.document, shard.offset)
+                return maker.rows(config, corpora, teacher, start=start)
+
+            self._passes = Passes(begin)
+        self.teacher, self.corpora = teacher, corpora
+        return teacher, self._passes
 
 
 def load_teacher(

@@ -34,11 +34,12 @@ from softlabels.format.identity import (
     held_profile,
 )
 from softlabels.format.manifest import Manifest, Plan
-from softlabels.format.shard import Shard, inputs_digest
+from softlabels.format.shard import Shard
 from softlabels.format.statistics import statistics_of
 from softlabels.interchange import IMPORTS, ForeignRow, reader_of
 from softlabels.making.job import Made, make_store
 from softlabels.making.plan import IMPORTED, begun, make_plan, numbered, plan_shards
+from softlabels.making.rows import Passes, check_rows
 from softlabels.making.same_job import check_command
 from softlabels.store.tokenizer_files import for_store
 from softlabels.teachers import Teacher, TeacherOptions, open_teacher
@@ -135,15 +136,14 @@ def import_store(
 
 @dataclass
 class _Imported:
-    """The shards of an import, as a `softlabels.making.job.Job`; those that are taken in order are one pass."""
+    """The shards of an import, as a `softlabels.making.job.Job`."""
 
     kind: str
     path: Path
     store: Path
     command: str = field(default="import", init=False)
     stage: str = field(default="write", init=False)
-    _rows: Iterator[ForeignRow] = field(default=iter(()), init=False)
-    _next: int = field(default=-1, init=False)
+    _passes: Passes[ForeignRow] | None = field(default=None, init=False)
 
     def __reduce__(self) -> tuple[type[_Imported], tuple[str, Path, Path]]:
         return _Imported, (self.kind, self.path, self.store)  # what is open stays here
@@ -159,17 +159,11 @@ class _Imported:
             CorpusError: its rows are not the ones that were planned.
         """
         planned = plan.shards[index]
-        if self._next != planned.start_row:
-            self._rows = islice(self.read(), planned.start_row, None)
-        self._next = -1  # an error in the midst of a shard leaves nothing to go on from
-        foreign = list(islice(self._rows, planned.rows))
+        if self._passes is None:
+            self._passes = Passes(lambda shard: islice(self.read(), shard.start_row, None))
+        foreign = self._passes.take(planned)
         rows = [_row(f, planned.start_row + i) for i, f in enumerate(foreign)]
-        if len(rows) != planned.rows or inputs_digest(rows) != planned.inputs_sha256:
-            raise CorpusError(
-                f"{self.path}: the rows of shard {index} (from row {planned.start_row}) are not those that were "
-                "planned: the files changed; restore them, or choose another --out"
-            )
-        self._next = planned.start_row + planned.rows
+        check_rows(planned, rows, where=str(self.path))
         targets = SoftTargets.concatenate([_targets(f, plan.identity) for f in foreign])
         targets.validate(where=f"shard {index} of {self.store}")
         # the teacher's loss: of labels that were not kept it is not known

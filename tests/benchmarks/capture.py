@@ -30,11 +30,11 @@ import torch
 
 from softlabels.builder.config import BuildConfig
 from softlabels.builder.plan import plan_build
-from softlabels.builder.rows import packed_rows
 from softlabels.builder.shard_builder import Taught, teacher_options
 from softlabels.builder.teach import _batches, teach
 from softlabels.core.progress import Silent
 from softlabels.corpora import open_corpora
+from softlabels.domains import DOMAINS
 from softlabels.estimators import make_estimator
 from softlabels.making.job import make_store
 from softlabels.teachers import open_teacher
@@ -83,7 +83,8 @@ def main() -> None:
     teacher = open_teacher(config.teacher, teacher_options(config, None))
     estimator = make_estimator(config.estimator, config.estimator_parameters)
     corpora = open_corpora(config.corpus)
-    rows = [r for _, r in islice(packed_rows(config, corpora, teacher), args.rows)]
+    maker = DOMAINS.load(config.domain).maker
+    rows = [r for _, r in islice(maker.rows(config, corpora, teacher), args.rows)]
     positions = sum(len(r.positions) for r in rows)
 
     with tempfile.TemporaryDirectory() as folder:
@@ -111,7 +112,7 @@ def main() -> None:
             make_store(job, plan, files, quiet)
 
         def read() -> None:
-            list(islice(packed_rows(config, corpora, teacher), args.rows))
+            list(islice(maker.rows(config, corpora, teacher), args.rows))
 
         ways = {
             "bare teacher": bare,

@@ -308,20 +308,16 @@ def test_an_identity_that_does_not_say_how_to_mask_is_refused(ground):
 
 
 def test_a_killed_build_goes_on_in_the_midst_of_a_view(ground, tmp_path, monkeypatch):
-    from softlabels.builder.rows import PlannedRows
+    from softlabels.builder.shard_builder import Taught
     from softlabels.making.plan import load_plan
 
     build(config(ground, views=3), tmp_path / "s")
     plan = load_plan(tmp_path / "s")
     assert plan is not None
-    from softlabels.corpora import open_corpora
-    from softlabels.teachers import TeacherOptions, open_teacher
-
-    job = config(ground, views=3)
-    teacher = open_teacher(job.teacher, TeacherOptions(domain=DOMAIN, device="cpu"))
+    job = Taught(config(ground, views=3), tmp_path / "s")
     store = open_store(tmp_path / "s")
     for shard in reversed(plan.shards):  # none begins where another pass left off
-        rows = PlannedRows(job, open_corpora(job.corpus), teacher).rows_of(shard)
+        rows = job.shard(plan, shard.index, lambda _: None).content.rows
         assert [r.digest() for r in rows] == [
             store.row(shard.start_row + i).row.digest() for i in range(len(rows))
         ]
