@@ -34,8 +34,17 @@ class Reporter(Protocol):
         """Progress in the present stage; `note` says what else is known by now and replaces the note before."""
 
 
-class Silent(Reporter):
+class Silent:
     """Reports nothing; derive from it to report a part."""
+
+    def notice(self, message: str) -> None:
+        """Say nothing."""
+
+    def stage(self, name: str, total: int | None, unit: str, done: int = 0) -> None:
+        """Say nothing."""
+
+    def advance(self, amount: int, note: str | None = None) -> None:
+        """Say nothing."""
 
 
 def interval() -> float:
