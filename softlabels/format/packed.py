@@ -39,7 +39,7 @@ from softlabels.format.packed_rows import (
     rows_of_streams,
 )
 from softlabels.format.plain import check_hard, log_odds_column
-from softlabels.format.shard import Shard, without_targets
+from softlabels.format.shard import Shard, rows_alone
 from softlabels.format.summaries import summary_of_streams, summary_streams
 
 __all__ = ["attributes_of", "shard_of", "streams_of"]
@@ -214,7 +214,7 @@ def shard_of(
     tokens = contexts(found)
     if not targets:
         summary = summary_of_streams(streams, identity, book, tokens, None, where=where)
-        return without_targets(start_row, found, identity, summary)
+        return rows_alone(start_row, found, identity, summary)
     counts = numbers("kept", n).astype(np.int64)
     k = int(counts.max(initial=0))
     if k > identity.targets.k:

@@ -22,7 +22,7 @@ from softlabels.errors import ConfigError, IntegrityError, TargetError
 from softlabels.format.columns import Column, Expected
 from softlabels.format.hidden import hidden_columns, hidden_expected, hidden_of_columns
 from softlabels.format.identity import Identity
-from softlabels.format.shard import Shard, without_targets
+from softlabels.format.shard import Shard, rows_alone
 from softlabels.format.summaries import summary_columns, summary_expected, summary_of_columns
 
 __all__ = ["columns_of", "expected_columns", "log_odds_column", "shard_of"]
@@ -160,7 +160,7 @@ def shard_of(
         )
     if not targets:
         summary = summary_of_columns(columns, identity, None, counts, starts, where=where)
-        return without_targets(start_row, found, identity, summary)
+        return rows_alone(start_row, found, identity, summary)
     total = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])[starts]
     wrong = np.flatnonzero(
         (total != _offsets(columns["ids"])) | (total != _offsets(columns["logp"]))

@@ -18,7 +18,7 @@ from softlabels.core.summary import Summary
 from softlabels.core.targets import SoftTargets
 from softlabels.format.identity import Identity
 
-__all__ = ["Shard", "StoredRow", "inputs_digest", "joined", "take", "without_targets"]
+__all__ = ["Shard", "StoredRow", "inputs_digest", "joined", "rows_alone", "take"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -65,7 +65,7 @@ class Shard:
         )
 
 
-def without_targets(
+def rows_alone(
     start_row: int, rows: Sequence[InputRow], identity: Identity, summary: Summary | None
 ) -> Shard:
     """Rows whose targets were not decoded: in their place no position keeps anything."""

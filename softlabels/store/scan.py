@@ -2,21 +2,8 @@
 
     softlabels.scan("STORE").filter(pl.col("entropy") > 3).select("token", "label", "ids").collect()
 
-| column | type | holds |
-|---|---|---|
-| `row` | Int64 | number of the row in the store |
-| `position` | Int32 | which of the row's positions, from 0 |
-| `token` | Int32 | the token at the position; not of images |
-| `label` | Int32 | the label, null where there is none |
-| `label_logp` | Float32 | the teacher's log-probability of it, over its whole vocabulary at T=1 |
-| `entropy` | Float32 | of the teacher's whole distribution at T=1, nats |
-| `top` | Int32 | its likeliest id |
-| `ids` | List(Int32) | the kept ids, the likeliest first; none where there is no soft target |
-| `logp` | List(Float32) | their log-probabilities at `temperature` |
-| `tail` | Float32 | the mass of all other ids at `temperature`; null where there is no soft target |
-
-`label_logp`, `entropy` and `top` are there if the store has summaries, and null where one is not known; `token` and
-`label` if the store holds its inputs, or they are given.
+docs/read-with.md says what each column holds. `label_logp`, `entropy` and `top` are there if the store has summaries;
+`token` and `label` if it holds its inputs, or they are given, and `token` not of images.
 
 Polars says which columns it needs, and targets are decoded only if one of them is `ids`, `logp`, `tail` or `top`. Of
 a filter over `row` alone (`(pl.col("row") < 100) & …`) shards without such a row are not even opened. A shard is in
@@ -38,9 +25,9 @@ import pyarrow as pa
 from polars.io.plugins import register_io_source
 
 from softlabels.core.rows import UNLABELLED
-from softlabels.core.summary import UNKNOWN
-from softlabels.core.targets import main_temperature
-from softlabels.format.shard import Shard, without_targets
+from softlabels.core.summary import UNKNOWN, Summary
+from softlabels.core.targets import SoftTargets, main_temperature
+from softlabels.format.shard import Shard, rows_alone
 from softlabels.store.reader import READ_AHEAD, Store, open_store
 
 __all__ = ["positions_of", "scan"]
@@ -78,7 +65,7 @@ def scan(url: str | Path, *, temperature: float | None = None, **how: Any) -> pl
     store = open_store(url, **how)
     grid = store.manifest.identity.targets.temperatures
     at = main_temperature(grid) if temperature is None else temperature
-    without_targets(0, (), store.manifest.identity, None).targets.grid_index(at)  # or refused
+    rows_alone(0, (), store.manifest.identity, None).targets.grid_index(at)  # or refused
     schema = {name: SCHEMA[name] for name in _columns_of(store)}
 
     def read(
@@ -155,56 +142,48 @@ def _about_rows(predicate: pl.Expr) -> Iterator[pl.Expr]:
 
 
 def positions_of(shard: Shard, names: Sequence[str], temperature: float) -> pl.DataFrame:
-    """These columns of a shard's positions; see the table above."""
-    make = _Columns(shard, temperature)
-    return pl.DataFrame({name: make(name).cast(SCHEMA[name]) for name in names})
+    """These columns of a shard's positions."""
+    t, starts = shard.targets, shard.offsets[:-1]
+    order: npt.NDArray[np.int64] | None = (
+        None  # the likeliest first, as `packed` holds them already
+    )
+    if (t.gaps[:, 1:] < t.gaps[:, :-1]).any():
+        order = np.argsort(t.gaps, axis=1, kind="stable")
 
+    def repeated(of_rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        return np.repeat(of_rows, np.diff(shard.offsets))
 
-class _Columns:
-    """Makes columns of a shard's positions, by name."""
+    def joined(of_row: Callable[[Any], npt.NDArray[Any]]) -> npt.NDArray[Any]:
+        return np.concatenate([of_row(row) for row in shard.rows])
 
-    def __init__(self, shard: Shard, temperature: float) -> None:
-        self.shard, self.temperature = shard, temperature
-        gaps = shard.targets.gaps
-        self._order: npt.NDArray[np.int64] | None = None
-        if (gaps[:, 1:] < gaps[:, :-1]).any():
-            self._order = np.argsort(gaps, axis=1, kind="stable")
-
-    def __call__(self, name: str) -> pl.Series:
-        t = self.shard.targets
-        makers: Mapping[str, Callable[[], pl.Series]] = {
-            "row": lambda: self._counted(np.arange(len(self.shard.rows)) + self.shard.start_row),
-            "position": lambda: pl.Series(np.arange(t.n)) - self._counted(self.shard.offsets[:-1]),
-            "token": lambda: self._of_rows(
-                lambda row: row.inputs["input_ids"][row.inputs["label_mask"]]
-            ),
-            "label": lambda: _null_where(self._of_rows(lambda row: row.labels), UNLABELLED),
-            "ids": lambda: self._lists(t.ids),
-            "logp": lambda: self._lists(t.log_probs(self.temperature)),
-            "tail": lambda: pl.select(
-                pl.when(pl.Series(t.soft)).then(pl.Series(t.tail(self.temperature)))
-            ).to_series(),
-        }
-        if name not in SUMMARIES:
-            return makers[name]()
-        assert t.summary is not None
-        held = pl.Series(getattr(t.summary, name))
-        return _null_where(held, UNKNOWN) if name == "top" else held.fill_nan(None)
-
-    def _counted(self, of_rows: npt.NDArray[np.int64]) -> pl.Series:
-        return pl.Series(np.repeat(of_rows, np.diff(self.shard.offsets)))
-
-    def _of_rows(self, what: Callable[[Any], npt.NDArray[Any]]) -> pl.Series:
-        return pl.Series(np.concatenate([what(row) for row in self.shard.rows]))
-
-    def _lists(self, values: npt.NDArray[Any]) -> pl.Series:
-        """What is kept of `[N, K]`, the likeliest first."""
-        kept = self.shard.targets.kept
-        if self._order is not None:
-            values, kept = (np.take_along_axis(x, self._order, axis=1) for x in (values, kept))
+    def lists(values: npt.NDArray[Any]) -> pa.Array:
+        kept = t.kept
+        if order is not None:
+            values, kept = (np.take_along_axis(x, order, axis=1) for x in (values, kept))
         ends = np.concatenate([[0], np.cumsum(kept.sum(axis=1))])
-        return pl.Series(pa.LargeListArray.from_arrays(pa.array(ends), pa.array(values[kept])))
+        return pa.LargeListArray.from_arrays(pa.array(ends), pa.array(values[kept]))
+
+    columns: Mapping[str, Callable[[], Any]] = {
+        "row": lambda: repeated(np.arange(len(shard.rows)) + shard.start_row),
+        "position": lambda: np.arange(t.n) - repeated(starts),
+        "token": lambda: joined(lambda row: row.inputs["input_ids"][row.inputs["label_mask"]]),
+        "label": lambda: _known(joined(lambda row: row.labels), UNLABELLED),
+        "label_logp": lambda: _known(_summary(t).label_logp),
+        "entropy": lambda: _known(_summary(t).entropy),
+        "top": lambda: _known(_summary(t).top, UNKNOWN),
+        "ids": lambda: lists(t.ids),
+        "logp": lambda: lists(t.log_probs(temperature)),
+        "tail": lambda: _known(np.where(t.soft, t.tail(temperature), np.float32(np.nan))),
+    }
+    return pl.DataFrame({name: pl.Series(columns[name]()).cast(SCHEMA[name]) for name in names})
 
 
-def _null_where(values: pl.Series, value: int) -> pl.Series:
-    return values.set(values == value, None)
+def _summary(targets: SoftTargets) -> Summary:
+    assert targets.summary is not None, "asked only of a store that has them"
+    return targets.summary
+
+
+def _known(values: npt.NDArray[Any], unknown: int | None = None) -> pl.Series:
+    """Null where a number stands for what is not known; without one NaN does."""
+    found = pl.Series(values)
+    return found.fill_nan(None) if unknown is None else found.set(found == unknown, None)
