@@ -97,7 +97,7 @@ class _Checker(HTMLParser):
 
 
 def check_page(page: str) -> str:
-    """Refuse a page that is not what it must be; returns its text."""
+    """Refuse a page that is not what it must be; returns its text, white space as a browser shows it."""
     checker = _Checker()
     checker.feed(page)
     checker.close()
@@ -112,7 +112,7 @@ def check_page(page: str) -> str:
     assert errors == []
     assert "default-src 'none'" in page
     page.encode("utf-8")
-    return "".join(checker.text)
+    return " ".join("".join(checker.text).split())
 
 
 @contextmanager

@@ -258,19 +258,19 @@ def test_a_killed_build_is_finished_with_the_same_positions_only(corpus, tmp_pat
 
 
 def test_figures_are_means_over_the_soft_positions(corpus, tmp_path):
-    from softlabels.cli.build import summary
+    from softlabels.format.figures import figures_of
 
     build_tiny(tmp_path / "s", corpus, positions="random:0.3", temperature=(1.0, 2.0))
     store = open_store(tmp_path / "s")
-    figures = summary(store.manifest)
+    figures = figures_of(store.manifest)
     soft = [r.targets[r.targets.soft] for r in store]
-    assert figures["soft_positions"] == sum(t.n for t in soft)
+    assert figures.soft_positions == sum(t.n for t in soft)
     for i, t in enumerate((1.0, 2.0)):
         expected = np.concatenate([1 - x.tail(t) for x in soft]).mean()
-        assert figures["kept_mass"][i] == pytest.approx(float(expected), rel=1e-3)
+        assert figures.kept_mass[i] == pytest.approx(float(expected), rel=1e-3)
     card = (tmp_path / "s" / "README.md").read_text()
-    assert f"{figures['soft_positions']:,} have a soft target (`random:0.3`)" in card
-    assert f"{figures['kept_mass'][0]:.4f} at T=1" in card
+    assert f"{figures.soft_positions:,} have a soft target (`random:0.3`)" in card
+    assert f"{figures.kept_mass[0]:.4f} at T=1" in card
 
 
 def test_inspect_says_which_are_hard_label_only(corpus, tmp_path):

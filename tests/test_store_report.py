@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -15,7 +17,9 @@ from click.testing import CliRunner
 
 from softlabels.cli.main import main
 from softlabels.codecs.summary import entropy_bound
-from softlabels.report.html import Markup, element, text
+from softlabels.format import encoding
+from softlabels.format.containers import parquet
+from softlabels.format.figures import figures_of
 from softlabels.report.store_facts import gather
 from softlabels.report.store_page import render
 from softlabels.store.reader import open_store
@@ -126,10 +130,13 @@ def test_the_loss_is_over_the_positions_that_have_a_label(tmp_path):
     """8.569 was shown as 1.308."""
     texts = [{"text": f"film {i}", "label": 0} if i < 2 else {"text": f"f {i}"} for i in range(9)]
     manifest = build_texts(tmp_path / "s", "sequence-classification", texts)
-    loss = manifest.statistics.teacher_nll / 2
-    said = report(tmp_path / "s", tmp_path / "x.html")
-    assert f"{loss:.3f}" in said
-    assert f"{loss * 2 / 9:.3f}" not in said
+    loss, wrong = manifest.statistics.teacher_nll / 2, manifest.statistics.teacher_nll / 9
+    assert figures_of(manifest).teacher_nll == loss
+    shown = CliRunner().invoke(main, ["inspect", str(tmp_path / "s")]).stdout
+    card = (tmp_path / "s" / "README.md").read_text(encoding="utf-8")
+    for said in (report(tmp_path / "s", tmp_path / "x.html"), shown, card):
+        assert f"{loss:.3f}" in said
+        assert f"{wrong:.3f}" not in said
 
 
 @pytest.mark.parametrize("name", ["topk", "sampled", "zarr", "plain-zarr", "some", "warm"])
@@ -142,6 +149,40 @@ def test_bytes_by_column_are_all_bytes_of_the_shards(stores, name):
     largest = max(found.column_bytes, key=lambda c: found.column_bytes[c])
     assert largest in ("ids", "logp", "values", "input_digest", "(the file's own)")
     assert len(found.entropy) == len(found.label_logp) == found.positions
+
+
+class Third:
+    """A container that is neither of ours: Parquet behind a mark."""
+
+    suffix = "third"
+
+    @staticmethod
+    def write_columns(columns: Any, facts: Any) -> bytes:
+        return b"third" + parquet.write_columns(columns, facts)
+
+    @staticmethod
+    def read_columns(data: bytes, expected: Any, **rest: Any) -> Any:
+        return parquet.read_columns(data[5:], expected, **rest)
+
+    @staticmethod
+    def read_facts(data: bytes, *, where: str) -> dict[str, str]:
+        return parquet.read_facts(data[5:], where=where)
+
+    @staticmethod
+    def column_bytes(path: Path) -> dict[str, int]:
+        return {"all": path.stat().st_size - 5}
+
+
+def test_a_container_of_somebody_elses_has_its_page(tmp_path, monkeypatch):
+    monkeypatch.setitem(encoding.CONTAINERS, "third", "tests.third")
+    monkeypatch.setitem(sys.modules, "tests.third", Third)
+    manifest = build_tiny(
+        tmp_path / "s", write_corpus(tmp_path / "c"), limit_rows=2, container="third"
+    )
+    said = report(tmp_path / "s", tmp_path / "x.html")
+    assert "profile open in third" in said
+    assert f"all{manifest.data_bytes - 5:,}" in said
+    assert "(the file's own)5" in said
 
 
 @pytest.mark.parametrize("name", ["topk", "sampled", "zarr", "plain-zarr", "some", "warm"])
@@ -261,20 +302,3 @@ def test_a_page_is_the_same_each_time(stores):
     found = gather(store, rows=100)
     assert render(store, found) == render(store, dataclasses.replace(found))
     assert render(store, gather(store, rows=100)) == render(store, found)
-
-
-# -- escaping --------------------------------------------------------------------------------------
-
-
-def test_text_is_escaped_wherever_it_stands():
-    made = element("p", "<b>", Markup("<i></i>"), ["&", None], title='"<', data_x=1.5, hidden=True)
-    assert made == '<p title="&quot;&lt;" data-x="1.5" hidden>&lt;b&gt;<i></i>&amp;</p>'
-    assert text("a\x00b\x1b\x7f\ud800\ufffe\n\t") == "a\u2400b\u241b\u2421\ufffd\ufffd\n\t"
-    assert isinstance(text("x"), Markup)
-
-
-def test_names_of_elements_and_attributes_are_ours_alone():
-    with pytest.raises(AssertionError):
-        element("p onclick=x")
-    with pytest.raises(AssertionError):
-        element("p", **{"x y": "z"})

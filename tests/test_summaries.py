@@ -21,6 +21,7 @@ from softlabels.codecs.summary import entropy_bound
 from softlabels.errors import PairingError, PlanError
 from softlabels.estimators import ESTIMATORS
 from softlabels.format.encoding import read_statistics
+from softlabels.format.figures import figures_of
 from softlabels.format.manifest import load_manifest
 from softlabels.store.reader import open_store
 from softlabels.teachers.ensemble import Ensemble
@@ -56,11 +57,11 @@ def check(store, logp: torch.Tensor) -> None:
     expected = logp.gather(1, labels[:, None])[:, 0].numpy()
     np.testing.assert_allclose(found.label_logp, expected, rtol=2.0**-11, atol=2.0**-20)
     np.testing.assert_array_equal(found.top, logp.argmax(1).numpy())
-    statistics, n = store.manifest.statistics, len(labels)
+    figures = figures_of(store.manifest)
     right = (logp.argmax(1) == labels).double().mean()
-    assert statistics.accuracy(n) == pytest.approx(float(right))
-    assert statistics.teacher_entropy == pytest.approx(entropy.sum(), rel=1e-5)
-    assert statistics.mean_nll(n) == pytest.approx(-expected.mean(), rel=1e-5)
+    assert figures.accuracy == pytest.approx(float(right))
+    assert figures.entropy == pytest.approx(entropy.mean(), rel=1e-5)
+    assert figures.teacher_nll == pytest.approx(-expected.mean(), rel=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -146,7 +147,7 @@ def test_a_position_without_a_label_has_a_summary_without_its_log_probability(tm
     assert (found.top >= 0).all()
     assert manifest.statistics.label_counts == [6, 0, 0]
     assert manifest.statistics.labelled == 6
-    assert manifest.statistics.accuracy(7) == np.mean(found.top[:6] == 0)
+    assert figures_of(manifest).accuracy == np.mean(found.top[:6] == 0)
     texts = [{"text": x["text"]} for x in TEXTS]
     build_texts(tmp_path / "m", "masked-lm", texts, mask_targets="attended")
     store = open_store(tmp_path / "m")
@@ -159,7 +160,7 @@ def test_a_position_without_a_label_has_a_summary_without_its_log_probability(tm
 def test_inspect_says_that_the_commonest_label_beats_the_teacher(tmp_path):
     build_texts(tmp_path / "s", "sequence-classification", TEXTS)
     manifest = load_manifest(tmp_path / "s")
-    share = manifest.statistics.accuracy(7)
+    share = figures_of(manifest).accuracy
     assert share < 1, "the fake teacher knows nothing of films"
     said = CliRunner().invoke(main, ["inspect", str(tmp_path / "s")]).stdout
     assert f"{share:.2%} of 6 labels are its likeliest id" in said
@@ -176,7 +177,7 @@ def test_inspect_says_that_a_teacher_is_worse_than_an_even_guess(tmp_path, corpu
     build_tiny(tmp_path / "even", corpus, teacher=TinyTeacher(scale=0.01), limit_rows=2)
     said = CliRunner().invoke(main, ["inspect", str(tmp_path / "even")]).stdout
     assert ("warning" in said) == (
-        load_manifest(tmp_path / "even").statistics.mean_nll(126) > np.log(V)
+        figures_of(load_manifest(tmp_path / "even")).teacher_nll > np.log(V)
     )
 
 

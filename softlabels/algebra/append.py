@@ -14,7 +14,7 @@ Until the new manifest is there, the new folder is not a store, and the old gene
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import msgspec
@@ -28,7 +28,7 @@ from softlabels.algebra.combine import (
     planned_again,
 )
 from softlabels.algebra.sources import files_of, open_source, provenance_of, scan
-from softlabels.builder.config import BuildConfig
+from softlabels.builder.config import BuildConfig, config_of
 from softlabels.builder.plan import survey
 from softlabels.builder.shard_builder import Taught, check_teacher, load_teacher
 from softlabels.core.progress import Reporter, Silent
@@ -41,7 +41,7 @@ from softlabels.format.encoding import container_of
 from softlabels.format.identity import Identity, TeacherRecord
 from softlabels.format.manifest import Manifest, PlannedShard
 from softlabels.making.job import make_store
-from softlabels.making.plan import begun, make_plan, read_plan
+from softlabels.making.plan import begun, make_plan, shard_rows_of
 from softlabels.making.same_job import differences
 from softlabels.store.reader import Store
 from softlabels.teachers import Teacher
@@ -146,43 +146,13 @@ def _check_growing(store: Store) -> None:
 
 def _job(store: Store, config: AppendConfig) -> BuildConfig:
     """The build that made the store, over the new documents."""
-    identity = store.manifest.identity
-    targets, encoding = identity.targets, identity.encoding
-    masking, hidden = identity.masking, identity.hidden
-    try:
-        shard_rows = read_plan(store.folder).shard_rows
-    except FileNotFoundError:  # a copy without it is a store, too
-        shard_rows = max(s.rows for s in store.manifest.shards)
-    return BuildConfig(
-        teacher=config.teacher,
-        corpus=config.corpus,
-        estimator=targets.estimator,
-        k=targets.k,
-        top_p=targets.top_p,
-        min_k=targets.min_k,
-        temperature=tuple(targets.temperatures),
-        domain=identity.domain,
-        seq_len=identity.corpus.seq_len,
-        shard_rows=shard_rows,
-        limit_rows=config.limit_rows,
-        profile=encoding.asked_profile,
-        container=encoding.container,
-        values=encoding.values,
-        dictionary="none",  # the store's own is used, if it has one
-        positions=targets.positions,
-        seed=targets.seed,
-        mask_share=None if masking is None else masking.share,
-        mask_targets=None if masking is None else masking.targets,
-        views=1 if masking is None else masking.views,
-        hidden=None if hidden is None else hidden.values,
-        position_summary=identity.summary is not None,
-        skip_empty=config.skip_empty,
-        truncate=config.truncate,
-        licence=identity.licence,
-        device=config.device,
+    return config_of(
+        store.manifest.identity,
+        shard_rows=shard_rows_of(store.folder, store.manifest),
+        average="probs",
         dtype="auto",
-        batch_tokens=config.batch_tokens,
-        head_mib=config.head_mib,
+        dictionary="none",  # the store's own is used, if it has one
+        **asdict(config),
     )
 
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 from softlabels.core.settings import Group, check_at_least, from_sources
 from softlabels.errors import ConfigError
-from softlabels.format.identity import LARGEST_VIEW, ROWS_LIMIT
+from softlabels.format.identity import LARGEST_VIEW, ROWS_LIMIT, Identity
 
-__all__ = ["BuildConfig"]
+__all__ = ["BuildConfig", "config_of"]
 T = TypeVar("T")
 Teacher = Annotated[T, Group("Teacher")]
 Corpus = Annotated[T, Group("Corpus")]
@@ -214,3 +215,65 @@ class BuildConfig:
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as TOML would hold them."""
         return asdict(self)
+
+
+def config_of(identity: Identity, **changes: Any) -> BuildConfig:
+    """The build that makes what an identity says: every setting that it records, as it was resolved.
+
+    Args:
+        identity: of a store that was built.
+        changes: settings that it does not record (`shard_rows`, a dictionary that was given), or that are to be others.
+
+    Raises:
+        ConfigError: this version builds no such store.
+    """
+    targets, encoding, corpus = identity.targets, identity.encoding, identity.corpus
+    teacher, average = _members_of(identity.teacher.spec)
+    coded = encoding.plain or encoding.dictionary_shards is not None
+    values: dict[str, Any] = {
+        "teacher": teacher,
+        "average": average,
+        "corpus": tuple(corpus.specs),
+        "domain": identity.domain,
+        "estimator": targets.estimator,
+        "k": targets.k,
+        "top_p": targets.top_p,
+        "min_k": targets.min_k,
+        "temperature": tuple(targets.temperatures),
+        "positions": targets.positions,
+        "seed": targets.seed,
+        "limit_rows": corpus.limit_rows,
+        "truncate": corpus.truncated > 0,
+        "skip_empty": corpus.skipped_empty > 0,
+        "profile": encoding.asked_profile,
+        "container": encoding.container,
+        "values": encoding.values,
+        "dictionary": "auto" if coded else "none",
+        "hidden": None if identity.hidden is None else identity.hidden.values,
+        "position_summary": identity.summary is not None,
+        "licence": identity.licence,
+        "device": _known(identity.teacher.device, ("cpu", "cuda")),
+        "dtype": _known(identity.teacher.dtype, ("float32", "bfloat16", "float16")),
+    }
+    if (masking := identity.masking) is not None:
+        values |= {"mask_share": masking.share, "mask_targets": masking.targets}
+        values |= {"views": masking.views}
+    if (images := identity.images) is None:
+        values["seq_len"] = corpus.seq_len
+    else:
+        values |= {"views": images.views, "image_size": images.size}
+        values |= {"augment": images.augment or None, "check_every": images.check_every or 1}
+    return BuildConfig(**(values | changes))
+
+
+def _members_of(spec: str) -> tuple[str | tuple[str, ...], str]:
+    """`--teacher` and `--average` of a teacher's record: an ensemble's names its members (`teachers/ensemble.py`)."""
+    found = re.fullmatch(r"ensemble:(\w+)\((.*)\)", spec)
+    if found is None:
+        return spec, "probs"
+    return tuple(re.findall(r"(.+?=[0-9.e+-]+)(?:, |$)", found[2])), found[1]
+
+
+def _known(recorded: str, names: Sequence[str]) -> str:
+    """A flag's value of what the record says; `auto`, where it is a server's, a graph's, or that of several hosts."""
+    return recorded if all(part in names for part in recorded.split("+")) else "auto"

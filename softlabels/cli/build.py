@@ -20,9 +20,10 @@ from softlabels.core.settings import out_from
 from softlabels.errors import ConfigError
 
 if TYPE_CHECKING:
+    from softlabels.format.figures import Figures
     from softlabels.format.manifest import Manifest
 
-__all__ = ["build_command", "summary"]
+__all__ = ["build_command"]
 
 
 @click.command("build", cls=Command)
@@ -67,38 +68,40 @@ def build_command(
     if dry_run:
         _dry_run(config, out, price, as_json=as_json)
         return
+    from softlabels.format.figures import figures_of
+
     with Bar() as bar:
         manifest = softlabels.build(out=out, progress=bar, **vars(config))
-    values = summary(manifest)
-    emit({"store": str(out), **values}, _closing(out, manifest, values), as_json=as_json)
+    figures = figures_of(manifest)
+    emit({"store": str(out), **asdict(figures)}, _closing(out, manifest, figures), as_json=as_json)
 
 
-def _closing(out: Path, manifest: Manifest, values: Mapping[str, Any]) -> str:
+def _closing(out: Path, manifest: Manifest, figures: Figures) -> str:
     """What was built, and what can be done with it next."""
     from softlabels.domains import DOMAINS
 
     place, identity = shlex.quote(str(out)), manifest.identity
-    shards = values["shards"]
+    shards = figures.shards
     lines = {
         "store": f"{out}, complete",
-        "rows": f"{values['rows']:,} in {shards:,} shard{'s'[: shards != 1]}, {values['data_bytes'] / 1e6:,.1f} MB",
-        "targets": f"{values['positions']:,} positions, {values['bytes_per_position']:.1f} bytes each "
+        "rows": f"{figures.rows:,} in {shards:,} shard{'s'[: shards != 1]}, {figures.data_bytes / 1e6:,.1f} MB",
+        "targets": f"{figures.positions:,} positions, {figures.bytes_per_position:.1f} bytes each "
         f"({identity.targets.estimator}, k={identity.targets.k})",
-        "teacher": f"{identity.teacher.name}: {_teacher(values, manifest)}",
+        "teacher": f"{identity.teacher.name}: {_teacher(figures, manifest)}",
         "look": f"softlabels inspect {place} --row 0",
         "train": f"softtrain run --store {place} {DOMAINS.load(identity.domain).student} --out run",
     }
     return in_columns(lines)
 
 
-def _teacher(values: Mapping[str, Any], manifest: Manifest) -> str:
+def _teacher(figures: Figures, manifest: Manifest) -> str:
     """How good it is here, and what it cost."""
     parts = []
-    if values["teacher_nll"] is not None:
+    if figures.teacher_nll is not None:
         each = "token" if manifest.identity.classes is None else "label"
-        parts.append(f"loss {values['teacher_nll']:.3f} nats per {each}")
-    if values.get("accuracy") is not None:
-        parts.append(f"right about {values['accuracy']:.1%} of the labels")
+        parts.append(f"loss {figures.teacher_nll:.3f} nats per {each}")
+    if figures.accuracy is not None:
+        parts.append(f"right about {figures.accuracy:.1%} of the labels")
     return ", ".join([*parts, f"{duration(manifest.cost.seconds)} of work"])
 
 
@@ -146,31 +149,3 @@ def _dry_run(
         text,
         as_json=as_json,
     )
-
-
-def summary(manifest: Manifest) -> dict[str, Any]:
-    """The figures of a manifest that people compare."""
-    identity = manifest.identity
-    n = max(identity.corpus.positions, 1)
-    statistics = manifest.statistics
-    soft = statistics.soft_of(identity.corpus.positions)
-    return {
-        "rows": manifest.rows,
-        "positions": identity.corpus.positions,
-        "soft_positions": soft,
-        "tokens": identity.corpus.tokens,
-        "documents": identity.corpus.documents,
-        "shards": len(manifest.shards),
-        "data_bytes": manifest.data_bytes,
-        "bytes_per_position": manifest.data_bytes / n,
-        "dense_fp16_bytes_per_position": 2 * identity.teacher.vocab_size,
-        "estimator": identity.targets.estimator,
-        "k": identity.targets.k,
-        "temperatures": identity.targets.temperatures,
-        "kept_mass": [m / max(soft, 1) for m in statistics.kept_mass],
-        "teacher_nll": statistics.mean_nll(n),
-        "accuracy": statistics.accuracy(n),
-        "entropy": None if statistics.teacher_entropy is None else statistics.teacher_entropy / n,
-        "digest": manifest.content_digest,
-        "seconds": manifest.cost.seconds,
-    }

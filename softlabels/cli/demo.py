@@ -7,7 +7,7 @@ import json
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,6 @@ from typing import Any
 import click
 
 from softlabels.builder.config import BuildConfig
-from softlabels.cli.build import summary
 from softlabels.cli.options import Command
 from softlabels.cli.terminal import Bar, LocalPath, emit, json_option
 from softlabels.core.durable import replace
@@ -168,6 +167,7 @@ def teacher_folder() -> Path:
 
 def _build_stores(text: Path, train: Path, heldout: Path, bar: Bar) -> dict[str, Any]:
     from softlabels.builder.build import build
+    from softlabels.format.figures import figures_of
     from softlabels.format.manifest import MANIFEST, load_manifest
     from softlabels.teachers import TeacherOptions, open_teacher
 
@@ -193,7 +193,7 @@ def _build_stores(text: Path, train: Path, heldout: Path, bar: Bar) -> dict[str,
             )
             bar.notice(f"building {store}")
             build(config, store, reporter=bar, teacher=teacher)
-        sizes[name] = summary(load_manifest(store))
+        sizes[name] = asdict(figures_of(load_manifest(store)))
     return sizes
 
 

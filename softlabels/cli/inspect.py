@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from softlabels.cli.build import summary
 from softlabels.cli.demands import demand_options
 from softlabels.cli.options import Command
 from softlabels.cli.terminal import StorePlace, emit, json_option, say
 from softlabels.core.printable import printable, printable_record
 from softlabels.errors import ConfigError
+
+if TYPE_CHECKING:
+    from softlabels.format.figures import Figures
 
 __all__ = ["inspect_command"]
 
@@ -65,15 +68,15 @@ def inspect_command(
 def _show_store(opened: Any, *, as_json: bool) -> None:
     from softlabels.core.targets import UNBIASED
     from softlabels.format.fidelity_table import fidelity_line
+    from softlabels.format.figures import figures_of
 
-    figures = summary(opened.manifest)
+    figures = figures_of(opened.manifest)
     manifest = printable_record(opened.manifest)
     identity = manifest.identity
     teacher, targets, encoding = identity.teacher, identity.targets, identity.encoding
     grid = ", ".join(f"{t:g}" for t in targets.temperatures)
     mass = ", ".join(
-        f"{m:.4f} at T={t:g}"
-        for m, t in zip(figures["kept_mass"], targets.temperatures, strict=True)
+        f"{m:.4f} at T={t:g}" for m, t in zip(figures.kept_mass, targets.temperatures, strict=True)
     )
     kept = {"kept mass": mass}
     if targets.estimator in UNBIASED:
@@ -81,7 +84,7 @@ def _show_store(opened: Any, *, as_json: bool) -> None:
     chosen = (
         ""
         if targets.positions is None
-        else f" ({figures['soft_positions']:,} soft, {targets.positions}; the others hard label only)"
+        else f" ({figures.soft_positions:,} soft, {targets.positions}; the others hard label only)"
     )
     hidden = ""
     if (states := identity.hidden) is not None:
@@ -91,15 +94,15 @@ def _show_store(opened: Any, *, as_json: bool) -> None:
         "store": f"{opened.path} (format {manifest.version}, {encoding.profile} {encoding.container})",
         "teacher": f"{teacher.name}, {parameters}, {teacher.dtype} on {teacher.device}",
         "engine": teacher.engine,
-        "corpus": f"{identity.corpus.documents:,} documents, {figures['tokens']:,} tokens in {figures['rows']:,} rows",
-        "targets": f"{figures['positions']:,} positions{chosen}, {targets.estimator} k={targets.k}, T in {grid}, "
+        "corpus": f"{identity.corpus.documents:,} documents, {figures.tokens:,} tokens in {figures.rows:,} rows",
+        "targets": f"{figures.positions:,} positions{chosen}, {targets.estimator} k={targets.k}, T in {grid}, "
         f"V={teacher.vocab_size:,}",
         **kept,
-        "teacher's loss": _loss(manifest),
-        "its accuracy": _accuracy(manifest),
-        "its entropy": _entropy(figures["entropy"]),
-        "size": f"{figures['data_bytes']:,} bytes in {figures['shards']} shards, "
-        f"{figures['bytes_per_position']:.1f} a position",
+        "teacher's loss": _loss(figures),
+        "its accuracy": _accuracy(figures),
+        "its entropy": _entropy(figures.entropy),
+        "size": f"{figures.data_bytes:,} bytes in {figures.shards} shards, "
+        f"{figures.bytes_per_position:.1f} a position",
         "values": f"{encoding.values}, within {encoding.relative_error:.2g} of each value{hidden}",
         "licence": manifest.licence,
         "fidelity": "not measured"
@@ -108,18 +111,16 @@ def _show_store(opened: Any, *, as_json: bool) -> None:
         "digest": manifest.content_digest,
         **_origin(opened),
     }
-    if (made := manifest.provenance) is not None:
-        asked = "".join(f", {name} {value}" for name, value in made.parameters.items())
-        sources = ", ".join(f"{s.name} ({s.rows:,} rows)" for s in made.sources)
-        lines["made by"] = f"{made.operation} of {sources}{asked}"
-    doubt = _doubt(manifest)
+    if manifest.provenance is not None:
+        lines["made by"] = str(manifest.provenance)
+    doubt = _doubt(manifest, figures)
     if doubt is not None:
         lines["warning"] = doubt
     text = "\n".join(f"{name:>15}  {value}" for name, value in lines.items())
     emit(
         {
             "store": str(opened.path),
-            **figures,
+            **asdict(figures),
             "part": _part(opened),
             "release": None if manifest.release is None else str(manifest.release),
             "signed": opened.vouched.key_sha256 is not None,
@@ -157,23 +158,17 @@ def _origin(opened: Any) -> dict[str, str]:
     return lines
 
 
-def _loss(manifest: Any) -> str:
-    n = manifest.identity.corpus.positions
-    loss = manifest.statistics.mean_nll(n)
-    if loss is None:
+def _loss(figures: Figures) -> str:
+    if figures.teacher_nll is None:
         return "not known"
-    labels = manifest.statistics.labelled_of(n)
-    of = "" if labels == n else f", over {labels:,} labels"
-    return f"{loss:.4f} nats, perplexity {math.exp(min(loss, 700)):,.2f}{of}"
+    of = "" if figures.labelled == figures.positions else f", over {figures.labelled:,} labels"
+    return f"{figures.teacher_nll:.4f} nats, perplexity {figures.perplexity:,.2f}{of}"
 
 
-def _accuracy(manifest: Any) -> str:
-    n = manifest.identity.corpus.positions
-    share = manifest.statistics.accuracy(n)
-    if share is None:
+def _accuracy(figures: Figures) -> str:
+    if figures.accuracy is None:
         return "not held: the store has no summaries of positions (a build keeps them since format 1.3)"
-    labels = manifest.statistics.labelled_of(n)
-    return f"{share:.2%} of {labels:,} labels are its likeliest id"
+    return f"{figures.accuracy:.2%} of {figures.labelled:,} labels are its likeliest id"
 
 
 def _entropy(mean: float | None) -> str:
@@ -182,12 +177,10 @@ def _entropy(mean: float | None) -> str:
     return f"{mean:.4f} nats on average, as of {math.exp(min(mean, 700)):,.1f} equally likely ids"
 
 
-def _doubt(manifest: Any) -> str | None:
+def _doubt(manifest: Any, figures: Figures) -> str | None:
     """What speaks against a teacher; None: nothing does."""
-    identity, statistics = manifest.identity, manifest.statistics
-    n, v = identity.corpus.positions, identity.teacher.vocab_size
-    share, loss = statistics.accuracy(n), statistics.mean_nll(n)
-    most, classes = statistics.commonest_label, identity.classes or []
+    v, classes = manifest.identity.teacher.vocab_size, manifest.identity.classes or []
+    share, loss, most = figures.accuracy, figures.teacher_nll, manifest.statistics.commonest_label
     if share is not None and most is not None and share < most[1] and most[0] < len(classes):
         return (
             f"the teacher is right about {share:.1%} of the labels, and {most[1]:.1%} of them are "

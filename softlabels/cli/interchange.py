@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -40,17 +41,18 @@ def import_command(kind: str, path: Path, out: Path, as_json: bool, **flags: Any
       softlabels import axolotl rows.parquet --teacher hf:models/teacher --out store
       softlabels import distillkit capture --teacher hf:models/teacher --out store
     """
-    from softlabels.cli.build import summary
+    from softlabels.format.figures import figures_of
     from softlabels.interchange.importing import ImportConfig, import_store
 
     with Bar() as bar:
         done = import_store(kind, path, out, ImportConfig(**flags), reporter=bar)
-    values = summary(done.manifest)
+    figures = figures_of(done.manifest)
     text = (
-        f"{out}: {values['rows']:,} rows, {values['positions']:,} positions, {values['bytes_per_position']:.1f} bytes "
+        f"{out}: {figures.rows:,} rows, {figures.positions:,} positions, {figures.bytes_per_position:.1f} bytes "
         f"each; {done.without_tail:,} without a tail"
     )
-    emit({"store": str(out), "without_tail": done.without_tail, **values}, text, as_json=as_json)
+    values = {"store": str(out), "without_tail": done.without_tail, **asdict(figures)}
+    emit(values, text, as_json=as_json)
 
 
 @click.command("export", cls=Command)

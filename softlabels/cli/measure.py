@@ -71,7 +71,9 @@ def measure_command(
             **vars(config),
         )
     grid = [f"T={at.temperature:g}" for at in fidelity.temperatures]
-    lines = [f"{name:>40}  {'   '.join(values)}" for name, values in fidelity_rows(fidelity)]
+    lines = [
+        f"{name:>40}  {'   '.join(map(str, values))}" for name, values in fidelity_rows(fidelity)
+    ]
     kept = "nothing was written" if no_write else "recorded in its manifest and card"
     lines.append(
         f"{store}: {fidelity.positions:,} positions in {fidelity.rows:,} rows; {kept}; in brackets: 95 % intervals"

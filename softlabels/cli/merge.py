@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import click
 
-from softlabels.cli.build import summary
 from softlabels.cli.options import Command
 from softlabels.cli.terminal import Bar, LocalPath, emit, json_option
 from softlabels.errors import ConfigError
@@ -17,13 +17,14 @@ __all__ = ["append_command", "merge_command", "show"]
 
 def show(out: Path, manifest: Any, *, as_json: bool) -> None:
     """Say what was made."""
-    values = summary(manifest)
+    from softlabels.format.figures import figures_of
+
+    figures = figures_of(manifest)
     text = (
-        f"{out}: {values['rows']:,} rows, {values['positions']:,} positions, {values['data_bytes'] / 1e6:.1f} MB in "
-        f"{values['shards']} shards, by {manifest.provenance.operation} of "
-        + ", ".join(f"{s.name} ({s.rows:,} rows)" for s in manifest.provenance.sources)
+        f"{out}: {figures.rows:,} rows, {figures.positions:,} positions, {figures.data_bytes / 1e6:.1f} MB in "
+        f"{figures.shards} shards, by {manifest.provenance}"
     )
-    emit({"store": str(out), **values}, text, as_json=as_json)
+    emit({"store": str(out), **asdict(figures)}, text, as_json=as_json)
 
 
 @click.command("merge", cls=Command)

@@ -14,7 +14,7 @@ from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_typ
 
 import click
 
-from softlabels.core.settings import Group, field_help
+from softlabels.core.settings import Group, field_help, flag_of
 
 __all__ = [
     "ALIASES",
@@ -138,11 +138,11 @@ def config_options(cls: type) -> Callable[[F], F]:
         for field in reversed(dataclasses.fields(cls)):
             group, hint = _group(hints[field.name])
             kind, multiple = _click_type(hint)
-            flag = "--" + field.name.replace("_", "-")
+            flag = flag_of(field.name)
             text = helps[field.name].rstrip(".")
             default = field.default
             if default is True:
-                flag, default = f"{flag}/--no-{flag.removeprefix('--')}", "on"
+                flag, default = f"{flag}/{flag_of(field.name, off=True)}", "on"
             given = default is not None and default is not False and default != ()
             if default is not dataclasses.MISSING and given:
                 several = default if isinstance(default, tuple) else (default,)

@@ -21,7 +21,7 @@ HARMFUL = (
     "\x00-\x08\x0b-\x1f\x7f-\x9f"  # control characters but tab and line feed
     "\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"  # marks of direction
     "\u2028\u2029\u2060-\u2065\u206a-\u206f\ufeff\ufff9-\ufffb"  # lines of their own, and nothing to be seen
-    "\ud800-\udfff\U000e0000-\U000e007f"
+    "\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff\U000e0000-\U000e007f"  # no characters, and tags
 )
 _CHARACTERS = re.compile(f"[{HARMFUL}]")
 _AND_LINES = re.compile(f"[{HARMFUL}\t\n]")

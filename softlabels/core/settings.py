@@ -24,6 +24,7 @@ __all__ = [
     "Group",
     "check_at_least",
     "field_help",
+    "flag_of",
     "flags_of",
     "from_sources",
     "in_store",
@@ -43,6 +44,37 @@ class Group:
     """Marks a config's field (`Annotated[T, Group("Loss")]`): the heading under which `--help` shows its flag."""
 
     heading: str
+
+
+def flag_of(field: str, *, off: bool = False) -> str:
+    """The flag of a config's field; `off` is that which switches it off."""
+    return f"--{'no-' if off else ''}{field.replace('_', '-')}"
+
+
+def flags_of(cls: type, values: Mapping[str, Any]) -> list[str]:
+    """The words of a command line that make a config of these values; what is at its default is left out.
+
+    Args:
+        cls: the config's class, whose fields `config_options` makes flags of.
+        values: of its fields, as `to_dict` gives them, or as JSON keeps them.
+    """
+    words: list[str] = []
+    for field in fields(cls):
+        value = values.get(field.name)
+        every = tuple(value) if isinstance(value, list | tuple) else (value,)
+        if value is None or field.default in (value, every):
+            continue
+        if isinstance(value, bool):
+            words.append(flag_of(field.name, off=not value))
+            continue
+        for one in every:
+            words += [flag_of(field.name), _spelled(one)]
+    return words
+
+
+def _spelled(value: object) -> str:
+    short = f"{value:g}" if isinstance(value, float) else ""
+    return short if short and float(short) == value else str(value)
 
 
 def read_toml(toml: Path) -> dict[str, Any]:
@@ -137,8 +169,8 @@ def from_sources(
     for field in fields(cls):  # type: ignore[arg-type]
         name = field.name
         if field.default is MISSING and name not in values:
-            flag = name.replace("_", "-")
-            raise ConfigError(f"--{flag} is missing (or {name!r} in the config file)")
+            flag = flag_of(name)
+            raise ConfigError(f"{flag} is missing (or {name!r} in the config file)")
     try:
         return msgspec.convert(values, cls)
     except msgspec.ValidationError as e:
@@ -163,23 +195,6 @@ def field_help(cls: type) -> dict[str, str]:
                 assert isinstance(doc.value, ast.Constant)
                 found[field.target.id] = " ".join(str(doc.value.value).replace("`", "").split())
     return found
-
-
-def flags_of(cls: type[Any], values: Mapping[str, Any]) -> list[str]:
-    """The words of a command line that sets the fields of a config to `values`, where these are not the defaults."""
-    words = []
-    for field in fields(cls):
-        default = None if field.default is MISSING else field.default
-        value = values.get(field.name, default)
-        flag = "--" + field.name.replace("_", "-")
-        if value is None or value == default or (value is False and default is not True):
-            continue
-        if isinstance(value, bool):
-            words.append(flag if value else f"--no-{flag.removeprefix('--')}")
-            continue
-        for item in value if isinstance(value, list | tuple) else [value]:
-            words += [flag, str(item)]
-    return words
 
 
 def _placed(error: ConfigError, toml: Path | None, keys: Set[str]) -> ConfigError:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -98,3 +99,6 @@ class Container(Protocol):
 
     def read_facts(self, data: bytes, *, where: str) -> dict[str, str]:
         """What the file says of itself."""
+
+    def column_bytes(self, path: Path) -> dict[str, int]:
+        """Compressed bytes of each column of a file that `write_columns` made."""

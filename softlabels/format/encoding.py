@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from importlib import import_module
+from pathlib import Path
 from typing import cast
 
 import msgspec
@@ -29,6 +31,7 @@ __all__ = [
     "READABLE",
     "FindDictionary",
     "check_round_trip",
+    "column_bytes",
     "container_of",
     "decode_shard",
     "dictionary_of",
@@ -160,6 +163,19 @@ def read_streams(data: bytes, identity: Identity, *, where: str) -> Mapping[str,
     if identity.encoding.profile == PACKED_ARRAYS:
         return zarr_arrays.read_arrays(data, where=where)
     return container_of(identity).read_streams(data, where=where)
+
+
+def column_bytes(path: Path, identity: Identity) -> dict[str, int]:
+    """Compressed bytes of each column of a shard that was decoded, and so is sound.
+
+    Of `packed` the streams `ids.0`, `ids.1` and so on count as one column.
+    """
+    if identity.encoding.plain:
+        return container_of(identity).column_bytes(path)
+    found: Counter[str] = Counter()
+    for name, stream in read_streams(path.read_bytes(), identity, where=str(path)).items():
+        found[name.partition(".")[0]] += len(stream.data)
+    return dict(found)
 
 
 def dictionary_of(data: bytes, identity: Identity, *, where: str) -> str | None:

@@ -3,19 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 from softlabels.format.certificate import Estimate, Fidelity, FidelityAt
 
-__all__ = ["fidelity_line", "fidelity_rows"]
+__all__ = ["Figure", "fidelity_line", "fidelity_rows"]
 
 
-def fidelity_rows(fidelity: Fidelity) -> list[tuple[str, list[str]]]:
+class Figure(NamedTuple):
+    """A number in words, `0.2100 (0.2000 to 0.2200) nats`."""
+
+    value: str
+    unit: str = ""
+    interval: str = ""
+
+    def __str__(self) -> str:
+        between = f" ({self.interval})" if self.interval else ""
+        return f"{self.value}{between} {self.unit}".rstrip()
+
+
+def fidelity_rows(fidelity: Fidelity) -> list[tuple[str, list[Figure]]]:
     """Name of a figure, and its value at each temperature; figures that were measured at none are left out."""
-    table: list[tuple[str, list[str]]] = []
+    table: list[tuple[str, list[Figure]]] = []
     for name, show in _FIGURES:
         values = [show(at) for at in fidelity.temperatures]
         if any(v is not None for v in values):
-            table.append((name, ["-" if v is None else v for v in values]))
+            table.append((name, [Figure("-") if v is None else v for v in values]))
     return table
 
 
@@ -32,27 +45,33 @@ def fidelity_line(fidelity: Fidelity) -> str:
     return f"{'; '.join(each)}; over {fidelity.positions:,} positions in {fidelity.rows:,} rows"
 
 
-def _estimate(value: Estimate | None, form: str, unit: str) -> str | None:
+def _estimate(value: Estimate | None, form: str, unit: str) -> Figure | None:
     if value is None:
         return None
     if value.mean is None:
-        return "infinite"
-    text = format(value.mean, form)
+        return Figure("infinite")
+    interval = ""
     if value.low is not None and value.high is not None:
-        text += f" ({format(value.low, form)} to {format(value.high, form)})"
-    return f"{text} {unit}".rstrip()
+        interval = f"{format(value.low, form)} to {format(value.high, form)}"
+    return Figure(format(value.mean, form), unit, interval)
 
 
-def _nats(value: Estimate | None) -> str | None:
+def _nats(value: Estimate | None) -> Figure | None:
     return _estimate(value, ".4f", "nats")
 
 
-def _error(at: FidelityAt) -> str | None:
+def _ece(at: FidelityAt) -> Figure | None:
+    if at.ece_teacher is None or at.ece_drift is None:
+        return None
+    return Figure(f"{at.ece_teacher:.4f}, {at.ece_drift:+.4f}")
+
+
+def _error(at: FidelityAt) -> Figure | None:
     e = at.log_prob_error
-    return None if e is None else f"{e.largest:.4f} nats; {e.within:.2%} within the bound"
+    return None if e is None else Figure(f"{e.largest:.4f} nats; {e.within:.2%} within the bound")
 
 
-_FIGURES: list[tuple[str, Callable[[FidelityAt], str | None]]] = [
+_FIGURES: list[tuple[str, Callable[[FidelityAt], Figure | None]]] = [
     ("KL(teacher‖stored), tail spread evenly", lambda at: _nats(at.kl)),
     ("KL(teacher‖stored), tail as one bin", lambda at: _nats(at.kl_tail_bucket)),
     ("KL(kept ids alone‖teacher)", lambda at: _nats(at.kl_without_tail)),
@@ -66,16 +85,13 @@ _FIGURES: list[tuple[str, Callable[[FidelityAt], str | None]]] = [
     ),
     ("teacher's mass of the kept ids", lambda at: _estimate(at.covered_mass, ".4f", "")),
     ("top-1 agreement", lambda at: _estimate(at.top1_agreement, ".4f", "")),
-    (
-        "ECE of the teacher, drift of the store",
-        lambda at: None if at.ece_teacher is None else f"{at.ece_teacher:.4f}, {at.ece_drift:+.4f}",
-    ),
+    ("ECE of the teacher, drift of the store", _ece),
     ("angle of the gradient", lambda at: _estimate(at.gradient_angle, ".2f", "degrees")),
     (
         "angle of the gradient, kept ids alone",
         lambda at: _estimate(at.gradient_angle_without_tail, ".2f", "degrees"),
     ),
     ("norm of the gradient, over dense", lambda at: _estimate(at.gradient_norm_ratio, ".4f", "")),
-    ("angle of the summed gradient", lambda at: f"{at.mean_gradient_angle:.2f} degrees"),
+    ("angle of the summed gradient", lambda at: Figure(f"{at.mean_gradient_angle:.2f}", "degrees")),
     ("largest error of a log-probability", _error),
 ]

@@ -102,6 +102,10 @@ class Provenance(Record, frozen=True, kw_only=True):
     """As the flags of that name say them."""
     sources: list[SourceRecord]
 
+    def __str__(self) -> str:
+        asked = "".join(f", {name} {value}" for name, value in self.parameters.items())
+        return f"{self.operation} of {', '.join(f'{s.name} ({s.rows:,} rows)' for s in self.sources)}{asked}"
+
 
 class PlannedShard(Record, frozen=True, kw_only=True, omit_defaults=True):
     """A shard to make: which rows, where in the corpus they begin, what they must be."""
@@ -164,18 +168,6 @@ class Statistics(Record, frozen=True, kw_only=True, omit_defaults=True):
     def labelled_of(self, positions: int) -> int:
         """How many of `positions`, which these sums are over, have a label."""
         return positions if self.labelled is None else self.labelled
-
-    def mean_nll(self, positions: int) -> float | None:
-        """The teacher's loss: the mean of `teacher_nll` over the labels of `positions`; None: not known."""
-        if self.teacher_nll is None or (labelled := self.labelled_of(positions)) == 0:
-            return None
-        return self.teacher_nll / labelled
-
-    def accuracy(self, positions: int) -> float | None:
-        """Share of the labels of `positions` that are the teacher's likeliest id; None: not known."""
-        if self.teacher_right is None or (labelled := self.labelled_of(positions)) == 0:
-            return None
-        return self.teacher_right / labelled
 
     @property
     def commonest_label(self) -> tuple[int, float] | None:

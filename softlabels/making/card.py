@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from softlabels.core.printable import for_markdown, printable_record
 from softlabels.format.fidelity_table import fidelity_rows
+from softlabels.format.figures import figures_of
 from softlabels.format.manifest import Manifest
 from softlabels.making.licences import hub_licence
 
@@ -36,23 +37,22 @@ def card(manifest: Manifest) -> str:
     identity = manifest.identity
     corpus, targets, teacher = identity.corpus, identity.targets, identity.teacher
     cost = manifest.cost
-    n = corpus.positions or 1
-    soft = manifest.statistics.soft_of(corpus.positions)
+    figures = figures_of(manifest)
     hard_only = (
-        f", of which {soft:,} have a soft target (`{targets.positions}`) and the others are hard-label only"
+        f", of which {figures.soft_positions:,} have a soft target (`{targets.positions}`) "
+        "and the others are hard-label only"
         if targets.positions is not None
         else ""
     )
     specs = ", ".join(f"`{s}`" for s in corpus.specs)
     grid = ", ".join(f"{t:g}" for t in targets.temperatures)
     mass = ", ".join(
-        f"{m / max(soft, 1):.4f} at T={t:g}"
-        for m, t in zip(manifest.statistics.kept_mass, targets.temperatures, strict=True)
+        f"{m:.4f} at T={t:g}" for m, t in zip(figures.kept_mass, targets.temperatures, strict=True)
     )
-    loss = manifest.statistics.mean_nll(n)
+    loss, accuracy = figures.teacher_nll, figures.accuracy
     unit = "token" if identity.classes is None else "label"
     perplexity = "not known" if loss is None else f"{loss:.4f} nats per {unit}"
-    if (accuracy := manifest.statistics.accuracy(n)) is not None:
+    if accuracy is not None:
         perplexity += f", right about {accuracy:.2%}"
     domain = identity.domain
     if identity.classes is not None:
@@ -83,8 +83,8 @@ A softlabels store, format {manifest.version}, made by {manifest.created_by}.
 {taught}| corpus | {specs}: {corpus.documents:,} documents, {corpus.tokens:,} tokens in {corpus.rows:,} rows |
 | targets | {corpus.positions:,} positions{hard_only}, `{targets.estimator}` with k={targets.k}, temperatures {grid} |
 | mass of the kept ids | {mass} |
-| size | {manifest.data_bytes:,} bytes in {len(manifest.shards)} shards, {manifest.data_bytes / n:.1f} per position |
-{_columns(manifest, n)}| cost | {cost.seconds:,.0f} s of the teacher, {cost.tokens_per_second:,.0f} tokens/s |
+| size | {manifest.data_bytes:,} bytes in {len(manifest.shards)} shards, {figures.bytes_per_position:.1f} per position |
+{_columns(manifest)}| cost | {cost.seconds:,.0f} s of the teacher, {cost.tokens_per_second:,.0f} tokens/s |
 | licence of the targets | {manifest.licence} |
 {_fidelity(manifest)}
 ```python
@@ -107,12 +107,14 @@ def _release(manifest: Manifest) -> str:
     return "" if release is None else f"| release | {release.name}, version {release.version} |\n"
 
 
-def _columns(manifest: Manifest, n: int) -> str:
+def _columns(manifest: Manifest) -> str:
     """One row of the table, the largest column first; nothing where columns are not Parquet's own."""
     if not manifest.column_bytes:
         return ""
     largest_first = sorted(manifest.column_bytes.items(), key=lambda item: (-item[1], item[0]))
-    each = ", ".join(f"`{name}` {size / n:.2f}" for name, size in largest_first)
+    each = ", ".join(
+        f"`{name}` {size / manifest.identity.corpus.positions:.2f}" for name, size in largest_first
+    )
     return f"| bytes per position, by column | {each} |\n"
 
 
@@ -123,7 +125,7 @@ def _fidelity(manifest: Manifest) -> str:
         return ""
     heads = " | ".join(f"T={at.temperature:g}" for at in fidelity.temperatures)
     lines = "\n".join(
-        f"| {name} | {' | '.join(values)} |" for name, values in fidelity_rows(fidelity)
+        f"| {name} | {' | '.join(map(str, values))} |" for name, values in fidelity_rows(fidelity)
     )
     return f"""
 ## Fidelity

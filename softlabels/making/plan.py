@@ -51,6 +51,7 @@ __all__ = [
     "planned_shard",
     "publish_plan",
     "read_plan",
+    "shard_rows_of",
     "sweep_left",
 ]
 
@@ -98,11 +99,11 @@ def planned_shard(
     )
 
 
-def command_of(plan: Plan) -> str:
+def command_of(record: Plan | Manifest) -> str:
     """Which command of `softlabels` began a store, and finishes it."""
-    if plan.provenance is not None:
-        return plan.provenance.operation
-    return "import" if plan.identity.teacher.engine.endswith(IMPORTED) else "build"
+    if record.provenance is not None:
+        return record.provenance.operation
+    return "import" if record.identity.teacher.engine.endswith(IMPORTED) else "build"
 
 
 def numbered(shards: Sequence[PlannedShard], identity: Identity) -> list[PlannedShard]:
@@ -257,6 +258,18 @@ def read_plan(store: Path) -> Plan:
             raise FormatError(f"{store / PLAN}: shard {i} is out of order")
         start += shard.rows
     return plan
+
+
+def shard_rows_of(store: Path, manifest: Manifest) -> int:
+    """`--shard-rows` of a finished store: as its plan says, or, in a copy without it, the rows of its largest shard.
+
+    Raises:
+        StoreError: the plan is damaged, or of a newer version.
+    """
+    try:
+        return read_plan(store).shard_rows
+    except FileNotFoundError:
+        return max(s.rows for s in manifest.shards)
 
 
 def load_plan(store: Path) -> Plan | None:

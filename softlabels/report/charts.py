@@ -9,9 +9,11 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from softlabels.report.html import Child, Markup, element
+from markupsafe import Markup
 
-__all__ = ["Dot", "Series", "bars", "dots", "lines", "scatter", "shares", "style_of"]
+from softlabels.core.printable import printable
+
+__all__ = ["Bin", "Dot", "Series", "dots", "histogram", "lines", "scatter", "shares", "style_of"]
 
 WIDTH = 400
 STYLES = 6
@@ -35,25 +37,49 @@ class Dot(NamedTuple):
     high: float | None
 
 
+class Bin(NamedTuple):
+    """A column of a histogram."""
+
+    low: float
+    high: float
+    positions: int
+    share: float
+
+
 def style_of(index: int) -> str:
     """The style of run number `index`: the first has the accent colour."""
     return f"s{index % STYLES}"
 
 
-def _svg(height: float, label: str, *children: Child) -> Markup:
-    return element(
-        "svg", *children, viewBox=f"0 0 {WIDTH} {height:g}", role="img", aria_label=label
-    )
+# -- marks: `format` escapes what it puts into Markup ------------------------------------------------
+
+SVG = Markup('<svg viewBox="0 0 {} {:g}" role="img" aria-label="{}">{}</svg>')
+TEXT = Markup('<text x="{:.6g}" y="{:.6g}" text-anchor="{}"{}>{}</text>')
+LINE = Markup('<line x1="{:.6g}" y1="{:.6g}" x2="{:.6g}" y2="{:.6g}" class="{}"></line>')
+RECT = Markup(
+    '<rect x="{:.6g}" y="{:.6g}" width="{:.6g}" height="{:.6g}" rx="{:.6g}" class="{}">{}</rect>'
+)
+CIRCLE = Markup('<circle cx="{:.6g}" cy="{:.6g}" r="{:.6g}" class="{}">{}</circle>')
+POLYLINE = Markup('<polyline points="{}" class="{}">{}</polyline>')
+CLASS, TITLE, NOTHING = Markup(' class="{}"'), Markup("<title>{}</title>"), Markup()
+
+
+def _svg(height: float, label: str, parts: Sequence[Markup]) -> Markup:
+    return SVG.format(WIDTH, height, printable(label), NOTHING.join(parts))
 
 
 def _text(
     x: float, y: float, words: str, *, anchor: str = "start", class_: str | None = None
 ) -> Markup:
-    return element("text", words, x=x, y=y, text_anchor=anchor, class_=class_)
+    marked = NOTHING if class_ is None else CLASS.format(class_)
+    return TEXT.format(x, y, anchor, marked, printable(words))
 
 
-def _line(x1: float, y1: float, x2: float, y2: float, class_: str) -> Markup:
-    return element("line", x1=x1, y1=y1, x2=x2, y2=y2, class_=class_)
+def _title(words: str) -> Markup:
+    return TITLE.format(printable(words))
+
+
+# -- scales ----------------------------------------------------------------------------------------
 
 
 def _ticks(low: float, high: float, about: int) -> list[float]:
@@ -75,6 +101,9 @@ def _number(x: float) -> str:
     return f"{x:,.0f}" if abs(x) >= 1000 else f"{x:.4g}"
 
 
+# -- charts ----------------------------------------------------------------------------------------
+
+
 def dots(items: Sequence[Dot], *, form: str, label: str) -> Markup:
     """Values on one scale, each on a line of its own with its interval; lower or higher is left to the caption."""
     every = [x for d in items for x in (d.value, d.low, d.high) if x is not None]
@@ -84,35 +113,25 @@ def dots(items: Sequence[Dot], *, form: str, label: str) -> Markup:
     def at(x: float) -> float:
         return left + (x - low) / (high - low) * (right - left)
 
-    parts: list[Child] = []
+    parts: list[Markup] = []
     bottom = row * len(items) + 8
     for tick in _ticks(low, high, 5):
         parts += [
-            _line(at(tick), 8, at(tick), bottom, "grid"),
+            LINE.format(at(tick), 8, at(tick), bottom, "grid"),
             _text(at(tick), bottom + 16, _number(tick), anchor="middle"),
         ]
     for i, d in enumerate(items):
         y = row * i + 34
         parts += [
             _text(left, y - 14, d.name, class_="name"),
-            _text(right, y - 14, form.format(d.value), anchor="end", class_="value"),
-            _line(left, y, right, y, "grid"),
+            _text(right, y - 14, format(d.value, form), anchor="end", class_="value"),
+            LINE.format(left, y, right, y, "grid"),
         ]
         if d.low is not None and d.high is not None:
             width = max(at(d.high) - at(d.low), 1)
-            parts.append(
-                element(
-                    "rect",
-                    x=at(d.low),
-                    y=y - 5,
-                    width=width,
-                    height=10,
-                    rx=5,
-                    class_=f"band {d.style}",
-                )
-            )
-        parts.append(element("circle", cx=at(d.value), cy=y, r=6, class_=f"dot {d.style}"))
-    return _svg(bottom + 22, label, *parts)
+            parts.append(RECT.format(at(d.low), y - 5, width, 10, 5, f"band {d.style}", NOTHING))
+        parts.append(CIRCLE.format(at(d.value), y, 6, f"dot {d.style}", NOTHING))
+    return _svg(bottom + 22, label, parts)
 
 
 def lines(
@@ -141,29 +160,27 @@ def lines(
         across = (scale(x) - scale(first)) / (scale(last) - scale(first))
         return left + across * (right - left), bottom - (y - low) / (high - low) * (bottom - top)
 
-    parts: list[Child] = [_text(0, 10, y_name)]
+    parts: list[Markup] = [_text(0, 10, y_name)]
     for tick in _ticks(low, high, 4):
         y = at(first, tick)[1]
-        words = _number(tick) if y_form is None else y_form.format(tick)
-        parts += [_line(left, y, right, y, "grid"), _text(left - 6, y + 4, words, anchor="end")]
+        words = _number(tick) if y_form is None else format(tick, y_form)
+        parts += [
+            LINE.format(left, y, right, y, "grid"),
+            _text(left - 6, y + 4, words, anchor="end"),
+        ]
     ticks = sorted(set(xs)) if log_x else _ticks(first, last, 5)
     shown = ticks[:: max(1, math.ceil(len(ticks) / 8))]
     for tick in shown:
-        x = at(tick, low)[0]
-        parts.append(_text(x, bottom + 16, _number(tick), anchor="middle"))
+        parts.append(_text(at(tick, low)[0], bottom + 16, _number(tick), anchor="middle"))
     parts.append(_text(right, bottom + 33, x_name, anchor="end"))
-    parts.append(_line(left, bottom, right, bottom, "axis"))
+    parts.append(LINE.format(left, bottom, right, bottom, "axis"))
     for s in reversed(drawn):
         points = [at(x, y) for x, y in s.points]
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
-        parts.append(
-            element("polyline", element("title", s.name), points=path, class_=f"line {s.style}")
-        )
+        parts.append(POLYLINE.format(path, f"line {s.style}", _title(s.name)))
         if len(points) <= 12:
-            parts += [
-                element("circle", cx=x, cy=y, r=3.5, class_=f"dot {s.style}") for x, y in points
-            ]
-    return _svg(bottom + 38, label, *parts)
+            parts += [CIRCLE.format(x, y, 3.5, f"dot {s.style}", NOTHING) for x, y in points]
+    return _svg(bottom + 38, label, parts)
 
 
 def scatter(
@@ -181,42 +198,31 @@ def scatter(
     def at(x: float, y: float) -> tuple[float, float]:
         return left + x * (right - left), bottom - y * (bottom - top)
 
-    parts: list[Child] = [_text(0, 10, y_name)]
+    parts: list[Markup] = [_text(0, 10, y_name)]
     for tick in (0, 0.25, 0.5, 0.75, 1):
         x, y = at(tick, tick)
         parts += [
-            _line(left, y, right, y, "grid"),
-            _line(x, top, x, bottom, "grid"),
+            LINE.format(left, y, right, y, "grid"),
+            LINE.format(x, top, x, bottom, "grid"),
             _text(left - 6, y + 4, f"{tick:.0%}", anchor="end"),
             _text(x, bottom + 16, f"{tick:.0%}", anchor="middle"),
         ]
     parts += [
-        _line(*at(0, 0), *at(1, 1), "diagonal"),
+        LINE.format(*at(0, 0), *at(1, 1), "diagonal"),
         _text(right, bottom + 33, x_name, anchor="end"),
     ]
-    for group, class_ in ((behind, "t"), (points, style)):
+    for group, class_ in ((behind, "hollow t"), (points, f"dot {style}")):
         total = sum(n for _, _, n in group) or 1
         for x, y, n in group:
-            cx, cy = at(x, y)
-            size = 2.5 + 14 * math.sqrt(n / total)
-            words = f"{n:,} at confidence {x:.1%}, right {y:.1%}"
-            parts.append(
-                element(
-                    "circle",
-                    element("title", words),
-                    cx=cx,
-                    cy=cy,
-                    r=size,
-                    class_=f"{'hollow' if class_ == 't' else 'dot'} {class_}",
-                )
-            )
-    return _svg(bottom + 38, label, *parts)
+            words = _title(f"{n:,} at confidence {x:.1%}, right {y:.1%}")
+            parts.append(CIRCLE.format(*at(x, y), 2.5 + 14 * math.sqrt(n / total), class_, words))
+    return _svg(bottom + 38, label, parts)
 
 
 def shares(rows: Sequence[tuple[str, str, Sequence[tuple[str, float]]]], *, label: str) -> Markup:
     """Bars of 100 %: (name, what is said at its right, [(style, share)])."""
     row = 58
-    parts: list[Child] = []
+    parts: list[Markup] = []
     for i, (name, said, segments) in enumerate(rows):
         y = row * i
         parts += [
@@ -229,56 +235,44 @@ def shares(rows: Sequence[tuple[str, str, Sequence[tuple[str, float]]]], *, labe
             if width <= 0:
                 continue
             gap = min(1.5, width / 4)
-            parts.append(
-                element(
-                    "rect",
-                    element("title", f"{share:.1%}"),
-                    x=x,
-                    y=y + 22,
-                    width=width - gap,
-                    height=26,
-                    rx=3,
-                    class_=f"bar {style}",
-                )
-            )
+            title = _title(f"{share:.1%}")
+            parts.append(RECT.format(x, y + 22, width - gap, 26, 3, f"bar {style}", title))
             if width >= 40:
-                parts.append(
-                    _text(x + 8, y + 39, f"{share:.0%}", class_="value" if style == "g3" else "on")
-                )
+                class_ = "value" if style == "g3" else "on"
+                parts.append(_text(x + 8, y + 39, f"{share:.0%}", class_=class_))
             x += width
-    return _svg(row * len(rows), label, *parts)
+    return _svg(row * len(rows), label, parts)
 
 
-def bars(
-    items: Sequence[tuple[str, float, str]], *, style: str, label: str, x_name: str | None = None
-) -> Markup:
-    """Columns: (name below, height, what its tooltip says)."""
+def histogram(bins: Sequence[Bin], *, form: str, x_name: str) -> Markup:
+    """Columns as high as the bins' shares; `form` is that of their edges."""
     left, right, top, bottom = 44, WIDTH - 6, 12, 180
-    most = max((height for _, height, _ in items), default=0) or 1
-    width = (right - left) / max(len(items), 1)
-    parts: list[Child] = []
+    most = max((b.share for b in bins), default=0) or 1
+    width = (right - left) / max(len(bins), 1)
+    parts: list[Markup] = []
     for tick in _ticks(0, most, 4):
         y = bottom - tick / most * (bottom - top)
-        words = f"{tick:.0%}" if most <= 1 else _number(tick)
-        parts += [_line(left, y, right, y, "grid"), _text(left - 6, y + 4, words, anchor="end")]
-    every = max(1, math.ceil(len(items) / 9))
-    for i, (name, height, said) in enumerate(items):
-        x, tall = left + i * width, height / most * (bottom - top)
+        parts += [
+            LINE.format(left, y, right, y, "grid"),
+            _text(left - 6, y + 4, f"{tick:.0%}", anchor="end"),
+        ]
+    every = max(1, math.ceil(len(bins) / 9))
+    for i, b in enumerate(bins):
+        x, tall = left + i * width, b.share / most * (bottom - top)
+        low, high = format(b.low, form), format(b.high, form)
         parts.append(
-            element(
-                "rect",
-                element("title", said),
-                x=x + width * 0.08,
-                y=bottom - tall,
-                width=width * 0.84,
-                height=tall,
-                rx=min(2.0, width * 0.2),
-                class_=f"bar {style}",
+            RECT.format(
+                x + width * 0.08,
+                bottom - tall,
+                width * 0.84,
+                tall,
+                min(2.0, width * 0.2),
+                "bar s0",
+                _title(f"{low} to {high}: {b.positions:,} positions"),
             )
         )
         if i % every == 0:
-            parts.append(_text(x + width / 2, bottom + 16, name, anchor="middle"))
-    parts.append(_line(left, bottom, right, bottom, "axis"))
-    if x_name is not None:
-        parts.append(_text(right, bottom + 33, x_name, anchor="end"))
-    return _svg(bottom + (38 if x_name else 22), label, *parts)
+            parts.append(_text(x + width / 2, bottom + 16, low, anchor="middle"))
+    parts.append(LINE.format(left, bottom, right, bottom, "axis"))
+    parts.append(_text(right, bottom + 33, x_name, anchor="end"))
+    return _svg(bottom + 38, f"positions by {x_name}", parts)

@@ -67,6 +67,13 @@ class Reading:
     tail: float | None
     """Mass of all ids that are not kept; None: a sample, which has no tail."""
 
+    def expected(self, most: int) -> list[tuple[str, float | None]]:
+        """What the teacher thought likeliest, as far as it is known: no ids that are there by chance."""
+        found: list[tuple[str, float | None]] = [(c.words, c.p) for c in self.kept[:most]]
+        if self.top is not None and self.top.id not in {c.id for c in self.kept[:most]}:
+            found.insert(0, (self.top.words, self.top.p))
+        return found[:most]
+
     @property
     def right(self) -> bool | None:
         """Whether the label is the teacher's likeliest id; None: one of them is not known."""

@@ -8,20 +8,21 @@ Shapes: N positions, M of them that something is known of, L that have a label, 
 
 from __future__ import annotations
 
+import bisect
 import math
-import zipfile
 from collections import Counter
 from dataclasses import dataclass, replace
-from pathlib import Path
+from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from softlabels.core.rows import LABEL_SHIFT, Row
 from softlabels.core.targets import UNBIASED, SoftTargets
-from softlabels.format.encoding import read_streams
-from softlabels.format.identity import Identity
+from softlabels.format.encoding import column_bytes
 from softlabels.format.shard import Shard
+from softlabels.report.charts import Bin
 from softlabels.report.readings import Reading, read, sure_of
 from softlabels.store.reader import Store, StoredRow
 from softlabels.store.token_text import TokenText
@@ -37,6 +38,9 @@ TEXTS = 3
 WINDOW = 160
 """Tokens of a text that are shown."""
 CONTEXT = 24
+HEAT = (0.2, 0.4, 0.6, 0.8, 0.95)
+"""Shares of the store's positions, calmest first, at which the colour of a token changes."""
+BINS = 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +96,102 @@ class StoreFacts:
     trouble: str | None
     """Why ids are shown in the place of text, if the store has a tokenizer that could not be used."""
 
+    @property
+    def median_entropy(self) -> float:
+        """Nats, of the positions that something is known of."""
+        return float(np.median(self.entropy))
+
+    @property
+    def equally_likely(self) -> float:
+        """So many equally likely ids have the median entropy."""
+        return math.exp(self.median_entropy)
+
+    @property
+    def mean_entropy(self) -> float:
+        """Nats, of the same."""
+        return float(self.entropy.mean())
+
+    @property
+    def entropies(self) -> list[Bin]:
+        """A histogram of the entropies."""
+        return _bins(self.entropy, 0.0, max(math.ceil(self.entropy.max()), 1))
+
+    @cached_property
+    def heat(self) -> list[float]:
+        """Entropies at which the colour of a token changes, rising."""
+        return [float(x) for x in np.quantile(self.entropy, HEAT)] if len(self.entropy) else []
+
+    def heat_of(self, entropy: float) -> int:
+        """Which colour a token has."""
+        return bisect.bisect_left(self.heat, entropy)
+
+    @cached_property
+    def losses(self) -> Losses:
+        """What the teacher gave the labels."""
+        values = np.minimum(-self.label_logp, 1e5)  # -inf: less than a store can hold
+        high = float(max(math.ceil(np.quantile(values, 0.99)), 1))
+        return Losses(
+            bins=_bins(np.minimum(values, high), 0.0, high),
+            beyond=int((values > high).sum()),
+            sure=float((values < math.log(2)).mean()),
+        )
+
+    @property
+    def mean_tail(self) -> float:
+        """Mass outside the kept set, over the soft positions."""
+        return float(self.tail.mean())
+
+    @property
+    def mean_sure(self) -> float:
+        """Mass of the ids that were sure to be in a sample, over the soft positions."""
+        return float(self.sure.mean())
+
+    @property
+    def columns(self) -> list[ColumnSize]:
+        """The largest first."""
+        total, n = sum(self.column_bytes.values()) or 1, max(self.positions, 1)
+        return [
+            ColumnSize(*item, item[1] / n, item[1] / total) for item in self.column_bytes.items()
+        ]
+
+    @property
+    def tails(self) -> list[Bin]:
+        """A histogram of the mass outside the kept sets."""
+        return _bins(self.tail, 0.0, 1.0)
+
+    @property
+    def certain(self) -> list[Bin]:
+        """A histogram of the mass of ids that were sure to be in a sample."""
+        return _bins(self.sure, 0.0, 1.0)
+
+
+class ColumnSize(NamedTuple):
+    """What a column takes, compressed."""
+
+    name: str
+    bytes: int
+    per_position: float
+    share: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Losses:
+    """-log p of the labels, nats."""
+
+    bins: list[Bin]
+    beyond: int
+    """How many are more than the last bin says; it holds them, too."""
+    sure: float
+    """Share of the labels that have more than half of the mass."""
+
+
+def _bins(values: Float64, low: float, high: float) -> list[Bin]:
+    counts, edges = np.histogram(values, bins=BINS, range=(low, high))
+    return [
+        Bin(float(edges[i]), float(edges[i + 1]), int(n), int(n) / max(len(values), 1))
+        for i, n in enumerate(counts)
+    ]
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Places:
@@ -139,7 +239,8 @@ def gather(store: Store, *, rows: int) -> StoreFacts:
     for index in chosen:
         record = store.manifest.shards[index]
         shard = store.read_shard(index)
-        columns.update(_column_bytes(store.folder / record.name, identity))
+        of_columns = column_bytes(store.folder / record.name, identity)
+        columns.update({**of_columns, OWN: record.bytes - sum(of_columns.values())})
         seen += len(shard.rows)
         positions += shard.targets.n
         entropies.append(_Places.of(shard, _entropy(shard.targets, t)))
@@ -215,34 +316,6 @@ def _mass_at(sums: list[Float64], positions: int) -> dict[int, float]:
             total += np.pad(s, (0, k - len(s)), mode="edge")  # of a shorter kept set, its last
     steps = [2**i for i in range(k.bit_length()) if 2**i < k] + [k]
     return {step: float(total[step - 1] / positions) for step in steps}
-
-
-def _column_bytes(path: Path, identity: Identity) -> dict[str, int]:
-    """Compressed bytes by column of a shard that was decoded, and so is sound; the rest is the file's own.
-
-    Of `packed` the streams `ids.0`, `ids.1` and so on count as one column.
-    """
-    found: Counter[str] = Counter()
-    if not identity.encoding.plain:
-        streams = read_streams(path.read_bytes(), identity, where=str(path))
-        for name, stream in streams.items():
-            found[name.partition(".")[0]] += len(stream.data)
-    elif path.suffix == ".parquet":
-        import pyarrow.parquet as pq
-
-        metadata = pq.read_metadata(path)
-        for g in range(metadata.num_row_groups):
-            for c in range(metadata.num_columns):
-                column = metadata.row_group(g).column(c)
-                name = column.path_in_schema.split(".")[0]
-                found[name] += column.total_compressed_size
-    else:
-        with zipfile.ZipFile(path) as archive:
-            for entry in archive.infolist():
-                if "/" in entry.filename:
-                    found[entry.filename.split("/")[0]] += entry.compress_size
-    found[OWN] = path.stat().st_size - sum(found.values())
-    return dict(found)
 
 
 # -- where it hesitates ----------------------------------------------------------------------------

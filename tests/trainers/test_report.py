@@ -13,6 +13,7 @@ from click.testing import CliRunner
 
 from softlabels.core.progress import Silent
 from softlabels.errors import RunError
+from softlabels.format.certificate import Estimate, Fidelity, FidelityAt
 from softlabels.store.reader import open_store
 from tests.fakes import build_tiny, write_corpus
 from tests.pages import HOSTILE, browser, check_page, look_at
@@ -23,7 +24,6 @@ from trainers.evaluation.config import EvalConfig
 from trainers.evaluation.evaluations import find_assessments, save_assessment
 from trainers.report.page import render
 from trainers.report.runs import difference, gather
-from trainers.run.command import run_command_of
 from trainers.run.config import RunConfig
 from trainers.run.setup import train
 
@@ -310,31 +310,35 @@ def test_a_certificate_is_shown_where_the_store_has_one(runs):
     assert manifest is not None
     assert manifest.content_digest == soft.record.store_digest
 
-    certificate = {
-        "measured_by": HOSTILE,
-        "rows": 4,
-        "temperatures": [
-            {
-                "temperature": 1.0,
-                "kl": {"mean": 0.125, "low": 0.1, "high": 0.15},
-                "ece_drift": 0.5,
-            }
-        ],
-    }
-
-    class Certified:
-        """A manifest with a certificate, as a later version writes it."""
-
-        fidelity = certificate
-
-        def __getattr__(self, name: str) -> object:
-            return getattr(manifest, name)
-
-    object.__setattr__(soft, "training_stores", [(spec, Certified())])
+    estimate = Estimate(mean=0.125, low=0.1, high=0.15)
+    at = FidelityAt(
+        temperature=1.0,
+        covered_mass=estimate,
+        top1_agreement=estimate,
+        ece_teacher=0.25,
+        ece_drift=None,
+        gradient_angle=estimate,
+        gradient_norm_ratio=estimate,
+        mean_gradient_angle=0.5,
+        kl=Estimate(mean=None),
+    )
+    fidelity = Fidelity(
+        measured_by=HOSTILE,
+        engine="tests",
+        device="cpu",
+        dtype="float32",
+        seed=0,
+        rows=4,
+        positions=9,
+        temperatures=[at],
+    )
+    certified = msgspec.structs.replace(manifest, fidelity=fidelity)
+    object.__setattr__(soft, "training_stores", [(spec, certified)])
     text = check_page(render([soft, hard], command="softtrain report"))
     assert "How faithful the store is" in text
-    assert "0.1250.1 to 0.15" in text  # the interval is a line of its own in the cell
+    assert "0.12500.1000 to 0.1500" in text  # the interval is a line of its own in the cell
     assert "T=1" in text
+    assert "infinite" in text
 
 
 def test_the_command_of_a_run_makes_its_configuration_again(runs, ground):
@@ -351,10 +355,6 @@ def test_the_command_of_a_run_makes_its_configuration_again(runs, ground):
     }
     again = RunConfig.from_sources(None, flags).to_dict()
     assert json.loads(json.dumps(again)) == json.loads((runs[0] / "run.json").read_text())["config"]
-    config = {"store": ["a b", "c=2"], "student": "hf:x", "exact_ranks": True, "z_loss": 1e-4}
-    assert run_command_of(config, Path("out")) == (
-        "softtrain run --store 'a b' --store c=2 --student hf:x --z-loss 0.0001 --exact-ranks --out out"
-    )
 
 
 @pytest.mark.slow
@@ -408,3 +408,12 @@ def test_stores_that_are_gone_are_said_to_be(runs, ground):
     (runs[0] / "run.json").write_text(json.dumps(record))
     found = gather(runs, digest=None, weights="student")
     assert "Not found where the run has it: gone/store." in check_page(render(found, command=""))
+
+
+def test_a_run_that_was_lengthened_is_said_to_be_another(runs):
+    record = json.loads((runs[0] / "run.json").read_text())
+    record["length"] = {"changes": [{"after": 20, "from": 20, "to": 40}]}
+    (runs[0] / "run.json").write_text(json.dumps(record))
+    text = check_page(render(gather(runs, digest=None, weights="student"), command=""))
+    assert "The steps of soft were changed while it ran (20 to 40)" in text
+    assert "The steps of hard" not in text

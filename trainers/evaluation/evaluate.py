@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from softlabels.errors import RunError
+from softlabels.format.figures import figures_of
 from softlabels.store.reader import Store, open_store
 from trainers.data.tasks import Task, check_pixels
 from trainers.evaluation.config import EvalConfig
@@ -59,7 +60,6 @@ def summarise(m: Measured, store: Store) -> Scores:
         for x in (m.label[m.labelled], m.top[m.labelled])
     ]
     hits = np.bincount(m.label[m.correct], minlength=v).astype(np.float64)
-    statistics = store.manifest.statistics
     of_teacher = ("kl", "agreement", "top_k_agreement", "acceptance_low", "acceptance_high")
     return Scores(
         positions=m.n,
@@ -67,9 +67,7 @@ def summarise(m: Measured, store: Store) -> Scores:
         **{name: found[name] for name in ("nll", "perplexity", "accuracy", "ece")},
         macro_f1=float(macro_f1(hits, *counts)),
         **{name: found.get(name) for name in (*of_teacher, "teacher_accuracy", "teacher_ece")},  # type: ignore[arg-type]
-        teacher_nll=None
-        if statistics.teacher_nll is None or store.view is not None
-        else statistics.teacher_nll / int(m.labelled.sum()),
+        teacher_nll=None if store.view is not None else figures_of(store.manifest).teacher_nll,
         dropped=None if store.dropped is None else store.dropped.to_dict(),
     )
 

@@ -100,6 +100,21 @@ class Cells(_Record, frozen=True, kw_only=True):
         """Those where the teacher was wrong."""
         return self.student_only + self.copied + self.both_wrong
 
+    @property
+    def wrong_share(self) -> float | None:
+        """Share of the positions where the teacher was wrong."""
+        return self.teacher_wrong / self.n if self.n else None
+
+    @property
+    def copied_share(self) -> float | None:
+        """Of those, the share with its very answer."""
+        return self.copied / self.teacher_wrong if self.teacher_wrong else None
+
+    @property
+    def mended_share(self) -> float | None:
+        """Of those, the share where the student is right."""
+        return self.student_only / self.teacher_wrong if self.teacher_wrong else None
+
 
 class Group(_Record, frozen=True, kw_only=True):
     """Scores of some of the positions."""

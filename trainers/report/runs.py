@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,22 +15,15 @@ import numpy as np
 
 from softlabels.core.durable import error_number
 from softlabels.core.records import read_file
+from softlabels.core.settings import flags_of
 from softlabels.errors import RunError, SoftLabelsError
 from softlabels.format.manifest import Manifest, load_manifest
 from trainers.evaluation.evaluations import Assessment, Interval, find_assessments, weights_digest
 from trainers.evaluation.resampling import bootstrap
-from trainers.run.command import run_command_of
+from trainers.run.config import RunConfig
 from trainers.run.record import WEIGHTS, read_run_record
 
-__all__ = [
-    "Difference",
-    "ReportedRun",
-    "difference",
-    "fidelity_of",
-    "gather",
-    "is_evaluated",
-    "is_hard_only",
-]
+__all__ = ["Difference", "ReportedRun", "difference", "gather", "is_evaluated"]
 
 REPLICATES = 1000
 """Of a difference between two runs, at most: how many an evaluation had is what a file says."""
@@ -46,6 +40,7 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
     dtype: str
     softlabels: str
     torch: str
+    length: dict[str, Any] = {}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -62,6 +57,34 @@ class ReportedRun:
     """That repeats the run."""
     training_stores: list[tuple[str, Manifest | None]]
     """Paths as the run has them, with what is there now."""
+
+    @property
+    def hard_only(self) -> bool:
+        """Whether the run learnt from labels alone."""
+        config = self.record.config
+        return config.get("alpha") == 0 and config.get("alpha_schedule") is None
+
+    @property
+    def described(self) -> str:
+        """Its name, and what it learnt from."""
+        alpha = self.record.config.get("alpha")
+        if self.hard_only:
+            return f"{self.name} · hard labels only"
+        known = isinstance(alpha, int | float)
+        return f"{self.name} · soft targets, alpha {alpha:g}" if known else self.name
+
+    @property
+    def lengthened(self) -> str:
+        """How many steps it was to take first, and then; nothing, if that was never changed."""
+        changes = self.record.length.get("changes", [])
+        return ", ".join(
+            f"{c['from']:,} to {c['to']:,}" for c in changes if c.keys() >= {"from", "to"}
+        )
+
+    @property
+    def smaller(self) -> float:
+        """Parameters of the teacher for each of its own."""
+        return self.found.store.teacher_parameters / max(self.found.parameters, 1)
 
     def score(self, name: str) -> Interval | None:
         """A score with its interval, where the evaluation has it."""
@@ -174,7 +197,9 @@ def _reported(run: Path, name: str, found: Assessment) -> ReportedRun:
         record=record,
         curves=_curves(run / "metrics.jsonl"),
         found=found,
-        command=run_command_of(record.config, run),
+        command=shlex.join(
+            ["softtrain", "run", *flags_of(RunConfig, record.config), "--out", str(run)]
+        ),
         training_stores=[(s, _manifest(s)) for s in specs],
     )
 
@@ -224,12 +249,6 @@ def _curves(path: Path) -> dict[str, list[tuple[float, float]]]:
     return curves
 
 
-def is_hard_only(run: ReportedRun) -> bool:
-    """Whether the run learnt from labels alone."""
-    config = run.record.config
-    return config.get("alpha") == 0 and config.get("alpha_schedule") is None
-
-
 def difference(better: ReportedRun, other: ReportedRun) -> Difference:
     """`other`'s nll less `better`'s, with an interval by drawing the rows for both together."""
     a, b = better.found, other.found
@@ -251,9 +270,3 @@ def difference(better: ReportedRun, other: ReportedRun) -> Difference:
     )
     low, high = found.get("difference", (None, None))
     return Difference(value=value, low=low, high=high)
-
-
-def fidelity_of(manifest: Manifest | None) -> dict[str, Any] | None:
-    """The certificate of a store, as plain values, where it has one."""
-    record = getattr(manifest, "fidelity", None)
-    return None if record is None else msgspec.to_builtins(record)
