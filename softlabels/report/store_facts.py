@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from softlabels.core.rows import LABEL_SHIFT, Row
-from softlabels.core.targets import UNBIASED, SoftTargets
+from softlabels.core.targets import UNBIASED, SoftTargets, main_temperature
 from softlabels.format.encoding import column_bytes
 from softlabels.format.shard import Shard
 from softlabels.report.charts import Bin
@@ -229,7 +229,7 @@ def gather(store: Store, *, rows: int) -> StoreFacts:
     """
     identity = store.manifest.identity
     grid = identity.targets.temperatures
-    t = 1.0 if 1.0 in grid else grid[0]
+    t = main_temperature(grid)
     sampled = identity.targets.estimator in UNBIASED
     entropies, logps = list[_Places](), list[_Places]()
     tail, largest, sure, ids = [], [], list[Float64](), 0
