@@ -83,6 +83,15 @@ def test_check_finds_a_stale_page(script, tmp_path):
     assert run("--check").returncode == 1
 
 
+def test_the_table_of_what_can_be_added_is_up_to_date():
+    made = runpy.run_path(str(DOCS / "make_contributing.py"))
+    page = made["PATH"].read_text(encoding="utf-8")
+    assert made["render"](page) == page, f"out of date; run: {made['COMMAND']}"
+    stale = page.replace("softlabels.testing.check_codec", "nothing")
+    assert stale != page
+    assert made["render"](stale) == page
+
+
 RUN_IN_ROOT = """
 import runpy, sys
 sys.path.insert(0, ".")

@@ -16,7 +16,6 @@ from softlabels.builder.plan import plan_build
 from softlabels.core.progress import Silent
 from softlabels.corpora import open_corpora
 from softlabels.errors import PlanError
-from softlabels.estimators import make_estimator
 from softlabels.making.claims import Claims
 from softlabels.making.job import begin
 from softlabels.making.plan import check_folder
@@ -187,7 +186,7 @@ def test_a_finished_store_sheds_the_claim_of_a_builder_that_died_then(tmp_path, 
 def plan_late(out, corpus, **changes):
     """What a builder does whose folder had no plan when it looked."""
     config = config_of(corpus, **(CHANGES | changes))
-    estimator = make_estimator(config.estimator, config.estimator_parameters)
+    estimator = config.make_estimator()
     corpora = open_corpora(config.corpus)
     plan, files = plan_build(config, estimator, corpora, TinyTeacher(), Silent())
     return begin(out, plan, files, Silent())

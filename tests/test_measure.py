@@ -257,7 +257,7 @@ def test_bad_stores_fail_the_gate_and_good_ones_pass(kind, says, corpus, tmp_pat
     store = tmp_path / "store"
     make_store(kind, store, corpus, monkeypatch)
     assert verify_store(store).problems == []  # nothing is wrong with its bytes
-    monkeypatch.setitem(TEACHERS._builtin, "fake", "tests.fakes:load_tiny")
+    monkeypatch.setitem(TEACHERS.builtin, "fake", "tests.fakes:load_tiny")
     result = CliRunner().invoke(
         main, ["measure", str(store), "--teacher", "fake:0", "--max-kl", "0.2", "--json"]
     )

@@ -220,7 +220,7 @@ def test_a_pass_with_a_limit_counts_rows(tmp_path):
 @pytest.mark.parametrize("as_json", [False, True])
 def test_a_build_without_a_terminal(tmp_path, monkeypatch, as_json):
     """Progress on stderr, whatever is printed on stdout; there, with --json, one object."""
-    monkeypatch.setitem(TEACHERS._builtin, "fake", "tests.fakes:load_tiny")
+    monkeypatch.setitem(TEACHERS.builtin, "fake", "tests.fakes:load_tiny")
     monkeypatch.setenv(INTERVAL, "0")
     job = ["--corpus", write_corpus(tmp_path / "corpus"), "--teacher", "fake:0", "--k", "5"]
     job += ["--seq-len", "64", "--shard-rows", "8", "--out", str(tmp_path / "store")]

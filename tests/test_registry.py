@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from importlib.metadata import EntryPoint
@@ -7,18 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from softlabels.codecs import CODECS
 from softlabels.codecs.floating import Float16
 from softlabels.core import registry
 from softlabels.core.registry import Registry, split_spec
 from softlabels.corpora import CORPORA, open_corpora
 from softlabels.errors import ConfigError
-from softlabels.estimators import ESTIMATORS
 from softlabels.teachers import TEACHERS, TeacherOptions, open_teacher
-from trainers.students import STUDENTS
+from tests import plugins
 
+ROOT = Path(__file__).parents[1]
 GROUP = "softlabels.tests"
-ALL = {r.group: r for r in (CODECS, CORPORA, ESTIMATORS, TEACHERS, STUDENTS)}
+ALL = {r.group: r for r in plugins.ALL}
 
 
 @pytest.fixture
@@ -81,13 +81,27 @@ def test_a_builtin_may_be_declared_once_more(installed):
 @pytest.mark.parametrize("group", sorted(ALL))
 def test_every_builtin_of_ours_can_be_loaded(group):
     for name in ALL[group].names():
-        assert callable(ALL[group].load(name))
+        assert ALL[group].load(name) is not None
 
 
-def test_the_groups_are_the_documented_ones():
-    text = (Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8")
+def test_all_registries_are_the_documented_ones():
+    """In CONTRIBUTING, whose table is made of them, and in the source, of which none is forgotten."""
+    table = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    made = [
+        path
+        for package in ("softlabels", "trainers")
+        for path in (ROOT / package).rglob("*.py")
+        if re.search(r"^[A-Z]+: Registry\[", path.read_text(encoding="utf-8"), re.MULTILINE)
+    ]
+    assert len(made) == len(ALL) == len(plugins.ALL)
     for group in ALL:
-        assert group in text
+        assert f"| `{group}` |" in table
+
+
+def test_a_component_of_a_broken_package_is_refused_in_a_sentence(installed):
+    installed(theirs="no.such.module:Thing")
+    with pytest.raises(ConfigError, match=r"'theirs' .* cannot be imported from no\.such\.module"):
+        Registry(GROUP, {}).load("theirs")
 
 
 def test_builtins():

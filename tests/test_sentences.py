@@ -90,7 +90,7 @@ def ground(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def fake_teacher(monkeypatch):
-    monkeypatch.setitem(TEACHERS._builtin, "fake", "tests.fakes:load_tiny")
+    monkeypatch.setitem(TEACHERS.builtin, "fake", "tests.fakes:load_tiny")
 
 
 def invoke(ground: Path, command: str, out: Path, more: str = "") -> Result:

@@ -38,7 +38,9 @@ def test_flags_win_over_toml_and_toml_over_defaults(toml):
 
 
 def test_a_flag_that_was_not_given_wins_over_nothing(toml):
-    path = toml('teacher = "hf:a"\ncorpus = ["text:a"]\nk = 3\ntemperature = [1.0, 2.0]\n')
+    path = toml(
+        'teacher = "hf:a"\ncorpus = ["text:a"]\nestimator = "topk"\ntemperature = [1.0, 2.0]\n'
+    )
     not_given = {f.name: None for f in dataclasses.fields(BuildConfig)}
     not_given |= {"corpus": (), "temperature": ()}
     assert BuildConfig.from_sources(path, not_given) == BuildConfig.from_sources(path, {})

@@ -35,7 +35,6 @@ from softlabels.core.progress import Reporter, Silent
 from softlabels.corpora.overlap import refuse_overlap
 from softlabels.domains import DOMAINS
 from softlabels.errors import PairingError
-from softlabels.estimators import make_estimator
 from softlabels.format.dictionaries import FOLDER
 from softlabels.format.encoding import container_of
 from softlabels.format.identity import Identity, TeacherRecord
@@ -101,7 +100,7 @@ def append(
     old = store.manifest.identity
     _check_growing(store)
     job = _job(store, config)
-    estimator = make_estimator(job.estimator, job.estimator_parameters)
+    estimator = job.make_estimator()
     corpora = DOMAINS.load(job.domain).maker.open(job)
     refuse_overlap(corpora, [c.spec for c in corpora], out)
     begun(out, report.notice)  # a foreign folder is refused before the work

@@ -8,7 +8,7 @@ have, targets are compared at every temperature that both are exact at:
 - whether the likeliest id is the same;
 - the largest difference of a log-probability of an id that both keep.
 
-A random sample (`sampled`, `rs`) is no distribution, so it has no divergence: only rows and likeliest ids count.
+A random sample is no distribution, so it has no divergence: only rows and likeliest ids count.
 
 Memory: 16 bytes and a number for each row of B, one shard of A, and one of B at a time.
 """
@@ -26,7 +26,7 @@ import numpy.typing as npt
 
 from softlabels.algebra.sources import scan
 from softlabels.core.progress import Reporter, Silent
-from softlabels.core.targets import UNBIASED, SoftTargets
+from softlabels.core.targets import SoftTargets
 from softlabels.errors import PairingError
 from softlabels.format.shard import StoredRow
 from softlabels.store.reader import Store, open_store
@@ -96,7 +96,7 @@ def diff(a: Path | str, b: Path | str, *, reporter: Reporter | None = None) -> D
         )
     grids = [set(i.targets.temperatures) for i in identities]
     grid = sorted(grids[0] & grids[1])
-    samples = any(i.targets.estimator in UNBIASED for i in identities)
+    samples = any(i.targets.keeps.sample for i in identities)
     found = Difference(
         rows=(len(first), len(second)),
         temperatures=grid,

@@ -5,8 +5,9 @@ from __future__ import annotations
 import msgspec
 
 from softlabels.codecs import CODECS, make_codec
+from softlabels.core.registry import name_of
 from softlabels.errors import ConfigError
-from softlabels.format.encoding import CONTAINERS, PROFILES
+from softlabels.format.encoding import CONTAINERS, PROFILES, packages_of
 from softlabels.format.identity import EncodingRecord, Identity, held_profile
 
 __all__ = ["recoded", "rounded_again"]
@@ -26,11 +27,12 @@ def recoded(
     values = values or old.values
     for flag, name, known in (
         ("--profile", profile, PROFILES),
-        ("--container", container, tuple(CONTAINERS)),
-        ("--values", values, tuple(CODECS.names())),
+        ("--container", container, CONTAINERS.names()),
+        ("--values", name_of(values)[0], CODECS.names()),
     ):
         if name not in known:
             raise ConfigError(f"{flag} {name!r}: expected one of {', '.join(known)}")
+    values = CODECS.spelled(values)
     if profile == "open" and not make_codec(values).plain:
         raise ConfigError(
             f"--values {values}: the profile 'open' holds float16 or float32; say which"
@@ -41,16 +43,17 @@ def recoded(
         values=values,
         relative_error=old.relative_error,
         absolute_error=old.absolute_error,
+        packages=packages_of(container, values),
     )
     if values == old.values and (old.plain, profile) == (True, "open"):
         return new  # columns are written as they were read
-    return rounded_again(new, identity.targets.estimator)
+    return rounded_again(new, sample=identity.targets.keeps.sample)
 
 
-def rounded_again(encoding: EncodingRecord, estimator: str) -> EncodingRecord:
+def rounded_again(encoding: EncodingRecord, *, sample: bool) -> EncodingRecord:
     """The same, with the bound of values that were held within its own and are coded once more."""
     codec = make_codec(encoding.values)
-    r, a = codec.relative_error, codec.absolute_error(estimator)
+    r, a = codec.relative_error, codec.absolute_error(sample=sample)
     return msgspec.structs.replace(
         encoding,
         relative_error=encoding.relative_error + r + encoding.relative_error * r,

@@ -27,8 +27,6 @@ from softlabels.store.reader import Store
 
 __all__ = ["SubsetConfig", "subset"]
 
-NARROWED = ("topk", "topp")
-
 
 @dataclass(frozen=True, kw_only=True)
 class SubsetConfig:
@@ -189,18 +187,19 @@ def _encoding(identity: Identity) -> EncodingRecord:
     )
     if old.plain or not make_codec(old.values).plain:
         return encoding
-    return rounded_again(encoding, identity.targets.estimator)
+    return rounded_again(encoding, sample=identity.targets.keeps.sample)
 
 
 def _check_k(store: Store, k: int) -> None:
     targets: TargetRecord = store.manifest.identity.targets
-    if targets.estimator not in NARROWED:
-        why = (
-            "keeps all ids, and is not a top-k of them"
-            if targets.estimator == "dense"
-            else "is a random sample: its weights are right on average over all its ids, and those of some of them, "
-            "chosen for their size, are not"
-        )
+    if not targets.keeps.largest:
+        why = "keeps other ids than the likeliest" if targets.keeps.tail else "keeps all ids"
+        why += ", and is not a top-k of them"
+        if targets.keeps.sample:
+            why = (
+                "is a random sample: its weights are right on average over all its ids, and those of some of them, "
+                "chosen for their size, are not"
+            )
         raise PairingError(
             f"--k {k}: {store.path} is `{targets.estimator}`, which {why}; build a store with --k {k}"
         )
@@ -219,7 +218,7 @@ def _grid(store: Store, temperatures: tuple[float, ...]) -> list[float]:
         if t not in targets.temperatures:
             known = ", ".join(f"{x:g}" for x in targets.temperatures)
             raise ConfigError(f"--temperature {t:g}: not in the grid of {store.path} ({known})")
-    if targets.estimator in (*NARROWED, "dense") and 1.0 not in grid:
+    if not targets.keeps.sample and 1.0 not in grid:
         raise ConfigError(
             f"--temperature: 1 is missing; `{targets.estimator}` holds log-probabilities at T=1, so 1 stays in the grid"
         )

@@ -80,13 +80,14 @@ def _identity(old: Identity, seen: VocabView, *, emptied: bool) -> Identity:
         values=old.encoding.values,
         relative_error=old.encoding.relative_error,
         absolute_error=old.encoding.absolute_error,
+        packages=old.encoding.packages,
     )
     return msgspec.structs.replace(
         old,
         teacher=msgspec.structs.replace(old.teacher, vocab_size=seen.size),
         tokenizer=_tokenizer(old.tokenizer, seen),
         targets=msgspec.structs.replace(targets, k=min(targets.k, seen.size)),
-        encoding=rounded_again(encoding, targets.estimator),
+        encoding=rounded_again(encoding, sample=targets.keeps.sample),
     )
 
 

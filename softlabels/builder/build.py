@@ -18,7 +18,6 @@ from softlabels.builder.shard_builder import Taught, load_teacher
 from softlabels.core.progress import Reporter, Silent
 from softlabels.corpora.overlap import refuse_overlap
 from softlabels.domains import DOMAINS
-from softlabels.estimators import make_estimator
 from softlabels.format.manifest import Manifest
 from softlabels.making.job import make_store
 from softlabels.making.plan import begun
@@ -49,7 +48,7 @@ def build(
     """
     report = reporter or Silent()
     store = Path(out)
-    estimator = make_estimator(config.estimator, config.estimator_parameters)
+    estimator = config.make_estimator()
     corpora = DOMAINS.load(config.domain).maker.open(config)
     refuse_overlap(corpora, config.corpus, store)
     planned = begun(store, report.notice)

@@ -6,11 +6,15 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
+from softlabels.core.registry import name_of
 from softlabels.core.settings import Group, check_at_least, from_sources
 from softlabels.errors import ConfigError
 from softlabels.format.identity import LARGEST_VIEW, ROWS_LIMIT, Identity
+
+if TYPE_CHECKING:
+    from softlabels.estimators import Estimator
 
 __all__ = ["BuildConfig", "config_of"]
 T = TypeVar("T")
@@ -51,7 +55,8 @@ class BuildConfig:
     average: Teacher[str] = "probs"
     """What to average over several teachers: their `probs` or their `logits`."""
     estimator: Targets[str] = "sampled"
-    """What to keep of each distribution: `sampled`, `topk`, `topp`, `rs` or `dense`."""
+    """What to keep of each distribution: `sampled`, `topk`, `topp`, `rs` or `dense`, or one that is installed, with
+    parameters of its own as in `NAME?parameter=value`."""
     k: Targets[int] = 12
     """Ids kept at each position; the most for `topp`, the draws for `rs`, all V for `dense`."""
     top_p: Targets[float | None] = None
@@ -59,7 +64,7 @@ class BuildConfig:
     min_k: Targets[int | None] = None
     """Fewest ids to keep at a position, for `topp`; default 1."""
     temperature: Targets[tuple[float, ...]] = (1.0,)
-    """Temperatures at which the store is exact (topk, topp, dense) or unbiased (sampled, rs: one)."""
+    """Temperatures at which the store is exact (topk, topp, dense) or unbiased (a sample: one)."""
     seq_len: Corpus[int] = 512
     """Tokens in a row, at most."""
     shard_rows: Files[int] = 256
@@ -69,11 +74,12 @@ class BuildConfig:
     profile: Files[str] = "open"
     """`open`: plain columns that other tools read; `packed`: about half the bytes."""
     container: Files[str] = "parquet"
-    """`parquet` or `zarr`."""
+    """`parquet` or `zarr`, or one that is installed."""
     values: Files[str | None] = None
     """Codec of the stored numbers: `float16`, `float32`, or, packed, `nat8` to `nat64`: log-probabilities
-    within 1/16 to 1/128 nat. Default: float16 if open; packed, nat16 (nat8 takes a top-50 from 82 to 76 bytes a
-    position), or nat8 of a sample, whose rounding is unbiased."""
+    within 1/16 to 1/128 nat; or one that is installed, with parameters as in `NAME?parameter=value`. Default: float16
+    if open; packed, nat16 (nat8 takes a top-50 from 82 to 76 bytes a position), or nat8 of a sample, whose rounding is
+    unbiased."""
     dictionary: Files[str] = "auto"
     """Dictionary of ids of a packed store: `auto` trains one on the first 200,000 positions, where it pays; `none`; or
     the path of one, or of a store that has one."""
@@ -106,7 +112,10 @@ class BuildConfig:
     """MiB of logits that exist at a time; default 16 on a CPU, 256 on a GPU."""
 
     def __post_init__(self) -> None:
-        from softlabels.codecs import CODECS, make_codec  # NumPy, which --help can do without
+        from softlabels.codecs import (  # NumPy and torch, which --help can do without
+            CODECS,
+            make_codec,
+        )
         from softlabels.core.positions import PositionRule
         from softlabels.domains import DOMAINS
         from softlabels.estimators import ESTIMATORS
@@ -134,24 +143,23 @@ class BuildConfig:
             image_size=1,
             check_every=1,
         )
-        for flag, name, known in (
+        for flag, name, known in (  # before the teacher is loaded
             ("--domain", self.domain, DOMAINS.names()),
-            ("--estimator", self.estimator, ESTIMATORS.names()),
-            ("--values", self.stored_values, CODECS.names()),
+            ("--estimator", name_of(self.estimator)[0], ESTIMATORS.names()),
+            ("--values", name_of(self.values or "")[0] or None, CODECS.names()),
             ("--profile", self.profile, PROFILES),
-            ("--container", self.container, CONTAINERS),
+            ("--container", self.container, CONTAINERS.names()),
         ):
-            if name not in known:  # before the teacher is loaded
+            if name is not None and name not in known:
                 raise ConfigError(f"{flag} {name!r}: expected one of {', '.join(known)}")
         object.__setattr__(
             self, "corpus", tuple(DOMAINS.load(self.domain).maker.spelled(self.corpus))
         )
-        if (self.top_p is not None or self.min_k is not None) and self.estimator != "topp":
-            raise ConfigError("--top-p and --min-k belong to --estimator topp")
-        if self.estimator == "topp" and self.top_p is None:
-            raise ConfigError(
-                "--top-p is missing: --estimator topp keeps the fewest ids that reach it"
-            )
+        self.make_estimator()
+        spelled = ESTIMATORS.spelled(self.estimator, **self._estimator_flags)
+        object.__setattr__(self, "estimator", spelled)
+        if self.values is not None:
+            object.__setattr__(self, "values", CODECS.spelled(self.values))
         if self.profile != "packed" and self.dictionary not in ("auto", "none"):
             raise ConfigError(f"--dictionary {self.dictionary}: belongs to --profile packed")
         if self.positions is not None:
@@ -197,20 +205,30 @@ class BuildConfig:
     @property
     def stored_values(self) -> str:
         """Codec of the stored numbers."""
-        from softlabels.core.targets import UNBIASED
-
         if self.values is not None:
             return self.values
         if self.profile != "packed":
             return "float16"
-        return "nat8" if self.estimator in UNBIASED else "nat16"
+        return "nat8" if self.make_estimator().keeps.sample else "nat16"
+
+    def make_estimator(self) -> Estimator:
+        """The estimator, with its parameters.
+
+        Raises:
+            ConfigError: an impossible one, or one that does not declare what it keeps.
+        """
+        from softlabels.estimators import make_estimator
+
+        return make_estimator(self.estimator, self._estimator_flags)
 
     @property
-    def estimator_parameters(self) -> dict[str, Any]:
-        """What the estimator is made from."""
-        given = {"k": self.k, "temperatures": tuple(sorted(self.temperature))}
-        given |= {"top_p": self.top_p} if self.top_p is not None else {}
-        return given | ({"min_k": self.min_k} if self.min_k is not None else {})
+    def _estimator_flags(self) -> dict[str, Any]:
+        return {
+            "k": self.k,
+            "temperatures": tuple(sorted(self.temperature)),
+            "top_p": self.top_p,
+            "min_k": self.min_k,
+        }
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as TOML would hold them."""

@@ -30,7 +30,6 @@ from softlabels.core.rows import Cursor, InputRow
 from softlabels.corpora import Corpus
 from softlabels.corpora.beginning import beginnings, share_taken
 from softlabels.domains import DOMAINS
-from softlabels.estimators import make_estimator
 from softlabels.format.encoding import encode_shard
 from softlabels.format.identity import Identity
 from softlabels.format.manifest import PlannedShard
@@ -94,7 +93,7 @@ def dry_run(
     """
     report = reporter or Silent()
     store = Path(out)
-    estimator = make_estimator(config.estimator, config.estimator_parameters)
+    estimator = config.make_estimator()
     corpora = DOMAINS.load(config.domain).maker.open(config)
     plan = load_plan(store)
     if plan is None and store.is_dir():

@@ -21,8 +21,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from softlabels.core.kept import KeptSet
 from softlabels.core.rows import UNLABELLED
-from softlabels.core.targets import UNBIASED, SoftTargets
+from softlabels.core.targets import SoftTargets
 from softlabels.format.certificate import Estimate, FidelityAt, LogProbError, SampleCheck
 from softlabels.format.identity import EncodingRecord
 
@@ -80,13 +81,13 @@ class Comparison:
     """Running sums at one temperature."""
 
     def __init__(
-        self, temperature: float, estimator: str, encoding: EncodingRecord, *, rows: int
+        self, temperature: float, keeps: KeptSet, encoding: EncodingRecord, *, rows: int
     ) -> None:
         """`rows` (R): how many are measured."""
         self.temperature = temperature
-        self.is_sample = estimator in UNBIASED
-        # `rs` keeps counts, which are nobody's log-probability.
-        self._with_values = estimator == "sampled" or (temperature == 1 and not self.is_sample)
+        self.is_sample = keeps.sample
+        # A sample without ids that are sure keeps counts, which are nobody's log-probability.
+        self._with_values = keeps.sure or (temperature == 1 and not self.is_sample)
         self._encoding = encoding
         self._rows = rows
         self._sums: dict[str, Float64] = {}

@@ -193,7 +193,7 @@ def _compare(
 ) -> Fidelity:
     identity = store.manifest.identity
     comparisons = [
-        Comparison(t, identity.targets.estimator, identity.encoding, rows=len(rows))
+        Comparison(t, identity.targets.keeps, identity.encoding, rows=len(rows))
         for t in identity.targets.temperatures
     ]
     counts: list[int] = []

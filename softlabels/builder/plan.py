@@ -11,6 +11,7 @@ import msgspec
 
 from softlabels.builder.config import BuildConfig
 from softlabels.codecs import make_codec
+from softlabels.core.kept import BUILT_IN
 from softlabels.core.positions import PositionRule
 from softlabels.core.progress import Reporter
 from softlabels.core.registry import without_folder
@@ -23,6 +24,7 @@ from softlabels.domains.maker import RowMaker
 from softlabels.errors import CorpusError
 from softlabels.estimators import Estimator
 from softlabels.format.dictionaries import DICTIONARY
+from softlabels.format.encoding import packages_of
 from softlabels.format.identity import (
     CorpusRecord,
     EncodingRecord,
@@ -187,9 +189,10 @@ def _identity(
             container=config.container,
             values=config.stored_values,
             relative_error=codec.relative_error,
-            absolute_error=codec.absolute_error(config.estimator),
+            absolute_error=codec.absolute_error(sample=estimator.keeps.sample),
             dictionary_shards=dictionary_shards,
             dictionary_sha256=_given_sha256(config, teacher.record.vocab_size),
+            packages=packages_of(config.container, config.stored_values),
         ),
         licence=config.licence,
         classes=None if teacher.classes is None else list(teacher.classes),
@@ -207,6 +210,7 @@ def most_rows(config: BuildConfig, corpora: Sequence[Corpus]) -> int | None:
 def _target_record(config: BuildConfig, estimator: Estimator) -> TargetRecord:
     return TargetRecord(
         estimator=config.estimator,
+        declared=None if config.estimator in BUILT_IN else estimator.keeps,
         k=estimator.k,
         temperatures=list(estimator.temperatures),
         seed=config.seed,

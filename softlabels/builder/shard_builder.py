@@ -18,7 +18,6 @@ from softlabels.corpora import Corpus
 from softlabels.domains import DOMAINS
 from softlabels.domains.maker import RowMaker
 from softlabels.errors import PairingError
-from softlabels.estimators import make_estimator
 from softlabels.format.identity import Identity
 from softlabels.format.manifest import Plan, PlannedShard
 from softlabels.format.shard import Shard
@@ -67,7 +66,7 @@ class Taught:
         targets, statistics = teach(
             rows,
             plan.identity,
-            make_estimator(config.estimator, config.estimator_parameters),
+            config.make_estimator(),
             teacher,
             start_row=shard.start_row,
             batch_tokens=config.batch_tokens,
@@ -111,8 +110,8 @@ def load_teacher(
     """
     options = replace(teacher_options(config, planned), notice=report.notice)
     teacher = given if given is not None else open_teachers(config.teacher, config.average, options)
-    check_listing(config, teacher)
-    estimator = make_estimator(config.estimator, config.estimator_parameters)
+    estimator = config.make_estimator()
+    check_listing(config, estimator, teacher)
     estimator.check_vocab(teacher.record.vocab_size)
     return teacher
 

@@ -99,6 +99,7 @@ def teach(
                     temperatures=tuple(identity.targets.temperatures),
                     vocab_size=teacher.record.vocab_size,
                     estimator=identity.targets.estimator,
+                    declared=identity.targets.declared,
                     summary=summary if wanted else None,
                 )
             )
@@ -159,7 +160,7 @@ def _said(
         own = labels[done : done + n].to(logits.device)
         label_logits = logits.gather(1, own.clamp(min=0)[:, None])[:, 0]
         u = None if uniforms is None else uniforms[done : done + n].to(logits.device)
-        given = getattr(estimator, "gives_whole", False)
+        given = estimator.gives_whole
         seen = whole(logits) if summarise and not given else None  # before `select` overwrites them
         selection = estimator.select(logits, u)
         seen = selection.whole if given else seen
@@ -193,6 +194,7 @@ def _no_targets(identity: Identity) -> SoftTargets:
         temperatures=tuple(identity.targets.temperatures),
         vocab_size=identity.teacher.vocab_size,
         estimator=identity.targets.estimator,
+        declared=identity.targets.declared,
         hidden=None
         if identity.hidden is None
         else np.zeros((0, identity.hidden.width), np.float32),

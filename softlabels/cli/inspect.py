@@ -66,7 +66,6 @@ def inspect_command(
 
 
 def _show_store(opened: Any, *, as_json: bool) -> None:
-    from softlabels.core.targets import UNBIASED
     from softlabels.format.fidelity_table import fidelity_line
     from softlabels.format.figures import figures_of
 
@@ -79,7 +78,7 @@ def _show_store(opened: Any, *, as_json: bool) -> None:
         f"{m:.4f} at T={t:g}" for m, t in zip(figures.kept_mass, targets.temperatures, strict=True)
     )
     kept = {"kept mass": mass}
-    if targets.estimator in UNBIASED:
+    if targets.keeps.sample:
         kept = {"kept": "a random sample, whose weights average to the teacher's probabilities"}
     chosen = (
         ""
@@ -206,7 +205,6 @@ def _show_row(
 ) -> None:
     from softlabels.cli import row_text
     from softlabels.core.rows import Row
-    from softlabels.core.targets import UNBIASED
     from softlabels.report.readings import read
     from softlabels.store.token_text import TokenText
 
@@ -229,7 +227,7 @@ def _show_row(
             f"       {text}".rstrip() if not text.startswith(" ") else text
             for text in row_text.legend(
                 label=label,
-                sampled=targets.estimator in UNBIASED,
+                sampled=targets.keeps.sample,
                 summarised=targets.summary is not None,
                 t=t,
             )

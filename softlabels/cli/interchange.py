@@ -16,7 +16,7 @@ __all__ = ["export_command", "import_command"]
 
 
 @click.command("import", cls=Command)
-@click.argument("kind", type=click.Choice(["axolotl", "distillkit", "arrays"]))
+@click.argument("kind")
 @click.argument("path", type=LocalPath())
 @click.option("--out", required=True, type=LocalPath(), help="Folder of the store.")
 @click.option(
@@ -32,6 +32,8 @@ __all__ = ["export_command", "import_command"]
 @json_option
 def import_command(kind: str, path: Path, out: Path, as_json: bool, **flags: Any) -> None:
     """Make a store of another tool's log-probabilities, or finish one that was interrupted.
+
+    KIND is axolotl, distillkit or arrays, or one that is installed.
 
     The store has the temperature 1 only: elsewhere the mass of the ids that were not kept is unknown. Whether the
     numbers are the teacher's, and where they should be, is what `softlabels measure` finds out.

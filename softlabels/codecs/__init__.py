@@ -10,6 +10,7 @@ tests/fixtures.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -45,13 +46,13 @@ class ValueCodec(Protocol):
     def relative_error(self) -> float:
         """A log-probability v of the teacher at T=1 is held within `relative_error * |v| + absolute_error`."""
 
-    def absolute_error(self, estimator: str) -> float:
-        """See `relative_error`; it may depend on what the values mean."""
+    def absolute_error(self, *, sample: bool) -> float:
+        """See `relative_error`; the log weights of a sample may have another bound than log-probabilities."""
 
     def to_numbers(self, targets: SoftTargets, uniforms: npt.NDArray[np.float64] | None) -> Numbers:
         """Whole numbers of N targets; `TargetError` if one cannot be held within the bound.
 
-        `uniforms` is `[N, K]` in [0, 1) for estimators that are a sample, else None.
+        `uniforms` is `[N, K]` in [0, 1) if the kept sets are samples, else None.
         """
 
     def scores(self, values: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
@@ -71,7 +72,7 @@ class PlainCodec(ValueCodec, Protocol):
         """Decode to float32."""
 
 
-CODECS: Registry[Any] = Registry(
+CODECS: Registry[Callable[..., ValueCodec]] = Registry(
     "softlabels.codecs",
     {
         "float16": "softlabels.codecs.floating:Float16",
@@ -81,14 +82,15 @@ CODECS: Registry[Any] = Registry(
         "nat32": "softlabels.codecs.steps:nat32",
         "nat64": "softlabels.codecs.steps:nat64",
     },
+    flag="--values",
 )
 
 
-def make_codec(codec_id: str) -> ValueCodec:
-    """Build a registered codec.
+def make_codec(spec: str) -> ValueCodec:
+    """Build a registered codec, `NAME` or `NAME?parameter=value`.
 
     Raises:
-        ConfigError: unknown id.
+        ConfigError: an unknown name, or impossible parameters.
     """
-    codec: ValueCodec = CODECS.load(codec_id)()
+    codec: ValueCodec = CODECS.make(spec)
     return codec

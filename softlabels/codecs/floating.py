@@ -36,7 +36,7 @@ class Float16:
     plain: ClassVar[bool] = True
     relative_error: ClassVar[float] = 2.0**-11
 
-    def absolute_error(self, estimator: str) -> float:
+    def absolute_error(self, *, sample: bool) -> float:
         """Half the smallest half-precision number."""
         return 2.0**-25
 
@@ -78,7 +78,7 @@ class Float32:
     plain: ClassVar[bool] = True
     relative_error: ClassVar[float] = 0.0
 
-    def absolute_error(self, estimator: str) -> float:
+    def absolute_error(self, *, sample: bool) -> float:
         """None."""
         return 0.0
 

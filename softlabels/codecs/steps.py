@@ -4,13 +4,13 @@ What is written of a position are its gaps to the largest kept logit in steps of
 in finer steps. A reader derives log-probabilities from them, and a shift of their sum would be an error of
 each; so gaps are not rounded one by one, but so that the shift is taken into account.
 
-For `topk`, `topp` and `dense`, with gaps g, rounded ones q·h and the shift they cause,
+For log-probabilities, with gaps g, rounded ones q·h and the shift they cause,
 `s = lse(-q·h) - lse(-g) + softplus(λ') - softplus(λ)`, the error of a log-probability is
 `g_k - q_k·h - s`. It is at most h/2 for all k if `q_k = round((g_k - s) / h)`: an equation for s, which
 occurs on both sides. The right side grows with s in jumps, and its mean distance from s lies between 0
 and (h/2)²/6 (plus λ's error), so a solution exists within that; `_solve` finds it.
 
-For `sampled` and `rs` each weight is rounded up or down at random, so that its mean is the weight.
+Of a sample each weight is rounded up or down at random, so that its mean is the weight.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from softlabels.codecs import Numbers
-from softlabels.core.targets import UNBIASED, SoftTargets
+from softlabels.core.targets import SoftTargets
 from softlabels.errors import TargetError
 
 __all__ = ["Steps", "nat8", "nat16", "nat32", "nat64"]
@@ -57,9 +57,9 @@ class Steps:
     plain = False
     relative_error = 0.0
 
-    def absolute_error(self, estimator: str) -> float:
+    def absolute_error(self, *, sample: bool) -> float:
         """Of a log-probability at T=1 (not of a gap), 1/(2n) nat; of a log weight of a sample, two steps."""
-        return 2 * self.step if estimator in UNBIASED else 1 / (2 * self.n)
+        return 2 * self.step if sample else 1 / (2 * self.n)
 
     @property
     def step(self) -> float:
@@ -76,7 +76,7 @@ class Steps:
 
         Args:
             targets: N positions.
-            uniforms: `[N, K]` in [0, 1), for an estimator that is a sample.
+            uniforms: `[N, K]` in [0, 1), of a sample.
 
         Raises:
             TargetError: a gap or log-odds beyond 2^31 steps.
@@ -97,7 +97,7 @@ class Steps:
                     "with --values float32"
                 )
         odds = self._odds(targets.log_odds)
-        if targets.estimator in UNBIASED:
+        if targets.keeps.sample:
             assert uniforms is not None, "the weights of a sample are rounded at random"
             values = self._at_random(gaps, uniforms)
         else:

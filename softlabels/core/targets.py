@@ -12,8 +12,8 @@ Two things are kept for each position:
 Hence `p_k = sigmoid(-lambda_T) * softmax(-g / T)_k` and `tail = sigmoid(lambda_T)`. At a T outside the
 grid nothing can be said about the tail, so nothing is: `PairingError`.
 
-A `sampled` target is an unbiased estimate at its one temperature: the "gaps" are those of its log
-weights, already at that temperature, and there is no tail (`lambda = -inf`).
+The target of a sample (`KeptSet.sample`) is an unbiased estimate at its one temperature: the "gaps" are those of its
+log weights, already at that temperature, and there is no tail (`lambda = -inf`).
 
 Shapes: N positions, K kept ids (the longest kept set; shorter ones are padded), V vocabulary, G
 temperatures of the grid.
@@ -31,20 +31,17 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from softlabels.core.kept import KeptSet, kept_set
+from softlabels.core.registry import name_of
 from softlabels.core.summary import Summary
 from softlabels.errors import PairingError, TargetError
 
-__all__ = ["LARGEST_GRID", "UNBIASED", "SoftTargets", "gaps_from_logp", "main_temperature"]
+__all__ = ["SoftTargets", "gaps_from_logp", "main_temperature"]
 
 F = TypeVar("F", np.float32, np.float64)
 Float32 = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
 Int32 = npt.NDArray[np.int32]
-
-LARGEST_GRID = 1024
-"""Temperatures of a store, at most."""
-UNBIASED = frozenset({"sampled", "rs"})
-"""Estimators whose kept set is a random sample: weights at one temperature, never a tail."""
 
 
 def main_temperature(grid: Sequence[float]) -> float:
@@ -79,6 +76,8 @@ class SoftTargets:
     """V."""
     estimator: str
     """What the kept set is: `topk`, `sampled`, …"""
+    declared: KeptSet | None = None
+    """What that means, where it is not known here: as the estimator declares it."""
     hidden: Float32 | None = None
     """`[N, D] float32`: what the teacher's last layer gave, where a store keeps it."""
     summary: Summary | None = None
@@ -171,6 +170,11 @@ class SoftTargets:
     # -- sizes ------------------------------------------------------------------------------------
 
     @property
+    def keeps(self) -> KeptSet:
+        """What the kept ids and their values mean."""
+        return kept_set(self.estimator, self.declared)
+
+    @property
     def n(self) -> int:
         """N, the number of positions."""
         return int(self.ids.shape[0])
@@ -215,7 +219,7 @@ class SoftTargets:
 
     def _log_probs(self, temperature: float, dtype: type[F]) -> npt.NDArray[F]:
         odds = self._odds(temperature, dtype)
-        scale = 1.0 if self.estimator in UNBIASED else temperature
+        scale = 1.0 if self.keeps.sample else temperature
         scores: npt.NDArray[F] = -self.gaps.astype(dtype, copy=False) / dtype(scale)
         total = np.exp(scores).sum(axis=1)  # the largest score is 0: no overflow
         log_norm = np.log(np.where(total > 0, total, dtype(1)))  # 0: hard label only
@@ -238,7 +242,7 @@ class SoftTargets:
     def log_probs(self, temperature: float) -> Float32:
         """Log-probabilities `[N, K] float32` of the kept ids at T; `-inf` in padded slots and without a soft target.
 
-        For an unbiased estimator these are log weights, which sum to one like probabilities.
+        Of a sample these are log weights, which sum to one like probabilities.
         """
         return self._log_probs(temperature, np.float32)
 
@@ -282,13 +286,11 @@ class SoftTargets:
     # -- joining ----------------------------------------------------------------------------------
 
     def __getitem__(self, index: slice | npt.NDArray[np.generic]) -> SoftTargets:
-        return SoftTargets(
+        return replace(
+            self,
             ids=self.ids[index],
             gaps=self.gaps[index],
             log_odds=self.log_odds[index],
-            temperatures=self.temperatures,
-            vocab_size=self.vocab_size,
-            estimator=self.estimator,
             hidden=None if self.hidden is None else self.hidden[index],
             summary=None if self.summary is None else self.summary[index],
         )
@@ -308,7 +310,8 @@ class SoftTargets:
             (
                 p.temperatures,
                 p.vocab_size,
-                p.estimator,
+                name_of(p.estimator)[0],
+                p.keeps,
                 0 if p.hidden is None else p.hidden.shape[1],
                 p.summary is None,
             )
@@ -328,13 +331,11 @@ class SoftTargets:
             )
             fill = np.full((p.n, short), np.inf, np.float32)
             gaps.append(p.gaps if not short else np.hstack([p.gaps, fill]))
-        return SoftTargets(
+        return replace(
+            first,
             ids=np.concatenate(ids),
             gaps=np.concatenate(gaps),
             log_odds=np.concatenate([p.log_odds for p in parts]),
-            temperatures=first.temperatures,
-            vocab_size=first.vocab_size,
-            estimator=first.estimator,
             hidden=np.concatenate(states) if states else None,
             summary=Summary.concatenate(summaries) if summaries else None,
         )

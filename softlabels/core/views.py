@@ -32,7 +32,7 @@ import numpy.typing as npt
 from softlabels.core.registry import split_spec
 from softlabels.core.rows import Row
 from softlabels.core.summary import UNKNOWN, Summary
-from softlabels.core.targets import UNBIASED, SoftTargets
+from softlabels.core.targets import SoftTargets
 from softlabels.errors import ConfigError, PairingError
 
 __all__ = ["Dropped", "VocabView"]
@@ -253,7 +253,7 @@ class VocabView:
             emptied=int((had & ~soft).sum()),
             mass=lost.sum(axis=1),
             largest=lost.max(axis=1, initial=0.0),
-            renormalised=t.estimator in UNBIASED,
+            renormalised=t.keeps.sample,
         )
         return self._conditional(t, new, stays, soft), dropped
 

@@ -7,7 +7,7 @@ A corpus yields documents; `packing.py` turns them into rows. To add one: one fi
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -101,7 +101,7 @@ class Corpus(ABC):
         """All documents, always in the same order."""
 
 
-CORPORA: Registry[Any] = Registry(
+CORPORA: Registry[Callable[[str], Corpus]] = Registry(
     "softlabels.corpora",
     {
         "text": "softlabels.corpora.files:TextFiles",

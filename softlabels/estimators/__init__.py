@@ -6,17 +6,19 @@ never the rest. To add one: one file here, one line in `ESTIMATORS`, one file in
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
-from softlabels.core.registry import Registry
+from softlabels.core.kept import KeptSet
+from softlabels.core.registry import Registry, name_of
+from softlabels.errors import ConfigError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from softlabels.estimators.entropy import Whole
 
-__all__ = ["ESTIMATORS", "Estimator", "Selection", "make_estimator"]
+__all__ = ["ESTIMATORS", "Estimator", "KeptSet", "Selection", "make_estimator"]
 
 
 class Selection(NamedTuple):
@@ -37,23 +39,37 @@ class Selection(NamedTuple):
 
 
 class Estimator(Protocol):
-    """A selection rule and its parameters."""
+    """A selection rule and its parameters; inherit from it for the members that have a default here.
 
-    name: ClassVar[str]
+    Its fields besides `k` and `temperatures` are parameters of its own: `--estimator NAME?parameter=value`.
+    """
+
+    keeps: ClassVar[KeptSet]
+    """What the kept ids are. It is checked before a build, and a store carries it where it is not built in."""
     k: int
     """Ids kept at a position, at most."""
     temperatures: tuple[float, ...]
+    """The grid, ascending; of a sample one temperature."""
 
     @property
     def gives_whole(self) -> bool:
-        """Whether selections come with `whole`; an estimator without this attribute gives none, and it is computed."""
+        """Whether selections come with `whole`; otherwise it is computed, which is one more pass over the logits."""
+        return False
+
+    @property
+    def takes_lists(self) -> bool:
+        """Whether all it needs are the k likeliest ids at T=1 with their log-probabilities, as a server lists them."""
+        return False
 
     @property
     def uniforms(self) -> int:
         """How many uniform numbers `select` takes for each position; 0: it is deterministic."""
+        return 0
 
     def check_vocab(self, vocab_size: int) -> None:
-        """Raise `ConfigError` if the rule is impossible with V ids."""
+        """Raise `ConfigError` if the rule is impossible with V ids: by default if k is more than these."""
+        if self.k > vocab_size:
+            raise ConfigError(f"--k {self.k}: the teacher's vocabulary has only {vocab_size} ids")
 
     def select(self, logits: Tensor, uniforms: Tensor | None) -> Selection:
         """Select from `logits [n, V] float32`, all finite, which may be overwritten.
@@ -62,7 +78,7 @@ class Estimator(Protocol):
         """
 
 
-ESTIMATORS: Registry[type[Any]] = Registry(
+ESTIMATORS: Registry[Callable[..., Estimator]] = Registry(
     "softlabels.estimators",
     {
         "topk": "softlabels.estimators.topk:TopK",
@@ -71,14 +87,27 @@ ESTIMATORS: Registry[type[Any]] = Registry(
         "rs": "softlabels.estimators.rs:RandomSampling",
         "dense": "softlabels.estimators.dense:Dense",
     },
+    flag="--estimator",
 )
 
 
-def make_estimator(name: str, parameters: Mapping[str, Any]) -> Estimator:
-    """Build a registered estimator.
+def make_estimator(spec: str, parameters: Mapping[str, Any]) -> Estimator:
+    """Build a registered estimator, `NAME` or `NAME?parameter=value`, and check what it declares.
+
+    Args:
+        spec: the estimator with parameters of its own.
+        parameters: what flags say: `k`, `temperatures`, and others; None: nothing.
 
     Raises:
-        ConfigError: unknown name, or impossible parameters.
+        ConfigError: unknown name, impossible parameters, or a declaration that is missing or contradicts itself.
     """
-    estimator: Estimator = ESTIMATORS.load(name)(**parameters)
+    name, _ = name_of(spec)
+    estimator: Estimator = ESTIMATORS.make(spec, **parameters)
+    keeps = getattr(estimator, "keeps", None)
+    if not isinstance(keeps, KeptSet):
+        raise ConfigError(
+            f"--estimator {name}: declares no `keeps`, a softlabels.estimators.KeptSet, so no reader would know what "
+            "its ids and values mean; add it to the estimator"
+        )
+    keeps.check_grid(name, estimator.temperatures)
     return estimator

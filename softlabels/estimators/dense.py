@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
+from softlabels.core.kept import BUILT_IN, KeptSet
 from softlabels.errors import ConfigError
-from softlabels.estimators import Selection
+from softlabels.estimators import Estimator, Selection
 from softlabels.estimators.entropy import whole
-from softlabels.estimators.topk import check_grid
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,20 +19,16 @@ __all__ = ["Dense"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Dense:
+class Dense(Estimator):
     """Keep all V ids of each position, in order of id; there is no tail at any temperature."""
 
-    name: ClassVar[str] = "dense"
-    uniforms: ClassVar[int] = 0
+    keeps: ClassVar[KeptSet] = BUILT_IN["dense"]
     gives_whole: ClassVar[bool] = True
 
     k: int
     """V: said once more, so that a store and its teacher cannot disagree."""
     temperatures: tuple[float, ...] = (1.0,)
     """The grid. 1 must be in it."""
-
-    def __post_init__(self) -> None:
-        check_grid(self.temperatures)
 
     def check_vocab(self, vocab_size: int) -> None:
         """Refuse another number than all."""

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
-from softlabels.estimators import Selection
+from softlabels.core.kept import BUILT_IN, KeptSet
+from softlabels.estimators import Estimator, Selection
 from softlabels.estimators.entropy import Whole, entropy_of, exponentiate
-from softlabels.estimators.sampled import check_one_temperature
-from softlabels.estimators.topk import check_k, check_temperatures
+from softlabels.estimators.topk import check_k
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,10 +22,10 @@ __all__ = ["RandomSampling"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class RandomSampling:
+class RandomSampling(Estimator):
     """Draw k times from the teacher at one temperature; keep each distinct id at its share of the draws."""
 
-    name: ClassVar[str] = "rs"
+    keeps: ClassVar[KeptSet] = BUILT_IN["rs"]
 
     k: int
     """Draws at each position: the most distinct ids that can be kept."""
@@ -34,8 +34,6 @@ class RandomSampling:
 
     def __post_init__(self) -> None:
         check_k(self.k)
-        check_temperatures(self.temperatures)
-        check_one_temperature(self.temperatures, self.name)
 
     @property
     def gives_whole(self) -> bool:

@@ -18,35 +18,26 @@ from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
-from softlabels.errors import ConfigError
-from softlabels.estimators import Selection
+from softlabels.core.kept import BUILT_IN, KeptSet
+from softlabels.estimators import Estimator, Selection
 from softlabels.estimators.entropy import Whole, entropy_of, exponentiate
 from softlabels.estimators.largest import largest
-from softlabels.estimators.topk import check_k, check_temperatures, check_vocab
+from softlabels.estimators.topk import check_k
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Sampled", "check_one_temperature"]
+__all__ = ["Sampled"]
 
 BLOCK = 64
 """Ids summed together before the search: a running sum over all of V costs ten times the rest."""
 
 
-def check_one_temperature(temperatures: tuple[float, ...], estimator: str) -> None:
-    """Refuse a grid for a sample, which is unbiased at the temperature that it was drawn at alone."""
-    if len(temperatures) != 1:
-        raise ConfigError(
-            f"--temperature {list(temperatures)}: a store of the {estimator!r} estimator holds one temperature, since "
-            "a sample is unbiased only at the one it was drawn at; build one store for each, or use --estimator topk"
-        )
-
-
 @dataclass(frozen=True, kw_only=True)
-class Sampled:
+class Sampled(Estimator):
     """Keep k distinct ids of each position, drawn so that the weights are unbiased at one temperature."""
 
-    name: ClassVar[str] = "sampled"
+    keeps: ClassVar[KeptSet] = BUILT_IN["sampled"]
     uniforms: ClassVar[int] = 1
 
     k: int
@@ -56,17 +47,11 @@ class Sampled:
 
     def __post_init__(self) -> None:
         check_k(self.k)
-        check_temperatures(self.temperatures)
-        check_one_temperature(self.temperatures, self.name)
 
     @property
     def gives_whole(self) -> bool:
         """At T=1 alone the logits are exponentiated as they are."""
         return self.temperatures[0] == 1.0
-
-    def check_vocab(self, vocab_size: int) -> None:
-        """Refuse more ids than there are."""
-        check_vocab(self.k, vocab_size)
 
     def select(self, logits: Tensor, uniforms: Tensor | None = None) -> Selection:
         """Draw from `logits [n, V] float32` (overwritten) with `uniforms [n, 1] float64` in [0, 1).

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
+from softlabels.core.kept import BUILT_IN, KeptSet
 from softlabels.errors import ConfigError
-from softlabels.estimators import Selection
+from softlabels.estimators import Estimator, Selection
 from softlabels.estimators.largest import largest
 from softlabels.estimators.tail import log_odds, log_tail, whole_of
-from softlabels.estimators.topk import check_grid, check_k, check_vocab
+from softlabels.estimators.topk import check_k
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,11 +24,10 @@ __all__ = ["TopP"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class TopP:
+class TopP(Estimator):
     """Keep the largest logits until they hold mass `top_p` at T=1; deterministic."""
 
-    name: ClassVar[str] = "topp"
-    uniforms: ClassVar[int] = 0
+    keeps: ClassVar[KeptSet] = BUILT_IN["topp"]
     gives_whole: ClassVar[bool] = True
 
     k: int
@@ -41,17 +41,12 @@ class TopP:
 
     def __post_init__(self) -> None:
         check_k(self.k)
-        check_grid(self.temperatures)
         if not 0.0 < self.top_p <= 1.0:
             raise ConfigError(
                 f"--top-p {self.top_p}: expected a share of the mass, above 0 and at most 1"
             )
         if not 1 <= self.min_k <= self.k:
             raise ConfigError(f"--min-k {self.min_k}: expected 1 to --k {self.k}")
-
-    def check_vocab(self, vocab_size: int) -> None:
-        """Refuse more ids than there are."""
-        check_vocab(self.k, vocab_size)
 
     def select(self, logits: Tensor, uniforms: Tensor | None = None) -> Selection:
         """Select from `logits [n, V] float32`, which is overwritten."""

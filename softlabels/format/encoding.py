@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from importlib import import_module
 from pathlib import Path
-from typing import cast
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from softlabels.codecs import CODECS
 from softlabels.codecs.codebook import Codebook
 from softlabels.codecs.streams import Stream
+from softlabels.core.registry import Registry, name_of
 from softlabels.core.targets import SoftTargets, main_temperature
 from softlabels.errors import IntegrityError
 from softlabels.format import packed, plain
@@ -37,6 +37,7 @@ __all__ = [
     "dictionary_of",
     "encode_shard",
     "input_digests",
+    "packages_of",
     "read_statistics",
     "read_streams",
 ]
@@ -46,19 +47,29 @@ DICTIONARY = "softlabels.dictionary"
 PROFILES = ("open", "packed")
 """What a build can make."""
 READABLE = (*PROFILES, OPEN_PARTS, OPEN_TARGETS, PACKED_ARRAYS)
-CONTAINERS: Mapping[str, str] = {
-    "parquet": "softlabels.format.containers.parquet",
-    "zarr": "softlabels.format.containers.zarr",
-}
-"""Name and module."""
+CONTAINERS: Registry[Container] = Registry(
+    "softlabels.containers",
+    {
+        "parquet": "softlabels.format.containers.parquet",
+        "zarr": "softlabels.format.containers.zarr",
+    },
+    flag="--container",
+)
+"""Modules, or objects, with the functions of `Container`."""
 
 FindDictionary = Callable[[str], Codebook]
 """Gives the dictionary of a sha256."""
 
 
 def container_of(identity: Identity) -> Container:
-    """The module that reads and writes the files of a store."""
-    return cast(Container, import_module(CONTAINERS[identity.encoding.container]))
+    """What reads and writes the files of a store."""
+    return CONTAINERS.load(identity.encoding.container)
+
+
+def packages_of(container: str, values: str) -> list[str] | None:
+    """The packages that a container and a codec come from; None: both are our own."""
+    names = {CONTAINERS.package(container), CODECS.package(name_of(values)[0])}
+    return sorted(n for n in names if n is not None) or None
 
 
 def encode_shard(

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import msgspec
 
+from softlabels.core.kept import KeptSet, kept_set
 from softlabels.core.records import Record
 
 __all__ = [
@@ -118,6 +119,7 @@ class TargetRecord(Record, frozen=True, kw_only=True, omit_defaults=True):
     """What was kept of each distribution."""
 
     estimator: str
+    """Its name, and after it the parameters of its own, if it has any: `NAME?parameter=value`."""
     k: Positive
     """No position keeps more ids."""
     temperatures: list[Annotated[float, msgspec.Meta(gt=0)]]
@@ -129,6 +131,13 @@ class TargetRecord(Record, frozen=True, kw_only=True, omit_defaults=True):
     positions: str | None = None
     """Which positions have a soft target, e.g. `random:0.25` or `entropy:0.25`, the others being hard-label only;
     absent: all have one."""
+    declared: KeptSet | None = None
+    """What the kept ids are, of an estimator that format 1.3 did not know; absent: one that it knew."""
+
+    @property
+    def keeps(self) -> KeptSet:
+        """What the kept ids and their values mean."""
+        return kept_set(self.estimator, self.declared)
 
 
 class MaskingRecord(Record, frozen=True, kw_only=True):
@@ -171,7 +180,7 @@ class EncodingRecord(Record, frozen=True, kw_only=True, omit_defaults=True):
     profile: str
     container: str
     values: str
-    """Codec of log-probabilities and log-odds."""
+    """Codec of log-probabilities and log-odds, and after its name parameters of its own: `NAME?parameter=value`."""
     relative_error: Number
     absolute_error: Number
     """A log-probability v is held within `relative_error * |v| + absolute_error`, in nats."""
@@ -180,6 +189,8 @@ class EncodingRecord(Record, frozen=True, kw_only=True, omit_defaults=True):
     those before, or, if it is 0, given; absent: none is."""
     dictionary_sha256: Sha256 | None = None
     """Of the dictionary that was given."""
+    packages: list[str] | None = None
+    """Packages that container and codec come from, where they are not softlabels' own: what a reader must have."""
 
     @property
     def plain(self) -> bool:

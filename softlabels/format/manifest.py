@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from softlabels.core.kept import LARGEST_GRID
 from softlabels.core.records import Record, canonical, parse_raw
-from softlabels.core.targets import LARGEST_GRID
 from softlabels.errors import FormatError, IntegrityError
 from softlabels.format.certificate import Estimate, Fidelity, FidelityAt, LogProbError, SampleCheck
 from softlabels.format.files import Address, LocalFiles, StoreFiles

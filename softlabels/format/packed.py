@@ -27,7 +27,7 @@ from softlabels.codecs import ValueCodec, make_codec
 from softlabels.codecs.codebook import ENTRY_LIMIT, Codebook
 from softlabels.codecs.streams import Stream, exactly, fill, pack
 from softlabels.codecs.training import count, order_of
-from softlabels.core.targets import UNBIASED, SoftTargets
+from softlabels.core.targets import SoftTargets
 from softlabels.errors import IntegrityError
 from softlabels.format.hidden import hidden_of_streams, hidden_streams
 from softlabels.format.identity import PACKED_ARRAYS, Identity
@@ -78,7 +78,7 @@ def streams_of(shard: Shard, identity: Identity, dictionary: Codebook | None) ->
         TargetError: a value that the codec cannot hold, or too many ids for a reader.
     """
     rows, t = shard.rows, shard.targets
-    drawn = identity.targets.k if t.estimator in UNBIASED else 0  # numbers that `_uniforms` draws
+    drawn = identity.targets.k if t.keeps.sample else 0  # numbers that `_uniforms` draws
     check_size(t.n, max(t.k, drawn) + other_ids(identity), sum(r.size for r in rows))
     codec = make_codec(identity.encoding.values)
     kept = t.kept
@@ -93,7 +93,7 @@ def streams_of(shard: Shard, identity: Identity, dictionary: Codebook | None) ->
 
     counts = kept.sum(axis=1)
     streams["kept"] = pack(counts.astype(np.uint32))
-    uniforms = _uniforms(shard, identity)[:, : t.k] if t.estimator in UNBIASED else None
+    uniforms = _uniforms(shard, identity)[:, : t.k] if t.keeps.sample else None
     numbers = codec.to_numbers(t, uniforms)
     for i, temperature in enumerate(t.temperatures):
         streams[log_odds_column(temperature)] = pack(numbers.odds[:, i])
@@ -237,6 +237,7 @@ def shard_of(
         temperatures=grid,
         vocab_size=v,
         estimator=identity.targets.estimator,
+        declared=identity.targets.declared,
         hidden=hidden_of_streams(streams, identity, n, where=where),
         summary=summary_of_streams(streams, identity, book, tokens, (ids, counts), where=where),
     )

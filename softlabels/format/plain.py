@@ -181,6 +181,7 @@ def shard_of(
         temperatures=grid,
         vocab_size=identity.teacher.vocab_size,
         estimator=identity.targets.estimator,
+        declared=identity.targets.declared,
         hidden=hidden_of_columns(columns, identity, starts, where=where),
         summary=summary_of_columns(columns, identity, ids, counts, starts, where=where),
     )

@@ -1,28 +1,24 @@
 """Other tools' files of teacher log-probabilities: reading them into a store, and writing them from one.
 
 What all of them lack is the tail at any temperature but 1, so an imported store has the grid {1}. At T = 1 the tail is
-what true log-probabilities leave of 1. To add a kind to import: a file here, with a function like those below.
+what true log-probabilities leave of 1. To add a kind to import: a file here, with a function `Read`, and a line in
+`IMPORTS`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
-from typing import Protocol, cast
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["EXPORTS", "IMPORTS", "ForeignRow", "Reader", "reader_of"]
+from softlabels.core.registry import Registry
 
-IMPORTS: Mapping[str, str] = {
-    "axolotl": "softlabels.interchange.axolotl",
-    "distillkit": "softlabels.interchange.distillkit",
-    "arrays": "softlabels.interchange.arrays",
-}
-"""Name and module."""
+__all__ = ["EXPORTS", "IMPORTS", "ForeignRow", "Read"]
+
 EXPORTS = ("axolotl", "topk")
 
 
@@ -42,10 +38,10 @@ class ForeignRow:
     """`[N, K]`: natural log-probabilities at T = 1."""
 
 
-class Reader(Protocol):
-    """What the module of a kind to import has."""
+class Read(Protocol):
+    """What reads a kind of file."""
 
-    def read(self, path: Path) -> Iterator[ForeignRow]:
+    def __call__(self, path: Path) -> Iterator[ForeignRow]:
         """All rows, in the same order each time.
 
         Raises:
@@ -53,6 +49,11 @@ class Reader(Protocol):
         """
 
 
-def reader_of(kind: str) -> Reader:
-    """The module of a kind."""
-    return cast(Reader, import_module(IMPORTS[kind]))
+IMPORTS: Registry[Read] = Registry(
+    "softlabels.imports",
+    {
+        "axolotl": "softlabels.interchange.axolotl:read",
+        "distillkit": "softlabels.interchange.distillkit:read",
+        "arrays": "softlabels.interchange.arrays:read",
+    },
+)

@@ -17,7 +17,6 @@ import pyarrow.parquet as pq
 from softlabels.core.durable import appearing, forget_attempts
 from softlabels.core.progress import Reporter, Silent
 from softlabels.core.rows import Row
-from softlabels.core.targets import UNBIASED
 from softlabels.domains import DOMAINS
 from softlabels.errors import ConfigError, PairingError
 from softlabels.format.shard import StoredRow
@@ -96,7 +95,7 @@ def _check(store: Store, kind: str) -> None:
         raise PairingError(
             f"{store.path}: is of the domain {identity.domain!r}; {kind} holds next-token distributions (causal-lm)"
         )
-    if identity.targets.estimator in UNBIASED:
+    if identity.targets.keeps.sample:
         raise PairingError(
             f"{store.path}: holds random samples ({identity.targets.estimator!r}), whose weights are no "
             f"log-probabilities; {kind} needs a store of topk, topp or dense"

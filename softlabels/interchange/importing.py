@@ -26,6 +26,7 @@ from softlabels.core.progress import Reporter, Silent
 from softlabels.core.rows import BEGINNING, LABEL_SHIFT, Cursor, Row
 from softlabels.core.targets import SoftTargets, gaps_from_logp
 from softlabels.errors import ConfigError, CorpusError
+from softlabels.format.encoding import packages_of
 from softlabels.format.identity import (
     CorpusRecord,
     EncodingRecord,
@@ -36,7 +37,7 @@ from softlabels.format.identity import (
 from softlabels.format.manifest import Manifest, Plan
 from softlabels.format.shard import Shard
 from softlabels.format.statistics import statistics_of
-from softlabels.interchange import IMPORTS, ForeignRow, reader_of
+from softlabels.interchange import IMPORTS, ForeignRow
 from softlabels.making.job import Made, make_store
 from softlabels.making.plan import IMPORTED, begun, make_plan, numbered, plan_shards
 from softlabels.making.rows import Passes, check_rows
@@ -91,7 +92,7 @@ def import_store(
     """Make a store, or finish one that was begun.
 
     Args:
-        kind: a key of `IMPORTS`.
+        kind: a name in `IMPORTS`.
         path: the other tool's file or folder.
         out: the store's folder; made if absent.
         config: how to write it.
@@ -104,7 +105,7 @@ def import_store(
         PlanError: `out` holds a different job.
     """
     if kind not in IMPORTS:
-        raise ConfigError(f"{kind!r}: expected one of {', '.join(IMPORTS)}")
+        raise ConfigError(f"{kind!r}: expected one of {', '.join(IMPORTS.names())}")
     report = reporter or Silent()
     build = BuildConfig(
         corpus=(f"{kind}:{path}",),
@@ -150,7 +151,7 @@ class _Imported:
 
     def read(self) -> Iterator[ForeignRow]:
         """All rows."""
-        return reader_of(self.kind).read(self.path)
+        return IMPORTS.load(self.kind)(self.path)
 
     def shard(self, plan: Plan, index: int, advance: Callable[[int], None]) -> Made:
         """A planned shard.
@@ -290,7 +291,8 @@ def _identity(
             container=build.container,
             values=build.stored_values,
             relative_error=codec.relative_error,
-            absolute_error=codec.absolute_error("topk"),
+            absolute_error=codec.absolute_error(sample=False),
+            packages=packages_of(build.container, build.stored_values),
         ),
         licence=build.licence,
     )

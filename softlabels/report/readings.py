@@ -14,9 +14,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from softlabels.core.kept import KeptSet
 from softlabels.core.rows import UNLABELLED
 from softlabels.core.summary import UNKNOWN
-from softlabels.core.targets import UNBIASED, SoftTargets
+from softlabels.core.targets import SoftTargets
 from softlabels.store.token_text import TokenText
 
 __all__ = ["Choice", "Reading", "Top", "read", "sure_of"]
@@ -91,11 +92,11 @@ def read(targets: SoftTargets, n: int, label: int, t: float, text: TokenText) ->
         Choice(id=int(one.ids[0, s]), words=text.label(int(one.ids[0, s])), p=float(p[s]))
         for s in slots
     ]
-    sampled = targets.estimator in UNBIASED
+    sampled = targets.keeps.sample
     sure = len(choices)
     if sampled:
         weights = np.array([[c.p for c in choices]])
-        sure = int(sure_of(weights, np.array([len(choices)]), targets.estimator).sum())
+        sure = int(sure_of(weights, np.array([len(choices)]), targets.keeps).sum())
     logp = entropy = math.nan
     top_id = UNKNOWN
     if one.summary is not None:
@@ -124,7 +125,7 @@ def read(targets: SoftTargets, n: int, label: int, t: float, text: TokenText) ->
 
 
 def sure_of(
-    weights: npt.NDArray[np.float64], counts: npt.NDArray[np.int64], estimator: str
+    weights: npt.NDArray[np.float64], counts: npt.NDArray[np.int64], keeps: KeptSet
 ) -> npt.NDArray[np.bool_]:
     """`[N, K]`: which ids of a sample were sure to be kept, each at its own probability.
 
@@ -133,9 +134,9 @@ def sure_of(
     Args:
         weights: `[N, K]`, the largest first.
         counts: `[N]`: how many of them are kept.
-        estimator: of the sample.
+        keeps: what the sample is.
     """
-    if estimator != "sampled" or weights.shape[1] == 0:
+    if not keeps.sure or weights.shape[1] == 0:
         return np.zeros(weights.shape, np.bool_)
     least = np.take_along_axis(weights, np.maximum(counts - 1, 0)[:, None], axis=1)
     return np.asarray(weights > least * (1 + EQUAL))

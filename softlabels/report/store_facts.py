@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from softlabels.core.rows import LABEL_SHIFT, Row
-from softlabels.core.targets import UNBIASED, SoftTargets, main_temperature
+from softlabels.core.targets import SoftTargets, main_temperature
 from softlabels.format.encoding import column_bytes
 from softlabels.format.shard import Shard
 from softlabels.report.charts import Bin
@@ -230,7 +230,7 @@ def gather(store: Store, *, rows: int) -> StoreFacts:
     identity = store.manifest.identity
     grid = identity.targets.temperatures
     t = main_temperature(grid)
-    sampled = identity.targets.estimator in UNBIASED
+    sampled = identity.targets.keeps.sample
     entropies, logps = list[_Places](), list[_Places]()
     tail, largest, sure, ids = [], [], list[Float64](), 0
     columns: Counter[str] = Counter()
@@ -251,7 +251,7 @@ def gather(store: Store, *, rows: int) -> StoreFacts:
         soft = shard.targets[np.flatnonzero(shard.targets.soft)]
         p = -np.sort(-soft.probs(t).astype(np.float64), axis=1)
         if sampled:
-            kept = sure_of(p, soft.kept.sum(axis=1), identity.targets.estimator)
+            kept = sure_of(p, soft.kept.sum(axis=1), identity.targets.keeps)
             sure.append(np.where(kept, p, 0.0).sum(axis=1))
             ids += int(kept.sum())
         else:
@@ -295,7 +295,7 @@ def _entropy(targets: SoftTargets, t: float) -> Float64:
     if targets.summary is not None:
         return targets.summary.entropy.astype(np.float64)
     h = np.full(targets.n, np.nan)
-    if targets.estimator in UNBIASED:
+    if targets.keeps.sample:
         return h
     soft = targets.soft
     some = targets[np.flatnonzero(soft)]

@@ -8,7 +8,6 @@ from dataclasses import asdict
 import softlabels
 from softlabels.builder.config import BuildConfig, config_of
 from softlabels.core.settings import flags_of
-from softlabels.core.targets import UNBIASED
 from softlabels.errors import ConfigError
 from softlabels.format.fidelity_table import fidelity_rows
 from softlabels.format.figures import figures_of
@@ -39,7 +38,7 @@ def render(store: Store, found: StoreFacts) -> str:
         manifest=manifest,
         identity=manifest.identity,
         figures=figures_of(manifest),
-        sampled=manifest.identity.targets.estimator in UNBIASED,
+        sampled=manifest.identity.targets.keeps.sample,
         found=found,
         measured=None if fidelity is None else fidelity_rows(fidelity),
         commands=commands,

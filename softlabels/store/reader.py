@@ -11,8 +11,9 @@ from typing import Any, cast
 
 import numpy as np
 
-from softlabels.codecs import CODECS
-from softlabels.core.registry import Registry
+from softlabels.codecs import CODECS, make_codec
+from softlabels.core.kept import BUILT_IN
+from softlabels.core.registry import Registry, name_of
 from softlabels.core.rows import Row
 from softlabels.core.views import Dropped, VocabView
 from softlabels.domains import DOMAINS
@@ -37,8 +38,6 @@ __all__ = ["Shard", "Store", "StoredRow", "check_known", "open_store"]
 CACHED_SHARDS = 2
 READ_AHEAD = 8
 """Shards of a remote store that are fetched while it is read from front to back."""
-ESTIMATORS = ("topk", "topp", "sampled", "rs", "dense")
-"""Kinds of kept set whose meaning this reader knows; not a registry, since meaning is not looked up."""
 
 
 class Store:
@@ -358,25 +357,40 @@ def check_known(path: Path | Address, identity: Identity) -> None:
     Raises:
         FormatError: names what is not known.
     """
+    targets, encoding = identity.targets, identity.encoding
+    if (targets.declared is None) == (targets.estimator not in BUILT_IN):
+        what = "not known to this version (it knows {}), and the manifest does not declare what it keeps"
+        if targets.declared is not None:
+            what = "known to this version, which knows {}, and the manifest declares once more what it keeps"
+        raise FormatError(
+            f"{path}: estimator {targets.estimator!r} is {what.format(', '.join(BUILT_IN))}; upgrade softlabels"
+        )
     known: Collection[str] | Registry[Any]
     for what, value, known in (
         ("domain", identity.domain, DOMAINS),
-        ("estimator", identity.targets.estimator, ESTIMATORS),
-        ("profile", identity.encoding.profile, READABLE),
-        ("container", identity.encoding.container, CONTAINERS),
-        ("type of values", identity.encoding.values, CODECS),
+        ("profile", encoding.profile, READABLE),
+        ("container", encoding.container, CONTAINERS),
+        ("type of values", name_of(encoding.values)[0], CODECS),
     ):
         if value not in known:
             names = known.names() if isinstance(known, Registry) else list(known)
+            way = "upgrade softlabels"
+            if encoding.packages:
+                needs = " and ".join(encoding.packages)
+                way = f"it says that it needs the package {needs}: install it, if you trust it"
             raise FormatError(
-                f"{path}: {what} {value!r} is not known to this version (it knows {names}); upgrade softlabels"
+                f"{path}: {what} {value!r} is not known to this version (it knows {names}); {way}"
             )
-    encoding = identity.encoding
     if encoding.profile == PACKED_ARRAYS and encoding.container != "zarr":
         raise FormatError(
             f"{path}: the profile {PACKED_ARRAYS!r} is of the container zarr, not {encoding.container}; copy the store "
             "again from its source"
         )
+    try:
+        make_codec(encoding.values)
+        targets.keeps.check_grid(targets.estimator, targets.temperatures)
+    except ConfigError as e:
+        raise FormatError(f"{path}: its manifest says what no build does: {e}") from e
     shift = DOMAINS.load(identity.domain).label_shift
     if identity.label_shift != shift:
         raise FormatError(

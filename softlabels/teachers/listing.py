@@ -2,8 +2,7 @@
 
 What such a list does not determine is refused before anything is taught: another temperature than 1 (the tail's mass
 there
-is unknown), an unbiased sample or a nucleus (they need the whole distribution), positions by entropy. The estimator is
-`topk`, the grid {1}.
+is unknown), an estimator that needs the whole distribution (all but `topk`), positions by entropy. The grid is {1}.
 
 Of a whole vocabulary the tail is a log-sum-exp over the other ids. Here it is 1 minus the sum of the listed
 probabilities, in float64; how small it can be told is decided by the rounding of the list, so it is never taken as less
@@ -23,7 +22,7 @@ import torch
 from softlabels.builder.config import BuildConfig
 from softlabels.core.summary import Summary
 from softlabels.errors import ConfigError, TeacherError
-from softlabels.estimators import Selection
+from softlabels.estimators import Estimator, Selection
 from softlabels.teachers import Teacher
 from softlabels.teachers.segments import Segment, segments_of
 
@@ -108,7 +107,7 @@ class ListingTeacher(Teacher):
         ]
 
 
-def check_listing(config: BuildConfig, teacher: Teacher) -> None:
+def check_listing(config: BuildConfig, estimator: Estimator, teacher: Teacher) -> None:
     """Refuse a build that asks for what a list does not determine.
 
     Raises:
@@ -118,7 +117,7 @@ def check_listing(config: BuildConfig, teacher: Teacher) -> None:
         return
     spec = teacher.record.spec
     why = f"{spec} lists the log-probabilities of the most probable ids at T=1 only"
-    if config.estimator != "topk":
+    if not estimator.takes_lists:
         raise ConfigError(f"--estimator {config.estimator}: {why}; use --estimator topk")
     if tuple(config.temperature) != (1.0,):
         grid = ", ".join(f"{t:g}" for t in config.temperature)

@@ -80,7 +80,7 @@ def main() -> None:
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for profile in PROFILES:
-            for container in CONTAINERS:
+            for container in CONTAINERS.names():
                 store = make_store(Path(folder), profile, container)
                 found = flip(store, args.flips)
                 total = sum(found.values(), Counter())

@@ -35,7 +35,6 @@ from softlabels.builder.teach import _batches, teach
 from softlabels.core.progress import Silent
 from softlabels.corpora import open_corpora
 from softlabels.domains import DOMAINS
-from softlabels.estimators import make_estimator
 from softlabels.making.job import make_store
 from softlabels.teachers import open_teacher
 
@@ -81,7 +80,7 @@ def main() -> None:
     )
     quiet = Silent()
     teacher = open_teacher(config.teacher, teacher_options(config, None))
-    estimator = make_estimator(config.estimator, config.estimator_parameters)
+    estimator = config.make_estimator()
     corpora = open_corpora(config.corpus)
     maker = DOMAINS.load(config.domain).maker
     rows = [r for _, r in islice(maker.rows(config, corpora, teacher), args.rows)]

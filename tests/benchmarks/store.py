@@ -81,7 +81,7 @@ def encoded_as(identity: Identity, t: SoftTargets, k: int, **how: str) -> Identi
             identity.encoding,
             **how,
             relative_error=codec.relative_error,
-            absolute_error=codec.absolute_error(identity.targets.estimator),
+            absolute_error=codec.absolute_error(sample=identity.targets.keeps.sample),
         ),
         targets=msgspec.structs.replace(identity.targets, k=k, temperatures=list(t.temperatures)),
     )

@@ -25,7 +25,6 @@ from softlabels.core.progress import Silent
 from softlabels.core.rows import InputRow
 from softlabels.core.targets import SoftTargets
 from softlabels.corpora import open_corpora
-from softlabels.estimators import make_estimator
 from softlabels.format.encoding import decode_shard, encode_shard
 from softlabels.format.identity import Identity
 from softlabels.format.manifest import Statistics
@@ -127,9 +126,7 @@ class Texts:
 
     def _make(self, files: dict[str, Path], corpus: str, count: int) -> None:
         configs = {kind: self._config(kind, corpus, count) for kind in KINDS}
-        estimators = {
-            k: make_estimator(c.estimator, c.estimator_parameters) for k, c in configs.items()
-        }
+        estimators = {k: c.make_estimator() for k, c in configs.items()}
         corpora, teacher = open_corpora([corpus]), Remembering(self.teacher)
         identities = {
             kind: survey(config, estimators[kind], corpora, teacher, Silent())[0]

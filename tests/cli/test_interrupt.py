@@ -19,7 +19,7 @@ CODE = """
 import signal
 signal.signal(signal.SIGINT, signal.default_int_handler)
 from softlabels.teachers import TEACHERS
-TEACHERS._builtin["fake"] = "tests.fakes:load_tiny"
+TEACHERS.builtin["fake"] = "tests.fakes:load_tiny"
 from softlabels.cli.main import main
 main(prog_name="softlabels")
 """

@@ -62,7 +62,7 @@ def check(codec, targets):
     truth, found = exact(targets)[kept], exact(again)[kept]
     computed = again.log_probs(1.0)[kept].astype(np.float64)
     size = 1 + np.abs(truth)  # of what single precision can round: gaps are held in it
-    bound = codec.absolute_error("topk")
+    bound = codec.absolute_error(sample=False)
     assert bound == 1 / (2 * codec.n)
     assert (np.abs(found - truth) <= bound + SLACK / 10 + 2.0**-23 * size).all()
     assert (np.abs(computed - truth) <= bound + SLACK + 2.0**-21 * size).all()
@@ -235,8 +235,8 @@ def test_rounding_at_random_has_no_bias(codec_id, estimator, kind):
     assert (np.abs(error) <= 4 * standard + third_order).all()
     # and each single weight keeps the declared bound
     error = np.abs(again.log_probs(1.0).astype(np.float64) - exact(targets))
-    assert (error <= codec.absolute_error(estimator) + SLACK).all()
-    assert codec.absolute_error(estimator) == 2 * codec.step
+    assert (error <= codec.absolute_error(sample=True) + SLACK).all()
+    assert codec.absolute_error(sample=True) == 2 * codec.step
     # equal weights stay equal
     for g in np.unique(gaps):
         same = again.gaps[:, gaps[0] == g]
@@ -294,7 +294,7 @@ def test_weights_of_any_size_keep_their_bound(codec_id, estimator):
         truth = exact(targets)[kept]
         error = np.abs(again.log_probs(1.0)[kept].astype(np.float64) - truth)
         assert (
-            error <= codec.absolute_error(estimator) + SLACK + 2.0**-21 * (1 + np.abs(truth))
+            error <= codec.absolute_error(sample=True) + SLACK + 2.0**-21 * (1 + np.abs(truth))
         ).all()
 
 
@@ -328,7 +328,7 @@ def test_names_and_steps(codec_id):
     assert not codec.plain
     assert codec.relative_error == 0
     assert codec.n == int(codec_id[3:])
-    assert codec.step / 2 < codec.absolute_error("topk")  # the room in which a shift is found
+    assert codec.step / 2 < codec.absolute_error(sample=False)  # the room in which a shift is found
     np.testing.assert_array_equal(
         codec.scores(np.array([0, 1, 2**31], np.uint32)),
         np.array([0, -codec.step, -codec.step * 2**31], np.float32),

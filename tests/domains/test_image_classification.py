@@ -31,6 +31,7 @@ from softlabels.errors import (
 )
 from softlabels.store.reader import open_store
 from softlabels.store.verify import verify_store
+from softlabels.testing import check_domain, check_images
 from tests.domains import pictures
 from trainers.data.batch import collate
 from trainers.data.dataset import SoftTargetDataset
@@ -40,6 +41,7 @@ from trainers.evaluation.evaluate import evaluate, evaluate_run
 from trainers.run.config import RunConfig
 from trainers.run.setup import train
 from trainers.students import load_student, make_student
+from trainers.testing import check_student
 
 AUGMENT = "crop:2,flip,colour:0.2,mixup:0.2,cutmix:0.2"
 VIEWS = 2
@@ -249,6 +251,16 @@ def test_pixels_need_images(ground, tmp_path):
     build(config(ground, limit_rows=16, seed=8), tmp_path / "heldout")
     with pytest.raises(ConfigError, match="--heldout-images is missing"):
         train(run_config(ground, heldout=str(tmp_path / "heldout")), tmp_path / "run")
+
+
+@pytest.mark.parametrize("spec", ["cnn:8x2", "hf-config:GROUND/teacher/config.json"])
+def test_students_keep_the_contract(ground, spec):
+    check_student(spec.replace("GROUND", str(ground)), ground / "store", images=[pictures.IMAGES])
+
+
+def test_the_domain_keeps_the_contract(ground):
+    check_domain(ground / "store", images=[pictures.IMAGES])
+    check_images(pictures.IMAGES)
 
 
 @pytest.mark.parametrize("student", ["cnn:8x2", "hf-config"])

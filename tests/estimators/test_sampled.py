@@ -114,13 +114,6 @@ def test_all_ids_kept_is_the_distribution_itself():
     torch.testing.assert_close(dense, torch.softmax(logits.double(), 1), rtol=1e-5, atol=1e-7)
 
 
-def test_log_norm_is_at_its_own_temperature():
-    logits = torch.randn(4, 90) * 5
-    s = Sampled(k=3, temperatures=(2.0,)).select(logits.clone(), torch.rand(4, dtype=torch.float64))
-    torch.testing.assert_close(s.log_norm, torch.logsumexp(logits / 2, 1), rtol=1e-5, atol=1e-5)
-    assert s.reference == 2.0
-
-
 def test_two_temperatures_are_refused():
     with pytest.raises(ConfigError, match="one temperature"):
         make_estimator("sampled", {"k": 3, "temperatures": (1.0, 2.0)})

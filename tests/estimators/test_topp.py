@@ -19,7 +19,7 @@ def targets_of(estimator, logits):
         log_odds=s.log_odds.numpy(),
         temperatures=estimator.temperatures,
         vocab_size=logits.shape[1],
-        estimator=estimator.name,
+        estimator="topp",
     )
     t.validate()
     return t

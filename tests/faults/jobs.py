@@ -16,7 +16,7 @@ from softlabels.teachers import TEACHERS
 
 __all__ = ["COMMANDS", "JOBS"]
 
-TEACHERS._builtin["fake"] = "tests.fakes:load_tiny"
+TEACHERS.builtin["fake"] = "tests.fakes:load_tiny"
 JOBS: dict[str, Callable[[], None]] = {}
 BUILD = "build --teacher fake:0 --estimator topk --k 4 --seq-len 24 --shard-rows 3 --out out"
 WORDS = "truth fortune wife however feelings views neighbourhood mind family daughter"

@@ -481,7 +481,7 @@ def test_repair_names_the_command_that_makes_a_shard_again(axolotl, tmp_path):
 
 def test_an_import_goes_on_only_with_the_rows_that_it_planned(axolotl, tmp_path, monkeypatch):
     """The files are read twice; what changed in between is not stored under the name of what was read first."""
-    real, passes = importing.reader_of("axolotl").read, []
+    real, passes = importing.IMPORTS.load("axolotl"), []
 
     def read(path):
         passes.append(path)
@@ -490,7 +490,7 @@ def test_an_import_goes_on_only_with_the_rows_that_it_planned(axolotl, tmp_path,
                 row.input_ids[0] ^= 1
             yield row
 
-    monkeypatch.setattr(importing.reader_of("axolotl"), "read", read)
+    monkeypatch.setattr("softlabels.interchange.axolotl.read", read)
     with pytest.raises(CorpusError, match="not those that were planned"):
         run("axolotl", axolotl, tmp_path / "store")
 
@@ -528,7 +528,7 @@ def test_exports_that_are_refused(built, corpus, tmp_path):
 
 
 def test_the_commands(built, tmp_path, monkeypatch):
-    monkeypatch.setitem(TEACHERS._builtin, "fake", "tests.fakes:load_tiny")
+    monkeypatch.setitem(TEACHERS.builtin, "fake", "tests.fakes:load_tiny")
     rows, store = str(tmp_path / "rows.parquet"), str(tmp_path / "store")
     out = CliRunner().invoke(main, ["export", str(built), "axolotl", "--out", rows, "--json"])
     assert out.exit_code == 0, out.output

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from softlabels.codecs import make_codec
+from softlabels.core.kept import BUILT_IN
 from softlabels.core.records import canonical
 from softlabels.core.rows import Row
 from softlabels.core.targets import SoftTargets
@@ -71,7 +72,7 @@ def identity_of(
             container=container,
             values=values,
             relative_error=codec.relative_error,
-            absolute_error=codec.absolute_error(estimator),
+            absolute_error=codec.absolute_error(sample=BUILT_IN[estimator].sample),
         ),
         licence="unknown",
     )

@@ -10,7 +10,7 @@ from softlabels.format.encoding import CONTAINERS, PROFILES
 from tests.benchmarks.bit_flips import flip, make_store
 
 
-@pytest.mark.parametrize("container", CONTAINERS)
+@pytest.mark.parametrize("container", CONTAINERS.names())
 @pytest.mark.parametrize("profile", PROFILES)
 def test_any_flipped_bit_is_found(profile, container, tmp_path):
     store = make_store(tmp_path, profile, container)

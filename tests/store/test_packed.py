@@ -22,8 +22,9 @@ from softlabels.codecs import CODECS, make_codec
 from softlabels.codecs.codebook import Codebook
 from softlabels.codecs.streams import Stream, pack, unpack
 from softlabels.codecs.training import train
+from softlabels.core.kept import BUILT_IN
 from softlabels.core.rows import Row
-from softlabels.core.targets import UNBIASED, SoftTargets
+from softlabels.core.targets import SoftTargets
 from softlabels.errors import IntegrityError, SoftLabelsError, TargetError
 from softlabels.format import packed, packed_rows
 from softlabels.format.containers.parquet import read_streams
@@ -54,7 +55,7 @@ def shard_of(rng, segments_of_rows, identity, *, counts=None, learn=0.7, ids_fro
     rows = [row_of(rng, s, identity.teacher.vocab_size, learn) for s in segments_of_rows]
     n = sum(int(r.label_mask.sum()) for r in rows)
     targets = targets_of(rng, [counts() for _ in range(n)], identity, ids_from=ids_from)
-    if identity.targets.estimator in (*UNBIASED, "dense"):
+    if not identity.targets.keeps.tail:
         targets = replace(targets, log_odds=np.full_like(targets.log_odds, -np.inf))
     return Shard(start_row=START, rows=rows, targets=targets)
 
@@ -110,7 +111,7 @@ def assert_same(shard, again, identity):
     v = np.abs(logp[kept])
     reach = np.where(kept, np.abs(logp), 0).max(axis=1, keepdims=True)
     reach = np.broadcast_to(reach, kept.shape)[kept]
-    absolute = codec.absolute_error(identity.targets.estimator)
+    absolute = codec.absolute_error(sample=identity.targets.keeps.sample)
     bound = absolute
     if codec.plain:  # the reader takes differences, and divides by a sum of its own
         bound = codec.relative_error * (v + 2 * reach) + 3 * absolute
@@ -170,7 +171,7 @@ def test_round_trip_of_ragged_kept_sets(
     segments, seed, narrow, spread, learn, values, estimator, grid, vocab_size, trained
 ):
     rng = np.random.default_rng(seed)
-    grid = (2.0,) if estimator in UNBIASED and len(grid) > 1 else grid
+    grid = (2.0,) if BUILT_IN[estimator].sample and len(grid) > 1 else grid
     identity = packed_identity(
         values=values, temperatures=grid, estimator=estimator, vocab_size=vocab_size, seed=seed
     )
@@ -264,7 +265,7 @@ def test_rows_without_positions(values, estimator):
     identity = packed_identity(values=values, estimator=estimator)
     some = [row_of(rng, [4, 3], 300, learn) for learn in (0, 1, 0, 1, 0)]
     targets = targets_of(rng, [3] * 10, identity)
-    if estimator in UNBIASED:
+    if BUILT_IN[estimator].sample:
         targets = replace(targets, log_odds=np.full_like(targets.log_odds, -np.inf))
     _, again = round_trip(Shard(start_row=START, rows=some, targets=targets), identity)
     assert [again.row(r).targets.n for r in range(5)] == [0, 5, 0, 5, 0]
@@ -307,7 +308,7 @@ def test_chats_and_shared_rows():
 @pytest.mark.parametrize("estimator", ESTIMATORS)
 def test_floats_are_those_of_the_profile_open_to_the_bit(values, estimator):
     rng = np.random.default_rng(1)
-    grid = (2.0,) if estimator in UNBIASED else (0.5, 1.0)
+    grid = (2.0,) if BUILT_IN[estimator].sample else (0.5, 1.0)
     both = [
         identity_of(values=values, estimator=estimator, temperatures=grid, profile=p, k=16)
         for p in ("open", "packed")

@@ -62,12 +62,14 @@ def assert_same(shard, again, identity):
     np.testing.assert_array_equal(b.ids[~b.kept], padding[~b.kept])
     stored = a.log_probs(a.temperatures[0] if 1.0 not in a.temperatures else 1.0)
     reach = np.where(np.isfinite(stored), np.abs(stored), 0).max(axis=1, keepdims=True)
-    slack = 2 * (codec.relative_error * reach + codec.absolute_error("topk")) + 1e-6 * (1 + reach)
+    slack = 2 * (codec.relative_error * reach + codec.absolute_error(sample=False)) + 1e-6 * (
+        1 + reach
+    )
     error = np.abs(np.where(a.kept, a.gaps, 0) - np.where(b.kept, b.gaps, 0)[:, : a.k])
     assert (error <= slack).all()
     finite = np.isfinite(a.log_odds)
     np.testing.assert_array_equal(finite, np.isfinite(b.log_odds))
-    bound = codec.relative_error * np.abs(a.log_odds[finite]) + codec.absolute_error("topk")
+    bound = codec.relative_error * np.abs(a.log_odds[finite]) + codec.absolute_error(sample=False)
     assert (np.abs(a.log_odds[finite] - b.log_odds[finite]) <= bound).all()
     for t in a.temperatures:
         np.testing.assert_allclose(b.probs(t).sum(1) + b.tail(t), 1, atol=1e-5)

@@ -31,6 +31,7 @@ from trainers.exports.onnx_float import export_onnx
 from trainers.exports.record import read_export
 from trainers.exports.student import export
 from trainers.students import load_student
+from trainers.testing import check_export
 
 pytestmark = pytest.mark.slow
 
@@ -105,6 +106,11 @@ def asked_and_expected(ground, student):
             model(torch.from_numpy(e.inputs["input_ids"])[None]).logits[0].numpy() for e in examples
         ]
     return LM.lay(examples, left=True), np.concatenate(expected)
+
+
+@pytest.mark.parametrize("kind", FORMATS.builtin)
+def test_every_format_keeps_the_contract(ground, exported, kind):
+    check_export(kind, ground / "run-llama", exported("llama", kind))
 
 
 @pytest.mark.parametrize(

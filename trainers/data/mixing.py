@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from softlabels.core.registry import name_of
 from softlabels.errors import ConfigError, PairingError, TokenizerError
 from softlabels.format.identity import Identity
 from softlabels.store.demand import Demand
@@ -218,7 +219,8 @@ def check_alike(stores: Sequence[Store]) -> None:
             )
         for what, mine, other in (
             ("vocabulary", store.vocab_size, first.vocab_size),
-            ("estimator", b.targets.estimator, a.targets.estimator),
+            ("estimator", name_of(b.targets.estimator)[0], name_of(a.targets.estimator)[0]),
+            ("kept set", b.targets.keeps, a.targets.keeps),
             ("temperatures", list(b.targets.temperatures), list(a.targets.temperatures)),
             ("domain", b.domain, a.domain),
             ("list of classes", b.classes, a.classes),

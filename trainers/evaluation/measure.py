@@ -15,7 +15,7 @@ from torch import Tensor
 
 from softlabels.core.devices import choose
 from softlabels.core.rows import UNLABELLED, Row
-from softlabels.core.targets import UNBIASED, SoftTargets
+from softlabels.core.targets import SoftTargets
 from softlabels.errors import RunError
 from softlabels.format.shard import StoredRow
 from softlabels.store.reader import Store
@@ -185,7 +185,7 @@ def _places(rows: Sequence[StoredRow]) -> dict[str, npt.NDArray[np.generic]]:
 def _measure(hidden: Tensor, head: Head, batch: Batch) -> dict[str, Tensor]:
     hidden = batch.at_positions(hidden).float()
     device, targets = hidden.device, batch.targets
-    known = targets.soft if targets.estimator not in UNBIASED else np.zeros(targets.n, np.bool_)
+    known = targets.soft if not targets.keeps.sample else np.zeros(targets.n, np.bool_)
     first, confidence = _first_choices(targets, known)
     ids = torch.from_numpy(targets.ids.astype(np.int64)).to(device)
     kept = torch.from_numpy(targets.kept).to(device)

@@ -33,7 +33,7 @@ import torch
 from torch import Tensor
 
 from softlabels.core.rows import UNLABELLED
-from softlabels.core.targets import UNBIASED, SoftTargets
+from softlabels.core.targets import SoftTargets
 from softlabels.errors import ConfigError, PairingError
 from softlabels.format.identity import TargetRecord
 from trainers.data.batch import COUNTED, Batch
@@ -44,8 +44,6 @@ from trainers.loss.topk_tail import topk_tail_loss
 from trainers.loss.totals import StepTotals, add_up
 
 __all__ = ["DistillLoss", "LossOutput"]
-
-NOT_LINEAR = "it is not linear in the teacher's probabilities, so unbiased samples bias it"
 
 
 class LossOutput(NamedTuple):
@@ -113,11 +111,11 @@ class DistillLoss:
 
     def __post_init__(self) -> None:
         for flag, name, known in (
-            ("loss", self.divergence, DIVERGENCES),
-            ("weight", self.weight, WEIGHTS),
+            ("loss", self.divergence, DIVERGENCES.names()),
+            ("weight", self.weight, sorted(WEIGHTS)),
         ):
             if name not in known:
-                raise ConfigError(f"--{flag} {name!r}: known are {', '.join(sorted(known))}")
+                raise ConfigError(f"--{flag} {name!r}: known are {', '.join(known)}")
         inf = float("inf")
         for name, fits, expected in (
             ("alpha", 0 <= self.alpha <= 1, "0 (hard labels only) to 1 (soft targets only)"),
@@ -140,9 +138,9 @@ class DistillLoss:
         """
         if self.alpha == 0:
             return
-        if targets.estimator in UNBIASED and not DIVERGENCES[self.divergence].takes_samples:
+        if targets.keeps.sample and (why := DIVERGENCES.load(self.divergence).refuses_samples):
             raise PairingError(
-                f"--loss {self.divergence} does not go with a {targets.estimator!r} store: {NOT_LINEAR}; use --loss "
+                f"--loss {self.divergence} does not go with a {targets.estimator!r} store: {why}; use --loss "
                 "forward_kl, or a store built with --estimator topk"
             )
         if self.temperature not in targets.temperatures:
@@ -154,7 +152,7 @@ class DistillLoss:
 
     def notices(self, targets: TargetRecord) -> list[str]:
         """What to know of this loss on this store, in one sentence each."""
-        if self.alpha > 0 and self.weight != "even" and targets.estimator in UNBIASED:
+        if self.alpha > 0 and self.weight != "even" and targets.keeps.sample:
             return [
                 f"--weight {self.weight} reads its weight from the same {targets.estimator!r} sample as the loss, so "
                 "the gradient is no longer unbiased; leave --weight out, or use a store built with --estimator topk"
@@ -221,13 +219,13 @@ class DistillLoss:
         return WEIGHTS[self.weight](batch.targets[places], labels, self.temperature)
 
     def _check_targets(self, targets: SoftTargets) -> None:
-        known = DIVERGENCES[self.divergence]
-        if targets.estimator in UNBIASED:
-            if not known.takes_samples:
+        known = DIVERGENCES.load(self.divergence)
+        if targets.keeps.sample:
+            if known.refuses_samples:
                 raise PairingError(
-                    f"{self.divergence} does not go with {targets.estimator!r} targets: {NOT_LINEAR}"
+                    f"{self.divergence} does not go with {targets.estimator!r} targets: {known.refuses_samples}"
                 )
-        elif not known.without_tail and _lacks_tail(targets, self.temperature):
+        elif known.needs_tail and _lacks_tail(targets, self.temperature):
             raise PairingError(
                 f"{self.divergence} needs the teacher's tail, and these {targets.estimator!r} targets keep "
                 f"{targets.k} of {targets.vocab_size} ids and no mass outside: the student would be pushed out of the "
@@ -322,7 +320,7 @@ class _ChunkLoss:
         log_p = self.log_p[here]
         log_q = torch.log_softmax(columns, dim=1)
         shape = Shape(self.loss.beta, self.loss.skew)
-        soft = DIVERGENCES[self.loss.divergence].value(log_p, log_q, shape)
+        soft = DIVERGENCES.load(self.loss.divergence)(log_p, log_q, shape)
         weighted = soft if self.weights is None else soft * self.weights[here]
         agree = soft.new_zeros(())
         if len(soft) and columns.shape[1] > 1:

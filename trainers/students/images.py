@@ -24,6 +24,7 @@ from softlabels.domains.image_classification import NAME
 from softlabels.errors import ConfigError, MissingExtraError
 from trainers.data.batch import Batch
 from trainers.data.tasks import CAUSAL, Task
+from trainers.students import STUDENTS, Student
 from trainers.students.cnn import make_cnn
 from trainers.students.encoders import EncoderStudent, class_head
 
@@ -132,12 +133,12 @@ def _drawn(spec: str, seed: int, make: Callable[[], Any]) -> nn.Module:
         return model
 
 
-MAKERS = {"cnn": from_cnn, "timm": from_timm, "torchvision": from_torchvision}
-"""Of students that `load_saved` makes again."""
+OF_FOLDERS = ("hf", "hf-config", "layers-of", "new")
+"""Kinds that save a model as transformers does: no saved student names them, nor a folder to be made from."""
 
 
 def saved_spec(folder: Path) -> str | None:
-    """The spec of an `ImageStudent` that was saved in a folder; None if there is none."""
+    """The spec that makes a student that was saved in a folder; None: it is a model of transformers."""
     try:
         spec = json.loads((folder / "config.json").read_text(encoding="utf-8")).get(KEY)
     except (OSError, ValueError, AttributeError):
@@ -145,18 +146,19 @@ def saved_spec(folder: Path) -> str | None:
     return spec if isinstance(spec, str) else None
 
 
-def load_saved(folder: Path, spec: str, task: Task) -> ImageStudent:
-    """An `ImageStudent` that was saved.
+def load_saved(folder: Path, spec: str, task: Task) -> Student:
+    """A student that was saved with the spec that makes it.
 
     Raises:
         ConfigError: its classes are others, or its files are damaged.
     """
     name, _, argument = spec.partition(":")
-    if name not in MAKERS:
+    if name in OF_FOLDERS or name not in STUDENTS:
         raise ConfigError(
-            f"--student hf:{folder}: config.json names {spec!r}, which this version cannot make; upgrade softlabels"
+            f"--student hf:{folder}: config.json names {spec!r}, which nothing here makes; install the package that "
+            "does, or upgrade softlabels"
         )
-    student = MAKERS[name](argument, seed=0, task=task)
+    student = STUDENTS.load(name)(argument, seed=0, task=task)
     try:
         classes = json.loads((folder / "config.json").read_text(encoding="utf-8"))["classes"]
         state = load_file(folder / "model.safetensors")

@@ -11,8 +11,8 @@ Grey images become three equal channels. An image is what its file decodes to; n
 from __future__ import annotations
 
 import bisect
-from collections.abc import Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
+from typing import Protocol
 
 from softlabels.core.registry import Registry, split_spec
 from softlabels.domains.image_classification.pixels import Pixels
@@ -41,7 +41,7 @@ class ImageSource(Protocol):
         """Where it lies, for messages."""
 
 
-IMAGES: Registry[Any] = Registry(
+IMAGES: Registry[Callable[[str], ImageSource]] = Registry(
     "softlabels.images",
     {
         "images": "softlabels.domains.image_classification.files:ImageFolder",
