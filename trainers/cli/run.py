@@ -46,8 +46,9 @@ def run_command(
     config = RunConfig.from_sources(config_file, flags)
     out = out_from(config_file, out)
     from trainers.evaluation.forgetting import read_forgetting
+    from trainers.run.record import read_run_record
     from trainers.run.reduce import is_first
-    from trainers.run.summary import read_config, summary_of, summary_text
+    from trainers.run.summary import summary_of, summary_text
     from trainers.run.vocabulary import read_dropped
 
     begun = time.monotonic()
@@ -57,7 +58,7 @@ def run_command(
         return
     seconds = time.monotonic() - begun
     result = summary_of(out)
-    text = summary_text(result, read_config(out), seconds)
+    text = summary_text(result, read_run_record(out)["config"], seconds)
     result["seconds"] = seconds
     if config.vocab is not None:
         result |= read_dropped(out)

@@ -22,7 +22,6 @@ from softlabels.store.reader import Store
 from trainers.data.batch import Batch, collate
 from trainers.loss.divergences import Shape, forward_kl
 from trainers.loss.head_chunks import Head, HeadChunks, chunk_rows, head_logits
-from trainers.loss.position_weights import teacher_bins
 from trainers.loss.topk_tail import topk_tail
 from trainers.students import Student, check_vocab
 from trainers.students.context import check_context
@@ -206,7 +205,7 @@ def _measure(hidden: Tensor, head: Head, batch: Batch) -> dict[str, Tensor]:
     of_teacher = torch.zeros(3, targets.n, device=device)
     if len(places):
         at = torch.from_numpy(places).to(device)
-        log_p = teacher_bins(targets[places], 1.0, device)
+        log_p = torch.from_numpy(targets[places].log_bins(1.0)).to(device, torch.float32)
         log_q = torch.log_softmax(out.columns.index_select(0, at), dim=1)
         outside = targets.vocab_size - kept.index_select(0, at).sum(dim=1)
         of_teacher[0, at] = forward_kl(log_p, log_q, Shape())

@@ -39,7 +39,7 @@ from softlabels.format.identity import TargetRecord
 from trainers.data.batch import COUNTED, Batch
 from trainers.loss.divergences import DIVERGENCES, Shape
 from trainers.loss.head_chunks import Columns, Head, HeadChunks, accumulator
-from trainers.loss.position_weights import WEIGHTS, teacher_bins
+from trainers.loss.position_weights import WEIGHTS
 from trainers.loss.topk_tail import topk_tail_loss
 from trainers.loss.totals import StepTotals, add_up
 
@@ -276,7 +276,7 @@ class _ChunkLoss:
         self.places = np.flatnonzero(batch.targets.soft)
         self.all_soft = len(self.places) == len(batch.labels)
         targets = batch.targets if self.all_soft else batch.targets[self.places]
-        self.log_p = teacher_bins(targets, loss.temperature, self.device, dtype)
+        self.log_p = torch.from_numpy(targets.log_bins(loss.temperature)).to(self.device, dtype)
         slots = targets.gaps.argmin(axis=1) if targets.k else np.zeros(0, np.int64)
         self.top_slot = torch.from_numpy(slots[:, None]).to(self.device)
         self.weights = (

@@ -1,4 +1,4 @@
-"""The teacher's bins, and how much each position counts in the soft loss.
+"""How much each position counts in the soft loss.
 
 A weight is a function of the store alone (never of the student), so that it is the same in every epoch, on every
 rank and after a resume, and so that its sum over an optimiser step is known before the step. The loss divides by
@@ -13,28 +13,16 @@ from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
 
 from softlabels.core.targets import SoftTargets
 
-__all__ = ["WEIGHTS", "teacher_bins"]
+__all__ = ["WEIGHTS"]
 
 Float64 = npt.NDArray[np.float64]
 Int64 = npt.NDArray[np.int64]
 
 LEAST = 1e-3
 """Added to each weight: a step whose teacher is certain everywhere becomes a plain mean instead of 0 / 0."""
-
-
-def teacher_bins(
-    targets: SoftTargets,
-    temperature: float,
-    device: torch.device,
-    dtype: torch.dtype = torch.float32,
-) -> Tensor:
-    """`SoftTargets.log_bins` on a device: `[N, K+1]`, computed in float64 and rounded once."""
-    return torch.from_numpy(targets.log_bins(temperature)).to(device, dtype)
 
 
 def even(targets: SoftTargets, labels: Int64, temperature: float) -> Float64:

@@ -13,7 +13,7 @@ from softlabels.core.records import read_file
 from softlabels.errors import RunError
 from trainers.run.record import read_run_record
 
-__all__ = ["read_config", "summary_of", "summary_text"]
+__all__ = ["summary_of", "summary_text"]
 
 HELDOUT = "heldout_nll"
 
@@ -52,11 +52,6 @@ def summary_of(run: Path) -> dict[str, Any]:
         best = min(known, key=lambda r: r[HELDOUT], default=evaluated[-1])
         found |= {"heldout": _evaluation(evaluated[-1]), "best": _evaluation(best)}
     return found
-
-
-def read_config(run: Path) -> dict[str, Any]:
-    """What `run.json` records of the run's settings."""
-    return dict(read_run_record(run)["config"])
 
 
 def _evaluation(record: Mapping[str, Any]) -> dict[str, Any]:
