@@ -48,9 +48,9 @@ def student_of(ground):
 
 def some_unlabelled(batch: Batch) -> Batch:
     """The same, without labels at every third position of the rows whose number is even."""
-    row_of = batch.flat_positions // batch.input_ids.shape[1]
+    row_of = batch.flat_positions // batch.width
     even = torch.tensor(batch.rows)[row_of] % 2 == 0
-    third = batch.flat_positions % batch.input_ids.shape[1] % 3 == 0
+    third = batch.flat_positions % batch.width % 3 == 0
     return replace(batch, labels=batch.labels.masked_fill(even & third, UNLABELLED))
 
 
