@@ -55,19 +55,22 @@ class Expected:
     """Entries, over all records; None: not known."""
 
 
-def check_declared(entries: Mapping[str, tuple[int, int | None]], size: int, where: str) -> None:
+def check_declared(
+    entries: Mapping[str, tuple[int, int | None]], size: int, where: str, *, spare: int = 0
+) -> None:
     """Refuse columns that declare too much, before they are decoded.
 
     Args:
         entries: of each column, and how many it may have at most; None: not known.
         size: bytes of all in memory.
         where: for messages.
+        spare: entries that a column may declare beyond those, where a file counts what is empty.
 
     Raises:
         IntegrityError: they do.
     """
     for name, (found, most) in entries.items():
-        if most is not None and found > most:
+        if most is not None and found > most + spare:
             raise IntegrityError(
                 f"{where}: column {name!r} declares {found} entries, at most {most} fit the manifest; not decoded. "
                 "Copy it again from a source that you trust"

@@ -135,12 +135,13 @@ def read_columns(
         raise IntegrityError(
             f"{where}: holds {num_rows} rows, expected {records}; copy it again from its source"
         )
-    entries = {  # an empty list counts as one
-        name: (declared[name].entries, None if about.most is None else about.most + num_rows)
+    entries = {
+        name: (declared[name].entries, about.most)
         for name, about in expected.items()
         if name in declared
     }
-    check_declared(entries, sum(declared[name].bytes for name in entries), where)
+    size = sum(declared[name].bytes for name in entries)
+    check_declared(entries, size, where, spare=num_rows)  # an empty list counts as one
     table = _read(data, list(expected), where)
     return {name: _column(table, name, about, where) for name, about in expected.items()}
 
