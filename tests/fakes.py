@@ -150,6 +150,20 @@ class Notices(Silent):
         self.lines.append(message)
 
 
+class Steps(Silent):
+    """A progress callback that remembers how far each advance was, and of how much."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[int, int | None]] = []
+
+    def stage(self, name: str, total: int | None, unit: str, done: int = 0) -> None:
+        self.done, self.total = done, total
+
+    def advance(self, amount: int, note: str | None = None) -> None:
+        self.done += amount
+        self.seen.append((self.done, self.total))
+
+
 def load_tiny(argument: str, options: Any) -> TinyTeacher:
     """What a registry entry `fake:SECONDS` loads: a tiny teacher that takes its time for each batch."""
     import time

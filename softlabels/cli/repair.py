@@ -33,8 +33,7 @@ def repair_command(ctx: click.Context, store: Path, dry_run: bool, as_json: bool
     from softlabels.making.repair import repair_store
 
     with Bar() as bar:
-        bar.stage("repair", None, "shards")
-        done = repair_store(store, dry_run=dry_run, progress=lambda i, n: bar.advance(1))
+        done = repair_store(store, dry_run=dry_run, reporter=bar)
     would = "would " if dry_run else ""
     lines = [f"{would}{a.action} {a.file}: {a.reason}" for a in done.actions]
     if done.whole:

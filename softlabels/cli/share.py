@@ -39,11 +39,10 @@ def push_command(store: Path, url: str, alone: bool, as_json: bool) -> None:
     from softlabels.store.remote.push import push
 
     with Bar() as bar:
-        bar.stage("push", None, "shards")
         if url.startswith("hf://"):
-            done = push_to_hub(store, url, progress=lambda i, n: bar.advance(1))
+            done = push_to_hub(store, url, reporter=bar)
         else:
-            done = push(store, url, alone=alone, progress=lambda i, n: bar.advance(1))
+            done = push(store, url, alone=alone, reporter=bar)
     text = (
         f"{url}: complete; {done.shards_moved:,} of {done.shards:,} shards and {done.bytes_moved:,} bytes in "
         f"{done.files_moved:,} files travelled"
@@ -79,15 +78,7 @@ def pull_command(
     asked = Demand(**demand)
 
     with Bar() as bar:
-        bar.stage("pull", None, "shards")
-        done = pull(
-            url,
-            folder,
-            share=share,
-            rows=rows,
-            progress=lambda i, n: bar.advance(1),
-            demand=asked,
-        )
+        done = pull(url, folder, share=share, rows=rows, reporter=bar, demand=asked)
     shards = f"{done.shards:,} shards"
     if done.shards < done.of:
         shards = f"{done.shards:,} of {done.of:,} shards, a part of digest {done.digest}"

@@ -43,10 +43,7 @@ def verify_command(
 
     asked = Demand(**demand)
     with Bar() as bar:
-        bar.stage("verify", None, "shards")
-        report = verify_store(
-            store, deep=deep, progress=lambda done, total: bar.advance(1), demand=asked
-        )
+        report = verify_store(store, deep=deep, reporter=bar, demand=asked)
     for problem in report.problems:
         say(f"error: {problem}")
     facts = report.vouched.facts(asked)

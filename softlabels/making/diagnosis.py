@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
+from softlabels.core.progress import Reporter
 from softlabels.core.records import read_file, read_record
 from softlabels.errors import IntegrityError, SoftLabelsError, UnreadableError
 from softlabels.format.dictionaries import Dictionaries
@@ -59,13 +60,13 @@ def diagnose(
     path: Path,
     plan: Plan,
     manifest: Manifest | None,
-    progress: Callable[[int, int], None] | None,
+    report: Reporter,
 ) -> Diagnosis:
     """Look at every shard, one at a time in memory.
 
     Args:
         manifest: of the same plan; None: there is none that is intact.
-        progress: told of shards looked at, and of how many.
+        report: receives the progress, in shards.
 
     Raises:
         IntegrityError: a shard and its record are intact, but of another build.
@@ -73,11 +74,11 @@ def diagnose(
     """
     found = Diagnosis()
     find = Dictionaries(path, plan.identity.teacher.vocab_size)
+    report.stage("repair", len(plan.shards), "shards")
     for i, shard in enumerate(plan.shards):
         listed = None if manifest is None else manifest.shards[i].sha256
         _look_at(path, plan, shard, listed, find, found)
-        if progress is not None:
-            progress(i + 1, len(plan.shards))
+        report.advance(1)
     return found
 
 

@@ -20,12 +20,12 @@ Costs one pass over the store: every shard is hashed and decoded, one at a time 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
 from softlabels.core.durable import explained, is_temporary, leftovers, publish
+from softlabels.core.progress import Reporter, Silent
 from softlabels.core.records import check_file, is_record, read_file
 from softlabels.errors import FormatError, IntegrityError, StoreError
 from softlabels.format.dictionaries import DICTIONARY
@@ -87,15 +87,13 @@ class Repair:
         return not self.rebuild and not self.problems
 
 
-def repair_store(
-    path: Path, *, dry_run: bool = False, progress: Callable[[int, int], None] | None = None
-) -> Repair:
+def repair_store(path: Path, *, dry_run: bool = False, reporter: Reporter | None = None) -> Repair:
     """Mend what can be mended, withdraw what must be built again. Nothing intact is deleted.
 
     Args:
         path: the store, finished or not.
         dry_run: say what would be done, and change nothing.
-        progress: told of shards looked at, and of how many.
+        reporter: receives the progress, in shards.
 
     Raises:
         FormatError: not a store, or one of a newer version.
@@ -114,7 +112,7 @@ def repair_store(
         raise IntegrityError(
             f"{path}: {PLAN} and {MANIFEST} are of two builds; put the right one back (nothing was changed)"
         )
-    found = diagnose(path, plan, manifest, progress)
+    found = diagnose(path, plan, manifest, reporter or Silent())
     problems = _beside(path, plan, manifest) + _strangers(path, plan, manifest)
     if not dry_run:
         refuse_living(path)  # which may have come meanwhile

@@ -5,11 +5,11 @@ Of a part, the figures of its unsigned `part.json` are counted again from its sh
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from softlabels.core.durable import TEMPORARY
+from softlabels.core.progress import Reporter, Silent
 from softlabels.core.records import parse_record
 from softlabels.errors import IntegrityError, SoftLabelsError
 from softlabels.format.files import Recorded, StoreFiles
@@ -50,7 +50,7 @@ def verify_store(
     path: Path | str,
     *,
     deep: bool = True,
-    progress: Callable[[int, int], None] | None = None,
+    reporter: Reporter | None = None,
     demand: Demand | None = None,
 ) -> Report:
     """Compare every file with its digest and, if `deep`, decode every shard and check every invariant.
@@ -58,7 +58,7 @@ def verify_store(
     Args:
         path: folder of the store, or its address, of which every byte is then fetched anew, past the cache.
         deep: decode, too.
-        progress: told after each shard how many are done, of how many.
+        reporter: receives the progress, in shards.
         demand: what the manifest must be, signed for instance.
 
     Raises:
@@ -86,7 +86,8 @@ def verify_store(
             problems.append(f"{e}{again}")
     plan = _plan(source, problems)
 
-    counting = Counting()
+    counting, progress = Counting(), reporter or Silent()
+    progress.stage("verify", len(store.manifest.shards), "shards")
     numbers = range(len(manifest.shards)) if part is None else part.shards
     for i, (number, shard) in enumerate(zip(numbers, store.manifest.shards, strict=True)):
         known.add(shard.name)
@@ -104,8 +105,7 @@ def verify_store(
             rows, positions = rows + shard.rows, positions + shard.positions
         except SoftLabelsError as e:
             problems.append(str(e))
-        if progress is not None:
-            progress(i + 1, len(store.manifest.shards))
+        progress.advance(1)
     corpus = store.manifest.identity.corpus
     if deep and not problems:
         if part is not None:

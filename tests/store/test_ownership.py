@@ -23,7 +23,7 @@ from softlabels.making.plan import load_plan
 from softlabels.making.quarantine import quarantined
 from softlabels.making.repair import repair_store
 from softlabels.store.verify import verify_store
-from tests.fakes import TinyTeacher, build_tiny
+from tests.fakes import Steps, TinyTeacher, build_tiny
 from tests.store.made_up import files_of
 
 JOB = {"limit_rows": 8, "shard_rows": 3, "temperature": (1.0, 2.0)}
@@ -191,11 +191,13 @@ def test_repair_leaves_what_was_committed_since_it_looked(unfinished, corpus):
     (unfinished / SHARD).unlink()
     (unfinished / "commits/00001.json").unlink()
 
-    def meanwhile(done, total):
-        if done == total:
-            build(unfinished, corpus)
+    class Meanwhile(Steps):
+        def advance(self, amount, note=None):
+            super().advance(amount, note)
+            if self.done == self.total:
+                build(unfinished, corpus)
 
-    repair_store(unfinished, progress=meanwhile)
+    repair_store(unfinished, reporter=Meanwhile())
     assert (unfinished / SHARD).exists()
     assert (unfinished / "commits/00001.json").exists()
     build(unfinished, corpus)

@@ -16,7 +16,7 @@ from softlabels.format.manifest import Commit, load_manifest
 from softlabels.making.amend import amend
 from softlabels.making.repair import repair_store
 from softlabels.store.verify import verify_store
-from tests.fakes import TinyTeacher, build_tiny
+from tests.fakes import Steps, TinyTeacher, build_tiny
 from tests.store.made_up import files_of, held_by, reseal, write_sealed
 
 JOB = {"limit_rows": 8, "shard_rows": 3, "temperature": (1.0, 2.0)}
@@ -61,11 +61,11 @@ def check_restored(built, store, corpus, *, rows: int) -> None:
 
 
 def test_a_whole_store_is_left_alone(built, store):
-    seen = []
-    repair = repair_store(store, progress=lambda i, n: seen.append((i, n)))
+    steps = Steps()
+    repair = repair_store(store, reporter=steps)
     assert repair.whole
     assert (repair.actions, repair.rebuild, repair.problems) == ([], [], [])
-    assert seen == [(1, 3), (2, 3), (3, 3)]
+    assert steps.seen == [(1, 3), (2, 3), (3, 3)]
     assert held_by(store) == files_of(built)
 
 

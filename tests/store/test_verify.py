@@ -15,7 +15,7 @@ from softlabels.errors import FormatError, StoreError
 from softlabels.format.encoding import decode_shard, encode_shard
 from softlabels.format.manifest import Commit, load_manifest
 from softlabels.store.verify import verify_store
-from tests.fakes import build_tiny
+from tests.fakes import Steps, build_tiny
 from tests.store.made_up import files_of, reseal
 
 modes = pytest.mark.parametrize("deep", [True, False], ids=["deep", "quick"])
@@ -25,14 +25,14 @@ modes = pytest.mark.parametrize("deep", [True, False], ids=["deep", "quick"])
 @pytest.mark.parametrize("estimator", ["topk", "sampled"])
 def test_a_whole_store_has_no_problems(tmp_path, corpus, deep, estimator):
     build_tiny(tmp_path / "s", corpus, estimator=estimator, limit_rows=5, shard_rows=2)
-    seen = []
-    report = verify_store(tmp_path / "s", deep=deep, progress=lambda i, n: seen.append((i, n)))
+    steps = Steps()
+    report = verify_store(tmp_path / "s", deep=deep, reporter=steps)
     manifest = load_manifest(tmp_path / "s")
     assert report.problems == []
     assert (report.rows, report.positions) == (5, manifest.identity.corpus.positions)
     assert report.files == len(manifest.shards) + len(manifest.files) + 1
     assert report.bytes == manifest.data_bytes + sum(f.bytes for f in manifest.files.values())
-    assert seen == [(1, 3), (2, 3), (3, 3)]
+    assert steps.seen == [(1, 3), (2, 3), (3, 3)]
 
 
 @modes

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from softlabels.core.progress import Reporter, Silent
 from softlabels.errors import (
     ConfigError,
     FormatError,
@@ -23,7 +24,7 @@ from softlabels.errors import (
 )
 from softlabels.format.manifest import MANIFEST, SIGNATURE, Manifest, load_manifest
 from softlabels.store.remote.addresses import hub_place
-from softlabels.store.remote.push import Progress, shareable
+from softlabels.store.remote.push import shareable
 from softlabels.store.remote.transfer import Transfer, check_grown
 
 __all__ = ["push_to_hub"]
@@ -36,7 +37,7 @@ FOLDER_LIMIT = 10_000
 
 
 def push_to_hub(
-    store: Path, url: str, *, api: Any = None, progress: Progress | None = None
+    store: Path, url: str, *, api: Any = None, reporter: Reporter | None = None
 ) -> Transfer:
     """Copy a store to `hf://datasets/OWNER/NAME[@BRANCH][/FOLDER]`; the repository must be there.
 
@@ -44,7 +45,7 @@ def push_to_hub(
         store: its folder.
         url: where it is to be; it may hold an earlier generation of the store.
         api: an `HfApi`; None makes one, with the token of the environment or of `hf auth login`.
-        progress: told of shards.
+        reporter: receives the progress, in shards.
 
     Raises:
         IntegrityError: the store is damaged, or another one is there.
@@ -64,12 +65,12 @@ def push_to_hub(
             check_grown(old, manifest, url)
         names = [s.name for s in manifest.shards]
         missing = [n for n in names if not repository.has(n)]
-        done = len(names) - len(missing)
+        done, progress = len(names) - len(missing), reporter or Silent()
+        progress.stage("push", len(names), "shards", done)
         for chunk in _chunks(store, missing):
             repository.commit(chunk, f"Shards {done} to {done + len(chunk)} of {len(names)}")
             done += len(chunk)
-            if progress is not None:
-                progress(done, len(names))
+            progress.advance(len(chunk))
         changed = [n for n in beside if n != SIGNATURE and not repository.has(n)]
         for chunk in _chunks(store, changed):
             repository.commit(chunk, "Files beside the shards")

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from softlabels.core.durable import is_temporary, make_folder, publish, replace, sweep, sync_folder
+from softlabels.core.progress import Reporter, Silent
 from softlabels.core.records import (
     FORMAT,
     FORMAT_VERSION,
@@ -48,7 +49,6 @@ from softlabels.store.reader import Store, check_known
 from softlabels.store.remote.cache import CacheOptions
 from softlabels.store.remote.client import Client
 from softlabels.store.remote.files import RemoteFiles
-from softlabels.store.remote.push import Progress
 from softlabels.store.remote.transfer import (
     Transfer,
     check_commit,
@@ -72,7 +72,7 @@ def pull(
     *,
     share: float | None = None,
     rows: int | None = None,
-    progress: Progress | None = None,
+    reporter: Reporter | None = None,
     demand: Demand | None = None,
 ) -> Transfer:
     """Copy a store from an address into a folder.
@@ -82,7 +82,7 @@ def pull(
         folder: empty, or not there, or with an earlier or smaller pull of the store.
         share: of the rows, above 0 and at most 1; whole shards are taken until they have as many.
         rows: so many at least, instead of a share. Neither: all.
-        progress: told of shards.
+        reporter: receives the progress, in shards.
         demand: what the whole store there must be, signed for instance; else nothing is fetched.
 
     Raises:
@@ -110,7 +110,9 @@ def pull(
         _check_folder(folder, manifest)
         sweep(folder)
         _mark(folder, vouched.data)
-        moved = _Receiver(origin, folder, manifest, vouched.data).receive(wanted, progress)
+        moved = _Receiver(origin, folder, manifest, vouched.data).receive(
+            wanted, reporter or Silent()
+        )
         (folder / MARKER).unlink(missing_ok=True)
         return moved
 
@@ -206,15 +208,15 @@ class _Receiver:
         self._lock = threading.Lock()
         self._moved: dict[str, int] = {}
 
-    def receive(self, wanted: Sequence[int], progress: Progress | None) -> Transfer:
+    def receive(self, wanted: Sequence[int], report: Reporter) -> Transfer:
         """Bring these shards, and all that belongs to them; those that are there stay."""
         shards, plan = self._manifest.shards, read_plan_record(self._origin)
         had = {i for i, s in enumerate(shards) if (self._folder / s.name).exists()}
         chosen = sorted(had | set(wanted))
         files = [Recorded(shards[i].name, shards[i].sha256, shards[i].bytes) for i in chosen]
-        for done, _ in enumerate(several(self._bring, files)):
-            if progress is not None:
-                progress(done + 1, len(files))
+        report.stage("pull", len(files), "shards")
+        for _ in several(self._bring, files):
+            report.advance(1)
         shards_moved = len(self._moved)
         beside = [Recorded(n, r.sha256, r.bytes) for n, r in self._manifest.files.items()]
         for _ in several(self._bring, beside):

@@ -14,11 +14,11 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Callable
 from pathlib import Path
 from secrets import token_hex
 from typing import BinaryIO, cast
 
+from softlabels.core.progress import Reporter, Silent
 from softlabels.core.records import RECORD_LIMIT
 from softlabels.errors import ConfigError, FormatError, IntegrityError, RemoteError, StoreError
 from softlabels.format.files import LocalFiles
@@ -43,7 +43,6 @@ __all__ = ["probe", "push", "shareable"]
 IN_PARTS = 64 * 2**20
 """Bytes: a larger file goes in parts, each of which is tried again for itself."""
 
-Progress = Callable[[int, int], None]
 """Told how many shards are done, of how many."""
 
 
@@ -65,7 +64,7 @@ def shareable(store: Path) -> tuple[Manifest, list[str]]:
 
 
 def push(
-    store: Path, url: str, *, alone: bool = False, progress: Progress | None = None
+    store: Path, url: str, *, alone: bool = False, reporter: Reporter | None = None
 ) -> Transfer:
     """Copy a store to `s3://…` or `gs://…`.
 
@@ -73,7 +72,7 @@ def push(
         store: its folder.
         url: where it is to be; it may hold an earlier generation of the store.
         alone: the user's word that nobody else writes there, for a place that ignores preconditions.
-        progress: told of shards.
+        reporter: receives the progress, in shards.
 
     Raises:
         IntegrityError: the store is damaged, or another one is there.
@@ -101,16 +100,14 @@ def push(
             )
         check_grown(old, manifest, url)
     known = {s.name for s in old.shards} if old is not None else set()
-    moved = 0
-    for done, name in enumerate(
-        several(
-            lambda s: sender.send(s.name, s.sha256, known=s.name in known, fresh=old is None),
-            manifest.shards,
-        )
+    moved, progress = 0, reporter or Silent()
+    progress.stage("push", len(manifest.shards), "shards")
+    for name in several(
+        lambda s: sender.send(s.name, s.sha256, known=s.name in known, fresh=old is None),
+        manifest.shards,
     ):
         moved += name.name in sender.sent
-        if progress is not None:
-            progress(done + 1, len(manifest.shards))
+        progress.advance(1)
     for _ in several(sender.send_small, [n for n in beside if n != SIGNATURE]):
         pass
     if SIGNATURE in beside:
