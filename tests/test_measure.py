@@ -416,7 +416,7 @@ def test_a_damaged_shard_is_found(store):
     ("flags", "says"),
     [
         (["--positions", "0"], "--positions 0: expected at least 1"),
-        (["--seed", "-1"], "'--seed': -1"),
+        (["--seed", "-1"], "--seed -1: expected at least 0"),
         (["--max-kl", "-1"], "--max-kl -1: expected a number of 0 or more"),
         (["--max-kl", "nan"], "--max-kl nan: expected a number of 0 or more"),
     ],

@@ -53,8 +53,6 @@ class SubsetConfig:
         check_at_least(self, first=1, k=1, seed=0)
         if self.first is not None and self.sample is not None:
             raise ConfigError("--first and --sample exclude each other; take one after the other")
-        if self.seed >= 2**63:
-            raise ConfigError(f"--seed {self.seed}: expected less than 2**63")
         if self.seed and self.sample is None:
             raise ConfigError("--seed belongs to --sample")
         if not self.parameters:

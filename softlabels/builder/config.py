@@ -172,8 +172,6 @@ class BuildConfig:
         ):
             if value > most:
                 raise ConfigError(f"--{flag} {value}: expected at most {most}")
-        if self.seed >= 2**63:
-            raise ConfigError(f"--seed {self.seed}: expected less than 2**63")
         if self.profile == "open" and not make_codec(self.stored_values).plain:
             raise ConfigError(
                 f"--values {self.values}: the profile 'open' holds float16 or float32; use --profile packed"

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from softlabels.core.settings import check_at_least
-from softlabels.errors import ConfigError
 
 __all__ = ["MeasureConfig"]
 
@@ -15,7 +14,7 @@ class MeasureConfig:
     """One measurement."""
 
     teacher: str
-    """`hf:PATH`, the teacher that made the store (needed)."""
+    """`hf:PATH`, the teacher that made the store."""
     positions: int = 4096
     """Positions with a soft target to compare, about: whole rows are taken."""
     seed: int = 0
@@ -29,5 +28,3 @@ class MeasureConfig:
 
     def __post_init__(self) -> None:
         check_at_least(self, positions=1, seed=0, head_mib=1)
-        if self.seed >= 2**63:
-            raise ConfigError(f"--seed {self.seed}: expected less than 2**63")

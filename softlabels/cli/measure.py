@@ -21,7 +21,7 @@ __all__ = ["measure_command"]
 
 @click.command("measure", cls=Command)
 @click.argument("store", type=LocalPath())
-@config_options(MeasureConfig)
+@config_options(MeasureConfig, file=False)
 @click.option(
     "--max-kl",
     type=float,

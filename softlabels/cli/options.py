@@ -129,8 +129,11 @@ class Command(click.Command):
                 formatter.write_dl(records)
 
 
-def config_options(cls: type) -> Callable[[F], F]:
-    """One `--flag` for each field of a config dataclass, with its type, default, heading and docstring."""
+def config_options(cls: type, *, file: bool = True) -> Callable[[F], F]:
+    """One `--flag` for each field of a config dataclass, with its type, default, heading and docstring.
+
+    Without a `file` of settings, a field that has no default is a flag that must be given.
+    """
     hints = get_type_hints(cls, include_extras=True)
     helps = field_help(cls)
 
@@ -149,6 +152,7 @@ def config_options(cls: type) -> Callable[[F], F]:
                 shown = ", ".join(f"{d:g}" if isinstance(d, float) else str(d) for d in several)
                 text += f" (default: {shown})"
             settings: dict[str, Any] = {"help": text + ".", "group": group, "cls": Option}
+            settings["required"] = not file and default is dataclasses.MISSING
             if kind is bool:
                 settings |= {"is_flag": True, "default": None}
             else:

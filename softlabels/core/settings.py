@@ -205,7 +205,7 @@ def _placed(error: ConfigError, toml: Path | None, keys: Set[str]) -> ConfigErro
 
 
 def check_at_least(config: object, **lowest: int) -> None:
-    """Refuse whole numbers below their lowest; None passes.
+    """Refuse whole numbers below their lowest, and those that no 64 bits hold; None passes.
 
     Raises:
         ConfigError: names the flag.
@@ -214,3 +214,5 @@ def check_at_least(config: object, **lowest: int) -> None:
         value = getattr(config, name)
         if value is not None and value < low:
             raise ConfigError(f"--{name.replace('_', '-')} {value}: expected at least {low}")
+        if value is not None and value >= 2**63:
+            raise ConfigError(f"--{name.replace('_', '-')} {value}: expected less than 2**63")

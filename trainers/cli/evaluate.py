@@ -32,7 +32,7 @@ DETAIL = (
 
 @click.command("eval", cls=Command)
 @click.argument("run", type=LocalPath())
-@config_options(EvalConfig)
+@config_options(EvalConfig, file=False)
 @json_option
 def eval_command(run: Path, as_json: bool, **flags: Any) -> None:
     """Evaluate a finished run's student on the rows of a held-out store.

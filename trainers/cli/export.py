@@ -20,7 +20,7 @@ __all__ = ["export_command"]
 @click.command("export", cls=Command)
 @click.argument("run", type=LocalPath())
 @click.option("--out", required=True, type=LocalPath(), help="Folder to make.")
-@config_options(ExportConfig)
+@config_options(ExportConfig, file=False)
 @json_option
 def export_command(run: Path, out: Path, as_json: bool, **flags: Any) -> None:
     """Export a finished run's student to ship it: a folder with model, tokenizer, card and record.

@@ -24,7 +24,7 @@ __all__ = ["generate_command"]
     type=LocalPath(),
     help="FILE.jsonl (texts) or FILE.parquet (the very ids).",
 )
-@config_options(GenerateConfig)
+@config_options(GenerateConfig, file=False)
 @json_option
 def generate_command(run: Path, out: Path, as_json: bool, **flags: Any) -> None:
     """Sample sequences from a finished run's student: a corpus for softlabels build.

@@ -18,7 +18,7 @@ __all__ = ["latency_command"]
 
 @click.command("latency", cls=Command)
 @click.argument("subjects", nargs=-1, required=True, metavar="RUN|EXPORT|hf:PATH…")
-@config_options(LatencyConfig)
+@config_options(LatencyConfig, file=False)
 @json_option
 def latency_command(subjects: tuple[str, ...], as_json: bool, **flags: Any) -> None:
     """Measure what students, exports and a teacher cost to run on this CPU, side by side.

@@ -15,7 +15,7 @@ class EvalConfig:
     """One evaluation of a finished run's student."""
 
     store: str
-    """Store of held-out rows, a path or an address (needed)."""
+    """Store of held-out rows, a path or an address."""
     batch_size: int = 8
     """Rows at a time."""
     vocab: str | None = None

@@ -18,7 +18,7 @@ class LatencyConfig:
     """What is measured, and how often."""
 
     store: str
-    """Store whose rows to run on, as they are (needed)."""
+    """Store whose rows to run on, as they are."""
     teacher: str | None = None
     """Its teacher, to compare with, measured last: `hf:PATH`."""
     engine: tuple[str, ...] = ENGINES

@@ -25,11 +25,10 @@ class Sampling:
     """Seed of the draws; with a sequence's number it decides that sequence's own."""
 
     def __post_init__(self) -> None:
+        check_at_least(self, max_new_tokens=1, seed=0)
         for flag, value, fits, expected in (
             ("temperature", self.temperature, 0 <= self.temperature < float("inf"), "at least 0"),
             ("top-p", self.top_p, 0 < self.top_p <= 1, "above 0 and at most 1"),
-            ("max-new-tokens", self.max_new_tokens, self.max_new_tokens >= 1, "at least 1"),
-            ("seed", self.seed, 0 <= self.seed < 2**63, "0 to 2**63 - 1"),
         ):
             if not fits:
                 raise ConfigError(f"--{flag} {value}: expected {expected}")
@@ -40,7 +39,7 @@ class GenerateConfig(Sampling):
     """One corpus of sequences that a finished run's student makes."""
 
     prompts: str
-    """Text, a line each; `.jsonl` with prompt or messages; or a store, whose rows' beginnings are taken (needed)."""
+    """Text, a line each; `.jsonl` with prompt or messages; or a store, whose rows' beginnings are taken."""
     n: int = 1
     """Sequences for each prompt."""
     limit: int | None = None

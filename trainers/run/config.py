@@ -216,7 +216,6 @@ class RunConfig:
             ("clip", 0 <= self.clip < float("inf"), "at least 0"),
             ("beta1", 0 <= self.beta1 < 1, "at least 0 and below 1"),
             ("beta2", 0 <= self.beta2 < 1, "at least 0 and below 1"),
-            ("seed", self.seed < 2**63, "less than 2**63"),
         ):
             if not fits:
                 flag = name.replace("_", "-")
