@@ -28,6 +28,8 @@ class Domain(ABC):
     """As a store's identity spells it."""
     students: ClassVar[str] = "hf-config:FILE"
     """Ways to make its students, for messages."""
+    stacked: ClassVar[bool] = True
+    """Whether its models are one stack of layers, of which `layers-of:PATH` may keep some."""
 
     @abstractmethod
     def student(self, model: Any, task: Task, *, where: str, source: Path | None = None) -> Student:

@@ -109,6 +109,11 @@ def from_layers(argument: str, *, seed: int, task: Task = CAUSAL) -> Student:
     """`layers-of:PATH?keep=0,2,4`: those layers, in that order, and everything around them."""
     path, query = _split_query(argument)
     spec = f"layers-of:{argument}"
+    if not DOMAINS.load(task.domain).stacked:
+        raise ConfigError(
+            f"--student {spec}: keeps some layers of one stack, and a model of the domain {task.domain} is not one; use "
+            "new:SIZE, hf-config:FILE or hf:PATH"
+        )
     source, folder = _load(path, spec, seed=seed, task=task)
     total = int(source.config.num_hidden_layers)
     keep = _parse_keep(query, total, argument)
