@@ -32,7 +32,7 @@ def text_example(
 class Texts(Exported):
     """`input_ids` and `attention_mask`, both `[B, S]` int64."""
 
-    inputs = ("input_ids", "attention_mask")
+    inputs: tuple[str, ...] = ("input_ids", "attention_mask")
     axes: Mapping[str, Mapping[int, str]] = {
         "input_ids": {0: "batch", 1: "length"},
         "attention_mask": {0: "batch", 1: "length"},

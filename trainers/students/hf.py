@@ -111,8 +111,8 @@ def from_layers(argument: str, *, seed: int, task: Task = CAUSAL) -> Student:
     spec = f"layers-of:{argument}"
     if not DOMAINS.load(task.domain).stacked:
         raise ConfigError(
-            f"--student {spec}: keeps some layers of one stack, and a model of the domain {task.domain} is not one; use "
-            "new:SIZE, hf-config:FILE or hf:PATH"
+            f"--student {spec}: keeps some layers of one stack, and a model of the domain {task.domain} is not one; "
+            "use new:SIZE, hf-config:FILE or hf:PATH"
         )
     source, folder = _load(path, spec, seed=seed, task=task)
     total = int(source.config.num_hidden_layers)
