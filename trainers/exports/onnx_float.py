@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from softlabels.errors import MissingExtraError
+from softlabels.errors import ExportError, MissingExtraError
 from trainers.exports.formats import Job, Runner, Written
 
 if TYPE_CHECKING:
@@ -66,16 +66,23 @@ def export_onnx(job: Job, path: Path) -> None:
 
     size = sum(p.numel() * p.element_size() for p in job.model.parameters())
     with quiet_exporter():
-        program = torch.onnx.export(
-            trace(job),
-            (),
-            input_names=list(job.domain.inputs),
-            output_names=["logits"],
-            opset_version=OPSET,
-            dynamo=True,
-            external_data=size > EXTERNAL,
-            verbose=False,
-        )
+        traced = trace(job)
+        try:
+            program = torch.onnx.export(
+                traced,
+                (),
+                input_names=list(job.domain.inputs),
+                output_names=["logits"],
+                opset_version=OPSET,
+                dynamo=True,
+                external_data=size > EXTERNAL,
+                verbose=False,
+            )
+        except Exception as e:  # of any kind: each operator has its own
+            raise ExportError(
+                f"{job.folder}: PyTorch cannot translate this model to ONNX ({type(e).__name__}); --format safetensors "
+                "and torch-export need no translation"
+            ) from e
         assert program is not None
         _name_axes(program.model, job.domain)
         # The tracer's notes name paths of this machine, and are larger than a small model.
