@@ -6,6 +6,7 @@ JSON lines, Parquet and saved datasets all come through here, so that a kind is 
     {"messages": [{"role", "content"}, …]}      a conversation, rendered with the teacher's chat template
     {"words": […], "labels": […]}               a text in words, each with a class
     {"prompt": …, "completion": …}              a text of which only the completion is learnt; no template
+    {"source": …, "target": …}                  the same, also for an encoder and a decoder
     {"conversations": [{"from", "value"}, …]}   ShareGPT's conversation
     {"instruction", "input", "output"}          Alpaca's: one turn of a user, one of an assistant
 
@@ -113,6 +114,11 @@ def _completion(record: Fields, where: str) -> Document:
     )
 
 
+def _pair(record: Fields, where: str) -> Document:
+    source, target = (_string(record, name, where) for name in ("source", "target"))
+    return Document(where=where, prompt=source, completion=target)
+
+
 SPEAKERS = {
     **dict.fromkeys(("human", "user"), "user"),
     **dict.fromkeys(("gpt", "chatgpt", "assistant", "model", "bot"), "assistant"),
@@ -176,6 +182,7 @@ KINDS = (
     Kind(("messages",), (), _messages, first=True),
     Kind(("words",), ("labels",), _words, first=True),
     Kind(("prompt", "completion"), (), _completion),
+    Kind(("source", "target"), (), _pair),
     Kind(("conversations",), ("system",), _sharegpt),
     Kind(("instruction", "output"), ("input", "system"), _alpaca),
 )

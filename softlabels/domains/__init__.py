@@ -118,6 +118,7 @@ BUILT_IN = (
     "sequence-classification",
     "token-classification",
     "image-classification",
+    "seq2seq",
 )
 """Each in a folder of its name, with `_` for `-`."""
 

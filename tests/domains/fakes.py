@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -86,3 +87,30 @@ class TinyTextTeacher(Teacher):
             )
             assert isinstance(z, torch.Tensor)
             yield z[torch.from_numpy(row.label_mask)].clone()
+
+
+class TinyPairTeacher(Teacher):
+    """Logits of a position: a fixed random linear map of what the decoder is fed there, and of the source's tokens."""
+
+    def __init__(self, vocab_size: int = 300) -> None:
+        g = torch.Generator().manual_seed(0)
+        self.tables = [torch.randn(260, vocab_size, generator=g) * w for w in (2.0, 0.5)]
+        self.tokenizer = ByteTextTokenizer()
+        special = self.tokenizer.record.special_ids | {"decoder_start": PAD}
+        self.tokenizer.record = msgspec.structs.replace(self.tokenizer.record, special_ids=special)
+        self.record = TeacherRecord(
+            spec="fake:tiny-pair",
+            name="tiny-pair",
+            revision=None,
+            weights_sha256=hashlib.sha256(b"pair").hexdigest(),
+            dtype="float32",
+            device="cpu",
+            engine="tests",
+            vocab_size=vocab_size,
+            parameters=2 * 260 * vocab_size,
+        )
+
+    def logits(self, rows: Sequence[Any]) -> Iterator[torch.Tensor]:
+        for row in rows:
+            fed, source = (torch.from_numpy(a).long() for a in (row.decoder_ids, row.source_ids))
+            yield self.tables[0][fed] + self.tables[1][source].sum(dim=0)

@@ -88,3 +88,58 @@ def write_corpus(path: Path, n: int = 40, *, seed: int = 0, labelled: bool = Tru
                 record["label"] = CLASSES[i % 3] if i % 2 else i % 3
             f.write(json.dumps(record) + "\n")
     return path
+
+
+def t5(layers: int = 2, **settings: Any) -> transformers.T5Config:
+    return transformers.T5Config(
+        vocab_size=len(MARKS) + len(WORDS) + 3,
+        d_model=16,
+        d_kv=8,
+        d_ff=32,
+        num_layers=layers,
+        num_heads=2,
+        dropout_rate=0.0,
+        decoder_start_token_id=0,
+        **{"initializer_factor": 4.0, **settings},
+    )
+
+
+def bart() -> transformers.BartConfig:
+    return transformers.BartConfig(
+        vocab_size=len(MARKS) + len(WORDS),
+        d_model=16,
+        encoder_layers=1,
+        decoder_layers=1,
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
+        encoder_ffn_dim=32,
+        decoder_ffn_dim=32,
+        max_position_embeddings=32,
+        init_std=0.5,
+        dropout=0.0,
+        pad_token_id=0,
+        bos_token_id=2,
+        eos_token_id=3,
+        decoder_start_token_id=3,
+        forced_eos_token_id=None,
+    )
+
+
+def save_seq2seq(folder: Path, settings: Any, *, seed: int = 0) -> Path:
+    """An encoder and a decoder with opinions; BART's has a bias beside its head."""
+    torch.manual_seed(seed)
+    model = transformers.AutoModelForSeq2SeqLM.from_config(settings)
+    if hasattr(model, "final_logits_bias"):
+        model.final_logits_bias.normal_()
+    model.save_pretrained(folder)
+    save_tokenizer(folder)
+    return folder
+
+
+def write_pairs(path: Path, n: int = 24, *, seed: int = 0) -> Path:
+    """Texts, and the same words backwards."""
+    with path.open("w") as f:
+        for text in texts(n, seed=seed):
+            target = " ".join(reversed(text.split()))
+            f.write(json.dumps({"source": text, "target": target}) + "\n")
+    return path

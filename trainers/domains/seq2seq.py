@@ -1,0 +1,190 @@
+"""Models with an encoder and a decoder as students, and as exports.
+
+`input_ids`, `attention_mask`, `decoder_input_ids` -> `logits [B, T, V]`. Padding stands on the right of both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from softlabels.domains.seq2seq import START
+from softlabels.errors import ConfigError
+from trainers.data.batch import Batch
+from trainers.data.tasks import Task
+from trainers.domains import SizedDomain
+from trainers.exports.domains import Example, Laid
+from trainers.exports.texts import Texts
+from trainers.loss.head_chunks import Head
+from trainers.students.encoders import EncoderStudent, token_head
+from trainers.students.made import heads
+
+if TYPE_CHECKING:
+    from softlabels.domains.seq2seq import PairRow
+    from softlabels.store.reader import Store
+
+__all__ = ["DOMAIN", "Seq2Seq", "Seq2SeqStudent"]
+
+BUCKETS = 32
+"""Of T5's relative positions, for each head of encoder and decoder."""
+
+
+class Seq2SeqStudent(EncoderStudent):
+    """An encoder and a decoder with a linear head over the tokens."""
+
+    def forward_model(self, batch: Batch) -> None:
+        """Encoder and decoder, each once."""
+        self.model(**batch.inputs, use_cache=False)
+
+    def head(self) -> Head:
+        """BART's bias is no parameter, and beside its head."""
+        bias = getattr(self.model, "final_logits_bias", None)
+        weight = self._head.weight
+        own = self._head.bias if bias is None else bias.reshape(-1).to(weight.dtype)
+        return Head(weight=weight, bias=own, compute_dtype=self.head_dtype)
+
+
+class _Pairs(nn.Module):
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, decoder_input_ids: Tensor
+    ) -> Tensor:
+        logits: Tensor = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            decoder_input_ids=decoder_input_ids,
+            use_cache=False,
+        ).logits
+        return logits.float()
+
+
+class Seq2Seq(SizedDomain, Texts):
+    """A pair is an example; sized students are a T5."""
+
+    name = "seq2seq"
+    stacked = False
+    inputs = ("input_ids", "attention_mask", "decoder_input_ids")
+    axes: Mapping[str, Mapping[int, str]] = {
+        "input_ids": {0: "batch", 1: "length"},
+        "attention_mask": {0: "batch", 1: "length"},
+        "decoder_input_ids": {0: "batch", 1: "decoder_length"},
+    }
+    usage = (
+        "`input_ids` and `attention_mask` are `[batch, length]` int64: the source, 1 at tokens and 0 at padding, which "
+        "is on the right. `decoder_input_ids` is `[batch, decoder_length]`: `decoder_start_token_id` of `config.json`, "
+        "then the target as far as it is known, padded on the right. `logits[b, t]` are those of token t of the target."
+    )
+    unit = "tokens"
+    sample = "It is a truth"
+
+    def student(
+        self, model: Any, task: Task, *, where: str, source: Path | None = None
+    ) -> Seq2SeqStudent:
+        """Its decoder begins as the teacher's did.
+
+        Raises:
+            ConfigError: it was trained to begin otherwise.
+        """
+        start, own = task.special_ids.get(START), model.config.decoder_start_token_id
+        if start is not None and own not in (None, start):
+            raise ConfigError(
+                f"{where}: its decoder begins with id {own} (decoder_start_token_id), the store's with {start}; use a "
+                "student of the teacher's own family, or new:SIZE"
+            )
+        model.config.decoder_start_token_id = own if start is None else start
+        return Seq2SeqStudent(model, token_head(model, where=where), source=source)
+
+    def parameters(self, task: Task, width: int, depth: int) -> int:
+        """Of a T5 with so many layers in either half, whose head is tied to its embeddings."""
+        d, inner = width, 4 * width
+        attention, gated = 4 * d * d + d, 2 * d * inner + d
+        return (
+            task.vocab_size * d + depth * (3 * attention + 2 * gated) + 2 * (BUCKETS * heads(d) + d)
+        )
+
+    def config(self, task: Task, width: int, depth: int, transformers: Any) -> Any:
+        """Of a T5."""
+        count = heads(width)
+        ids = {n: i for n, i in task.tokens.items() if i is not None and n != "bos_token_id"}
+        return transformers.T5Config(
+            **ids,
+            d_model=width,
+            d_kv=width // count,
+            d_ff=4 * width,
+            num_layers=depth,
+            num_heads=count,
+            dropout_rate=0.0,
+            relative_attention_num_buckets=BUCKETS,
+            decoder_start_token_id=task.special_ids.get(START),
+            architectures=["T5ForConditionalGeneration"],
+        )
+
+    def module(self, model: Any) -> nn.Module:
+        """Logits alone."""
+        return _Pairs(model)
+
+    def examples(self, store: Store, rows: Sequence[int]) -> list[Example]:
+        """The pairs of those rows."""
+        found = []
+        for r in rows:
+            row = cast("PairRow", store.row(r).row)
+            found.append(_example(row.source_ids, row.decoder_ids, row.labels.astype(np.int64)))
+        return found
+
+    def lay(self, examples: Sequence[Example], *, left: bool = False) -> Laid:
+        """On the right always: a decoder counts its places from the first."""
+        sources, _ = self.side_by_side(examples, left=False)
+        sizes = [self.size(e) for e in examples]
+        fed = np.zeros((len(examples), max(sizes)), np.int64)
+        for b, (example, n) in enumerate(zip(examples, sizes, strict=True)):
+            fed[b, :n] = example.inputs["decoder_input_ids"]
+        places = [b * fed.shape[1] + np.arange(n) for b, n in enumerate(sizes)]
+        return Laid(inputs={**sources, "decoder_input_ids": fed}, places=np.concatenate(places))
+
+    def shortest(self, example: Example) -> Example:
+        """One token of each."""
+        source, fed = (example.inputs[n][:1] for n in ("input_ids", "decoder_input_ids"))
+        return _example(source, fed, np.empty(0, np.int64))
+
+    def reference(self, model: Any, example: Example) -> Tensor:
+        """No mask, nothing to pad."""
+        source, fed = (
+            torch.from_numpy(example.inputs[n])[None] for n in ("input_ids", "decoder_input_ids")
+        )
+        logits: Tensor = model(input_ids=source, decoder_input_ids=fed, use_cache=False).logits[0]
+        return logits
+
+    def preparation(self, folder: Path, details: Mapping[str, Any]) -> str:
+        """The source with the tokenizer; of the target nothing is known yet."""
+        return super().preparation(folder, details) + (
+            "import json, pathlib\n"
+            'start = json.loads(pathlib.Path("PATH/config.json").read_text())["decoder_start_token_id"]\n'
+            'inputs["decoder_input_ids"] = np.array([[start]])\n'
+        )
+
+    def size(self, example: Example) -> int:
+        """Tokens of the target."""
+        return len(example.inputs["decoder_input_ids"])
+
+
+def _example(source: Any, fed: Any, labels: Any) -> Example:
+    return Example(
+        inputs={
+            "input_ids": source.astype(np.int64),
+            "attention_mask": np.ones(len(source), np.int64),
+            "decoder_input_ids": fed.astype(np.int64),
+        },
+        labels=labels,
+        labelled=np.arange(len(labels)),
+    )
+
+
+DOMAIN = Seq2Seq()
