@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from softlabels.builder.config import BuildConfig
 from softlabels.builder.measure_config import MeasureConfig
-from softlabels.core.keywords import keywords
+from softlabels.core.keywords import Reported, keywords
 from softlabels.core.progress import Reporter
 
 if TYPE_CHECKING:
@@ -19,11 +19,9 @@ __all__ = ["build", "measure"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Build(BuildConfig):
+class _Build(Reported, BuildConfig):
     out: Path | str
     """Folder of the store; made if absent."""
-    progress: Reporter | None = None
-    """Receives stages, advances and notices; default nobody."""
 
 
 @keywords(_Build, BuildConfig)
@@ -44,7 +42,7 @@ def build(config: BuildConfig, *, out: Path | str, progress: Reporter | None) ->
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Measure(MeasureConfig):
+class _Measure(Reported, MeasureConfig):
     store: Path | str
     """Folder of the store."""
     write: bool = True
@@ -55,8 +53,6 @@ class _Measure(MeasureConfig):
     """Content digest that the store must have; its first 16 digits or more."""
     release: str | None = None
     """Name that the store must be signed with, and the oldest version to accept; needs `key`."""
-    progress: Reporter | None = None
-    """Receives stages, advances and notices; default nobody."""
 
 
 @keywords(_Measure, MeasureConfig)

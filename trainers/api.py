@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from softlabels.core.keywords import keywords
+from softlabels.core.keywords import Reported, keywords
 from softlabels.core.progress import Reporter, Silent
 from trainers.evaluation.config import EvalConfig
 from trainers.exports.config import ExportConfig
@@ -22,13 +22,11 @@ __all__ = ["evaluate", "export", "generate", "train"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Train(RunConfig):
+class _Train(Reported, RunConfig):
     out: Path | str
     """Folder of the run; made if absent."""
     resume: bool = False
     """Go on from the newest checkpoint, to the bit."""
-    progress: Reporter | None = None
-    """Receives stages, advances (with the loss as a note) and notices; default nobody."""
 
 
 @keywords(_Train, RunConfig)
@@ -49,11 +47,9 @@ def train(config: RunConfig, *, out: Path | str, resume: bool, progress: Reporte
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Evaluate(EvalConfig):
+class _Evaluate(Reported, EvalConfig):
     run: Path | str
     """Folder of a finished run."""
-    progress: Reporter | None = None
-    """Receives stages, advances and notices; default nobody."""
 
 
 @keywords(_Evaluate, EvalConfig)
@@ -73,13 +69,11 @@ def evaluate(config: EvalConfig, *, run: Path | str, progress: Reporter | None) 
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Export(ExportConfig):
+class _Export(Reported, ExportConfig):
     run: Path | str
     """Folder of a finished run."""
     out: Path | str
     """Folder to make."""
-    progress: Reporter | None = None
-    """Receives stages, advances and notices; default nobody."""
 
 
 @keywords(_Export, ExportConfig)
@@ -101,13 +95,11 @@ def export(
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Generate(GenerateConfig):
+class _Generate(Reported, GenerateConfig):
     run: Path | str
     """Folder of a finished run of a causal LM."""
     out: Path | str
     """File to write: `FILE.jsonl` (texts) or `FILE.parquet` (the very ids)."""
-    progress: Reporter | None = None
-    """Receives stages, advances and notices; default nobody."""
 
 
 @keywords(_Generate, GenerateConfig)

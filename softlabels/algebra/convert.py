@@ -41,7 +41,7 @@ def convert(
         values: codec of the stored numbers; None: as it is.
         dictionary: of packed shards: `auto` trains one on the first 200,000 positions, where it pays; `none`; or
             the path of one, or of a store that has one.
-        reporter: told of progress.
+        reporter: receives the progress.
 
     Raises:
         ConfigError: an unknown name, or nothing to change.

@@ -52,7 +52,7 @@ def derive(
         planned: its shards, without number and name.
         shards: how each comes about.
         files: what lies beside them.
-        report: told of progress.
+        report: receives the progress.
         shard_rows: rows of a shard, at most.
 
     Raises:

@@ -67,7 +67,7 @@ def survey(
 
     Args:
         store: perhaps seen through a view.
-        report: told of progress.
+        report: receives the progress.
         choose: which rows of a shard stay, `[R]`, in shards as long as the longest of the source; None: all, and
             shards stay as they are cut.
         most: stop when so many rows stay.
@@ -150,7 +150,7 @@ def rewrite(
         out: the new store's folder.
         identity: of the new store; its corpus is made here.
         operation, parameters: of the provenance.
-        report: told of progress.
+        report: receives the progress.
         change: what becomes of targets.
         files: beside the shards; None: those of the source, dictionaries too.
     """

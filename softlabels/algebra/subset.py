@@ -89,7 +89,7 @@ def subset(
         source: the store.
         config: what stays.
         out: the new store's folder; made if absent.
-        reporter: told of progress.
+        reporter: receives the progress.
 
     Raises:
         ConfigError: nothing stays; a condition that is none; a temperature or k that the store has not.

@@ -32,7 +32,7 @@ def view(
         source: the store.
         vocab: `trim:N` or `map:FILE`.
         out: the new store's folder; made if absent.
-        reporter: told of progress.
+        reporter: receives the progress.
 
     Returns:
         The manifest, and what mass of the kept ids was dropped.

@@ -39,7 +39,7 @@ def build(
     Args:
         config: what to build.
         out: the store's folder; made if absent.
-        reporter: told of progress.
+        reporter: receives the progress.
         teacher: used instead of loading `config.teacher`.
 
     Raises:

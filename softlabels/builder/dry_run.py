@@ -84,7 +84,7 @@ def dry_run(
     Args:
         config: what would be built.
         out: the store's folder, which may be absent; only looked at.
-        reporter: told of progress.
+        reporter: receives the progress.
         teacher: used instead of loading `config.teacher`.
 
     Raises:

@@ -64,7 +64,7 @@ def measure(
         path: the store.
         config: how.
         write: put the record into the manifest and the card.
-        reporter: told of progress.
+        reporter: receives the progress.
         teacher: used instead of loading `config.teacher`.
         demand: what the store must be, signed for instance.
 

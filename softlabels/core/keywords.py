@@ -10,17 +10,26 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from functools import wraps
 from pathlib import PurePath
 from typing import Any, ParamSpec, TypeVar, get_origin, get_type_hints
 
+from softlabels.core.progress import Reporter
 from softlabels.core.settings import field_help, from_sources
 
-__all__ = ["keywords"]
+__all__ = ["Reported", "keywords"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reported:
+    """What every such function takes."""
+
+    progress: Reporter | None = None
+    """Receives stages, advances and notices; default nobody."""
 
 
 def keywords(

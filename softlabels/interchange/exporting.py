@@ -53,7 +53,7 @@ def export_store(
         path: the store, which must be what is demanded.
         kind: a key of `EXPORTS`.
         out: the file.
-        reporter: told of progress.
+        reporter: receives the progress.
         demand: what the store must be, signed for instance.
 
     Raises:

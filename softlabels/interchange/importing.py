@@ -96,7 +96,7 @@ def import_store(
         path: the other tool's file or folder.
         out: the store's folder; made if absent.
         config: how to write it.
-        reporter: told of progress.
+        reporter: receives the progress.
         teacher: used instead of loading `config.teacher`.
 
     Raises:

@@ -113,7 +113,7 @@ def make_store(job: Job, asked: Plan, files: Mapping[str, bytes], report: Report
         job: how its shards come about.
         asked: its plan, not sealed.
         files: what lies beside the shards.
-        report: told of progress.
+        report: receives the progress.
 
     Raises:
         PlanError: the folder holds another job, or something else.

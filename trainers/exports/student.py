@@ -57,7 +57,7 @@ def export(
         run: the run's folder.
         out: the folder to make.
         config: what and how.
-        reporter: told of progress.
+        reporter: receives the progress.
 
     Returns:
         What `export.json` says.

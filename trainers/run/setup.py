@@ -54,7 +54,7 @@ def train(
         config: the run; with `resume` it must be the run's own.
         run: its folder, which all processes see.
         resume: continue from the newest checkpoint, on any number of processes.
-        reporter: told of progress.
+        reporter: receives the progress.
 
     Returns:
         The folder of the finished student.
