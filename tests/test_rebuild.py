@@ -22,7 +22,6 @@ from softlabels.core.progress import Silent
 from softlabels.core.settings import flags_of
 from softlabels.domains import DOMAINS
 from softlabels.errors import ConfigError
-from softlabels.estimators import make_estimator
 from softlabels.making.plan import shard_rows_of
 from softlabels.report.store_page import build_command
 from softlabels.store.reader import open_store
@@ -103,7 +102,7 @@ def corpus_of(domain: str, folder: Path, *, empty: bool) -> str:
 
 def planned(config: BuildConfig) -> Any:
     """Identity and shards of a build."""
-    estimator = make_estimator(config.estimator, config.estimator_parameters)
+    estimator = config.make_estimator()
     return survey(
         config,
         estimator,

@@ -174,7 +174,7 @@ class Third:
 
 
 def test_a_container_of_somebody_elses_has_its_page(tmp_path, monkeypatch):
-    monkeypatch.setitem(encoding.CONTAINERS, "third", "tests.third")
+    monkeypatch.setitem(encoding.CONTAINERS.builtin, "third", "tests.third")
     monkeypatch.setitem(sys.modules, "tests.third", Third)
     manifest = build_tiny(
         tmp_path / "s", write_corpus(tmp_path / "c"), limit_rows=2, container="third"
