@@ -19,8 +19,11 @@ __all__ = ["RAN_ON", "Difference", "check_command", "check_same_job", "differenc
 NAMES = ("teacher spec", "teacher name", "corpus specs")
 """Where files lie is not part of a job; what they hold is."""
 OBSERVED = (*NAMES, "images images", "images software", "images replay")
-RAN_ON = (*NAMES, "teacher revision", "teacher device", "teacher engine")
-"""What may differ between two stores of one teacher."""
+RAN_ON = (
+    *(*NAMES, "teacher revision", "teacher device", "teacher engine", "teacher parameters"),
+    *("tokenizer vocab_size", "tokenizer special_ids"),
+)
+"""What may differ between two stores of one teacher: where it ran, and what versions say of one and the same files."""
 FOLLOWING = {
     *("corpus fingerprint", "corpus documents", "corpus rows", "corpus tokens"),
     *("corpus positions", "corpus skipped_empty", "corpus skipped_short", "corpus truncated"),
