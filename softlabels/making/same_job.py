@@ -18,7 +18,11 @@ __all__ = ["RAN_ON", "Difference", "check_command", "check_same_job", "differenc
 
 NAMES = ("teacher spec", "teacher name", "corpus specs")
 """Where files lie is not part of a job; what they hold is."""
-OBSERVED = (*NAMES, "images images", "images software", "images replay")
+OBSERVED = (
+    *(*NAMES, "images images", "images software", "images replay"),
+    *("encoding relative_error", "encoding absolute_error"),
+)
+"""What a command finds out, and does not choose."""
 RAN_ON = (
     *(*NAMES, "teacher revision", "teacher device", "teacher engine", "teacher parameters"),
     *("tokenizer vocab_size", "tokenizer special_ids"),
@@ -41,8 +45,6 @@ FLAGS: Mapping[str, str] = {
     "corpus limit_rows": "--limit-rows",
     "label_shift": "--domain",
     "targets temperatures": "--temperature",
-    "encoding relative_error": "--values",
-    "encoding absolute_error": "--values",
     "encoding dictionary_sha256": "--dictionary",
     "encoding dictionary_shards": "--dictionary",
     "masking share": "--mask-share",
