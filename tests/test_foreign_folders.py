@@ -22,8 +22,7 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 
-import softlabels.algebra.append
-import softlabels.builder.build
+import softlabels.builder.shard_builder
 import softlabels.interchange.importing
 from softlabels.builder.build import build
 from softlabels.builder.config import BuildConfig
@@ -203,8 +202,7 @@ def served(ground):
 def _teacher(monkeypatch):
     """The commands' teacher is at hand."""
     for module, name in (
-        (softlabels.builder.build, "open_teachers"),
-        (softlabels.algebra.append, "open_teachers"),
+        (softlabels.builder.shard_builder, "open_teachers"),
         (softlabels.interchange.importing, "open_teacher"),
     ):
         monkeypatch.setattr(module, name, lambda *_args, **_options: TinyTeacher())
