@@ -367,7 +367,7 @@ def test_verify_finds_a_flipped_byte_and_a_stranger(stores, tmp_path, flags):
     assert len(problems) == 2
     assert str(shard) in problems[0]
     assert "sha256 is" in problems[0]
-    assert f"{store}/notes.txt: not part of the store" in problems[1]
+    assert f"{store}/notes.txt: no record of the store names it" in problems[1]
     if flags == ["--json"]:
         found = json.loads(result.stdout)
         assert found["ok"] is False
