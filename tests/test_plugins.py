@@ -15,8 +15,10 @@ from softlabels.builder.config import BuildConfig
 from softlabels.builder.dry_run import dry_run
 from softlabels.cli.main import main as softlabels
 from softlabels.core.kept import KeptSet
+from softlabels.core.targets import SoftTargets
 from softlabels.errors import ConfigError, FormatError, PairingError, PlanError
 from softlabels.estimators import make_estimator
+from softlabels.format.identity import TargetRecord
 from softlabels.store.reader import open_store
 from softlabels.store.verify import verify_store
 from softlabels.testing import (
@@ -178,6 +180,27 @@ def test_impossible_parameters_are_refused_before_the_build(site, lines, spec, m
 def test_a_spec_is_recorded_with_its_defaults(site, lines):
     assert config(lines, estimator="minp").estimator == "minp?share=0.05"
     assert config(lines, values="even-steps").values == "even-steps?nats=0.05"
+
+
+def test_a_declared_sample_is_treated_as_one():
+    """Whatever its name: at its own temperature, and refused by losses that it would bias."""
+    declared = KeptSet(sample=True, tail=False)
+    record = TargetRecord(estimator="mine", k=2, temperatures=[2.0], seed=0, declared=declared)
+    with pytest.raises(PairingError, match="reverse_kl does not go with a 'mine' store"):
+        DistillLoss(divergence="reverse_kl", temperature=2.0).check(record)
+    DistillLoss(divergence="forward_kl", temperature=2.0).check(record)
+    targets = SoftTargets(
+        ids=np.array([[3, 5]], np.int32),
+        gaps=np.array([[0, np.log(3)]], np.float32),
+        log_odds=np.array([[-np.inf]], np.float32),
+        temperatures=(2.0,),
+        vocab_size=9,
+        estimator="mine",
+        declared=declared,
+    )
+    np.testing.assert_allclose(targets.probs(2.0), [[0.75, 0.25]], rtol=1e-6)
+    with pytest.raises(ValueError, match="a sample has no tail"):
+        KeptSet(sample=True)
 
 
 class Undeclared:
