@@ -200,7 +200,7 @@ def test_a_build_without_them_is_what_it_was_before_there_were_any(tmp_path, cor
     with pytest.raises(PlanError, match="--no-position-summary"):
         build_tiny(tmp_path / "s", corpus, **(flags | {"position_summary": True}))
     build_tiny(tmp_path / "t", corpus, limit_rows=3, shard_rows=2)
-    with pytest.raises(PairingError, match="its summary is"):
+    with pytest.raises(PairingError, match="its summary "):
         merge([tmp_path / "s", tmp_path / "t"], tmp_path / "u")
 
 

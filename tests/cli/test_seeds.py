@@ -19,7 +19,14 @@ def commands() -> list[tuple[click.Group, str]]:
     ]
 
 
-GIVEN = {"--teacher": "hf:x", "--corpus": "text:x", "--estimator": "topk", "--student": "hf:x"}
+GIVEN = {
+    "--teacher": "hf:x",
+    "--corpus": "text:x",
+    "--estimator": "topk",
+    "--student": "hf:x",
+    "--store": "x",
+    "--prompts": "x",
+}
 
 
 @pytest.mark.parametrize("seed", [-1, 2**63, 2**64, 10**30])
@@ -32,8 +39,6 @@ def test_seeds_beyond_what_is_held_are_refused(group, name, seed, tmp_path):
             words += [] if p.name == "config_file" else [str(tmp_path / "x")]
         elif p.required or p.opts[0] in GIVEN:
             words += [p.opts[0], GIVEN.get(p.opts[0], str(tmp_path / "y"))]
-    if name == "run":
-        words += ["--store", str(tmp_path / "x")]
     result = CliRunner().invoke(group, [*words, f"--seed={seed}"])
     assert result.exit_code == 2, result.output
     assert "seed" in result.stderr
