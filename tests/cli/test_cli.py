@@ -85,15 +85,11 @@ def test_version_and_usage(run, name):
         (softlabels_, ["repair"], "STORE"),
         (softtrain, ["student"], "--out"),
         (softtrain, ["eval"], "RUN"),
+        (softtrain, ["eval", "run"], "--store"),
     ],
 )
 def test_what_click_requires(run, command, missing):
     assert f"'{missing}'" in run(*command, exit_code=2).stderr
-
-
-def test_what_a_file_may_give_is_asked_for_by_both_names():
-    said = softtrain("eval", "run", exit_code=2).stderr
-    assert "--store is missing (or 'store' in the config file)" in said
 
 
 @pytest.mark.parametrize(
