@@ -13,12 +13,13 @@ from typing import Any
 
 import msgspec
 
-from softlabels.core import records
+from softlabels.core import kept, records
 from softlabels.core.settings import field_help
-from softlabels.format import identity, manifest, part
+from softlabels.format import certificate, identity, manifest, part
 
 PATH = Path(__file__).with_name("manifest.schema.json")
 COMMAND = "python docs/make_schema.py"
+MODULES = (kept, certificate, identity, manifest, part)
 ROOTS = (manifest.Manifest, manifest.Plan, manifest.Commit, part.Part)
 
 
@@ -26,7 +27,7 @@ def schema() -> dict[str, Any]:
     """JSON Schema of manifest.json; `#/$defs/Plan`, `Commit` and `Part` are those of the other records."""
     references, definitions = msgspec.json.schema_components(ROOTS)
     for name, definition in definitions.items():
-        struct = next(getattr(m, name) for m in (identity, manifest, part) if hasattr(m, name))
+        struct = next(getattr(m, name) for m in MODULES if hasattr(m, name))
         for key, text in field_help(struct).items():
             definition["properties"][key].setdefault("description", text)
     major = records.FORMAT_VERSION.split(".")[0]

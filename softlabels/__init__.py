@@ -16,8 +16,8 @@ __version__ = "0.1.0"
 
 _LAZY = {
     "BuildConfig": "softlabels.builder.config",
-    "build": "softlabels.api",
-    "measure": "softlabels.api",
+    "build": "softlabels.builder.door",
+    "measure": "softlabels.builder.door",
     "open_store": "softlabels.store.reader",
     "scan": "softlabels.store.scan",
     "Store": "softlabels.store.reader",
@@ -26,8 +26,8 @@ _LAZY = {
 }
 
 if TYPE_CHECKING:
-    from softlabels.api import build, measure
     from softlabels.builder.config import BuildConfig
+    from softlabels.builder.door import build, measure
     from softlabels.core.rows import Row
     from softlabels.core.targets import SoftTargets
     from softlabels.store.reader import Store, open_store

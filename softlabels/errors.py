@@ -48,7 +48,6 @@ __all__ = [
     "TeacherError",
     "TokenizerError",
     "UnreadableError",
-    "install_hint",
 ]
 
 PACKAGE = Path(__file__).parent

@@ -81,7 +81,7 @@ def test_the_contracts_say_what_they_must():
         for target in contract["forbidden_modules"]
     }
     assert ("softlabels", "trainers") in forbidden
-    for side in ("teachers", "builder", "making", "corpora", "estimators", "cli"):
+    for side in ("teachers", "builder", "making", "algebra", "corpora", "estimators", "cli"):
         assert ("trainers", f"softlabels.{side}") in forbidden
     for pure in ("core", "codecs", "estimators"):
         for heavy in ("softlabels.store", "softlabels.teachers", "pyarrow", "transformers"):

@@ -45,8 +45,6 @@ from softlabels.making.same_job import differences
 from softlabels.store.reader import Store
 from softlabels.teachers import Teacher
 
-__all__ = ["AppendConfig", "append"]
-
 GROWING = ("merge", "append")
 """What may have made a store that grows: its shards are as the teacher gave them."""
 

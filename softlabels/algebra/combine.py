@@ -22,18 +22,6 @@ from softlabels.format.manifest import PlannedShard
 from softlabels.making.same_job import RAN_ON, differences
 from softlabels.store.reader import Store
 
-__all__ = [
-    "check_renumbers",
-    "check_same",
-    "combined_corpus",
-    "combined_encoding",
-    "combined_teacher",
-    "dictionaries_of",
-    "document_count",
-    "joined",
-    "planned_again",
-]
-
 APART = (*RAN_ON, "corpus", "licence", "images")
 """What stores may differ in that go together; their profile counts as `open` if it is `open-parts`."""
 

@@ -18,8 +18,6 @@ from softlabels.format.shard import Shard
 from softlabels.making.dictionary import IDS, POSITIONS, given_dictionary, trained
 from softlabels.store.reader import Store
 
-__all__ = ["convert"]
-
 
 def convert(
     source: Path | str,

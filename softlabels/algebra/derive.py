@@ -13,8 +13,6 @@ from softlabels.making.commit import Reused
 from softlabels.making.job import Made, make_store
 from softlabels.making.plan import make_plan, numbered
 
-__all__ = ["Derived", "derive"]
-
 
 @dataclass(kw_only=True)
 class Derived:

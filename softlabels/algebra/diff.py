@@ -31,8 +31,6 @@ from softlabels.errors import PairingError
 from softlabels.format.shard import StoredRow
 from softlabels.store.reader import Store, open_store
 
-__all__ = ["Difference", "diff"]
-
 Float64 = npt.NDArray[np.float64]
 
 

@@ -34,8 +34,6 @@ from softlabels.errors import ConfigError
 from softlabels.format.manifest import Manifest, PlannedShard
 from softlabels.making.commit import Reused
 
-__all__ = ["merge"]
-
 
 def merge(
     sources: Sequence[Path | str],

@@ -20,8 +20,6 @@ import numpy.typing as npt
 from softlabels.core.targets import SoftTargets
 from softlabels.format.shard import Shard
 
-__all__ = ["fewer_ids", "fewer_temperatures", "without_labels", "without_targets"]
-
 
 def fewer_ids(shard: Shard, k: int) -> Shard:
     """Only the k likeliest ids of each position; of equal ones those that come first."""

@@ -33,8 +33,6 @@ from softlabels.errors import ConfigError
 from softlabels.format.shard import Shard
 from softlabels.store.scan import positions_of
 
-__all__ = ["Choice", "row_columns", "sample", "where"]
-
 Choice = Callable[[Shard], npt.NDArray[np.bool_]]
 
 

@@ -10,8 +10,6 @@ from softlabels.errors import ConfigError
 from softlabels.format.encoding import CONTAINERS, PROFILES, packages_of
 from softlabels.format.identity import EncodingRecord, Identity, held_profile
 
-__all__ = ["recoded", "rounded_again"]
-
 
 def recoded(
     identity: Identity, *, profile: str | None, container: str | None, values: str | None

@@ -38,8 +38,6 @@ from softlabels.making.job import Made
 from softlabels.making.plan import planned_shard
 from softlabels.store.reader import Store
 
-__all__ = ["Survey", "rewrite", "survey"]
-
 Runs = Sequence[tuple[int, npt.NDArray[np.int64]]]
 """What a new shard is made of: numbers of shards of the source, and which of their rows."""
 

@@ -21,8 +21,6 @@ from softlabels.store.reader import Store, open_store
 DIGEST_BYTES = 16
 """Of a row's input digest. A domain whose files hold fewer has its rows decoded."""
 
-__all__ = ["DIGEST_BYTES", "Scanned", "files_of", "open_source", "provenance_of", "scan"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Scanned:

@@ -25,8 +25,6 @@ from softlabels.format.manifest import Manifest
 from softlabels.format.shard import Shard
 from softlabels.store.reader import Store
 
-__all__ = ["SubsetConfig", "subset"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class SubsetConfig:

@@ -20,8 +20,6 @@ from softlabels.format.identity import EncodingRecord, Identity, TokenizerRecord
 from softlabels.format.manifest import Manifest
 from softlabels.store.reader import Store
 
-__all__ = ["view"]
-
 
 def view(
     source: Path | str, vocab: str, out: Path | str, *, reporter: Reporter | None = None

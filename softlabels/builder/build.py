@@ -24,8 +24,6 @@ from softlabels.making.plan import begun
 from softlabels.making.same_job import check_command
 from softlabels.teachers import Teacher
 
-__all__ = ["build"]
-
 
 def build(
     config: BuildConfig,

@@ -15,8 +15,6 @@ from softlabels.format.identity import LARGEST_VIEW, ROWS_LIMIT, Identity
 
 if TYPE_CHECKING:
     from softlabels.estimators import Estimator
-
-__all__ = ["BuildConfig", "config_of"]
 T = TypeVar("T")
 Teacher = Annotated[T, Group("Teacher")]
 Corpus = Annotated[T, Group("Corpus")]

@@ -39,8 +39,6 @@ from softlabels.making.plan import check_folder, load_plan
 from softlabels.making.same_job import check_same_job
 from softlabels.teachers import Teacher
 
-__all__ = ["Estimate", "dry_run"]
-
 BEGINNING_BYTES = 4_000_000
 """Of the corpus that is tokenised."""
 KNOWN = 2048

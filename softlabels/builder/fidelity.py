@@ -27,8 +27,6 @@ from softlabels.core.targets import SoftTargets
 from softlabels.format.certificate import Estimate, FidelityAt, LogProbError, SampleCheck
 from softlabels.format.identity import EncodingRecord
 
-__all__ = ["Comparison", "Resampling"]
-
 Float64 = npt.NDArray[np.float64]
 
 BINS = 15

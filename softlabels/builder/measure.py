@@ -38,12 +38,11 @@ from softlabels.errors import (
 from softlabels.format.certificate import Fidelity
 from softlabels.format.identity import Identity
 from softlabels.format.manifest import SIGNATURE
+from softlabels.format.shard import StoredRow
 from softlabels.making.amend import amend
 from softlabels.store.demand import Demand
-from softlabels.store.reader import Store, StoredRow, open_store
+from softlabels.store.reader import Store, open_store
 from softlabels.teachers import MIB, Teacher, TeacherOptions, open_teacher
-
-__all__ = ["check_gate", "check_same_teacher", "measure"]
 
 BATCH_TOKENS = 2048
 """Of a forward pass of the teacher; a build's default, since other sums are rounded otherwise."""

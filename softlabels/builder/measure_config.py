@@ -6,8 +6,6 @@ from dataclasses import dataclass
 
 from softlabels.core.settings import check_at_least
 
-__all__ = ["MeasureConfig"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class MeasureConfig:

@@ -39,8 +39,6 @@ from softlabels.making.plan import make_plan, numbered, plan_shards
 from softlabels.store.tokenizer_files import for_store
 from softlabels.teachers import Teacher
 
-__all__ = ["identity_of", "most_rows", "plan_build", "survey"]
-
 
 def plan_build(
     config: BuildConfig,

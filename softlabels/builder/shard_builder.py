@@ -29,8 +29,6 @@ from softlabels.teachers import MIB, Teacher, TeacherOptions
 from softlabels.teachers.ensemble import open_teachers
 from softlabels.teachers.listing import check_listing
 
-__all__ = ["Taught", "check_teacher", "load_teacher", "teacher_options"]
-
 
 @dataclass
 class Taught:

@@ -25,8 +25,6 @@ from softlabels.teachers.listing import selection_of, summary_of
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["draw_uniforms", "teach"]
-
 
 def _batches(rows: Sequence[InputRow], tokens: int) -> Iterator[list[InputRow]]:
     """Consecutive rows whose padded rectangle is at most `tokens` (one row, if it alone is longer)."""

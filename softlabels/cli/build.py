@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from softlabels.format.figures import Figures
     from softlabels.format.manifest import Manifest
 
-__all__ = ["build_command"]
-
 
 @click.command("build", cls=Command)
 @click.argument(

@@ -9,8 +9,6 @@ import click
 from softlabels.cli.options import Command
 from softlabels.cli.terminal import LocalPath, emit, json_option, say
 
-__all__ = ["card_command"]
-
 
 @click.command("card", cls=Command)
 @click.argument("store", type=LocalPath())

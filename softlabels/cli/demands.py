@@ -9,8 +9,6 @@ import click
 
 from softlabels.cli.terminal import LocalPath
 
-__all__ = ["demand_options"]
-
 F = TypeVar("F", bound=Callable[..., Any])
 
 

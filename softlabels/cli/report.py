@@ -11,8 +11,6 @@ from softlabels.cli.demands import demand_options
 from softlabels.cli.options import Command
 from softlabels.cli.terminal import LocalPath, emit, json_option, say
 
-__all__ = ["report_command"]
-
 
 @click.command("report", cls=Command)
 @click.argument("store", type=LocalPath())

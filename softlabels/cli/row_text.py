@@ -9,8 +9,6 @@ from typing import Any
 from softlabels.core.printable import emphasis
 from softlabels.report.readings import Choice, Reading
 
-__all__ = ["as_json", "legend", "line", "page"]
-
 SHOWN = 8
 """Ids shown of a position in a row."""
 DRAWN = 4

@@ -12,8 +12,6 @@ from softlabels.cli.demands import demand_options
 from softlabels.cli.options import Command
 from softlabels.cli.terminal import Bar, LocalPath, emit, json_option
 
-__all__ = ["pull_command", "push_command"]
-
 
 @click.command("push", cls=Command)
 @click.argument("store", type=LocalPath())

@@ -9,8 +9,6 @@ import click
 from softlabels.cli.options import Command
 from softlabels.cli.terminal import LocalPath, emit, json_option
 
-__all__ = ["sign_command"]
-
 
 @click.command("sign", cls=Command)
 @click.argument("store", type=LocalPath())

@@ -12,8 +12,6 @@ from softlabels.cli.options import Command, Seed
 from softlabels.cli.terminal import Bar, LocalPath, emit, json_option
 from softlabels.core.printable import printable
 
-__all__ = ["convert_command", "diff_command", "subset_command", "view_command"]
-
 out_option = click.option("--out", required=True, type=LocalPath(), help="Folder of the new store.")
 
 

@@ -21,17 +21,6 @@ from softlabels.core.progress import Lines, rate_of
 from softlabels.core.settings import LOCAL_ONLY, OUT, in_store
 from softlabels.errors import SoftLabelsError
 
-__all__ = [
-    "Bar",
-    "Commands",
-    "LocalPath",
-    "StorePlace",
-    "emit",
-    "json_option",
-    "say",
-    "wait_briefly",
-]
-
 INTERRUPTED = 130
 SPINS = "2000"
 """Some tens of microseconds, the time between two operations."""

@@ -11,8 +11,6 @@ from softlabels.cli.demands import demand_options
 from softlabels.cli.options import Command
 from softlabels.cli.terminal import Bar, StorePlace, emit, json_option, say
 
-__all__ = ["verify_command"]
-
 
 @click.command("verify", cls=Command)
 @click.argument("store", type=StorePlace())

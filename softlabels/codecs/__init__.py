@@ -19,8 +19,6 @@ import numpy.typing as npt
 from softlabels.core.registry import Registry
 from softlabels.core.targets import SoftTargets
 
-__all__ = ["CODECS", "Numbers", "PlainCodec", "ValueCodec", "make_codec"]
-
 
 class Numbers(NamedTuple):
     """Targets as whole numbers."""

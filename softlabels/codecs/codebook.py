@@ -26,14 +26,6 @@ import numpy.typing as npt
 from softlabels.codecs.streams import Stream, join, pack, split, unpack
 from softlabels.errors import IntegrityError
 
-__all__ = [
-    "DICTIONARY_LIMIT",
-    "ENTRY_LIMIT",
-    "Codebook",
-    "class_starts",
-    "read_numbers",
-]
-
 Int32 = npt.NDArray[np.int32]
 Int64 = npt.NDArray[np.int64]
 UInt32 = npt.NDArray[np.uint32]

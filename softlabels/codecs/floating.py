@@ -12,8 +12,6 @@ from softlabels.codecs import Numbers
 from softlabels.core.targets import SoftTargets, main_temperature
 from softlabels.errors import TargetError
 
-__all__ = ["Float16", "Float32", "stored_logp"]
-
 UInt32 = npt.NDArray[np.uint32]
 
 

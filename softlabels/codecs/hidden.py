@@ -16,8 +16,6 @@ import numpy.typing as npt
 
 from softlabels.errors import TargetError
 
-__all__ = ["HIDDEN_CODECS", "HiddenCodec"]
-
 Float32 = npt.NDArray[np.float32]
 
 

@@ -25,8 +25,6 @@ from softlabels.codecs.summary import (
 )
 from softlabels.errors import ConfigError, TargetError
 
-__all__ = ["StoredNumbers"]
-
 SUMMARIES = {
     ("label_logp", LABEL_LOGP): label_logp_of_numbers,
     ("entropy", ENTROPY): entropy_of_numbers,

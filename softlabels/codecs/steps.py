@@ -25,8 +25,6 @@ from softlabels.codecs import Numbers
 from softlabels.core.targets import SoftTargets
 from softlabels.errors import TargetError
 
-__all__ = ["Steps", "nat8", "nat16", "nat32", "nat64"]
-
 Float64 = npt.NDArray[np.float64]
 Float = npt.NDArray[np.floating[Any]]
 UInt32 = npt.NDArray[np.uint32]

@@ -18,20 +18,6 @@ from pcodec import ChunkConfig, DeltaSpec, ModeSpec, PagingSpec, standalone
 
 from softlabels.errors import IntegrityError
 
-__all__ = [
-    "Stream",
-    "exactly",
-    "fill",
-    "join",
-    "pack",
-    "pack_series",
-    "plain",
-    "plain_numbers",
-    "split",
-    "stream_of",
-    "unpack",
-]
-
 LEVEL = 8
 _SERIES = ChunkConfig(compression_level=LEVEL)
 HEADER_LIMIT = 2**20

@@ -15,18 +15,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = [
-    "ENTROPY",
-    "LABEL_LOGP",
-    "entropy_bound",
-    "entropy_of_numbers",
-    "entropy_to_numbers",
-    "held_entropy",
-    "held_label_logp",
-    "label_logp_of_numbers",
-    "label_logp_to_numbers",
-]
-
 Float16 = npt.NDArray[np.float16]
 Float32 = npt.NDArray[np.float32]
 UInt32 = npt.NDArray[np.uint32]

@@ -17,8 +17,6 @@ import numpy.typing as npt
 from softlabels.codecs import codebook
 from softlabels.codecs.codebook import Codebook, class_starts
 
-__all__ = ["LARGEST_TABLE", "count", "order_of", "train"]
-
 Int32 = npt.NDArray[np.int32]
 Int64 = npt.NDArray[np.int64]
 

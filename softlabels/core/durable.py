@@ -20,28 +20,6 @@ from secrets import token_hex
 from softlabels.core.processes import SPELLING, Process, is_alive, this_process
 from softlabels.errors import IntegrityError, SoftLabelsError, StoreError
 
-__all__ = [
-    "STALE_SECONDS",
-    "TEMPORARY",
-    "alone",
-    "appearing",
-    "earlier_attempts",
-    "error_number",
-    "explained",
-    "forget_attempts",
-    "is_left",
-    "is_temporary",
-    "leftovers",
-    "make_folder",
-    "publish",
-    "publish_link",
-    "replace",
-    "sentence",
-    "sweep",
-    "sync_folder",
-    "temporary_beside",
-]
-
 TEMPORARY = ".tmp-"
 _OURS = re.compile(
     re.escape(TEMPORARY)

@@ -14,8 +14,6 @@ from softlabels.core.durable import explained, make_folder
 from softlabels.core.processes import Process, this_process
 from softlabels.errors import RunError
 
-__all__ = ["LOCK", "FolderLock"]
-
 LOCK = ".softtrain.lock"
 """Stays in the folder: whoever removed it could remove it from under another process."""
 _TORN = re.compile(r"[\w.\-\0]{1,199}")

@@ -13,26 +13,6 @@ import msgspec
 from softlabels.core.records import Record, canonical, read_record_file, regular_size, seal
 from softlabels.errors import FormatError, IntegrityError, StoreError
 
-__all__ = [
-    "FOLDER",
-    "RECORD",
-    "FileRecord",
-    "FolderRecord",
-    "Seal",
-    "SealedRecord",
-    "check_folder",
-    "compare",
-    "describe_files",
-    "digest_of",
-    "entries",
-    "is_folder",
-    "is_plain",
-    "read_record",
-    "read_seal",
-    "seal_folder",
-    "write_seal",
-]
-
 RECORD = "softlabels.json"
 
 

@@ -41,8 +41,6 @@ from softlabels.core.folder_record import (
 )
 from softlabels.errors import FormatError, IntegrityError
 
-__all__ = ["filling", "mend_folders", "publish_folder", "remove_folder", "sweep_folders"]
-
 GOING = ".going-"
 """Before the name of a folder that was moved out of the way and is removed next."""
 

@@ -13,8 +13,6 @@ from torch import Tensor, nn
 
 from softlabels.errors import ConfigError
 
-__all__ = ["head_input"]
-
 T = TypeVar("T")
 
 

@@ -13,8 +13,6 @@ import msgspec
 
 from softlabels.errors import ConfigError
 
-__all__ = ["BUILT_IN", "LARGEST_GRID", "KeptSet", "kept_set"]
-
 LARGEST_GRID = 1024
 """Temperatures of a store, at most."""
 

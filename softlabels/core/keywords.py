@@ -18,8 +18,6 @@ from typing import Any, ParamSpec, TypeVar, get_origin, get_type_hints
 from softlabels.core.progress import Reporter
 from softlabels.core.settings import field_help, from_sources
 
-__all__ = ["Reported", "keywords"]
-
 P = ParamSpec("P")
 R = TypeVar("R")
 

@@ -19,8 +19,6 @@ from typing import Any
 
 from softlabels.errors import MissingExtraError, SoftLabelsError
 
-__all__ = ["LocalModel", "find_model", "load_weights", "loading", "offline_transformers"]
-
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 WEIGHTS = ("*.safetensors", "*.bin")
 

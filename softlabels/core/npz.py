@@ -11,8 +11,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["read_npz"]
-
 ALWAYS = 2**30
 """Bytes that any file may unpack to."""
 RATIO = 100

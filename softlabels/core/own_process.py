@@ -10,8 +10,6 @@ import os
 import sys
 from pathlib import Path
 
-__all__ = ["own_environment", "own_module"]
-
 ROOT = Path(__file__).parents[2]
 """The folder that holds our packages."""
 

@@ -16,8 +16,6 @@ import numpy.typing as npt
 
 from softlabels.errors import ConfigError
 
-__all__ = ["PositionRule"]
-
 RULES = ("random", "entropy")
 DECIMALS = 12
 SMALLEST = Decimal(1).scaleb(-DECIMALS)

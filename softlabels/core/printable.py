@@ -13,8 +13,6 @@ from typing import Any, TypeVar
 
 import msgspec
 
-__all__ = ["emphasis", "for_markdown", "for_terminal", "printable", "printable_record"]
-
 V = TypeVar("V")
 
 HARMFUL = (

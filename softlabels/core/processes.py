@@ -16,8 +16,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-__all__ = ["SPELLING", "Process", "is_alive", "this_process"]
-
 _LINUX = sys.platform.startswith("linux")
 _PROC = Path("/proc")
 _HOST_LENGTH = 64

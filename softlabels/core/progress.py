@@ -14,8 +14,6 @@ from typing import Protocol
 
 from softlabels.errors import ConfigError
 
-__all__ = ["INTERVAL", "Lines", "Reporter", "Silent", "amount_of", "duration", "rate_of"]
-
 INTERVAL = "SOFTLABELS_PROGRESS_SECONDS"
 """Environment variable: seconds between two lines of progress where stderr is no terminal; default 30."""
 DEFAULT_SECONDS = 30.0

@@ -25,25 +25,6 @@ from softlabels.errors import (
     UnreadableError,
 )
 
-__all__ = [
-    "FORMAT",
-    "FORMAT_VERSION",
-    "RECORD_LIMIT",
-    "Record",
-    "canonical",
-    "check_file",
-    "is_record",
-    "minor_of",
-    "parse_raw",
-    "parse_record",
-    "read_file",
-    "read_raw",
-    "read_record",
-    "read_record_file",
-    "regular_size",
-    "seal",
-]
-
 FORMAT = "softlabels"
 FORMAT_VERSION = "1.4"
 """MAJOR.MINOR. A reader reads its own major at any minor, and ignores keys it does not know."""

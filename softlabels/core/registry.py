@@ -23,8 +23,6 @@ import msgspec
 
 from softlabels.errors import ConfigError
 
-__all__ = ["Registry", "name_of", "split_spec", "without_folder"]
-
 T = TypeVar("T")
 
 

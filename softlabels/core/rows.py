@@ -20,19 +20,6 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-__all__ = [
-    "BEGINNING",
-    "LABEL_SHIFT",
-    "UNLABELLED",
-    "Cursor",
-    "InputRow",
-    "NamedRow",
-    "PaddedRows",
-    "Row",
-    "pad_rows",
-    "side_by_side",
-]
-
 Int32 = npt.NDArray[np.int32]
 Int64 = npt.NDArray[np.int64]
 Bool = npt.NDArray[np.bool_]

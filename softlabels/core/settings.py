@@ -18,20 +18,6 @@ import msgspec
 
 from softlabels.errors import ConfigError
 
-__all__ = [
-    "LOCAL_ONLY",
-    "OUT",
-    "Group",
-    "check_at_least",
-    "field_help",
-    "flag_of",
-    "flags_of",
-    "from_sources",
-    "in_store",
-    "out_from",
-    "read_toml",
-]
-
 C = TypeVar("C")
 
 OUT = "out"

@@ -17,8 +17,6 @@ import numpy.typing as npt
 
 from softlabels.errors import TargetError
 
-__all__ = ["UNKNOWN", "Summary"]
-
 Float32 = npt.NDArray[np.float32]
 Int32 = npt.NDArray[np.int32]
 

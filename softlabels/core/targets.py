@@ -36,8 +36,6 @@ from softlabels.core.registry import name_of
 from softlabels.core.summary import Summary
 from softlabels.errors import PairingError, TargetError
 
-__all__ = ["SoftTargets", "gaps_from_logp", "main_temperature"]
-
 F = TypeVar("F", np.float32, np.float64)
 Float32 = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]

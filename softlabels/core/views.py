@@ -35,8 +35,6 @@ from softlabels.core.summary import UNKNOWN, Summary
 from softlabels.core.targets import SoftTargets
 from softlabels.errors import ConfigError, PairingError
 
-__all__ = ["Dropped", "VocabView"]
-
 Int32 = npt.NDArray[np.int32]
 LARGEST = 2**31
 """No vocabulary is larger: ids are int32."""

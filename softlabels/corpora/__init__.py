@@ -19,18 +19,6 @@ import numpy.typing as npt
 from softlabels.core.registry import Registry, split_spec
 from softlabels.errors import ConfigError, CorpusError
 
-__all__ = [
-    "CORPORA",
-    "BytesRead",
-    "Corpus",
-    "Document",
-    "Message",
-    "check_begin",
-    "documents_of",
-    "named",
-    "open_corpora",
-]
-
 BEGIN = 8
 """Documents that are read before anything else is done."""
 Message = dict[str, Any]

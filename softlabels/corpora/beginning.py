@@ -11,8 +11,6 @@ from dataclasses import replace
 
 from softlabels.corpora import BytesRead, Corpus, Document
 
-__all__ = ["Beginning", "beginnings", "share_taken"]
-
 
 class Beginning(Corpus):
     """The first documents of a corpus.

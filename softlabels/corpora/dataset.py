@@ -16,8 +16,6 @@ from softlabels.corpora import BytesRead, Corpus, Document
 from softlabels.corpora.parquet import columns_of, documents_in, split_column
 from softlabels.errors import CorpusError
 
-__all__ = ["SavedDataset"]
-
 STATE, SPLITS = "state.json", "dataset_dict.json"
 
 

@@ -12,8 +12,6 @@ from softlabels.corpora import BytesRead, Corpus, Document
 from softlabels.corpora.records import KINDS, kind_of
 from softlabels.errors import CorpusError
 
-__all__ = ["JsonLines", "TextFiles", "matches"]
-
 
 def matches(pattern: str, kind: str) -> list[Path]:
     """The files that a pattern names, in order of path.

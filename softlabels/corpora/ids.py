@@ -25,8 +25,6 @@ from softlabels.corpora.files import matches
 from softlabels.corpora.parquet import ROWS, column_of, split_column
 from softlabels.errors import CorpusError
 
-__all__ = ["IdFiles"]
-
 COLUMN, MASK = "input_ids", "loss_mask"
 LARGEST = 2**31 - 1
 

@@ -10,8 +10,6 @@ from pathlib import Path
 from softlabels.corpora import Corpus
 from softlabels.errors import ConfigError
 
-__all__ = ["refuse_overlap"]
-
 WRITTEN = (
     "plan.json",
     "manifest.json",

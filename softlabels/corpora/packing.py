@@ -24,8 +24,6 @@ from softlabels.core.rows import BEGINNING, Cursor, Row
 from softlabels.corpora import Corpus, Document, Message, documents_of
 from softlabels.errors import ConfigError, CorpusError
 
-__all__ = ["CorpusCounts", "Tokenized", "Tokenizer", "pack"]
-
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Tokenized:

@@ -17,8 +17,6 @@ from softlabels.corpora.files import matches
 from softlabels.corpora.records import KINDS, Kind, conversation, kind_of
 from softlabels.errors import CorpusError
 
-__all__ = ["ParquetFiles", "column_of", "columns_of", "documents_in", "split_column"]
-
 ROWS = 256
 """Read at a time."""
 LABEL = "label"

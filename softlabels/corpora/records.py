@@ -22,8 +22,6 @@ from typing import Any
 from softlabels.corpora import Document, Message
 from softlabels.errors import CorpusError
 
-__all__ = ["KINDS", "Kind", "conversation", "kind_of"]
-
 Fields = Mapping[str, Any]
 
 

@@ -11,8 +11,6 @@ from pathlib import Path
 
 from softlabels.errors import ConfigError
 
-__all__ = ["spelled_out"]
-
 SUFFIXES = {
     **dict.fromkeys((".txt", ".md", ".rst", ".text"), "text"),
     **dict.fromkeys((".jsonl", ".ndjson"), "jsonl"),

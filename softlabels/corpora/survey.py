@@ -8,8 +8,6 @@ from softlabels.core.progress import Reporter
 from softlabels.corpora import BytesRead, Corpus
 from softlabels.corpora.packing import CorpusCounts
 
-__all__ = ["SurveyProgress"]
-
 
 class SurveyProgress:
     """Reports each row of a pass, with rows, documents and tokens so far.

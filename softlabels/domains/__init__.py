@@ -27,8 +27,6 @@ from softlabels.format.columns import Column, Expected
 if TYPE_CHECKING:
     from softlabels.format.identity import Identity
 
-__all__ = ["BUILT_IN", "DOMAINS", "Domain"]
-
 
 class Domain(ABC):
     """One domain. What a row is called in its columns is what it is called in the row."""

@@ -17,8 +17,6 @@ from softlabels.teachers import Teacher
 if TYPE_CHECKING:
     from softlabels.builder.config import BuildConfig
 
-__all__ = ["Cut", "RowEach", "label_id"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Cut:

@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from softlabels.builder.config import BuildConfig
     from softlabels.format.identity import Identity
 
-__all__ = ["RowMaker"]
-
 
 class RowMaker(ABC):
     """The builder's side of a domain."""

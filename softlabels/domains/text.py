@@ -18,8 +18,6 @@ from softlabels.domains import Domain
 from softlabels.errors import IntegrityError
 from softlabels.format.identity import Identity
 
-__all__ = ["TextDomain", "TextRow"]
-
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TextRow:

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
     from softlabels.estimators.entropy import Whole
 
-__all__ = ["ESTIMATORS", "Estimator", "KeptSet", "Selection", "make_estimator"]
-
 
 class Selection(NamedTuple):
     """What is kept of n positions, on the device of the logits."""

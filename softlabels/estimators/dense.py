@@ -15,8 +15,6 @@ from softlabels.estimators.entropy import whole
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Dense"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Dense(Estimator):

@@ -21,8 +21,6 @@ import torch
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Whole", "entropy_of", "exponentiate", "tiles", "whole"]
-
 CACHED, LAUNCHED = 3 * 2**18, 2**26
 """Bytes of a tile: a part of a core's cache; on a GPU, enough that launches of kernels do not count."""
 

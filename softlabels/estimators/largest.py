@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-__all__ = ["largest"]
-
 BLOCK, INNER = 64, 8
 """Logits with one maximum, in V and among the candidates: of 16 to 128, all within a tenth of each other at
 V = 49,152 and k = 50."""

@@ -18,8 +18,6 @@ from softlabels.estimators.topk import check_k
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["RandomSampling"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class RandomSampling(Estimator):

@@ -27,8 +27,6 @@ from softlabels.estimators.topk import check_k
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Sampled"]
-
 BLOCK = 64
 """Ids summed together before the search: a running sum over all of V costs ten times the rest."""
 

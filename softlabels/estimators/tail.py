@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-__all__ = ["Tail", "log_odds", "log_tail", "whole_of"]
-
 SQUARINGS = 2
 """Squarings after one `exp`, at most: each doubles its relative error, and two leave it below 1e-6."""
 

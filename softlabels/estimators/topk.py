@@ -16,8 +16,6 @@ from softlabels.estimators.tail import log_odds, log_tail, whole_of
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["TopK", "check_k"]
-
 
 def check_k(k: int) -> None:
     """Refuse a kept set without ids."""

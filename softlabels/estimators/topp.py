@@ -20,8 +20,6 @@ from softlabels.estimators.topk import check_k
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["TopP"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class TopP(Estimator):

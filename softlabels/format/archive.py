@@ -16,8 +16,6 @@ import zlib
 from collections.abc import Iterator, Mapping
 from struct import Struct
 
-__all__ = ["ENTRIES_LIMIT", "SIZE_LIMIT", "Archive", "write_archive"]
-
 ENTRIES_LIMIT = 2**14
 """An archive with more is neither written nor read."""
 SIZE_LIMIT = 2**31 - 2**24

@@ -22,19 +22,6 @@ from softlabels.codecs.streams import LEVEL
 from softlabels.errors import IntegrityError
 from softlabels.format.archive import Archive
 
-__all__ = [
-    "ARRAY_LIMIT",
-    "Codec",
-    "DeclaredArray",
-    "Group",
-    "attribute",
-    "check_strangers",
-    "chunk_of",
-    "open_archive",
-    "read_metadata",
-    "refusing",
-]
-
 GROUP_LIMIT = 2**20
 ARRAY_LIMIT = 2**12
 """Bytes of the `zarr.json` of a group, and of an array: more is refused unread."""

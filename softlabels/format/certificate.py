@@ -8,8 +8,6 @@ import msgspec
 
 from softlabels.core.records import Record
 
-__all__ = ["Estimate", "Fidelity", "FidelityAt", "LogProbError", "SampleCheck"]
-
 Whole = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 AtLeastOne = Annotated[int, msgspec.Meta(ge=1, le=2**53)]
 

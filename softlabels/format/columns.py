@@ -17,15 +17,6 @@ import numpy.typing as npt
 from softlabels.codecs.streams import Stream
 from softlabels.errors import IntegrityError
 
-__all__ = [
-    "DECODED_LIMIT",
-    "Column",
-    "Container",
-    "Expected",
-    "Facts",
-    "check_declared",
-]
-
 DECODED_LIMIT = 2**30
 """Bytes of all columns in memory: a shard that holds more is neither written nor read."""
 

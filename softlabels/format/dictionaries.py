@@ -12,8 +12,6 @@ from softlabels.errors import IntegrityError, UnreadableError
 from softlabels.format.files import Address, LocalFiles, Recorded, StoreFiles
 from softlabels.format.manifest import FileRecord
 
-__all__ = ["DICTIONARY", "Dictionaries"]
-
 FOLDER = "dictionaries"
 DICTIONARY = f"{FOLDER}/00000.bin"
 """The one that a build makes."""

@@ -25,23 +25,6 @@ from softlabels.format.manifest import Numbering, Statistics
 from softlabels.format.shard import Shard
 from softlabels.format.summaries import same_summary
 
-__all__ = [
-    "CONTAINERS",
-    "PROFILES",
-    "READABLE",
-    "FindDictionary",
-    "check_round_trip",
-    "column_bytes",
-    "container_of",
-    "decode_shard",
-    "dictionary_of",
-    "encode_shard",
-    "input_digests",
-    "packages_of",
-    "read_statistics",
-    "read_streams",
-]
-
 STATISTICS = "softlabels.statistics"
 DICTIONARY = "softlabels.dictionary"
 PROFILES = ("open", "packed")

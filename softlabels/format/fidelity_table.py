@@ -7,8 +7,6 @@ from typing import NamedTuple
 
 from softlabels.format.certificate import Estimate, Fidelity, FidelityAt
 
-__all__ = ["Figure", "fidelity_line", "fidelity_rows"]
-
 
 class Figure(NamedTuple):
     """A number in words, `0.2100 (0.2000 to 0.2200) nats`."""

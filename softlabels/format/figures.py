@@ -7,8 +7,6 @@ from dataclasses import dataclass
 
 from softlabels.format.manifest import Manifest
 
-__all__ = ["Figures", "figures_of"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Figures:

@@ -10,8 +10,6 @@ from typing import NamedTuple, Protocol
 from softlabels.core.records import check_file, read_record_file
 from softlabels.errors import IntegrityError, UnreadableError
 
-__all__ = ["Address", "LocalFiles", "Recorded", "StoreFiles"]
-
 
 @dataclass(frozen=True)
 class Address:

@@ -11,8 +11,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Declared", "declared_columns", "footer_length"]
-
 FOOTER_LIMIT = 2**20
 """Bytes: a longer footer is refused."""
 PLAIN = 0

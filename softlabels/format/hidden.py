@@ -15,14 +15,6 @@ from softlabels.errors import FormatError, IntegrityError, TargetError
 from softlabels.format.columns import Column, Expected
 from softlabels.format.identity import HiddenRecord, Identity
 
-__all__ = [
-    "hidden_columns",
-    "hidden_expected",
-    "hidden_of_columns",
-    "hidden_of_streams",
-    "hidden_streams",
-]
-
 Float32 = npt.NDArray[np.float32]
 NUMBERS, SCALES = "hidden", "hidden_scale"
 

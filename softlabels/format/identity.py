@@ -9,33 +9,6 @@ import msgspec
 from softlabels.core.kept import KeptSet, kept_set
 from softlabels.core.records import Record
 
-__all__ = [
-    "LARGEST",
-    "LARGEST_VIEW",
-    "OPEN_PARTS",
-    "OPEN_TARGETS",
-    "PACKED_ARRAYS",
-    "ROWS_LIMIT",
-    "CorpusRecord",
-    "Count",
-    "EncodingRecord",
-    "HiddenRecord",
-    "Identity",
-    "ImageRecord",
-    "MaskingRecord",
-    "Name",
-    "Number",
-    "Positive",
-    "ReplaySample",
-    "Seed",
-    "Sha256",
-    "SummaryRecord",
-    "TargetRecord",
-    "TeacherRecord",
-    "TokenizerRecord",
-    "held_profile",
-]
-
 LARGEST = 2**53
 """No count is larger: JSON readers that hold numbers as doubles read it exactly, and sums fit int64."""
 

@@ -20,8 +20,6 @@ from softlabels.format.files import Recorded, StoreFiles
 from softlabels.format.manifest import Manifest
 from softlabels.format.shard import Shard
 
-__all__ = ["Inputs"]
-
 CACHED_SHARDS = 4
 """Whose rows are held; not their targets."""
 

@@ -10,7 +10,7 @@ from typing import Any
 from softlabels.core.kept import LARGEST_GRID
 from softlabels.core.records import Record, canonical, parse_raw
 from softlabels.errors import FormatError, IntegrityError
-from softlabels.format.certificate import Estimate, Fidelity, FidelityAt, LogProbError, SampleCheck
+from softlabels.format.certificate import Fidelity
 from softlabels.format.files import Address, LocalFiles, StoreFiles
 from softlabels.format.identity import (
     OPEN_PARTS,
@@ -24,32 +24,6 @@ from softlabels.format.identity import (
     Sha256,
 )
 from softlabels.format.release import Release
-
-__all__ = [
-    "MANIFEST",
-    "SIGNATURE",
-    "Commit",
-    "CostRecord",
-    "Estimate",
-    "Fidelity",
-    "FidelityAt",
-    "FileRecord",
-    "LogProbError",
-    "Manifest",
-    "Numbering",
-    "Plan",
-    "PlannedShard",
-    "Provenance",
-    "SampleCheck",
-    "ShardRecord",
-    "SourceRecord",
-    "Statistics",
-    "content_digest",
-    "load_manifest",
-    "parse_manifest",
-    "read_manifest",
-    "read_manifest_bytes",
-]
 
 MANIFEST = "manifest.json"
 SIGNATURE = f"{MANIFEST}.sig"

@@ -42,8 +42,6 @@ from softlabels.format.plain import check_hard, log_odds_column
 from softlabels.format.shard import Shard, rows_alone
 from softlabels.format.summaries import summary_of_streams, summary_streams
 
-__all__ = ["attributes_of", "shard_of", "streams_of"]
-
 UInt32 = npt.NDArray[np.uint32]
 Int64 = npt.NDArray[np.int64]
 

@@ -31,14 +31,6 @@ from softlabels.format.columns import DECODED_LIMIT, Column, Expected
 from softlabels.format.identity import Identity
 from softlabels.format.plain import check_inputs
 
-__all__ = [
-    "check_size",
-    "coded_tokens",
-    "contexts",
-    "row_streams",
-    "rows_of_streams",
-]
-
 UInt32 = npt.NDArray[np.uint32]
 NONE = np.zeros(0, np.int32)
 

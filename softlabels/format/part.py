@@ -24,8 +24,6 @@ from softlabels.format.files import StoreFiles
 from softlabels.format.identity import CorpusRecord, Count, Sha256
 from softlabels.format.manifest import Manifest, Statistics
 
-__all__ = ["PART", "Part", "part_digest", "part_manifest", "read_part", "refuse_part"]
-
 PART = "part.json"
 SLACK = 1e-6
 """Sums of floating-point numbers depend on their order by less."""

@@ -12,8 +12,6 @@ from softlabels.errors import ConfigError, CorpusError, FormatError
 from softlabels.format.files import Address
 from softlabels.format.identity import Identity, ImageRecord
 
-__all__ = ["check_replay", "open_views"]
-
 
 def open_views(
     identity: Identity, specs: str | Sequence[str], *, where: Path | Address

@@ -25,8 +25,6 @@ from softlabels.format.identity import Identity
 from softlabels.format.shard import Shard, rows_alone
 from softlabels.format.summaries import summary_columns, summary_expected, summary_of_columns
 
-__all__ = ["columns_of", "expected_columns", "log_odds_column", "shard_of"]
-
 
 def log_odds_column(temperature: float) -> str:
     """`log_odds_T2`, `log_odds_T0_5`: the shortest decimal, with `_` for the point."""

@@ -10,8 +10,6 @@ import msgspec
 from softlabels.core.records import Record
 from softlabels.errors import ConfigError
 
-__all__ = ["Release", "parse_release"]
-
 NAME = r"[A-Za-z0-9][A-Za-z0-9._/-]{0,199}"
 VERSION = r"(0|[1-9]\d{0,17})(\.(0|[1-9]\d{0,17})){0,7}"
 

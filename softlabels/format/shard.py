@@ -18,8 +18,6 @@ from softlabels.core.summary import Summary
 from softlabels.core.targets import SoftTargets
 from softlabels.format.identity import Identity
 
-__all__ = ["Shard", "StoredRow", "inputs_digest", "joined", "rows_alone", "take"]
-
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class StoredRow:

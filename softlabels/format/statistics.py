@@ -14,8 +14,6 @@ from softlabels.core.targets import SoftTargets
 from softlabels.format.identity import Identity
 from softlabels.format.manifest import Statistics
 
-__all__ = ["CLASSES_COUNTED", "statistics_of", "total"]
-
 CLASSES_COUNTED = 1024
 """Classes, at most, whose labels are counted: a record holds a number for each."""
 

@@ -30,17 +30,6 @@ from softlabels.errors import FormatError, IntegrityError, TargetError
 from softlabels.format.columns import Column, Expected
 from softlabels.format.identity import Identity, SummaryRecord
 
-__all__ = [
-    "NAMES",
-    "same_summary",
-    "summary_columns",
-    "summary_expected",
-    "summary_of_columns",
-    "summary_of_streams",
-    "summary_record",
-    "summary_streams",
-]
-
 Int32 = npt.NDArray[np.int32]
 Int64 = npt.NDArray[np.int64]
 UInt32 = npt.NDArray[np.uint32]

@@ -17,8 +17,6 @@ import numpy.typing as npt
 
 from softlabels.core.registry import Registry
 
-__all__ = ["EXPORTS", "IMPORTS", "ForeignRow", "Read"]
-
 EXPORTS = ("axolotl", "topk")
 
 

@@ -17,8 +17,6 @@ from softlabels.core.npz import read_npz
 from softlabels.errors import CorpusError
 from softlabels.interchange import ForeignRow
 
-__all__ = ["read"]
-
 NEEDED = ("input_ids", "ids", "logp")
 OPTIONAL = ("lengths", "label_mask")
 

@@ -20,8 +20,6 @@ from softlabels.format.shard import StoredRow
 from softlabels.interchange import ForeignRow
 from softlabels.interchange.tables import matrix, records, vector
 
-__all__ = ["SCHEMA", "read", "rows_of"]
-
 IGNORED = -100
 FIELDS = ("input_ids", "target_token_ids", "target_logprobs", "target_mask")
 SCHEMA = pa.schema(

@@ -23,8 +23,6 @@ from softlabels.errors import CorpusError, MissingExtraError
 from softlabels.interchange import ForeignRow
 from softlabels.interchange.tables import matrix, records, vector
 
-__all__ = ["read"]
-
 CONFIG = "compression_config.yaml"
 FIELDS = ("input_ids", "compressed_logprobs", "bytepacked_indices")
 WIDTHS = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}

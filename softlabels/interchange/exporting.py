@@ -24,8 +24,6 @@ from softlabels.interchange import EXPORTS, axolotl
 from softlabels.store.demand import Demand
 from softlabels.store.reader import Store, open_store
 
-__all__ = ["export_store"]
-
 BATCH = 64
 TOPK = pa.schema(
     {

@@ -45,8 +45,6 @@ from softlabels.making.same_job import check_command
 from softlabels.store.tokenizer_files import for_store
 from softlabels.teachers import Teacher, TeacherOptions, open_teacher
 
-__all__ = ["ImportConfig", "Imported", "import_store"]
-
 NO_TAIL = 1e-6
 """A position that leaves less of 1 has no tail that could be told from rounding."""
 ABOVE_ONE = 0.02

@@ -14,8 +14,6 @@ import pyarrow.parquet as pq
 
 from softlabels.errors import CorpusError
 
-__all__ = ["matrix", "records", "vector"]
-
 BATCH = 64
 """Records decoded together: log-probabilities as Python lists take 30 bytes each."""
 

@@ -21,8 +21,6 @@ from softlabels.format.part import refuse_part
 from softlabels.making.finish import CARD, MADE, with_files
 from softlabels.making.quarantine import move_aside, sighting
 
-__all__ = ["amend"]
-
 
 def amend(
     store: Path,

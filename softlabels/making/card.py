@@ -8,8 +8,6 @@ from softlabels.format.figures import figures_of
 from softlabels.format.manifest import Manifest
 from softlabels.making.licences import hub_licence
 
-__all__ = ["card"]
-
 CONFIGS = """configs:
 - config_name: default
   data_files:

@@ -34,8 +34,6 @@ from softlabels.core.processes import Process, is_alive, this_process
 from softlabels.core.records import canonical
 from softlabels.errors import StoreError
 
-__all__ = ["CLAIMS", "Claim", "Claims", "claim_files", "clear_claims", "refuse_living"]
-
 CLAIMS = "claims"
 EXPIRY = 300.0
 """Seconds without a renewal after which a claim is dead: longer than any one step of the teacher."""

@@ -35,20 +35,6 @@ from softlabels.format.manifest import Commit, Plan, PlannedShard, Statistics
 from softlabels.format.shard import inputs_digest
 from softlabels.making.quarantine import Sighting, move_aside, retract, sighting
 
-__all__ = [
-    "Reused",
-    "Seen",
-    "adopt_shard",
-    "commit_path",
-    "commit_shard",
-    "committed",
-    "look",
-    "need_dictionary",
-    "record_shard",
-    "recorded",
-    "withdraw",
-]
-
 
 def commit_path(store: Path, shard: PlannedShard) -> Path:
     """Where the commit record of a shard lies."""

@@ -13,8 +13,6 @@ from softlabels.making.finish import check_shards
 from softlabels.making.quarantine import QUARANTINE
 from softlabels.making.repair import repair_store
 
-__all__ = ["complete"]
-
 
 def complete(store: Path, report: Reporter) -> Manifest | None:
     """The manifest of a store that is finished; None: it is not, and shards are to be made.

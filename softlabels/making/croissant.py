@@ -15,8 +15,6 @@ from softlabels.format.manifest import Manifest, ShardRecord
 from softlabels.format.plain import log_odds_column
 from softlabels.making.licences import UNKNOWN
 
-__all__ = ["CROISSANT", "croissant"]
-
 CROISSANT = "croissant.json"
 CONTEXT: dict[str, Any] = {
     "@language": "en",

@@ -17,8 +17,6 @@ from softlabels.format.manifest import Commit, Manifest, Plan, PlannedShard
 from softlabels.making.commit import Seen, check_planned, commit_path, look, need_dictionary
 from softlabels.making.plan import PLAN
 
-__all__ = ["Diagnosis", "attempt", "diagnose"]
-
 T = TypeVar("T")
 
 

@@ -32,8 +32,6 @@ from softlabels.format.manifest import Plan, PlannedShard, Statistics
 from softlabels.format.shard import Shard, joined, take
 from softlabels.making.commit import committed
 
-__all__ = ["ShardDictionary", "first_shards", "given_dictionary", "trained"]
-
 POSITIONS = 200_000
 IDS = 2**25
 """Positions that a dictionary is trained on, and kept ids, at most."""

@@ -32,8 +32,6 @@ from softlabels.making.card import card
 from softlabels.making.croissant import CROISSANT, croissant
 from softlabels.making.quarantine import retract, sighting
 
-__all__ = ["CARD", "MADE", "check_shards", "finish", "make_manifest", "with_files"]
-
 CARD = "README.md"
 MADE: dict[str, Callable[[Manifest], str]] = {CARD: card, CROISSANT: croissant}
 """Files that are made from the manifest alone. A store has the first; the other, if `softlabels card` was run."""

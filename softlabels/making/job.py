@@ -49,8 +49,6 @@ from softlabels.making.plan import begun, publish_plan, sweep_left
 from softlabels.making.same_job import check_same_job
 from softlabels.making.writer import Writer
 
-__all__ = ["Job", "Made", "begin", "make_shard", "make_store"]
-
 SHORTEST_PAUSE, LONGEST_PAUSE = 0.1, 5.0
 """Seconds between two looks at the shards that other builders have in hand."""
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from softlabels.errors import ConfigError, MissingExtraError
 
-__all__ = ["UNKNOWN", "hub_licence", "require_spdx", "stateable"]
-
 UNKNOWN = "unknown"
 HUB_LICENCES = frozenset(
     {

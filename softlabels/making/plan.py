@@ -38,23 +38,6 @@ from softlabels.format.manifest import (
 from softlabels.format.shard import inputs_digest
 from softlabels.making.claims import CLAIMS
 
-__all__ = [
-    "IMPORTED",
-    "PLAN",
-    "begun",
-    "check_folder",
-    "command_of",
-    "load_plan",
-    "make_plan",
-    "numbered",
-    "plan_shards",
-    "planned_shard",
-    "publish_plan",
-    "read_plan",
-    "shard_rows_of",
-    "sweep_left",
-]
-
 PLAN = "plan.json"
 BESIDE = ("tokenizer", "dictionaries")
 """Folders of what is written before the plan."""

@@ -21,8 +21,6 @@ from typing import NamedTuple
 from softlabels.core.durable import explained, make_folder, sync_folder
 from softlabels.errors import StoreError
 
-__all__ = ["QUARANTINE", "Sighting", "move_aside", "quarantined", "retract", "sighting"]
-
 QUARANTINE = "quarantine"
 
 

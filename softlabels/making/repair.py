@@ -53,8 +53,6 @@ from softlabels.making.plan import PLAN, command_of, read_plan
 from softlabels.making.quarantine import QUARANTINE, quarantined, retract, sighting
 from softlabels.store.reader import check_known
 
-__all__ = ["Action", "Repair", "repair_store"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Action:

@@ -11,8 +11,6 @@ from softlabels.errors import CorpusError
 from softlabels.format.manifest import PlannedShard
 from softlabels.format.shard import inputs_digest
 
-__all__ = ["Passes", "check_rows"]
-
 T = TypeVar("T")
 
 

@@ -14,8 +14,6 @@ from softlabels.format.identity import Identity
 from softlabels.format.manifest import Plan
 from softlabels.making.plan import command_of
 
-__all__ = ["RAN_ON", "Difference", "check_command", "check_same_job", "differences"]
-
 NAMES = ("teacher spec", "teacher name", "corpus specs")
 """Where files lie is not part of a job; what they hold is."""
 OBSERVED = (

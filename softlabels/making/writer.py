@@ -17,8 +17,6 @@ from types import TracebackType
 from softlabels.format.manifest import Commit
 from softlabels.making.claims import Claim
 
-__all__ = ["Writer"]
-
 LOOK = 1.0
 """Seconds between two renewals of claims while there is nothing to do but wait."""
 

@@ -19,8 +19,6 @@ from softlabels.core.printable import printable
 from softlabels.errors import ConfigError
 from softlabels.report import charts
 
-__all__ = ["check_page", "draw", "write_page"]
-
 _GENERATOR = b'<meta name="generator" content="softlabels'
 _HEAD = 1024
 """Bytes in which a page says who made it."""

@@ -20,8 +20,6 @@ from softlabels.core.summary import UNKNOWN
 from softlabels.core.targets import SoftTargets
 from softlabels.store.token_text import TokenText
 
-__all__ = ["Choice", "Reading", "Top", "read", "sure_of"]
-
 EQUAL = 1e-3
 """Weights of a sample that differ by less than this share are one weight, rounded."""
 

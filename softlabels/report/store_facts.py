@@ -21,13 +21,11 @@ import numpy.typing as npt
 from softlabels.core.rows import LABEL_SHIFT, Row
 from softlabels.core.targets import SoftTargets, main_temperature
 from softlabels.format.encoding import column_bytes
-from softlabels.format.shard import Shard
+from softlabels.format.shard import Shard, StoredRow
 from softlabels.report.charts import Bin
 from softlabels.report.readings import Reading, read, sure_of
-from softlabels.store.reader import Store, StoredRow
+from softlabels.store.reader import Store
 from softlabels.store.token_text import TokenText
-
-__all__ = ["Hard", "StoreFacts", "Token", "gather"]
 
 Float64 = npt.NDArray[np.float64]
 Int64 = npt.NDArray[np.int64]

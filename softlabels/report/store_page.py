@@ -17,8 +17,6 @@ from softlabels.report.page import draw
 from softlabels.report.store_facts import StoreFacts
 from softlabels.store.reader import Store
 
-__all__ = ["build_command", "render"]
-
 
 def render(store: Store, found: StoreFacts) -> str:
     """The page."""

@@ -17,8 +17,6 @@ from softlabels.format.part import Part
 from softlabels.format.shard import Shard
 from softlabels.format.statistics import total
 
-__all__ = ["Counting"]
-
 
 class Counting:
     """Adds up shards, in order."""

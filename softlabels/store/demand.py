@@ -21,8 +21,6 @@ from softlabels.format.part import Part, part_digest, read_part
 from softlabels.format.release import parse_release
 from softlabels.store.signature import PublicKey
 
-__all__ = ["Demand", "Vouched", "demands_for", "read_vouched"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Demand:

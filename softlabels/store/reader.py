@@ -33,8 +33,6 @@ from softlabels.store.demand import Demand, Vouched, read_vouched
 from softlabels.store.remote.cache import CacheOptions
 from softlabels.store.remote.files import files_of
 
-__all__ = ["Shard", "Store", "StoredRow", "check_known", "open_store"]
-
 CACHED_SHARDS = 2
 READ_AHEAD = 8
 """Shards of a remote store that are fetched while it is read from front to back."""

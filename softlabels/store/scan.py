@@ -30,8 +30,6 @@ from softlabels.core.targets import SoftTargets, main_temperature
 from softlabels.format.shard import Shard, rows_alone
 from softlabels.store.reader import READ_AHEAD, Store, open_store
 
-__all__ = ["positions_of", "scan"]
-
 SCHEMA: Mapping[str, Any] = {
     "row": pl.Int64(),
     "position": pl.Int32(),

@@ -17,8 +17,6 @@ from softlabels.errors import ConfigError, IntegrityError, MissingExtraError
 from softlabels.format.files import StoreFiles
 from softlabels.format.manifest import MANIFEST, SIGNATURE
 
-__all__ = ["PublicKey", "bad_key", "model_signing", "only_this_file"]
-
 SIGNATURE_LIMIT = 2**20
 """Bytes: a larger signature file is refused unparsed."""
 KEY_LIMIT = 2**16

@@ -36,8 +36,6 @@ from softlabels.making.amend import amend
 from softlabels.store.signature import bad_key, model_signing, only_this_file
 from softlabels.store.verify import verify_store
 
-__all__ = ["sign_store"]
-
 
 def sign_store(
     store: Path, key: Path, *, password: bytes | None = None, release: str | None = None

@@ -9,8 +9,6 @@ from softlabels.errors import TokenizerError
 from softlabels.store.reader import Store
 from softlabels.store.tokenizer_process import TokenizerProcess
 
-__all__ = ["TokenText"]
-
 NAME = "tokenizer/tokenizer.json"
 
 

@@ -15,15 +15,6 @@ from pathlib import Path
 
 from softlabels.errors import TokenizerError
 
-__all__ = [
-    "FOLDER",
-    "check_names",
-    "for_store",
-    "is_tokenizer_file",
-    "read_files",
-    "without_programs",
-]
-
 FOLDER = "tokenizer/"
 """Of a store."""
 CONFIG = "tokenizer_config.json"

@@ -22,8 +22,6 @@ from typing import Any
 from softlabels.errors import TokenizerError
 from softlabels.store.tokenizer_child import LENGTH
 
-__all__ = ["FILE_LIMIT", "ChatTemplate", "TokenizerProcess"]
-
 FILE_LIMIT = 256 * 2**20
 """Bytes of a tokenizer.json; a larger one is not loaded. The largest known have 35 MB."""
 MEMORY, MEMORY_EACH = 2**30, 48

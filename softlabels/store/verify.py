@@ -24,8 +24,6 @@ from softlabels.store.reader import Store
 from softlabels.store.remote.cache import CacheOptions
 from softlabels.store.remote.files import files_of
 
-__all__ = ["Report", "verify_store"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Report:

@@ -23,16 +23,6 @@ if TYPE_CHECKING:
     from softlabels.corpora.packing import Tokenized
     from softlabels.teachers.listing import ListingTeacher
 
-__all__ = [
-    "TEACHERS",
-    "ImageInput",
-    "Teacher",
-    "TeacherOptions",
-    "TeacherTokenizer",
-    "causal_only",
-    "open_teacher",
-]
-
 MIB = 2**20
 
 

@@ -11,8 +11,6 @@ import numpy.typing as npt
 from softlabels.errors import ConfigError
 from softlabels.teachers.tokenizer import FastTokenizer
 
-__all__ = ["EncoderTokenizer"]
-
 SPECIAL = ("cls", "sep", "pad", "mask", "unk", "bos", "eos")
 
 

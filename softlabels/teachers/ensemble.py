@@ -28,8 +28,6 @@ from softlabels.errors import ConfigError, TokenizerError
 from softlabels.format.identity import TeacherRecord
 from softlabels.teachers import Teacher, TeacherOptions, open_teacher
 
-__all__ = ["AVERAGES", "Ensemble", "open_teachers", "parse_weights"]
-
 AVERAGES = ("probs", "logits")
 
 

@@ -13,8 +13,6 @@ from softlabels.errors import ConfigError, TeacherError
 from softlabels.teachers import Teacher, TeacherOptions
 from softlabels.teachers.hf_source import HFSource
 
-__all__ = ["load_hf"]
-
 
 def load_hf(path: str, options: TeacherOptions) -> Teacher:
     """Load model and tokenizer of a folder, a `.gguf` file or the hub cache.

@@ -15,8 +15,6 @@ from softlabels.teachers import Teacher
 from softlabels.teachers.encoder_tokenizer import EncoderTokenizer
 from softlabels.teachers.hf_source import HFSource, context_of, padded_on
 
-__all__ = ["HFClassifierTeacher", "from_transformers"]
-
 
 def from_transformers(source: HFSource) -> HFClassifierTeacher:
     """Load model and tokenizer.

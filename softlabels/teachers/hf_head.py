@@ -20,8 +20,6 @@ from softlabels.teachers.encoder_tokenizer import EncoderTokenizer
 from softlabels.teachers.hf_source import PROBE_IDS, HFSource, check_head, padded_on
 from softlabels.teachers.tokenizer import check_covers
 
-__all__ = ["HFHeadTeacher"]
-
 
 class HFHeadTeacher(Teacher):
     """A model whose `get_output_embeddings` is a linear layer.

@@ -20,16 +20,6 @@ from softlabels.errors import TeacherError
 from softlabels.format.identity import TeacherRecord
 from softlabels.teachers import MIB, TeacherOptions
 
-__all__ = [
-    "PROBE_IDS",
-    "HFSource",
-    "check_head",
-    "context_of",
-    "digest_files",
-    "padded_on",
-    "weight_files",
-]
-
 PROBE_IDS = 8
 """Ids on which a head is checked."""
 

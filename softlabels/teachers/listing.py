@@ -29,16 +29,6 @@ from softlabels.teachers.segments import Segment, segments_of
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = [
-    "FLOOR",
-    "Listed",
-    "ListingTeacher",
-    "check_listing",
-    "listed_of",
-    "selection_of",
-    "summary_of",
-]
-
 FLOOR = 1e-6
 """Least mass of the tail: float32 log-probabilities, and the log-sum-exp behind them, are no more exact than that."""
 EXCESS = 1e-3

@@ -26,8 +26,6 @@ from softlabels.teachers.hf_source import digest_files
 from softlabels.teachers.segments import Rectangle, SegmentTeacher
 from softlabels.teachers.tokenizer import HFTokenizer, check_covers, load_tokenizer
 
-__all__ = ["OnnxTeacher", "load_onnx"]
-
 OUTPUT = "logits"
 PAST = "past_key_values."
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}

@@ -32,8 +32,6 @@ from softlabels.teachers.segments import Segment
 from softlabels.teachers.server import Refused, Server
 from softlabels.teachers.tokenizer import HFTokenizer, load_tokenizer
 
-__all__ = ["OpenAITeacher", "load_openai"]
-
 AT_ONCE = 8
 """Requests under way."""
 KNOWN = {"tokenizer", "model", "vocab", "weights_sha256"}

@@ -36,8 +36,6 @@ from softlabels.teachers import MIB, TeacherOptions, causal_only
 from softlabels.teachers.segments import Rectangle, SegmentTeacher
 from softlabels.teachers.tokenizer import HFTokenizer, check_covers, load_tokenizer
 
-__all__ = ["CallableTeacher", "load_callable"]
-
 
 def load_callable(argument: str, options: TeacherOptions) -> CallableTeacher:
     """Import `MODULE.FUNCTION?tokenizer=PATH`; the working directory is looked in last.

@@ -19,8 +19,6 @@ from softlabels.core.rows import Row
 from softlabels.errors import TeacherError
 from softlabels.teachers import Teacher
 
-__all__ = ["Rectangle", "Segment", "SegmentTeacher", "rectangles", "segments_of"]
-
 Int64 = npt.NDArray[np.int64]
 
 PROBE = np.array([[0, 1]], np.int64)

@@ -14,8 +14,6 @@ from typing import Any
 
 from softlabels.errors import TeacherError
 
-__all__ = ["Refused", "Server"]
-
 KEY = "SOFTLABELS_API_KEY"
 TIMEOUT = 300.0
 """Seconds without a byte from the server."""

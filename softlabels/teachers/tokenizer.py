@@ -19,8 +19,6 @@ from softlabels.format.identity import TeacherRecord, TokenizerRecord
 from softlabels.store.tokenizer_files import read_files
 from softlabels.teachers import TeacherTokenizer
 
-__all__ = ["FastTokenizer", "HFTokenizer", "check_covers", "load_tokenizer", "repair_pre_tokenizer"]
-
 VERIFIED_PRE_TOKENIZERS = frozenset({"gpt-2"})
 """GGUF pre-tokenizers that transformers rebuilds as declared."""
 

@@ -9,8 +9,6 @@ from torch import Tensor, nn
 from softlabels.domains.image_classification.teacher import Made, VisionTeacher, load_named
 from softlabels.teachers import ImageInput, TeacherOptions
 
-__all__ = ["load_torchvision"]
-
 
 def load_torchvision(argument: str, options: TeacherOptions) -> VisionTeacher:
     """Make the model, with as many classes as its weights have; arguments and errors as of `load_named`."""

@@ -26,8 +26,6 @@ from softlabels.teachers.listing import Listed, ListingTeacher, listed_of
 from softlabels.teachers.segments import Segment
 from softlabels.teachers.tokenizer import HFTokenizer, check_covers, load_tokenizer
 
-__all__ = ["VllmTeacher", "entries_of", "load_vllm"]
-
 
 def load_vllm(argument: str, options: TeacherOptions) -> VllmTeacher:
     """Look at the folder; the engine starts with `check_k`.

@@ -14,8 +14,6 @@ from trainers.cli.report import report_command
 from trainers.cli.run import run_command
 from trainers.cli.student import student_command
 
-__all__ = ["main"]
-
 
 @click.group(cls=Commands)
 @click.version_option(softlabels.__version__, prog_name="softtrain")

@@ -15,8 +15,6 @@ from softlabels.core.settings import from_sources
 from trainers.cli.evaluation_text import evaluation_text
 from trainers.evaluation.config import EvalConfig
 
-__all__ = ["eval_command"]
-
 DETAIL = (
     "intervals",
     "reliability",

@@ -11,8 +11,6 @@ from softlabels.core.printable import printable
 if TYPE_CHECKING:
     from trainers.evaluation.evaluations import Assessment, Cells, Group
 
-__all__ = ["evaluation_text"]
-
 SCORES = (
     ("nll", "nll, nats per {}", "{:.4f}"),
     ("perplexity", "perplexity", "{:.1f}"),

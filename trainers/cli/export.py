@@ -14,8 +14,6 @@ from softlabels.cli.terminal import Bar, LocalPath, emit, json_option
 from softlabels.core.settings import from_sources
 from trainers.exports.config import ExportConfig
 
-__all__ = ["export_command"]
-
 
 @click.command("export", cls=Command)
 @click.argument("run", type=LocalPath())

@@ -13,8 +13,6 @@ from softlabels.cli.terminal import Bar, LocalPath, emit, json_option
 from softlabels.core.settings import from_sources
 from trainers.generation.config import GenerateConfig
 
-__all__ = ["generate_command"]
-
 
 @click.command("generate", cls=Command)
 @click.argument("run", type=LocalPath())

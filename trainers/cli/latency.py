@@ -13,8 +13,6 @@ from softlabels.cli.terminal import Bar, emit, json_option
 from softlabels.core.settings import from_sources
 from trainers.exports.latency_config import LatencyConfig
 
-__all__ = ["latency_command"]
-
 
 @click.command("latency", cls=Command)
 @click.argument("subjects", nargs=-1, required=True, metavar="RUN|EXPORT|hf:PATH…")

@@ -15,8 +15,6 @@ from softlabels.cli.terminal import Bar, LocalPath, emit, json_option
 if TYPE_CHECKING:
     from trainers.evaluation.evaluations import Assessment
 
-__all__ = ["report_command"]
-
 
 @click.command("report", cls=Command)
 @click.argument("runs", nargs=-1, required=True, type=LocalPath())

@@ -14,8 +14,6 @@ from softlabels.cli.terminal import Bar, LocalPath, emit, json_option
 from softlabels.core.settings import out_from
 from trainers.run.config import RunConfig
 
-__all__ = ["run_command"]
-
 
 @click.command("run", cls=Command)
 @click.argument(

@@ -13,8 +13,6 @@ from softlabels.core.folder_record import seal_folder
 from softlabels.core.folders import filling, publish_folder
 from softlabels.errors import ConfigError
 
-__all__ = ["student_command"]
-
 
 @click.command("student", cls=Command)
 @click.argument("spec", required=False)

@@ -12,8 +12,6 @@ from softlabels.core.rows import UNLABELLED
 from softlabels.core.targets import SoftTargets
 from softlabels.format.shard import StoredRow
 
-__all__ = ["COUNTED", "Batch", "collate"]
-
 COUNTED = "position_ids"
 """The input that only rows with several documents ask for; beyond their end it counts on."""
 

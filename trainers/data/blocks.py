@@ -15,8 +15,6 @@ from softlabels.format.shard import Shard, StoredRow
 from softlabels.store.reader import Store
 from trainers.data.order import RowOrder
 
-__all__ = ["BlockReader"]
-
 FETCHED_BLOCKS = 3
 """Blocks whose shards are fetched while the first of them is read."""
 BELIEVED = 2**20

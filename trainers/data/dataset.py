@@ -26,8 +26,6 @@ from trainers.data.batch import Batch
 from trainers.data.mixing import Weight, make_stream
 from trainers.data.stream import BatchStream
 
-__all__ = ["SoftTargetDataset"]
-
 
 class SoftTargetDataset(IterableDataset[Batch]):
     """Endless batches for a `DataLoader(…, batch_size=None)`, which must leave them as they are.

@@ -15,8 +15,6 @@ from torch.nn.functional import pad
 from trainers.data.batch import COUNTED, Batch
 from trainers.loss.totals import StepTotals
 
-__all__ = ["split_batch", "widen"]
-
 
 def split_batch(batch: Batch, parts: int) -> Iterator[Batch]:
     """Micro-batches of consecutive rows, as rectangles of the batch's width."""

@@ -36,16 +36,6 @@ from trainers.data.blocks import BlockReader
 from trainers.data.stream import BatchStream, SoftTargetStream, check_slices, opened, order_of
 from trainers.data.tasks import check_pixels
 
-__all__ = [
-    "MixedStream",
-    "Pattern",
-    "check_alike",
-    "make_stream",
-    "mixture_digest",
-    "open_stores",
-    "parse_stores",
-]
-
 Weight = float | Fraction | str
 LONGEST = 1_000_000
 """Rows of a pattern, at most."""

@@ -17,8 +17,6 @@ import numpy.typing as npt
 
 from softlabels.errors import ConfigError
 
-__all__ = ["Piece", "RowOrder"]
-
 Int64 = npt.NDArray[np.int64]
 
 

@@ -22,8 +22,6 @@ from trainers.data.batch import Batch, collate
 from trainers.data.blocks import BlockReader
 from trainers.data.order import RowOrder
 
-__all__ = ["BatchStream", "SoftTargetStream"]
-
 
 class BatchStream(ABC):
     """What all streams share: ranks, offset, prefetch. Make a `SoftTargetStream` or a `MixedStream`.

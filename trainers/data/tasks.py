@@ -12,8 +12,6 @@ from softlabels.domains import DOMAINS
 from softlabels.errors import ConfigError, RunError
 from softlabels.store.reader import Store
 
-__all__ = ["CAUSAL", "Task", "check_pixels"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Task:

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from trainers.data.tasks import Task
     from trainers.students import Student
 
-__all__ = ["DOMAINS", "Domain", "SizedDomain", "sized"]
-
 
 class Domain(ABC):
     """One domain. If its students can be exported, it is `trainers.exports.domains.Exported`, too."""

@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from softlabels.core.rows import Row
     from softlabels.store.reader import Store
 
-__all__ = ["DOMAIN", "CausalLM"]
-
 
 SHORTEST = 512
 """Context, at least: positions are rotations, which cost no parameters."""

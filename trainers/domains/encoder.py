@@ -13,8 +13,6 @@ from trainers.domains import SizedDomain
 from trainers.students.encoders import EncoderStudent, class_head
 from trainers.students.made import context_of_rows, heads
 
-__all__ = ["EncoderDomain"]
-
 
 class EncoderDomain(SizedDomain):
     """Sized students are a BERT."""

@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from softlabels.domains.image_classification import ImageRow
     from softlabels.store.reader import Store
 
-__all__ = ["DOMAIN", "ImageClassification"]
-
 PREPROCESSOR = "preprocessor_config.json"
 BILINEAR = 2
 """Pillow's number of it, which transformers writes."""

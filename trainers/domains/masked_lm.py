@@ -10,8 +10,6 @@ from trainers.data.tasks import Task
 from trainers.domains.encoder import EncoderDomain
 from trainers.students.encoders import token_head
 
-__all__ = ["DOMAIN", "MaskedLM"]
-
 
 class MaskedLM(EncoderDomain):
     """The head is over the tokens, tied to their embeddings."""

@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from softlabels.domains.seq2seq import PairRow
     from softlabels.store.reader import Store
 
-__all__ = ["DOMAIN", "Seq2Seq", "Seq2SeqStudent"]
-
 BUCKETS = 32
 """Of T5's relative positions, for each head of encoder and decoder."""
 

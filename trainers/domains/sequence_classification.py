@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from softlabels.domains.text import TextRow
     from softlabels.store.reader import Store
 
-__all__ = ["DOMAIN", "SequenceClassification"]
-
 
 class _Classifier(nn.Module):
     def __init__(self, model: Any) -> None:

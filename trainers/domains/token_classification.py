@@ -5,8 +5,6 @@ from __future__ import annotations
 from trainers.data.tasks import Task
 from trainers.domains.encoder import EncoderDomain
 
-__all__ = ["DOMAIN", "TokenClassification"]
-
 
 class TokenClassification(EncoderDomain):
     """A linear head over the classes, for each token."""

@@ -36,8 +36,6 @@ from trainers.evaluation.resampling import bootstrap
 from trainers.evaluation.scores import FEW_CLASSES, row_sums, scores
 from trainers.run.record import WEIGHTS
 
-__all__ = ["assess_run", "evaluate_and_keep"]
-
 LEVEL = 0.95
 LISTED = 12
 """Places, and rows, that are listed."""

@@ -15,8 +15,6 @@ from trainers.evaluation.calibration import bin_of
 from trainers.evaluation.evaluations import Cells
 from trainers.evaluation.measure import Measured
 
-__all__ = ["CONFIDENCE_BINS", "confidence_bins", "count_cells", "inherited", "lost"]
-
 Bool = npt.NDArray[np.bool_]
 Int64 = npt.NDArray[np.int64]
 CONFIDENCE_BINS = 5

@@ -10,8 +10,6 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["BINS", "Bins", "bin_of", "reliability"]
-
 Float64 = npt.NDArray[np.float64]
 BINS = 15
 

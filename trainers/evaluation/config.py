@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from softlabels.core.settings import check_at_least
 from trainers.run.record import check_weights
 
-__all__ = ["EvalConfig"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class EvalConfig:

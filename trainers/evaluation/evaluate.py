@@ -19,13 +19,6 @@ from trainers.evaluation.scores import macro_f1, row_sums, scores
 from trainers.run.finished import open_finished
 from trainers.students import Student, load_student
 
-__all__ = [
-    "evaluate",
-    "evaluate_run",
-    "open_run",
-    "summarise",
-]
-
 
 def evaluate(
     student: Student,

@@ -18,25 +18,6 @@ from softlabels.core.durable import is_temporary, replace
 from softlabels.core.records import regular_size
 from softlabels.errors import RunError, StoreError
 
-__all__ = [
-    "FOLDER",
-    "Assessment",
-    "Bin",
-    "BlindSpots",
-    "Cells",
-    "Evaluation",
-    "Group",
-    "Interval",
-    "Place",
-    "Scores",
-    "StoreFacts",
-    "find_assessments",
-    "keep_assessment",
-    "save_assessment",
-    "tensor_files",
-    "weights_digest",
-]
-
 FOLDER = "evaluations"
 FORMAT = "softlabels-evaluation"
 VERSION = 1

@@ -23,8 +23,6 @@ from trainers.evaluation.heldout import open_heldout
 from trainers.run.json_file import write_json
 from trainers.students import Student, load_student
 
-__all__ = ["Forgetting", "open_watched", "read_forgetting"]
-
 FORGETTING = "forgetting.json"
 
 

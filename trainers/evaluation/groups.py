@@ -15,8 +15,6 @@ from trainers.evaluation.blind_spots import count_cells
 from trainers.evaluation.evaluations import Group
 from trainers.evaluation.measure import Measured
 
-__all__ = ["LISTED", "by_class", "by_context", "by_document", "by_row", "group"]
-
 Bool = npt.NDArray[np.bool_]
 Int64 = npt.NDArray[np.int64]
 LISTED = 50

@@ -11,8 +11,6 @@ from softlabels.store.reader import Store, open_store
 from softlabels.store.remote.cache import CacheOptions
 from trainers.data.tasks import check_pixels
 
-__all__ = ["HeldOut", "open_heldout"]
-
 
 def open_heldout(
     path: str,

@@ -26,8 +26,6 @@ from trainers.loss.topk_tail import topk_tail
 from trainers.students import Student, check_vocab
 from trainers.students.context import check_context
 
-__all__ = ["Measured", "acceptance", "measure"]
-
 Float64 = npt.NDArray[np.float64]
 Int64 = npt.NDArray[np.int64]
 Bool = npt.NDArray[np.bool_]

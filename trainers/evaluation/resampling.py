@@ -12,8 +12,6 @@ from collections.abc import Callable, Iterator, Mapping
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["bootstrap", "row_weights"]
-
 Float64 = npt.NDArray[np.float64]
 Statistic = Callable[[Mapping[str, Float64]], Mapping[str, Float64]]
 AT_ONCE = 2**22

@@ -14,8 +14,6 @@ import numpy.typing as npt
 from trainers.evaluation.calibration import BINS, Bins, bin_of
 from trainers.evaluation.measure import Measured
 
-__all__ = ["FEW_CLASSES", "TOP_K", "macro_f1", "row_sums", "scores"]
-
 Float64 = npt.NDArray[np.float64]
 FEW_CLASSES = 64
 """Vocabularies up to this are taken for a classifier's, and looked at class by class."""

@@ -13,8 +13,6 @@ from softlabels.core.registry import Registry
 if TYPE_CHECKING:
     from trainers.exports.formats import Format
 
-__all__ = ["FORMATS"]
-
 FORMATS: Registry[Format] = Registry(
     "trainers.exports",
     {

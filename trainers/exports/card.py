@@ -10,8 +10,6 @@ from trainers.exports.domains import Exported
 from trainers.exports.formats import Format
 from trainers.exports.record import ExportRecord
 
-__all__ = ["card"]
-
 PREPARED_WITH = {"tokenizers": "tokenizers", "PIL": "pillow"}
 """What the lines that prepare inputs name, and the package that it is in."""
 

@@ -18,8 +18,6 @@ from softlabels.errors import ExportError, RunError
 from trainers.exports.domains import Arrays, Example, Exported
 from trainers.exports.formats import Runner
 
-__all__ = ["Answers", "Comparison", "compare", "verdict"]
-
 BATCH = 4
 """Examples of a padded batch."""
 ALONE = 2

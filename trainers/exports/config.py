@@ -9,8 +9,6 @@ from softlabels.errors import ConfigError
 from trainers.exports import FORMATS
 from trainers.run.record import check_weights
 
-__all__ = ["ExportConfig"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class ExportConfig:

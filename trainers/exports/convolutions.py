@@ -13,8 +13,6 @@ import numpy.typing as npt
 
 from trainers.exports.products import drop_unused, initializers
 
-__all__ = ["quantise_kernels"]
-
 SMALLEST = 256
 """Weights: a smaller kernel is not worth it."""
 

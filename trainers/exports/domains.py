@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from softlabels.store.reader import Store
     from trainers.exports.origin import Origin
 
-__all__ = ["Arrays", "Example", "Exported", "Laid", "exported", "spread"]
-
 Arrays = Mapping[str, npt.NDArray[Any]]
 """A model's inputs by name, with a batch axis in front."""
 

@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from trainers.exports.domains import Arrays, Example, Exported
     from trainers.exports.origin import Origin
 
-__all__ = ["Format", "Job", "Runner", "Written"]
-
 Runner = Callable[["Arrays"], npt.NDArray[np.float32]]
 """From a batch's inputs to its logits."""
 

@@ -29,8 +29,6 @@ from trainers.exports.record import RECORD, read_export
 from trainers.exports.weights import weight_files
 from trainers.run.finished import open_finished
 
-__all__ = ["Figures", "Subject", "measure"]
-
 SINGLE, MANY = 8, 2
 """Examples at batch 1, and larger batches, that are gone round."""
 

@@ -18,8 +18,6 @@ import numpy.typing as npt
 from trainers.exports import FORMATS
 from trainers.exports.formats import Runner
 
-__all__ = ["peak_bytes"]
-
 
 def peak_bytes() -> int:
     """The most memory that this process had resident.

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from trainers.exports.domains import Arrays, Exported
     from trainers.exports.origin import Origin
 
-__all__ = ["FILE", "FORMAT", "OPSET", "OnnxFloat", "export_onnx", "ort_runner", "require"]
-
 FILE = "model.onnx"
 OPSET = 20
 EXTERNAL = 1_500_000_000

@@ -39,8 +39,6 @@ if TYPE_CHECKING:
     from trainers.exports.domains import Arrays, Example, Exported
     from trainers.exports.origin import Origin
 
-__all__ = ["DYNAMIC", "STATIC", "OnnxInt8"]
-
 PRODUCTS = {False: ("MatMul",), True: ("MatMul", "Gemm", "Conv")}
 """Operators whose weights are quantised: dynamic, static. (Dynamic convolutions are slower than float ones.)"""
 FLOAT_OUTPUTS = ("MatMul", "Gemm")

@@ -7,8 +7,6 @@ from pathlib import Path
 
 from softlabels.domains import DOMAINS
 
-__all__ = ["Origin", "of_transformers"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Origin:

@@ -7,8 +7,6 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["drop_unused", "fold_transposes", "initializers", "products", "split_gemms"]
-
 
 def initializers(model: Any) -> dict[str, Any]:
     """The graph's constants by name."""

@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from trainers.exports.domains import Arrays, Exported
     from trainers.exports.origin import Origin
 
-__all__ = ["FORMAT", "Program", "trace"]
-
 FILE = "model.pt2"
 
 

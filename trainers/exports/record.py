@@ -9,15 +9,6 @@ from softlabels.core.folder_record import Seal, SealedRecord, read_seal
 from softlabels.core.records import Record
 from softlabels.errors import FormatError, RunError
 
-__all__ = [
-    "EXPORT",
-    "RECORD",
-    "CheckRecord",
-    "ExportRecord",
-    "SourceRecord",
-    "read_export",
-]
-
 RECORD = "export.json"
 FORMAT, VERSION = "softlabels-export", "1.0"
 

@@ -42,8 +42,6 @@ from trainers.exports.weights import weight_files
 from trainers.run.finished import FinishedRun, open_finished
 from trainers.students import load_student
 
-__all__ = ["export"]
-
 CONFIGS = ("config.json", "generation_config.json", "preprocessor_config.json")
 """Names under which a model of transformers saves settings."""
 

@@ -14,8 +14,6 @@ import numpy.typing as npt
 
 from trainers.exports.products import drop_unused, initializers
 
-__all__ = ["quantise_tables"]
-
 SMALLEST = 64
 """Rows: a smaller table is not worth it."""
 

@@ -15,8 +15,6 @@ from trainers.exports.origin import Origin, of_transformers
 if TYPE_CHECKING:
     from softlabels.store.reader import Store
 
-__all__ = ["Texts", "text_example"]
-
 
 def text_example(
     ids: npt.NDArray[np.int64], labels: npt.NDArray[np.int64], labelled: npt.NDArray[np.int64]

@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from trainers.exports.domains import Arrays, Exported
     from trainers.exports.origin import Origin
 
-__all__ = ["FORMAT", "Safetensors", "torch_runner", "weight_files"]
-
 
 def weight_files(folder: Path) -> list[Path]:
     """The files of a saved model that hold weights, or say which file holds which."""

@@ -8,8 +8,6 @@ from softlabels.core.settings import check_at_least
 from softlabels.errors import ConfigError
 from trainers.run.record import check_weights
 
-__all__ = ["GenerateConfig", "Sampling"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:

@@ -15,8 +15,6 @@ from softlabels.errors import CorpusError, RunError, TokenizerError
 from softlabels.store.reader import open_store
 from softlabels.store.tokenizer_process import ChatTemplate, TokenizerProcess
 
-__all__ = ["Prompt", "Words", "read_prompts"]
-
 
 class Prompt(NamedTuple):
     """What one or more sequences begin with."""

@@ -20,8 +20,6 @@ from softlabels.core.devices import choose
 from trainers.generation.config import Sampling
 from trainers.students import Student
 
-__all__ = ["Sampled", "draws", "pick", "sample"]
-
 Int64 = npt.NDArray[np.int64]
 
 

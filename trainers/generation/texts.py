@@ -31,8 +31,6 @@ from trainers.generation.sampling import Sampled, sample
 from trainers.run.finished import open_finished
 from trainers.students import load_student
 
-__all__ = ["Generated", "generate"]
-
 
 class Generated(NamedTuple):
     """What was written."""

@@ -18,8 +18,6 @@ from trainers.run.vocabulary import renumbers
 from trainers.students import Student, check_tokenizer, check_vocab
 from trainers.students.context import check_context
 
-__all__ = ["check_fit"]
-
 
 def check_fit(student: Student, loss: DistillLoss, store: Store) -> None:
     """Refuse what `softtrain run` refuses before its first step.

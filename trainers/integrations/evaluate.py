@@ -27,8 +27,6 @@ from trainers.evaluation.measure import measure
 from trainers.loss.head_chunks import head_logits
 from trainers.students import Student
 
-__all__ = ["Answers", "answers"]
-
 Int64 = npt.NDArray[np.int64]
 
 

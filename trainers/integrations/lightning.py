@@ -28,8 +28,6 @@ try:
     import lightning
 except ImportError as e:
     raise MissingExtraError("lightning", "lightning", "trainers.integrations.lightning") from e
-
-__all__ = ["DistillData", "DistillModule"]
 WHOLE = ("SingleDeviceStrategy", "DDPStrategy")
 
 

@@ -20,8 +20,6 @@ from trainers.generation.prompts import Words
 from trainers.run.finished import open_finished
 from trainers.run.record import WEIGHTS
 
-__all__ = ["SoftTrainLM"]
-
 
 def _stop(error: SoftLabelsError) -> NoReturn:
     sys.stderr.write(f"error: {error}\n")

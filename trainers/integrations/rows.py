@@ -11,11 +11,10 @@ from typing import Any
 
 from torch.utils.data import Dataset, Sampler
 
-from softlabels.store.reader import StoredRow, open_store
+from softlabels.format.shard import StoredRow
+from softlabels.store.reader import open_store
 from trainers.data.batch import collate
 from trainers.data.order import RowOrder
-
-__all__ = ["EpochSampler", "StoreRows", "collate_rows"]
 
 
 class StoreRows(Dataset[StoredRow]):

@@ -28,8 +28,6 @@ try:
     import transformers as _  # noqa: F401
 except ImportError as e:
     raise MissingExtraError("transformers", "hf", "trainers.integrations.transformers") from e
-
-__all__ = ["DistillMixin", "StoreRows", "collate_rows"]
 Base: Any = Any if TYPE_CHECKING else object
 
 

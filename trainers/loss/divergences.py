@@ -21,8 +21,6 @@ from torch import Tensor
 
 from softlabels.core.registry import Registry
 
-__all__ = ["DIVERGENCES", "NOT_LINEAR", "Divergence", "Shape", "divergence"]
-
 
 class Shape(NamedTuple):
     """Parameters that some divergences have."""

@@ -21,8 +21,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["Columns", "Head", "HeadChunks", "chunk_rows", "head_logits"]
-
 CHUNK_BYTES = {"cpu": 64 * 2**20, "cuda": 256 * 2**20}
 """Default budget of all that is V wide. On one CPU core at D=576 and V=49k the three products over 1,024 rows take
 2.3 s in chunks of 64 rows, 1.8 s in chunks of 256 or more; this budget holds 340."""

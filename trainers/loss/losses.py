@@ -43,8 +43,6 @@ from trainers.loss.position_weights import WEIGHTS
 from trainers.loss.topk_tail import topk_tail_loss
 from trainers.loss.totals import StepTotals, add_up
 
-__all__ = ["DistillLoss", "LossOutput"]
-
 
 class LossOutput(NamedTuple):
     """A loss and the sums that it was made of, over N positions that have a label, or M that have a soft target."""

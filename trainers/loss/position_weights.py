@@ -16,8 +16,6 @@ import numpy.typing as npt
 
 from softlabels.core.targets import SoftTargets
 
-__all__ = ["WEIGHTS"]
-
 Float64 = npt.NDArray[np.float64]
 Int64 = npt.NDArray[np.int64]
 

@@ -15,8 +15,6 @@ from softlabels.errors import ConfigError
 from softlabels.format.identity import TargetRecord
 from trainers.loss.losses import DistillLoss
 
-__all__ = ["LossSchedule", "Schedule"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:

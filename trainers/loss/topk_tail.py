@@ -22,8 +22,6 @@ from torch import Tensor
 
 from trainers.loss.head_chunks import Columns, HeadChunks
 
-__all__ = ["topk_tail", "topk_tail_loss"]
-
 ChunkLoss = Callable[[Columns, slice], Tensor]
 """From the columns of the positions in a slice of N to the scalar that they add to the loss."""
 

@@ -11,8 +11,6 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-__all__ = ["StepTotals", "add_up"]
-
 OVER = {
     "hard": "labelled",
     "hard_part": "labelled",

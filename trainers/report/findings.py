@@ -11,8 +11,6 @@ from softlabels.report.charts import Dot, Series, style_of
 from trainers.evaluation.evaluations import Bin, Cells, Group, Interval
 from trainers.report.runs import Difference, ReportedRun, difference
 
-__all__ = ["Findings", "Score", "answers", "points"]
-
 OF_TEACHER = ("soft", "agreement")
 
 

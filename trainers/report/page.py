@@ -14,8 +14,6 @@ from trainers.report.findings import Findings, answers, points
 from trainers.report.runs import ReportedRun
 from trainers.report.speed import Speed
 
-__all__ = ["render"]
-
 TEMPLATES = Path(__file__).with_name("templates")
 
 

@@ -23,8 +23,6 @@ from trainers.evaluation.resampling import bootstrap
 from trainers.run.config import RunConfig
 from trainers.run.record import WEIGHTS, read_run_record
 
-__all__ = ["Difference", "ReportedRun", "difference", "gather", "is_evaluated"]
-
 REPLICATES = 1000
 """Of a difference between two runs, at most: how many an evaluation had is what a file says."""
 LARGEST = 1e100

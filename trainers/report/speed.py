@@ -10,8 +10,6 @@ import msgspec
 from softlabels.core.records import regular_size
 from softlabels.errors import ConfigError
 
-__all__ = ["Speed", "read_speed"]
-
 Number = Annotated[float, msgspec.Meta(ge=0, le=1e100)]
 LARGEST_BYTES = 2**24
 

@@ -40,15 +40,6 @@ from trainers.students import Student
 if TYPE_CHECKING:
     from trainers.run.ema import Ema
 
-__all__ = [
-    "CHECKPOINTS",
-    "Snapshot",
-    "load_checkpoint",
-    "newest_intact",
-    "save_checkpoint",
-    "take_snapshot",
-]
-
 CHECKPOINTS = "checkpoints"
 STATE = "state.json"
 _NAME = re.compile(r"step-([0-9]{8}|[1-9][0-9]{8,})")

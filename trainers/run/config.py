@@ -14,8 +14,6 @@ from softlabels.store.remote.cache import CacheOptions
 if TYPE_CHECKING:
     from softlabels.store.demand import Demand
     from trainers.loss.schedules import LossSchedule
-
-__all__ = ["RunConfig"]
 T = TypeVar("T")
 Data = Annotated[T, Group("Data")]
 Model = Annotated[T, Group("Student")]

@@ -15,8 +15,6 @@ from torch import Tensor
 from trainers.run.sharded import copy_into, is_sharded, local, swap
 from trainers.students import Student
 
-__all__ = ["Ema"]
-
 
 class Ema:
     """The average, beside a student and on its device; as large as its weights."""

@@ -23,8 +23,6 @@ from trainers.evaluation.evaluations import tensor_files
 from trainers.run.record import WEIGHTS, read_run_record
 from trainers.run.vocabulary import check_numbering
 
-__all__ = ["FinishedRun", "open_finished", "provenance"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class FinishedRun:

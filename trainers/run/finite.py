@@ -9,8 +9,6 @@ from torch import Tensor
 
 from softlabels.errors import RunError
 
-__all__ = ["check_finite", "is_finite", "not_finite"]
-
 
 def is_finite(tensor: Tensor) -> bool:
     """Whether no number of a tensor is NaN or infinite."""

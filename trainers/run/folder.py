@@ -26,14 +26,6 @@ from trainers.run.trust import check_same_trust
 from trainers.run.vocabulary import check_same_view, renumbers
 from trainers.students import Student
 
-__all__ = [
-    "check_same_run",
-    "mend_run",
-    "publish_student",
-    "read_run",
-    "student_tokenizer",
-]
-
 FREE = frozenset(
     {
         "store",

@@ -26,9 +26,6 @@ from torch.nn.parallel import DistributedDataParallel
 
 from trainers.run.reduce import Ranks
 
-__all__ = ["DataParallel", "GradientTree", "Local", "Sharded"]
-
-
 _SYNC_BUFFERS = (  # renamed in torch 2.13
     "forward_sync_buffers"
     if "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters

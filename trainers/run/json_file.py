@@ -9,8 +9,6 @@ from typing import Any
 
 from softlabels.core.durable import replace
 
-__all__ = ["finite", "write_json"]
-
 
 def write_json(path: Path, value: Any) -> None:
     """Replace a file of a run, whose lock is held.

@@ -12,8 +12,6 @@ import torch
 from softlabels.errors import ConfigError, MissingExtraError
 from trainers.students import Student
 
-__all__ = ["KERNELS", "apply_kernels"]
-
 KERNELS = ("torch", "liger")
 
 

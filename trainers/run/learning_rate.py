@@ -6,8 +6,6 @@ import math
 
 from trainers.run.config import RunConfig
 
-__all__ = ["learning_rate"]
-
 
 def learning_rate(step: int, config: RunConfig) -> float:
     """Of the step numbered from 0: linear warm-up, then a cosine down to `min_lr` of the peak."""

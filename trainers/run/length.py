@@ -27,8 +27,6 @@ from trainers.run.json_file import write_json
 from trainers.run.learning_rate import learning_rate
 from trainers.run.record import RUN_RECORD, read_run_record
 
-__all__ = ["Length", "in_steps"]
-
 Change = dict[str, int]
 
 

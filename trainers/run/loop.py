@@ -43,8 +43,6 @@ from trainers.run.stopping import StopRequest
 from trainers.run.vocabulary import write_dropped
 from trainers.students import Student
 
-__all__ = ["Loop"]
-
 
 @dataclass(kw_only=True, eq=False)
 class Loop:

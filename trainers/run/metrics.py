@@ -13,8 +13,6 @@ from softlabels.core.records import read_file
 from softlabels.errors import RunError
 from trainers.run.json_file import finite
 
-__all__ = ["Metrics"]
-
 
 class Metrics:
     """Appends one line per logged step; lines after the step that a run resumes from are dropped.

@@ -11,8 +11,6 @@ import msgspec
 from softlabels.core.records import read_record_file
 from softlabels.errors import ConfigError, RunError, StoreError, UnreadableError
 
-__all__ = ["RUN_RECORD", "WEIGHTS", "check_weights", "read_run_record"]
-
 RUN_RECORD = "run.json"
 WEIGHTS = {
     "student": ("student", ""),

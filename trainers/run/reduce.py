@@ -22,8 +22,6 @@ import torch.distributed as dist
 
 from softlabels.errors import ConfigError, RunError
 
-__all__ = ["Ranks", "is_first", "joined"]
-
 T = TypeVar("T")
 
 TIMEOUT = timedelta(hours=2)

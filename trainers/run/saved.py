@@ -13,8 +13,6 @@ from softlabels.errors import IntegrityError, SoftLabelsError
 from trainers.data.tasks import Task
 from trainers.students import Student, load_student
 
-__all__ = ["compare_saved", "holds_student", "same_bits", "student_tensors"]
-
 
 def compare_saved(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Read a safetensors file back, one tensor at a time, and compare it with what it was to hold.

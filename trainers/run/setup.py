@@ -40,8 +40,6 @@ from trainers.run.vocabulary import renumbers, view_facts
 from trainers.students import Student, check_tokenizer, check_vocab, make_student
 from trainers.students.context import check_context
 
-__all__ = ["train"]
-
 
 def train(
     config: RunConfig, run: Path | str, *, resume: bool = False, reporter: Reporter | None = None

@@ -14,8 +14,6 @@ from torch import Tensor
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
 
-__all__ = ["copy_into", "is_sharded", "local", "swap", "whole"]
-
 
 def is_sharded(tensor: Tensor) -> TypeGuard[DTensor]:
     """Whether it is a `DTensor`, told without the import: seconds and 40 MiB that a single process can do without."""

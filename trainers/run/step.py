@@ -34,9 +34,6 @@ from trainers.run.reduce import Ranks
 from trainers.run.sharded import is_sharded, whole
 from trainers.students import Student
 
-__all__ = ["Optimisation", "Taken", "student_loss"]
-
-
 T = TypeVar("T")
 
 

@@ -7,8 +7,6 @@ import threading
 import types
 from typing import Any
 
-__all__ = ["StopRequest"]
-
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 

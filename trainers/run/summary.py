@@ -13,8 +13,6 @@ from softlabels.core.records import read_file
 from softlabels.errors import RunError
 from trainers.run.record import read_run_record
 
-__all__ = ["summary_of", "summary_text"]
-
 HELDOUT = "heldout_nll"
 
 

@@ -9,8 +9,6 @@ from softlabels.errors import RunError
 from softlabels.store.reader import Store
 from trainers.run.config import RunConfig
 
-__all__ = ["check_same_trust", "trust_facts", "trust_notices"]
-
 
 def trust_facts(config: RunConfig, stores: Sequence[Store]) -> list[dict[str, Any]]:
     """Of each store what was demanded and what was found, for run.json."""

@@ -15,15 +15,6 @@ from softlabels.errors import PairingError, RunError
 from softlabels.store.reader import Store
 from trainers.run.json_file import write_json
 
-__all__ = [
-    "check_numbering",
-    "check_same_view",
-    "read_dropped",
-    "renumbers",
-    "view_facts",
-    "write_dropped",
-]
-
 VIEW = "view.json"
 
 

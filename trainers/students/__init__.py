@@ -26,15 +26,6 @@ from trainers.data.batch import Batch
 from trainers.data.tasks import CAUSAL, Task
 from trainers.loss.head_chunks import Head
 
-__all__ = [
-    "STUDENTS",
-    "Student",
-    "check_tokenizer",
-    "check_vocab",
-    "load_student",
-    "make_student",
-]
-
 
 class MakeStudent(Protocol):
     """What an entry of `STUDENTS` is."""

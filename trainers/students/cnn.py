@@ -9,8 +9,6 @@ import torch
 from softlabels.errors import ConfigError
 from trainers.students.small_cnn import GROUPS, SmallCnn
 
-__all__ = ["make_cnn"]
-
 
 def make_cnn(argument: str, *, seed: int, classes: int) -> SmallCnn:
     """The network of `WIDTHxDEPTH`, weights from the seed.

@@ -13,8 +13,6 @@ from softlabels.errors import PairingError
 from softlabels.store.reader import Store
 from trainers.students import Student
 
-__all__ = ["check_context", "context_of"]
-
 
 def context_of(model: Any) -> int | None:
     """Tokens that a model of transformers reads at most; None if it has no limit, or reads no text."""

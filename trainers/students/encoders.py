@@ -17,8 +17,6 @@ from trainers.data.batch import Batch
 from trainers.loss.head_chunks import Head
 from trainers.students import Student
 
-__all__ = ["EncoderStudent", "class_head", "token_head"]
-
 
 def class_head(model: nn.Module, classes: int, *, where: str) -> nn.Linear:
     """The last linear layer of a classifier, from features to classes.

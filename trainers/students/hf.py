@@ -22,8 +22,6 @@ from trainers.domains import DOMAINS
 from trainers.students import Student
 from trainers.students.images import load_saved, saved_spec
 
-__all__ = ["drawn", "from_config", "from_folder", "from_layers"]
-
 
 def _loader(task: Task, spec: str, purpose: str) -> Any:
     """The class of transformers that loads models for a task.

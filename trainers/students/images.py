@@ -28,15 +28,6 @@ from trainers.students import STUDENTS, Student
 from trainers.students.cnn import make_cnn
 from trainers.students.encoders import EncoderStudent, class_head
 
-__all__ = [
-    "ImageStudent",
-    "from_cnn",
-    "from_timm",
-    "from_torchvision",
-    "load_saved",
-    "saved_spec",
-]
-
 KEY = "softlabels_student"
 """Of a config.json: the spec that makes the model."""
 

@@ -24,8 +24,6 @@ from trainers.data.tasks import CAUSAL, Task
 from trainers.domains import SizedDomain, sized
 from trainers.students import Student
 
-__all__ = ["Shape", "context_of_rows", "from_size", "heads", "parse_size", "shape_of"]
-
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9}
 CLOSE = 0.03
 """Largest share by which a student's parameters may differ from what was asked for."""

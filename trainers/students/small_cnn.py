@@ -15,8 +15,6 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-__all__ = ["GROUPS", "SmallCnn", "load"]
-
 GROUPS = 8
 
 

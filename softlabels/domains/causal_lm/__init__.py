@@ -12,8 +12,6 @@ from softlabels.errors import IntegrityError
 from softlabels.format.columns import Column
 from softlabels.format.identity import Identity
 
-__all__ = ["DOMAIN", "CausalLM"]
-
 
 class CausalLM(Domain):
     """Documents packed into rows."""

@@ -15,8 +15,6 @@ from softlabels.teachers import Teacher
 if TYPE_CHECKING:
     from softlabels.builder.config import BuildConfig
 
-__all__ = ["MAKER"]
-
 
 class PackedDocuments(RowMaker):
     """See `corpora/packing.py`."""

@@ -29,8 +29,6 @@ from softlabels.teachers.hf_source import (
 )
 from softlabels.teachers.tokenizer import HFTokenizer, check_covers, repair_pre_tokenizer
 
-__all__ = ["HFTeacher", "from_transformers"]
-
 
 def from_transformers(source: HFSource) -> HFTeacher:
     """Load model and tokenizer.

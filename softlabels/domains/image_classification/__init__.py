@@ -30,8 +30,6 @@ from softlabels.errors import IntegrityError, PairingError
 from softlabels.format.columns import Column
 from softlabels.format.identity import Identity
 
-__all__ = ["DOMAIN", "NAME", "ImageClassification", "ImageRow"]
-
 NAME = "image-classification"
 CHECKS = 2**8
 

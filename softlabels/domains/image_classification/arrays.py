@@ -14,8 +14,6 @@ from softlabels.core.npz import read_npz
 from softlabels.domains.image_classification.pixels import Pixels
 from softlabels.errors import CorpusError
 
-__all__ = ["IdxImages", "ImageArrays"]
-
 
 class _Decoded:
     """N images of one size in memory."""

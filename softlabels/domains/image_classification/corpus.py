@@ -30,8 +30,6 @@ from softlabels.teachers import Teacher
 if TYPE_CHECKING:
     from softlabels.builder.config import BuildConfig
 
-__all__ = ["MAKER"]
-
 SAMPLES = 16
 """Views whose whole digest the manifest holds."""
 

@@ -13,8 +13,6 @@ import numpy.typing as npt
 
 from softlabels.domains.image_classification.recipe import Recipe
 
-__all__ = ["Box", "Geometry", "Mix", "ViewDraws", "draw"]
-
 WORDS = 32
 OWN, PARTNER = 0, 16
 """Where the words of a view's own geometry and colour begin, and those of its partner's."""

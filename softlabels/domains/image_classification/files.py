@@ -10,8 +10,6 @@ import numpy as np
 from softlabels.domains.image_classification.pixels import Pixels
 from softlabels.errors import CorpusError, MissingExtraError
 
-__all__ = ["SUFFIXES", "ImageFolder", "decode"]
-
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
 MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
 """Pillow's modes of 8 bits a channel or less."""

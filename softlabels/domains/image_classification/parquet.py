@@ -14,8 +14,6 @@ from softlabels.domains.image_classification.files import decode
 from softlabels.domains.image_classification.pixels import Pixels
 from softlabels.errors import CorpusError
 
-__all__ = ["ImageParquet"]
-
 HELD = 4
 """Row groups in memory: a trainer's rows come from a few places at a time."""
 

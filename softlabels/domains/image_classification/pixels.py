@@ -16,8 +16,6 @@ import numpy.typing as npt
 from softlabels.domains.image_classification.draws import WHOLE, Box, Geometry
 from softlabels.domains.image_classification.recipe import Recipe
 
-__all__ = ["Pixels", "blend", "normalised", "paste", "resized", "seen"]
-
 Pixels = npt.NDArray[np.uint8]
 BITS = 14
 """Weights of a resize are in 2^-14: 255 * 2^14 < 2^24."""

@@ -15,8 +15,6 @@ from dataclasses import dataclass, fields
 
 from softlabels.errors import ConfigError
 
-__all__ = ["Recipe"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:

@@ -18,8 +18,6 @@ from softlabels.core.registry import Registry, split_spec
 from softlabels.domains.image_classification.pixels import Pixels
 from softlabels.errors import ConfigError
 
-__all__ = ["IMAGES", "Chain", "ImageSource", "open_images"]
-
 
 class ImageSource(Protocol):
     """Images in a fixed order."""

@@ -23,19 +23,6 @@ from softlabels.format.identity import TeacherRecord, TokenizerRecord
 from softlabels.teachers import ImageInput, Teacher, TeacherOptions, TeacherTokenizer
 from softlabels.teachers.hf_source import HFSource
 
-__all__ = [
-    "ClassList",
-    "Made",
-    "Model",
-    "VisionTeacher",
-    "check_domain",
-    "class_names",
-    "from_transformers",
-    "load_named",
-    "load_weights",
-    "named_weights",
-]
-
 PREPROCESSOR = "preprocessor_config.json"
 IMAGES = 32
 """Views in one forward pass, at most."""

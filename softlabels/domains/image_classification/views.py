@@ -19,8 +19,6 @@ from softlabels.domains.image_classification.recipe import Recipe
 from softlabels.domains.image_classification.sources import ImageSource
 from softlabels.errors import CorpusError
 
-__all__ = ["CHECK_EVERY", "ImageViews", "check_of", "digest_of", "is_checked", "software"]
-
 CHECK_EVERY = 16
 """One view in so many is checked: what changes all of them is found at once, and a check of each is a byte."""
 

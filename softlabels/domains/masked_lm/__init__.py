@@ -18,8 +18,6 @@ from softlabels.errors import IntegrityError
 from softlabels.format.columns import Column
 from softlabels.format.identity import Identity, MaskingRecord, TokenizerRecord
 
-__all__ = ["DOMAIN", "MaskedLM", "MaskedRow"]
-
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class MaskedRow(TextRow):

@@ -24,8 +24,6 @@ from softlabels.teachers import Teacher, TeacherTokenizer
 if TYPE_CHECKING:
     from softlabels.builder.config import BuildConfig
 
-__all__ = ["MAKER", "masked_texts"]
-
 
 class MaskedTexts(RowMaker):
     """Views of texts, and perhaps the teacher's last layer."""

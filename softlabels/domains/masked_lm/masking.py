@@ -17,8 +17,6 @@ import numpy.typing as npt
 from softlabels.errors import FormatError
 from softlabels.format.identity import Identity, MaskingRecord, TokenizerRecord
 
-__all__ = ["ATTENDED", "MASKED", "TARGETS", "mask_tokens", "masking_of", "unmaskable"]
-
 Int32 = npt.NDArray[np.int32]
 Int64 = npt.NDArray[np.int64]
 

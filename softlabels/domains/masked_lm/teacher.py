@@ -13,8 +13,6 @@ from softlabels.teachers.encoder_tokenizer import EncoderTokenizer
 from softlabels.teachers.hf_head import HFHeadTeacher
 from softlabels.teachers.hf_source import HFSource, context_of
 
-__all__ = ["HFMaskedTeacher", "from_transformers"]
-
 
 def from_transformers(source: HFSource) -> HFMaskedTeacher:
     """Load model and tokenizer.

@@ -20,8 +20,6 @@ from softlabels.errors import FormatError, IntegrityError
 from softlabels.format.columns import Column
 from softlabels.format.identity import Identity, TokenizerRecord
 
-__all__ = ["DOMAIN", "START", "PairRow", "Seq2Seq", "start_of"]
-
 START = "decoder_start"
 """In a tokenizer's `special_ids`: what the decoder is fed first."""
 

@@ -8,8 +8,6 @@ from softlabels.domains.seq2seq import PairRow, start_of
 from softlabels.errors import CorpusError
 from softlabels.teachers import Teacher
 
-__all__ = ["MAKER"]
-
 
 class Pairs(RowEach):
     """Sources with their targets; neither may be longer than `--seq-len`."""

@@ -13,8 +13,6 @@ from softlabels.teachers.encoder_tokenizer import EncoderTokenizer
 from softlabels.teachers.hf_head import HFHeadTeacher
 from softlabels.teachers.hf_source import HFSource, context_of
 
-__all__ = ["from_transformers"]
-
 FED = ("input_ids", "attention_mask", "decoder_input_ids")
 
 

@@ -11,8 +11,6 @@ from softlabels.domains.text import TextDomain, TextRow
 from softlabels.format.columns import Column
 from softlabels.format.identity import Identity
 
-__all__ = ["DOMAIN", "SequenceClassification"]
-
 
 class SequenceClassification(TextDomain):
     """A text is a row."""

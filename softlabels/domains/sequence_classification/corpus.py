@@ -9,8 +9,6 @@ from softlabels.domains.text import TextRow
 from softlabels.errors import CorpusError
 from softlabels.teachers import Teacher
 
-__all__ = ["MAKER"]
-
 
 class ClassifiedTexts(RowEach):
     """Texts, each with a class."""

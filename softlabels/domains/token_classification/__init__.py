@@ -11,8 +11,6 @@ from softlabels.domains.text import TextDomain, TextRow
 from softlabels.format.columns import Column
 from softlabels.format.identity import Identity
 
-__all__ = ["DOMAIN", "TokenClassification"]
-
 
 class TokenClassification(TextDomain):
     """A list of words is a row."""

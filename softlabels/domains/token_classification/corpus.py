@@ -11,8 +11,6 @@ from softlabels.domains.token_classification import DOMAIN
 from softlabels.errors import CorpusError
 from softlabels.teachers import Teacher
 
-__all__ = ["MAKER"]
-
 
 class ClassifiedWords(RowEach):
     """Lists of words, each with a class."""

@@ -26,16 +26,6 @@ from softlabels.format.columns import (
 )
 from softlabels.format.footer import Declared, declared_columns, footer_length
 
-__all__ = [
-    "column_bytes",
-    "read_columns",
-    "read_facts",
-    "read_streams",
-    "suffix",
-    "write_columns",
-    "write_streams",
-]
-
 suffix = "parquet"
 ZSTD_LEVEL = 3
 DICTIONARY = {"segment_lengths", "kept", "entropy", "top"}

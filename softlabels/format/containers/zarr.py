@@ -44,17 +44,6 @@ from softlabels.format.columns import (
     check_declared,
 )
 
-__all__ = [
-    "column_bytes",
-    "read_columns",
-    "read_facts",
-    "read_streams",
-    "suffix",
-    "write_columns",
-    "write_streams",
-    "zipped",
-]
-
 suffix = "zarr.zip"
 ZSTD_LEVEL = 3
 OFFSETS = "offsets"

@@ -30,8 +30,6 @@ from softlabels.format.arrays import (
 from softlabels.format.columns import Facts
 from softlabels.format.containers.zarr import zipped
 
-__all__ = ["read_arrays", "write_arrays"]
-
 
 def write_arrays(
     streams: Mapping[str, Stream], facts: Facts, attributes: Mapping[str, Mapping[str, Any]]

@@ -15,8 +15,6 @@ from softlabels.store.remote.web import Web
 if TYPE_CHECKING:
     from obstore.store import ObjectStore
 
-__all__ = ["check_address", "hub_place", "open_address", "open_web", "writable"]
-
 SCHEMES = ("s3", "gs", "http", "https", "hf")
 ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
 """Environment variables that name a service which speaks S3; obstore reads them, too."""

@@ -24,8 +24,6 @@ from typing import BinaryIO
 
 from softlabels.errors import ConfigError, IntegrityError, StoreError
 
-__all__ = ["CacheOptions", "Cancelled", "FileCache"]
-
 GIB = 2**30
 DEFAULT_GIB = 32.0
 FOLDER, LIMIT = "SOFTLABELS_CACHE", "SOFTLABELS_CACHE_GIB"

@@ -29,8 +29,6 @@ from softlabels.store.remote.web import RangesIgnored, Web, WebFailure
 if TYPE_CHECKING:
     from obstore.store import ObjectStore
 
-__all__ = ["Client"]
-
 PATIENCE = 180.0
 """Seconds without a byte after which a store counts as out of reach."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0

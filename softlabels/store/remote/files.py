@@ -18,8 +18,6 @@ from softlabels.format.files import Address, LocalFiles, Recorded, StoreFiles
 from softlabels.store.remote.cache import CacheOptions, Cancelled, FileCache
 from softlabels.store.remote.client import Client
 
-__all__ = ["RemoteFiles", "files_of"]
-
 FETCHERS = 8
 """Files that come at the same time: what hides the latency of each."""
 

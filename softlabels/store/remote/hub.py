@@ -27,8 +27,6 @@ from softlabels.store.remote.addresses import hub_place
 from softlabels.store.remote.push import shareable
 from softlabels.store.remote.transfer import Transfer, check_grown
 
-__all__ = ["push_to_hub"]
-
 FILES_AT_ONCE = 50
 BYTES_AT_ONCE = 20 * 2**30
 """Of one commit. The Hub recommends 50 to 100 files, and gives up on commits that take it more than a minute."""

@@ -58,8 +58,6 @@ from softlabels.store.remote.transfer import (
     several,
 )
 
-__all__ = ["pull"]
-
 COMING = ".tmp-pull-"
 """Begins the names of files that are not whole yet."""
 MARKER = f"{COMING}began.json"

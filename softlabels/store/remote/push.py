@@ -38,8 +38,6 @@ from softlabels.store.remote.transfer import (
 )
 from softlabels.store.verify import verify_store
 
-__all__ = ["probe", "push", "shareable"]
-
 IN_PARTS = 64 * 2**20
 """Bytes: a larger file goes in parts, each of which is tried again for itself."""
 

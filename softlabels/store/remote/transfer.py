@@ -15,16 +15,6 @@ from softlabels.format.files import StoreFiles
 from softlabels.format.manifest import Commit, Manifest, Plan
 from softlabels.making.plan import PLAN
 
-__all__ = [
-    "Transfer",
-    "check_commit",
-    "check_grown",
-    "claimed_digest",
-    "commit_name",
-    "read_plan_record",
-    "several",
-]
-
 AT_ONCE = 8
 """Files that travel at the same time."""
 

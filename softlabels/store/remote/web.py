@@ -28,8 +28,6 @@ from softlabels.errors import MissingExtraError
 if TYPE_CHECKING:
     from urllib3 import BaseHTTPResponse, HTTPConnectionPool, PoolManager
 
-__all__ = ["RangesIgnored", "Web", "WebFailure"]
-
 ALLOWED = "SOFTLABELS_REDIRECTS"
 """Environment variable: hosts, with commas between them, that a server may lead to; HOST or HOST:PORT."""
 LEADS, LEAD_STATUSES = 5, (301, 302, 303, 307, 308)
