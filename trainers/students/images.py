@@ -1,7 +1,7 @@
 """Students that look at images.
 
     hf-config:FILE, hf:PATH      of transformers (`students.py`)
-    cnn:WIDTHxDEPTH              a small network of our own (`cnn.py`)
+    cnn:WIDTHxDEPTH              a small network of our own (`small_cnn.py`)
     timm:NAME, torchvision:NAME  of these libraries, weights drawn from the seed; nothing is downloaded
 
 What is not of transformers is saved as `config.json`, which names how it was made, and `model.safetensors`; `hf:PATH`
@@ -11,6 +11,7 @@ loads it, too.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,8 +26,8 @@ from softlabels.errors import ConfigError, MissingExtraError
 from trainers.data.batch import Batch
 from trainers.data.tasks import CAUSAL, Task
 from trainers.students import STUDENTS, Student
-from trainers.students.cnn import make_cnn
 from trainers.students.encoders import EncoderStudent, class_head
+from trainers.students.small_cnn import GROUPS, SmallCnn
 
 KEY = "softlabels_student"
 """Of a config.json: the spec that makes the model."""
@@ -69,9 +70,20 @@ def _make(
 
 
 def from_cnn(argument: str, *, seed: int, task: Task = CAUSAL) -> ImageStudent:
-    """`cnn:WIDTHxDEPTH`."""
+    """`cnn:WIDTHxDEPTH`: a small convolutional network, its weights from the seed.
+
+    Raises:
+        ConfigError: a malformed argument, or a width that the groups do not divide.
+    """
+    found = re.fullmatch(r"(\d{1,4})x(\d{1,2})", argument)
+    width, depth = (int(found[1]), int(found[2])) if found else (0, 0)
+    spec = f"cnn:{argument}"
+    if width < GROUPS or width % GROUPS or not 1 <= depth <= 8:
+        raise ConfigError(
+            f"--student {spec}: expected cnn:WIDTHxDEPTH, WIDTH a multiple of {GROUPS}, DEPTH 1 to 8, e.g. cnn:16x3"
+        )
     classes = len(task.classes)
-    return _make(f"cnn:{argument}", task, lambda: make_cnn(argument, seed=seed, classes=classes))
+    return _make(spec, task, lambda: _drawn(spec, seed, lambda: SmallCnn(width, depth, classes)))
 
 
 def from_timm(argument: str, *, seed: int, task: Task = CAUSAL) -> ImageStudent:
