@@ -378,7 +378,7 @@ def test_a_missing_library_names_the_extra(ground, tmp_path, monkeypatch, librar
 
 
 def test_a_model_that_cannot_be_traced(ground, tmp_path, monkeypatch):
-    from trainers.exports import causal_lm
+    from trainers.domains import causal_lm
 
     class Data(torch.nn.Module):
         def forward(self, input_ids, attention_mask):

@@ -129,7 +129,9 @@ def test_micro_batches_hold_the_same_positions(store, parts):
     assert torch.equal(torch.cat([m.labels for m in micro]), batch.labels)
     np.testing.assert_array_equal(np.concatenate([m.targets.ids for m in micro]), batch.targets.ids)
     whole = batch.inputs["input_ids"].flatten()[batch.flat_positions]
-    assert torch.equal(torch.cat([m.input_ids.flatten()[m.flat_positions] for m in micro]), whole)
+    assert torch.equal(
+        torch.cat([m.inputs["input_ids"].flatten()[m.flat_positions] for m in micro]), whole
+    )
 
 
 @pytest.mark.parametrize("prefetch", [0, 2])
