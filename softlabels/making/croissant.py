@@ -88,7 +88,8 @@ def croissant(manifest: Manifest) -> str:
     identity = manifest.identity
     encoding = identity.encoding
     parquet = (encoding.profile, encoding.container) == ("open", "parquet")
-    loadable = parquet and DOMAINS.load(identity.domain).chained  # else columns are others
+    known = identity.domain in DOMAINS
+    loadable = parquet and known and DOMAINS.load(identity.domain).chained  # else columns are others
     name = f"soft-targets-{identity.teacher.name}-{manifest.content_digest[:12]}"
     value: dict[str, Any] = {
         "@context": CONTEXT,

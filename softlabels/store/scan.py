@@ -164,7 +164,7 @@ def positions_of(shard: Shard, names: Sequence[str], temperature: float) -> pl.D
     columns: Mapping[str, Callable[[], Any]] = {
         "row": lambda: repeated(np.arange(len(shard.rows)) + shard.start_row),
         "position": lambda: np.arange(t.n) - repeated(starts),
-        "token": lambda: joined(lambda row: row.inputs["input_ids"][row.inputs["label_mask"]]),
+        "token": lambda: joined(_tokens),
         "label": lambda: _known(joined(lambda row: row.labels), UNLABELLED),
         "label_logp": lambda: _known(_summary(t).label_logp),
         "entropy": lambda: _known(_summary(t).entropy),
@@ -174,6 +174,14 @@ def positions_of(shard: Shard, names: Sequence[str], temperature: float) -> pl.D
         "tail": lambda: _known(np.where(t.soft, t.tail(temperature), np.float32(np.nan))),
     }
     return pl.DataFrame({name: pl.Series(columns[name]()).cast(SCHEMA[name]) for name in names})
+
+
+def _tokens(row: Any) -> npt.NDArray[Any]:
+    """`[N]`: the token that a model has just read when it answers."""
+    fed = row.inputs
+    if "decoder_input_ids" in fed:
+        return np.asarray(fed["decoder_input_ids"])
+    return np.asarray(fed["input_ids"][fed["label_mask"]])
 
 
 def _summary(targets: SoftTargets) -> Summary:

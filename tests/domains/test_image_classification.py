@@ -315,7 +315,6 @@ def normed(monkeypatch):
         )
 
     monkeypatch.setattr("trainers.students.images.from_cnn", from_normed)
-    monkeypatch.setitem(trainers_pictures.MAKERS, "cnn", from_normed)
 
 
 def test_batch_statistics_survive_a_checkpoint_and_are_averaged(ground, tmp_path, normed):

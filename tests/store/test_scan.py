@@ -74,7 +74,9 @@ def lines_of(store: Store, temperature: float) -> list[dict[str, Any]]:
             order = np.argsort(t.gaps[p], kind="stable")[: int(t.kept[p].sum())]
             line = {"row": stored.index, "position": p}
             if "input_ids" in inputs:
-                line["token"] = int(inputs["input_ids"][inputs["label_mask"]][p])
+                fed = inputs.get("decoder_input_ids")
+                fed = inputs["input_ids"][inputs["label_mask"]] if fed is None else fed
+                line["token"] = int(fed[p])
             if inputs:
                 line["label"] = None if row.labels[p] < 0 else int(row.labels[p])
             if (s := t.summary) is not None:
