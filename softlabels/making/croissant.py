@@ -89,7 +89,9 @@ def croissant(manifest: Manifest) -> str:
     encoding = identity.encoding
     parquet = (encoding.profile, encoding.container) == ("open", "parquet")
     known = identity.domain in DOMAINS
-    loadable = parquet and known and DOMAINS.load(identity.domain).chained  # else columns are others
+    loadable = (
+        parquet and known and DOMAINS.load(identity.domain).chained
+    )  # else columns are others
     name = f"soft-targets-{identity.teacher.name}-{manifest.content_digest[:12]}"
     value: dict[str, Any] = {
         "@context": CONTEXT,
