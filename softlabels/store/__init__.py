@@ -1,1 +1,1 @@
-"""The store: what is on disk, and the only code that touches it (docs/format.md)."""
+"""A finished store: reading it, verifying and signing it, its tokenizer, and copies of it elsewhere (`remote/`)."""

@@ -40,8 +40,8 @@ PIECES = 1000
 WIDTH, LAYERS = 96, 2
 BATCH, LR = 48, 3e-3
 """Of the teacher, with a short warm-up and linear decay."""
-ROWS, HELDOUT = 2000, 400
-STUDENT, STUDENT_STEPS, STUDENT_BATCH, STUDENT_LR = "new:400k", 300, 32, 3e-3
+ROWS, HELDOUT = 16000, 400
+STUDENT, STUDENT_STEPS, STUDENT_BATCH, STUDENT_LR = "new:400k", 1500, 32, 3e-3
 RECIPES = {"store": 0.9, "hard": 0.0}
 """Alpha."""
 
@@ -149,7 +149,7 @@ def stores(args: argparse.Namespace) -> None:
         tool(
             *("softlabels", "build", "--teacher", f"hf:{args.out / 'teacher'}", "--domain"),
             *("seq2seq", "--corpus", f"jsonl:{args.out / text}.jsonl", "--limit-rows", rows),
-            *(*kept, "--seq-len", 64, "--shard-rows", 500, "--dtype", "float32"),
+            *(*kept, "--seq-len", 64, "--shard-rows", 2000, "--dtype", "float32"),
             *("--out", args.out / name),
         )
 
