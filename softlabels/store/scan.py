@@ -148,6 +148,8 @@ def positions_of(shard: Shard, names: Sequence[str], temperature: float) -> pl.D
     if (t.gaps[:, 1:] < t.gaps[:, :-1]).any():
         order = np.argsort(t.gaps, axis=1, kind="stable")
 
+    has_tail = t.soft & (not t.keeps.sample)  # what a sample left out, nobody knows
+
     def repeated(of_rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         return np.repeat(of_rows, np.diff(shard.offsets))
 
@@ -171,7 +173,7 @@ def positions_of(shard: Shard, names: Sequence[str], temperature: float) -> pl.D
         "top": lambda: _known(_summary(t).top, UNKNOWN),
         "ids": lambda: lists(t.ids),
         "logp": lambda: lists(t.log_probs(temperature)),
-        "tail": lambda: _known(np.where(t.soft, t.tail(temperature), np.float32(np.nan))),
+        "tail": lambda: _known(np.where(has_tail, t.tail(temperature), np.float32(np.nan))),
     }
     return pl.DataFrame({name: pl.Series(columns[name]()).cast(SCHEMA[name]) for name in names})
 

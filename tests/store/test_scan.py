@@ -87,7 +87,8 @@ def lines_of(store: Store, temperature: float) -> list[dict[str, Any]]:
                 line["top"] = None if s.top[p] < 0 else int(s.top[p])
             line["ids"] = t.ids[p][order].tolist()
             line["logp"] = t.log_probs(temperature)[p][order].tolist()
-            line["tail"] = float(t.tail(temperature)[p]) if t.soft[p] else None
+            known = t.soft[p] and not t.keeps.sample
+            line["tail"] = float(t.tail(temperature)[p]) if known else None
             found.append(line)
     return found
 
