@@ -27,7 +27,7 @@ from softlabels.algebra.combine import (
     document_count,
     planned_again,
 )
-from softlabels.algebra.sources import files_of, open_source, provenance_of, scan
+from softlabels.algebra.sources import checked_shards, files_of, open_source, provenance_of
 from softlabels.builder.config import BuildConfig, config_of
 from softlabels.builder.plan import survey
 from softlabels.builder.shard_builder import Taught, check_teacher, load_teacher
@@ -103,14 +103,14 @@ def append(
     refuse_overlap(corpora, [c.spec for c in corpora], out)
     begun(out, report.notice)  # a foreign folder is refused before the work
     report.stage("check", len(store.manifest.shards), "shards")
-    scanned = list(scan(store, report))
+    checked = list(checked_shards(store, report))
     teacher = load_teacher(job, old, report, teacher)
     check_teacher(store.folder, old, teacher)
-    before = b"".join(s.digests for s in scanned)
+    before = b"".join(s.digests for s in checked)
     new, unnamed = survey(job, estimator, corpora, teacher, report, before=before)
     _check_alike(store, new)
     generation = _generation(store)
-    planned = planned_again(scanned, plain=old.encoding.plain, start_row=0, documents=0)
+    planned = planned_again(checked, plain=old.encoding.plain, start_row=0, documents=0)
     planned += _numbered_on(store, unnamed, generation, new)
     files = files_of(store, "tokenizer", FOLDER)
     plan = make_plan(
@@ -124,7 +124,7 @@ def append(
         job,
         out,
         command="append",
-        old=tuple(s.file for s in scanned),
+        old=tuple(s.file for s in checked),
         teacher=teacher,
         corpora=corpora,
     )

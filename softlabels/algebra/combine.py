@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 
-from softlabels.algebra.sources import Scanned, files_of
+from softlabels.algebra.sources import CheckedShard, files_of
 from softlabels.errors import PairingError
 from softlabels.format.dictionaries import FOLDER
 from softlabels.format.identity import (
@@ -133,18 +133,18 @@ def dictionaries_of(stores: Sequence[Store]) -> dict[str, bytes]:
 
 
 def planned_again(
-    scanned: Sequence[Scanned], *, plain: bool, start_row: int, documents: int
+    checked: Sequence[CheckedShard], *, plain: bool, start_row: int, documents: int
 ) -> list[PlannedShard]:
     """The shards of one source as shards of a store in which its rows begin at `start_row`.
 
     Args:
-        scanned: the source's shards, in order.
+        checked: the source's shards, in order.
         plain: whether their files count rows.
         start_row: rows before them.
         documents: numbers of documents that are taken up before them.
     """
     planned: list[PlannedShard] = []
-    for shard in scanned:
+    for shard in checked:
         record, numbering = shard.record, shard.record.numbering
         planned.append(
             PlannedShard(

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from softlabels.algebra.sources import scan
+from softlabels.algebra.sources import checked_shards
 from softlabels.core.progress import Reporter, Silent
 from softlabels.core.targets import SoftTargets
 from softlabels.errors import PairingError
@@ -115,7 +115,7 @@ def diff(a: Path | str, b: Path | str, *, reporter: Reporter | None = None) -> D
 
 def _index(store: Store, report: Reporter) -> tuple[npt.NDArray[np.bytes_], npt.NDArray[np.int64]]:
     """The rows' digests, ascending, and the numbers of those rows."""
-    data = b"".join(shard.digests for shard in scan(store, report))
+    data = b"".join(shard.digests for shard in checked_shards(store, report))
     digests = np.frombuffer(data, np.dtype("S16"))
     order = np.argsort(digests, kind="stable")
     return digests[order], order

@@ -28,7 +28,7 @@ from softlabels.algebra.combine import (
     planned_again,
 )
 from softlabels.algebra.derive import derive
-from softlabels.algebra.sources import files_of, open_source, provenance_of, scan
+from softlabels.algebra.sources import checked_shards, files_of, open_source, provenance_of
 from softlabels.core.progress import Reporter, Silent
 from softlabels.errors import ConfigError
 from softlabels.format.manifest import Manifest, PlannedShard
@@ -70,11 +70,11 @@ def merge(
     shards: list[Reused] = []
     rows = documents = 0
     for store, identity in zip(stores, identities, strict=True):
-        scanned = list(scan(store, report))
-        digests += b"".join(s.digests for s in scanned)
+        checked = list(checked_shards(store, report))
+        digests += b"".join(s.digests for s in checked)
         plain = identity.encoding.plain
-        planned += planned_again(scanned, plain=plain, start_row=rows, documents=documents)
-        shards += [s.file for s in scanned]
+        planned += planned_again(checked, plain=plain, start_row=rows, documents=documents)
+        shards += [s.file for s in checked]
         rows += len(store)
         documents += document_count(identity)
     if twice := rows - len(np.unique(np.frombuffer(digests, np.dtype("S16")))):

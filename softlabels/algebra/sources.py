@@ -23,7 +23,7 @@ DIGEST_BYTES = 16
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scanned:
+class CheckedShard:
     """A shard of a source whose bytes are those of its record."""
 
     record: ShardRecord
@@ -61,7 +61,7 @@ def _restated(manifest: Manifest) -> Manifest:
     return msgspec.structs.replace(manifest, identity=identity, stated_licence=None)
 
 
-def scan(store: Store, report: Reporter) -> Iterator[Scanned]:
+def checked_shards(store: Store, report: Reporter) -> Iterator[CheckedShard]:
     """Every shard of a source, one in memory at a time; nothing but its digests is decoded.
 
     Raises:
@@ -81,7 +81,7 @@ def scan(store: Store, report: Reporter) -> Iterator[Scanned]:
         fingerprint.update(digests)
         statistics = read_statistics(data, identity, where=str(file))
         again = reused(store, record, statistics)
-        yield Scanned(record=record, digests=digests, file=again)
+        yield CheckedShard(record=record, digests=digests, file=again)
         report.advance(1)
     if fingerprint.hexdigest() != identity.corpus.fingerprint:
         raise IntegrityError(
