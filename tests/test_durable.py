@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import errno
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -25,6 +26,7 @@ from softlabels.core.durable import (
 )
 from softlabels.core.processes import Process, this_process
 from softlabels.errors import IntegrityError, StoreError
+from softlabels.making.plan import check_folder
 from tests.store.made_up import files_of
 
 DATA = b"some bytes\n" * 1000
@@ -375,3 +377,20 @@ def test_a_link_to_nowhere_is_no_folder(tmp_path):
     (tmp_path / "out").symlink_to(tmp_path / "nowhere")
     with pytest.raises(StoreError, match=r"is no folder \(a link to nowhere\?\): choose another"):
         publish(tmp_path / "out" / "file", b"x")
+
+
+def test_a_folder_that_cannot_be_listed_is_not_empty(tmp_path, monkeypatch):
+    """A transient error would leave what a dead process left, and nobody would say so."""
+
+    def listing(folder):
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), str(folder))
+
+    monkeypatch.setattr(os, "scandir", listing)
+    with pytest.raises(StoreError, match=re.escape(str(tmp_path))):
+        durable.leftovers(tmp_path)
+    with pytest.raises(StoreError, match=re.escape(str(tmp_path))):
+        check_folder(tmp_path)
+
+
+def test_a_folder_that_is_gone_holds_nothing(tmp_path):
+    assert durable.leftovers(tmp_path / "gone") == []

@@ -255,10 +255,24 @@ def sweep(folder: Path) -> list[Path]:
 
 
 def leftovers(folder: Path) -> list[Path]:
-    """Our temporary files whose process is gone, here and below."""
-    # os.walk and not rglob: another builder may remove a folder while it is read.
-    paths = sorted(Path(root, n) for root, _, names in os.walk(folder) for n in names)
+    """Our temporary files whose process is gone, here and below.
+
+    Raises:
+        StoreError: a folder cannot be listed, so what it holds is not known.
+    """
+    with explained(folder):
+        paths = sorted(Path(root, n) for root, _, names in walk(folder) for n in names)
     return [path for path in paths if is_left(path)]
+
+
+def walk(folder: Path) -> Iterator[tuple[str, list[str], list[str]]]:
+    """`os.walk`, to which what cannot be listed is an error and not empty."""
+
+    def unlisted(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError):  # another builder may remove it meanwhile
+            raise error
+
+    return os.walk(folder, onerror=unlisted)
 
 
 def earlier_attempts(path: Path) -> list[Path]:

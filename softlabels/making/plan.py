@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 
 import msgspec
 
-from softlabels.core.durable import is_temporary, publish, sweep
+from softlabels.core.durable import explained, is_temporary, publish, sweep, walk
 from softlabels.core.records import (
     FORMAT,
     FORMAT_VERSION,
@@ -185,16 +184,17 @@ def check_folder(store: Path, files: Mapping[str, bytes] | None = None) -> None:
     """
     if not store.is_dir():
         return
-    for folder, folders, names in os.walk(store):
-        at = Path(folder)
-        top = [n for n in folders if at == store and n not in FOLDERS]
-        links = [n for n in folders if (at / n).is_symlink()]
-        for path in (at / n for n in [*names, *top, *links]):
-            if _left(store, path, files):
-                continue
-            if (store / PLAN).exists():
-                return  # another builder has just published it
-            raise PlanError(f"{store}: {_what_it_is(store, path)} choose another --out")
+    with explained(store):
+        for folder, folders, names in walk(store):
+            at = Path(folder)
+            top = [n for n in folders if at == store and n not in FOLDERS]
+            links = [n for n in folders if (at / n).is_symlink()]
+            for path in (at / n for n in [*names, *top, *links]):
+                if _left(store, path, files):
+                    continue
+                if (store / PLAN).exists():
+                    return  # another builder has just published it
+                raise PlanError(f"{store}: {_what_it_is(store, path)} choose another --out")
 
 
 def _what_it_is(store: Path, path: Path) -> str:
