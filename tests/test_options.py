@@ -13,7 +13,7 @@ from click.testing import CliRunner
 
 from softlabels.builder.config import BuildConfig
 from softlabels.cli.main import main as softlabels_main
-from softlabels.cli.options import ALIASES, ALIASES_LINE, OTHERWISE, Command
+from softlabels.console.options import ALIASES, ALIASES_LINE, OTHERWISE, Command
 from softlabels.core.settings import Group
 from trainers.cli import main as softtrain_main
 from trainers.run.config import RunConfig

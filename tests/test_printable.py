@@ -163,7 +163,7 @@ def test_emphasis_is_the_only_style():
 def test_errors_and_notices_pass_through_the_same(monkeypatch, capsys):
     import click
 
-    from softlabels.cli.terminal import Bar, Commands, say
+    from softlabels.console.terminal import Bar, Commands, say
 
     @click.group(cls=Commands)
     def group() -> None: ...

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from softlabels.builder.config import BuildConfig, config_of
 from softlabels.builder.plan import survey
 from softlabels.cli.main import main
-from softlabels.cli.options import _click_type, _group
+from softlabels.console.options import _click_type, _group
 from softlabels.core.progress import Silent
 from softlabels.core.settings import flags_of
 from softlabels.domains import DOMAINS

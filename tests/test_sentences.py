@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
 from softlabels.cli.main import main as softlabels
-from softlabels.cli.terminal import Commands
+from softlabels.console.terminal import Commands
 from softlabels.core.folder_record import seal_folder
 from softlabels.errors import ConfigError
 from softlabels.interchange import EXPORTS

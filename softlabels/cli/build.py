@@ -13,8 +13,8 @@ import click
 
 import softlabels
 from softlabels.builder.config import BuildConfig
-from softlabels.cli.options import Command, config_options
-from softlabels.cli.terminal import Bar, LocalPath, emit, json_option
+from softlabels.console.options import Command, config_options
+from softlabels.console.terminal import Bar, LocalPath, emit, json_option
 from softlabels.core.progress import duration
 from softlabels.core.settings import out_from
 from softlabels.errors import ConfigError

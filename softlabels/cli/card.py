@@ -6,8 +6,8 @@ from pathlib import Path
 
 import click
 
-from softlabels.cli.options import Command
-from softlabels.cli.terminal import LocalPath, emit, json_option, say
+from softlabels.console.options import Command
+from softlabels.console.terminal import LocalPath, emit, json_option, say
 
 
 @click.command("card", cls=Command)

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import click
 
-from softlabels.cli.terminal import LocalPath
+from softlabels.console.terminal import LocalPath
 
 F = TypeVar("F", bound=Callable[..., Any])
 

@@ -15,8 +15,8 @@ from typing import Any
 import click
 
 from softlabels.builder.config import BuildConfig
-from softlabels.cli.options import Command
-from softlabels.cli.terminal import Bar, LocalPath, emit, json_option
+from softlabels.console.options import Command
+from softlabels.console.terminal import Bar, LocalPath, emit, json_option
 from softlabels.core.durable import replace
 from softlabels.core.own_process import own_environment, own_module
 from softlabels.errors import ConfigError, IntegrityError, PlanError, SoftLabelsError

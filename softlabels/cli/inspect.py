@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from softlabels.cli.demands import demand_options
-from softlabels.cli.options import Command
-from softlabels.cli.terminal import StorePlace, emit, json_option, say
+from softlabels.console.options import Command
+from softlabels.console.terminal import StorePlace, emit, json_option, say
 from softlabels.core.printable import printable, printable_record
 from softlabels.errors import ConfigError
 

@@ -17,8 +17,8 @@ from softlabels.cli.report import report_command
 from softlabels.cli.share import pull_command, push_command
 from softlabels.cli.sign import sign_command
 from softlabels.cli.subset import convert_command, diff_command, subset_command, view_command
-from softlabels.cli.terminal import Commands
 from softlabels.cli.verify import verify_command
+from softlabels.console.terminal import Commands
 
 
 @click.group(cls=Commands)

@@ -11,8 +11,8 @@ import click
 import softlabels
 from softlabels.builder.measure_config import MeasureConfig
 from softlabels.cli.demands import demand_options
-from softlabels.cli.options import Command, config_options
-from softlabels.cli.terminal import Bar, LocalPath, emit, json_option
+from softlabels.console.options import Command, config_options
+from softlabels.console.terminal import Bar, LocalPath, emit, json_option
 from softlabels.core.settings import from_sources
 from softlabels.errors import ConfigError
 

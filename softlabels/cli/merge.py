@@ -8,8 +8,8 @@ from typing import Any
 
 import click
 
-from softlabels.cli.options import Command
-from softlabels.cli.terminal import Bar, LocalPath, emit, json_option
+from softlabels.console.options import Command
+from softlabels.console.terminal import Bar, LocalPath, emit, json_option
 from softlabels.errors import ConfigError
 
 

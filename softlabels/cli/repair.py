@@ -7,8 +7,8 @@ from pathlib import Path
 
 import click
 
-from softlabels.cli.options import Command
-from softlabels.cli.terminal import Bar, LocalPath, emit, json_option, say
+from softlabels.console.options import Command
+from softlabels.console.terminal import Bar, LocalPath, emit, json_option, say
 
 
 @click.command("repair", cls=Command)

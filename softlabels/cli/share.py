@@ -9,8 +9,8 @@ from typing import Any
 import click
 
 from softlabels.cli.demands import demand_options
-from softlabels.cli.options import Command
-from softlabels.cli.terminal import Bar, LocalPath, emit, json_option
+from softlabels.console.options import Command
+from softlabels.console.terminal import Bar, LocalPath, emit, json_option
 
 
 @click.command("push", cls=Command)

@@ -8,8 +8,8 @@ from typing import Any
 import click
 
 from softlabels.cli.merge import show
-from softlabels.cli.options import Command, Seed
-from softlabels.cli.terminal import Bar, LocalPath, emit, json_option
+from softlabels.console.options import Command, Seed
+from softlabels.console.terminal import Bar, LocalPath, emit, json_option
 from softlabels.core.printable import printable
 
 out_option = click.option("--out", required=True, type=LocalPath(), help="Folder of the new store.")

@@ -8,8 +8,8 @@ from typing import Any
 import click
 
 from softlabels.cli.demands import demand_options
-from softlabels.cli.options import Command
-from softlabels.cli.terminal import Bar, StorePlace, emit, json_option, say
+from softlabels.console.options import Command
+from softlabels.console.terminal import Bar, StorePlace, emit, json_option, say
 
 
 @click.command("verify", cls=Command)

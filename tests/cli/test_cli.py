@@ -528,7 +528,7 @@ def test_threads_wait_briefly_unless_the_user_says_how(own):
     """torch reads it when it is imported, so it must stand before."""
     code = (
         "import os, sys\n"
-        "from softlabels.cli.terminal import wait_briefly\n"
+        "from softlabels.console.terminal import wait_briefly\n"
         "wait_briefly()\n"
         "assert 'torch' not in sys.modules\n"
         "print({k: v for k, v in os.environ.items() if 'OMP_' in k})"

@@ -361,7 +361,7 @@ def _as_command(work: Callable[[], None]) -> None:
     """End as a command does."""
     import click
 
-    from softlabels.cli.terminal import Commands
+    from softlabels.console.terminal import Commands
 
     group = Commands("jobs", commands=[click.Command("work", callback=work)])
     group.main(["work"], prog_name="jobs")

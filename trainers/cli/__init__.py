@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 import softlabels
-from softlabels.cli.terminal import Commands
+from softlabels.console.terminal import Commands
 from trainers.cli.evaluate import eval_command
 from trainers.cli.export import export_command
 from trainers.cli.generate import generate_command

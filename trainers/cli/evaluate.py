@@ -9,8 +9,8 @@ import click
 import msgspec
 
 import trainers
-from softlabels.cli.options import Command, config_options
-from softlabels.cli.terminal import Bar, LocalPath, emit, json_option
+from softlabels.console.options import Command, config_options
+from softlabels.console.terminal import Bar, LocalPath, emit, json_option
 from softlabels.core.settings import from_sources
 from trainers.cli.evaluation_text import evaluation_text
 from trainers.evaluation.config import EvalConfig

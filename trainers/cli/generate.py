@@ -8,8 +8,8 @@ from typing import Any
 import click
 
 import trainers
-from softlabels.cli.options import Command, config_options
-from softlabels.cli.terminal import Bar, LocalPath, emit, json_option
+from softlabels.console.options import Command, config_options
+from softlabels.console.terminal import Bar, LocalPath, emit, json_option
 from softlabels.core.settings import from_sources
 from trainers.generation.config import GenerateConfig
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import click
 
-from softlabels.cli.options import Command, config_options
-from softlabels.cli.terminal import Bar, emit, json_option
+from softlabels.console.options import Command, config_options
+from softlabels.console.terminal import Bar, emit, json_option
 from softlabels.core.settings import from_sources
 from trainers.exports.latency_config import LatencyConfig
 

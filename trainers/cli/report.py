@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import click
 
 import trainers
-from softlabels.cli.options import Command
-from softlabels.cli.terminal import Bar, LocalPath, emit, json_option
+from softlabels.console.options import Command
+from softlabels.console.terminal import Bar, LocalPath, emit, json_option
 
 if TYPE_CHECKING:
     from trainers.evaluation.evaluations import Assessment

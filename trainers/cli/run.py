@@ -9,8 +9,8 @@ from typing import Any
 import click
 
 import trainers
-from softlabels.cli.options import Command, config_options
-from softlabels.cli.terminal import Bar, LocalPath, emit, json_option
+from softlabels.console.options import Command, config_options
+from softlabels.console.terminal import Bar, LocalPath, emit, json_option
 from softlabels.core.settings import out_from
 from trainers.run.config import RunConfig
 

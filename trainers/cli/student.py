@@ -7,8 +7,8 @@ from typing import Any
 
 import click
 
-from softlabels.cli.options import Command, Seed
-from softlabels.cli.terminal import Bar, LocalPath, StorePlace, emit, json_option
+from softlabels.console.options import Command, Seed
+from softlabels.console.terminal import Bar, LocalPath, StorePlace, emit, json_option
 from softlabels.core.folder_record import seal_folder
 from softlabels.core.folders import filling, publish_folder
 from softlabels.errors import ConfigError

@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 import click
 
-from softlabels.cli.options import ALIASES_LINE, SETTINGS
+from softlabels.console.options import ALIASES_LINE, SETTINGS
 from softlabels.core.durable import error_number, sentence
 from softlabels.core.printable import for_terminal, printable
 from softlabels.core.progress import Lines, rate_of
