@@ -27,6 +27,7 @@ from softlabels.core.durable import (
 from softlabels.core.processes import Process, this_process
 from softlabels.errors import IntegrityError, StoreError
 from softlabels.making.plan import check_folder
+from softlabels.store.tokenizer_files import read_files
 from tests.store.made_up import files_of
 
 DATA = b"some bytes\n" * 1000
@@ -390,6 +391,8 @@ def test_a_folder_that_cannot_be_listed_is_not_empty(tmp_path, monkeypatch):
         durable.leftovers(tmp_path)
     with pytest.raises(StoreError, match=re.escape(str(tmp_path))):
         check_folder(tmp_path)
+    with pytest.raises(OSError, match=re.escape(str(tmp_path))):
+        read_files(tmp_path)  # a tokenizer that lacks a file would be another one
 
 
 def test_a_folder_that_is_gone_holds_nothing(tmp_path):

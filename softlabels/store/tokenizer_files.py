@@ -8,11 +8,11 @@ configuration, a program. Only names on the list below are taken, none of which 
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
+from softlabels.core.folder_record import entries
 from softlabels.errors import TokenizerError
 
 FOLDER = "tokenizer/"
@@ -108,8 +108,8 @@ def without_programs(
 
 def read_files(folder: Path) -> dict[str, bytes]:
     """What a tokenizer was saved as, by name; folders in it included."""
-    paths = sorted(Path(root, name) for root, _, names in os.walk(folder) for name in names)
-    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in paths}
+    found = sorted(entries(folder).items())
+    return {name: path.read_bytes() for name, path in found if not path.is_dir()}
 
 
 def for_store(files: Mapping[str, bytes], notice: Callable[[str], None]) -> dict[str, bytes]:
