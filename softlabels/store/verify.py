@@ -5,15 +5,16 @@ Of a part, the figures of its unsigned `part.json` are counted again from its sh
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from softlabels.core.durable import TEMPORARY
 from softlabels.core.progress import Reporter, Silent
-from softlabels.core.records import parse_record
-from softlabels.errors import IntegrityError, SoftLabelsError
+from softlabels.errors import SoftLabelsError
 from softlabels.format.files import Recorded, StoreFiles
-from softlabels.format.manifest import MANIFEST, SIGNATURE, Commit, Plan
+from softlabels.format.manifest import MANIFEST, SIGNATURE
 from softlabels.format.part import PART
 from softlabels.making.finish import MADE
 from softlabels.making.plan import PLAN
@@ -23,6 +24,12 @@ from softlabels.store.demand import Demand, Vouched, read_vouched
 from softlabels.store.reader import Store
 from softlabels.store.remote.cache import CacheOptions
 from softlabels.store.remote.files import files_of
+from softlabels.store.remote.transfer import (
+    check_commit,
+    commit_name,
+    read_beside,
+    read_plan_record,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,27 +79,26 @@ def verify_store(
     known = {MANIFEST, PLAN, SIGNATURE}
     if part is not None:
         known |= {PART, *(s.name for s in manifest.shards)}  # more of them may have been pulled
-        known |= {f"commits/{i:05d}.json" for i in range(len(manifest.shards))}
+        known |= {commit_name(i) for i in range(len(manifest.shards))}
 
     for name, record in manifest.files.items():
         known.add(name)
-        try:
+        again = f"; `softlabels repair {path}` makes it again" if name in MADE else ""
+        with _noted(problems, again):
             source.checked(Recorded(name, record.sha256, record.bytes))
             files, size = files + 1, size + record.bytes
-        except SoftLabelsError as e:
-            again = f"; `softlabels repair {path}` makes it again" if name in MADE else ""
-            problems.append(f"{e}{again}")
-    plan = _plan(source, problems)
+    plan = None
+    with _noted(problems):
+        plan = read_plan_record(source)
 
     counting, progress = Counting(), reporter or Silent()
     progress.stage("verify", len(store.manifest.shards), "shards")
     numbers = range(len(manifest.shards)) if part is None else part.shards
     for i, (number, shard) in enumerate(zip(numbers, store.manifest.shards, strict=True)):
-        known.add(shard.name)
-        commit = f"commits/{number:05d}.json"
-        known.add(commit)
-        try:
-            _check_commit(source, commit, plan, shard.sha256)
+        commit = commit_name(number)
+        known |= {shard.name, commit}
+        with _noted(problems):
+            check_commit(read_beside(source, commit), plan, shard.sha256, root / commit)
             if deep:
                 content, statistics = store.read_counted(i)
                 content.targets.validate(where=str(root / shard.name))
@@ -101,8 +107,6 @@ def verify_store(
                 source.checked(Recorded(shard.name, shard.sha256, shard.bytes))
             files, size = files + 1, size + shard.bytes
             rows, positions = rows + shard.rows, positions + shard.positions
-        except SoftLabelsError as e:
-            problems.append(str(e))
         progress.advance(1)
     corpus = store.manifest.identity.corpus
     if deep and not problems:
@@ -124,25 +128,13 @@ def verify_store(
     )
 
 
-def _plan(source: StoreFiles, problems: list[str]) -> Plan | None:
-    where = source.root / PLAN
+@contextmanager
+def _noted(problems: list[str], way_out: str = "") -> Iterator[None]:
+    """Add what is wrong to the problems, and go on."""
     try:
-        return parse_record(source.record(PLAN), Plan, where=where)
-    except FileNotFoundError:
-        problems.append(f"{where}: missing; copy it again from the store's source")
+        yield
     except SoftLabelsError as e:
-        problems.append(str(e))
-    return None
-
-
-def _check_commit(source: StoreFiles, name: str, plan: Plan | None, sha256: str) -> None:
-    where = source.root / name
-    try:
-        commit = parse_record(source.record(name), Commit, where=where)
-    except FileNotFoundError as e:
-        raise IntegrityError(f"{where}: missing; copy it again from the store's source") from e
-    if commit.sha256 != sha256 or (plan is not None and commit.plan_digest != plan.digest):
-        raise IntegrityError(f"{where}: is of another build than the manifest")
+        problems.append(f"{e}{way_out}")
 
 
 def _strangers(source: StoreFiles, names: list[str], known: set[str]) -> list[str]:

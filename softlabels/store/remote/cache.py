@@ -30,7 +30,6 @@ FOLDER, LIMIT = "SOFTLABELS_CACHE", "SOFTLABELS_CACHE_GIB"
 """Environment variables."""
 POLL = 0.05
 """Seconds between two looks at a file that another thread or process is fetching."""
-CHUNK = 2**20
 
 
 class Cancelled(Exception):
@@ -116,7 +115,9 @@ class FileCache:
                     return None
                 try:
                     if _locked(part, stop):
-                        self._complete(part, sha256, size, fetch, where)
+                        complete(part, sha256, size, fetch, where)
+                        with self._alone():  # who counts sees it under one name
+                            Path(part.name).rename(self._path(sha256))
                         fcntl.flock(part, fcntl.LOCK_SH)
                         part.seek(0)
                         return part
@@ -161,37 +162,6 @@ class FileCache:
         if not path.exists() and not self._make_room(size):
             return None
         return path.open("a+b")
-
-    def _complete(
-        self,
-        part: BinaryIO,
-        sha256: str,
-        size: int,
-        fetch: Callable[[BinaryIO, int], None],
-        where: object,
-    ) -> None:
-        """Fetch what is missing, check all of it, give it its name. The part is locked."""
-        path = Path(part.name)
-        for attempt in range(2):
-            begun = part.seek(0, os.SEEK_END)
-            if begun > size or attempt:
-                part.truncate(0)
-                begun = 0
-            fetch(part, begun)
-            part.flush()
-            part.seek(0)
-            found = hashlib.file_digest(part, "sha256").hexdigest()  # type: ignore[arg-type]
-            if found == sha256:
-                with self._alone():  # who counts sees it under one name
-                    path.rename(self._path(sha256))
-                return
-            if not begun:  # not the fault of what an earlier process left
-                break
-        path.unlink(missing_ok=True)
-        raise IntegrityError(
-            f"{where}: sha256 is {found}, the record says {sha256}: altered there, or on its way; copy it to there "
-            "again from its source"
-        )
 
     # -- all files --------------------------------------------------------------------------------
 
@@ -243,6 +213,38 @@ class FileCache:
                 else f"{e.strerror or e}: choose another folder with --cache"
             )
             raise StoreError(f"{self.folder}: the cache cannot be used; {way_out}") from e
+
+
+def complete(
+    part: BinaryIO,
+    sha256: str,
+    size: int,
+    fetch: Callable[[BinaryIO, int], None],
+    where: object,
+) -> None:
+    """Fetch what is missing of a file that may have been begun, by an earlier process too, and check all of it.
+
+    Raises:
+        IntegrityError: it is not what was asked for, and is gone.
+    """
+    for attempt in range(2):
+        begun = part.seek(0, os.SEEK_END)
+        if begun > size or attempt:
+            part.truncate(0)
+            begun = 0
+        fetch(part, begun)
+        part.flush()
+        part.seek(0)
+        found = hashlib.file_digest(part, "sha256").hexdigest()  # type: ignore[arg-type]
+        if found == sha256:
+            return
+        if not begun:  # not the fault of what an earlier process left
+            break
+    Path(part.name).unlink(missing_ok=True)
+    raise IntegrityError(
+        f"{where}: sha256 is {found}, the record says {sha256}: altered there, or on its way, so it was not kept; copy "
+        "it to there again from its source"
+    )
 
 
 def _locked(part: BinaryIO, stop: threading.Event) -> bool:

@@ -160,13 +160,18 @@ class RemoteFiles:
 def _hold(
     client: Client, cache: FileCache, file: Recorded, stop: threading.Event
 ) -> BinaryIO | None:
-    def fetch(sink: BinaryIO, begun: int) -> None:
-        try:
-            client.fetch(file.name, sink, begun, file.bytes, stop)
-        except FileNotFoundError as e:
-            raise _missing(client, file) from e
-
+    fetch = partial(fetch_recorded, client, file, stop)
     return cache.hold(file.sha256, file.bytes, fetch, stop, where=client.root / file.name)
+
+
+def fetch_recorded(
+    client: Client, file: Recorded, stop: threading.Event, sink: BinaryIO, begun: int
+) -> None:
+    """Append a file's bytes from `begun` on, as `Client.fetch`; one that is missing is damage."""
+    try:
+        client.fetch(file.name, sink, begun, file.bytes, stop)
+    except FileNotFoundError as e:
+        raise _missing(client, file) from e
 
 
 def _missing(client: Client, file: Recorded) -> IntegrityError:
@@ -198,13 +203,14 @@ def _close(file: Future[BinaryIO | None]) -> None:
         held.close()
 
 
+_Work = tuple[Future[BinaryIO | None], Callable[[], BinaryIO | None]]
+
+
 class _Fetchers:
     """Threads that fetch. An executor's would keep a process that ends waiting for a network that is away."""
 
     def __init__(self, threads: int) -> None:
-        self._work: SimpleQueue[tuple[Future[BinaryIO | None], Callable[[], BinaryIO | None]]] = (
-            SimpleQueue()
-        )
+        self._work: SimpleQueue[_Work | None] = SimpleQueue()
         self._threads = [
             threading.Thread(target=_work_off, args=(self._work,), daemon=True)
             for _ in range(threads)
@@ -220,34 +226,25 @@ class _Fetchers:
     def end(self) -> None:
         """Have the threads end, which takes no longer than a request."""
         for _ in self._threads:
-            self.submit(_end)
+            self._work.put(None)
         for thread in self._threads:
             if thread is not threading.current_thread():
                 thread.join(0.2)
 
 
-class _Ended(Exception):
-    """Asks a thread to end."""
+def _work_off(queue: SimpleQueue[_Work | None]) -> None:
+    while (item := queue.get()) is not None:
+        _run(*item)
+        del item  # nothing of it is held while the next is waited for
 
 
-def _end() -> None:
-    raise _Ended
-
-
-def _work_off(
-    queue: SimpleQueue[tuple[Future[BinaryIO | None], Callable[[], BinaryIO | None]]],
-) -> None:
-    while True:
-        future, work = queue.get()
-        if not future.set_running_or_notify_cancel():
-            continue
-        try:
-            future.set_result(work())
-        except _Ended:
-            return
-        except BaseException as e:
-            future.set_exception(e)
-        del future, work
+def _run(future: Future[BinaryIO | None], work: Callable[[], BinaryIO | None]) -> None:
+    if not future.set_running_or_notify_cancel():
+        return
+    try:
+        future.set_result(work())
+    except BaseException as e:
+        future.set_exception(e)
 
 
 def _give_up_all(coming: dict[str, _Coming], fetchers: _Fetchers) -> None:

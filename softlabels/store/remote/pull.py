@@ -18,16 +18,15 @@ import os
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
-from typing import BinaryIO
 
 from softlabels.core.durable import is_temporary, make_folder, publish, replace, sweep, sync_folder
 from softlabels.core.progress import Reporter, Silent
 from softlabels.core.records import (
     FORMAT,
     FORMAT_VERSION,
-    RECORD_LIMIT,
     canonical,
     read_record,
     seal,
@@ -46,14 +45,14 @@ from softlabels.making.plan import PLAN
 from softlabels.store.counting import Counting
 from softlabels.store.demand import Demand, read_vouched
 from softlabels.store.reader import Store, check_known
-from softlabels.store.remote.cache import CacheOptions
-from softlabels.store.remote.client import Client
-from softlabels.store.remote.files import RemoteFiles
+from softlabels.store.remote.cache import CacheOptions, complete
+from softlabels.store.remote.files import RemoteFiles, fetch_recorded
 from softlabels.store.remote.transfer import (
     Transfer,
     check_commit,
     check_grown,
     commit_name,
+    read_beside,
     read_plan_record,
     several,
 )
@@ -202,8 +201,6 @@ class _Receiver:
     def __init__(self, origin: RemoteFiles, folder: Path, manifest: Manifest, data: bytes) -> None:
         self._origin, self._folder = origin, folder
         self._manifest, self._data = manifest, data
-        self._client: Client = origin.client
-        self._lock = threading.Lock()
         self._moved: dict[str, int] = {}
 
     def receive(self, wanted: Sequence[int], report: Reporter) -> Transfer:
@@ -213,15 +210,12 @@ class _Receiver:
         chosen = sorted(had | set(wanted))
         files = [Recorded(shards[i].name, shards[i].sha256, shards[i].bytes) for i in chosen]
         report.stage("pull", len(files), "shards")
-        for _ in several(self._bring, files):
-            report.advance(1)
+        several(self._bring, files, report.advance)
         shards_moved = len(self._moved)
         beside = [Recorded(n, r.sha256, r.bytes) for n, r in self._manifest.files.items()]
-        for _ in several(self._bring, beside):
-            pass
-        self._write(PLAN, self._client.read(PLAN, limit=RECORD_LIMIT))
-        for _ in several(lambda i: self._bring_commit(i, plan), chosen):
-            pass
+        several(self._bring, beside)
+        self._write(PLAN, read_beside(self._origin, PLAN))
+        several(lambda i: self._bring_commit(i, plan), chosen)
         old = load_manifest(self._folder) if (self._folder / MANIFEST).exists() else None
         part = None if len(chosen) == len(shards) else self._part(chosen)
         if part is not None:
@@ -252,46 +246,20 @@ class _Receiver:
             return
         make_folder(path.parent)
         coming = path.with_name(f"{COMING}{path.name}-{file.sha256[:16]}")
-        for _ in range(2):
-            with coming.open("a+b") as sink:
-                begun = sink.seek(0, os.SEEK_END)
-                if begun > file.bytes:
-                    sink.truncate(0)
-                    begun = 0
-                self._fetch(file, sink, begun)
-                sink.flush()
-                os.fsync(sink.fileno())
-            if (found := _digest(coming)) == file.sha256:
-                coming.replace(path)
-                sync_folder(path.parent)
-                self._note(file.name, file.bytes)
-                return
-            coming.unlink()
-            if not begun:  # else what an earlier pull left may be at fault
-                break
-        raise IntegrityError(
-            f"{self._origin.root / file.name}: sha256 is {found}, the manifest says {file.sha256}: altered there, or "
-            "on its way; it was not kept"
-        )
-
-    def _fetch(self, file: Recorded, sink: BinaryIO, begun: int) -> None:
-        try:
-            self._client.fetch(file.name, sink, begun, file.bytes, threading.Event())
-        except FileNotFoundError as e:
-            raise IntegrityError(
-                f"{self._origin.root / file.name}: missing; the store there is damaged"
-            ) from e
+        fetch = partial(fetch_recorded, self._origin.client, file, threading.Event())
+        with coming.open("a+b") as sink:
+            complete(sink, file.sha256, file.bytes, fetch, self._origin.root / file.name)
+            os.fsync(sink.fileno())
+        coming.replace(path)
+        sync_folder(path.parent)
+        self._moved[file.name] = file.bytes
 
     def _bring_commit(self, index: int, plan: Plan) -> None:
         name, sha256 = commit_name(index), self._manifest.shards[index].sha256
         if self._has_commit(name, plan, sha256):
             return
-        where = self._origin.root / name
-        try:
-            data = self._client.read(name, limit=RECORD_LIMIT)
-        except FileNotFoundError as e:
-            raise IntegrityError(f"{where}: missing; the store there is damaged") from e
-        check_commit(data, plan, sha256, where)
+        data = read_beside(self._origin, name)
+        check_commit(data, plan, sha256, self._origin.root / name)
         self._write(name, data)
 
     def _has_commit(self, name: str, plan: Plan, sha256: str) -> bool:
@@ -304,7 +272,7 @@ class _Receiver:
 
     def _bring_signature(self) -> None:
         try:
-            data = self._client.read(SIGNATURE, limit=RECORD_LIMIT)
+            data = self._origin.record(SIGNATURE)
         except FileNotFoundError:
             (self._folder / SIGNATURE).unlink(missing_ok=True)
             return
@@ -315,19 +283,8 @@ class _Receiver:
         path = self._folder / name
         if path.exists() and path.read_bytes() == data:
             return
-        make_folder(path.parent)
-        coming = path.with_name(f"{COMING}{path.name}")
-        with coming.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        coming.replace(path)
-        sync_folder(path.parent)
-        self._note(name, len(data))
-
-    def _note(self, name: str, size: int) -> None:
-        with self._lock:
-            self._moved[name] = size
+        replace(path, data)
+        self._moved[name] = len(data)
 
     def _part(self, chosen: Sequence[int]) -> Part:
         """Count what the shards hold, which decodes all of them."""

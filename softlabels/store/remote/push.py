@@ -41,8 +41,6 @@ from softlabels.store.verify import verify_store
 IN_PARTS = 64 * 2**20
 """Bytes: a larger file goes in parts, each of which is tried again for itself."""
 
-"""Told how many shards are done, of how many."""
-
 
 def shareable(store: Path) -> tuple[Manifest, list[str]]:
     """The manifest of a store that may be shared, every byte of it checked, and its other files but the shards.
@@ -86,36 +84,25 @@ def push(
     sender = _Sender(LocalFiles(store), client)
     old = _present(url)
     if old is not None:
-        if old.digest == manifest.digest:
-            return Transfer(
-                digest=manifest.content_digest,
-                of=len(manifest.shards),
-                shards=len(manifest.shards),
-                shards_moved=0,
-                files_moved=0,
-                bytes_moved=0,
-                rows=manifest.rows,
-            )
         check_grown(old, manifest, url)
-    known = {s.name for s in old.shards} if old is not None else set()
-    moved, progress = 0, reporter or Silent()
-    progress.stage("push", len(manifest.shards), "shards")
-    for name in several(
-        lambda s: sender.send(s.name, s.sha256, known=s.name in known, fresh=old is None),
-        manifest.shards,
-    ):
-        moved += name.name in sender.sent
-        progress.advance(1)
-    for _ in several(sender.send_small, [n for n in beside if n != SIGNATURE]):
-        pass
-    if SIGNATURE in beside:
-        sender.send_small(SIGNATURE)
-    sender.publish(old, alone=alone)
+    if old is None or old.digest != manifest.digest:
+        known = {s.name for s in old.shards} if old is not None else set()
+        progress = reporter or Silent()
+        progress.stage("push", len(manifest.shards), "shards")
+        several(
+            lambda s: sender.send(s.name, s.sha256, known=s.name in known, fresh=old is None),
+            manifest.shards,
+            progress.advance,
+        )
+        several(sender.send_small, [n for n in beside if n != SIGNATURE])
+        if SIGNATURE in beside:
+            sender.send_small(SIGNATURE)
+        sender.publish(old, alone=alone)
     return Transfer(
         digest=manifest.content_digest,
         of=len(manifest.shards),
         shards=len(manifest.shards),
-        shards_moved=moved,
+        shards_moved=sum(s.name in sender.sent for s in manifest.shards),
         files_moved=len(sender.sent),
         bytes_moved=sum(sender.sent.values()),
         rows=manifest.rows,
@@ -156,7 +143,6 @@ class _Sender:
     def __init__(self, source: LocalFiles, client: Client) -> None:
         self._source, self._client = source, client
         self._there = client.list() or {}
-        self._lock = threading.Lock()
         self.sent: dict[str, int] = {}
         """Bytes of each file that travelled."""
 
@@ -212,8 +198,7 @@ class _Sender:
             raise IntegrityError(
                 f"{self._client.root / name}: what was read back is not what was sent; run the same command again"
             )
-        with self._lock:
-            self.sent[name] = size
+        self.sent[name] = size
 
     def _digest_there(self, name: str, size: int) -> str | None:
         """sha256 of a file there; None: missing, or of another size."""

@@ -1,8 +1,8 @@
-"""What push and pull share: which files a store has besides its shards, what travelled, who may share."""
+"""What push and pull share: which files a store has besides its shards, and what travelled."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from typing import TypeVar
@@ -67,37 +67,48 @@ def claimed_digest(manifest: bytes) -> object:
         return None
 
 
+def read_beside(source: StoreFiles, name: str) -> bytes:
+    """The bytes of a record that every finished store has beside its shards.
+
+    Raises:
+        IntegrityError: missing.
+    """
+    try:
+        return source.record(name)
+    except FileNotFoundError as e:
+        where = source.root / name
+        raise IntegrityError(f"{where}: missing; copy it again from the store's source") from e
+
+
 def read_plan_record(source: StoreFiles) -> Plan:
     """The plan of a finished store.
 
     Raises:
         IntegrityError: missing or altered.
     """
-    where = source.root / PLAN
-    try:
-        return parse_record(source.record(PLAN), Plan, where=where)
-    except FileNotFoundError as e:
-        raise IntegrityError(f"{where}: missing; copy it again from the store's source") from e
+    return parse_record(read_beside(source, PLAN), Plan, where=source.root / PLAN)
 
 
-def check_commit(data: bytes, plan: Plan, sha256: str, where: object) -> None:
-    """Refuse a commit record that is not of this plan and shard.
+def check_commit(data: bytes, plan: Plan | None, sha256: str, where: object) -> None:
+    """Refuse a commit record that is not of this plan, if that is known, and shard.
 
     Raises:
         IntegrityError: altered, or of another build.
     """
     commit = parse_record(data, Commit, where=where)
-    if commit.sha256 != sha256 or commit.plan_digest != plan.digest:
+    if commit.sha256 != sha256 or (plan is not None and commit.plan_digest != plan.digest):
         raise IntegrityError(f"{where}: is of another build than the manifest")
 
 
-def several(work: Callable[[T], None], items: Sequence[T]) -> Iterable[T]:
-    """Do work on items, some at a time; gives each item that is done. After an error no other is begun."""
+def several(
+    work: Callable[[T], None], items: Sequence[T], advance: Callable[[int], None] | None = None
+) -> None:
+    """Do work on items, some at a time; `advance` hears of each that is done. After an error no other is begun."""
     with ThreadPoolExecutor(AT_ONCE, thread_name_prefix="softlabels-transfer") as pool:
-        begun = {pool.submit(work, item): item for item in items}
         try:
-            for future in as_completed(begun):
+            for future in as_completed([pool.submit(work, item) for item in items]):
                 future.result()
-                yield begun[future]
+                if advance is not None:
+                    advance(1)
         finally:
             pool.shutdown(cancel_futures=True)
