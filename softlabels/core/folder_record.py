@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Generic, TypeVar
 
-import msgspec
-
-from softlabels.core.records import Record, canonical, read_record_file, regular_size, seal
-from softlabels.errors import FormatError, IntegrityError, StoreError
+from softlabels.core.records import (
+    FileRecord,
+    Record,
+    canonical,
+    parse_raw,
+    read_record_file,
+    regular_size,
+    seal,
+    sha256_of,
+)
+from softlabels.errors import IntegrityError, StoreError
 
 RECORD = "softlabels.json"
-
-
-class FileRecord(Record, frozen=True, kw_only=True):
-    """One file of a sealed folder."""
-
-    sha256: str
-    bytes: int
 
 
 class SealedRecord(Record, frozen=True, kw_only=True):
@@ -66,7 +65,7 @@ FOLDER = Seal(
 def describe_files(folder: Path, *, without: str) -> dict[str, FileRecord]:
     """Size and sha256 of each file of a folder, and of the folders in it, but for the record's own."""
     return {
-        name: FileRecord(sha256=_digest(path), bytes=path.stat().st_size)
+        name: FileRecord(sha256=sha256_of(path), bytes=path.stat().st_size)
         for name, path in sorted(entries(folder).items())
         if name != without and not is_folder(path)
     }
@@ -82,11 +81,6 @@ def entries(folder: Path) -> dict[str, Path]:
 def is_folder(path: Path) -> bool:
     """Whether it is one itself, and no link to one."""
     return path.is_dir() and not path.is_symlink()
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest()
 
 
 def seal_folder(folder: Path, *, kind: str, step: int | None = None) -> FolderRecord:
@@ -141,30 +135,14 @@ def read_seal(folder: Path, kind: Seal[R], *, contents: bool = True) -> R:
 
 def _read(folder: Path, kind: Seal[R]) -> R:
     path = folder / kind.file
-    try:
-        raw = msgspec.json.decode(read_record_file(path))
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as e:
-        raise IntegrityError(f"{path}: not valid JSON ({e}); {kind.remedy}") from e
-    if not isinstance(raw, dict) or raw.get("format") != kind.format:
-        raise FormatError(f'{path}: its "format" is not {kind.format!r}')
-    if str(raw.get("version")).split(".")[0] != kind.version.split(".")[0]:
-        raise FormatError(
-            f"{path}: version {raw.get('version')}, this softlabels reads {kind.version}; upgrade softlabels"
-        )
-    if raw.get("digest") != digest_of(raw):
-        raise IntegrityError(
-            f"{path}: its digest does not match its content: altered; {kind.remedy}"
-        )
-    try:
-        return msgspec.convert(raw, kind.record)
-    except msgspec.ValidationError as e:
-        raise FormatError(f"{path}: not a valid record: {e}") from e
-
-
-def digest_of(raw: dict[str, Any]) -> str:
-    """What `digest` must be in a record, as plain values."""
-    rest = {name: value for name, value in raw.items() if name != "digest"}
-    return hashlib.sha256(canonical(rest)).hexdigest()
+    return parse_raw(
+        read_record_file(path),
+        kind.record,
+        where=path,
+        format=kind.format,
+        version=kind.version,
+        remedy=kind.remedy,
+    )[0]
 
 
 def is_plain(name: str) -> bool:
@@ -187,7 +165,7 @@ def compare(path: Path, file: FileRecord, kind: Seal[Any], *, contents: bool) ->
             raise IntegrityError(
                 f"{path}: {size} bytes, {kind.file} says {file.bytes}; {kind.remedy}"
             )
-        if contents and (found := _digest(path)) != file.sha256:
+        if contents and (found := sha256_of(path)) != file.sha256:
             raise IntegrityError(
                 f"{path}: sha256 is {found}, {kind.file} says {file.sha256}: altered; {kind.remedy}"
             )

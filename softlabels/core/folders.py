@@ -31,7 +31,6 @@ from softlabels.core.durable import (
 from softlabels.core.folder_record import (
     FOLDER,
     RECORD,
-    FileRecord,
     check_folder,
     compare,
     entries,
@@ -39,6 +38,7 @@ from softlabels.core.folder_record import (
     is_plain,
     read_record,
 )
+from softlabels.core.records import FileRecord
 from softlabels.errors import FormatError, IntegrityError
 
 GOING = ".going-"

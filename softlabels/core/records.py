@@ -11,9 +11,9 @@ import hashlib
 import re
 import stat
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 
@@ -42,8 +42,27 @@ HASHED_FIRST = 64 * 2**20
 """Bytes: a larger file is read twice, so that none is held in memory before its digest is right."""
 
 
+LARGEST = 2**53
+"""No count is larger: JSON readers that hold numbers as doubles read it exactly, and sums fit int64."""
+Count = Annotated[int, msgspec.Meta(ge=0, le=LARGEST)]
+Positive = Annotated[int, msgspec.Meta(ge=1, le=LARGEST)]
+Sha256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$", max_length=64)]
+
+
 class Record(msgspec.Struct, frozen=True, kw_only=True):
     """Base of all records."""
+
+
+class FileRecord(Record, frozen=True, kw_only=True):
+    """A file that a record vouches for."""
+
+    sha256: Sha256
+    bytes: Count
+
+
+def file_record(data: bytes) -> FileRecord:
+    """Of a file that holds these bytes."""
+    return FileRecord(sha256=hashlib.sha256(data).hexdigest(), bytes=len(data))
 
 
 R = TypeVar("R", bound=Record)
@@ -57,9 +76,13 @@ def canonical(value: Any) -> bytes:
 
 def seal(record: R) -> R:
     """The record with its own digest filled in."""
-    builtins = msgspec.to_builtins(record)
-    del builtins["digest"]
-    return msgspec.structs.replace(record, digest=hashlib.sha256(canonical(builtins)).hexdigest())
+    return msgspec.structs.replace(record, digest=digest_of(msgspec.to_builtins(record)))
+
+
+def digest_of(raw: dict[str, Any]) -> str:
+    """What `digest` must be in a record, as plain values."""
+    rest = {name: value for name, value in raw.items() if name != "digest"}
+    return hashlib.sha256(canonical(rest)).hexdigest()
 
 
 def read_record(path: Path, kind: type[R]) -> R:
@@ -70,7 +93,7 @@ def read_record(path: Path, kind: type[R]) -> R:
         IntegrityError: the bytes are not the ones that were written.
         FileNotFoundError: no such file (callers say what that means).
     """
-    return read_raw(path, kind)[0]
+    return parse_record(read_record_file(path), kind, where=path)
 
 
 def is_record(path: Path, kind: type[Record]) -> bool:
@@ -80,11 +103,6 @@ def is_record(path: Path, kind: type[Record]) -> bool:
     except (StoreError, FileNotFoundError, NotADirectoryError):
         return False
     return True
-
-
-def read_raw(path: Path, kind: type[R]) -> tuple[R, dict[str, Any]]:
-    """The record, and the JSON object that it was made from."""
-    return parse_raw(read_record_file(path), kind, where=path)
 
 
 def read_record_file(path: Path) -> bytes:
@@ -113,37 +131,51 @@ def parse_record(data: bytes, kind: type[R], *, where: object) -> R:
     return parse_raw(data, kind, where=where)[0]
 
 
-def parse_raw(data: bytes, kind: type[R], *, where: object) -> tuple[R, dict[str, Any]]:
-    """The record, and the JSON object that it was made from; messages name `where`."""
-    path = where
+_REMEDY = "copy it again from its source, or build the store again"
+
+
+def parse_raw(
+    data: bytes,
+    kind: type[R],
+    *,
+    where: object,
+    format: str = FORMAT,
+    version: str = FORMAT_VERSION,
+    remedy: str = _REMEDY,
+) -> tuple[R, dict[str, Any]]:
+    """The record, and the JSON object that it was made from, as `read_record`.
+
+    Args:
+        where: it lies, for messages.
+        format: what it calls itself.
+        version: that this softlabels reads and writes.
+        remedy: what to do about a damaged one.
+    """
     if sum(data.count(c) for c in (b",", b"[", b"{")) > ENTRIES_LIMIT:
         raise FormatError(
-            f"{path}: more than {ENTRIES_LIMIT} entries; such a record is refused unread"
+            f"{where}: more than {ENTRIES_LIMIT} entries; such a record is refused unread"
         )
     try:
         raw = msgspec.json.decode(data)
-        _check_depth(path, raw)
+        _check_depth(raw, where, remedy)
         spelling = canonical(raw)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as e:
         raise IntegrityError(
-            f"{path}: not valid JSON ({e}); the file is torn or altered: {_REMEDY}"
+            f"{where}: not valid JSON ({e}); the file is torn or altered: {remedy}"
         ) from e
-    if not isinstance(raw, dict) or raw.get("format") != FORMAT:
-        raise FormatError(f'{path}: not a softlabels record (its "format" is not {FORMAT!r})')
-    _check_version(path, raw.get("version"))
-    found = raw.pop("digest", None)
-    expected = hashlib.sha256(canonical(raw)).hexdigest()
+    if not isinstance(raw, dict) or raw.get("format") != format:
+        raise FormatError(f'{where}: not a softlabels record (its "format" is not {format!r})')
+    _check_version(raw.get("version"), version, where)
+    found, expected = raw.get("digest"), digest_of(raw)
     if found != expected or spelling != data:
         raise IntegrityError(
-            f"{path}: its digest is {found}, its content gives {expected}; the file was altered: {_REMEDY}"
+            f"{where}: its digest is {found}, its content gives {expected}; the file was altered: {remedy}"
         )
     try:
-        return msgspec.convert(raw | {"digest": found}, kind), raw
+        return msgspec.convert(raw, kind), raw
     except msgspec.ValidationError as e:
-        raise FormatError(f"{path}: not a valid {kind.__name__.lower()}: {e}") from e
-
-
-_REMEDY = "copy it again from its source, or build the store again"
+        what = kind.__name__.removesuffix("Record").lower()
+        raise FormatError(f"{where}: not a valid {what}: {e}") from e
 
 
 def minor_of(version: str) -> int:
@@ -151,19 +183,19 @@ def minor_of(version: str) -> int:
     return int(version.split(".")[1])
 
 
-def _check_version(path: object, version: Any) -> None:
-    match = re.fullmatch(r"(\d{1,6})\.(\d{1,6})", version) if isinstance(version, str) else None
+def _check_version(found: Any, version: str, where: object) -> None:
+    match = re.fullmatch(r"(\d{1,6})\.(\d{1,6})", found) if isinstance(found, str) else None
     if match is None:
-        raise FormatError(f"{path}: format version {version!r} is not MAJOR.MINOR")
-    ours = int(FORMAT_VERSION.split(".")[0])
+        raise FormatError(f"{where}: format version {found!r} is not MAJOR.MINOR")
+    ours = int(version.split(".")[0])
     if int(match[1]) != ours:
         raise FormatError(
-            f"{path}: format version {version}, this softlabels reads {ours}.x; "
+            f"{where}: format version {found}, this softlabels reads {ours}.x; "
             f"{'upgrade softlabels' if int(match[1]) > ours else 'convert the store'}"
         )
 
 
-def _check_depth(path: object, raw: Any) -> None:
+def _check_depth(raw: Any, where: object, remedy: str) -> None:
     level = [raw]
     for _ in range(DEPTH_LIMIT):
         level = [
@@ -174,7 +206,7 @@ def _check_depth(path: object, raw: Any) -> None:
         ]
         if not level:
             return
-    raise IntegrityError(f"{path}: nested more than {DEPTH_LIMIT} levels deep; {_REMEDY}")
+    raise IntegrityError(f"{where}: nested more than {DEPTH_LIMIT} levels deep; {remedy}")
 
 
 def regular_size(path: Path) -> int:
@@ -227,8 +259,7 @@ def check_file(path: Path, *, sha256: str, size: int) -> bytes:
                 f"{path}: {found} bytes, the record says {size}: torn or altered; {_REMEDY}"
             )
         if size > HASHED_FIRST:
-            with path.open("rb") as f:
-                _check_digest(path, hashlib.file_digest(f, "sha256").hexdigest(), sha256)
+            _check_digest(path, sha256_of(path), sha256)
         return path.read_bytes()
 
     try:
@@ -263,6 +294,18 @@ def _read(path: Path, read: Callable[[], T]) -> T:
                 ) from e
             time.sleep(pause)
     raise AssertionError("the last attempt returns or raises")
+
+
+def sha256_of(path: Path) -> str:
+    """Of a file, which is not held in memory."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_of_files(files: Sequence[Path]) -> str:
+    """Over names and contents."""
+    lines = (f"{path.name}\0{sha256_of(path)}\n" for path in files)
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def _check_digest(path: Path, found: str, sha256: str) -> None:

@@ -6,10 +6,7 @@ from typing import Annotated
 
 import msgspec
 
-from softlabels.core.records import Record
-
-Whole = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
-AtLeastOne = Annotated[int, msgspec.Meta(ge=1, le=2**53)]
+from softlabels.core.records import Count, Positive, Record
 
 
 class Estimate(Record, frozen=True, kw_only=True, omit_defaults=True):
@@ -26,7 +23,7 @@ class Estimate(Record, frozen=True, kw_only=True, omit_defaults=True):
 class LogProbError(Record, frozen=True, kw_only=True):
     """Kept log-probabilities against the teacher's, and against the encoding's promise."""
 
-    values: Whole
+    values: Count
     """How many were compared: the kept ids (of `sampled`, those that are kept at their own value)."""
     largest: float
     """The largest difference, in nats."""
@@ -88,8 +85,8 @@ class Fidelity(Record, frozen=True, kw_only=True):
     dtype: str
     seed: Annotated[int, msgspec.Meta(ge=0)]
     """Of the choice of rows, of the student in `gradient_angle`, and of the resampling."""
-    rows: AtLeastOne
-    positions: AtLeastOne
+    rows: Positive
+    positions: Positive
     """With a soft target, in these rows."""
     temperatures: list[FidelityAt]
     """In order of the grid."""

@@ -7,10 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from softlabels.codecs.codebook import DICTIONARY_LIMIT, Codebook
-from softlabels.core.records import read_file
+from softlabels.core.records import FileRecord, read_file
 from softlabels.errors import IntegrityError, UnreadableError
 from softlabels.format.files import Address, LocalFiles, Recorded, StoreFiles
-from softlabels.format.manifest import FileRecord
 
 FOLDER = "dictionaries"
 DICTIONARY = f"{FOLDER}/00000.bin"

@@ -14,13 +14,14 @@ import numpy.typing as npt
 from softlabels.codecs import CODECS
 from softlabels.codecs.codebook import Codebook
 from softlabels.codecs.streams import Stream
+from softlabels.core.records import LARGEST
 from softlabels.core.registry import Registry, name_of
 from softlabels.core.targets import SoftTargets, main_temperature
 from softlabels.errors import IntegrityError
 from softlabels.format import packed, plain
 from softlabels.format.columns import Container, Expected
 from softlabels.format.containers import zarr_arrays
-from softlabels.format.identity import LARGEST, OPEN_PARTS, OPEN_TARGETS, PACKED_ARRAYS, Identity
+from softlabels.format.identity import OPEN_PARTS, OPEN_TARGETS, PACKED_ARRAYS, Identity
 from softlabels.format.manifest import Numbering, Statistics
 from softlabels.format.shard import Shard
 from softlabels.format.summaries import same_summary

@@ -7,22 +7,16 @@ from typing import Annotated
 import msgspec
 
 from softlabels.core.kept import KeptSet, kept_set
-from softlabels.core.records import Record
-
-LARGEST = 2**53
-"""No count is larger: JSON readers that hold numbers as doubles read it exactly, and sums fit int64."""
+from softlabels.core.records import Count, Positive, Record, Sha256
 
 ROWS_LIMIT = 2**22
 """Rows of a shard, at most: each becomes an object, and the order of a block's rows is held in memory."""
 LARGEST_VIEW = 4096
 """Pixels of a side of an image's view: one takes 48 MiB, and 192 MiB as a model is fed it."""
 
-Count = Annotated[int, msgspec.Meta(ge=0, le=LARGEST)]
-Positive = Annotated[int, msgspec.Meta(ge=1, le=LARGEST)]
 Seed = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 Ids = Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
 """How many ids there are: each is a signed number of 32 bits."""
-Sha256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$", max_length=64)]
 Name = Annotated[
     str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*$(?!\n)")
 ]

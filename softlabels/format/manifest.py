@@ -8,7 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from softlabels.core.kept import LARGEST_GRID
-from softlabels.core.records import Record, canonical, parse_raw
+from softlabels.core.records import (
+    Count,
+    FileRecord,
+    Positive,
+    Record,
+    Sha256,
+    canonical,
+    parse_raw,
+)
 from softlabels.errors import FormatError, IntegrityError
 from softlabels.format.certificate import Fidelity
 from softlabels.format.files import Address, LocalFiles, StoreFiles
@@ -16,12 +24,9 @@ from softlabels.format.identity import (
     OPEN_PARTS,
     PACKED_ARRAYS,
     ROWS_LIMIT,
-    Count,
     Identity,
     Name,
     Number,
-    Positive,
-    Sha256,
 )
 from softlabels.format.release import Release
 
@@ -44,18 +49,24 @@ class Numbering:
     documents: int
     """Added to its numbers of documents."""
 
-    @staticmethod
-    def of(shard: PlannedShard | ShardRecord) -> Numbering:
-        """From a shard's record."""
-        row = shard.start_row if shard.counts_from is None else shard.counts_from
-        return Numbering(row, shard.documents_from or 0)
 
+class _Numbered(Record, frozen=True, kw_only=True, omit_defaults=True):
+    """What the records of a shard share."""
 
-class FileRecord(Record, frozen=True, kw_only=True):
-    """A file beside the shards."""
+    name: Name
+    start_row: Count
+    rows: Positive
+    positions: Count
+    counts_from: Count | None = None
+    """Of the profile `open-parts`: the number that the file itself gives its first row; absent: `start_row`."""
+    documents_from: Count | None = None
+    """To be added to the file's `documents`; absent: 0."""
 
-    sha256: Sha256
-    bytes: Count
+    @property
+    def numbering(self) -> Numbering:
+        """How the file counts rows and documents."""
+        row = self.start_row if self.counts_from is None else self.counts_from
+        return Numbering(row, self.documents_from or 0)
 
 
 class SourceRecord(Record, frozen=True, kw_only=True):
@@ -81,29 +92,16 @@ class Provenance(Record, frozen=True, kw_only=True):
         return f"{self.operation} of {', '.join(f'{s.name} ({s.rows:,} rows)' for s in self.sources)}{asked}"
 
 
-class PlannedShard(Record, frozen=True, kw_only=True, omit_defaults=True):
+class PlannedShard(_Numbered, frozen=True, kw_only=True, omit_defaults=True):
     """A shard to make: which rows, where in the corpus they begin, what they must be."""
 
     index: Count
-    name: Name
-    start_row: Count
-    rows: Positive
-    positions: Count
     document: Count
     """Ordinal of the document in which its first row begins."""
     offset: Count
     """Token of that document at which it begins."""
     inputs_sha256: Sha256
     """Over its rows' input digests: a corpus that changed since the plan is found here."""
-    counts_from: Count | None = None
-    """See `ShardRecord`."""
-    documents_from: Count | None = None
-    """See `ShardRecord`."""
-
-    @property
-    def numbering(self) -> Numbering:
-        """How the file counts rows and documents."""
-        return Numbering.of(self)
 
 
 class Plan(Record, frozen=True, kw_only=True, omit_defaults=True):
@@ -174,24 +172,11 @@ class Commit(Record, frozen=True, kw_only=True):
     digest: Sha256
 
 
-class ShardRecord(Record, frozen=True, kw_only=True, omit_defaults=True):
+class ShardRecord(_Numbered, frozen=True, kw_only=True, omit_defaults=True):
     """A shard of a finished store."""
 
-    name: Name
     sha256: Sha256
     bytes: Positive
-    start_row: Count
-    rows: Positive
-    positions: Count
-    counts_from: Count | None = None
-    """Of the profile `open-parts`: the number that the file itself gives its first row; absent: `start_row`."""
-    documents_from: Count | None = None
-    """To be added to the file's `documents`; absent: 0."""
-
-    @property
-    def numbering(self) -> Numbering:
-        """How the file counts rows and documents."""
-        return Numbering.of(self)
 
 
 class CostRecord(Record, frozen=True, kw_only=True):

@@ -18,10 +18,10 @@ from pathlib import Path
 
 import msgspec
 
-from softlabels.core.records import Record, canonical, parse_record
+from softlabels.core.records import Count, Record, Sha256, canonical, parse_record
 from softlabels.errors import FormatError, IntegrityError
 from softlabels.format.files import StoreFiles
-from softlabels.format.identity import CorpusRecord, Count, Sha256
+from softlabels.format.identity import CorpusRecord
 from softlabels.format.manifest import Manifest, Statistics
 
 PART = "part.json"

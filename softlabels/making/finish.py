@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -11,7 +10,15 @@ import msgspec
 
 import softlabels
 from softlabels.core.durable import publish, sync_folder
-from softlabels.core.records import FORMAT, FORMAT_VERSION, canonical, read_file, seal
+from softlabels.core.records import (
+    FORMAT,
+    FORMAT_VERSION,
+    FileRecord,
+    canonical,
+    file_record,
+    read_file,
+    seal,
+)
 from softlabels.errors import IntegrityError
 from softlabels.format.containers.parquet import column_bytes
 from softlabels.format.dictionaries import DICTIONARY
@@ -20,7 +27,6 @@ from softlabels.format.manifest import (
     MANIFEST,
     Commit,
     CostRecord,
-    FileRecord,
     Manifest,
     Plan,
     ShardRecord,
@@ -143,14 +149,10 @@ def _column_bytes(store: Path, plan: Plan, shards: Sequence[ShardRecord]) -> dic
 def _dictionary(store: Path) -> dict[str, FileRecord]:
     """The dictionary that the build trained, or was given, if there is one."""
     path = store / DICTIONARY
-    return {DICTIONARY: _file_record(read_file(path))} if path.exists() else {}
-
-
-def _file_record(data: bytes) -> FileRecord:
-    return FileRecord(sha256=hashlib.sha256(data).hexdigest(), bytes=len(data))
+    return {DICTIONARY: file_record(read_file(path))} if path.exists() else {}
 
 
 def with_files(manifest: Manifest, files: Mapping[str, bytes]) -> Manifest:
     """The manifest with the digests of files that were made from it, sealed."""
-    records = {name: _file_record(data) for name, data in files.items()}
+    records = {name: file_record(data) for name, data in files.items()}
     return seal(msgspec.structs.replace(manifest, files=manifest.files | records))

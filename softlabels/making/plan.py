@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -16,6 +15,7 @@ from softlabels.core.records import (
     RECORD_LIMIT,
     canonical,
     check_file,
+    file_record,
     is_record,
     read_file,
     read_record,
@@ -28,7 +28,6 @@ from softlabels.format.identity import Identity
 from softlabels.format.manifest import (
     MANIFEST,
     Commit,
-    FileRecord,
     Manifest,
     Plan,
     PlannedShard,
@@ -111,10 +110,7 @@ def make_plan(
         version=FORMAT_VERSION,
         identity=identity,
         shard_rows=shard_rows,
-        files={
-            name: FileRecord(sha256=hashlib.sha256(data).hexdigest(), bytes=len(data))
-            for name, data in files.items()
-        },
+        files={name: file_record(data) for name, data in files.items()},
         shards=shards,
         digest="0" * 64,
         provenance=provenance,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +12,7 @@ from torch import Tensor
 
 from softlabels.core.devices import Choice, choose
 from softlabels.core.local_model import LocalModel, loading
+from softlabels.core.records import sha256_of_files
 from softlabels.core.registry import without_folder
 from softlabels.core.rows import PaddedRows
 from softlabels.errors import TeacherError
@@ -66,7 +65,7 @@ class HFSource:
     def weights_sha256(self) -> str:
         """Of the files that hold the weights."""
         gguf = self.found.gguf is not None
-        return digest_files(self.found.weight_files if gguf else weight_files(self.found.folder))
+        return sha256_of_files(self.found.weight_files if gguf else weight_files(self.found.folder))
 
     def model(self, loader: str, **settings: Any) -> Any:
         """The model of the folder, by this class of transformers.
@@ -148,13 +147,3 @@ def weight_files(folder: Path) -> list[Path]:
         if files := sorted(folder.glob(pattern)):
             return files
     raise TeacherError(f"hf:{folder}: holds no weights (*.safetensors)")
-
-
-def digest_files(files: Sequence[Path]) -> str:
-    """sha256 over names and contents."""
-    total = hashlib.sha256()
-    for path in files:
-        with path.open("rb") as f:
-            content = hashlib.file_digest(f, "sha256").hexdigest()
-        total.update(f"{path.name}\0{content}\n".encode())
-    return total.hexdigest()

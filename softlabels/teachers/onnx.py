@@ -18,11 +18,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from softlabels.core.records import sha256_of_files
 from softlabels.core.registry import without_folder
 from softlabels.errors import ConfigError, MissingExtraError, TeacherError
 from softlabels.format.identity import TeacherRecord
 from softlabels.teachers import MIB, TeacherOptions, causal_only
-from softlabels.teachers.hf_source import digest_files
 from softlabels.teachers.segments import Rectangle, SegmentTeacher
 from softlabels.teachers.tokenizer import HFTokenizer, check_covers, load_tokenizer
 
@@ -184,4 +184,4 @@ class _Weights:
         self.dtype = {"float": "float32"}.get(kind, kind)
         """Of most of them."""
         self.parameters = sizes.total()
-        self.sha256 = digest_files([file.parent / name for name in sorted(files)])
+        self.sha256 = sha256_of_files([file.parent / name for name in sorted(files)])

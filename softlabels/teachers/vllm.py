@@ -17,11 +17,12 @@ from urllib.parse import parse_qsl
 
 import numpy as np
 
+from softlabels.core.records import sha256_of_files
 from softlabels.core.registry import without_folder
 from softlabels.errors import ConfigError, MissingExtraError, TeacherError
 from softlabels.format.identity import TeacherRecord
 from softlabels.teachers import TeacherOptions, causal_only
-from softlabels.teachers.hf_source import context_of, digest_files, weight_files
+from softlabels.teachers.hf_source import context_of, weight_files
 from softlabels.teachers.listing import Listed, ListingTeacher, listed_of
 from softlabels.teachers.segments import Segment
 from softlabels.teachers.tokenizer import HFTokenizer, check_covers, load_tokenizer
@@ -78,7 +79,7 @@ def load_vllm(argument: str, options: TeacherOptions) -> VllmTeacher:
         spec=spec,
         name=folder.resolve().name,
         revision=None,
-        weights_sha256=digest_files(weight_files(folder)),
+        weights_sha256=sha256_of_files(weight_files(folder)),
         dtype=_dtype(options.dtype, config),
         device="cuda",
         engine=f"vllm {vllm.__version__}",

@@ -7,8 +7,8 @@ import shutil
 import pytest
 
 from softlabels.core.folder_lock import LOCK, FolderLock
-from softlabels.core.folder_record import RECORD, check_folder, digest_of
-from softlabels.core.records import canonical
+from softlabels.core.folder_record import RECORD, check_folder
+from softlabels.core.records import canonical, digest_of
 from softlabels.errors import RunError, SoftLabelsError, StoreError
 from tests.fakes import build_tiny, write_corpus
 from tests.trainers.test_run_folder import STUDENT, config_of

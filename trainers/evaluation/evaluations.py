@@ -15,7 +15,7 @@ from typing import Annotated, Any, NamedTuple
 import msgspec
 
 from softlabels.core.durable import is_temporary, replace
-from softlabels.core.records import regular_size
+from softlabels.core.records import regular_size, sha256_of
 from softlabels.errors import RunError, StoreError
 
 FOLDER = "evaluations"
@@ -255,8 +255,7 @@ def weights_digest(folder: Path) -> str:
     digest = hashlib.sha256()
     for path in files:
         regular_size(path)
-        with path.open("rb") as f:
-            digest.update(hashlib.file_digest(f, "sha256").digest())
+        digest.update(bytes.fromhex(sha256_of(path)))
     return digest.hexdigest()
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from softlabels.core.folder_record import RECORD, check_folder, entries
-from softlabels.core.records import regular_size
+from softlabels.core.records import regular_size, sha256_of_files
 from softlabels.errors import (
     ConfigError,
     IntegrityError,
@@ -43,12 +42,7 @@ class FinishedRun:
 
     def digest(self) -> str:
         """sha256 over the student's weights, as stored."""
-        total = hashlib.sha256()
-        for path in tensor_files(self.folder):
-            with path.open("rb") as f:
-                content = hashlib.file_digest(f, "sha256").hexdigest()
-            total.update(f"{path.name}\0{content}\n".encode())
-        return total.hexdigest()
+        return sha256_of_files(tensor_files(self.folder))
 
     def training_stores(
         self,

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from softlabels.core.devices import choose
-from softlabels.core.records import canonical
+from softlabels.core.records import canonical, sha256_of
 from softlabels.core.registry import without_folder
 from softlabels.domains.image_classification import DOMAIN, NAME, ImageRow
 from softlabels.errors import ConfigError, MissingExtraError, TeacherError
@@ -257,8 +257,7 @@ def load_weights(path: Path, spec: str) -> tuple[dict[str, Tensor], str]:
     from safetensors.torch import load_file
 
     try:
-        with path.open("rb") as f:
-            digest = hashlib.file_digest(f, "sha256").hexdigest()
+        digest = sha256_of(path)
         if path.suffix == ".safetensors":
             return load_file(path), digest
         found = torch.load(path, map_location="cpu", weights_only=True)

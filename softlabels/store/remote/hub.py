@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from softlabels.core.progress import Reporter, Silent
+from softlabels.core.records import sha256_of
 from softlabels.errors import (
     ConfigError,
     FormatError,
@@ -142,8 +143,7 @@ class _Repository:
             return False
         path = self._store / name
         if found[0] == "sha256":
-            with path.open("rb") as file:
-                return hashlib.file_digest(file, "sha256").hexdigest() == found[1]
+            return sha256_of(path) == found[1]
         data = path.read_bytes()
         blob = hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False)
         return blob.hexdigest() == found[1]

@@ -13,7 +13,6 @@ The flow:
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import os
 import threading
 from collections.abc import Iterator, Sequence
@@ -30,6 +29,7 @@ from softlabels.core.records import (
     canonical,
     read_record,
     seal,
+    sha256_of,
 )
 from softlabels.errors import ConfigError, IntegrityError, StoreError
 from softlabels.format.files import LocalFiles, Recorded
@@ -310,7 +310,6 @@ class _Receiver:
 def _digest(path: Path) -> str | None:
     """sha256 of a file; None: there is none."""
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return sha256_of(path)
     except FileNotFoundError:
         return None
