@@ -7,6 +7,7 @@ Made from the manifest alone. Every shard is listed with its size and SHA-256. W
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 from softlabels.core.printable import for_markdown, printable_record
@@ -16,49 +17,9 @@ from softlabels.format.plain import log_odds_column
 from softlabels.making.licences import UNKNOWN
 
 CROISSANT = "croissant.json"
-CONTEXT: dict[str, Any] = {
-    "@language": "en",
-    "@vocab": "https://schema.org/",
-    "cr": "http://mlcommons.org/croissant/",
-    "dct": "http://purl.org/dc/terms/",
-    "rai": "http://mlcommons.org/croissant/RAI/",
-    "sc": "https://schema.org/",
-    "conformsTo": "dct:conformsTo",
-    "data": {"@id": "cr:data", "@type": "@json"},
-    "dataType": {"@id": "cr:dataType", "@type": "@vocab"},
-    "examples": {"@id": "cr:examples", "@type": "@json"},
-    **{
-        term: f"cr:{term}"
-        for term in (
-            "citeAs",
-            "column",
-            "equivalentProperty",
-            "extract",
-            "field",
-            "fileObject",
-            "fileProperty",
-            "fileSet",
-            "format",
-            "includes",
-            "isLiveDataset",
-            "jsonPath",
-            "key",
-            "md5",
-            "parentField",
-            "path",
-            "recordSet",
-            "references",
-            "regex",
-            "repeated",
-            "replace",
-            "samplingRate",
-            "separator",
-            "source",
-            "subField",
-            "transform",
-        )
-    },
-}
+CONTEXT: dict[str, Any] = json.loads(
+    Path(__file__).with_name("templates").joinpath("croissant_context.json").read_text("utf-8")
+)
 """The terms of the specification, each under its own name."""
 COLUMNS = {
     "row": ("sc:Integer", False, "Number of the row in the store."),
@@ -89,9 +50,7 @@ def croissant(manifest: Manifest) -> str:
     encoding = identity.encoding
     parquet = (encoding.profile, encoding.container) == ("open", "parquet")
     known = identity.domain in DOMAINS
-    loadable = (
-        parquet and known and DOMAINS.load(identity.domain).chained
-    )  # else columns are others
+    loadable = parquet and known and DOMAINS.load(identity.domain).chained  # else: other columns
     name = f"soft-targets-{identity.teacher.name}-{manifest.content_digest[:12]}"
     value: dict[str, Any] = {
         "@context": CONTEXT,
