@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from softlabels.algebra.append import AppendConfig, append
-from softlabels.algebra.subset import SubsetConfig, subset
+from softlabels.algebra.append import append
+from softlabels.algebra.subset import subset
+from softlabels.algebra.subset_config import SubsetConfig
 from softlabels.builder import shard_builder
 from softlabels.builder.build import build
+from softlabels.builder.config import AppendConfig
 from softlabels.builder.shard_builder import Taught
 from softlabels.errors import CorpusError, PairingError
 from softlabels.making import job as job_module

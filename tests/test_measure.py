@@ -15,8 +15,8 @@ from click.testing import CliRunner
 
 from softlabels import open_store
 from softlabels.builder.build import build
+from softlabels.builder.config import MeasureConfig
 from softlabels.builder.measure import check_gate, measure
-from softlabels.builder.measure_config import MeasureConfig
 from softlabels.cli.main import main
 from softlabels.errors import FidelityError, StoreError, TeacherError, TokenizerError
 from softlabels.estimators.topk import TopK

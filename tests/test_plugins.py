@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from softlabels.algebra.append import AppendConfig, append
-from softlabels.algebra.subset import SubsetConfig, subset
+from softlabels.algebra.append import append
+from softlabels.algebra.subset import subset
+from softlabels.algebra.subset_config import SubsetConfig
 from softlabels.builder.build import build
-from softlabels.builder.config import BuildConfig
+from softlabels.builder.config import AppendConfig, BuildConfig
 from softlabels.builder.dry_run import dry_run
 from softlabels.cli.main import main as softlabels
 from softlabels.core.kept import KeptSet

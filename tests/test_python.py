@@ -12,8 +12,7 @@ import pytest
 
 import softlabels
 import trainers
-from softlabels.builder.config import BuildConfig
-from softlabels.builder.measure_config import MeasureConfig
+from softlabels.builder.config import BuildConfig, MeasureConfig
 from softlabels.cli.main import main as softlabels_main
 from softlabels.core.progress import Silent
 from softlabels.errors import ConfigError

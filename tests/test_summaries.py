@@ -12,7 +12,8 @@ from click.testing import CliRunner
 
 from softlabels.algebra.convert import convert
 from softlabels.algebra.merge import merge
-from softlabels.algebra.subset import SubsetConfig, subset
+from softlabels.algebra.subset import subset
+from softlabels.algebra.subset_config import SubsetConfig
 from softlabels.algebra.view import view
 from softlabels.builder.build import build
 from softlabels.builder.config import BuildConfig

@@ -14,7 +14,7 @@ Until the new manifest is there, the new folder is not a store, and the old gene
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import msgspec
@@ -28,7 +28,7 @@ from softlabels.algebra.combine import (
     planned_again,
 )
 from softlabels.algebra.sources import checked_shards, files_of, open_source, provenance_of
-from softlabels.builder.config import BuildConfig, config_of
+from softlabels.builder.config import AppendConfig, BuildConfig, config_of
 from softlabels.builder.plan import survey
 from softlabels.builder.shard_builder import Taught, check_teacher, load_teacher
 from softlabels.core.progress import Reporter, Silent
@@ -47,28 +47,6 @@ from softlabels.teachers import Teacher
 
 GROWING = ("merge", "append")
 """What may have made a store that grows: its shards are as the teacher gave them."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class AppendConfig:
-    """What an append is asked for; all else is as the store says."""
-
-    teacher: str
-    """The store's teacher: `hf:PATH`. Stores do not say where it lies."""
-    corpus: tuple[str, ...]
-    """The new documents: `text:GLOB`, `jsonl:GLOB`; several are taken in order."""
-    limit_rows: int | None = None
-    """Stop after this many new rows."""
-    skip_empty: bool = False
-    """Leave empty documents out (and count them) rather than refuse them."""
-    truncate: bool = False
-    """Cut texts that are longer than a row (and count them) rather than refuse them, where a text is one row."""
-    device: str = "auto"
-    """Where the teacher runs."""
-    batch_tokens: int = 2048
-    """Tokens in one forward pass of the teacher, padding included."""
-    head_mib: int | None = None
-    """MiB of logits that exist at a time; default 16 on a CPU, 256 on a GPU."""
 
 
 def append(

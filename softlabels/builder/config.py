@@ -1,4 +1,4 @@
-"""What a build is asked for: a frozen dataclass, from flags, from TOML, or from Python."""
+"""What a build, and each other command that needs a teacher, is asked for: from flags, from TOML, or from Python."""
 
 from __future__ import annotations
 
@@ -229,6 +229,67 @@ class BuildConfig:
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as TOML would hold them."""
         return asdict(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AppendConfig:
+    """What an append is asked for; all else is as the store says."""
+
+    teacher: str
+    """The store's teacher: `hf:PATH`. Stores do not say where it lies."""
+    corpus: tuple[str, ...]
+    """The new documents: `text:GLOB`, `jsonl:GLOB`; several are taken in order."""
+    limit_rows: int | None = None
+    """Stop after this many new rows."""
+    skip_empty: bool = False
+    """Leave empty documents out (and count them) rather than refuse them."""
+    truncate: bool = False
+    """Cut texts that are longer than a row (and count them) rather than refuse them, where a text is one row."""
+    device: str = "auto"
+    """Where the teacher runs."""
+    batch_tokens: int = 2048
+    """Tokens in one forward pass of the teacher, padding included."""
+    head_mib: int | None = None
+    """MiB of logits that exist at a time; default 16 on a CPU, 256 on a GPU."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasureConfig:
+    """One measurement."""
+
+    teacher: str
+    """`hf:PATH`, the teacher that made the store."""
+    positions: int = 4096
+    """Positions with a soft target to compare, about: whole rows are taken."""
+    seed: int = 0
+    """Seed of the choice of rows."""
+    device: str = "auto"
+    """Where the teacher runs."""
+    dtype: str = "auto"
+    """Number type in which the teacher's body computes; `auto`: the one that it had for the store."""
+    head_mib: int | None = None
+    """MiB of logits that exist at a time; default 16 on a CPU, 256 on a GPU. The comparison takes ten times that."""
+
+    def __post_init__(self) -> None:
+        check_at_least(self, positions=1, seed=0, head_mib=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportConfig:
+    """How an imported store is written."""
+
+    teacher: str
+    """`hf:PATH`, the teacher that the log-probabilities are of: its digests go into the manifest."""
+    profile: str = "open"
+    """`open` or `packed`."""
+    container: str = "parquet"
+    """`parquet` or `zarr`."""
+    values: str | None = None
+    """Codec of the stored numbers, as in `softlabels build`."""
+    shard_rows: int = 256
+    """Rows in a shard."""
+    licence: str = "unknown"
+    """Licence of the stored targets, an SPDX expression."""
 
 
 def config_of(identity: Identity, **changes: Any) -> BuildConfig:

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from softlabels.builder.config import BuildConfig
-from softlabels.builder.measure_config import MeasureConfig
+from softlabels.builder.config import BuildConfig, MeasureConfig
 from softlabels.core.keywords import Reported, keywords
 from softlabels.core.progress import Reporter
 

@@ -23,8 +23,8 @@ import numpy.typing as npt
 import torch
 
 import softlabels
+from softlabels.builder.config import MeasureConfig
 from softlabels.builder.fidelity import Comparison, Resampling
-from softlabels.builder.measure_config import MeasureConfig
 from softlabels.core.progress import Reporter, Silent
 from softlabels.core.targets import SoftTargets
 from softlabels.errors import (

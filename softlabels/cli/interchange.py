@@ -8,25 +8,18 @@ from typing import Any
 
 import click
 
+from softlabels.builder.config import ImportConfig
 from softlabels.cli.demands import demand_options
-from softlabels.console.options import Command
+from softlabels.console.options import Command, config_options
 from softlabels.console.terminal import Bar, LocalPath, emit, json_option
+from softlabels.core.settings import from_sources
 
 
 @click.command("import", cls=Command)
 @click.argument("kind")
 @click.argument("path", type=LocalPath())
 @click.option("--out", required=True, type=LocalPath(), help="Folder of the store.")
-@click.option(
-    "--teacher",
-    required=True,
-    help="hf:PATH, the teacher that the log-probabilities are of: its digests go into the manifest.",
-)
-@click.option("--profile", default="open", show_default=True, help="open or packed.")
-@click.option("--container", default="parquet", show_default=True, help="parquet or zarr.")
-@click.option("--values", help="Codec of the stored numbers; as in `softlabels build`.")
-@click.option("--shard-rows", type=int, default=256, show_default=True, help="Rows in a shard.")
-@click.option("--licence", default="unknown", help="Licence of the targets, an SPDX expression.")
+@config_options(ImportConfig, file=False)
 @json_option
 def import_command(kind: str, path: Path, out: Path, as_json: bool, **flags: Any) -> None:
     """Make a store of another tool's log-probabilities, or finish one that was interrupted.
@@ -42,10 +35,11 @@ def import_command(kind: str, path: Path, out: Path, as_json: bool, **flags: Any
       softlabels import distillkit capture --teacher hf:models/teacher --out store
     """
     from softlabels.format.figures import figures_of
-    from softlabels.interchange.importing import ImportConfig, import_store
+    from softlabels.interchange.importing import import_store
 
+    config = from_sources(ImportConfig, None, flags)
     with Bar() as bar:
-        done = import_store(kind, path, out, ImportConfig(**flags), reporter=bar)
+        done = import_store(kind, path, out, config, reporter=bar)
     figures = figures_of(done.manifest)
     text = (
         f"{out}: {figures.rows:,} rows, {figures.positions:,} positions, {figures.bytes_per_position:.1f} bytes "

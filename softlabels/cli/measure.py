@@ -9,11 +9,10 @@ from typing import Any
 import click
 
 import softlabels
-from softlabels.builder.measure_config import MeasureConfig
+from softlabels.builder.config import MeasureConfig
 from softlabels.cli.demands import demand_options
 from softlabels.console.options import Command, config_options
 from softlabels.console.terminal import Bar, LocalPath, emit, json_option
-from softlabels.core.settings import from_sources
 from softlabels.errors import ConfigError
 
 
@@ -36,9 +35,6 @@ def measure_command(
     max_kl: float | None,
     no_write: bool,
     as_json: bool,
-    key: Path | None,
-    digest: str | None,
-    release: str | None,
     **flags: Any,
 ) -> None:
     """Run the teacher again on a sample of rows, and say how far the stored targets are from what it says.
@@ -52,22 +48,13 @@ def measure_command(
     """
     if max_kl is not None and not 0 <= max_kl < math.inf:
         raise ConfigError(f"--max-kl {max_kl:g}: expected a number of 0 or more")
-    config = from_sources(MeasureConfig, None, flags)
     import msgspec
 
     from softlabels.builder.measure import check_gate
     from softlabels.format.fidelity_table import fidelity_rows
 
     with Bar() as bar:
-        fidelity = softlabels.measure(
-            store=store,
-            write=not no_write,
-            key=key,
-            digest=digest,
-            release=release,
-            progress=bar,
-            **vars(config),
-        )
+        fidelity = softlabels.measure(store=store, write=not no_write, progress=bar, **flags)
     grid = [f"T={at.temperature:g}" for at in fidelity.temperatures]
     lines = [
         f"{name:>40}  {'   '.join(map(str, values))}" for name, values in fidelity_rows(fidelity)

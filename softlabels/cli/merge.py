@@ -8,9 +8,10 @@ from typing import Any
 
 import click
 
-from softlabels.console.options import Command
+from softlabels.builder.config import AppendConfig
+from softlabels.console.options import Command, config_options
 from softlabels.console.terminal import Bar, LocalPath, emit, json_option
-from softlabels.errors import ConfigError
+from softlabels.core.settings import from_sources
 
 
 def show(out: Path, manifest: Any, *, as_json: bool) -> None:
@@ -50,20 +51,7 @@ def merge_command(sources: tuple[Path, ...], out: Path, licence: str | None, as_
 @click.command("append", cls=Command)
 @click.argument("store", type=LocalPath())
 @click.option("--out", required=True, type=LocalPath(), help="Folder of the new generation.")
-@click.option("--teacher", required=True, help="The store's teacher, e.g. hf:models/teacher.")
-@click.option(
-    "--corpus", multiple=True, help="New documents: text:GLOB, jsonl:GLOB; several in order."
-)
-@click.option("--limit-rows", type=int, help="Stop after this many new rows.")
-@click.option(
-    "--skip-empty", is_flag=True, help="Leave empty documents out rather than refuse them."
-)
-@click.option("--truncate", is_flag=True, help="Cut texts that are longer than a row.")
-@click.option("--device", default="auto", help="Where the teacher runs (default: auto).")
-@click.option(
-    "--batch-tokens", type=int, default=2048, help="Tokens in one forward pass (default: 2048)."
-)
-@click.option("--head-mib", type=int, help="MiB of logits that exist at a time.")
+@config_options(AppendConfig, file=False)
 @json_option
 def append_command(store: Path, out: Path, as_json: bool, **flags: Any) -> None:
     """Teach new documents by the same job: the next generation of a store.
@@ -75,10 +63,9 @@ def append_command(store: Path, out: Path, as_json: bool, **flags: Any) -> None:
     Example:
       softlabels append store --teacher hf:models/teacher --corpus 'text:new/*.txt' --out store-2
     """
-    if not flags["corpus"]:
-        raise ConfigError("--corpus is missing: give the new documents")
-    from softlabels.algebra.append import AppendConfig, append
+    from softlabels.algebra.append import append
 
+    config = from_sources(AppendConfig, None, flags)
     with Bar() as bar:
-        manifest = append(store, AppendConfig(**flags), out, reporter=bar)
+        manifest = append(store, config, out, reporter=bar)
     show(out, manifest, as_json=as_json)

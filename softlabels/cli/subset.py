@@ -7,10 +7,12 @@ from typing import Any
 
 import click
 
+from softlabels.algebra.subset_config import SubsetConfig
 from softlabels.cli.merge import show
-from softlabels.console.options import Command, Seed
+from softlabels.console.options import Command, config_options
 from softlabels.console.terminal import Bar, LocalPath, emit, json_option
 from softlabels.core.printable import printable
+from softlabels.core.settings import from_sources
 
 out_option = click.option("--out", required=True, type=LocalPath(), help="Folder of the new store.")
 
@@ -18,22 +20,7 @@ out_option = click.option("--out", required=True, type=LocalPath(), help="Folder
 @click.command("subset", cls=Command)
 @click.argument("store", type=LocalPath())
 @out_option
-@click.option(
-    "--where",
-    help="Rows for which this SQL expression is true, over the columns row, tokens, positions, soft_positions, "
-    "segments, document, kept_ids, mean_entropy, mean_tail, mean_top and digest.",
-)
-@click.option("--first", type=int, help="The first so many of those rows.")
-@click.option("--sample", type=float, help="Each of those rows with this probability.")
-@click.option("--seed", type=Seed(), default=0, help="Seed of --sample (default: 0).")
-@click.option("--k", type=int, help="The likeliest so many ids; the others' mass goes to the tail.")
-@click.option(
-    "--temperature", multiple=True, type=float, help="A temperature that stays in the grid."
-)
-@click.option(
-    "--drop-inputs", is_flag=True, help="Targets and digests of their inputs, not the inputs."
-)
-@click.option("--inputs-only", is_flag=True, help="Inputs without targets.")
+@config_options(SubsetConfig, file=False)
 @json_option
 def subset_command(store: Path, out: Path, as_json: bool, **flags: Any) -> None:
     """Write some rows of a store, or fewer ids or temperatures, as a store of its own.
@@ -49,10 +36,11 @@ def subset_command(store: Path, out: Path, as_json: bool, **flags: Any) -> None:
       softlabels subset store --k 8 --temperature 1 --out small
       softlabels subset store --drop-inputs --out targets
     """
-    from softlabels.algebra.subset import SubsetConfig, subset
+    from softlabels.algebra.subset import subset
 
+    config = from_sources(SubsetConfig, None, flags)
     with Bar() as bar:
-        manifest = subset(store, SubsetConfig(**flags), out, reporter=bar)
+        manifest = subset(store, config, out, reporter=bar)
     show(out, manifest, as_json=as_json)
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from softlabels.builder.config import BuildConfig
+from softlabels.builder.config import BuildConfig, ImportConfig
 from softlabels.codecs import make_codec
 from softlabels.core.progress import Reporter, Silent
 from softlabels.core.rows import BEGINNING, LABEL_SHIFT, Cursor, Row
@@ -49,24 +49,6 @@ NO_TAIL = 1e-6
 """A position that leaves less of 1 has no tail that could be told from rounding."""
 ABOVE_ONE = 0.02
 """Rounded log-probabilities may sum to this much more than 1; more is no distribution."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ImportConfig:
-    """How an imported store is written."""
-
-    teacher: str
-    """`hf:PATH`, the teacher that the log-probabilities are of: its digests go into the manifest."""
-    profile: str = "open"
-    """`open` or `packed`."""
-    container: str = "parquet"
-    """`parquet` or `zarr`."""
-    values: str | None = None
-    """Codec of the stored numbers; see `softlabels build`."""
-    shard_rows: int = 256
-    """Rows in a shard."""
-    licence: str = "unknown"
-    """Of the stored targets, an SPDX expression."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -30,8 +30,10 @@ def card(manifest: Manifest) -> str:
     licence = hub_licence(manifest.licence)
     manifest = printable_record(manifest, for_markdown)
     identity, fidelity = manifest.identity, manifest.fidelity
-    largest_first = sorted((manifest.column_bytes or {}).items(), key=lambda item: (-item[1], item[0]))
-    return _MARKDOWN.get_template("card.md").render(
+    largest_first = sorted(
+        (manifest.column_bytes or {}).items(), key=lambda item: (-item[1], item[0])
+    )
+    return _MARKDOWN.get_template("card.md.jinja").render(
         manifest=manifest,
         identity=identity,
         corpus=identity.corpus,

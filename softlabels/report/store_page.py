@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import asdict
 
 import softlabels
-from softlabels.builder.config import BuildConfig, config_of
+from softlabels.builder.config import BuildConfig, ImportConfig, config_of
 from softlabels.core.settings import flags_of
 from softlabels.errors import ConfigError
 from softlabels.format.fidelity_table import fidelity_rows
 from softlabels.format.figures import figures_of
-from softlabels.interchange.importing import ImportConfig
 from softlabels.making.plan import command_of, shard_rows_of
 from softlabels.report.page import draw
 from softlabels.report.store_facts import StoreFacts
@@ -51,20 +49,12 @@ def build_command(store: Store) -> str:
         ConfigError: this version makes no such store.
     """
     identity, command = store.manifest.identity, command_of(store.manifest)
-    encoding, shard_rows = identity.encoding, shard_rows_of(store.folder, store.manifest)
+    given = {"dictionary": str(store.path)} if identity.encoding.dictionary_shards == 0 else {}
+    shard_rows = shard_rows_of(store.folder, store.manifest)
+    settings = config_of(identity, shard_rows=shard_rows, **given).to_dict()
     if command == "import":
-        settings = ImportConfig(
-            teacher=identity.teacher.spec,
-            profile=encoding.asked_profile,
-            container=encoding.container,
-            values=encoding.values,
-            shard_rows=shard_rows,
-            licence=identity.licence,
-        )
         kind, _, path = identity.corpus.specs[0].partition(":")
-        words = [kind, path, *flags_of(ImportConfig, asdict(settings))]
+        words = [kind, path, *flags_of(ImportConfig, settings)]
     else:
-        given = {"dictionary": str(store.path)} if encoding.dictionary_shards == 0 else {}
-        config = config_of(identity, shard_rows=shard_rows, **given)
-        words = flags_of(BuildConfig, config.to_dict())
+        words = flags_of(BuildConfig, settings)
     return shlex.join(["softlabels", command, *words, "--out", "STORE"])

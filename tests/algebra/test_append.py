@@ -7,8 +7,9 @@ import shutil
 import numpy as np
 import pytest
 
-from softlabels.algebra.append import AppendConfig, append
+from softlabels.algebra.append import append
 from softlabels.algebra.merge import merge
+from softlabels.builder.config import AppendConfig
 from softlabels.errors import CorpusError, IntegrityError, NonFiniteError, PairingError, PlanError
 from softlabels.format.encoding import dictionary_of
 from softlabels.store.reader import open_store

@@ -14,11 +14,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from softlabels.algebra.append import AppendConfig, append
+from softlabels.algebra.append import append
 from softlabels.algebra.convert import convert
 from softlabels.algebra.merge import merge
-from softlabels.algebra.subset import SubsetConfig, subset
+from softlabels.algebra.subset import subset
+from softlabels.algebra.subset_config import SubsetConfig
 from softlabels.algebra.view import view
+from softlabels.builder.config import AppendConfig
 from softlabels.core.progress import Silent
 from softlabels.errors import FormatError, StoreError
 from softlabels.making.claims import Claims

@@ -5,14 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from softlabels.algebra.append import AppendConfig, append
+from softlabels.algebra.append import append
 from softlabels.algebra.convert import convert
 from softlabels.algebra.diff import diff
 from softlabels.algebra.merge import merge
-from softlabels.algebra.subset import SubsetConfig, subset
+from softlabels.algebra.subset import subset
+from softlabels.algebra.subset_config import SubsetConfig
 from softlabels.algebra.view import view
 from softlabels.builder.build import build
-from softlabels.builder.config import BuildConfig
+from softlabels.builder.config import AppendConfig, BuildConfig
 from softlabels.errors import ConfigError, PairingError
 from softlabels.store.reader import open_store
 from softlabels.store.verify import verify_store

@@ -9,7 +9,8 @@ import pytest
 
 from softlabels.algebra.convert import convert
 from softlabels.algebra.diff import diff
-from softlabels.algebra.subset import SubsetConfig, subset
+from softlabels.algebra.subset import subset
+from softlabels.algebra.subset_config import SubsetConfig
 from softlabels.algebra.view import view
 from softlabels.errors import ConfigError, PairingError
 from softlabels.store.reader import open_store

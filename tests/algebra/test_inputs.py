@@ -11,7 +11,8 @@ import pytest
 
 from softlabels.algebra.convert import convert
 from softlabels.algebra.merge import merge
-from softlabels.algebra.subset import SubsetConfig, subset
+from softlabels.algebra.subset import subset
+from softlabels.algebra.subset_config import SubsetConfig
 from softlabels.core.progress import Silent
 from softlabels.errors import ConfigError, FormatError, IntegrityError, PairingError
 from softlabels.store.reader import open_store

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from softlabels.algebra.merge import merge
 from softlabels.algebra.narrow import fewer_ids
 from softlabels.algebra.predicate import row_columns
-from softlabels.algebra.subset import SubsetConfig, subset
+from softlabels.algebra.subset import subset
+from softlabels.algebra.subset_config import SubsetConfig
 from softlabels.core.targets import SoftTargets, gaps_from_logp
 from softlabels.errors import ConfigError, IntegrityError, PairingError
 from softlabels.estimators import make_estimator

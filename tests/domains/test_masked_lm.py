@@ -511,7 +511,8 @@ def test_masks_stay_what_they_were_in_a_store_made_of_stores(ground, tmp_path):
 
 
 def test_a_store_grows_by_more_masked_texts(ground, tmp_path):
-    from softlabels.algebra.append import AppendConfig, append
+    from softlabels.algebra.append import append
+    from softlabels.builder.config import AppendConfig
 
     settings = {"views": 2, "mask_targets": "attended", "hidden": "int8"}
     build(config(ground, "other.jsonl", **settings), tmp_path / "s")

@@ -13,8 +13,8 @@ import pytest
 from click.testing import CliRunner
 
 from softlabels import open_store
+from softlabels.builder.config import ImportConfig, MeasureConfig
 from softlabels.builder.measure import measure
-from softlabels.builder.measure_config import MeasureConfig
 from softlabels.cli.main import main
 from softlabels.codecs.floating import Float32
 from softlabels.errors import (
@@ -27,7 +27,7 @@ from softlabels.errors import (
 from softlabels.format.manifest import load_manifest
 from softlabels.interchange import importing
 from softlabels.interchange.exporting import export_store
-from softlabels.interchange.importing import ImportConfig, import_store
+from softlabels.interchange.importing import import_store
 from softlabels.making import job
 from softlabels.making.repair import repair_store
 from softlabels.store.verify import verify_store

@@ -16,8 +16,8 @@ from click.testing import CliRunner
 
 from softlabels import open_store
 from softlabels.algebra.merge import merge
+from softlabels.builder.config import MeasureConfig
 from softlabels.builder.measure import measure
-from softlabels.builder.measure_config import MeasureConfig
 from softlabels.cli.main import main
 from softlabels.errors import ConfigError, MissingExtraError
 from softlabels.format.manifest import Manifest, load_manifest

@@ -13,7 +13,8 @@ import pytest
 
 import softlabels
 from softlabels.algebra.convert import convert
-from softlabels.algebra.subset import SubsetConfig, subset
+from softlabels.algebra.subset import subset
+from softlabels.algebra.subset_config import SubsetConfig
 from softlabels.errors import IntegrityError, PairingError
 from softlabels.format.shard import Shard
 from softlabels.store.reader import Store, open_store

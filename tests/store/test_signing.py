@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from softlabels.builder.config import MeasureConfig
 from softlabels.builder.measure import measure
-from softlabels.builder.measure_config import MeasureConfig
 from softlabels.cli.main import main
 from softlabels.errors import ConfigError, IntegrityError, MissingExtraError
 from softlabels.format.files import LocalFiles

@@ -126,8 +126,8 @@ class TestRealTeacher:
 
     def test_measuring_finds_what_is_wrong_with_a_store(self, teacher, tmp_path, monkeypatch):
         """The same rows four times: as they should be, too few ids, no tail, targets off by one position."""
+        from softlabels.builder.config import MeasureConfig
         from softlabels.builder.measure import check_gate, measure
-        from softlabels.builder.measure_config import MeasureConfig
         from softlabels.errors import FidelityError
 
         class Shifted(Teacher):
