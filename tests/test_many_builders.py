@@ -186,9 +186,8 @@ def test_a_finished_store_sheds_the_claim_of_a_builder_that_died_then(tmp_path, 
 def plan_late(out, corpus, **changes):
     """What a builder does whose folder had no plan when it looked."""
     config = config_of(corpus, **(CHANGES | changes))
-    estimator = config.make_estimator()
     corpora = open_corpora(config.corpus)
-    plan, files = plan_build(config, estimator, corpora, TinyTeacher(), Silent())
+    plan, files = plan_build(config, corpora, TinyTeacher(), Silent())
     return begin(out, plan, files, Silent())
 
 

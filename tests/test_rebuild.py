@@ -102,10 +102,8 @@ def corpus_of(domain: str, folder: Path, *, empty: bool) -> str:
 
 def planned(config: BuildConfig) -> Any:
     """Identity and shards of a build."""
-    estimator = config.make_estimator()
     return survey(
         config,
-        estimator,
         DOMAINS.load(config.domain).maker.open(config),
         teacher_of(config.domain),
         Silent(),

@@ -76,7 +76,6 @@ def append(
     old = store.manifest.identity
     _check_growing(store)
     job = _job(store, config)
-    estimator = job.make_estimator()
     corpora = DOMAINS.load(job.domain).maker.open(job)
     refuse_overlap(corpora, [c.spec for c in corpora], out)
     begun(out, report.notice)  # a foreign folder is refused before the work
@@ -85,7 +84,7 @@ def append(
     teacher = load_teacher(job, old, report, teacher)
     check_teacher(store.folder, old, teacher)
     before = b"".join(s.digests for s in checked)
-    new, unnamed = survey(job, estimator, corpora, teacher, report, before=before)
+    new, unnamed = survey(job, corpora, teacher, report, before=before)
     _check_alike(store, new)
     generation = _generation(store)
     planned = planned_again(checked, plain=old.encoding.plain, start_row=0, documents=0)

@@ -46,7 +46,6 @@ def build(
     """
     report = reporter or Silent()
     store = Path(out)
-    estimator = config.make_estimator()
     corpora = DOMAINS.load(config.domain).maker.open(config)
     refuse_overlap(corpora, config.corpus, store)
     planned = begun(store, report.notice)
@@ -54,7 +53,7 @@ def build(
         check_command(store, planned, "build")
     identity = None if planned is None else planned.identity
     teacher = load_teacher(config, identity, report, teacher)
-    plan, files = plan_build(config, estimator, corpora, teacher, report, planned)
+    plan, files = plan_build(config, corpora, teacher, report, planned)
     job = Taught(config, store, teacher=teacher, corpora=corpora)
     manifest = make_store(job, plan, files, report)
     for remark in teacher.remarks():

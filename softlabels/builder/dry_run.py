@@ -91,18 +91,17 @@ def dry_run(
     """
     report = reporter or Silent()
     store = Path(out)
-    estimator = config.make_estimator()
     corpora = DOMAINS.load(config.domain).maker.open(config)
     plan = load_plan(store)
     if plan is None and store.is_dir():
         check_folder(store)
     teacher = load_teacher(config, None if plan is None else plan.identity, report, teacher)
     if plan is not None:
-        asked, _ = plan_build(config, estimator, corpora, teacher, report, plan)
+        asked, _ = plan_build(config, corpora, teacher, report, plan)
         check_same_job(store, plan, asked, command="build")
     start = time.perf_counter()
     few, corpora, share_of = _beginning(config, corpora)
-    identity, shards = survey(few, estimator, corpora, teacher, report)
+    identity, shards = survey(few, corpora, teacher, report)
     corpus = identity.corpus
     share = share_of(corpus.rows)
     tokenise_seconds = (time.perf_counter() - start) / share
@@ -118,7 +117,7 @@ def dry_run(
         targets, statistics = teach(
             rows,
             identity,
-            estimator,
+            config.make_estimator(),
             teacher,
             start_row=start_row,
             batch_tokens=config.batch_tokens,

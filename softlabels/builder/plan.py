@@ -22,7 +22,6 @@ from softlabels.corpora.survey import SurveyProgress
 from softlabels.domains import DOMAINS
 from softlabels.domains.maker import RowMaker
 from softlabels.errors import CorpusError
-from softlabels.estimators import Estimator
 from softlabels.format.dictionaries import DICTIONARY
 from softlabels.format.encoding import packages_of
 from softlabels.format.identity import (
@@ -42,7 +41,6 @@ from softlabels.teachers import Teacher
 
 def plan_build(
     config: BuildConfig,
-    estimator: Estimator,
     corpora: Sequence[Corpus],
     teacher: Teacher,
     report: Reporter,
@@ -57,20 +55,21 @@ def plan_build(
         CorpusError: the corpus cannot be read, or holds nothing to teach.
     """
     if planned is not None:
-        identity = identity_of(config, estimator, teacher, planned.identity)
-        plan = msgspec.structs.replace(planned, identity=identity, shard_rows=config.shard_rows)
-        return msgspec.structs.replace(plan, provenance=None), {}
-    identity, shards = survey(config, estimator, corpora, teacher, report)
+        identity = _as_planned(config, teacher, planned.identity)
+        plan = msgspec.structs.replace(
+            planned, identity=identity, shard_rows=config.shard_rows, provenance=None
+        )
+        return plan, {}
+    identity, shards = survey(config, corpora, teacher, report)
     files = for_store(teacher.tokenizer.files(), report.notice)
     if identity.encoding.dictionary_sha256 is not None:
         files[DICTIONARY] = given_dictionary(config.dictionary, teacher.record.vocab_size)
-    named = numbered(shards, identity)
-    return make_plan(identity, named, files, shard_rows=config.shard_rows), files
+    plan = make_plan(identity, numbered(shards, identity), files, shard_rows=config.shard_rows)
+    return plan, files
 
 
 def survey(
     config: BuildConfig,
-    estimator: Estimator,
     corpora: Sequence[Corpus],
     teacher: Teacher,
     report: Reporter,
@@ -119,13 +118,11 @@ def survey(
         limit_rows=config.limit_rows,
         truncated=counts.truncated,
     )
-    identity = _identity(
+    identity = identity_of(
         config,
-        estimator,
         teacher,
         corpus,
-        dictionary_shards=_dictionary_shards(config, estimator.k, shards),
-        profile=held_profile(config.profile, config.container),
+        trained_on=first_shards(shards, config.make_estimator().k),
         own=maker.record(config, corpora, teacher, rows=corpus.rows),
     )
     for what, n in (
@@ -139,62 +136,75 @@ def survey(
     return identity, shards
 
 
-def identity_of(
-    config: BuildConfig, estimator: Estimator, teacher: Teacher, planned: Identity
-) -> Identity:
+def _as_planned(config: BuildConfig, teacher: Teacher, planned: Identity) -> Identity:
     """What a build would plan, if its corpus were that of a plan."""
-    old = planned.encoding
-    auto = config.dictionary == "auto" and config.profile == "packed"
     maker: RowMaker = DOMAINS.load(config.domain).maker
-    return _identity(
+    corpus = msgspec.structs.replace(
+        planned.corpus, seq_len=maker.row_tokens(config), limit_rows=config.limit_rows
+    )
+    identity = identity_of(
         config,
-        estimator,
         teacher,
-        msgspec.structs.replace(
-            planned.corpus, seq_len=maker.row_tokens(config), limit_rows=config.limit_rows
-        ),
-        dictionary_shards=old.dictionary_shards
-        if auto
-        else _dictionary_shards(config, estimator.k, ()),
-        profile=old.profile
-        if old.asked_profile == config.profile
-        else held_profile(config.profile, config.container),
+        corpus,
+        trained_on=planned.encoding.dictionary_shards,
         own=maker.asked(config, teacher, planned),
     )
+    if planned.encoding.asked_profile != config.profile:
+        return identity
+    encoding = msgspec.structs.replace(identity.encoding, profile=planned.encoding.profile)
+    return msgspec.structs.replace(identity, encoding=encoding)
 
 
-def _identity(
+def identity_of(
     config: BuildConfig,
-    estimator: Estimator,
     teacher: Teacher,
     corpus: CorpusRecord,
     *,
-    dictionary_shards: int | None,
-    profile: str,
+    trained_on: int | None = None,
     own: Mapping[str, Any],
 ) -> Identity:
-    """What a build makes of a corpus; `own` are the parts of its domain."""
-    codec = make_codec(config.stored_values)
+    """What a build makes of a corpus.
+
+    Args:
+        trained_on: of how many shards the dictionary is, if it is to be trained and pays.
+        own: the parts of its domain.
+    """
+    codec, estimator = make_codec(config.stored_values), config.make_estimator()
+    vocab_size, dictionary_shards, sha256 = teacher.record.vocab_size, None, None
+    if config.profile == "packed" and config.dictionary != "none":
+        dictionary_shards = trained_on if config.dictionary == "auto" else 0
+    if config.dictionary not in ("auto", "none"):
+        sha256 = hashlib.sha256(given_dictionary(config.dictionary, vocab_size)).hexdigest()
+    rule = config.positions
     return Identity(
         domain=config.domain,
         label_shift=DOMAINS.load(config.domain).label_shift,
         teacher=teacher.record,
         tokenizer=teacher.tokenizer.record,
         corpus=corpus,
-        targets=_target_record(config, estimator),
+        targets=TargetRecord(
+            estimator=config.estimator,
+            declared=None if config.estimator in BUILT_IN else estimator.keeps,
+            k=estimator.k,
+            temperatures=list(estimator.temperatures),
+            seed=config.seed,
+            top_p=config.top_p,
+            min_k=config.min_k,
+            positions=None if rule is None else str(PositionRule.parse(rule)),
+        ),
         encoding=EncodingRecord(
-            profile=profile,
+            profile=held_profile(config.profile, config.container),
             container=config.container,
             values=config.stored_values,
             relative_error=codec.relative_error,
             absolute_error=codec.absolute_error(sample=estimator.keeps.sample),
             dictionary_shards=dictionary_shards,
-            dictionary_sha256=_given_sha256(config, teacher.record.vocab_size),
+            dictionary_sha256=sha256,
             packages=packages_of(config.container, config.stored_values),
         ),
         licence=config.licence,
         classes=None if teacher.classes is None else list(teacher.classes),
-        summary=summary_record(teacher.record.vocab_size) if config.position_summary else None,
+        summary=summary_record(vocab_size) if config.position_summary else None,
         **own,
     )
 
@@ -203,28 +213,3 @@ def most_rows(config: BuildConfig, corpora: Sequence[Corpus]) -> int | None:
     """Rows of the whole job, if they can be told before the corpus was read."""
     known = DOMAINS.load(config.domain).maker.known_rows(config, corpora)
     return min((n for n in (known, config.limit_rows) if n is not None), default=None)
-
-
-def _target_record(config: BuildConfig, estimator: Estimator) -> TargetRecord:
-    return TargetRecord(
-        estimator=config.estimator,
-        declared=None if config.estimator in BUILT_IN else estimator.keeps,
-        k=estimator.k,
-        temperatures=list(estimator.temperatures),
-        seed=config.seed,
-        top_p=config.top_p,
-        min_k=config.min_k,
-        positions=None if config.positions is None else str(PositionRule.parse(config.positions)),
-    )
-
-
-def _dictionary_shards(config: BuildConfig, k: int, shards: Sequence[PlannedShard]) -> int | None:
-    if config.profile != "packed" or config.dictionary == "none":
-        return None
-    return first_shards(shards, k) if config.dictionary == "auto" else 0
-
-
-def _given_sha256(config: BuildConfig, vocab_size: int) -> str | None:
-    if config.dictionary in ("auto", "none"):
-        return None
-    return hashlib.sha256(given_dictionary(config.dictionary, vocab_size)).hexdigest()

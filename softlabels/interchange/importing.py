@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 
@@ -21,19 +21,12 @@ import msgspec
 import numpy as np
 
 from softlabels.builder.config import BuildConfig, ImportConfig
-from softlabels.codecs import make_codec
+from softlabels.builder.plan import identity_of
 from softlabels.core.progress import Reporter, Silent
-from softlabels.core.rows import BEGINNING, LABEL_SHIFT, Cursor, Row
+from softlabels.core.rows import BEGINNING, Cursor, Row
 from softlabels.core.targets import SoftTargets, gaps_from_logp
 from softlabels.errors import ConfigError, CorpusError
-from softlabels.format.encoding import packages_of
-from softlabels.format.identity import (
-    CorpusRecord,
-    EncodingRecord,
-    Identity,
-    TargetRecord,
-    held_profile,
-)
+from softlabels.format.identity import CorpusRecord, Identity
 from softlabels.format.manifest import Manifest, Plan
 from softlabels.format.shard import Shard
 from softlabels.format.statistics import statistics_of
@@ -91,6 +84,7 @@ def import_store(
         corpus=(f"{kind}:{path}",),
         estimator="topk",
         dictionary="none",
+        position_summary=False,
         **asdict(config),
     )  # the bounds of a build hold here, too
     planned = begun(out, report.notice)
@@ -240,42 +234,24 @@ def _mass(
 
 
 def _identity(
-    kind: str,
-    path: Path,
-    build: BuildConfig,
-    teacher: Teacher,
-    survey: _Survey,
+    kind: str, path: Path, build: BuildConfig, teacher: Teacher, survey: _Survey
 ) -> Identity:
-    codec = make_codec(build.stored_values)
-    assert survey.k is not None, "checked at the end of the first pass"
-    return Identity(
-        domain="causal-lm",
-        label_shift=LABEL_SHIFT,
-        teacher=msgspec.structs.replace(teacher.record, engine=kind + IMPORTED),
-        tokenizer=teacher.tokenizer.record,
-        corpus=CorpusRecord(
-            specs=[f"{kind}:{path.name}"],
-            fingerprint=survey.digests.hexdigest(),
-            seq_len=survey.longest,
-            documents=survey.rows,
-            rows=survey.rows,
-            tokens=survey.tokens,
-            positions=survey.positions,
-            skipped_empty=0,
-            skipped_short=0,
-            limit_rows=None,
-        ),
-        targets=TargetRecord(estimator="topk", k=survey.k, temperatures=[1.0], seed=0),
-        encoding=EncodingRecord(
-            profile=held_profile(build.profile, build.container),
-            container=build.container,
-            values=build.stored_values,
-            relative_error=codec.relative_error,
-            absolute_error=codec.absolute_error(sample=False),
-            packages=packages_of(build.container, build.stored_values),
-        ),
-        licence=build.licence,
+    corpus = CorpusRecord(
+        specs=[f"{kind}:{path.name}"],
+        fingerprint=survey.digests.hexdigest(),
+        seq_len=survey.longest,
+        documents=survey.rows,
+        rows=survey.rows,
+        tokens=survey.tokens,
+        positions=survey.positions,
+        skipped_empty=0,
+        skipped_short=0,
+        limit_rows=None,
     )
+    assert survey.k is not None, "checked at the end of the first pass"
+    made = identity_of(replace(build, k=survey.k), teacher, corpus, own={})
+    engine = msgspec.structs.replace(teacher.record, engine=kind + IMPORTED)
+    return msgspec.structs.replace(made, teacher=engine)
 
 
 def _targets(foreign: ForeignRow, identity: Identity) -> SoftTargets:

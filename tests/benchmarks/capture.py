@@ -88,7 +88,7 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         stores = iter(Path(folder) / str(i) for i in range(args.repeats + 2))
-        plan, files = plan_build(config, estimator, corpora, teacher, quiet)
+        plan, files = plan_build(config, corpora, teacher, quiet)
 
         def bare() -> None:
             for batch in _batches(rows, config.batch_tokens):

@@ -129,8 +129,7 @@ class Texts:
         estimators = {k: c.make_estimator() for k, c in configs.items()}
         corpora, teacher = open_corpora([corpus]), Remembering(self.teacher)
         identities = {
-            kind: survey(config, estimators[kind], corpora, teacher, Silent())[0]
-            for kind, config in configs.items()
+            kind: survey(config, corpora, teacher, Silent())[0] for kind, config in configs.items()
         }
         any_config = configs["topk"]
         rows = [r for _, r in islice(packed_rows(any_config, corpora, teacher), count)]
