@@ -27,7 +27,7 @@ from softlabels.core.records import (
     read_record,
     seal,
 )
-from softlabels.errors import IntegrityError
+from softlabels.errors import IntegrityError, SoftLabelsError
 from softlabels.format.dictionaries import Dictionaries
 from softlabels.format.encoding import FindDictionary, decode_shard, dictionary_of, read_statistics
 from softlabels.format.identity import Identity
@@ -153,54 +153,47 @@ def adopt_shard(
     except FileNotFoundError:
         return None
     find = Dictionaries(store, plan.identity.teacher.vocab_size)
-    need_dictionary(data, plan.identity, find, where=str(path))
-    try:
-        check_planned(data, plan.identity, shard, find, where=str(path))
-        statistics = read_statistics(data, plan.identity, where=str(path))
-    except (IntegrityError, ValueError) as e:
+    statistics, unfit = judged(data, plan.identity, shard, find, where=str(path))
+    if statistics is None:
         if (aside := move_aside(store, path, seen)) is not None:
-            notice(f"moved {path} to {aside}, since no record of the store names it ({e})")
+            notice(f"moved {path} to {aside}, since no record of the store names it ({unfit})")
         return None
     return record_shard(store, plan, shard, data, statistics, 0.0)
 
 
-def need_dictionary(data: bytes, identity: Identity, find: FindDictionary, *, where: str) -> None:
-    """Refuse to judge a shard without its dictionary: the shard may be intact.
-
-    Raises:
-        IntegrityError: the dictionary is missing or altered.
-    """
-    try:
-        wanted = dictionary_of(data, identity, where=where)
-    except IntegrityError:
-        return  # not a shard, with any dictionary
-    if wanted is not None:
-        try:
-            find(wanted)
-        except IntegrityError as e:
-            raise IntegrityError(f"{e} (nothing was changed)") from e
-
-
-def check_planned(
+def judged(
     data: bytes, identity: Identity, planned: PlannedShard, find: FindDictionary, *, where: str
-) -> None:
-    """Decode a shard and compare its inputs with the plan's.
+) -> tuple[Statistics | None, str | None]:
+    """What was counted of a shard, or why it is not the planned one: it is decoded, and its inputs compared.
 
     Raises:
-        IntegrityError: they differ.
+        IntegrityError: the dictionary that it was coded with is missing or altered: the shard may be intact.
     """
-    shard = decode_shard(
-        data,
-        identity,
-        start_row=planned.start_row,
-        where=where,
-        rows=planned.rows,
-        positions=planned.positions,
-        dictionary=find,
-        numbering=planned.numbering,
-    )
-    if len(shard.rows) != planned.rows or inputs_digest(shard.rows) != planned.inputs_sha256:
-        raise IntegrityError(f"{where}: its rows are not the ones that the plan lists")
+    wanted = None
+    with suppress(IntegrityError):  # not a shard, with any dictionary
+        wanted = dictionary_of(data, identity, where=where)
+    try:
+        if wanted is not None:
+            find(wanted)
+    except IntegrityError as e:
+        raise IntegrityError(f"{e} (nothing was changed)") from e
+    try:
+        shard = decode_shard(
+            data,
+            identity,
+            start_row=planned.start_row,
+            where=where,
+            rows=planned.rows,
+            positions=planned.positions,
+            dictionary=find,
+            numbering=planned.numbering,
+        )
+        if len(shard.rows) != planned.rows or inputs_digest(shard.rows) != planned.inputs_sha256:
+            return None, f"{where}: its rows are not the ones that the plan lists"
+        return read_statistics(data, identity, where=where), None
+    except (IntegrityError, ValueError) as e:
+        ours = isinstance(e, SoftLabelsError)
+        return None, str(e) if ours else f"{where}: cannot be decoded ({e})"
 
 
 def record_shard(

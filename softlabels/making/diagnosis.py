@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import TypeVar
 
 from softlabels.core.progress import Reporter
-from softlabels.core.records import read_file, read_record
+from softlabels.core.records import check_file, read_file, read_record
 from softlabels.errors import IntegrityError, SoftLabelsError, UnreadableError
 from softlabels.format.dictionaries import Dictionaries
-from softlabels.format.encoding import read_statistics
-from softlabels.format.manifest import Commit, Manifest, Plan, PlannedShard
-from softlabels.making.commit import Seen, check_planned, commit_path, look, need_dictionary
+from softlabels.format.manifest import Commit, FileRecord, Manifest, Plan, PlannedShard
+from softlabels.making.commit import Seen, commit_path, judged, look
 from softlabels.making.plan import PLAN
 
 T = TypeVar("T")
@@ -54,12 +53,12 @@ def attempt(check: Callable[[], T]) -> tuple[T | None, str | None]:
         return None, str(e)
 
 
-def diagnose(
-    path: Path,
-    plan: Plan,
-    manifest: Manifest | None,
-    report: Reporter,
-) -> Diagnosis:
+def trouble(file: Path, record: FileRecord) -> str | None:
+    """Why a file is not the one that was recorded; None: it is."""
+    return attempt(lambda: check_file(file, sha256=record.sha256, size=record.bytes))[1]
+
+
+def diagnose(path: Path, plan: Plan, manifest: Manifest | None, report: Reporter) -> Diagnosis:
     """Look at every shard, one at a time in memory.
 
     Args:
@@ -105,8 +104,7 @@ def _look_at(
     elif recorded and sha256 not in recorded:  # not decoded: it may be anything
         unfit = f"{file}: sha256 is {sha256}, its records say otherwise: torn or altered"
     else:
-        need_dictionary(data, plan.identity, find, where=str(file))
-        _, unfit = attempt(lambda: _fits(data, plan, shard, find, file))
+        _, unfit = judged(data, plan.identity, shard, find, where=str(file))
     if commit is not None and not ours:
         if unfit is not None and commit.sha256 == sha256 and commit.name == shard.name:
             raise IntegrityError(
@@ -122,13 +120,3 @@ def _look_at(
         found.rebuild[i] = unfit
     else:
         found.adopt[i] = no_commit or f"{record}: its sha256 is not the shard's"
-
-
-def _fits(data: bytes, plan: Plan, shard: PlannedShard, find: Dictionaries, file: Path) -> None:
-    try:
-        check_planned(data, plan.identity, shard, find, where=str(file))
-        read_statistics(data, plan.identity, where=str(file))
-    except ValueError as e:
-        if isinstance(e, SoftLabelsError):
-            raise
-        raise IntegrityError(f"{file}: cannot be decoded ({e})") from e

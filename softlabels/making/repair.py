@@ -26,7 +26,7 @@ from pathlib import Path
 
 from softlabels.core.durable import explained, is_temporary, leftovers, publish
 from softlabels.core.progress import Reporter, Silent
-from softlabels.core.records import check_file, is_record, read_file
+from softlabels.core.records import is_record, read_file
 from softlabels.errors import FormatError, IntegrityError, StoreError
 from softlabels.format.dictionaries import DICTIONARY
 from softlabels.format.manifest import (
@@ -41,13 +41,8 @@ from softlabels.format.manifest import (
 )
 from softlabels.format.part import refuse_part
 from softlabels.making.claims import claim_files, clear_claims, refuse_living
-from softlabels.making.commit import (
-    Seen,
-    adopt_shard,
-    commit_path,
-    withdraw,
-)
-from softlabels.making.diagnosis import Diagnosis, attempt, diagnose
+from softlabels.making.commit import Seen, adopt_shard, commit_path, withdraw
+from softlabels.making.diagnosis import Diagnosis, attempt, diagnose, trouble
 from softlabels.making.finish import CARD, MADE, finish, make_manifest
 from softlabels.making.plan import PLAN, command_of, read_plan
 from softlabels.making.quarantine import QUARANTINE, quarantined, retract, sighting
@@ -104,12 +99,12 @@ def repair_store(path: Path, *, dry_run: bool = False, reporter: Reporter | None
     check_known(path / PLAN, plan.identity)
     if not dry_run:
         refuse_living(path)
-    work = _Work(path, dry_run)
     manifest, manifest_problem = attempt(lambda: load_manifest(path))
     if manifest is not None and not _same_shape(plan, manifest):
         raise IntegrityError(
             f"{path}: {PLAN} and {MANIFEST} are of two builds; put the right one back (nothing was changed)"
         )
+    work = _Work(path, plan, manifest, dry_run)
     found = diagnose(path, plan, manifest, reporter or Silent())
     problems = _beside(path, plan, manifest) + _strangers(path, plan, manifest)
     if not dry_run:
@@ -119,26 +114,26 @@ def repair_store(path: Path, *, dry_run: bool = False, reporter: Reporter | None
     stale = manifest_problem if manifest is None else found.stale_manifest
     if found.rebuild:
         first = "shards are missing, and are made again first"
-        work.withdraw_made(MANIFEST, (stale or first) + _recorded_later(manifest), manifest)
+        work.withdraw_made(MANIFEST, (stale or first) + _recorded_later(manifest))
         for name in MADE:
-            work.withdraw_made(name, first, manifest)
-    if not found.rebuild:  # else builders may be at work on them
+            work.withdraw_made(name, first)
+    else:  # nobody has anything to make
         work.clear_claims()
     for shard in plan.shards:
         if (why := found.rebuild.get(shard.index)) is not None:
             work.withdraw(shard, why, found.seen[shard.index])
         elif (why := found.adopt.get(shard.index)) is not None:
-            commit = work.adopt(plan, shard, why, found.seen[shard.index])
+            commit = work.adopt(shard, why, found.seen[shard.index])
             if commit is not None:
                 found.commits[shard.index] = commit
             elif not dry_run:
                 found.rebuild[shard.index] = why
     if found.rebuild:  # a builder that had made all may have finished meanwhile
-        work.withdraw_made(MANIFEST, "names shards that were withdrawn", None, again=True)
+        work.withdraw_made(MANIFEST, "names shards that were withdrawn", again=True)
     elif manifest is None or found.stale_manifest is not None:
-        work.finish(plan, found, (stale or "missing") + _recorded_later(manifest))
+        work.finish(found, (stale or "missing") + _recorded_later(manifest))
     else:
-        _mend_made(work, plan, found, manifest)
+        work.mend_made(found, manifest)
     return Repair(
         actions=work.actions,
         rebuild=[plan.shards[i].name for i in sorted(found.rebuild)],
@@ -207,10 +202,8 @@ def _beside(path: Path, plan: Plan, manifest: Manifest | None) -> list[str]:
     for name, record in records.items():
         if name in MADE:
             continue
-        file, sha256, size = path / name, record.sha256, record.bytes
-        _, problem = attempt(lambda f=file, s=sha256, n=size: check_file(f, sha256=s, size=n))  # type: ignore[misc]
-        if problem is not None:
-            problem = f"{file}: missing" if problem == "missing" else problem
+        if (problem := trouble(path / name, record)) is not None:
+            problem = f"{path / name}: missing" if problem == "missing" else problem
             problems.append(
                 f"{problem}. Repair cannot make it again: copy it from the store's source, or from another store "
                 "that was built with the same tokenizer"
@@ -242,10 +235,11 @@ def _strangers(path: Path, plan: Plan, manifest: Manifest | None) -> list[str]:
 class _Work:
     """Does things, or only writes them down."""
 
-    def __init__(self, path: Path, dry_run: bool) -> None:
-        self.path = path
-        self.dry_run = dry_run
+    def __init__(self, path: Path, plan: Plan, manifest: Manifest | None, dry_run: bool) -> None:
+        """`manifest` is the intact one, if there is one: it says what the files were that are made from it."""
+        self.path, self.dry_run = path, dry_run
         self.actions: list[Action] = []
+        self._plan, self._manifest = plan, manifest
         self._seen = {name: sighting(path / name) for name in (MANIFEST, *MADE)}
         """Which of them the diagnosis is of."""
 
@@ -274,10 +268,8 @@ class _Work:
         if not self.dry_run:
             withdraw(self.path, shard, seen)
 
-    def withdraw_made(
-        self, name: str, reason: str, manifest: Manifest | None, *, again: bool = False
-    ) -> None:
-        """Take out the manifest, or what was made from it; `manifest` says what that was.
+    def withdraw_made(self, name: str, reason: str, *, again: bool = False) -> None:
+        """Take out the manifest, or what was made from it.
 
         Args:
             again: whatever is there now, and not only what was there at first.
@@ -288,78 +280,58 @@ class _Work:
         if seen is None or present != seen or (again and self.dry_run):
             return
         self.note("withdraw", file, reason)
-        record = None if manifest is None else manifest.files.get(name)
+        record = None if self._manifest is None else self._manifest.files.get(name)
 
         def ours(aside: Path) -> bool:
             if name == MANIFEST:
                 return is_record(aside, Manifest)
-            if record is None:
-                return False
-            check = partial(check_file, aside, sha256=record.sha256, size=record.bytes)
-            return attempt(check)[1] is None
+            return record is not None and trouble(aside, record) is None
 
         if not self.dry_run:
             retract(self.path, file, seen, ours)
 
-    def adopt(self, plan: Plan, shard: PlannedShard, reason: str, seen: Seen) -> Commit | None:
-        record = commit_path(self.path, shard)
+    def adopt(self, shard: PlannedShard, reason: str, seen: Seen) -> Commit | None:
+        record, file = commit_path(self.path, shard), self.path / shard.name
         if seen.record is not None:
             self.note("withdraw", record, reason)
             if not self.dry_run:
                 retract(self.path, record, seen.record, lambda aside: is_record(aside, Commit))
-        self.note("adopt", self.path / shard.name, "fits the plan, and had no good record")
+        self.note("adopt", file, "fits the plan, and had no good record")
         if self.dry_run:
             return None
-        return adopt_shard(
-            self.path,
-            plan,
-            shard,
-            notice=lambda said: self.note("withdraw", self.path / shard.name, said),
-        )
+        notice = partial(self.note, "withdraw", file)
+        return adopt_shard(self.path, self._plan, shard, notice=notice)
 
-    def publish_made(
-        self, name: str, content: bytes, reason: str, manifest: Manifest | None
-    ) -> None:
-        self.withdraw_made(name, reason, manifest)
+    def publish_made(self, name: str, content: bytes, reason: str) -> None:
+        self.withdraw_made(name, reason)
         self.note("publish", self.path / name, reason)
         if not self.dry_run:
             publish(self.path / name, content)
 
-    def finish(
-        self, plan: Plan, found: Diagnosis, reason: str, before: Manifest | None = None
-    ) -> None:
+    def finish(self, found: Diagnosis, reason: str, before: Manifest | None = None) -> None:
         """Make card and manifest again; a card that says what it must is kept."""
-        manifest, _ = attempt(lambda: load_manifest(self.path))
-        self.withdraw_made(MANIFEST, reason, manifest)
+        self.withdraw_made(MANIFEST, reason)
         commits = [found.commits[i] for i in sorted(found.commits)]
-        if len(commits) == len(plan.shards):  # else a dry run, in which records are still to come
-            new = make_manifest(self.path, plan, commits, before=before)
+        if len(commits) == len(self._plan.shards):  # else a dry run, in which records are to come
+            new = make_manifest(self.path, self._plan, commits, before=before)
             for name, make in MADE.items():
-                present, problem = attempt(lambda n=name: read_file(self.path / n))  # type: ignore[misc]
+                present, problem = attempt(partial(read_file, self.path / name))
                 right = make(new).encode()
                 if present != right and (name == CARD or problem != "missing"):
-                    self.publish_made(
-                        name, right, problem or "is not what the records say", manifest
-                    )
+                    self.publish_made(name, right, problem or "is not what the records say")
         self.note("publish", self.path / MANIFEST, reason)
         if not self.dry_run:
-            finish(self.path, plan, commits, before=before)
+            finish(self.path, self._plan, commits, before=before)
 
-
-def _mend_made(work: _Work, plan: Plan, found: Diagnosis, manifest: Manifest) -> None:
-    """Make the card, and whatever else is made from an intact manifest, again."""
-    for name, make in MADE.items():
-        record = manifest.files.get(name)
-        if record is None:
-            continue
-        file, sha256, size = work.path / name, record.sha256, record.bytes
-        _, problem = attempt(lambda f=file, s=sha256, n=size: check_file(f, sha256=s, size=n))  # type: ignore[misc]
-        if problem is None:
-            continue
-        content = make(manifest).encode()
-        if hashlib.sha256(content).hexdigest() == record.sha256:
-            work.publish_made(name, content, problem, manifest)
-        else:  # another version made it: its manifest cannot be satisfied any more
-            why = f"names a {name} that this version cannot make"
-            work.finish(plan, found, why, manifest)
-            return
+    def mend_made(self, found: Diagnosis, manifest: Manifest) -> None:
+        """Make the card, and whatever else is made from an intact manifest, again."""
+        for name, make in MADE.items():
+            record = manifest.files.get(name)
+            if record is None or (problem := trouble(self.path / name, record)) is None:
+                continue
+            content = make(manifest).encode()
+            if hashlib.sha256(content).hexdigest() != record.sha256:
+                # another version made it: its manifest cannot be satisfied any more
+                self.finish(found, f"names a {name} that this version cannot make", manifest)
+                return
+            self.publish_made(name, content, problem)
