@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 
-import softlabels.builder.shard_builder
+import softlabels.builder.build
 import softlabels.interchange.importing
 from softlabels.builder.build import build
 from softlabels.builder.config import BuildConfig
@@ -202,7 +202,7 @@ def served(ground):
 def _teacher(monkeypatch):
     """The commands' teacher is at hand."""
     for module, name in (
-        (softlabels.builder.shard_builder, "open_teachers"),
+        (softlabels.builder.build, "open_teachers"),
         (softlabels.interchange.importing, "open_teacher"),
     ):
         monkeypatch.setattr(module, name, lambda *_args, **_options: TinyTeacher())

@@ -12,10 +12,8 @@ import pytest
 from softlabels.algebra.append import append
 from softlabels.algebra.subset import subset
 from softlabels.algebra.subset_config import SubsetConfig
-from softlabels.builder import shard_builder
-from softlabels.builder.build import build
+from softlabels.builder.build import Taught, _cached_teacher, build
 from softlabels.builder.config import AppendConfig
-from softlabels.builder.shard_builder import Taught
 from softlabels.errors import CorpusError, PairingError
 from softlabels.making import job as job_module
 from softlabels.making.job import make_shard
@@ -117,11 +115,11 @@ def test_a_worker_refuses_another_teacher_and_another_corpus(tmp_path, monkeypat
     plan = load_plan(tmp_path / "store")
     assert plan is not None
     job = Taught(config_of(corpus), tmp_path / "store")
-    name = "softlabels.builder.shard_builder.open_teachers"
+    name = "softlabels.builder.build.open_teachers"
     monkeypatch.setattr(name, lambda *_: TinyTeacher(seed=1))
     with pytest.raises(PairingError, match=r"its teacher weights_sha256 is .* that of .*store"):
         make_shard(job, plan, 0)
-    shard_builder._cached_teacher.cache_clear()  # a process loads a teacher once
+    _cached_teacher.cache_clear()  # a process loads a teacher once
     monkeypatch.setattr(name, lambda *_: TinyTeacher())
     assert make_shard(Taught(config_of(corpus), job.store), plan, 0)
     write_corpus(Path(corpus.removeprefix("text:")).parent, repeat=3)

@@ -28,9 +28,9 @@ from softlabels.algebra.combine import (
     planned_again,
 )
 from softlabels.algebra.sources import checked_shards, files_of, open_source, provenance_of
+from softlabels.builder.build import Taught, check_teacher, load_teacher
 from softlabels.builder.config import AppendConfig, BuildConfig, config_of
 from softlabels.builder.plan import survey
-from softlabels.builder.shard_builder import Taught, check_teacher, load_teacher
 from softlabels.core.progress import Reporter, Silent
 from softlabels.corpora.overlap import refuse_overlap
 from softlabels.domains import DOMAINS

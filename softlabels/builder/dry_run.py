@@ -20,9 +20,9 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
+from softlabels.builder.build import load_teacher
 from softlabels.builder.config import BuildConfig
 from softlabels.builder.plan import most_rows, plan_build, survey
-from softlabels.builder.shard_builder import load_teacher
 from softlabels.builder.teach import teach
 from softlabels.codecs.codebook import Codebook
 from softlabels.core.progress import Reporter, Silent

@@ -1,1 +1,1 @@
-"""The `softlabels` command, a file for each of its commands."""
+"""The `softlabels` command, a file for each subject of its commands."""

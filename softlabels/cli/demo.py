@@ -7,7 +7,7 @@ import json
 import subprocess
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -87,7 +87,7 @@ def demo_command(out: Path, as_json: bool) -> None:
             _verify(store, bar)
     config = out / "student.json"
     write_config(config, train)
-    students: list[_Result] = []
+    students: dict[str, Any] = {}
     arguments: list[Any]
     for name, alpha in (("store", ALPHA), ("hard-labels", 0.0)):
         run = out / f"student-{name}"
@@ -97,16 +97,15 @@ def demo_command(out: Path, as_json: bool) -> None:
             [*arguments, "--checkpoint-every", 25, "--resume"],
             title=f"training a student on {'soft and hard' if alpha else 'hard'} labels",
         )
-        result = _softtrain(["eval", run, "--store", heldout, "--json"])
-        students.append(_Result(name, json.loads(result)))
+        students[name] = json.loads(_softtrain(["eval", run, "--store", heldout, "--json"]))
     report = out / "report.html"
-    arguments = ["report", *(out / f"student-{s.name}" for s in students), "--store", heldout]
+    arguments = ["report", *(out / f"student-{name}" for name in students), "--store", heldout]
     _softtrain([*arguments, "--out", report, "--json"])
     seconds = time.perf_counter() - begin
     values = {
         "store": sizes["train"],
         "heldout": sizes["heldout"],
-        "students": {s.name: s.values for s in students},
+        "students": students,
         "seconds": seconds,
         "peak_rss_mib": _peak_rss_mib(),
         "report": str(report),
@@ -131,12 +130,6 @@ def _refuse_foreign(out: Path) -> None:
         raise PlanError(
             f"--out {out}: is not empty and not of a demo (it holds {foreign[0]!r}); choose another --out"
         )
-
-
-@dataclass(frozen=True)
-class _Result:
-    name: str
-    values: dict[str, Any]
 
 
 def _text() -> Path:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+import msgspec
 
 from softlabels.cli.demands import demand_options
 from softlabels.console.options import Command
@@ -121,8 +122,10 @@ def _show_store(opened: Any, *, as_json: bool) -> None:
             "part": _part(opened),
             "release": None if manifest.release is None else str(manifest.release),
             "signed": opened.vouched.key_sha256 is not None,
-            "identity": _plain(opened.manifest.identity),
-            "fidelity": None if manifest.fidelity is None else _plain(opened.manifest.fidelity),
+            "identity": msgspec.to_builtins(opened.manifest.identity),
+            "fidelity": None
+            if manifest.fidelity is None
+            else msgspec.to_builtins(opened.manifest.fidelity),
             "warning": doubt,
         },
         text,
@@ -190,12 +193,6 @@ def _doubt(manifest: Any, figures: Figures) -> str | None:
             "the teacher, and that tokenizer and classes are its own"
         )
     return None
-
-
-def _plain(record: Any) -> Any:
-    import msgspec
-
-    return msgspec.to_builtins(record)
 
 
 def _show_row(

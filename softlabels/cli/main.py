@@ -6,18 +6,15 @@ import click
 
 import softlabels
 from softlabels.cli.build import build_command
-from softlabels.cli.card import card_command
 from softlabels.cli.demo import demo_command
 from softlabels.cli.inspect import inspect_command
 from softlabels.cli.interchange import export_command, import_command
 from softlabels.cli.measure import measure_command
 from softlabels.cli.merge import append_command, merge_command
-from softlabels.cli.repair import repair_command
 from softlabels.cli.report import report_command
-from softlabels.cli.share import pull_command, push_command
-from softlabels.cli.sign import sign_command
+from softlabels.cli.share import card_command, pull_command, push_command, sign_command
 from softlabels.cli.subset import convert_command, diff_command, subset_command, view_command
-from softlabels.cli.verify import verify_command
+from softlabels.cli.verify import repair_command, verify_command
 from softlabels.console.terminal import Commands
 
 

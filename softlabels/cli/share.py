@@ -1,4 +1,4 @@
-"""`softlabels push` and `softlabels pull`."""
+"""`softlabels card`, `sign`, `push` and `pull`: a store for others, and one from them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,99 @@ import click
 
 from softlabels.cli.demands import demand_options
 from softlabels.console.options import Command
-from softlabels.console.terminal import Bar, LocalPath, emit, json_option
+from softlabels.console.terminal import Bar, LocalPath, emit, json_option, say
+
+
+@click.command("card", cls=Command)
+@click.argument("store", type=LocalPath())
+@click.option(
+    "--licence",
+    help="Licence of the targets, an SPDX expression, in the place of the one the build was given.",
+)
+@click.option("--check-licence", is_flag=True, help="Exit with 2 if the licence is not SPDX.")
+@json_option
+def card_command(store: Path, licence: str | None, check_licence: bool, as_json: bool) -> None:
+    """Renew what people and search engines read first: README.md, and croissant.json beside it.
+
+    Both are made from the manifest. The content of the store and its digest stay as they are.
+
+    \b
+    Examples:
+      softlabels card store --licence CC-BY-4.0
+      softlabels card store --check-licence
+    """
+    import msgspec
+
+    from softlabels.format.manifest import SIGNATURE, Manifest, load_manifest
+    from softlabels.making.amend import amend
+    from softlabels.making.finish import MADE
+    from softlabels.making.licences import require_spdx, stateable
+
+    stated = None if licence is None else stateable(licence)
+
+    def licensed(manifest: Manifest) -> Manifest:
+        if stated is not None:
+            manifest = msgspec.structs.replace(manifest, stated_licence=stated)
+        if check_licence:
+            require_spdx(manifest.licence)
+        return manifest
+
+    before = load_manifest(store).digest
+    amended = amend(store, licensed, make=list(MADE))
+    licence = amended.licence
+    stale = (store / SIGNATURE).exists() and amended.digest != before
+    if stale:
+        say(f"{store}: its signature must be renewed: `softlabels sign`")
+    text = f"{store}: {' and '.join(MADE)} are made from the manifest; licence {licence}"
+    value = {
+        "store": str(store),
+        "files": list(MADE),
+        "licence": licence,
+        "signature_stale": stale,
+    }
+    emit(value, text, as_json=as_json)
+
+
+@click.command("sign", cls=Command)
+@click.argument("store", type=LocalPath())
+@click.option("--key", required=True, type=LocalPath(), help="PEM file of your private ECDSA key.")
+@click.option(
+    "--release",
+    metavar="NAME@VERSION",
+    help="Name and version to sign the store as; default: those that it was signed as before, if any.",
+)
+@click.option("--ask-password", is_flag=True, help="The key is encrypted: ask for its password.")
+@json_option
+def sign_command(
+    store: Path, key: Path, release: str | None, ask_password: bool, as_json: bool
+) -> None:
+    """Check every byte of a store and sign its manifest, so that others can tell that it is yours.
+
+    They check it with `softlabels verify STORE --key PUBLIC.pem`. Sign again after `measure` or `card`. The release is
+    part of what is signed, so that whoever trusts the key can tell this store from an older one of yours.
+
+    \b
+    Examples:
+      softlabels sign store --key key.pem
+      softlabels sign store --key key.pem --release maker/austen@2
+    """
+    from softlabels.format.manifest import SIGNATURE
+    from softlabels.store.signing import sign_store
+
+    password = None
+    if ask_password:
+        password = click.prompt("password of the key", hide_input=True, err=True).encode()
+    found = sign_store(store, key, password=password, release=release)
+    signature = store / SIGNATURE
+    emit(
+        {
+            "store": str(store),
+            "signature": str(signature),
+            "release": None if found is None else str(found),
+        },
+        f"{store}: whole, and signed{'' if found is None else f' as {found}'}: {signature}",
+        as_json=as_json,
+    )
 
 
 @click.command("push", cls=Command)

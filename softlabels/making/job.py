@@ -29,7 +29,16 @@ from typing import Protocol
 from softlabels.core.progress import Reporter
 from softlabels.errors import FormatError, IntegrityError
 from softlabels.format.encoding import check_round_trip, encode_shard
-from softlabels.format.manifest import MANIFEST, Commit, Manifest, Plan, PlannedShard, Statistics
+from softlabels.format.manifest import (
+    MANIFEST,
+    Commit,
+    Manifest,
+    Plan,
+    PlannedShard,
+    Statistics,
+    load_manifest,
+)
+from softlabels.format.part import refuse_part
 from softlabels.format.shard import Shard
 from softlabels.making.claims import Claim, Claims, clear_claims
 from softlabels.making.commit import (
@@ -42,10 +51,11 @@ from softlabels.making.commit import (
     recorded,
     withdraw,
 )
-from softlabels.making.complete import complete
 from softlabels.making.dictionary import ShardDictionary
-from softlabels.making.finish import finish
+from softlabels.making.finish import check_shards, finish
 from softlabels.making.plan import begun, publish_plan, sweep_left
+from softlabels.making.quarantine import QUARANTINE
+from softlabels.making.repair import repair_store
 from softlabels.making.same_job import check_same_job
 from softlabels.making.writer import Writer
 
@@ -118,7 +128,7 @@ def make_store(job: Job, asked: Plan, files: Mapping[str, bytes], report: Report
         SoftLabelsError: what, where and the way out.
     """
     plan = begin(job.store, asked, files, report, command=job.command)
-    if (finished := complete(job.store, report)) is not None:
+    if (finished := _finished(job.store, report)) is not None:
         return finished
     manifest = finish(job.store, plan, _Builder(job, plan, report).run())
     clear_claims(job.store)
@@ -144,6 +154,38 @@ def begin(
         sweep_left(store, report.notice)
     check_same_job(store, planned, asked, command=command)
     return planned
+
+
+def _finished(store: Path, report: Reporter) -> Manifest | None:
+    """The manifest of a store that is finished; None: it is not, and shards are to be made.
+
+    Every shard is looked at, without being read. If one is missing or torn the store is repaired, which withdraws the
+    manifest, and the shard is made again.
+
+    Raises:
+        IntegrityError: something is gone that cannot be made again, or the store is a part.
+        StoreError: shards are gone, and a builder is at work on the store.
+    """
+    if not (store / MANIFEST).exists():
+        return None
+    refuse_part(store)
+    manifest = load_manifest(store)
+    try:
+        check_shards(store, manifest.shards)
+    except IntegrityError as e:
+        report.notice(f"{store} was finished, but is not whole: {e}")
+    else:
+        report.notice(f"{store} is complete already")
+        clear_claims(store)  # of a builder that died when all was done
+        return manifest
+    mended = repair_store(store)
+    for action in mended.actions:
+        report.notice(f"{action.action} {action.file}: {action.reason}")
+    if mended.quarantine:
+        report.notice(f"what is not proven to be the store's is now in {store / QUARANTINE}")
+    if mended.problems:
+        raise IntegrityError(mended.problems[0])
+    return None if mended.rebuild else load_manifest(store)
 
 
 class _Builder:

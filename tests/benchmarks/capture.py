@@ -28,9 +28,9 @@ os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 
 import torch
 
+from softlabels.builder.build import Taught, teacher_options
 from softlabels.builder.config import BuildConfig
 from softlabels.builder.plan import plan_build
-from softlabels.builder.shard_builder import Taught, teacher_options
 from softlabels.builder.teach import _batches, teach
 from softlabels.core.progress import Silent
 from softlabels.corpora import open_corpora

@@ -17,9 +17,9 @@ from typing import Any
 import msgspec
 import torch
 
+from softlabels.builder.build import teacher_options
 from softlabels.builder.config import BuildConfig
 from softlabels.builder.plan import packed_rows, survey
-from softlabels.builder.shard_builder import teacher_options
 from softlabels.builder.teach import teach
 from softlabels.core.progress import Silent
 from softlabels.core.rows import InputRow

@@ -70,9 +70,7 @@ def test_each_command_says_what_it_made(folder, tmp_path):
 
 
 def test_append(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        "softlabels.builder.shard_builder.open_teachers", lambda s, a, o: load_tiny("0", o)
-    )
+    monkeypatch.setattr("softlabels.builder.build.open_teachers", lambda s, a, o: load_tiny("0", o))
     out = run(
         *("append", folder / "a", "--teacher", "fake:0", "--out", tmp_path / "g1"),
         *("--corpus", f"text:{folder}/text-b/*.txt"),

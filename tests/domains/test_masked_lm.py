@@ -308,7 +308,7 @@ def test_an_identity_that_does_not_say_how_to_mask_is_refused(ground):
 
 
 def test_a_killed_build_goes_on_in_the_midst_of_a_view(ground, tmp_path, monkeypatch):
-    from softlabels.builder.shard_builder import Taught
+    from softlabels.builder.build import Taught
     from softlabels.making.plan import load_plan
 
     build(config(ground, views=3), tmp_path / "s")
