@@ -15,7 +15,7 @@ from softlabels.format.dictionaries import DICTIONARY
 from softlabels.format.identity import Identity
 from softlabels.format.manifest import Manifest
 from softlabels.format.shard import Shard
-from softlabels.making.dictionary import IDS, POSITIONS, given_dictionary, trained
+from softlabels.making.dictionary import enough, given_dictionary, trained
 from softlabels.store.reader import Store
 
 
@@ -83,11 +83,7 @@ def _dictionary(store: Store, identity: Identity, asked: str, report: Reporter) 
     shards: list[Shard] = []
     for i in range(len(store.manifest.shards)):
         shards.append(store.read_shard(i))
-        seen = sum(s.targets.n for s in shards)
-        if seen >= min(POSITIONS, max(IDS // identity.targets.k, 1)):
+        if sum(s.targets.n for s in shards) >= enough(identity.targets.k):
             break
-    book = trained(shards, identity, left=identity.corpus.positions)
-    if not len(book.order):
-        report.notice("a dictionary would not pay here; all shards are coded without")
-        return None
-    return book.to_bytes()
+    book = trained(shards, identity, report, left=identity.corpus.positions)
+    return book.to_bytes() if len(book.order) else None

@@ -41,21 +41,11 @@ def derive(
     *,
     shard_rows: int,
 ) -> Manifest:
-    """Make a store of what others hold, or finish one that was begun.
+    """Make a store of what others hold, or finish one that was begun, as `make_store` does.
 
     Args:
-        out: its folder.
-        identity: of it.
-        provenance: from what it is made, and how.
         planned: its shards, without number and name.
         shards: how each comes about.
-        files: what lies beside them.
-        report: receives the progress.
-        shard_rows: rows of a shard, at most.
-
-    Raises:
-        PlanError: `out` holds another job.
-        StoreError: the disk is full, a source is damaged, …: what, where and the way out.
     """
     named = numbered(planned, identity)
     plan = make_plan(identity, named, files, shard_rows=shard_rows, provenance=provenance)

@@ -48,6 +48,14 @@ def recoded(
     return rounded_again(new, sample=identity.targets.keeps.sample)
 
 
+def written_again(old: EncodingRecord) -> EncodingRecord:
+    """Of shards that are written again: none counts rows from another place, and no dictionary is given."""
+    profile = "open" if old.plain else old.profile
+    return msgspec.structs.replace(
+        old, profile=profile, dictionary_shards=None, dictionary_sha256=None
+    )
+
+
 def rounded_again(encoding: EncodingRecord, *, sample: bool) -> EncodingRecord:
     """The same, with the bound of values that were held within its own and are coded once more."""
     codec = make_codec(encoding.values)

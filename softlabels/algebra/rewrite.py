@@ -64,8 +64,6 @@ def survey(
     """Decode the whole source, decide which rows stay, and cut them into shards.
 
     Args:
-        store: perhaps seen through a view.
-        report: receives the progress.
         choose: which rows of a shard stay, `[R]`, in shards as long as the longest of the source; None: all, and
             shards stay as they are cut.
         most: stop when so many rows stay.
@@ -141,14 +139,9 @@ def rewrite(
     change: Callable[[Shard], Shard] | None = None,
     files: Mapping[str, bytes] | None = None,
 ) -> Manifest:
-    """Publish what a survey found as a store of its own.
+    """Publish what a survey found as a store of its own; its identity's corpus is made here.
 
     Args:
-        found: which rows.
-        out: the new store's folder.
-        identity: of the new store; its corpus is made here.
-        operation, parameters: of the provenance.
-        report: receives the progress.
         change: what becomes of targets.
         files: beside the shards; None: those of the source, dictionaries too.
     """
@@ -163,7 +156,8 @@ def rewrite(
     shards: list[Reused | Callable[[PlannedShard], Made]] = []
     for shard, runs in zip(found.planned, found.cuts, strict=True):
         whole = _whole(store, runs)
-        if same and whole is not None and _may_serve(old, whole, shard):
+        in_place = whole is not None and whole.numbering.row == shard.start_row
+        if same and whole is not None and (in_place or not old.encoding.plain):  # which counts rows
             documents = whole.numbering.documents or None
             planned.append(msgspec.structs.replace(shard, documents_from=documents))
             shards.append(reused(store, whole, _statistics(store, whole)))
@@ -185,11 +179,6 @@ def _whole(store: Store, runs: Runs) -> ShardRecord | None:
 def _coding(identity: Identity) -> tuple[str, str, str]:
     e = identity.encoding
     return ("open" if e.profile == OPEN_PARTS else e.profile, e.container, e.values)
-
-
-def _may_serve(old: Identity, whole: ShardRecord, shard: PlannedShard) -> bool:
-    """Whether a file fits another place: plain columns count rows."""
-    return not old.encoding.plain or whole.numbering.row == shard.start_row
 
 
 def _statistics(store: Store, record: ShardRecord) -> Statistics:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from softlabels.algebra.narrow import fewer_ids, fewer_temperatures, without_labels, without_targets
 from softlabels.algebra.predicate import Choice, sample, where
-from softlabels.algebra.recode import rounded_again
+from softlabels.algebra.recode import rounded_again, written_again
 from softlabels.algebra.rewrite import rewrite, survey
 from softlabels.algebra.sources import DIGEST_BYTES, open_source
 from softlabels.algebra.subset_config import SubsetConfig
@@ -122,12 +122,9 @@ def _identity(store: Store, config: SubsetConfig) -> Identity:
 def _encoding(identity: Identity) -> EncodingRecord:
     """Columns and whole steps are written as they were read; floats in packed shards are rounded once more."""
     old = identity.encoding
-    encoding = msgspec.structs.replace(
-        old,
-        profile="open" if old.plain else old.profile,
-        dictionary_shards=None if old.dictionary_shards is None else 0,
-        dictionary_sha256=None,
-    )
+    encoding = written_again(old)
+    if old.dictionary_shards is not None:
+        encoding = msgspec.structs.replace(encoding, dictionary_shards=0)
     if old.plain or not make_codec(old.values).plain:
         return encoding
     return rounded_again(encoding, sample=identity.targets.keeps.sample)

@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from softlabels.algebra.recode import rounded_again
+from softlabels.algebra.recode import rounded_again, written_again
 from softlabels.algebra.rewrite import rewrite, survey
 from softlabels.algebra.sources import files_of, open_source
 from softlabels.core.progress import Reporter, Silent
@@ -16,7 +16,7 @@ from softlabels.core.records import canonical
 from softlabels.core.views import Dropped, VocabView
 from softlabels.domains import DOMAINS
 from softlabels.errors import ConfigError
-from softlabels.format.identity import EncodingRecord, Identity, TokenizerRecord
+from softlabels.format.identity import Identity, TokenizerRecord
 from softlabels.format.manifest import Manifest
 from softlabels.store.reader import Store
 
@@ -72,20 +72,12 @@ def _identity(old: Identity, seen: VocabView, *, emptied: bool) -> Identity:
     targets = old.targets
     if emptied and targets.positions is None:
         targets = msgspec.structs.replace(targets, positions=f"view:{seen.spec}")
-    encoding = EncodingRecord(
-        profile="open" if old.encoding.plain else old.encoding.profile,
-        container=old.encoding.container,
-        values=old.encoding.values,
-        relative_error=old.encoding.relative_error,
-        absolute_error=old.encoding.absolute_error,
-        packages=old.encoding.packages,
-    )
     return msgspec.structs.replace(
         old,
         teacher=msgspec.structs.replace(old.teacher, vocab_size=seen.size),
         tokenizer=_tokenizer(old.tokenizer, seen),
         targets=msgspec.structs.replace(targets, k=min(targets.k, seen.size)),
-        encoding=rounded_again(encoding, sample=targets.keeps.sample),
+        encoding=rounded_again(written_again(old.encoding), sample=targets.keeps.sample),
     )
 
 

@@ -33,8 +33,7 @@ from softlabels.format.manifest import Manifest, Plan, PlannedShard
 from softlabels.format.shard import Shard
 from softlabels.making.commit import Reused
 from softlabels.making.job import Made, make_store
-from softlabels.making.plan import begun
-from softlabels.making.rows import Passes, check_rows
+from softlabels.making.plan import Passes, begun, check_rows
 from softlabels.making.same_job import RAN_ON, check_command, differences
 from softlabels.teachers import MIB, Teacher, TeacherOptions
 from softlabels.teachers.ensemble import open_teachers

@@ -15,7 +15,7 @@ from softlabels.core.summary import Summary
 from softlabels.core.targets import SoftTargets, gaps_from_logp
 from softlabels.errors import NonFiniteError
 from softlabels.estimators import Estimator, Selection
-from softlabels.estimators.entropy import Whole, whole
+from softlabels.estimators.entropy import whole
 from softlabels.format.identity import Identity
 from softlabels.format.manifest import Statistics
 from softlabels.format.statistics import statistics_of
@@ -111,11 +111,8 @@ def teach(
         if rule is not None:
             ends = np.cumsum([r.n for r in batch])
             entropy = np.concatenate([np.zeros(0, np.float32), *uncertain])
-            for i, (row, uncertainty) in enumerate(
-                zip(batch, np.split(entropy, ends[:-1]), strict=True)
-            ):
-                n = row.n
-                soft.append(rule.choose(n, seed=seed, row=first + i, entropy=uncertainty))
+            for i, part_entropy in enumerate(np.split(entropy, ends[:-1])):
+                soft.append(rule.choose(batch[i].n, seed=seed, row=first + i, entropy=part_entropy))
         first += len(batch)
     targets = SoftTargets.concatenate(parts) if parts else _no_targets(identity)
     if states:
@@ -170,17 +167,13 @@ def _said(
         summary: Summary | None = None
         if summarise and seen is not None:
             logp = torch.where(own == UNLABELLED, torch.nan, seen.logp(label_logits))
-            summary = _summary(logp, seen)
+            summary = Summary(
+                label_logp=logp.cpu().numpy(),
+                entropy=seen.entropy.float().cpu().numpy(),
+                top=seen.top.to(torch.int32).cpu().numpy(),
+            )
         yield _Said(selection, summary, nll)
         done += n
-
-
-def _summary(label_logp: Tensor, seen: Whole) -> Summary:
-    return Summary(
-        label_logp=label_logp.cpu().numpy(),
-        entropy=seen.entropy.float().cpu().numpy(),
-        top=seen.top.to(torch.int32).cpu().numpy(),
-    )
 
 
 def _no_targets(identity: Identity) -> SoftTargets:

@@ -32,8 +32,15 @@ from softlabels.format.shard import Shard
 from softlabels.format.statistics import statistics_of
 from softlabels.interchange import IMPORTS, ForeignRow
 from softlabels.making.job import Made, make_store
-from softlabels.making.plan import IMPORTED, begun, make_plan, numbered, plan_shards
-from softlabels.making.rows import Passes, check_rows
+from softlabels.making.plan import (
+    IMPORTED,
+    Passes,
+    begun,
+    check_rows,
+    make_plan,
+    numbered,
+    plan_shards,
+)
 from softlabels.making.same_job import check_command
 from softlabels.store.tokenizer_files import for_store
 from softlabels.teachers import Teacher, TeacherOptions, open_teacher

@@ -22,7 +22,7 @@ import re
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from secrets import token_hex
 from typing import Any
@@ -44,25 +44,16 @@ _LIVING: set[str] = set()
 """Tokens of this process's builds. A claim of this process with another token is of one that ended."""
 
 
-class Holder(msgspec.Struct, frozen=True, kw_only=True):
+@dataclass(frozen=True, kw_only=True)
+class Holder(Process):
     """Who holds a claim."""
 
-    host: str
-    pid: int
     token: str
-    boot: str = ""
-    space: str = ""
-    started: str = ""
 
     @classmethod
     def here(cls) -> Holder:
         """This process, with a new token."""
         return cls(**asdict(this_process()), token=token_hex(8))
-
-    @property
-    def process(self) -> Process:
-        """The process that holds the claim."""
-        return Process(**{f.name: getattr(self, f.name) for f in fields(Process)})
 
 
 @dataclass
@@ -188,10 +179,10 @@ def _is_dead(path: Path, now: float) -> bool:
     except FileNotFoundError:
         return False  # released this moment
     if (holder := _holder(data)) is not None:  # else it is not one of ours, and only its age counts
-        if holder.process == this_process():
+        if str(holder) == str(this_process()):
             if holder.token not in _LIVING:
                 return True
-        elif is_alive(holder.process) is False:
+        elif is_alive(holder) is False:
             return True
     return now - renewed > EXPIRY
 

@@ -39,14 +39,18 @@ TABLES = (LARGEST_TABLE, LARGEST_TABLE // 4, LARGEST_TABLE // 16)
 """Sizes of its tables that are tried."""
 
 
+def enough(k: int) -> int:
+    """Positions to train on, where k ids are kept of each."""
+    return min(POSITIONS, max(IDS // k, 1))
+
+
 def first_shards(shards: Sequence[PlannedShard], k: int) -> int | None:
     """How many shards a dictionary is trained on; None: too few would be left to profit by it."""
-    enough = min(POSITIONS, max(IDS // k, 1))
     total = sum(s.positions for s in shards)
     seen = 0
     for i, shard in enumerate(shards):
         seen += shard.positions
-        if seen >= enough:
+        if seen >= enough(k):
             return i + 1 if total - seen >= seen else None
     return None
 
@@ -116,10 +120,7 @@ class ShardDictionary:
         report.notice(f"training a dictionary on the first {self.first} shards")
         shards = [self._read(shard) for shard in self._plan.shards[: self.first]]
         left = identity.corpus.positions - sum(s.targets.n for s in shards)
-        book = trained(shards, identity, left=left)
-        if not len(book.order):
-            report.notice("a dictionary would not pay here; all shards are coded without")
-        publish(path, book.to_bytes())
+        publish(path, trained(shards, identity, report, left=left).to_bytes())
 
     def _read(self, shard: PlannedShard) -> Shard:
         path = self._store / shard.name
@@ -137,14 +138,10 @@ class ShardDictionary:
         )
 
 
-def trained(shards: Sequence[Shard], identity: Identity, *, left: int) -> Codebook:
-    """A dictionary trained on some shards of a store, or the empty one, if none would pay.
-
-    Args:
-        shards: the first of the store; held all at once.
-        identity: of the store.
-        left: positions that would be coded with it.
-    """
+def trained(
+    shards: Sequence[Shard], identity: Identity, report: Reporter, *, left: int
+) -> Codebook:
+    """A dictionary trained on the first shards of a store, or the empty one, if none would pay for `left` positions."""
 
     def bytes_each(shard: Shard, book: Codebook | None) -> float:
         nothing = Statistics(kept_ids=0, kept_mass=[], teacher_nll=None)
@@ -166,7 +163,10 @@ def trained(shards: Sequence[Shard], identity: Identity, *, left: int) -> Codebo
         total = bytes_each(test, book) * left + len(data)
         if total < best:
             best, chosen = total, size
-    return _train(joined(shards, 0), chosen) if chosen else Codebook.empty()
+    if not chosen:
+        report.notice("a dictionary would not pay here; all shards are coded without")
+        return Codebook.empty()
+    return _train(joined(shards, 0), chosen)
 
 
 def _train(shard: Shard, largest: int) -> Codebook:
