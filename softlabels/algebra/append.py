@@ -61,9 +61,7 @@ def append(
 
     Args:
         source: the present generation; it is only read.
-        config: the teacher and the new documents.
         out: the new generation's folder; made if absent.
-        reporter: receives the progress.
         teacher: used instead of loading `config.teacher`.
 
     Raises:

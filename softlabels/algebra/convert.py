@@ -32,14 +32,11 @@ def convert(
     """Write a store in another encoding.
 
     Args:
-        source: the store.
-        out: the new store's folder; made if absent.
         profile: `open` or `packed`; None: as it is.
         container: `parquet` or `zarr`; None: as it is.
         values: codec of the stored numbers; None: as it is.
         dictionary: of packed shards: `auto` trains one on the first 200,000 positions, where it pays; `none`; or
             the path of one, or of a store that has one.
-        reporter: receives the progress.
 
     Raises:
         ConfigError: an unknown name, or nothing to change.

@@ -46,9 +46,7 @@ def merge(
 
     Args:
         sources: two or more stores.
-        out: the new store's folder; made if absent.
         licence: of the new store, where those of the sources differ.
-        reporter: receives the progress.
 
     Raises:
         PairingError: the stores are not of one job.

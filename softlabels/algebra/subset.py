@@ -30,12 +30,6 @@ def subset(
 ) -> Manifest:
     """Write a part of a store as a store of its own.
 
-    Args:
-        source: the store.
-        config: what stays.
-        out: the new store's folder; made if absent.
-        reporter: receives the progress.
-
     Raises:
         ConfigError: nothing stays; a condition that is none; a temperature or k that the store has not.
         PairingError: the targets are a sample, whose ids cannot be cut.

@@ -27,10 +27,7 @@ def view(
     """Write what a store is in another vocabulary.
 
     Args:
-        source: the store.
         vocab: `trim:N` or `map:FILE`.
-        out: the new store's folder; made if absent.
-        reporter: receives the progress.
 
     Returns:
         The manifest, and what mass of the kept ids was dropped.

@@ -50,9 +50,6 @@ def build(
     """Make a store, or finish one that was begun.
 
     Args:
-        config: what to build.
-        out: the store's folder; made if absent.
-        reporter: receives the progress.
         teacher: used instead of loading `config.teacher`.
 
     Raises:
@@ -144,9 +141,7 @@ def load_teacher(
     """The teacher of a build, which serves its estimator.
 
     Args:
-        config: of the build.
         planned: of the plan that it goes on with, if there is one; its dtype wins over `auto`.
-        report: told of what was chosen.
         given: used instead of loading one.
 
     Raises:

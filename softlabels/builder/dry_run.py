@@ -80,9 +80,7 @@ def dry_run(
     """Estimate a build without writing anything.
 
     Args:
-        config: what would be built.
         out: the store's folder, which may be absent; only looked at.
-        reporter: receives the progress.
         teacher: used instead of loading `config.teacher`.
 
     Raises:

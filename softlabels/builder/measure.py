@@ -60,12 +60,8 @@ def measure(
     """Compare a sample of a store's targets with its teacher.
 
     Args:
-        path: the store.
-        config: how.
         write: put the record into the manifest and the card.
-        reporter: receives the progress.
         teacher: used instead of loading `config.teacher`.
-        demand: what the store must be, signed for instance.
 
     Raises:
         TeacherError, TokenizerError: not the teacher that made the store.

@@ -50,9 +50,6 @@ def export_store(
     Args:
         path: the store, which must be what is demanded.
         kind: a key of `EXPORTS`.
-        out: the file.
-        reporter: receives the progress.
-        demand: what the store must be, signed for instance.
 
     Raises:
         ConfigError: an unknown kind, or `out` exists.

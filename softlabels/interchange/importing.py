@@ -74,9 +74,6 @@ def import_store(
     Args:
         kind: a name in `IMPORTS`.
         path: the other tool's file or folder.
-        out: the store's folder; made if absent.
-        config: how to write it.
-        reporter: receives the progress.
         teacher: used instead of loading `config.teacher`.
 
     Raises:

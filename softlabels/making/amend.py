@@ -32,7 +32,6 @@ def amend(
     """Change the manifest of a store, and renew what is made from it; returns the one in force.
 
     Args:
-        store: its folder.
         change: given the present manifest, which may be another than the caller has read: the new one, of the same
             content; its seal is made here.
         content: the content digest that the change was worked out for; None: it fits any.

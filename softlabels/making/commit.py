@@ -86,9 +86,6 @@ def commit_shard(
     """Publish a shard and then its record.
 
     If another builder published this shard first, its file stays and is adopted.
-
-    Args:
-        notice: told of what was moved aside.
     """
     path = store / shard.name
     while not (publish(path, data) if isinstance(data, bytes) else data.publish(path)):
@@ -134,9 +131,6 @@ def adopt_shard(
     store: Path, plan: Plan, shard: PlannedShard, *, notice: Callable[[str], None]
 ) -> Commit | None:
     """Record a shard that was published by a builder that died before recording it.
-
-    Args:
-        notice: told of what was moved aside.
 
     Returns:
         None if there is no such file, or it does not hold what the plan asks for: it is then moved into quarantine,

@@ -63,7 +63,6 @@ def diagnose(path: Path, plan: Plan, manifest: Manifest | None, report: Reporter
 
     Args:
         manifest: of the same plan; None: there is none that is intact.
-        report: receives the progress, in shards.
 
     Raises:
         IntegrityError: a shard and its record are intact, but of another build.

@@ -91,7 +91,6 @@ class Job(Protocol):
 
         Args:
             plan: as it was published.
-            index: of the shard.
             advance: may be told of positions that are done, where that takes long.
 
         Raises:
@@ -121,7 +120,6 @@ def make_store(job: Job, asked: Plan, files: Mapping[str, bytes], report: Report
         job: how its shards come about.
         asked: its plan, not sealed.
         files: what lies beside the shards.
-        report: receives the progress.
 
     Raises:
         PlanError: the folder holds another job, or something else.

@@ -67,7 +67,6 @@ def planned_shard(
     """These rows as a shard, still without number and name.
 
     Args:
-        rows: of it.
         start_row: rows before them.
         begin: where in the corpus the first begins.
     """
@@ -178,9 +177,6 @@ def begun(store: Path, notice: Callable[[str], None]) -> Plan | None:
     """The plan of a folder that is to become a store; None: it has none yet, and nothing of anybody else's.
 
     Nothing is written, and nothing removed before a plan of ours says that the folder is ours.
-
-    Args:
-        notice: told of temporary files that were removed.
 
     Raises:
         PlanError: the folder holds something else.

@@ -86,7 +86,6 @@ def repair_store(path: Path, *, dry_run: bool = False, reporter: Reporter | None
     Args:
         path: the store, finished or not.
         dry_run: say what would be done, and change nothing.
-        reporter: receives the progress, in shards.
 
     Raises:
         FormatError: not a store, or one of a newer version.

@@ -97,10 +97,8 @@ def check_same_job(store: Path, planned: Plan, asked: Plan, *, command: str) -> 
     """Refuse to go on with a plan that was made for another job.
 
     Args:
-        store: the folder.
         planned: what is there.
         asked: what this command would plan.
-        command: its name, for the message.
 
     Raises:
         PlanError: names what differs, and the flag that decides it.
