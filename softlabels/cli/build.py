@@ -44,7 +44,6 @@ def build_command(
     out: Path | None,
     dry_run: bool,
     price_per_hour: str | None,
-    as_json: bool,
     **flags: Any,
 ) -> None:
     """Run a teacher over a corpus and write a store, or finish one that was interrupted.
@@ -64,14 +63,14 @@ def build_command(
     config = BuildConfig.from_sources(config_file, flags)
     out = out_from(config_file, out)
     if dry_run:
-        _dry_run(config, out, price, as_json=as_json)
+        _dry_run(config, out, price)
         return
     from softlabels.format.figures import figures_of
 
     with Bar() as bar:
         manifest = softlabels.build(out=out, progress=bar, **vars(config))
     figures = figures_of(manifest)
-    emit({"store": str(out), **asdict(figures)}, _closing(out, manifest, figures), as_json=as_json)
+    emit({"store": str(out), **asdict(figures)}, _closing(out, manifest, figures))
 
 
 def _closing(out: Path, manifest: Manifest, figures: Figures) -> str:
@@ -123,9 +122,7 @@ def _price(text: str) -> tuple[float, str]:
     return float(parts[1]), (parts[2] or "USD").upper()
 
 
-def _dry_run(
-    config: BuildConfig, out: Path, price: tuple[float, str] | None, *, as_json: bool
-) -> None:
+def _dry_run(config: BuildConfig, out: Path, price: tuple[float, str] | None) -> None:
     from softlabels.builder.dry_run import dry_run
 
     with Bar() as bar:
@@ -142,8 +139,4 @@ def _dry_run(
     if cost is not None and price is not None:
         lines["cost"] = f"about {cost:,.2f} {price[1]}, at {price[0]:g} {price[1]} an hour"
     text = f"{in_columns(lines)}\nnothing was written to {out}"
-    emit(
-        {"store": str(out), **asdict(e), "cost": cost, "currency": price and price[1]},
-        text,
-        as_json=as_json,
-    )
+    emit({"store": str(out), **asdict(e), "cost": cost, "currency": price and price[1]}, text)

@@ -66,7 +66,7 @@ STUDENT = {
     help="Folder for stores and runs.",
 )
 @json_option
-def demo_command(out: Path, as_json: bool) -> None:
+def demo_command(out: Path) -> None:
     """Run the whole job on the text that ships with the project, in minutes.
 
     SmolLM2-135M reads a part of Jane Austen's Emma once and writes a store; two students are then trained
@@ -110,7 +110,7 @@ def demo_command(out: Path, as_json: bool) -> None:
         "peak_rss_mib": _peak_rss_mib(),
         "report": str(report),
     }
-    emit(values, _table(values), as_json=as_json)
+    emit(values, _table(values))
 
 
 def _refuse_foreign(out: Path) -> None:

@@ -37,7 +37,6 @@ def inspect_command(
     row: int | None,
     position: int | None,
     temperature: float | None,
-    as_json: bool,
     **demand: Any,
 ) -> None:
     """Show what a store holds, or one row of it.
@@ -57,14 +56,14 @@ def inspect_command(
             raise ConfigError("--position needs --row")
         if temperature is not None:
             raise ConfigError("--temperature needs --row")
-        _show_store(opened, as_json=as_json)
+        _show_store(opened)
         return
     if not 0 <= row < len(opened):
         raise ConfigError(f"--row {row}: {store} has rows 0..{len(opened) - 1}")
-    _show_row(opened, row, position, temperature, as_json=as_json)
+    _show_row(opened, row, position, temperature)
 
 
-def _show_store(opened: Any, *, as_json: bool) -> None:
+def _show_store(opened: Any) -> None:
     from softlabels.format.fidelity_table import fidelity_line
     from softlabels.format.figures import figures_of
 
@@ -129,7 +128,6 @@ def _show_store(opened: Any, *, as_json: bool) -> None:
             "warning": doubt,
         },
         text,
-        as_json=as_json,
     )
 
 
@@ -195,9 +193,7 @@ def _doubt(manifest: Any, figures: Figures) -> str | None:
     return None
 
 
-def _show_row(
-    opened: Any, index: int, position: int | None, temperature: float | None, *, as_json: bool
-) -> None:
+def _show_row(opened: Any, index: int, position: int | None, temperature: float | None) -> None:
     from softlabels.cli import row_text
     from softlabels.core.rows import Row
     from softlabels.report.readings import read
@@ -243,8 +239,4 @@ def _show_row(
     ]
     if words.trouble is not None:
         say(words.trouble)
-    emit(
-        {"row": index, "temperature": t, "positions": records},
-        "\n".join(lines),
-        as_json=as_json,
-    )
+    emit({"row": index, "temperature": t, "positions": records}, "\n".join(lines))

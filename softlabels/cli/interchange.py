@@ -21,7 +21,7 @@ from softlabels.core.settings import from_sources
 @click.option("--out", required=True, type=LocalPath(), help="Folder of the store.")
 @config_options(ImportConfig, file=False)
 @json_option
-def import_command(kind: str, path: Path, out: Path, as_json: bool, **flags: Any) -> None:
+def import_command(kind: str, path: Path, out: Path, **flags: Any) -> None:
     """Make a store of another tool's log-probabilities, or finish one that was interrupted.
 
     KIND is axolotl, distillkit or arrays, or one that is installed.
@@ -46,7 +46,7 @@ def import_command(kind: str, path: Path, out: Path, as_json: bool, **flags: Any
         f"each; {done.without_tail:,} without a tail"
     )
     values = {"store": str(out), "without_tail": done.without_tail, **asdict(figures)}
-    emit(values, text, as_json=as_json)
+    emit(values, text)
 
 
 @click.command("export", cls=Command)
@@ -55,7 +55,7 @@ def import_command(kind: str, path: Path, out: Path, as_json: bool, **flags: Any
 @click.option("--out", required=True, type=LocalPath(), help="Parquet file to write.")
 @demand_options
 @json_option
-def export_command(store: Path, kind: str, out: Path, as_json: bool, **demand: Any) -> None:
+def export_command(store: Path, kind: str, out: Path, **demand: Any) -> None:
     """Write a store's targets at T = 1 for another tool: axolotl's prepared rows, or a record for each position.
 
     \b
@@ -69,4 +69,4 @@ def export_command(store: Path, kind: str, out: Path, as_json: bool, **demand: A
     with Bar() as bar:
         records = export_store(store, kind, out, reporter=bar, demand=Demand(**demand))
     value = {"store": str(store), "out": str(out), "records": records}
-    emit(value, f"{out}: {records:,} records", as_json=as_json)
+    emit(value, f"{out}: {records:,} records")

@@ -30,13 +30,7 @@ from softlabels.errors import ConfigError
 )
 @demand_options
 @json_option
-def measure_command(
-    store: Path,
-    max_kl: float | None,
-    no_write: bool,
-    as_json: bool,
-    **flags: Any,
-) -> None:
+def measure_command(store: Path, max_kl: float | None, no_write: bool, **flags: Any) -> None:
     """Run the teacher again on a sample of rows, and say how far the stored targets are from what it says.
 
     The record goes into the store's manifest and card; the content and its digest stay as they are.
@@ -69,6 +63,6 @@ def measure_command(
         "written": not no_write,
         "fidelity": msgspec.to_builtins(fidelity),
     }
-    emit(value, text, as_json=as_json)
+    emit(value, text)
     if max_kl is not None:
         check_gate(fidelity, max_kl, where=str(store))

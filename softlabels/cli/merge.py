@@ -14,7 +14,7 @@ from softlabels.console.terminal import Bar, LocalPath, emit, json_option
 from softlabels.core.settings import from_sources
 
 
-def show(out: Path, manifest: Any, *, as_json: bool) -> None:
+def show(out: Path, manifest: Any) -> None:
     """Say what was made."""
     from softlabels.format.figures import figures_of
 
@@ -23,7 +23,7 @@ def show(out: Path, manifest: Any, *, as_json: bool) -> None:
         f"{out}: {figures.rows:,} rows, {figures.positions:,} positions, {figures.data_bytes / 1e6:.1f} MB in "
         f"{figures.shards} shards, by {manifest.provenance}"
     )
-    emit({"store": str(out), **asdict(figures)}, text, as_json=as_json)
+    emit({"store": str(out), **asdict(figures)}, text)
 
 
 @click.command("merge", cls=Command)
@@ -31,7 +31,7 @@ def show(out: Path, manifest: Any, *, as_json: bool) -> None:
 @click.option("--out", required=True, type=LocalPath(), help="Folder of the new store.")
 @click.option("--licence", help="Licence of the new store, where those of the stores differ.")
 @json_option
-def merge_command(sources: tuple[Path, ...], out: Path, licence: str | None, as_json: bool) -> None:
+def merge_command(sources: tuple[Path, ...], out: Path, licence: str | None) -> None:
     """Put the rows of several stores one after the other; shards are shared, not copied.
 
     The stores must be of one teacher, tokenizer, estimator, temperature grid, seed and encoding. Shards get a
@@ -45,7 +45,7 @@ def merge_command(sources: tuple[Path, ...], out: Path, licence: str | None, as_
 
     with Bar() as bar:
         manifest = merge(sources, out, licence=licence, reporter=bar)
-    show(out, manifest, as_json=as_json)
+    show(out, manifest)
 
 
 @click.command("append", cls=Command)
@@ -53,7 +53,7 @@ def merge_command(sources: tuple[Path, ...], out: Path, licence: str | None, as_
 @click.option("--out", required=True, type=LocalPath(), help="Folder of the new generation.")
 @config_options(AppendConfig, file=False)
 @json_option
-def append_command(store: Path, out: Path, as_json: bool, **flags: Any) -> None:
+def append_command(store: Path, out: Path, **flags: Any) -> None:
     """Teach new documents by the same job: the next generation of a store.
 
     The new folder shares the old shards (hard links) and holds the new ones; the old folder stays as it is, and
@@ -68,4 +68,4 @@ def append_command(store: Path, out: Path, as_json: bool, **flags: Any) -> None:
     config = from_sources(AppendConfig, None, flags)
     with Bar() as bar:
         manifest = append(store, config, out, reporter=bar)
-    show(out, manifest, as_json=as_json)
+    show(out, manifest)

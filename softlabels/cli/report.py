@@ -30,7 +30,7 @@ from softlabels.console.terminal import LocalPath, emit, json_option, say
 )
 @demand_options
 @json_option
-def report_command(store: Path, out: Path, rows: int, as_json: bool, **demand: Any) -> None:
+def report_command(store: Path, out: Path, rows: int, **demand: Any) -> None:
     """Draw one page about a store: what is kept, where the teacher hesitates, what it costs.
 
     The page needs no network and no other file.
@@ -51,4 +51,4 @@ def report_command(store: Path, out: Path, rows: int, as_json: bool, **demand: A
     if found.trouble is not None:
         say(found.trouble)
     values = {"report": str(out), "rows": found.rows, "positions": found.positions}
-    emit(values, f"report: {out}", as_json=as_json)
+    emit(values, f"report: {out}")

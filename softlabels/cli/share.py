@@ -21,7 +21,7 @@ from softlabels.console.terminal import Bar, LocalPath, emit, json_option, say
 )
 @click.option("--check-licence", is_flag=True, help="Exit with 2 if the licence is not SPDX.")
 @json_option
-def card_command(store: Path, licence: str | None, check_licence: bool, as_json: bool) -> None:
+def card_command(store: Path, licence: str | None, check_licence: bool) -> None:
     """Renew what people and search engines read first: README.md, and croissant.json beside it.
 
     Both are made from the manifest. The content of the store and its digest stay as they are.
@@ -60,7 +60,7 @@ def card_command(store: Path, licence: str | None, check_licence: bool, as_json:
         "licence": licence,
         "signature_stale": stale,
     }
-    emit(value, text, as_json=as_json)
+    emit(value, text)
 
 
 @click.command("sign", cls=Command)
@@ -73,9 +73,7 @@ def card_command(store: Path, licence: str | None, check_licence: bool, as_json:
 )
 @click.option("--ask-password", is_flag=True, help="The key is encrypted: ask for its password.")
 @json_option
-def sign_command(
-    store: Path, key: Path, release: str | None, ask_password: bool, as_json: bool
-) -> None:
+def sign_command(store: Path, key: Path, release: str | None, ask_password: bool) -> None:
     """Check every byte of a store and sign its manifest, so that others can tell that it is yours.
 
     They check it with `softlabels verify STORE --key PUBLIC.pem`. Sign again after `measure` or `card`. The release is
@@ -101,7 +99,6 @@ def sign_command(
             "release": None if found is None else str(found),
         },
         f"{store}: whole, and signed{'' if found is None else f' as {found}'}: {signature}",
-        as_json=as_json,
     )
 
 
@@ -114,7 +111,7 @@ def sign_command(
     help="Nobody else writes there: do without the preconditions that the place would have to obey.",
 )
 @json_option
-def push_command(store: Path, url: str, alone: bool, as_json: bool) -> None:
+def push_command(store: Path, url: str, alone: bool) -> None:
     """Copy a store to s3://, gs:// or hf://datasets/OWNER/NAME; only what is not there yet travels.
 
     Every file is read back, and the manifest written last, so that readers there see a whole store or none. If it is
@@ -137,7 +134,7 @@ def push_command(store: Path, url: str, alone: bool, as_json: bool) -> None:
         f"{url}: complete; {done.shards_moved:,} of {done.shards:,} shards and {done.bytes_moved:,} bytes in "
         f"{done.files_moved:,} files travelled"
     )
-    emit({"store": str(store), "url": url, **asdict(done)}, text, as_json=as_json)
+    emit({"store": str(store), "url": url, **asdict(done)}, text)
 
 
 @click.command("pull", cls=Command)
@@ -148,7 +145,7 @@ def push_command(store: Path, url: str, alone: bool, as_json: bool) -> None:
 @demand_options
 @json_option
 def pull_command(
-    url: str, folder: Path, share: float | None, rows: int | None, as_json: bool, **demand: Any
+    url: str, folder: Path, share: float | None, rows: int | None, **demand: Any
 ) -> None:
     """Copy a store, or a share of it, from an address into a folder; only what is not there yet travels.
 
@@ -176,4 +173,4 @@ def pull_command(
         f"{folder}: {done.rows:,} rows in {shards}; {done.shards_moved:,} shards and {done.bytes_moved:,} bytes in "
         f"{done.files_moved:,} files travelled"
     )
-    emit({"url": url, "store": str(folder), **asdict(done)}, text, as_json=as_json)
+    emit({"url": url, "store": str(folder), **asdict(done)}, text)

@@ -10,7 +10,7 @@ import click
 from softlabels.algebra.subset_config import SubsetConfig
 from softlabels.cli.merge import show
 from softlabels.console.options import Command, config_options
-from softlabels.console.terminal import Bar, LocalPath, emit, json_option
+from softlabels.console.terminal import Bar, LocalPath, emit, json_option, wants_json
 from softlabels.core.printable import printable
 from softlabels.core.settings import from_sources
 
@@ -22,7 +22,7 @@ out_option = click.option("--out", required=True, type=LocalPath(), help="Folder
 @out_option
 @config_options(SubsetConfig, file=False)
 @json_option
-def subset_command(store: Path, out: Path, as_json: bool, **flags: Any) -> None:
+def subset_command(store: Path, out: Path, **flags: Any) -> None:
     """Write some rows of a store, or fewer ids or temperatures, as a store of its own.
 
     --k and --temperature are exact: the ids that stay keep their probabilities, and the tail at every
@@ -41,7 +41,7 @@ def subset_command(store: Path, out: Path, as_json: bool, **flags: Any) -> None:
     config = from_sources(SubsetConfig, None, flags)
     with Bar() as bar:
         manifest = subset(store, config, out, reporter=bar)
-    show(out, manifest, as_json=as_json)
+    show(out, manifest)
 
 
 @click.command("view", cls=Command)
@@ -49,7 +49,7 @@ def subset_command(store: Path, out: Path, as_json: bool, **flags: Any) -> None:
 @out_option
 @click.option("--vocab", required=True, help="trim:N or map:FILE, as in softtrain run --vocab.")
 @json_option
-def view_command(store: Path, out: Path, vocab: str, as_json: bool) -> None:
+def view_command(store: Path, out: Path, vocab: str) -> None:
     """Write a store in another vocabulary: the teacher on condition that an id of it comes.
 
     \b
@@ -60,10 +60,10 @@ def view_command(store: Path, out: Path, vocab: str, as_json: bool) -> None:
 
     with Bar() as bar:
         manifest, dropped = view(store, vocab, out, reporter=bar)
-    if as_json:
-        emit({"store": str(out), "dropped": dropped.to_dict()}, "", as_json=True)
+    if wants_json():
+        emit({"store": str(out), "dropped": dropped.to_dict()}, "")
     else:
-        show(out, manifest, as_json=False)
+        show(out, manifest)
         click.echo(printable(str(dropped), lines=True))
 
 
@@ -79,7 +79,7 @@ def view_command(store: Path, out: Path, vocab: str, as_json: bool) -> None:
     help="Dictionary of packed shards: auto (where it pays), none, or the path of one, or of a store that has one.",
 )
 @json_option
-def convert_command(store: Path, out: Path, as_json: bool, **flags: Any) -> None:
+def convert_command(store: Path, out: Path, **flags: Any) -> None:
     """Write a store in another profile, container or type of values.
 
     What is rounded again has both errors, and the new manifest says so.
@@ -92,14 +92,14 @@ def convert_command(store: Path, out: Path, as_json: bool, **flags: Any) -> None
 
     with Bar() as bar:
         manifest = convert(store, out, **flags, reporter=bar)
-    show(out, manifest, as_json=as_json)
+    show(out, manifest)
 
 
 @click.command("diff", cls=Command)
 @click.argument("a", type=LocalPath())
 @click.argument("b", type=LocalPath())
 @json_option
-def diff_command(a: Path, b: Path, as_json: bool) -> None:
+def diff_command(a: Path, b: Path) -> None:
     """Say which rows two stores have in common, and how far apart their targets are there.
 
     \b
@@ -128,4 +128,4 @@ def diff_command(a: Path, b: Path, as_json: bool) -> None:
         lines.append(
             "divergence  not known: one of them is a random sample, which is no distribution"
         )
-    emit({"a": str(a), "b": str(b), **found}, "\n".join(lines), as_json=as_json)
+    emit({"a": str(a), "b": str(b), **found}, "\n".join(lines))

@@ -23,9 +23,7 @@ from softlabels.console.terminal import Bar, LocalPath, StorePlace, emit, json_o
 @demand_options
 @json_option
 @click.pass_context
-def verify_command(
-    ctx: click.Context, /, store: Path | str, deep: bool, as_json: bool, **demand: Any
-) -> None:
+def verify_command(ctx: click.Context, /, store: Path | str, deep: bool, **demand: Any) -> None:
     """Check every file of a store; exit with 1 if anything is missing, torn, altered or foreign.
 
     Of an address every byte is fetched, past the cache. A part of a store (`softlabels pull --share`) is called one.
@@ -71,7 +69,6 @@ def verify_command(
             "positions": report.positions,
         },
         text,
-        as_json=as_json,
     )
     if report.problems:
         ctx.exit(1)
@@ -95,7 +92,7 @@ def _state(facts: dict[str, Any], problems: list[str]) -> str:
 @click.option("--dry-run", is_flag=True, help="Say what would be done; change nothing.")
 @json_option
 @click.pass_context
-def repair_command(ctx: click.Context, store: Path, dry_run: bool, as_json: bool) -> None:
+def repair_command(ctx: click.Context, store: Path, dry_run: bool) -> None:
     """Mend a damaged store; exit with 1 if a build, or you, must finish the job.
 
     Records, card and manifest are made again from what is intact. Shards that are missing or damaged are
@@ -140,7 +137,6 @@ def repair_command(ctx: click.Context, store: Path, dry_run: bool, as_json: bool
             "quarantine": done.quarantine,
         },
         "\n".join(lines),
-        as_json=as_json,
     )
     if not done.whole:
         ctx.exit(1)

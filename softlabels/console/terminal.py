@@ -135,14 +135,28 @@ class StorePlace(click.ParamType):  # type: ignore[type-arg,unused-ignore]
         return str(value) if "://" in str(value) else Path(value)
 
 
+def _remember(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    ctx.meta["json"] = value
+
+
 json_option = click.option(
-    "--json", "as_json", is_flag=True, help="Print one JSON object for machines."
+    "--json",
+    "as_json",
+    is_flag=True,
+    expose_value=False,
+    callback=_remember,
+    help="Print one JSON object for machines.",
 )
 
 
-def emit(value: dict[str, Any], text: str, *, as_json: bool) -> None:
+def wants_json() -> bool:
+    """Whether the command that runs was given --json."""
+    return bool(click.get_current_context().meta.get("json"))
+
+
+def emit(value: dict[str, Any], text: str) -> None:
     """Print a result on stdout: JSON for machines, text for people, in which nothing of others does anything."""
-    click.echo(json.dumps(value, sort_keys=True) if as_json else for_terminal(text))
+    click.echo(json.dumps(value, sort_keys=True) if wants_json() else for_terminal(text))
 
 
 def say(message: str) -> None:

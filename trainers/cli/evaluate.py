@@ -32,7 +32,7 @@ DETAIL = (
 @click.argument("run", type=LocalPath())
 @config_options(EvalConfig, file=False)
 @json_option
-def eval_command(run: Path, as_json: bool, **flags: Any) -> None:
+def eval_command(run: Path, **flags: Any) -> None:
     """Evaluate a finished run's student on the rows of a held-out store.
 
     The store gives labels and, if it is not a sampled one, the teacher to compare with. All that is found is kept in
@@ -56,5 +56,4 @@ def eval_command(run: Path, as_json: bool, **flags: Any) -> None:
             **{name: record[name] for name in DETAIL},
         },
         evaluation_text(assessment, path),
-        as_json=as_json,
     )

@@ -20,7 +20,7 @@ from trainers.exports.config import ExportConfig
 @click.option("--out", required=True, type=LocalPath(), help="Folder to make.")
 @config_options(ExportConfig, file=False)
 @json_option
-def export_command(run: Path, out: Path, as_json: bool, **flags: Any) -> None:
+def export_command(run: Path, out: Path, **flags: Any) -> None:
     """Export a finished run's student to ship it: a folder with model, tokenizer, card and record.
 
     The export is asked the same as the student in PyTorch, on held-out rows, and is only published if it
@@ -44,4 +44,4 @@ def export_command(run: Path, out: Path, as_json: bool, **flags: Any) -> None:
         f"{out}: {record.kind}, {record.model_bytes:,} bytes; {lost} of the student in PyTorch, over {check.labels:,} "
         f"labels of {check.rows} held-out rows"
     )
-    emit({"export": str(out), **msgspec.to_builtins(record)}, text, as_json=as_json)
+    emit({"export": str(out), **msgspec.to_builtins(record)}, text)

@@ -24,7 +24,7 @@ from trainers.generation.config import GenerateConfig
 )
 @config_options(GenerateConfig, file=False)
 @json_option
-def generate_command(run: Path, out: Path, as_json: bool, **flags: Any) -> None:
+def generate_command(run: Path, out: Path, **flags: Any) -> None:
     """Sample sequences from a finished run's student: a corpus for softlabels build.
 
     \b
@@ -41,4 +41,4 @@ def generate_command(run: Path, out: Path, as_json: bool, **flags: Any) -> None:
     )
     if found.retokenised is not None:
         text += f"; the text of {found.retokenised:,} has other tokens than were sampled (a .parquet keeps them)"
-    emit({"run": str(run), "out": str(out), **found._asdict()}, text, as_json=as_json)
+    emit({"run": str(run), "out": str(out), **found._asdict()}, text)

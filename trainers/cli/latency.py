@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from softlabels.console.options import Command, config_options
-from softlabels.console.terminal import Bar, emit, json_option
+from softlabels.console.terminal import Bar, emit, json_option, wants_json
 from softlabels.core.settings import from_sources
 from trainers.exports.latency_config import LatencyConfig
 
@@ -18,7 +18,7 @@ from trainers.exports.latency_config import LatencyConfig
 @click.argument("subjects", nargs=-1, required=True, metavar="RUN|EXPORT|hf:PATH…")
 @config_options(LatencyConfig, file=False)
 @json_option
-def latency_command(subjects: tuple[str, ...], as_json: bool, **flags: Any) -> None:
+def latency_command(subjects: tuple[str, ...], **flags: Any) -> None:
     """Measure what students, exports and a teacher cost to run on this CPU, side by side.
 
     Parameters, file size, peak memory, latency of one row, throughput of a batch. Each in a process of its own.
@@ -38,7 +38,7 @@ def latency_command(subjects: tuple[str, ...], as_json: bool, **flags: Any) -> N
         "batch_size": config.batch_size,
         "figures": [asdict(f) for f in figures],
     }
-    emit(values, "" if as_json else _table(values), as_json=as_json)
+    emit(values, "" if wants_json() else _table(values))
 
 
 def _table(values: dict[str, Any]) -> str:

@@ -47,7 +47,6 @@ def report_command(
     store: Path | None,
     weights: str,
     latency: Path | None,
-    as_json: bool,
 ) -> None:
     """Draw one page about finished runs, side by side.
 
@@ -79,7 +78,7 @@ def report_command(
     words += [] if weights == "student" else ["--weights", weights]
     words += [] if latency is None else ["--latency", str(latency)]
     write_page(out, render(reported, command=shlex.join(words), latency=figures))
-    emit({"report": str(out), "runs": [str(r) for r in runs]}, f"report: {out}", as_json=as_json)
+    emit({"report": str(out), "runs": [str(r) for r in runs]}, f"report: {out}")
 
 
 def _evaluate_missing(

@@ -27,9 +27,7 @@ from trainers.run.config import RunConfig
 @click.option("--resume", is_flag=True, help="Go on from the newest checkpoint, to the bit.")
 @config_options(RunConfig)
 @json_option
-def run_command(
-    config_file: Path | None, out: Path | None, resume: bool, as_json: bool, **flags: Any
-) -> None:
+def run_command(config_file: Path | None, out: Path | None, resume: bool, **flags: Any) -> None:
     """Train a student from a store.
 
     Flags win over CONFIG.toml, whose keys are the flags' names with underscores.
@@ -62,4 +60,4 @@ def run_command(
         result |= read_dropped(out)
     if config.forgetting:
         result["forgetting"] = read_forgetting(out)
-    emit(result, text, as_json=as_json)
+    emit(result, text)

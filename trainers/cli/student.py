@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from softlabels.console.options import Command, Seed
-from softlabels.console.terminal import Bar, LocalPath, StorePlace, emit, json_option
+from softlabels.console.terminal import Bar, LocalPath, StorePlace, emit, json_option, wants_json
 from softlabels.core.folder_record import seal_folder
 from softlabels.core.folders import filling, publish_folder
 from softlabels.errors import ConfigError
@@ -35,7 +35,6 @@ def student_command(
     like: Path | str | None,
     out: Path,
     seed: int,
-    as_json: bool,
 ) -> None:
     """Make a student once, offline, and save it; runs then start from hf:OUT without its source.
 
@@ -77,7 +76,7 @@ def student_command(
         check_context(student, store, where=spec)
         if student.source is not None:
             check_tokenizer(student.source, store, where=spec)
-    with Bar(quiet=as_json) as bar, filling(out) as temporary:
+    with Bar(quiet=wants_json()) as bar, filling(out) as temporary:
         student.save(temporary)
         seal_folder(temporary, kind="student")
         publish_folder(temporary, out, bar.notice)
@@ -87,7 +86,7 @@ def student_command(
     if like is not None:
         text += f"\nnext: softtrain run --store {like} --student hf:{out} --out run"
     result: dict[str, Any] = {"student": str(out), "parameters": student.parameter_count}
-    emit(result | {"shape": facts}, text, as_json=as_json)
+    emit(result | {"shape": facts}, text)
 
 
 def _facts(model: Any) -> dict[str, Any]:
