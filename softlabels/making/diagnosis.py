@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TypeVar
 
 from softlabels.core.progress import Reporter
-from softlabels.core.records import check_file, read_file, read_record
+from softlabels.core.records import FileRecord, check_file, read_file, read_record
 from softlabels.errors import IntegrityError, SoftLabelsError, UnreadableError
 from softlabels.format.dictionaries import Dictionaries
-from softlabels.format.manifest import Commit, FileRecord, Manifest, Plan, PlannedShard
+from softlabels.format.manifest import Commit, Manifest, Plan, PlannedShard
 from softlabels.making.commit import Seen, commit_path, judged, look
 from softlabels.making.plan import PLAN
 
