@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import msgspec
 
+from softlabels.builder.config import check_encoding
 from softlabels.codecs import CODECS, make_codec
-from softlabels.core.registry import name_of
-from softlabels.errors import ConfigError
-from softlabels.format.encoding import CONTAINERS, PROFILES, packages_of
+from softlabels.format.encoding import packages_of
 from softlabels.format.identity import EncodingRecord, Identity, held_profile
 
 
@@ -23,18 +22,8 @@ def recoded(
     profile = profile or old.asked_profile
     container = container or old.container
     values = values or old.values
-    for flag, name, known in (
-        ("--profile", profile, PROFILES),
-        ("--container", container, CONTAINERS.names()),
-        ("--values", name_of(values)[0], CODECS.names()),
-    ):
-        if name not in known:
-            raise ConfigError(f"{flag} {name!r}: expected one of {', '.join(known)}")
+    check_encoding(profile, container, values)
     values = CODECS.spelled(values)
-    if profile == "open" and not make_codec(values).plain:
-        raise ConfigError(
-            f"--values {values}: the profile 'open' holds float16 or float32; say which"
-        )
     new = EncodingRecord(
         profile=held_profile(profile, container),
         container=container,

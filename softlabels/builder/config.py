@@ -110,14 +110,10 @@ class BuildConfig:
     """MiB of logits that exist at a time; default 16 on a CPU, 256 on a GPU."""
 
     def __post_init__(self) -> None:
-        from softlabels.codecs import (  # NumPy and torch, which --help can do without
-            CODECS,
-            make_codec,
-        )
+        from softlabels.codecs import CODECS  # NumPy and torch, which --help can do without
         from softlabels.core.positions import PositionRule
         from softlabels.domains import DOMAINS
         from softlabels.estimators import ESTIMATORS
-        from softlabels.format.encoding import CONTAINERS, PROFILES
 
         if not isinstance(self.teacher, str) and len(self.teacher) == 1:
             object.__setattr__(self, "teacher", self.teacher[0])
@@ -141,15 +137,10 @@ class BuildConfig:
             image_size=1,
             check_every=1,
         )
-        for flag, name, known in (  # before the teacher is loaded
-            ("--domain", self.domain, DOMAINS.names()),
-            ("--estimator", name_of(self.estimator)[0], ESTIMATORS.names()),
-            ("--values", name_of(self.values or "")[0] or None, CODECS.names()),
-            ("--profile", self.profile, PROFILES),
-            ("--container", self.container, CONTAINERS.names()),
-        ):
-            if name is not None and name not in known:
-                raise ConfigError(f"{flag} {name!r}: expected one of {', '.join(known)}")
+        # before the teacher is loaded
+        check_known("--domain", self.domain, DOMAINS.names())
+        check_known("--estimator", name_of(self.estimator)[0], ESTIMATORS.names())
+        check_encoding(self.profile, self.container, self.values)
         object.__setattr__(
             self, "corpus", tuple(DOMAINS.load(self.domain).maker.spelled(self.corpus))
         )
@@ -170,10 +161,6 @@ class BuildConfig:
         ):
             if value > most:
                 raise ConfigError(f"--{flag} {value}: expected at most {most}")
-        if self.profile == "open" and not make_codec(self.stored_values).plain:
-            raise ConfigError(
-                f"--values {self.values}: the profile 'open' holds float16 or float32; use --profile packed"
-            )
 
     def _check_domain(self) -> None:
         """Settings of other domains are refused, the domain looks at its own."""
@@ -229,6 +216,36 @@ class BuildConfig:
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as TOML would hold them."""
         return asdict(self)
+
+
+def check_known(flag: str, name: str, known: Sequence[str]) -> None:
+    """Refuse a name that is none of these.
+
+    Raises:
+        ConfigError: names the flag, and what it may be.
+    """
+    if name not in known:
+        raise ConfigError(f"{flag} {name!r}: expected one of {', '.join(known)}")
+
+
+def check_encoding(profile: str, container: str, values: str | None) -> None:
+    """Refuse an encoding that there is not, or whose profile cannot hold its values.
+
+    Raises:
+        ConfigError: names the flag.
+    """
+    from softlabels.codecs import CODECS, make_codec
+    from softlabels.format.encoding import CONTAINERS, PROFILES
+
+    check_known("--profile", profile, PROFILES)
+    check_known("--container", container, CONTAINERS.names())
+    if values is None:
+        return
+    check_known("--values", name_of(values)[0], CODECS.names())
+    if profile == "open" and not make_codec(values).plain:
+        raise ConfigError(
+            f"--values {values}: the profile 'open' holds float16 or float32; give one of them, or --profile packed"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -311,12 +328,8 @@ def config_of(identity: Identity, **changes: Any) -> BuildConfig:
         "corpus": tuple(corpus.specs),
         "domain": identity.domain,
         "estimator": targets.estimator,
-        "k": targets.k,
-        "top_p": targets.top_p,
-        "min_k": targets.min_k,
         "temperature": tuple(targets.temperatures),
-        "positions": targets.positions,
-        "seed": targets.seed,
+        **{name: getattr(targets, name) for name in ("k", "top_p", "min_k", "positions", "seed")},
         "limit_rows": corpus.limit_rows,
         "truncate": corpus.truncated > 0,
         "skip_empty": corpus.skipped_empty > 0,

@@ -19,7 +19,6 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 import torch
 
 import softlabels
@@ -257,9 +256,9 @@ def _compare_batch(
                 f"{teacher.record.spec}: a logit is NaN or infinite in one of the rows {rows[0]} to {rows[-1]}; "
                 "nothing can be compared with it. Try --dtype float32, and check the teacher's weights"
             )
-        drawn = np.concatenate(
+        drawn = np.concatenate(  # `[n, V]`, by NumPy, so that figures do not depend on the device
             [
-                _noise(noise[i], int(n), logits.shape[1])
+                noise[i].standard_normal((int(n), logits.shape[1]), np.float32)
                 for i, n in zip(*np.unique(place[where], return_counts=True), strict=True)
             ]
         )
@@ -272,8 +271,3 @@ def _compare_batch(
                 first + place[where],
             )
     assert done == len(soft), f"the teacher gave {done} positions for {len(soft)}"
-
-
-def _noise(rng: np.random.Generator, n: int, vocab_size: int) -> npt.NDArray[np.float32]:
-    """`[n, V]`: made by NumPy, so that figures do not depend on the device."""
-    return rng.standard_normal((n, vocab_size), np.float32)
