@@ -37,7 +37,7 @@ from softlabels.domains import DOMAINS
 from softlabels.errors import PairingError
 from softlabels.format.dictionaries import FOLDER
 from softlabels.format.encoding import container_of
-from softlabels.format.identity import Identity, TeacherRecord
+from softlabels.format.identity import Identity
 from softlabels.format.manifest import Manifest, PlannedShard
 from softlabels.making.job import make_store
 from softlabels.making.plan import begun, make_plan, shard_rows_of
@@ -88,14 +88,19 @@ def append(
     planned = planned_again(checked, plain=old.encoding.plain, start_row=0, documents=0)
     planned += _numbered_on(store, unnamed, generation, new)
     files = files_of(store, "tokenizer", FOLDER)
+    grown = msgspec.structs.replace(
+        old,
+        teacher=combined_teacher([old.teacher, new.teacher]),
+        corpus=combined_corpus([old.corpus, new.corpus], new.corpus.fingerprint),
+    )
     plan = make_plan(
-        _grown(old, new),
+        grown,
         planned,
         files,
         shard_rows=job.shard_rows,
         provenance=provenance_of("append", {"generation": str(generation)}, [store]),
     )
-    grown = Taught(
+    taught = Taught(
         job,
         out,
         command="append",
@@ -103,7 +108,7 @@ def append(
         teacher=teacher,
         corpora=corpora,
     )
-    return make_store(grown, plan, files, report)
+    return make_store(taught, plan, files, report)
 
 
 def _check_growing(store: Store) -> None:
@@ -165,12 +170,3 @@ def _numbered_on(
         )
         for i, shard in enumerate(new)
     ]
-
-
-def _grown(old: Identity, new: Identity) -> Identity:
-    teachers: list[TeacherRecord] = [old.teacher, new.teacher]
-    return msgspec.structs.replace(
-        old,
-        teacher=combined_teacher(teachers),
-        corpus=combined_corpus([old.corpus, new.corpus], new.corpus.fingerprint),
-    )

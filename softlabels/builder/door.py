@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from softlabels.builder.config import BuildConfig, MeasureConfig
 from softlabels.core.keywords import Reported, keywords
@@ -60,10 +60,8 @@ def measure(
     *,
     store: Path | str,
     write: bool,
-    key: Path | str | None,
-    digest: str | None,
-    release: str | None,
     progress: Reporter | None,
+    **demand: Any,
 ) -> Fidelity:
     """Run the teacher again on a sample of rows, and say how far the stored targets are from what it says.
 
@@ -77,5 +75,4 @@ def measure(
     from softlabels.builder.measure import measure
     from softlabels.store.demand import Demand
 
-    demand = Demand(key=key, digest=digest, release=release)
-    return measure(store, config, write=write, reporter=progress, demand=demand)
+    return measure(store, config, write=write, reporter=progress, demand=Demand(**demand))

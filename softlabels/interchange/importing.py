@@ -269,8 +269,8 @@ def _targets(foreign: ForeignRow, identity: Identity) -> SoftTargets:
         odds[some, 0] = np.log(outside[some]) - np.log(mass[some])
     k = identity.targets.k
     return SoftTargets(
-        ids=foreign.ids.astype(np.int32).reshape(n, k) if n else np.zeros((0, k), np.int32),
-        gaps=gaps_from_logp(foreign.logp.reshape(n, k) if n else np.zeros((0, k), np.float32)),
+        ids=foreign.ids.astype(np.int32).reshape(n, k),
+        gaps=gaps_from_logp(foreign.logp.astype(np.float32).reshape(n, k)),
         log_odds=odds.astype(np.float32),
         temperatures=(1.0,),
         vocab_size=vocab_size,
