@@ -92,8 +92,8 @@ class Comparison:
         """Of each figure, each row's sum `[R]`."""
         self._bins = np.zeros((2, 3, BINS))
         """Teacher's and stored: positions, confidence and hits of each bin."""
-        self._dense: Tensor | None = None
-        self._stored: Tensor | None = None
+        self._gradients: Tensor | None = None
+        """Sums of the dense and of the stored targets' gradient, `[2, V]`."""
         self._values = 0
         self._largest = 0.0
         self._within = 0
@@ -145,7 +145,8 @@ class Comparison:
         for name, values in figures.items():
             sums = self._sums.setdefault(name, np.zeros(self._rows))
             sums += np.bincount(rows, weights=values.cpu().numpy(), minlength=self._rows)
-        self._add_gradients(gradient.sum(0), mine.sum(0))
+        both = torch.stack([gradient.sum(0), mine.sum(0)])
+        self._gradients = both if self._gradients is None else self._gradients + both
         if self._with_values:
             self._compare_values(kept_logp, stored)
 
@@ -153,9 +154,8 @@ class Comparison:
         """The figures of all rows."""
         estimates = {name: resampling.estimate(sums) for name, sums in self._sums.items()}
         teacher, stored = (_calibration_error(bins) for bins in self._bins)
-        assert self._dense is not None, "no position was added"
-        assert self._stored is not None
-        total = _angle(self._dense[None], self._stored[None])
+        assert self._gradients is not None, "no position was added"
+        total = _angle(self._gradients[:1], self._gradients[1:])
         sample = None
         if self.is_sample:
             sample = SampleCheck(
@@ -176,10 +176,6 @@ class Comparison:
             **estimates,
         )
 
-    def _add_gradients(self, dense: Tensor, stored: Tensor) -> None:
-        self._dense = dense if self._dense is None else self._dense + dense
-        self._stored = stored if self._stored is None else self._stored + stored
-
     def _calibrate(self, which: int, confidence: Tensor, hit: Tensor) -> None:
         sure, right = confidence.cpu().numpy(), hit.double().cpu().numpy()
         place = np.minimum((sure * BINS).astype(np.int64), BINS - 1)
@@ -195,9 +191,8 @@ class Comparison:
         relative, absolute = self._encoding.relative_error, self._encoding.absolute_error
         bound = relative * stored.log_p.where(stored.kept, 0).abs() + absolute
         chosen = stored.kept
-        if (
-            self.is_sample
-        ):  # the ids that were drawn share the smallest weight; those above it are the head
+        if self.is_sample:
+            # The ids that were drawn share the smallest weight; those above it are the head.
             smallest = stored.log_p.where(stored.kept, torch.inf).amin(1, keepdim=True)
             margin = 2 * (relative * smallest.abs() + absolute) + ROUNDING
             chosen = chosen & (stored.log_p > smallest + margin)

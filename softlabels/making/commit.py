@@ -220,6 +220,12 @@ def record_shard(
     return read_record(path, Commit)
 
 
+def is_of(record: Commit, plan: Plan, shard: PlannedShard) -> bool:
+    """Whether a record says that it is this plan's, of this shard."""
+    asked = (plan.digest, shard.name, shard.index)
+    return (record.plan_digest, record.name, record.index) == asked
+
+
 def committed(store: Path, plan: Plan, shard: PlannedShard, *, whole: bool = True) -> Commit | None:
     """The shard's commit record, if the shard is done, is this plan's, and its bytes are intact.
 
@@ -234,11 +240,7 @@ def committed(store: Path, plan: Plan, shard: PlannedShard, *, whole: bool = Tru
         record = read_record(path, Commit)
     except FileNotFoundError:
         return None
-    if (
-        record.plan_digest != plan.digest
-        or record.name != shard.name
-        or record.index != shard.index
-    ):
+    if not is_of(record, plan, shard):
         raise IntegrityError(f"{path}: belongs to another plan or shard")
     if whole:
         check_file(store / shard.name, sha256=record.sha256, size=record.bytes)

@@ -13,7 +13,7 @@ from softlabels.core.records import FileRecord, check_file, read_file, read_reco
 from softlabels.errors import IntegrityError, SoftLabelsError, UnreadableError
 from softlabels.format.dictionaries import Dictionaries
 from softlabels.format.manifest import Commit, Manifest, Plan, PlannedShard
-from softlabels.making.commit import Seen, commit_path, judged, look
+from softlabels.making.commit import Seen, commit_path, is_of, judged, look
 from softlabels.making.plan import PLAN
 
 T = TypeVar("T")
@@ -92,9 +92,7 @@ def _look_at(
     data, missing = attempt(lambda: read_file(file))
     sha256 = None if data is None else hashlib.sha256(data).hexdigest()
     commit, no_commit = attempt(lambda: read_record(record, Commit))
-    ours = commit is not None and (
-        (commit.plan_digest, commit.name, commit.index) == (plan.digest, shard.name, i)
-    )
+    ours = commit is not None and is_of(commit, plan, shard)
     recorded = {listed} if listed is not None else set()
     if ours and commit is not None:
         recorded.add(commit.sha256)

@@ -219,10 +219,8 @@ class _Builder:
                     self._settle()
                 else:
                     self._wait(len(todo))
-                if (
-                    claim is None or time.monotonic() > looked + SHORTEST_PAUSE
-                ):  # one listing of all records
-                    report.advance(self._collect())
+                if claim is None or time.monotonic() > looked + SHORTEST_PAUSE:
+                    report.advance(self._collect())  # one listing of all records
                     looked = time.monotonic()
         return [self._commits[i] for i in range(len(shards))]
 

@@ -72,9 +72,8 @@ def move_aside(store: Path, path: Path, seen: Sighting | None) -> Path | None:
         except FileNotFoundError:
             return None  # somebody else was faster
         if sighting(aside) != seen:
-            with suppress(
-                FileExistsError
-            ):  # else a third file has its name, and this one stays here
+            # If a third file has its name by now, this one stays here.
+            with suppress(FileExistsError):
                 os.link(aside, path, follow_symlinks=False)
                 aside.unlink()
             return None
