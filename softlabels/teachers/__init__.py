@@ -41,6 +41,10 @@ class TeacherOptions:
     notice: Callable[[str], None] = lambda _: None
     """Told what was chosen, and why."""
 
+    def chunk_bytes(self, device: str) -> int:
+        """`head_bytes` on a kind of device, such as `cuda`."""
+        return self.head_bytes or (256 if device == "cuda" else 16) * MIB
+
 
 class TeacherTokenizer:
     """What gives the ids of a teacher's rows their meaning; derive from it, and define what your domain calls.
@@ -160,12 +164,12 @@ TEACHERS: Registry[Callable[[str, TeacherOptions], Teacher]] = Registry(
     "softlabels.teachers",
     {
         "hf": "softlabels.teachers.hf:load_hf",
-        "onnx": "softlabels.teachers.onnx:load_onnx",
-        "openai": "softlabels.teachers.openai:load_openai",
-        "py": "softlabels.teachers.py:load_callable",
+        "onnx": "softlabels.teachers.onnx:OnnxTeacher",
+        "openai": "softlabels.teachers.openai:OpenAITeacher",
+        "py": "softlabels.teachers.py:CallableTeacher",
         "timm": "softlabels.teachers.timm:load_timm",
         "torchvision": "softlabels.teachers.torchvision:load_torchvision",
-        "vllm": "softlabels.teachers.vllm:load_vllm",
+        "vllm": "softlabels.teachers.vllm:VllmTeacher",
     },
 )
 

@@ -7,7 +7,7 @@ the positions are picked, and the head computes them in float32, as many at a ti
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -16,9 +16,8 @@ from softlabels.core.head_input import head_input
 from softlabels.core.rows import InputRow
 from softlabels.errors import ConfigError, TeacherError
 from softlabels.teachers import Teacher
-from softlabels.teachers.encoder_tokenizer import EncoderTokenizer
 from softlabels.teachers.hf_source import PROBE_IDS, HFSource, check_head, padded_on
-from softlabels.teachers.tokenizer import check_covers
+from softlabels.teachers.tokenizer import FastTokenizer, check_covers
 
 
 class HFHeadTeacher(Teacher):
@@ -31,10 +30,13 @@ class HFHeadTeacher(Teacher):
         fed: names of the sequences that it is fed.
     """
 
+    settings: ClassVar[dict[str, Any]] = {}
+    """What else its forward is told."""
+
     def __init__(
         self,
         model: Any,
-        tokenizer: EncoderTokenizer,
+        tokenizer: FastTokenizer,
         source: HFSource,
         *,
         fed: Sequence[str] = ("input_ids", "attention_mask"),
@@ -53,21 +55,22 @@ class HFHeadTeacher(Teacher):
         self.device = self._weight.device
         self.record = source.record(model, vocab_size=int(self._weight.shape[0]))
         check_covers(tokenizer.vocab_size, self.record)
-        self._chunk = max(1, source.head_bytes // (4 * self.record.vocab_size))
+        budget = source.options.chunk_bytes(self.device.type)
+        self._chunk = max(1, budget // (4 * self.record.vocab_size))
         ids = torch.arange(PROBE_IDS, device=self.device)[None] + 1
         self._check_head({n: torch.ones_like(ids) if "mask" in n else ids for n in fed})
 
     @torch.no_grad()
     def _check_head(self, fed: dict[str, Tensor]) -> None:
         """Compare the head as applied here with the model's own logits on a few ids."""
-        expected = self._model(**fed).logits[0].float()
+        expected = self._model(**fed, **self.settings).logits[0].float()
         found = self._logits(self._given(fed, torch.arange(PROBE_IDS, device=self.device)))
         check_head(self._model, found, expected, spec=self.record.spec)
 
     def _given(self, fed: dict[str, Tensor], flat: Tensor) -> Tensor:
         """`[N, D]`: what the head is given at positions `[N]` of the flattened output."""
         try:
-            hidden, _ = head_input(self._head, lambda: self._model(**fed))
+            hidden, _ = head_input(self._head, lambda: self._model(**fed, **self.settings))
         except ConfigError as e:
             raise TeacherError(f"{self.record.spec}: {e}") from e
         return hidden.flatten(0, 1).index_select(0, flat)

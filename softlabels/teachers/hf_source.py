@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,7 +16,7 @@ from softlabels.core.registry import without_folder
 from softlabels.core.rows import PaddedRows
 from softlabels.errors import TeacherError
 from softlabels.format.identity import TeacherRecord
-from softlabels.teachers import MIB, TeacherOptions
+from softlabels.teachers import TeacherOptions
 
 PROBE_IDS = 8
 """Ids on which a head is checked."""
@@ -56,16 +55,10 @@ class HFSource:
         self.options.notice(f"teacher: {choice.reason}")
         return choice
 
-    @property
-    def head_bytes(self) -> int:
-        """Byte budget of a chunk of logits."""
-        return self.options.head_bytes or (256 if self.choice.device.type == "cuda" else 16) * MIB
-
     @cached_property
     def weights_sha256(self) -> str:
         """Of the files that hold the weights."""
-        gguf = self.found.gguf is not None
-        return sha256_of_files(self.found.weight_files if gguf else weight_files(self.found.folder))
+        return digest_weights(self.found, self.where)
 
     def model(self, loader: str, **settings: Any) -> Any:
         """The model of the folder, by this class of transformers.
@@ -137,13 +130,8 @@ def context_of(config: Any) -> int | None:
     return None if longest is None else int(longest)
 
 
-def weight_files(folder: Path) -> list[Path]:
-    """The files that hold a folder's weights, in order of name.
-
-    Raises:
-        TeacherError: there are none.
-    """
-    for pattern in ("*.safetensors", "*.bin"):
-        if files := sorted(folder.glob(pattern)):
-            return files
-    raise TeacherError(f"hf:{folder}: holds no weights (*.safetensors)")
+def digest_weights(model: LocalModel, where: str) -> str:
+    """sha256 over a model's weights; `TeacherError` if it has none."""
+    if not model.weight_files:
+        raise TeacherError(f"{where}: holds no weights (*.safetensors)")
+    return sha256_of_files(model.weight_files)

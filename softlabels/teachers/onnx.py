@@ -22,9 +22,9 @@ from softlabels.core.records import sha256_of_files
 from softlabels.core.registry import without_folder
 from softlabels.errors import ConfigError, MissingExtraError, TeacherError
 from softlabels.format.identity import TeacherRecord
-from softlabels.teachers import MIB, TeacherOptions, causal_only
+from softlabels.teachers import TeacherOptions, causal_only
 from softlabels.teachers.segments import Rectangle, SegmentTeacher
-from softlabels.teachers.tokenizer import HFTokenizer, check_covers, load_tokenizer
+from softlabels.teachers.tokenizer import check_covers, load_tokenizer
 
 OUTPUT = "logits"
 PAST = "past_key_values."
@@ -32,72 +32,49 @@ PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 FLOATS = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 
 
-def load_onnx(path: str, options: TeacherOptions) -> OnnxTeacher:
-    """Load the graph, and the tokenizer beside it.
+class OnnxTeacher(SegmentTeacher):
+    """A graph that onnxruntime runs, and the tokenizer beside it.
 
     Raises:
         TeacherError: no such file, not a graph that is understood, or no tokenizer.
         ConfigError: a device or dtype that it does not run in.
         MissingExtraError: onnx or onnxruntime is not installed.
     """
-    spec = without_folder(f"onnx:{path}")
-    causal_only(options, spec)
-    file = Path(path)
-    if not file.is_file():
-        raise TeacherError(f"onnx:{path}: no such file; give the path of a .onnx file")
-    try:
-        import onnx
-        import onnxruntime
-    except ImportError as e:
-        raise MissingExtraError("onnxruntime", "onnx", "--teacher onnx:FILE") from e
-    device = _device(options.device, onnxruntime.get_available_providers())
-    settings = onnxruntime.SessionOptions()
-    settings.intra_op_num_threads = torch.get_num_threads()
-    try:
-        graph = onnx.load(str(file), load_external_data=False).graph
-        session = onnxruntime.InferenceSession(
-            str(file),
-            settings,
-            providers=[PROVIDERS[device], PROVIDERS["cpu"]][: 1 + (device != "cpu")],
-        )
-    except Exception as e:  # both libraries raise errors of their own kinds, without a common base
-        raise TeacherError(f"{spec}: onnxruntime cannot load it: {e}") from e
-    weights = _Weights(graph.initializer, file)
-    if options.dtype not in ("auto", weights.dtype):
-        raise ConfigError(
-            f"--dtype {options.dtype}: {spec} holds {weights.dtype}, and a graph computes as it was exported; leave "
-            "--dtype out, or export it again"
-        )
-    options.notice(f"teacher: {spec} in {weights.dtype} by onnxruntime on {device}")
-    return OnnxTeacher(
-        session,
-        load_tokenizer(file.parent, spec=spec),
-        weights,
-        spec=spec,
-        device=device,
-        engine=f"onnxruntime {onnxruntime.__version__}",
-        head_bytes=options.head_bytes or (16 if device == "cpu" else 256) * MIB,
-    )
 
-
-class OnnxTeacher(SegmentTeacher):
-    """A session of onnxruntime."""
-
-    def __init__(
-        self,
-        session: Any,
-        tokenizer: HFTokenizer,
-        weights: _Weights,
-        *,
-        spec: str,
-        device: str,
-        engine: str,
-        head_bytes: int,
-    ) -> None:
-        self._session, self.spec, self.budget = session, spec, head_bytes
-        self._inputs = {i.name: i for i in session.get_inputs()}
-        _check_graph(self._inputs, [o.name for o in session.get_outputs()], spec)
-        self.tokenizer = tokenizer
+    def __init__(self, path: str, options: TeacherOptions) -> None:
+        self.spec = spec = without_folder(f"onnx:{path}")
+        causal_only(options, spec)
+        file = Path(path)
+        if not file.is_file():
+            raise TeacherError(f"onnx:{path}: no such file; give the path of a .onnx file")
+        try:
+            import onnx
+            import onnxruntime
+        except ImportError as e:
+            raise MissingExtraError("onnxruntime", "onnx", "--teacher onnx:FILE") from e
+        device = _device(options.device, onnxruntime.get_available_providers())
+        settings = onnxruntime.SessionOptions()
+        settings.intra_op_num_threads = torch.get_num_threads()
+        try:
+            graph = onnx.load(str(file), load_external_data=False).graph
+            self._session = onnxruntime.InferenceSession(
+                str(file),
+                settings,
+                providers=[PROVIDERS[device], PROVIDERS["cpu"]][: 1 + (device != "cpu")],
+            )
+        except Exception as e:  # both libraries raise errors of their own, without a common base
+            raise TeacherError(f"{spec}: onnxruntime cannot load it: {e}") from e
+        weights = _Weights(graph.initializer, file)
+        if options.dtype not in ("auto", weights.dtype):
+            raise ConfigError(
+                f"--dtype {options.dtype}: {spec} holds {weights.dtype}, and a graph computes as it was exported; "
+                "leave --dtype out, or export it again"
+            )
+        options.notice(f"teacher: {spec} in {weights.dtype} by onnxruntime on {device}")
+        self.tokenizer = load_tokenizer(file.parent, spec=spec)
+        self.budget = options.chunk_bytes(device)
+        self._inputs = {i.name: i for i in self._session.get_inputs()}
+        _check_graph(self._inputs, [o.name for o in self._session.get_outputs()], spec)
         self.record = TeacherRecord(
             spec=spec,
             name=spec.removeprefix("onnx:").removesuffix(".onnx"),
@@ -105,11 +82,11 @@ class OnnxTeacher(SegmentTeacher):
             weights_sha256=weights.sha256,
             dtype=weights.dtype,
             device=device,
-            engine=engine,
+            engine=f"onnxruntime {onnxruntime.__version__}",
             vocab_size=int(self.probe().shape[2]),
             parameters=weights.parameters,
         )
-        check_covers(tokenizer.vocab_size, self.record)
+        check_covers(self.tokenizer.vocab_size, self.record)
 
     def forward(self, rectangle: Rectangle) -> Tensor:
         """Logits `[B, S, V]`."""

@@ -20,21 +20,22 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qsl
 
 import numpy as np
 
+from softlabels.core.registry import name_of
 from softlabels.errors import ConfigError, TeacherError
 from softlabels.format.identity import TeacherRecord
 from softlabels.teachers import TeacherOptions, causal_only
 from softlabels.teachers.listing import Listed, ListingTeacher, listed_of
 from softlabels.teachers.segments import Segment
 from softlabels.teachers.server import Refused, Server
-from softlabels.teachers.tokenizer import HFTokenizer, load_tokenizer
+from softlabels.teachers.tokenizer import load_tokenizer
 
 AT_ONCE = 8
 """Requests under way."""
 KNOWN = {"tokenizer", "model", "vocab", "weights_sha256"}
+FORM = "openai:http://HOST:PORT/v1?tokenizer=PATH[&model=NAME][&vocab=V][&weights_sha256=HEX]"
 WAYS: tuple[Callable[[int], dict[str, Any]], ...] = (
     lambda k: {"prompt_logprobs": k},
     lambda k: {"echo": True, "logprobs": k, "return_tokens_as_token_ids": True},
@@ -42,66 +43,42 @@ WAYS: tuple[Callable[[int], dict[str, Any]], ...] = (
 """To ask for k log-probabilities at each token of the prompt."""
 
 
-def load_openai(argument: str, options: TeacherOptions) -> OpenAITeacher:
-    """Find the server, its model, and the tokenizer here.
-
-    Raises:
-        ConfigError: a malformed argument, or a device or dtype, which are the server's affair.
-        TeacherError: no such server, not one model, or no tokenizer.
-    """
-    url, _, query = argument.partition("?")
-    extra = dict(parse_qsl(query, keep_blank_values=True))
-    form = "openai:http://HOST:PORT/v1?tokenizer=PATH[&model=NAME][&vocab=V][&weights_sha256=HEX]"
-    if not re.match("https?://", url) or set(extra) - KNOWN:
-        raise ConfigError(f"--teacher openai:{argument}: expected {form}")
-    if "tokenizer" not in extra:
-        raise ConfigError(
-            f"--teacher openai:{argument}: a server has no tokenizer to save; give ?tokenizer=PATH"
-        )
-    if not extra.get("vocab", "1").isdigit() or not re.fullmatch(
-        "([0-9a-f]{64})?", extra.get("weights_sha256", "")
-    ):
-        raise ConfigError(f"--teacher openai:{argument}: expected {form}")
-    for flag, value in (("--device", options.device), ("--dtype", options.dtype)):
-        if value not in ("auto", SERVER):
-            raise ConfigError(f"{flag} {value}: is the server's affair; leave it out")
-    causal_only(options, f"openai:{argument}")
-    server = Server(url.rstrip("/"), options.notice)
-    model = extra.get("model") or server.only_model()
-    return OpenAITeacher(
-        server,
-        load_tokenizer(Path(extra["tokenizer"]), spec=f"openai:{model}"),
-        model=model,
-        vocab=int(extra["vocab"]) if "vocab" in extra else None,
-        vouched=extra.get("weights_sha256", ""),
-        notice=options.notice,
-    )
-
-
 SERVER = "server"
 """What the record says where a fact is the server's: of the dtype, and of the device."""
 
 
 class OpenAITeacher(ListingTeacher):
-    """A model behind a completions endpoint."""
+    """A model behind a completions endpoint.
 
-    def __init__(
-        self,
-        server: Server,
-        tokenizer: HFTokenizer,
-        *,
-        model: str,
-        vocab: int | None,
-        vouched: str,
-        notice: Callable[[str], None],
-    ) -> None:
+    Raises:
+        ConfigError: a malformed argument, or a device or dtype, which are the server's affair.
+        TeacherError: no such server, not one model, or no tokenizer.
+    """
+
+    def __init__(self, argument: str, options: TeacherOptions) -> None:
         super().__init__()
-        self._server, self._model, self.tokenizer = server, model, tokenizer
+        url, written = name_of(argument)
+        extra = dict(written)
+        vocab, vouched = extra.get("vocab"), extra.get("weights_sha256", "")
+        if not re.match("https?://", url) or set(extra) - KNOWN:
+            raise ConfigError(f"--teacher openai:{argument}: expected {FORM}")
+        if "tokenizer" not in extra:
+            raise ConfigError(
+                f"--teacher openai:{argument}: a server has no tokenizer to save; give ?tokenizer=PATH"
+            )
+        if not extra.get("vocab", "1").isdigit() or not re.fullmatch("([0-9a-f]{64})?", vouched):
+            raise ConfigError(f"--teacher openai:{argument}: expected {FORM}")
+        for flag, value in (("--device", options.device), ("--dtype", options.dtype)):
+            if value not in ("auto", SERVER):
+                raise ConfigError(f"{flag} {value}: is the server's affair; leave it out")
+        causal_only(options, f"openai:{argument}")
+        self._server = Server(url.rstrip("/"), options.notice)
+        self._model = model = extra.get("model") or self._server.only_model()
+        self.tokenizer = load_tokenizer(Path(extra["tokenizer"]), spec=f"openai:{model}")
         if not vouched:
-            notice(
+            options.notice(
                 f"warning: openai:{model}: a server does not show its weights, so the store records the model's name "
-                "only; "
-                "vouch for them with &weights_sha256=HEX if you can"
+                "only; vouch for them with &weights_sha256=HEX if you can"
             )
         name = f"softlabels openai 1\n{model}\n{vouched}\n"
         self.record = TeacherRecord(
@@ -112,12 +89,13 @@ class OpenAITeacher(ListingTeacher):
             dtype=SERVER,
             device=SERVER,
             engine="completions endpoint",
-            vocab_size=tokenizer.vocab_size if vocab is None else vocab,
+            vocab_size=self.tokenizer.vocab_size if vocab is None else int(vocab),
             parameters=0,
         )
-        if self.record.vocab_size < tokenizer.vocab_size:
+        if self.record.vocab_size < self.tokenizer.vocab_size:
             raise ConfigError(
-                f"--teacher …?vocab={vocab}: the tokenizer has {tokenizer.vocab_size} ids, so the head has no fewer"
+                f"--teacher …?vocab={vocab}: the tokenizer has {self.tokenizer.vocab_size} ids, so the head has no "
+                "fewer"
             )
         self._way = WAYS[0]
 

@@ -24,63 +24,45 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qsl
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from softlabels.core.registry import name_of
 from softlabels.errors import ConfigError, TeacherError
 from softlabels.format.identity import TeacherRecord
-from softlabels.teachers import MIB, TeacherOptions, causal_only
+from softlabels.teachers import TeacherOptions, causal_only
 from softlabels.teachers.segments import Rectangle, SegmentTeacher
-from softlabels.teachers.tokenizer import HFTokenizer, check_covers, load_tokenizer
+from softlabels.teachers.tokenizer import check_covers, load_tokenizer
 
 
-def load_callable(argument: str, options: TeacherOptions) -> CallableTeacher:
-    """Import `MODULE.FUNCTION?tokenizer=PATH`; the working directory is looked in last.
+class CallableTeacher(SegmentTeacher):
+    """`MODULE.FUNCTION?tokenizer=PATH`, a callable that gives logits; the working directory is looked in last.
 
     Raises:
         ConfigError: a malformed argument, or a device or dtype that the callable does not compute in.
         TeacherError: no such callable, or it does not give logits.
     """
-    dotted, _, query = argument.partition("?")
-    extra = dict(parse_qsl(query, keep_blank_values=True))
-    module_name, _, name = dotted.rpartition(".")
-    if not module_name or not name or set(extra) - {"tokenizer"}:
-        raise ConfigError(
-            f"--teacher py:{argument}: expected py:MODULE.FUNCTION or py:MODULE.FUNCTION?tokenizer=PATH"
-        )
-    spec = f"py:{dotted}"
-    causal_only(options, spec)
-    function = _import(module_name, name, spec)
-    where = extra.get("tokenizer") or getattr(function, "tokenizer", None)
-    if where is None:
-        raise TeacherError(
-            f"{spec}: has no tokenizer; give the folder of its tokenizer.json, as {spec}?tokenizer=PATH or as the "
-            "callable's attribute `tokenizer`"
-        )
-    return CallableTeacher(
-        function,
-        load_tokenizer(Path(str(where)), spec=spec),
-        spec=spec,
-        options=options,
-    )
 
-
-class CallableTeacher(SegmentTeacher):
-    """A callable that gives logits."""
-
-    def __init__(
-        self,
-        function: Callable[[Tensor, Tensor], Any],
-        tokenizer: HFTokenizer,
-        *,
-        spec: str,
-        options: TeacherOptions,
-    ) -> None:
-        self._function, self.spec = function, spec
-        self.tokenizer = tokenizer
+    def __init__(self, argument: str, options: TeacherOptions) -> None:
+        dotted, written = name_of(argument)
+        extra = dict(written)
+        module_name, _, name = dotted.rpartition(".")
+        if not module_name or not name or set(extra) - {"tokenizer"}:
+            raise ConfigError(
+                f"--teacher py:{argument}: expected py:MODULE.FUNCTION or py:MODULE.FUNCTION?tokenizer=PATH"
+            )
+        self.spec = spec = f"py:{dotted}"
+        causal_only(options, spec)
+        self._function = function = _import(module_name, name, spec)
+        where = extra.get("tokenizer") or getattr(function, "tokenizer", None)
+        if where is None:
+            raise TeacherError(
+                f"{spec}: has no tokenizer; give the folder of its tokenizer.json, as {spec}?tokenizer=PATH or as the "
+                "callable's attribute `tokenizer`"
+            )
+        self.tokenizer = load_tokenizer(Path(str(where)), spec=spec)
         probe = self.probe()
         dtype = str(probe.dtype).removeprefix("torch.")
         for flag, asked, found in (
@@ -92,7 +74,7 @@ class CallableTeacher(SegmentTeacher):
                     f"{flag} {asked}: {spec} decides itself, and gives {found}; leave {flag} out, or change the "
                     "callable"
                 )
-        self.budget = options.head_bytes or (16 if probe.device.type == "cpu" else 256) * MIB
+        self.budget = options.chunk_bytes(probe.device.type)
         self.record = TeacherRecord(
             spec=spec,
             name=spec.removeprefix("py:"),
@@ -104,7 +86,7 @@ class CallableTeacher(SegmentTeacher):
             vocab_size=int(probe.shape[2]),
             parameters=int(getattr(function, "parameters", 0)),
         )
-        check_covers(tokenizer.vocab_size, self.record)
+        check_covers(self.tokenizer.vocab_size, self.record)
 
     def forward(self, rectangle: Rectangle) -> Tensor:
         """Logits `[B, S, V]`."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -12,9 +11,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from softlabels.core.local_model import offline_transformers
 from softlabels.corpora import Message
 from softlabels.corpora.packing import Tokenized
-from softlabels.errors import CorpusError, MissingExtraError, TeacherError
+from softlabels.errors import CorpusError, TeacherError
 from softlabels.format.identity import TeacherRecord, TokenizerRecord
 from softlabels.store.tokenizer_files import read_files
 from softlabels.teachers import TeacherTokenizer
@@ -64,11 +64,7 @@ def load_tokenizer(folder: Path, *, spec: str) -> HFTokenizer:
             f"{spec}: {folder} holds no tokenizer.json; copy the model's tokenizer there, or name its folder with "
             "?tokenizer=PATH where the back-end has it"
         )
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a path is local: nothing may be fetched
-    try:
-        import transformers
-    except ImportError as e:
-        raise MissingExtraError("transformers", "hf", f"the tokenizer of --teacher {spec}") from e
+    transformers = offline_transformers(f"the tokenizer of --teacher {spec}")
     try:
         return HFTokenizer(transformers.AutoTokenizer.from_pretrained(folder))
     except (OSError, ValueError, KeyError) as e:

@@ -13,113 +13,84 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qsl
 
 import numpy as np
 
-from softlabels.core.records import sha256_of_files
-from softlabels.core.registry import without_folder
+from softlabels.core.local_model import LocalModel
+from softlabels.core.registry import name_of, without_folder
 from softlabels.errors import ConfigError, MissingExtraError, TeacherError
 from softlabels.format.identity import TeacherRecord
 from softlabels.teachers import TeacherOptions, causal_only
-from softlabels.teachers.hf_source import context_of, weight_files
+from softlabels.teachers.hf_source import context_of, digest_weights
 from softlabels.teachers.listing import Listed, ListingTeacher, listed_of
 from softlabels.teachers.segments import Segment
-from softlabels.teachers.tokenizer import HFTokenizer, check_covers, load_tokenizer
+from softlabels.teachers.tokenizer import check_covers, load_tokenizer
 
 
-def load_vllm(argument: str, options: TeacherOptions) -> VllmTeacher:
-    """Look at the folder; the engine starts with `check_k`.
+class VllmTeacher(ListingTeacher):
+    """vLLM's offline engine on a model's folder; it starts with `check_k`.
 
     Raises:
         TeacherError: no such folder, no weights, or no tokenizer.
         ConfigError: a malformed argument.
         MissingExtraError: vLLM is not installed.
     """
-    path, _, query = argument.partition("?")
-    extra = dict(parse_qsl(query, keep_blank_values=True))
-    try:
-        memory = float(extra.get("gpu_memory", "0.9"))
-    except ValueError:
-        memory = 0.0
-    if set(extra) - {"gpu_memory"} or not 0 < memory <= 1:
-        raise ConfigError(
-            f"--teacher vllm:{argument}: expected vllm:PATH or vllm:PATH?gpu_memory=SHARE"
-        )
-    spec = without_folder(f"vllm:{path}")
-    causal_only(options, spec)
-    folder = Path(path)
-    if not folder.is_dir():
-        raise TeacherError(f"vllm:{path}: no such folder; give the path of a model folder")
-    try:
-        import vllm
-    except ImportError as e:
-        raise MissingExtraError("vllm", "vllm", "--teacher vllm:PATH") from e
-    if options.device not in ("auto", "cuda"):
-        raise ConfigError(f"--device {options.device}: vLLM runs on cuda here")
 
-    def start(k: int) -> Any:
-        return vllm.LLM(
-            model=str(folder),
-            tokenizer=str(folder),
-            dtype=options.dtype,
-            max_logprobs=k,
-            logprobs_mode="raw_logprobs",
-            enable_prefix_caching=False,
-            gpu_memory_utilization=memory,
-        )
-
-    def ask(k: int) -> Any:
-        return vllm.SamplingParams(prompt_logprobs=k, max_tokens=1, detokenize=False)
-
-    import transformers
-
-    config = transformers.AutoConfig.from_pretrained(folder)
-    record = TeacherRecord(
-        spec=spec,
-        name=folder.resolve().name,
-        revision=None,
-        weights_sha256=sha256_of_files(weight_files(folder)),
-        dtype=_dtype(options.dtype, config),
-        device="cuda",
-        engine=f"vllm {vllm.__version__}",
-        vocab_size=int(config.get_text_config().vocab_size),
-        parameters=0,
-    )
-    tokenizer = load_tokenizer(folder, spec=spec)
-    return VllmTeacher(start, ask, tokenizer, record, context=context_of(config))
-
-
-class VllmTeacher(ListingTeacher):
-    """vLLM's offline engine.
-
-    Args:
-        start: an engine that lists up to k ids.
-        ask: its sampling parameters for k ids.
-        tokenizer: of the model.
-        record: of the model.
-        context: tokens that it reads at a time.
-    """
-
-    def __init__(
-        self,
-        start: Any,
-        ask: Any,
-        tokenizer: HFTokenizer,
-        record: TeacherRecord,
-        *,
-        context: int | None = None,
-    ) -> None:
+    def __init__(self, argument: str, options: TeacherOptions) -> None:
         super().__init__()
-        self.context = context
-        self._start, self._ask = start, ask
+        path, written = name_of(argument)
+        extra = dict(written)
+        try:
+            memory = float(extra.get("gpu_memory", "0.9"))
+        except ValueError:
+            memory = 0.0
+        if set(extra) - {"gpu_memory"} or not 0 < memory <= 1:
+            raise ConfigError(
+                f"--teacher vllm:{argument}: expected vllm:PATH or vllm:PATH?gpu_memory=SHARE"
+            )
+        spec = without_folder(f"vllm:{path}")
+        causal_only(options, spec)
+        folder = Path(path)
+        if not folder.is_dir():
+            raise TeacherError(f"vllm:{path}: no such folder; give the path of a model folder")
+        try:
+            import vllm
+        except ImportError as e:
+            raise MissingExtraError("vllm", "vllm", "--teacher vllm:PATH") from e
+        if options.device not in ("auto", "cuda"):
+            raise ConfigError(f"--device {options.device}: vLLM runs on cuda here")
+        self._vllm: Any = vllm
         self._engine: Any = None
-        self.tokenizer, self.record = tokenizer, record
-        check_covers(tokenizer.vocab_size, record)
+        self._settings = {
+            "model": str(folder),
+            "tokenizer": str(folder),
+            "dtype": options.dtype,
+            "logprobs_mode": "raw_logprobs",
+            "enable_prefix_caching": False,
+            "gpu_memory_utilization": memory,
+        }
+        import transformers
+
+        config = transformers.AutoConfig.from_pretrained(folder)
+        self.context = context_of(config)
+        model = LocalModel(folder=folder, gguf=None, name=folder.resolve().name)
+        self.record = TeacherRecord(
+            spec=spec,
+            name=model.name,
+            revision=None,
+            weights_sha256=digest_weights(model, f"vllm:{path}"),
+            dtype=_dtype(options.dtype, config),
+            device="cuda",
+            engine=f"vllm {vllm.__version__}",
+            vocab_size=int(config.get_text_config().vocab_size),
+            parameters=0,
+        )
+        self.tokenizer = load_tokenizer(folder, spec=spec)
+        check_covers(self.tokenizer.vocab_size, self.record)
 
     def check_k(self, k: int) -> None:
         """Start the engine, ready to list k ids."""
-        self._engine = self._start(k)
+        self._engine = self._vllm.LLM(**self._settings, max_logprobs=k)
 
     def ask(self, segments: Sequence[Segment], k: int) -> Iterator[Listed]:
         """All at once; vLLM makes its own batches of them."""
@@ -127,7 +98,8 @@ class VllmTeacher(ListingTeacher):
         if not segments:
             return
         prompts = [{"prompt_token_ids": s.input_ids.tolist()} for s in segments]
-        answers = self._engine.generate(prompts, self._ask(k), use_tqdm=False)
+        asked = self._vllm.SamplingParams(prompt_logprobs=k, max_tokens=1, detokenize=False)
+        answers = self._engine.generate(prompts, asked, use_tqdm=False)
         for segment, answer in zip(segments, answers, strict=True):
             yield self._of(answer, segment, k)
 
