@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -86,6 +86,33 @@ class InputRow(Protocol):
     @staticmethod
     def pad(rows: Sequence[Any]) -> PaddedRows:
         """Rows of this kind side by side, padded on the right."""
+
+
+def row_digest(domain: str, *arrays: npt.NDArray[Any]) -> bytes:
+    """16 bytes that name a row of these arrays, of ids or of bools."""
+    h = hashlib.sha256(f"softlabels {domain} row 1\n".encode())
+    for array in arrays:
+        h.update(len(array).to_bytes(8, "little"))
+        dtype = "u1" if array.dtype == np.bool_ else "<i4"
+        h.update(np.ascontiguousarray(array, dtype=dtype).tobytes())
+    return h.digest()[:16]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class OneDocument:
+    """What rows of one document have in common."""
+
+    document: int
+    """Which document of the corpus, from 0."""
+
+    @property
+    def documents(self) -> Int64:
+        """`[1]`."""
+        return np.array([self.document], np.int64)
+
+    def renumbered(self, documents: int) -> Self:
+        """The same row, so many documents further on."""
+        return replace(self, document=self.document + documents)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -165,16 +192,8 @@ class Row:
         return np.concatenate([np.arange(n, dtype=np.int32) for n in self.segment_lengths])
 
     def digest(self) -> bytes:
-        """16 bytes that name these inputs: the same on every machine, for ever (docs/format.md)."""
-        h = hashlib.sha256(b"softlabels causal-lm row 1\n")
-        for array, dtype in (
-            (self.input_ids, "<i4"),
-            (self.segment_lengths, "<i4"),
-            (self.label_mask, "u1"),
-        ):
-            h.update(len(array).to_bytes(8, "little"))
-            h.update(np.ascontiguousarray(array, dtype=dtype).tobytes())
-        return h.digest()[:16]
+        """Of its tokens, segments and mask."""
+        return row_digest("causal-lm", self.input_ids, self.segment_lengths, self.label_mask)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -217,6 +236,13 @@ class PaddedRows:
     labels: Int64
     """`[N] int64`."""
 
+    @staticmethod
+    def of(rows: Sequence[Any], inputs: dict[str, npt.NDArray[Any]], *, width: int) -> PaddedRows:
+        """Of rows whose `positions` are among `width` places of the output."""
+        flat = np.concatenate([r.positions + b * width for b, r in enumerate(rows)])
+        labels = np.concatenate([r.labels for r in rows]).astype(np.int64)
+        return PaddedRows(inputs=inputs, width=width, flat_positions=flat, labels=labels)
+
 
 def side_by_side(sequences: Sequence[npt.NDArray[Any]]) -> Int64:
     """`[B, L] int64`: sequences as one rectangle, padded on the right with 0 to the longest."""
@@ -239,9 +265,4 @@ def pad_rows(rows: Sequence[Row]) -> PaddedRows:
                 last, last + width - n
             )  # padding continues the last one
         inputs["position_ids"] = position_ids
-    return PaddedRows(
-        inputs=inputs,
-        width=width,
-        flat_positions=np.concatenate([r.positions + b * width for b, r in enumerate(rows)]),
-        labels=np.concatenate([r.labels for r in rows]).astype(np.int64),
-    )
+    return PaddedRows.of(rows, inputs, width=width)

@@ -5,22 +5,31 @@ Shapes: S tokens, B rows, N positions.
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from softlabels.core.rows import UNLABELLED, Bool, Int32, Int64, PaddedRows, side_by_side
+from softlabels.core.rows import (
+    UNLABELLED,
+    Bool,
+    Int32,
+    Int64,
+    OneDocument,
+    PaddedRows,
+    row_digest,
+    side_by_side,
+)
 from softlabels.domains import Domain
 from softlabels.errors import IntegrityError
+from softlabels.format.columns import Column
 from softlabels.format.identity import Identity
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class TextRow:
+class TextRow(OneDocument):
     """One text, or one masked view of it."""
 
     domain: str
@@ -29,19 +38,12 @@ class TextRow:
     """`[S] int32`: the text, with the tokenizer's own marks at its ends."""
     fed_ids: Int32
     """`[S] int32`: what the model is fed: `input_ids`, or with some of them masked."""
-    document: int
-    """Which text of the corpus, from 0."""
     view: int
     """Which masked view of it, from 0."""
     label_mask: Bool
     """`[S] bool`: the tokens that have a target. A class of the whole text counts as token 0's."""
     labels: Int32
     """`[N] int32`: a token or a class; `UNLABELLED` where it is not known."""
-
-    @property
-    def documents(self) -> Int64:
-        """`[1]`."""
-        return np.array([self.document], np.int64)
 
     @property
     def n(self) -> int:
@@ -77,10 +79,6 @@ class TextRow:
             "labels": self.labels,
         }
 
-    def renumbered(self, documents: int) -> TextRow:
-        """The same row, so many texts further on."""
-        return replace(self, document=self.document + documents)
-
     @property
     def title(self) -> str:
         """Its tokens and positions."""
@@ -96,16 +94,7 @@ class TextRow:
 
     def digest(self) -> bytes:
         """16 bytes that name these inputs (docs/format.md)."""
-        h = hashlib.sha256(f"softlabels {self.domain} row 1\n".encode())
-        for array, dtype in (
-            (self.input_ids, "<i4"),
-            (self.fed_ids, "<i4"),
-            (self.label_mask, "u1"),
-            (self.labels, "<i4"),
-        ):
-            h.update(len(array).to_bytes(8, "little"))
-            h.update(np.ascontiguousarray(array, dtype=dtype).tobytes())
-        return h.digest()[:16]
+        return row_digest(self.domain, self.input_ids, self.fed_ids, self.label_mask, self.labels)
 
     @staticmethod
     def pad(rows: Sequence[TextRow]) -> PaddedRows:
@@ -113,23 +102,24 @@ class TextRow:
         input_ids = side_by_side([r.fed_ids for r in rows])
         width = input_ids.shape[1]
         mask = np.arange(width) < np.array([[r.size] for r in rows])
-        return PaddedRows(
-            inputs={"input_ids": input_ids, "attention_mask": mask.astype(np.int64)},
-            width=width,
-            flat_positions=np.concatenate([r.positions + b * width for b, r in enumerate(rows)]),
-            labels=np.concatenate([r.labels for r in rows]).astype(np.int64),
-        )
+        inputs = {"input_ids": input_ids, "attention_mask": mask.astype(np.int64)}
+        return PaddedRows.of(rows, inputs, width=width)
 
 
 class TextDomain(Domain):
     """What domains of such rows have in common."""
 
-    def check(self, row: TextRow, identity: Identity, *, where: str) -> None:
-        """Refuse a row that contradicts itself: tokens are the tokenizer's, labels the teacher's.
+    row: Callable[..., TextRow]
+    """Of what the columns hold of it, by name."""
 
-        Raises:
-            IntegrityError: names `where` and the contradiction.
-        """
+    def rows_of(
+        self, columns: Mapping[str, Column], identity: Identity, *, where: str
+    ) -> Sequence[TextRow]:
+        """The rows of these columns."""
+        return [self.row(**record) for record in self.records(columns)]
+
+    def check(self, row: TextRow, identity: Identity, *, where: str) -> None:
+        """Refuse a row that contradicts itself: tokens are the tokenizer's, labels the teacher's."""
         if row.size == 0 or len(row.label_mask) != row.size or len(row.fed_ids) != row.size:
             raise IntegrityError(
                 f"{where} has {row.size} input_ids but {len(row.label_mask)} entries of label_mask"

@@ -34,11 +34,7 @@ class CausalLM(Domain):
         return [Row(**record) for record in self.records(columns)]
 
     def check(self, row: Row, identity: Identity, *, where: str) -> None:
-        """Refuse a row that contradicts itself.
-
-        Raises:
-            IntegrityError: names `where` and the contradiction.
-        """
+        """Refuse a row that contradicts itself."""
         tokens = len(row.input_ids)
         if tokens == 0 or len(row.label_mask) != tokens:
             raise IntegrityError(

@@ -17,12 +17,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 
-from softlabels.core.rows import UNLABELLED, Int32, Int64, PaddedRows
+from softlabels.core.rows import UNLABELLED, Int32, Int64, OneDocument, PaddedRows
 from softlabels.domains import Domain
 from softlabels.domains.image_classification.pixels import Pixels
 from softlabels.domains.image_classification.views import ImageViews, is_checked
@@ -35,11 +35,9 @@ CHECKS = 2**8
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class ImageRow:
+class ImageRow(OneDocument):
     """A view of an image."""
 
-    document: int
-    """Which image, from 0."""
     view: int
     """Which of its views, from 0."""
     label: int
@@ -48,12 +46,13 @@ class ImageRow:
     """The first byte of the digest of its pixels; None: it is not one of the views that are checked."""
     views: ImageViews | None = None
     """What makes its pixels; None where nobody said where the images lie."""
+    n = size = 1
 
     def bound(self, views: ImageViews) -> ImageRow:
         """The row, with its pixels to be had."""
         return replace(self, views=views)
 
-    def renumbered(self, documents: int) -> ImageRow:
+    def renumbered(self, documents: int) -> Self:
         """Refused: an image's number decides how its views are drawn.
 
         Raises:
@@ -64,29 +63,9 @@ class ImageRow:
         )
 
     @property
-    def documents(self) -> Int64:
-        """`[1]`."""
-        return np.array([self.document], np.int64)
-
-    @property
-    def input_ids(self) -> Int32:
-        """`[1] int32`: a 0 in the place of tokens."""
-        return np.zeros(1, np.int32)
-
-    @property
     def positions(self) -> Int64:
         """`[1]`: 0."""
         return np.zeros(1, np.int64)
-
-    @property
-    def n(self) -> int:
-        """1."""
-        return 1
-
-    @property
-    def size(self) -> int:
-        """1."""
-        return 1
 
     @property
     def labels(self) -> Int32:
@@ -150,12 +129,7 @@ class ImageRow:
         pixels = [r.pixels() for r in rows]
         views = rows[0].views
         assert views is not None, "pixels() refuses rows without"
-        return PaddedRows(
-            inputs={"pixel_values": views.feed(pixels)},
-            width=1,
-            flat_positions=np.arange(len(rows), dtype=np.int64),
-            labels=np.array([r.label for r in rows], np.int64),
-        )
+        return PaddedRows.of(rows, {"pixel_values": views.feed(pixels)}, width=1)
 
 
 class ImageClassification(Domain):
@@ -197,11 +171,7 @@ class ImageClassification(Domain):
         return rows
 
     def check(self, row: ImageRow, identity: Identity, *, where: str) -> None:
-        """Images and views that there are, a class of the teacher.
-
-        Raises:
-            IntegrityError: names `where` and the contradiction.
-        """
+        """Images and views that there are, a class of the teacher."""
         record = identity.images
         if record is None:
             raise IntegrityError(f"{where}: the manifest says nothing of the images (no `images`)")

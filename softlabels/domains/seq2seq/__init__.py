@@ -6,15 +6,22 @@ id `decoder_start`; what it gives at place t predicts token t of the target, whi
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from softlabels.core.rows import LABEL_SHIFT, Int32, Int64, PaddedRows, side_by_side
+from softlabels.core.rows import (
+    LABEL_SHIFT,
+    Int32,
+    Int64,
+    OneDocument,
+    PaddedRows,
+    row_digest,
+    side_by_side,
+)
 from softlabels.domains import Domain
 from softlabels.errors import FormatError, IntegrityError
 from softlabels.format.columns import Column
@@ -39,7 +46,7 @@ def start_of(tokenizer: TokenizerRecord) -> int:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class PairRow:
+class PairRow(OneDocument):
     """A source and its target."""
 
     source_ids: Int32
@@ -48,13 +55,6 @@ class PairRow:
     """`[N] int32`, likewise: the labels."""
     start: int
     """What the decoder is fed before them."""
-    document: int
-    """Which pair of the corpus, from 0."""
-
-    @property
-    def documents(self) -> Int64:
-        """`[1]`."""
-        return np.array([self.document], np.int64)
 
     @property
     def n(self) -> int:
@@ -108,34 +108,20 @@ class PairRow:
         """The source, and the target up to there."""
         return np.concatenate([self.source_ids, self.target_ids[:position]])
 
-    def renumbered(self, documents: int) -> PairRow:
-        """The same row, so many pairs further on."""
-        return replace(self, document=self.document + documents)
-
     def digest(self) -> bytes:
         """16 bytes that name these inputs (docs/format.md)."""
-        h = hashlib.sha256(b"softlabels seq2seq row 1\n")
-        for array in (self.source_ids, self.decoder_ids, self.target_ids):
-            h.update(len(array).to_bytes(8, "little"))
-            h.update(np.ascontiguousarray(array, dtype="<i4").tobytes())
-        return h.digest()[:16]
+        return row_digest("seq2seq", self.source_ids, self.decoder_ids, self.target_ids)
 
     @staticmethod
     def pad(rows: Sequence[PairRow]) -> PaddedRows:
         """`input_ids`, `attention_mask` (0 at padding), and `decoder_input_ids`, whose attention is causal."""
-        sources, fed = ([getattr(r, n) for r in rows] for n in ("source_ids", "decoder_ids"))
-        decoder_ids = side_by_side(fed)
-        width = decoder_ids.shape[1]
-        return PaddedRows(
-            inputs={
-                "input_ids": side_by_side(sources),
-                "attention_mask": side_by_side([np.ones_like(s) for s in sources]),
-                "decoder_input_ids": decoder_ids,
-            },
-            width=width,
-            flat_positions=np.concatenate([r.positions + b * width for b, r in enumerate(rows)]),
-            labels=np.concatenate([r.labels for r in rows]).astype(np.int64),
-        )
+        decoder_ids = side_by_side([r.decoder_ids for r in rows])
+        inputs = {
+            "input_ids": side_by_side([r.source_ids for r in rows]),
+            "attention_mask": side_by_side([np.ones_like(r.source_ids) for r in rows]),
+            "decoder_input_ids": decoder_ids,
+        }
+        return PaddedRows.of(rows, inputs, width=decoder_ids.shape[1])
 
 
 class Seq2Seq(Domain):
@@ -159,11 +145,7 @@ class Seq2Seq(Domain):
         return [PairRow(start=start, **record) for record in self.records(columns)]
 
     def check(self, row: PairRow, identity: Identity, *, where: str) -> None:
-        """Sources of the tokenizer, targets that the teacher can give, neither without a token.
-
-        Raises:
-            IntegrityError: names `where` and the contradiction.
-        """
+        """Sources of the tokenizer, targets that the teacher can give, neither without a token."""
         ids, labels = identity.tokenizer.vocab_size, identity.teacher.vocab_size
         for what, values, end in (
             ("source", row.source_ids, ids),

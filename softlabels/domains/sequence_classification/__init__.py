@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import numpy as np
 import numpy.typing as npt
 
 from softlabels.domains.text import TextDomain, TextRow
-from softlabels.format.columns import Column
-from softlabels.format.identity import Identity
 
 
 class SequenceClassification(TextDomain):
@@ -37,12 +33,6 @@ class SequenceClassification(TextDomain):
             label_mask=mask,
             labels=np.full(min(len(input_ids), 1), label, np.int32),
         )
-
-    def rows_of(
-        self, columns: Mapping[str, Column], identity: Identity, *, where: str
-    ) -> list[TextRow]:
-        """The rows of these columns."""
-        return [self.row(**record) for record in self.records(columns)]
 
 
 DOMAIN = SequenceClassification()

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import numpy as np
 import numpy.typing as npt
 
 from softlabels.domains.text import TextDomain, TextRow
-from softlabels.format.columns import Column
-from softlabels.format.identity import Identity
 
 
 class TokenClassification(TextDomain):
@@ -43,12 +39,6 @@ class TokenClassification(TextDomain):
             label_mask=label_mask,
             labels=labels,
         )
-
-    def rows_of(
-        self, columns: Mapping[str, Column], identity: Identity, *, where: str
-    ) -> list[TextRow]:
-        """The rows of these columns."""
-        return [self.row(**record) for record in self.records(columns)]
 
 
 DOMAIN = TokenClassification()
