@@ -26,7 +26,7 @@ from softlabels.core.rows import Cursor, InputRow
 from softlabels.corpora import Corpus
 from softlabels.corpora.overlap import refuse_overlap
 from softlabels.domains import DOMAINS
-from softlabels.domains.maker import RowMaker
+from softlabels.domains.maker import CorpusPass, RowMaker
 from softlabels.errors import PairingError
 from softlabels.format.identity import Identity
 from softlabels.format.manifest import Manifest, Plan, PlannedShard
@@ -128,7 +128,9 @@ class Taught:
 
             def begin(shard: PlannedShard) -> Iterator[tuple[Cursor, InputRow]]:
                 start = Cursor(shard.document, shard.offset)
-                return maker.rows(config, corpora, teacher, start=start)
+                return maker.rows(
+                    CorpusPass(config=config, corpora=corpora, teacher=teacher, start=start)
+                )
 
             self._passes = Passes(begin)
         self.teacher, self.corpora = teacher, corpora

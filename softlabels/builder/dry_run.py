@@ -30,6 +30,7 @@ from softlabels.core.rows import Cursor, InputRow
 from softlabels.corpora import Corpus
 from softlabels.corpora.beginning import beginnings, share_taken
 from softlabels.domains import DOMAINS
+from softlabels.domains.maker import CorpusPass
 from softlabels.format.encoding import encode_shard
 from softlabels.format.identity import Identity
 from softlabels.format.manifest import PlannedShard
@@ -194,7 +195,8 @@ def _sample(
             continue
         shard = shards[begin // config.shard_rows]
         start = Cursor(shard.document, shard.offset)
-        packed = DOMAINS.load(config.domain).maker.rows(config, corpora, teacher, start=start)
+        over = CorpusPass(config=config, corpora=corpora, teacher=teacher, start=start)
+        packed = DOMAINS.load(config.domain).maker.rows(over)
         skip = begin - shard.start_row
         parts.append((begin, [row for _, row in islice(packed, skip, skip + count)]))
     return parts

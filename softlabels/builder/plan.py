@@ -17,10 +17,9 @@ from softlabels.core.progress import Reporter
 from softlabels.core.registry import without_folder
 from softlabels.core.rows import Cursor, InputRow
 from softlabels.corpora import Corpus
-from softlabels.corpora.packing import CorpusCounts
 from softlabels.corpora.survey import SurveyProgress
 from softlabels.domains import DOMAINS
-from softlabels.domains.maker import RowMaker
+from softlabels.domains.maker import CorpusPass, RowMaker
 from softlabels.errors import CorpusError
 from softlabels.format.dictionaries import DICTIONARY
 from softlabels.format.encoding import packages_of
@@ -85,7 +84,8 @@ def survey(
         CorpusError: it cannot be read, or holds nothing to teach.
     """
     maker: RowMaker = DOMAINS.load(config.domain).maker
-    counts = CorpusCounts()
+    over = CorpusPass(config=config, corpora=corpora, teacher=teacher)
+    counts = over.counts
     digests = hashlib.sha256(before)
     tokens = 0
     progress = SurveyProgress(
@@ -94,8 +94,7 @@ def survey(
 
     def watched() -> Iterator[tuple[Cursor, InputRow]]:
         nonlocal tokens
-        rows = maker.rows(config, corpora, teacher, counts=counts)
-        for cursor, row in islice(rows, config.limit_rows):
+        for cursor, row in islice(maker.rows(over), config.limit_rows):
             digests.update(row.digest())
             tokens += row.size
             progress.row(row.size)

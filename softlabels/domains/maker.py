@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from softlabels.core.rows import BEGINNING, Cursor, InputRow
@@ -16,6 +17,21 @@ if TYPE_CHECKING:
     from softlabels.format.identity import Identity
 
 
+@dataclass(frozen=True, kw_only=True)
+class CorpusPass:
+    """A pass over the corpora of a build."""
+
+    config: BuildConfig
+    corpora: Sequence[Corpus]
+    """As `RowMaker.open` gave them."""
+    teacher: Teacher
+    """Whose tokenizer or classes rows are made with."""
+    start: Cursor = BEGINNING
+    """Yielded by an earlier pass; what comes before it is not tokenised."""
+    counts: CorpusCounts = field(default_factory=CorpusCounts)
+    """Filled in as rows are yielded."""
+
+
 class RowMaker(ABC):
     """The builder's side of a domain."""
 
@@ -25,23 +41,8 @@ class RowMaker(ABC):
     """`module:function` from a `teachers.hf_source.HFSource` to a teacher, which `hf:` calls; None: there is none."""
 
     @abstractmethod
-    def rows(
-        self,
-        config: BuildConfig,
-        corpora: Sequence[Corpus],
-        teacher: Teacher,
-        *,
-        start: Cursor = BEGINNING,
-        counts: CorpusCounts | None = None,
-    ) -> Iterator[tuple[Cursor, InputRow]]:
+    def rows(self, over: CorpusPass) -> Iterator[tuple[Cursor, InputRow]]:
         """Rows of the corpora, each with where it begins.
-
-        Args:
-            config: of the build.
-            corpora: as `open` gave them.
-            teacher: whose tokenizer or classes they are made with.
-            start: a cursor that an earlier pass yielded; what comes before it is not tokenised.
-            counts: filled in as rows are yielded.
 
         Raises:
             ConfigError: one is longer than the teacher can read.

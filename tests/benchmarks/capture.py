@@ -35,6 +35,7 @@ from softlabels.builder.teach import _batches, teach
 from softlabels.core.progress import Silent
 from softlabels.corpora import open_corpora
 from softlabels.domains import DOMAINS
+from softlabels.domains.maker import CorpusPass
 from softlabels.making.job import make_store
 from softlabels.teachers import open_teacher
 
@@ -83,7 +84,8 @@ def main() -> None:
     estimator = config.make_estimator()
     corpora = open_corpora(config.corpus)
     maker = DOMAINS.load(config.domain).maker
-    rows = [r for _, r in islice(maker.rows(config, corpora, teacher), args.rows)]
+    over = CorpusPass(config=config, corpora=corpora, teacher=teacher)
+    rows = [r for _, r in islice(maker.rows(over), args.rows)]
     positions = sum(len(r.positions) for r in rows)
 
     with tempfile.TemporaryDirectory() as folder:
@@ -111,7 +113,7 @@ def main() -> None:
             make_store(job, plan, files, quiet)
 
         def read() -> None:
-            list(islice(maker.rows(config, corpora, teacher), args.rows))
+            list(islice(maker.rows(over), args.rows))
 
         ways = {
             "bare teacher": bare,

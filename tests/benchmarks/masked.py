@@ -22,17 +22,19 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 import transformers
 from torch import nn
 
+from softlabels.builder.config import BuildConfig
 from softlabels.core.head_input import head_input
 from softlabels.core.rows import UNLABELLED
 from softlabels.corpora import open_corpora
-from softlabels.domains.masked_lm.corpus import masked_texts
-from softlabels.format.identity import MaskingRecord
+from softlabels.domains.maker import CorpusPass
+from softlabels.domains.masked_lm.corpus import MAKER
 from softlabels.teachers.encoder_tokenizer import EncoderTokenizer
 
 NOVELS = Path(__file__).parents[2] / "data" / "austen"
@@ -58,11 +60,17 @@ def teacher(args: argparse.Namespace) -> None:
     torch.manual_seed(0)
     model = transformers.AutoModelForMaskedLM.from_pretrained(args.minilm).train()
     tokenizer = transformers.AutoTokenizer.from_pretrained(args.minilm)
-    masking = MaskingRecord(share=0.15, targets="masked", views=VIEWS, seed=1)
-    corpora = open_corpora([f"text:{NOVELS}/train/*.txt"])
-    rows = [
-        r for _, r in masked_texts(corpora, EncoderTokenizer(tokenizer), masking, seq_len=TOKENS)
-    ]
+    config = BuildConfig(
+        domain="masked-lm",
+        teacher=f"hf:{args.minilm}",
+        corpus=(f"text:{NOVELS}/train/*.txt",),
+        seq_len=TOKENS,
+        views=VIEWS,
+        seed=1,
+    )
+    wrapped = SimpleNamespace(tokenizer=EncoderTokenizer(tokenizer))
+    over = CorpusPass(config=config, corpora=open_corpora(config.corpus), teacher=wrapped)
+    rows = [r for _, r in MAKER.rows(over)]
     rows = random.Random(0).sample([r for r in rows if r.size == TOKENS], STEPS * BATCH)
     optimiser = torch.optim.AdamW(model.parameters(), lr=LR, weight_decay=0.01)
     decay = torch.optim.lr_scheduler.LambdaLR(

@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
 
-from softlabels.core.rows import BEGINNING, Cursor, Row
-from softlabels.corpora import Corpus
-from softlabels.corpora.packing import CorpusCounts, pack
-from softlabels.domains.maker import RowMaker
+from softlabels.core.rows import Cursor, Row
+from softlabels.corpora.packing import pack
+from softlabels.domains.maker import CorpusPass, RowMaker
 from softlabels.errors import ConfigError
-from softlabels.teachers import Teacher
-
-if TYPE_CHECKING:
-    from softlabels.builder.config import BuildConfig
 
 
 class PackedDocuments(RowMaker):
@@ -21,29 +15,21 @@ class PackedDocuments(RowMaker):
 
     transformers_teacher = "softlabels.domains.causal_lm.teacher:from_transformers"
 
-    def rows(
-        self,
-        config: BuildConfig,
-        corpora: Sequence[Corpus],
-        teacher: Teacher,
-        *,
-        start: Cursor = BEGINNING,
-        counts: CorpusCounts | None = None,
-    ) -> Iterator[tuple[Cursor, Row]]:
+    def rows(self, over: CorpusPass) -> Iterator[tuple[Cursor, Row]]:
         """Refuses more tokens of a document in one row than the teacher was made to read at a time.
 
         A model computes on beyond its context, and its distributions there are noise. Encoders' tokenizers check their
         own.
         """
-        context = teacher.context
+        teacher, context = over.teacher, over.teacher.context
         packed = pack(
-            corpora,
+            over.corpora,
             teacher.tokenizer,
-            seq_len=config.seq_len,
+            seq_len=over.config.seq_len,
             vocab_size=teacher.record.vocab_size,
-            start=start,
-            skip_empty=config.skip_empty,
-            counts=counts,
+            start=over.start,
+            skip_empty=over.config.skip_empty,
+            counts=over.counts,
         )
         for cursor, row in packed:
             longest = int(row.segment_lengths.max())

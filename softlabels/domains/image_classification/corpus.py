@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 from msgspec.structs import replace
 
-from softlabels.core.rows import BEGINNING, UNLABELLED, Cursor
+from softlabels.core.rows import UNLABELLED, Cursor
 from softlabels.corpora import Corpus
-from softlabels.corpora.packing import CorpusCounts
 from softlabels.domains.image_classification import ImageRow
 from softlabels.domains.image_classification.recipe import Recipe
 from softlabels.domains.image_classification.sources import ImageSource, open_images
@@ -22,7 +21,7 @@ from softlabels.domains.image_classification.views import (
     software,
 )
 from softlabels.domains.labelled import label_id
-from softlabels.domains.maker import RowMaker
+from softlabels.domains.maker import CorpusPass, RowMaker
 from softlabels.errors import ConfigError
 from softlabels.format.identity import Identity, ImageRecord, ReplaySample
 from softlabels.teachers import Teacher
@@ -64,19 +63,11 @@ class ImageViewRows(RowMaker):
         """Images are counted when they are opened."""
         return len(_source(corpora)) * config.views
 
-    def rows(
-        self,
-        config: BuildConfig,
-        corpora: Sequence[Corpus],
-        teacher: Teacher,
-        *,
-        start: Cursor = BEGINNING,
-        counts: CorpusCounts | None = None,
-    ) -> Iterator[tuple[Cursor, ImageRow]]:
+    def rows(self, over: CorpusPass) -> Iterator[tuple[Cursor, ImageRow]]:
         """A cursor is an image and one of its views."""
-        counts = counts if counts is not None else CorpusCounts()
-        source, classes = _source(corpora), teacher.need_classes()
-        views = _views(config, source, teacher)
+        config, start = over.config, over.start
+        source, classes = _source(over.corpora), over.teacher.need_classes()
+        views = _views(config, source, over.teacher)
         every = config.check_every or CHECK_EVERY
 
         def label(image: int) -> int:
@@ -87,7 +78,7 @@ class ImageViewRows(RowMaker):
             for view in range(start.offset if image == start.document else 0, config.views):
                 mix = views.mix(image, view)
                 pure = mix is None or label(mix.partner) == own
-                counts.documents += view == 0
+                over.counts.documents += view == 0
                 yield (
                     Cursor(image, view),
                     ImageRow(

@@ -11,15 +11,14 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from softlabels.codecs.hidden import HIDDEN_CODECS
-from softlabels.core.rows import BEGINNING, Cursor
+from softlabels.core.rows import Cursor
 from softlabels.corpora import Corpus, documents_of
-from softlabels.corpora.packing import CorpusCounts
-from softlabels.domains.maker import RowMaker
+from softlabels.domains.maker import CorpusPass, RowMaker
 from softlabels.domains.masked_lm import DOMAIN, MaskedRow
 from softlabels.domains.masked_lm.masking import MASKED, TARGETS, unmaskable
 from softlabels.errors import ConfigError, CorpusError, TeacherError
 from softlabels.format.identity import HiddenRecord, MaskingRecord
-from softlabels.teachers import Teacher, TeacherTokenizer
+from softlabels.teachers import Teacher
 
 if TYPE_CHECKING:
     from softlabels.builder.config import BuildConfig
@@ -45,25 +44,34 @@ class MaskedTexts(RowMaker):
                 f"--mask-share {config.mask_share}: expected a share above 0 and at most 1"
             )
 
-    def rows(
-        self,
-        config: BuildConfig,
-        corpora: Sequence[Corpus],
-        teacher: Teacher,
-        *,
-        start: Cursor = BEGINNING,
-        counts: CorpusCounts | None = None,
-    ) -> Iterator[tuple[Cursor, MaskedRow]]:
+    def rows(self, over: CorpusPass) -> Iterator[tuple[Cursor, MaskedRow]]:
         """A cursor's document counts those of earlier views, too, its offset is the piece."""
-        return masked_texts(
-            corpora,
-            teacher.tokenizer,
-            _masking(config),
-            seq_len=config.seq_len,
-            start=start,
-            skip_empty=config.skip_empty,
-            counts=counts,
-        )
+        config, counts, tokenizer = over.config, over.counts, over.teacher.tokenizer
+        masking, ordinal = _masking(config), -1
+        for view in range(masking.views):
+            for number, document in documents_of(over.corpora, skip_empty=config.skip_empty):
+                ordinal += 1
+                if ordinal < over.start.document:
+                    continue
+                if document is None:
+                    counts.skipped_empty += view == 0
+                    continue
+                if document.text is None:
+                    raise CorpusError(
+                        f'{document.where}: expected a "text"; conversations and word lists are of other domains'
+                    )
+                pieces = tokenizer.encode_pieces(document.text, most=config.seq_len)
+                if all(unmaskable(ids, tokenizer.record).all() for ids in pieces):
+                    counts.skipped_short += view == 0
+                    continue
+                counts.documents += view == 0
+                for piece, ids in enumerate(pieces):
+                    if (ordinal, piece) < over.start:
+                        continue
+                    row = DOMAIN.row(
+                        ids, masking, tokenizer.record, document=number, piece=piece, view=view
+                    )
+                    yield Cursor(ordinal, piece), row
 
     def record(
         self, config: BuildConfig, corpora: Sequence[Corpus], teacher: Teacher, *, rows: int
@@ -90,49 +98,6 @@ def _hidden(config: BuildConfig, teacher: Teacher) -> HiddenRecord | None:
         )
     codec = HIDDEN_CODECS[config.hidden]
     return HiddenRecord(values=config.hidden, width=teacher.hidden_size, error=codec.error)
-
-
-def masked_texts(
-    corpora: Sequence[Corpus],
-    tokenizer: TeacherTokenizer,
-    masking: MaskingRecord,
-    *,
-    seq_len: int,
-    start: Cursor = BEGINNING,
-    skip_empty: bool = False,
-    counts: CorpusCounts | None = None,
-) -> Iterator[tuple[Cursor, MaskedRow]]:
-    """Rows of texts, from `start` on; each document is counted once.
-
-    Raises:
-        CorpusError: an empty document, one that is no text, a row too short for a token between the marks.
-    """
-    counts = counts if counts is not None else CorpusCounts()
-    ordinal = -1
-    for view in range(masking.views):
-        for number, document in documents_of(corpora, skip_empty=skip_empty):
-            ordinal += 1
-            if ordinal < start.document:
-                continue
-            if document is None:
-                counts.skipped_empty += view == 0
-                continue
-            if document.text is None:
-                raise CorpusError(
-                    f'{document.where}: expected a "text"; conversations and word lists are of other domains'
-                )
-            pieces = tokenizer.encode_pieces(document.text, most=seq_len)
-            if all(unmaskable(ids, tokenizer.record).all() for ids in pieces):
-                counts.skipped_short += view == 0
-                continue
-            counts.documents += view == 0
-            for piece, ids in enumerate(pieces):
-                if (ordinal, piece) < start:
-                    continue
-                row = DOMAIN.row(
-                    ids, masking, tokenizer.record, document=number, piece=piece, view=view
-                )
-                yield Cursor(ordinal, piece), row
 
 
 MAKER = MaskedTexts()

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from softlabels.corpora import Document
-from softlabels.domains.labelled import Cut, RowEach
+from softlabels.domains.labelled import RowEach, count_cut
+from softlabels.domains.maker import CorpusPass
 from softlabels.domains.seq2seq import PairRow, start_of
 from softlabels.errors import CorpusError
-from softlabels.teachers import Teacher
 
 
 class Pairs(RowEach):
@@ -14,20 +14,20 @@ class Pairs(RowEach):
 
     transformers_teacher = "softlabels.domains.seq2seq.teacher:from_transformers"
 
-    def row(self, document: Document, number: int, teacher: Teacher, cut: Cut) -> PairRow:
+    def row(self, document: Document, number: int, over: CorpusPass) -> PairRow:
         """The row of a pair."""
         if document.prompt is None or document.completion is None:
             raise CorpusError(
                 f'{document.where}: expected a "source" and a "target"; other records are of other domains'
             )
-        encode = teacher.tokenizer.encode_text
-        source, of_source = encode(document.prompt, most=cut.seq_len)
-        target, of_target = encode(document.completion, most=cut.seq_len)
-        cut.check(document, of_source, of_target)
+        encode = over.teacher.tokenizer.encode_text
+        source, of_source = encode(document.prompt, most=over.config.seq_len)
+        target, of_target = encode(document.completion, most=over.config.seq_len)
+        count_cut(over, document, of_source, of_target)
         return PairRow(
             source_ids=source,
             target_ids=target,
-            start=start_of(teacher.tokenizer.record),
+            start=start_of(over.teacher.tokenizer.record),
             document=number,
         )
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from softlabels.corpora import Document
-from softlabels.domains.labelled import Cut, RowEach, label_id
+from softlabels.domains.labelled import RowEach, count_cut, label_id
+from softlabels.domains.maker import CorpusPass
 from softlabels.domains.sequence_classification import DOMAIN
 from softlabels.domains.text import TextRow
 from softlabels.errors import CorpusError
-from softlabels.teachers import Teacher
 
 
 class ClassifiedTexts(RowEach):
@@ -15,15 +15,15 @@ class ClassifiedTexts(RowEach):
 
     transformers_teacher = "softlabels.teachers.hf_classifier:from_transformers"
 
-    def row(self, document: Document, number: int, teacher: Teacher, cut: Cut) -> TextRow:
+    def row(self, document: Document, number: int, over: CorpusPass) -> TextRow:
         """The row of a text."""
         if document.text is None:
             raise CorpusError(
                 f'{document.where}: expected a "text"; conversations and word lists are of other domains'
             )
-        ids, whole = teacher.tokenizer.encode_text(document.text, most=cut.seq_len)
-        cut.check(document, whole)
-        label = label_id(document.label, teacher.need_classes(), where=document.where)
+        ids, whole = over.teacher.tokenizer.encode_text(document.text, most=over.config.seq_len)
+        count_cut(over, document, whole)
+        label = label_id(document.label, over.teacher.need_classes(), where=document.where)
         return DOMAIN.row(ids, document=number, label=label)
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 from softlabels.corpora import Document
-from softlabels.domains.labelled import Cut, RowEach, label_id
+from softlabels.domains.labelled import RowEach, count_cut, label_id
+from softlabels.domains.maker import CorpusPass
 from softlabels.domains.text import TextRow
 from softlabels.domains.token_classification import DOMAIN
 from softlabels.errors import CorpusError
-from softlabels.teachers import Teacher
 
 
 class ClassifiedWords(RowEach):
@@ -17,14 +17,16 @@ class ClassifiedWords(RowEach):
 
     transformers_teacher = "softlabels.teachers.hf_classifier:from_transformers"
 
-    def row(self, document: Document, number: int, teacher: Teacher, cut: Cut) -> TextRow:
+    def row(self, document: Document, number: int, over: CorpusPass) -> TextRow:
         """The row of a list; a word that the tokenizer leaves out is refused."""
         if document.words is None:
             raise CorpusError(
                 f'{document.where}: expected "words"; texts and conversations are of other domains'
             )
-        ids, words, whole = teacher.tokenizer.encode_words(document.words, most=cut.seq_len)
-        cut.check(document, whole)
+        ids, words, whole = over.teacher.tokenizer.encode_words(
+            document.words, most=over.config.seq_len
+        )
+        count_cut(over, document, whole)
         begins = (words >= 0) & (np.diff(words, prepend=-1) != 0)
         last = len(document.words) if whole == len(ids) else int(words.max(initial=-1)) + 1
         missing = np.setdiff1d(np.arange(last), words[begins])
@@ -35,7 +37,7 @@ class ClassifiedWords(RowEach):
             )
         labels = document.word_labels or (None,) * len(document.words)
         numbers = [
-            label_id(label, teacher.need_classes(), where=f"{document.where}: word {i}")
+            label_id(label, over.teacher.need_classes(), where=f"{document.where}: word {i}")
             for i, label in enumerate(labels[:last])
         ]
         return DOMAIN.row(ids, begins, np.array(numbers, np.int32), document=number)
