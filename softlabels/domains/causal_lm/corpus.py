@@ -13,7 +13,7 @@ from softlabels.errors import ConfigError
 class PackedDocuments(RowMaker):
     """See `corpora/packing.py`."""
 
-    transformers_teacher = "softlabels.domains.causal_lm.teacher:from_transformers"
+    transformers_teacher = "softlabels.domains.causal_lm.teacher:HFTeacher"
 
     def rows(self, over: CorpusPass) -> Iterator[tuple[Cursor, Row]]:
         """Refuses more tokens of a document in one row than the teacher was made to read at a time.

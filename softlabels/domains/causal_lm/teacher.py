@@ -23,36 +23,32 @@ from softlabels.teachers.hf_source import HFSource, context_of
 from softlabels.teachers.tokenizer import HFTokenizer, repair_pre_tokenizer
 
 
-def from_transformers(source: HFSource) -> HFTeacher:
-    """Load model and tokenizer.
+class HFTeacher(HFHeadTeacher):
+    """A causal LM of transformers, which keeps documents apart where `position_ids` start again.
 
     Raises:
         TeacherError: it cannot be loaded, or its head is not a linear map of the last hidden state.
         MissingExtraError: gguf is not installed.
     """
-    found, choice = source.found, source.choice
-    with loading(source.where, TeacherError):
-        model = load_weights(
-            getattr(source.transformers, DOMAIN.transformers),
-            found,
-            dtype=choice.dtype if found.gguf is None else torch.float32,
-        )
-        tokenizer = source.tokenizer()
-        if found.gguf is not None:
-            declared = _declared_pre_tokenizer(found.folder / found.gguf)
-            repair_pre_tokenizer(tokenizer, declared, source.options.notice)
-    return HFTeacher(model.to(choice.device, choice.dtype).eval(), HFTokenizer(tokenizer), source)
-
-
-class HFTeacher(HFHeadTeacher):
-    """A causal LM of transformers, which keeps documents apart where `position_ids` start again."""
 
     settings: ClassVar[dict[str, Any]] = {"use_cache": False}
 
-    def __init__(self, model: Any, tokenizer: HFTokenizer, source: HFSource) -> None:
+    def __init__(self, source: HFSource) -> None:
+        found, choice = source.found, source.choice
+        with loading(source.where, TeacherError):
+            model = load_weights(
+                getattr(source.transformers, DOMAIN.transformers),
+                found,
+                dtype=choice.dtype if found.gguf is None else torch.float32,
+            )
+            tokenizer = source.tokenizer()
+            if found.gguf is not None:
+                declared = _declared_pre_tokenizer(found.folder / found.gguf)
+                repair_pre_tokenizer(tokenizer, declared, source.options.notice)
         self._transform = _logit_transform(model.config)
         self.context = context_of(model.config)
-        super().__init__(model, tokenizer, source, fed=("input_ids",))
+        model = model.to(choice.device, choice.dtype).eval()
+        super().__init__(model, HFTokenizer(tokenizer), source, fed=("input_ids",))
 
     def _logits(self, hidden: Tensor) -> Tensor:
         # Hidden states and weights of a bfloat16 body are exact in bfloat16: on a CPU their products may be

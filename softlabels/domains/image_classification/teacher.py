@@ -5,18 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import parse_qsl
 
 import torch
 from torch import Tensor
 
 from softlabels.core.devices import choose
 from softlabels.core.records import canonical, sha256_of
-from softlabels.core.registry import without_folder
+from softlabels.core.registry import name_of, without_folder
 from softlabels.domains.image_classification import DOMAIN, NAME, ImageRow
 from softlabels.errors import ConfigError, MissingExtraError, TeacherError
 from softlabels.format.identity import TeacherRecord, TokenizerRecord
@@ -43,22 +41,14 @@ class ClassList(TeacherTokenizer):
         )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Model:
-    """A classifier of images, and how its images are made."""
-
-    module: Any
-    forward: Callable[[Tensor], Tensor]
-    """`[B, 3, S, S]` to logits `[B, C]`."""
-    classes: Sequence[str]
-    images: ImageInput
-
-
 class VisionTeacher(Teacher):
     """A classifier of images.
 
     Args:
-        model: what to run.
+        module: what to run.
+        forward: `[B, 3, S, S]` to its logits `[B, C]`.
+        classes: what they are called.
+        images: how its images are made.
         spec: as the user named it.
         weights_sha256: of its weights.
         engine: what runs it.
@@ -67,8 +57,11 @@ class VisionTeacher(Teacher):
 
     def __init__(
         self,
-        model: Model,
+        module: Any,
         *,
+        forward: Callable[[Tensor], Tensor],
+        classes: Sequence[str],
+        images: ImageInput,
         spec: str,
         weights_sha256: str,
         engine: str,
@@ -76,10 +69,9 @@ class VisionTeacher(Teacher):
     ) -> None:
         choice = choose(options.device, options.dtype)
         options.notice(f"teacher: {choice.reason}")
-        self._module = model.module.to(choice.device, choice.dtype).eval()
-        self._forward, self.device, self._dtype = model.forward, choice.device, choice.dtype
-        self.classes = classes = tuple(model.classes)
-        self.images = model.images
+        self._module = module.to(choice.device, choice.dtype).eval()
+        self._forward, self.device, self._dtype = forward, choice.device, choice.dtype
+        self.classes, self.images = tuple(classes), images
         self.tokenizer = ClassList(classes)
         if len(classes) < 2:
             raise TeacherError(
@@ -150,13 +142,23 @@ def load_named(
         MissingExtraError: the library is not installed.
     """
     spec = f"{library}:{argument}"
-    check_domain(spec, options)
-    name, weights, classes = named_weights(argument, library)
+    if options.domain != NAME:
+        raise ConfigError(
+            f"--teacher {spec}: is a classifier of images; give --domain {NAME}, too, not {options.domain}"
+        )
+    name, written = name_of(argument)
+    files = dict(written)
+    if not name or "weights" not in files or set(files) - {"weights", "classes"}:
+        raise ConfigError(
+            f"--teacher {spec}: expected {library}:NAME?weights=FILE or {library}:NAME?weights=FILE&classes=FILE; "
+            "nothing is downloaded"
+        )
+    weights = Path(files["weights"])
     try:
         module = import_module(library)
     except ImportError as e:
         raise MissingExtraError(library, "timm", f"--teacher {library}:NAME") from e
-    tensors, digest = load_weights(weights, spec)
+    tensors, digest = _load_weights(weights, spec)
     try:
         made = make(module, name, tensors)
     except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as e:
@@ -164,12 +166,10 @@ def load_named(
             f"{spec}: {library} cannot make {name} with these weights ({type(e).__name__}: {e})"
         ) from e
     return VisionTeacher(
-        Model(
-            module=made.module,
-            forward=made.module,
-            classes=class_names(classes, made.classes, made.names, spec),
-            images=made.images,
-        ),
+        made.module,
+        forward=made.module,
+        classes=_class_names(files.get("classes"), made.classes, made.names, spec),
+        images=made.images,
         spec=f"{library}:{name}?weights={without_folder(f'x:{weights}')[2:]}",
         weights_sha256=digest,
         engine=f"{library} {module.__version__}, torch {torch.__version__}",
@@ -186,12 +186,10 @@ def from_transformers(source: HFSource) -> VisionTeacher:
     """
     model = source.model(DOMAIN.transformers)
     return VisionTeacher(
-        Model(
-            module=model,
-            forward=lambda pixels: model(pixel_values=pixels).logits,
-            classes=[str(model.config.id2label[i]) for i in range(model.config.num_labels)],
-            images=_preprocessing(source.found.folder, source.where),
-        ),
+        model,
+        forward=lambda pixels: model(pixel_values=pixels).logits,
+        classes=[str(model.config.id2label[i]) for i in range(model.config.num_labels)],
+        images=_preprocessing(source.found.folder, source.where),
         spec=source.spec,
         weights_sha256=source.weights_sha256,
         engine=source.engine,
@@ -219,41 +217,8 @@ def _preprocessing(folder: Path, spec: str) -> ImageInput:
         ) from e
 
 
-def check_domain(spec: str, options: TeacherOptions) -> None:
-    """Refuse what a classifier of images does not serve.
-
-    Raises:
-        ConfigError: another domain.
-    """
-    if options.domain != NAME:
-        raise ConfigError(
-            f"--teacher {spec}: is a classifier of images; give --domain {NAME}, too, not {options.domain}"
-        )
-
-
-def named_weights(argument: str, kind: str) -> tuple[str, Path, Path | None]:
-    """`NAME?weights=FILE&classes=FILE` in its parts.
-
-    Raises:
-        ConfigError: it is written otherwise.
-    """
-    name, _, query = argument.partition("?")
-    found = dict(parse_qsl(query, keep_blank_values=True))
-    if not name or "weights" not in found or set(found) - {"weights", "classes"}:
-        raise ConfigError(
-            f"--teacher {kind}:{argument}: expected {kind}:NAME?weights=FILE or {kind}:NAME?weights=FILE&classes=FILE; "
-            "nothing is downloaded"
-        )
-    classes = found.get("classes")
-    return name, Path(found["weights"]), Path(classes) if classes else None
-
-
-def load_weights(path: Path, spec: str) -> tuple[dict[str, Tensor], str]:
-    """The tensors of a `.safetensors` file or of one that `torch.save` made, and the file's sha256.
-
-    Raises:
-        TeacherError: there is none, or it holds other things than tensors.
-    """
+def _load_weights(path: Path, spec: str) -> tuple[dict[str, Tensor], str]:
+    """The tensors of a `.safetensors` file or of one that `torch.save` made, and the file's sha256."""
     from safetensors.torch import load_file
 
     try:
@@ -272,16 +237,14 @@ def load_weights(path: Path, spec: str) -> tuple[dict[str, Tensor], str]:
     return {name.removeprefix("module."): tensor for name, tensor in found.items()}, digest
 
 
-def class_names(path: Path | None, count: int, known: Sequence[str] | None, spec: str) -> list[str]:
-    """What the classes are called: the lines of a file, else as the model's library knows, else their numbers.
-
-    Raises:
-        TeacherError: the file names another number of classes, or one twice.
-    """
-    if path is None:
-        return list(known) if known and len(known) == count else [str(i) for i in range(count)]
+def _class_names(
+    path: str | None, count: int, known: Sequence[str] | None, spec: str
+) -> Sequence[str]:
+    """What the classes are called: the lines of a file, else as the model's library knows, else their numbers."""
+    if not path:
+        return known if known and len(known) == count else [str(i) for i in range(count)]
     try:
-        names = path.read_text(encoding="utf-8").splitlines()
+        names = Path(path).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as e:
         raise TeacherError(f"{spec}: the classes of {path} cannot be read ({e})") from e
     if len(names) != count or len(set(names)) != count or not all(names):

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 class MaskedTexts(RowMaker):
     """Views of texts, and perhaps the teacher's last layer."""
 
-    transformers_teacher = "softlabels.domains.masked_lm.teacher:from_transformers"
+    transformers_teacher = "softlabels.domains.masked_lm.teacher:HFMaskedTeacher"
 
     settings = frozenset({"mask_share", "mask_targets", "hidden", "views"})
 

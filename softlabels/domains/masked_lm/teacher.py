@@ -14,25 +14,20 @@ from softlabels.teachers.hf_head import HFHeadTeacher
 from softlabels.teachers.hf_source import HFSource, context_of
 
 
-def from_transformers(source: HFSource) -> HFMaskedTeacher:
-    """Load model and tokenizer.
+class HFMaskedTeacher(HFHeadTeacher):
+    """A masked LM of transformers.
 
     Raises:
         TeacherError: it cannot be loaded, its head is not in the folder, or it cannot hide anything.
     """
-    model = source.placed(DOMAIN.transformers)
-    tokenizer = EncoderTokenizer(source.tokenizer(), longest=context_of(model.config))
-    if "mask" not in tokenizer.record.special_ids:
-        raise TeacherError(
-            f"{source.spec}: its tokenizer has no mask token, so nothing can be hidden"
-        )
-    return HFMaskedTeacher(model, tokenizer, source)
 
-
-class HFMaskedTeacher(HFHeadTeacher):
-    """A masked LM of transformers."""
-
-    def __init__(self, model: Any, tokenizer: EncoderTokenizer, source: HFSource) -> None:
+    def __init__(self, source: HFSource) -> None:
+        model = source.placed(DOMAIN.transformers)
+        tokenizer = EncoderTokenizer(source.tokenizer(), longest=context_of(model.config))
+        if "mask" not in tokenizer.record.special_ids:
+            raise TeacherError(
+                f"{source.spec}: its tokenizer has no mask token, so nothing can be hidden"
+            )
         self.hidden_size = int(model.config.hidden_size)
         self.last_layer = torch.empty(0, self.hidden_size)
         super().__init__(model, tokenizer, source)

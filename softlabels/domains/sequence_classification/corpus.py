@@ -13,7 +13,7 @@ from softlabels.errors import CorpusError
 class ClassifiedTexts(RowEach):
     """Texts, each with a class."""
 
-    transformers_teacher = "softlabels.teachers.hf_classifier:from_transformers"
+    transformers_teacher = "softlabels.teachers.hf_classifier:HFClassifierTeacher"
 
     def row(self, document: Document, number: int, over: CorpusPass) -> TextRow:
         """The row of a text."""

@@ -15,7 +15,7 @@ from softlabels.errors import CorpusError
 class ClassifiedWords(RowEach):
     """Lists of words, each with a class."""
 
-    transformers_teacher = "softlabels.teachers.hf_classifier:from_transformers"
+    transformers_teacher = "softlabels.teachers.hf_classifier:HFClassifierTeacher"
 
     def row(self, document: Document, number: int, over: CorpusPass) -> TextRow:
         """The row of a list; a word that the tokenizer leaves out is refused."""
