@@ -20,84 +20,73 @@ def stored_logp(targets: SoftTargets) -> npt.NDArray[np.float32]:
     return targets.log_probs(main_temperature(targets.temperatures))
 
 
-def _falling(bits: npt.NDArray[Any], sign: int) -> UInt32:
-    """Bit patterns of floats as whole numbers that ascend as the floats fall; its own inverse but for dtype."""
-    numbers = bits.astype(np.uint32)
-    return np.where(numbers >= sign, numbers, np.uint32(sign - 1) - numbers).astype(np.uint32)
+class _Floating:
+    """IEEE numbers; as whole ones, their bits in an order that ascends as they fall."""
 
-
-@dataclass(frozen=True)
-class Float16:
-    """Half precision: 2 bytes; a log-probability of -8 is held to 1/256 nat."""
-
-    id: ClassVar[str] = "float16"
     plain: ClassVar[bool] = True
-    relative_error: ClassVar[float] = 2.0**-11
-
-    def absolute_error(self, *, sample: bool) -> float:
-        """Half the smallest half-precision number."""
-        return 2.0**-25
+    dtype: ClassVar[np.dtype[Any]]
+    bits: ClassVar[np.dtype[Any]]
+    """A whole number of as many bits."""
 
     def encode(self, values: npt.NDArray[np.float32]) -> npt.NDArray[Any]:
-        """Round to nearest even; values beyond ±65504 are refused rather than made infinite."""
+        """Round to nearest even; what is too large is refused rather than made infinite."""
         with np.errstate(over="ignore"):
-            out = values.astype(np.float16)
+            out = np.ascontiguousarray(values, self.dtype)
         lost = np.isinf(out) & np.isfinite(values)
         if lost.any():
             raise TargetError(
-                f"float16 cannot hold {values[lost][0]:g} (limit 65504); build with --values float32"
+                f"{self.dtype.name} cannot hold {values[lost][0]:g} (limit {np.finfo(self.dtype).max:g}); build with "
+                "--values float32"
             )
         return out
 
     def decode(self, encoded: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         """Widen, exactly."""
-        return encoded.astype(np.float32)
-
-    def to_numbers(self, targets: SoftTargets, uniforms: npt.NDArray[np.float64] | None) -> Numbers:
-        """The bits of what `open` would hold."""
-        logp, odds = self.encode(stored_logp(targets)), self.encode(targets.log_odds)
-        return Numbers(_falling(logp.view(np.uint16), 2**15), _falling(odds.view(np.uint16), 2**15))
-
-    def scores(self, values: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
-        """Log-probabilities."""
-        bits = _falling(np.minimum(values, 2**16 - 1), 2**15)  # beyond: NaN, which is refused
-        return bits.astype(np.uint16).view(np.float16).astype(np.float32)
-
-    def odds(self, numbers: UInt32) -> npt.NDArray[np.float32]:
-        """Log-odds."""
-        return self.scores(numbers)
-
-
-@dataclass(frozen=True)
-class Float32:
-    """Single precision: 4 bytes, as computed."""
-
-    id: ClassVar[str] = "float32"
-    plain: ClassVar[bool] = True
-    relative_error: ClassVar[float] = 0.0
-
-    def absolute_error(self, *, sample: bool) -> float:
-        """None."""
-        return 0.0
-
-    def encode(self, values: npt.NDArray[np.float32]) -> npt.NDArray[Any]:
-        """As they are."""
-        return values.astype(np.float32, copy=False)
-
-    def decode(self, encoded: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
-        """As they are."""
         return encoded.astype(np.float32, copy=False)
 
     def to_numbers(self, targets: SoftTargets, uniforms: npt.NDArray[np.float64] | None) -> Numbers:
         """The bits of what `open` would hold."""
-        logp = stored_logp(targets).astype(np.float32)
-        odds = np.ascontiguousarray(targets.log_odds, np.float32)
-        return Numbers(_falling(logp.view(np.uint32), 2**31), _falling(odds.view(np.uint32), 2**31))
+        logp, odds = self.encode(stored_logp(targets)), self.encode(targets.log_odds)
+        return Numbers(self._falling(logp.view(self.bits)), self._falling(odds.view(self.bits)))
 
     def scores(self, values: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         """Log-probabilities."""
-        return _falling(values, 2**31).view(np.float32)
+        bits = self._falling(np.minimum(values, np.iinfo(self.bits).max))  # beyond: NaN, refused
+        return self.decode(bits.astype(self.bits).view(self.dtype))
 
     def odds(self, numbers: UInt32) -> npt.NDArray[np.float32]:
         """Log-odds."""
         return self.scores(numbers)
+
+    def _falling(self, bits: npt.NDArray[Any]) -> UInt32:
+        """Its own inverse but for dtype."""
+        numbers, sign = bits.astype(np.uint32), np.uint32(np.iinfo(self.bits).max // 2 + 1)
+        return np.where(numbers >= sign, numbers, sign - np.uint32(1) - numbers).astype(np.uint32)
+
+
+@dataclass(frozen=True)
+class Float16(_Floating):
+    """Half precision: 2 bytes; a log-probability of -8 is held to 1/256 nat."""
+
+    id: ClassVar[str] = "float16"
+    relative_error: ClassVar[float] = 2.0**-11
+    dtype = np.dtype(np.float16)
+    bits = np.dtype(np.uint16)
+
+    def absolute_error(self, *, sample: bool) -> float:
+        """Half the smallest half-precision number."""
+        return 2.0**-25
+
+
+@dataclass(frozen=True)
+class Float32(_Floating):
+    """Single precision: 4 bytes, as computed."""
+
+    id: ClassVar[str] = "float32"
+    relative_error: ClassVar[float] = 0.0
+    dtype = np.dtype(np.float32)
+    bits = np.dtype(np.uint32)
+
+    def absolute_error(self, *, sample: bool) -> float:
+        """None."""
+        return 0.0

@@ -16,6 +16,7 @@ Of a sample each weight is rounded up or down at random, so that its mean is the
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -236,21 +237,5 @@ def _lse(gaps: Float) -> Float64:
     return np.log(np.where(total > 0, total, 1)).astype(np.float64)
 
 
-def nat8() -> Steps:
-    """Within 1/16 nat."""
-    return Steps(8)
-
-
-def nat16() -> Steps:
-    """Within 1/32 nat."""
-    return Steps(16)
-
-
-def nat32() -> Steps:
-    """Within 1/64 nat."""
-    return Steps(32)
-
-
-def nat64() -> Steps:
-    """Within 1/128 nat."""
-    return Steps(64)
+nat8, nat16, nat32, nat64 = (partial(Steps, n) for n in (8, 16, 32, 64))
+"""Within 1/16, 1/32, 1/64 and 1/128 nat."""
