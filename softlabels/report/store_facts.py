@@ -11,12 +11,13 @@ from __future__ import annotations
 import bisect
 import math
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import polars as pl
 
 from softlabels.core.rows import LABEL_SHIFT, Row
 from softlabels.core.targets import SoftTargets, main_temperature
@@ -28,7 +29,6 @@ from softlabels.store.reader import Store
 from softlabels.store.token_text import TokenText
 
 Float64 = npt.NDArray[np.float64]
-Int64 = npt.NDArray[np.int64]
 LISTED = 12
 OWN = "(the file's own)"
 """What of a shard is in no column."""
@@ -191,32 +191,20 @@ def _bins(values: Float64, low: float, high: float) -> list[Bin]:
     ]
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _Places:
-    """A number at some positions, and where they are."""
-
-    values: Float64
-    rows: Int64
-    """Number of the row in the store."""
-    positions: Int64
-    """Number of the position in it."""
-
-    @staticmethod
-    def of(shard: Shard, values: Float64) -> _Places:
-        """Where `values [N]` are not NaN."""
-        counts = [r.n for r in shard.rows]
-        rows = np.repeat(np.arange(len(counts)) + shard.start_row, counts)
-        positions = np.concatenate([np.zeros(0, np.int64), *(np.arange(n) for n in counts)])
-        known = ~np.isnan(values)
-        return _Places(values=values[known], rows=rows[known], positions=positions[known])
-
-    @staticmethod
-    def join(parts: list[_Places]) -> _Places:
-        return _Places(
-            values=np.concatenate([p.values for p in parts]),
-            rows=np.concatenate([p.rows for p in parts]),
-            positions=np.concatenate([p.positions for p in parts]),
-        )
+def _table(shard: Shard, t: float) -> pl.DataFrame:
+    """A line for each position: the numbers of its row and its own, and what is known of it; NaN: nothing."""
+    counts = [r.n for r in shard.rows]
+    summary, n = shard.targets.summary, shard.targets.n
+    return pl.DataFrame(
+        {
+            "row": np.repeat(np.arange(len(counts)) + shard.start_row, counts),
+            "position": np.concatenate([np.zeros(0, np.int64), *(np.arange(c) for c in counts)]),
+            "entropy": _entropy(shard.targets, t),
+            "label_logp": np.full(n, np.nan)
+            if summary is None
+            else summary.label_logp.astype(float),
+        }
+    )
 
 
 def gather(store: Store, *, rows: int) -> StoreFacts:
@@ -229,7 +217,7 @@ def gather(store: Store, *, rows: int) -> StoreFacts:
     grid = identity.targets.temperatures
     t = main_temperature(grid)
     sampled = identity.targets.keeps.sample
-    entropies, logps = list[_Places](), list[_Places]()
+    tables = list[pl.DataFrame]()
     tail, largest, sure, ids = [], [], list[Float64](), 0
     columns: Counter[str] = Counter()
     seen = positions = 0
@@ -241,11 +229,7 @@ def gather(store: Store, *, rows: int) -> StoreFacts:
         columns.update({**of_columns, OWN: record.bytes - sum(of_columns.values())})
         seen += len(shard.rows)
         positions += shard.targets.n
-        entropies.append(_Places.of(shard, _entropy(shard.targets, t)))
-        summary = shard.targets.summary
-        nothing = np.full(shard.targets.n, np.nan)
-        logp = nothing if summary is None else summary.label_logp.astype(np.float64)
-        logps.append(_Places.of(shard, logp))
+        tables.append(_table(shard, t))
         soft = shard.targets[np.flatnonzero(shard.targets.soft)]
         p = -np.sort(-soft.probs(t).astype(np.float64), axis=1)
         if sampled:
@@ -255,27 +239,24 @@ def gather(store: Store, *, rows: int) -> StoreFacts:
         else:
             tail.append(soft.tail(t).astype(np.float64))
             largest.append(p.cumsum(axis=1).sum(axis=0) if soft.n else np.zeros(0))
-    entropy, label_logp = _Places.join(entropies), _Places.join(logps)
-    text = TokenText(store)
+    table, text = pl.concat(tables), TokenText(store)
     tails = np.concatenate([np.zeros(0), *tail])
     masses = np.concatenate([np.zeros(0), *sure])
-    harder = label_logp if len(label_logp.values) else replace(entropy, values=-entropy.values)
-    hardest, texts = _hardest(store, harder, t, text), _texts(store, entropy, t, text)
     return StoreFacts(
         temperature=t,
         rows=seen,
         shards=len(chosen),
         positions=positions,
         summarised=identity.summary is not None,
-        entropy=entropy.values,
-        label_logp=label_logp.values,
+        entropy=table["entropy"].drop_nans().to_numpy(),
+        label_logp=table["label_logp"].drop_nans().to_numpy(),
         tail=tails,
         sure=masses,
         sure_ids=ids / max(len(masses), 1),
         mass_at=_mass_at(largest, len(tails)),
         column_bytes=dict(columns.most_common()),
-        hardest=hardest,
-        texts=texts,
+        hardest=_hardest(store, table, t, text),
+        texts=_texts(store, table, t, text),
         trouble=text.trouble,
     )
 
@@ -319,19 +300,14 @@ def _mass_at(sums: list[Float64], positions: int) -> dict[int, float]:
 # -- where it hesitates ----------------------------------------------------------------------------
 
 
-def _hardest(store: Store, found: _Places, t: float, text: TokenText) -> list[Hard]:
-    """The positions of the smallest numbers, one of a row."""
-    hard: list[Hard] = []
-    rows: set[int] = set()
-    for n in np.argsort(found.values, kind="stable"):
-        row = int(found.rows[n])
-        if row in rows:
-            continue
-        rows.add(row)
-        hard.append(_hard(store.row(row), int(found.positions[n]), t, text))
-        if len(hard) == LISTED:
-            break
-    return hard
+def _hardest(store: Store, table: pl.DataFrame, t: float, text: TokenText) -> list[Hard]:
+    """The positions whose label is least likely, else those of the largest entropy; one of a row."""
+    logp, entropy = pl.col("label_logp"), pl.col("entropy")
+    ease = logp if table["label_logp"].is_not_nan().any() else -entropy
+    found = table.select("row", "position", ease=ease).filter(pl.col("ease").is_not_nan())
+    first = found.sort("ease", maintain_order=True).unique("row", keep="first", maintain_order=True)
+    places = first.select("row", "position").head(LISTED).iter_rows()
+    return [_hard(store.row(row), position, t, text) for row, position in places]
 
 
 def _hard(stored: StoredRow, n: int, t: float, text: TokenText) -> Hard:
@@ -350,15 +326,15 @@ def _hard(stored: StoredRow, n: int, t: float, text: TokenText) -> Hard:
 
 
 def _texts(
-    store: Store, entropy: _Places, t: float, text: TokenText
+    store: Store, table: pl.DataFrame, t: float, text: TokenText
 ) -> list[tuple[int, list[Token]]]:
     """Of a causal LM: the rows with the largest mean entropy, from their beginning."""
-    if not len(entropy.rows) or not isinstance(store.row(int(entropy.rows[0])).row, Row):
+    known = table.filter(pl.col("entropy").is_not_nan())
+    if known.is_empty() or not isinstance(store.row(known["row"][0]).row, Row):
         return []
-    rows, place = np.unique(entropy.rows, return_inverse=True)
-    mean = np.bincount(place, weights=entropy.values) / np.bincount(place)
-    chosen = rows[np.argsort(-mean, kind="stable")[:TEXTS]]
-    return [(int(r), _tokens(store.row(int(r)), t, text)) for r in chosen]
+    means = known.group_by("row", maintain_order=True).agg(pl.col("entropy").mean())
+    chosen = means.sort("entropy", descending=True, maintain_order=True)["row"].head(TEXTS)
+    return [(r, _tokens(store.row(r), t, text)) for r in chosen]
 
 
 def _tokens(stored: StoredRow, t: float, text: TokenText) -> list[Token]:
