@@ -193,7 +193,8 @@ class Row:
 
     def digest(self) -> bytes:
         """Of its tokens, segments and mask."""
-        return row_digest("causal-lm", self.input_ids, self.segment_lengths, self.label_mask)
+        mask = self.label_mask.astype(np.bool_)
+        return row_digest("causal-lm", self.input_ids, self.segment_lengths, mask)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -94,7 +94,8 @@ class TextRow(OneDocument):
 
     def digest(self) -> bytes:
         """16 bytes that name these inputs (docs/format.md)."""
-        return row_digest(self.domain, self.input_ids, self.fed_ids, self.label_mask, self.labels)
+        mask = self.label_mask.astype(np.bool_)
+        return row_digest(self.domain, self.input_ids, self.fed_ids, mask, self.labels)
 
     @staticmethod
     def pad(rows: Sequence[TextRow]) -> PaddedRows:

@@ -13,8 +13,6 @@ from softlabels.codecs import CODECS, PlainCodec, ValueCodec, make_codec
 from softlabels.core.kept import KeptSet
 from softlabels.core.targets import SoftTargets
 
-__all__ = ["check_codec"]
-
 N, K = 300, 9
 GRID = (1.0, 2.0)
 SLACK = 1e-4

@@ -14,8 +14,6 @@ from softlabels.errors import IntegrityError
 from softlabels.format.columns import Column, Container, Expected
 from softlabels.format.encoding import CONTAINERS
 
-__all__ = ["check_container"]
-
 R = 40
 FACTS = {"softlabels.statistics": '{"kept_ids":3}', "softlabels.dictionary": "ab" * 32}
 FLIPS = 48

@@ -12,8 +12,6 @@ from torch import Tensor
 from softlabels.core.targets import SoftTargets, gaps_from_logp
 from softlabels.estimators import ESTIMATORS, Estimator, Selection, make_estimator
 
-__all__ = ["check_estimator", "targets_of"]
-
 RELATIVE = 1e-4
 DRAWS, SIGMAS, FEW = 20_000, 5.0, 40
 """Draws over which a sample's weights are averaged, standard errors that they may be off, and ids drawn from."""

@@ -17,8 +17,6 @@ from softlabels.format.columns import Column
 from softlabels.interchange import IMPORTS, ForeignRow
 from softlabels.store.reader import open_store
 
-__all__ = ["check_corpus", "check_domain", "check_images", "check_import"]
-
 
 def check_corpus(spec: str) -> None:
     """Check a registered corpus on something of yours that it can read.

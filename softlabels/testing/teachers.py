@@ -15,8 +15,6 @@ from softlabels.corpora.packing import pack
 from softlabels.teachers import Teacher, TeacherOptions, open_teacher
 from softlabels.teachers.listing import ListingTeacher
 
-__all__ = ["check_teacher"]
-
 TEXTS = (
     "It is a truth universally acknowledged.",
     "A short one.",

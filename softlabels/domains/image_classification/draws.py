@@ -74,16 +74,10 @@ class Mix:
     """`cutmix`: where the partner is; None: everywhere, blended."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class ViewDraws:
-    """All parameters of a view."""
-
-    geometry: Geometry
-    mix: Mix | None
-
-
-def draw(recipe: Recipe, *, seed: int, image: int, view: int, images: int, size: int) -> ViewDraws:
-    """The parameters of a view.
+def draw(
+    recipe: Recipe, *, seed: int, image: int, view: int, images: int, size: int
+) -> tuple[Geometry, Mix | None]:
+    """The parameters of a view: how its image is seen, and what other is in it.
 
     Args:
         recipe: what may happen to it.
@@ -112,7 +106,7 @@ def draw(recipe: Recipe, *, seed: int, image: int, view: int, images: int, size:
             geometry=_geometry(recipe, u[PARTNER:]),
             cut=cut,
         )
-    return ViewDraws(geometry=_geometry(recipe, u[OWN:]), mix=mix)
+    return _geometry(recipe, u[OWN:]), mix
 
 
 def _geometry(recipe: Recipe, u: npt.NDArray[np.float64]) -> Geometry:

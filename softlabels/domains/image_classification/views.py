@@ -13,7 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 import numpy as np
 
-from softlabels.domains.image_classification.draws import Mix, ViewDraws, draw
+from softlabels.domains.image_classification.draws import Geometry, Mix, draw
 from softlabels.domains.image_classification.pixels import Pixels, blend, normalised, paste, seen
 from softlabels.domains.image_classification.recipe import Recipe
 from softlabels.domains.image_classification.sources import ImageSource
@@ -53,9 +53,9 @@ class ImageViews:
 
     def mix(self, image: int, view: int) -> Mix | None:
         """What other image is in a view."""
-        return self._draw(image, view).mix
+        return self._draw(image, view)[1]
 
-    def _draw(self, image: int, view: int) -> ViewDraws:
+    def _draw(self, image: int, view: int) -> tuple[Geometry, Mix | None]:
         return draw(
             self.recipe,
             seed=self.seed,
@@ -71,9 +71,8 @@ class ImageViews:
         Raises:
             CorpusError: an image cannot be decoded.
         """
-        drawn = self._draw(image, view)
-        own = seen(self.source.image(image), drawn.geometry, self.recipe, self.size)
-        mix = drawn.mix
+        geometry, mix = self._draw(image, view)
+        own = seen(self.source.image(image), geometry, self.recipe, self.size)
         if mix is None:
             return own
         partner = self.source.image(mix.partner)
