@@ -51,16 +51,16 @@ def test_parameters_are_what_the_format_says(seed, image, view):
     words = [w for block in range(1, 9) for w in philox((seed, image), (block, 0, 1, view))]
     u = [(w >> 11) / 2**53 for w in words]
     recipe = Recipe.parse("rrc:0.3,crop:3,flip,colour:0.25,mixup:0.5,cutmix:0.5")
-    found = draw(recipe, seed=seed, image=image, view=view, images=100, size=32)
-    for geometry, at in ((found.geometry, 0), (found.mix.geometry, 16)):
+    own, mix = draw(recipe, seed=seed, image=image, view=view, images=100, size=32)
+    for geometry, at in ((own, 0), (mix.geometry, 16)):
         assert (geometry.area, geometry.aspect, geometry.x, geometry.y) == tuple(u[at : at + 4])
         assert geometry.down == int(u[at + 4] * 7) - 3
         assert geometry.right == int(u[at + 5] * 7) - 3
         assert geometry.flip == (u[at + 6] < 0.5)
         assert geometry.factors == tuple(192 + int(x * 129) for x in u[at + 7 : at + 10])
-    assert (found.mix.cut is None) == (u[10] < 0.5)
-    assert found.mix.share == 1 + int(u[11] * 255)
-    assert found.mix.partner == int(u[12] * 100)
+    assert (mix.cut is None) == (u[10] < 0.5)
+    assert mix.share == 1 + int(u[11] * 255)
+    assert mix.partner == int(u[12] * 100)
 
 
 @given(RECIPES)
@@ -78,14 +78,14 @@ def test_centre_and_rrc_exclude_each_other():
 
 @given(RECIPES, st.integers(1, 500), st.integers(1, 500), st.integers(0, 2**40))
 def test_boxes_lie_in_their_image(recipe, height, width, image):
-    drawn = draw(recipe, seed=1, image=image, view=0, images=10, size=17)
-    box = drawn.geometry.box(recipe, height, width)
+    geometry, mix = draw(recipe, seed=1, image=image, view=0, images=10, size=17)
+    box = geometry.box(recipe, height, width)
     assert 1 <= box.height <= height - box.top
     assert 1 <= box.width <= width - box.left
-    if drawn.mix is not None:
-        assert 0 <= drawn.mix.partner < 10
-        assert 1 <= drawn.mix.share <= 255
-        if (cut := drawn.mix.cut) is not None:
+    if mix is not None:
+        assert 0 <= mix.partner < 10
+        assert 1 <= mix.share <= 255
+        if (cut := mix.cut) is not None:
             assert cut.top + cut.height <= 17
             assert cut.left + cut.width <= 17
 
