@@ -85,10 +85,6 @@ CODECS: Registry[Callable[..., ValueCodec]] = Registry(
 
 
 def make_codec(spec: str) -> ValueCodec:
-    """Build a registered codec, `NAME` or `NAME?parameter=value`.
-
-    Raises:
-        ConfigError: an unknown name, or impossible parameters.
-    """
+    """Build a registered codec, `NAME` or `NAME?parameter=value`; `ConfigError` if there is none such."""
     codec: ValueCodec = CODECS.make(spec)
     return codec

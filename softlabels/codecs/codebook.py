@@ -200,11 +200,7 @@ class Codebook:
     def from_order_streams(
         cls, streams: Mapping[str, Stream], *, vocab_size: int, where: str
     ) -> Codebook:
-        """A codebook without tables.
-
-        Raises:
-            IntegrityError: not an order of distinct ids of the vocabulary.
-        """
+        """A codebook without tables; `IntegrityError` if it is no order of distinct ids of the vocabulary."""
         classes = read_numbers(streams, "order_classes", CLASS_LIMIT, where)
         steps = _table_numbers(streams, "order", vocab_size, where)
         if int(classes.sum(dtype=np.int64)) != len(steps) or (len(classes) and classes.min() == 0):
@@ -236,11 +232,7 @@ class Codebook:
 
     @classmethod
     def from_bytes(cls, data: bytes, *, vocab_size: int, where: str) -> Codebook:
-        """Read a dictionary's file.
-
-        Raises:
-            IntegrityError: it contradicts itself, or is of another vocabulary.
-        """
+        """Read a dictionary's file; `IntegrityError` if it contradicts itself, or is of another vocabulary."""
         if len(data) > DICTIONARY_LIMIT:
             raise IntegrityError(
                 f"{where}: {len(data)} bytes, more than the {DICTIONARY_LIMIT} of a dictionary"
@@ -278,11 +270,7 @@ def _table_numbers(streams: Mapping[str, Stream], name: str, most: int, where: s
 
 
 def read_numbers(streams: Mapping[str, Stream], name: str, most: int, where: str) -> UInt32:
-    """A stream of `uint32` of at most so many entries.
-
-    Raises:
-        IntegrityError: it is missing, longer, or cannot be decoded.
-    """
+    """A stream of at most so many `uint32`; `IntegrityError` if it is missing, longer, or cannot be decoded."""
     stream = streams.get(name)
     if stream is None or stream.entries > most:
         raise IntegrityError(

@@ -75,11 +75,7 @@ def plain(values: npt.NDArray[Any]) -> Stream:
 def plain_numbers(
     stream: Stream, dtype: np.dtype[Any], entries: int, width: int = 1, *, where: str
 ) -> npt.NDArray[Any]:
-    """The numbers of a plain stream, `[entries * width]`, not copied.
-
-    Raises:
-        IntegrityError: others, or another number of them.
-    """
+    """The numbers of a plain stream, `[entries * width]`, not copied; `IntegrityError` if it has others."""
     _check_kind(stream, dtype, where)
     if stream.entries != entries or len(stream.data) != entries * width * dtype.itemsize:
         raise IntegrityError(
@@ -95,11 +91,7 @@ def _check_kind(stream: Stream, dtype: np.dtype[Any], where: str) -> None:
 
 
 def unpack(stream: Stream, out: npt.NDArray[Any], *, where: str) -> npt.NDArray[Any]:
-    """Decode into `out`, whose length and dtype are those that the stream must have.
-
-    Raises:
-        IntegrityError: another number of entries, another dtype, or not pco.
-    """
+    """Decode into `out`; `IntegrityError` if it is of another length or dtype, or the stream is not pco."""
     _check_kind(stream, out.dtype, where)
     if stream.entries != len(out):
         raise IntegrityError(f"{where}: holds {stream.entries} entries, expected {len(out)}")
@@ -123,22 +115,14 @@ def unpack(stream: Stream, out: npt.NDArray[Any], *, where: str) -> npt.NDArray[
 def exactly(
     streams: Mapping[str, Stream], name: str, entries: int, where: str
 ) -> npt.NDArray[np.uint32]:
-    """A stream of so many numbers.
-
-    Raises:
-        IntegrityError: it is missing, or holds another number of them.
-    """
+    """A stream of so many numbers; `IntegrityError` if it is missing, or holds another number of them."""
     out = np.empty(entries, np.uint32)
     fill(streams, name, out, where)
     return out
 
 
 def fill(streams: Mapping[str, Stream], name: str, out: npt.NDArray[np.uint32], where: str) -> None:
-    """Decode a stream into `out`.
-
-    Raises:
-        IntegrityError: it is missing, or holds another number of them.
-    """
+    """Decode a stream into `out`; `IntegrityError` if it is missing, or holds another number of them."""
     unpack(stream_of(streams, name, where), out, where=f"{where}: stream {name!r}")
 
 
@@ -157,11 +141,7 @@ def join(magic: bytes, facts: Mapping[str, Any], streams: Mapping[str, Stream]) 
 
 
 def split(magic: bytes, data: bytes, *, where: str) -> tuple[dict[str, Any], dict[str, Stream]]:
-    """Take a file apart that `join` made.
-
-    Raises:
-        IntegrityError: another magic, or an index that does not fit the bytes.
-    """
+    """Take apart a file of `join`; `IntegrityError` if its magic is another, or its index does not fit the bytes."""
     begin = len(magic) + 1
     end = data.find(b"\n", begin, begin + HEADER_LIMIT)
     if data[:begin] != magic + b"\n" or end < 0:

@@ -43,11 +43,7 @@ def label_logp_to_numbers(logp: Float32) -> UInt32:
 
 
 def label_logp_of_numbers(numbers: UInt32) -> Float32:
-    """Back.
-
-    Raises:
-        ValueError: a number that stands for nothing.
-    """
+    """Back; `ValueError` if a number stands for nothing."""
     if numbers.max(initial=0) > LARGEST + 1:
         raise ValueError(f"a number of {numbers.max()}, expected at most {LARGEST + 1}")
     bits = (np.maximum(numbers, 1) - 1).astype(np.uint16)
@@ -76,11 +72,7 @@ def entropy_to_numbers(entropy: Float32) -> UInt32:
 
 
 def entropy_of_numbers(numbers: UInt32) -> Float32:
-    """Back.
-
-    Raises:
-        ValueError: more than any entropy.
-    """
+    """Back; `ValueError` if a number is more than any entropy."""
     if numbers.max(initial=0) > MOST_STEPS + 1:
         raise ValueError(f"a number of {numbers.max()}, expected at most {MOST_STEPS + 1}")
     steps = np.where(numbers == 0, np.nan, numbers.astype(np.float64) - 1)

@@ -122,11 +122,7 @@ def open_corpora(specs: Sequence[str]) -> list[Corpus]:
 
 
 def named(specs: Sequence[str]) -> list[str]:
-    """Each as `name:argument`; see `spelling.py`.
-
-    Raises:
-        ConfigError: a path whose kind cannot be told.
-    """
+    """Each as `name:argument` (`spelling.py`); `ConfigError` if the kind of a path cannot be told."""
     from softlabels.corpora.spelling import spelled_out
 
     return [spelled_out(spec, CORPORA.__contains__) for spec in specs]
@@ -148,11 +144,7 @@ def check_begin(corpora: Iterable[Corpus], *, skip_empty: bool) -> None:
 def documents_of(
     corpora: Sequence[Corpus], *, skip_empty: bool
 ) -> Iterator[tuple[int, Document | None]]:
-    """Number the documents of several corpora, in order; None stands for an empty one that is skipped.
-
-    Raises:
-        CorpusError: an empty document, unless `skip_empty`.
-    """
+    """Number the documents, in order; None is an empty one that is skipped, `CorpusError` one that is not to be."""
     number = 0
     for corpus in corpora:
         for document in corpus.documents():

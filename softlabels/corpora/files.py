@@ -14,11 +14,7 @@ from softlabels.errors import CorpusError
 
 
 def matches(pattern: str, kind: str) -> list[Path]:
-    """The files that a pattern names, in order of path.
-
-    Raises:
-        CorpusError: there are none.
-    """
+    """The files that a pattern names, in order of path; `CorpusError` if there are none."""
     paths = sorted(Path(p) for p in glob.glob(pattern, recursive=True) if Path(p).is_file())
     if not paths:
         raise CorpusError(

@@ -59,11 +59,7 @@ def split_column(argument: str) -> tuple[str, str | None]:
 
 
 def column_of(schema: pa.Schema, wanted: str | None, default: tuple[str, ...], where: str) -> str:
-    """The column to read.
-
-    Raises:
-        CorpusError: it is not there, or several could be meant.
-    """
+    """The column to read; `CorpusError` if it is not there, or several could be meant."""
     names = [wanted] if wanted is not None else list(default)
     found = [n for n in names if n in schema.names]
     if len(found) != 1:

@@ -43,11 +43,7 @@ class Kind:
 
 
 def kind_of(names: Collection[str], kinds: Sequence[Kind], where: str) -> Kind:
-    """The kind of a record with fields of these names.
-
-    Raises:
-        CorpusError: of none, or of several.
-    """
+    """The kind of a record with fields of these names; `CorpusError` if it is of none, or of several."""
     fitting = [k for k in kinds if all(n in names for n in k.needs)]
     fitting = [k for k in fitting if k.first] or fitting
     if len(fitting) == 1:

@@ -48,11 +48,7 @@ def count_cut(over: CorpusPass, document: Document, *tokens: int) -> None:
 
 
 def label_id(label: str | int | None, classes: Sequence[str], *, where: str) -> int:
-    """The number of a label; `UNLABELLED` of None.
-
-    Raises:
-        CorpusError: the teacher has no such class.
-    """
+    """The number of a label, `UNLABELLED` of None; `CorpusError` if the teacher has no such class."""
     if label is None:
         return UNLABELLED
     if isinstance(label, str) and label in classes:

@@ -70,11 +70,7 @@ def _form(value: float | None, form: str) -> str:
 
 
 def check_page(out: Path) -> None:
-    """Refuse to write a page over what is no page of ours; asked before the work is done.
-
-    Raises:
-        ConfigError: such a file, or a folder, is there.
-    """
+    """Refuse (`ConfigError`) to write a page over what is no page of ours; asked before the work is done."""
     try:
         with out.open("rb") as f:
             ours = _GENERATOR in f.read(_HEAD) or _FOOT in f.read()

@@ -43,11 +43,7 @@ def render(store: Store, found: StoreFacts) -> str:
 
 
 def build_command(store: Store) -> str:
-    """The command that makes the store again, where teacher and corpus lie where it runs.
-
-    Raises:
-        ConfigError: this version makes no such store.
-    """
+    """The command that makes the store again, where its sources lie there; `ConfigError` if this version cannot."""
     identity, command = store.manifest.identity, command_of(store.manifest)
     given = {"dictionary": str(store.path)} if identity.encoding.dictionary_shards == 0 else {}
     shard_rows = shard_rows_of(store.folder, store.manifest)

@@ -137,21 +137,13 @@ class Teacher(ABC):
         return []
 
     def need_classes(self) -> Sequence[str]:
-        """Its classes.
-
-        Raises:
-            TeacherError: it has none.
-        """
+        """Its classes; `TeacherError` if it has none."""
         if self.classes is None:
             raise TeacherError(f"{self.record.spec}: is no classifier, which this --domain needs")
         return self.classes
 
     def need_images(self) -> ImageInput:
-        """How images are made for it.
-
-        Raises:
-            TeacherError: it does not look at images.
-        """
+        """How images are made for it; `TeacherError` if it does not look at images."""
         if self.images is None:
             raise TeacherError(
                 f"{self.record.spec}: does not look at images; for --domain image-classification use hf:PATH, "
@@ -167,19 +159,15 @@ TEACHERS: Registry[Callable[[str, TeacherOptions], Teacher]] = Registry(
         "onnx": "softlabels.teachers.onnx:OnnxTeacher",
         "openai": "softlabels.teachers.openai:OpenAITeacher",
         "py": "softlabels.teachers.py:CallableTeacher",
-        "timm": "softlabels.teachers.timm:load_timm",
-        "torchvision": "softlabels.teachers.torchvision:load_torchvision",
+        "timm": "softlabels.teachers.vision:load_timm",
+        "torchvision": "softlabels.teachers.vision:load_torchvision",
         "vllm": "softlabels.teachers.vllm:VllmTeacher",
     },
 )
 
 
 def causal_only(options: TeacherOptions, spec: str) -> None:
-    """Refuse another domain than causal language models.
-
-    Raises:
-        ConfigError: names it.
-    """
+    """Refuse another domain than causal language models with a `ConfigError`."""
     if options.domain != "causal-lm":
         raise ConfigError(f"--domain {options.domain}: {spec} serves causal-lm only; use hf:PATH")
 

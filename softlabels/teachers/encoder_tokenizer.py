@@ -28,14 +28,8 @@ class EncoderTokenizer(FastTokenizer):
 
     def encode_text(self, text: str, *, most: int) -> tuple[npt.NDArray[np.int32], int]:
         """At most so many tokens `[S] int32` with the marks at their ends, and how many the whole text has."""
-        whole = self._tokenizer(text, add_special_tokens=True)["input_ids"]
-        ids = whole
-        if len(whole) > most:
-            ids = self._tokenizer(text, add_special_tokens=True, truncation=True, max_length=most)[
-                "input_ids"
-            ]
-        self._check_length(len(ids))
-        return np.array(ids, np.int32), len(whole)
+        kept, length = self._cut(text, most)
+        return np.array(kept["input_ids"], np.int32), length
 
     def encode_pieces(self, text: str, *, most: int) -> list[npt.NDArray[np.int32]]:
         """The whole text in pieces of at most so many tokens `[S] int32`, each with the marks at its ends."""
@@ -55,14 +49,19 @@ class EncoderTokenizer(FastTokenizer):
     ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32], int]:
         """At most so many tokens `[S] int32`, the word of each `[S] int32` (-1: a mark), and how many there are."""
         self._check_room(most)
-        settings: dict[str, Any] = {"is_split_into_words": True, "add_special_tokens": True}
-        whole = self._tokenizer(list(words), **settings)
-        length, kept = len(whole["input_ids"]), whole
-        if length > most:
-            kept = self._tokenizer(list(words), truncation=True, max_length=most, **settings)
-        self._check_length(len(kept["input_ids"]))
+        kept, length = self._cut(list(words), most, is_split_into_words=True)
         of_word = [-1 if w is None else w for w in kept.word_ids()]
         return np.array(kept["input_ids"], np.int32), np.array(of_word, np.int32), length
+
+    def _cut(self, text: str | list[str], most: int, **settings: Any) -> tuple[Any, int]:
+        """At most so many tokens with their marks, and how many the whole has."""
+        kept = self._tokenizer(text, add_special_tokens=True, **settings)
+        length = len(kept["input_ids"])
+        if length > most:
+            settings |= {"truncation": True, "max_length": most}
+            kept = self._tokenizer(text, add_special_tokens=True, **settings)
+        self._check_length(len(kept["input_ids"]))
+        return kept, length
 
     def _check_length(self, length: int) -> None:
         if self._longest is not None and length > self._longest:

@@ -61,11 +61,7 @@ class HFSource:
         return digest_weights(self.found, self.where)
 
     def model(self, loader: str, **settings: Any) -> Any:
-        """The model of the folder, by this class of transformers.
-
-        Raises:
-            TeacherError: it cannot be loaded, or its head is not in the folder.
-        """
+        """The folder's, by this class of transformers; `TeacherError` if it cannot be loaded, or lacks its head."""
         with loading(self.where, TeacherError):
             model, info = getattr(self.transformers, loader).from_pretrained(
                 self.found.folder, output_loading_info=True, **settings
@@ -104,11 +100,7 @@ class HFSource:
 
 
 def check_head(model: Any, found: Tensor, expected: Tensor, *, spec: str) -> None:
-    """Compare logits `[n, V]` of a head that is applied in chunks with the model's own.
-
-    Raises:
-        TeacherError: they differ.
-    """
+    """Compare logits `[n, V]` that were computed in chunks with the model's own; `TeacherError` if they differ."""
     worst = (found - expected).abs().max().item()
     step = 1e-4 if model.dtype == torch.float32 else 2.0**-6
     if not worst <= step * max(1.0, expected.abs().max().item()):

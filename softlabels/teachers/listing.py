@@ -58,11 +58,7 @@ class ListingTeacher(Teacher):
         self._raised = self._positions = 0
 
     def logits(self, rows: Sequence[Any]) -> Iterator[Tensor]:
-        """Refused: there are none to give.
-
-        Raises:
-            TeacherError: always.
-        """
+        """Always a `TeacherError`: there are none to give."""
         raise TeacherError(
             f"{self.record.spec}: lists the log-probabilities of the most probable ids, and has no logits to give; "
             "this needs a teacher that runs here, such as hf:PATH"
@@ -98,11 +94,7 @@ class ListingTeacher(Teacher):
 
 
 def check_listing(config: BuildConfig, estimator: Estimator, teacher: Teacher) -> None:
-    """Refuse a build that asks for what a list does not determine.
-
-    Raises:
-        ConfigError: names the flag.
-    """
+    """Refuse a build that asks for what a list does not determine with a `ConfigError` that names the flag."""
     if teacher.listing is None:
         return
     spec = teacher.record.spec

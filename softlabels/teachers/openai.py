@@ -100,11 +100,7 @@ class OpenAITeacher(ListingTeacher):
         self._way = WAYS[0]
 
     def check_k(self, k: int) -> None:
-        """Ask for k ids once.
-
-        Raises:
-            ConfigError: the server refuses, and why.
-        """
+        """Ask for k ids once; `ConfigError` if the server refuses, and why."""
         probe = Segment(np.array([0, 1], np.int64), np.zeros(1, np.int64))
         found: list[TeacherError] = []
         for way in WAYS:
@@ -140,11 +136,7 @@ class OpenAITeacher(ListingTeacher):
 
 
 def _entries(answer: Any, tokens: int, spec: str) -> list[Mapping[int, float] | None]:
-    """Log-probabilities by id, of each token of the prompt.
-
-    Raises:
-        Unlisted: the answer has none, or names tokens by their text.
-    """
+    """Log-probabilities by id, of each token of the prompt; `Unlisted` if there are none, or not by id."""
     try:
         choice = answer["choices"][0]
         if (prompt := choice.get("prompt_logprobs")) is not None:

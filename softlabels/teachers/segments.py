@@ -103,11 +103,7 @@ class SegmentTeacher(Teacher):
         """Logits `[B, S, V]`, all of which exist at once."""
 
     def probe(self) -> Tensor:
-        """Logits `[1, 2, V]` of two ids: what the model gives, and how wide it is.
-
-        Raises:
-            TeacherError: not logits `[B, S, V]`.
-        """
+        """Logits `[1, 2, V]` of two ids: what the model gives, and how wide it is; `TeacherError` if none."""
         logits = self.forward(Rectangle(PROBE, np.ones_like(PROBE), np.zeros(1, np.int64)))
         if logits.dim() != 3 or tuple(logits.shape[:2]) != PROBE.shape or logits.shape[2] < 2:
             raise TeacherError(
@@ -122,11 +118,7 @@ class SegmentTeacher(Teacher):
 
     @torch.no_grad()
     def logits(self, rows: Sequence[Row]) -> Iterator[Tensor]:
-        """Chunks `[n, V] float32` of the positions of all rows, in order.
-
-        Raises:
-            TeacherError: logits of another shape than was asked for.
-        """
+        """Chunks `[n, V] float32` of the positions of all rows, in order; `TeacherError` if one has another shape."""
         v = self.record.vocab_size
         each = max(1, self.budget // (4 * v))
         for rectangle in rectangles(segments_of(rows), each):

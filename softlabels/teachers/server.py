@@ -41,11 +41,7 @@ class Server:
         self._opener = urllib.request.build_opener(_NoRedirect)
 
     def only_model(self) -> str:
-        """The model that is served, if it is one.
-
-        Raises:
-            TeacherError: it serves several, or does not say.
-        """
+        """The model that is served; `TeacherError` if it serves several, or does not say."""
         try:
             names = [str(m["id"]) for m in self._ask("models", None)["data"]]
         except (KeyError, TypeError) as e:

@@ -72,11 +72,7 @@ def load_tokenizer(folder: Path, *, spec: str) -> HFTokenizer:
 
 
 def check_covers(ids: int, record: TeacherRecord) -> None:
-    """Refuse a head that has not one logit for each of the tokenizer's ids.
-
-    Raises:
-        TeacherError: names both.
-    """
+    """Refuse a head that has not one logit for each of the tokenizer's ids with a `TeacherError`."""
     if ids > record.vocab_size:
         raise TeacherError(
             f"{record.spec}: the tokenizer has {ids} ids, the head only {record.vocab_size}; "

@@ -53,11 +53,7 @@ class ImageRow(OneDocument):
         return replace(self, views=views)
 
     def renumbered(self, documents: int) -> Self:
-        """Refused: an image's number decides how its views are drawn.
-
-        Raises:
-            IntegrityError: always.
-        """
+        """Always an `IntegrityError`: an image's number decides how its views are drawn."""
         raise IntegrityError(
             f"a shard of images is numbered on by {documents} (documents_from), but an image's number decides its views"
         )
@@ -151,11 +147,7 @@ class ImageClassification(Domain):
     def rows_of(
         self, columns: Mapping[str, Column], identity: Identity, *, where: str
     ) -> list[ImageRow]:
-        """The rows of these columns.
-
-        Raises:
-            IntegrityError: a check where there is none.
-        """
+        """The rows of these columns; `IntegrityError` if one has a check where there is none."""
         every = (identity.images and identity.images.check_every) or 1
         rows = []
         for record in self.records(columns):

@@ -8,6 +8,7 @@ Shapes: H by W pixels, 3 channels, S the side of a view; all pixels are uint8.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -114,7 +115,7 @@ def paste(own: Pixels, other: Pixels, box: Box) -> Pixels:
 
 
 def normalised(
-    pixels: Pixels, mean: tuple[float, ...], std: tuple[float, ...]
+    pixels: Pixels, mean: Sequence[float], std: Sequence[float]
 ) -> npt.NDArray[np.float32]:
     """`[B, S, S, 3]` as a model is fed: `(x - mean) / std` in float32, `[B, 3, S, S]`."""
     x = (pixels.astype(np.float32) - np.array(mean, np.float32)) / np.array(std, np.float32)

@@ -5,18 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
-from importlib import import_module
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from softlabels.core.devices import choose
-from softlabels.core.records import canonical, sha256_of
-from softlabels.core.registry import name_of, without_folder
-from softlabels.domains.image_classification import DOMAIN, NAME, ImageRow
-from softlabels.errors import ConfigError, MissingExtraError, TeacherError
+from softlabels.core.records import canonical
+from softlabels.core.registry import without_folder
+from softlabels.domains.image_classification import DOMAIN, ImageRow
+from softlabels.errors import TeacherError
 from softlabels.format.identity import TeacherRecord, TokenizerRecord
 from softlabels.teachers import ImageInput, Teacher, TeacherOptions, TeacherTokenizer
 from softlabels.teachers.hf_source import HFSource
@@ -111,72 +110,6 @@ class VisionTeacher(Teacher):
             yield logits.float()
 
 
-class Made(NamedTuple):
-    """A model that a library made by name."""
-
-    module: Any
-    classes: int
-    """C: how many its weights have."""
-    names: Sequence[str] | None
-    """What these are called, if the library knows."""
-    images: ImageInput
-
-
-def load_named(
-    library: str,
-    argument: str,
-    options: TeacherOptions,
-    make: Callable[[Any, str, dict[str, Tensor]], Made],
-) -> VisionTeacher:
-    """A classifier that a library knows by name, with weights from a file: `NAME?weights=FILE&classes=FILE`.
-
-    Args:
-        library: what is imported, and the back-end's name.
-        argument: what follows that in `--teacher`.
-        options: how to run it.
-        make: the library, a name and weights, to a model that has loaded them.
-
-    Raises:
-        ConfigError: a malformed argument, another domain.
-        TeacherError: the library knows no such model, or the weights are another's.
-        MissingExtraError: the library is not installed.
-    """
-    spec = f"{library}:{argument}"
-    if options.domain != NAME:
-        raise ConfigError(
-            f"--teacher {spec}: is a classifier of images; give --domain {NAME}, too, not {options.domain}"
-        )
-    name, written = name_of(argument)
-    files = dict(written)
-    if not name or "weights" not in files or set(files) - {"weights", "classes"}:
-        raise ConfigError(
-            f"--teacher {spec}: expected {library}:NAME?weights=FILE or {library}:NAME?weights=FILE&classes=FILE; "
-            "nothing is downloaded"
-        )
-    weights = Path(files["weights"])
-    try:
-        module = import_module(library)
-    except ImportError as e:
-        raise MissingExtraError(library, "timm", f"--teacher {library}:NAME") from e
-    tensors, digest = _load_weights(weights, spec)
-    try:
-        made = make(module, name, tensors)
-    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as e:
-        raise TeacherError(
-            f"{spec}: {library} cannot make {name} with these weights ({type(e).__name__}: {e})"
-        ) from e
-    return VisionTeacher(
-        made.module,
-        forward=made.module,
-        classes=_class_names(files.get("classes"), made.classes, made.names, spec),
-        images=made.images,
-        spec=f"{library}:{name}?weights={without_folder(f'x:{weights}')[2:]}",
-        weights_sha256=digest,
-        engine=f"{library} {module.__version__}, torch {torch.__version__}",
-        options=options,
-    )
-
-
 def from_transformers(source: HFSource) -> VisionTeacher:
     """`hf:PATH`: a classifier as transformers loads it, ViT and others.
 
@@ -215,41 +148,3 @@ def _preprocessing(folder: Path, spec: str) -> ImageInput:
             f"{spec}: {PREPROCESSOR} does not say how its images are made ({type(e).__name__}: {e}); it needs size, "
             "image_mean and image_std of three channels"
         ) from e
-
-
-def _load_weights(path: Path, spec: str) -> tuple[dict[str, Tensor], str]:
-    """The tensors of a `.safetensors` file or of one that `torch.save` made, and the file's sha256."""
-    from safetensors.torch import load_file
-
-    try:
-        digest = sha256_of(path)
-        if path.suffix == ".safetensors":
-            return load_file(path), digest
-        found = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as e:  # torch's unpickler raises what it finds
-        raise TeacherError(f"{spec}: {path} cannot be read as weights: {e}") from e
-    for key in ("state_dict", "model"):
-        found = found.get(key, found) if isinstance(found, dict) else found
-    if not isinstance(found, dict) or not all(isinstance(t, Tensor) for t in found.values()):
-        raise TeacherError(
-            f"{spec}: {path} holds no weights by name; save the model's state_dict() there"
-        )
-    return {name.removeprefix("module."): tensor for name, tensor in found.items()}, digest
-
-
-def _class_names(
-    path: str | None, count: int, known: Sequence[str] | None, spec: str
-) -> Sequence[str]:
-    """What the classes are called: the lines of a file, else as the model's library knows, else their numbers."""
-    if not path:
-        return known if known and len(known) == count else [str(i) for i in range(count)]
-    try:
-        names = Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as e:
-        raise TeacherError(f"{spec}: the classes of {path} cannot be read ({e})") from e
-    if len(names) != count or len(set(names)) != count or not all(names):
-        raise TeacherError(
-            f"{spec}: {path} has {len(names)} lines, {len(set(names))} of them different; expected a name for each of "
-            f"{count} classes"
-        )
-    return names

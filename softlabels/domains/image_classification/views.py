@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import platform
 from collections.abc import Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass
 from importlib.metadata import PackageNotFoundError, version
 
 import numpy as np
@@ -23,33 +24,22 @@ CHECK_EVERY = 16
 """One view in so many is checked: what changes all of them is found at once, and a check of each is a byte."""
 
 
+@dataclass(frozen=True, eq=False)
 class ImageViews:
-    """All views of all images of a source.
+    """All views of all images of a source."""
 
-    Args:
-        source: of the images.
-        recipe: how views differ from their image.
-        seed: of what is random about them, below 2^63.
-        size: S, pixels of a side.
-        mean, std: of each channel, on the scale of 0 to 255, by which a model is fed `(x - mean) / std`.
-        made_with: libraries and versions that a store was made with, for messages; None: these are.
-    """
-
-    def __init__(
-        self,
-        source: ImageSource,
-        recipe: Recipe,
-        *,
-        seed: int,
-        size: int,
-        mean: Sequence[float],
-        std: Sequence[float],
-        made_with: Mapping[str, str] | None = None,
-    ) -> None:
-        self.source, self.recipe = source, recipe
-        self.seed, self.size = seed, size
-        self.mean, self.std = tuple(mean), tuple(std)
-        self._made_with = made_with
+    source: ImageSource
+    recipe: Recipe
+    _: KW_ONLY
+    seed: int
+    """Of what is random about them, below 2^63."""
+    size: int
+    """S, pixels of a side."""
+    mean: Sequence[float]
+    std: Sequence[float]
+    """Of each channel, on the scale of 0 to 255: a model is fed `(x - mean) / std`."""
+    made_with: Mapping[str, str] | None = None
+    """Libraries and versions that a store was made with, for messages; None: these are."""
 
     def mix(self, image: int, view: int) -> Mix | None:
         """What other image is in a view."""
@@ -66,11 +56,7 @@ class ImageViews:
         )
 
     def pixels(self, image: int, view: int) -> Pixels:
-        """`[S, S, 3] uint8`.
-
-        Raises:
-            CorpusError: an image cannot be decoded.
-        """
+        """`[S, S, 3] uint8`; `CorpusError` if an image cannot be decoded."""
         geometry, mix = self._draw(image, view)
         own = seen(self.source.image(image), geometry, self.recipe, self.size)
         if mix is None:
@@ -80,11 +66,7 @@ class ImageViews:
         return blend(own, other, mix.share) if mix.cut is None else paste(own, other, mix.cut)
 
     def checked(self, image: int, view: int, check: int | None) -> Pixels:
-        """The pixels of a view, compared with its check if it has one.
-
-        Raises:
-            CorpusError: they are others.
-        """
+        """The pixels of a view; `CorpusError` if it has a check, and they are others."""
         pixels = self.pixels(image, view)
         if check is not None and (found := check_of(digest_of(pixels))) != check:
             raise CorpusError(
@@ -95,7 +77,7 @@ class ImageViews:
 
     def way_out(self) -> str:
         """What to do when pixels differ."""
-        then, now = self._made_with or software(), software()
+        then, now = self.made_with or software(), software()
         changed = [
             f"{n} {then[n]}, here {now.get(n, 'none')}" for n in then if then[n] != now.get(n)
         ]

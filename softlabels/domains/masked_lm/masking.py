@@ -28,11 +28,7 @@ STREAM = 1
 
 
 def masking_of(identity: Identity) -> MaskingRecord:
-    """How a store's texts are masked.
-
-    Raises:
-        FormatError: the identity does not say so, or not by which id.
-    """
+    """How a store's texts are masked; `FormatError` if the identity does not say so, or not by which id."""
     masking = identity.masking
     if masking is None or "mask" not in identity.tokenizer.special_ids:
         raise FormatError(

@@ -32,11 +32,7 @@ START = "decoder_start"
 
 
 def start_of(tokenizer: TokenizerRecord) -> int:
-    """What the decoder is fed first.
-
-    Raises:
-        FormatError: the record does not say so.
-    """
+    """What the decoder is fed first; `FormatError` if the record does not say so."""
     if START not in tokenizer.special_ids:
         raise FormatError(
             f"a store of the domain seq2seq says in the tokenizer's `special_ids` which id is {START}; this one does "
@@ -136,11 +132,7 @@ class Seq2Seq(Domain):
     def rows_of(
         self, columns: Mapping[str, Column], identity: Identity, *, where: str
     ) -> list[PairRow]:
-        """The rows of these columns.
-
-        Raises:
-            FormatError: the identity does not say what the decoder is fed first.
-        """
+        """The rows of these columns; `FormatError` if the identity does not say what the decoder is fed first."""
         start = start_of(identity.tokenizer)
         return [PairRow(start=start, **record) for record in self.records(columns)]
 
