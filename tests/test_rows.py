@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from softlabels.core.rows import BEGINNING, LABEL_SHIFT, Cursor, Row, pad_rows
+from softlabels.core.rows import BEGINNING, LABEL_SHIFT, Cursor, Row
 
 
 def row_of(ids, segments=None, mask=None):
@@ -94,7 +94,7 @@ def test_the_digest_depends_on_ids_segments_and_mask(other):
 
 def test_pad_rows_lays_rows_side_by_side():
     rows = [row_of([11, 12, 13]), row_of([21]), row_of([31, 32, 33, 34], mask=[0, 1, 1, 0])]
-    padded = pad_rows(rows)
+    padded = Row.pad(rows)
     assert padded.inputs["input_ids"].tolist() == [[11, 12, 13, 0], [21, 0, 0, 0], [31, 32, 33, 34]]
     assert "position_ids" not in padded.inputs
     assert padded.flat_positions.tolist() == [0, 1, 9, 10]
@@ -106,7 +106,7 @@ def test_pad_rows_lays_rows_side_by_side():
 
 def test_pad_rows_restarts_position_ids_when_any_row_is_packed():
     rows = [row_of([1, 2, 3, 4, 5], segments=[2, 3]), row_of([6, 7]), row_of([8, 9], [1, 1])]
-    padded = pad_rows(rows)
+    padded = Row.pad(rows)
     assert padded.inputs["position_ids"].tolist() == [
         [0, 1, 0, 1, 2],
         [0, 1, 2, 3, 4],
@@ -125,7 +125,7 @@ def test_the_padded_rectangle_holds_each_rows_own_positions_and_labels():
             mask = rng.random(segments.sum()) < 0.6
             mask[np.cumsum(segments) - 1] = False
             rows.append(row_of(rng.integers(1, 1000, segments.sum()), segments, mask))
-        padded = pad_rows(rows)
+        padded = Row.pad(rows)
         flat, width = padded.inputs["input_ids"].ravel(), max(len(r.input_ids) for r in rows)
         assert padded.inputs["input_ids"].shape == (len(rows), width)
         np.testing.assert_array_equal(flat[padded.flat_positions + 1], padded.labels)

@@ -116,27 +116,50 @@ class OneDocument:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Row:
-    """One training sequence: one or more whole or partial documents, attention kept apart."""
+class TokenRow:
+    """What rows of tokens have in common, some of which have a target."""
 
     input_ids: Int32
     """`[S] int32`."""
-    segment_lengths: Int32
-    """`[D] int32`: how many of the tokens belong to each document; sums to S."""
-    documents: Int64
-    """`[D] int64`: which document of the corpus (counted from 0) each segment comes from."""
     label_mask: Bool
-    """`[S] bool`: True where position t predicts token t+1. The last entry is always False."""
-
-    @property
-    def n(self) -> int:
-        """N, the number of positions."""
-        return int(self.label_mask.sum())
+    """`[S] bool`: the tokens that have a target."""
 
     @property
     def size(self) -> int:
         """S."""
         return len(self.input_ids)
+
+    @property
+    def positions(self) -> Int64:
+        """`[N]`: the tokens that have a target."""
+        return np.flatnonzero(self.label_mask)
+
+    @property
+    def title(self) -> str:
+        """Its tokens and positions."""
+        return f"{self.size} tokens, {len(self.positions)} positions"
+
+    def place(self, position: int) -> str:
+        """`token 17`."""
+        return f"token {self.positions[position]}"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Row(TokenRow):
+    """One training sequence: one or more whole or partial documents, attention kept apart.
+
+    `label_mask` is True where position t predicts token t+1; its last entry is always False.
+    """
+
+    segment_lengths: Int32
+    """`[D] int32`: how many of the tokens belong to each document; sums to S."""
+    documents: Int64
+    """`[D] int64`: which document of the corpus (counted from 0) each segment comes from."""
+
+    @property
+    def n(self) -> int:
+        """N, the number of positions."""
+        return int(self.label_mask.sum())
 
     @property
     def context(self) -> Int32:
@@ -157,15 +180,6 @@ class Row:
         """The same row, so many documents further on."""
         return replace(self, documents=self.documents + np.int64(documents))
 
-    @property
-    def title(self) -> str:
-        """Its tokens and positions."""
-        return f"{self.size} tokens, {self.n} positions"
-
-    def place(self, position: int) -> str:
-        """`token 17`: where a position lies."""
-        return f"token {self.positions[position]}"
-
     def before(self, position: int) -> Int32:
         """Those of its document, the one at the position included."""
         token = int(self.positions[position])
@@ -173,13 +187,17 @@ class Row:
 
     @staticmethod
     def pad(rows: Sequence[Row]) -> PaddedRows:
-        """`pad_rows`."""
-        return pad_rows(rows)
-
-    @property
-    def positions(self) -> Int64:
-        """`[N]`: the t that have a target."""
-        return np.flatnonzero(self.label_mask)
+        """`input_ids`, 0 at padding, where causal attention never looks; `position_ids` if documents share a row."""
+        inputs = {"input_ids": side_by_side([r.input_ids for r in rows])}
+        width = inputs["input_ids"].shape[1]
+        if any(len(r.segment_lengths) > 1 for r in rows):
+            position_ids = np.tile(np.arange(width, dtype=np.int64), (len(rows), 1))
+            for b, row in enumerate(rows):
+                n, last = row.size, int(row.segment_lengths[-1])
+                position_ids[b, :n] = row.position_ids
+                position_ids[b, n:] = np.arange(last, last + width - n)  # goes on with the last one
+            inputs["position_ids"] = position_ids
+        return PaddedRows.of(rows, inputs, width=width)
 
     @property
     def labels(self) -> Int32:
@@ -251,19 +269,3 @@ def side_by_side(sequences: Sequence[npt.NDArray[Any]]) -> Int64:
     for b, sequence in enumerate(sequences):
         padded[b, : len(sequence)] = sequence
     return padded
-
-
-def pad_rows(rows: Sequence[Row]) -> PaddedRows:
-    """`input_ids`, 0 at padding, where causal attention never looks; `position_ids` if documents share a row."""
-    inputs = {"input_ids": side_by_side([r.input_ids for r in rows])}
-    width = inputs["input_ids"].shape[1]
-    if any(len(r.segment_lengths) > 1 for r in rows):
-        position_ids = np.tile(np.arange(width, dtype=np.int64), (len(rows), 1))
-        for b, row in enumerate(rows):
-            n, last = row.size, int(row.segment_lengths[-1])
-            position_ids[b, :n] = row.position_ids
-            position_ids[b, n:] = np.arange(
-                last, last + width - n
-            )  # padding continues the last one
-        inputs["position_ids"] = position_ids
-    return PaddedRows.of(rows, inputs, width=width)

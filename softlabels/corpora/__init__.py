@@ -125,7 +125,7 @@ def named(specs: Sequence[str]) -> list[str]:
     """Each as `name:argument` (`spelling.py`); `ConfigError` if the kind of a path cannot be told."""
     from softlabels.corpora.spelling import spelled_out
 
-    return [spelled_out(spec, CORPORA.__contains__) for spec in specs]
+    return [spelled_out(spec) for spec in specs]
 
 
 def check_begin(corpora: Iterable[Corpus], *, skip_empty: bool) -> None:

@@ -6,9 +6,9 @@
 from __future__ import annotations
 
 import glob
-from collections.abc import Callable
 from pathlib import Path
 
+from softlabels.corpora import CORPORA
 from softlabels.errors import ConfigError
 
 SUFFIXES = {
@@ -22,18 +22,14 @@ SAVED = ("state.json", "dataset_dict.json")
 """Files that `Dataset.save_to_disk` writes."""
 
 
-def spelled_out(spec: str, known: Callable[[str], bool]) -> str:
-    """`KIND:ARGUMENT` of a corpus as a user named it; one that is spelt so already is returned as it is.
-
-    Args:
-        spec: what follows `--corpus`.
-        known: whether a kind has a name.
+def spelled_out(spec: str) -> str:
+    """`KIND:ARGUMENT` of what a user gave as `--corpus`, spelt so or not.
 
     Raises:
         ConfigError: a path whose kind cannot be told; says what to type.
     """
     kind, colon, _ = spec.partition(":")
-    if not spec or (colon and (known(kind) or not _is_path(spec))):
+    if not spec or (colon and (kind in CORPORA or not _is_path(spec))):
         return spec
     path, hash_, column = spec.partition("#")
     pattern = Path(path)

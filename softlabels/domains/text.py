@@ -14,11 +14,10 @@ import numpy.typing as npt
 
 from softlabels.core.rows import (
     UNLABELLED,
-    Bool,
     Int32,
-    Int64,
     OneDocument,
     PaddedRows,
+    TokenRow,
     row_digest,
     side_by_side,
 )
@@ -29,19 +28,18 @@ from softlabels.format.identity import Identity
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class TextRow(OneDocument):
-    """One text, or one masked view of it."""
+class TextRow(TokenRow, OneDocument):
+    """One text, or one masked view of it: `input_ids` are the text, with the tokenizer's own marks at its ends.
+
+    A class of the whole text counts as token 0's.
+    """
 
     domain: str
     """The store's; part of the digest."""
-    input_ids: Int32
-    """`[S] int32`: the text, with the tokenizer's own marks at its ends."""
     fed_ids: Int32
     """`[S] int32`: what the model is fed: `input_ids`, or with some of them masked."""
     view: int
     """Which masked view of it, from 0."""
-    label_mask: Bool
-    """`[S] bool`: the tokens that have a target. A class of the whole text counts as token 0's."""
     labels: Int32
     """`[N] int32`: a token or a class; `UNLABELLED` where it is not known."""
 
@@ -49,11 +47,6 @@ class TextRow(OneDocument):
     def n(self) -> int:
         """N."""
         return len(self.labels)
-
-    @property
-    def size(self) -> int:
-        """S."""
-        return len(self.input_ids)
 
     @property
     def label(self) -> int:
@@ -66,11 +59,6 @@ class TextRow(OneDocument):
         return np.where(self.labels == UNLABELLED, 0, self.labels).astype(np.int32)
 
     @property
-    def positions(self) -> Int64:
-        """`[N]`: the tokens that have a target."""
-        return np.flatnonzero(self.label_mask)
-
-    @property
     def inputs(self) -> dict[str, npt.NDArray[Any]]:
         """`input_ids [S]`: what the model is fed; `label_mask [S]`, `labels [N]`."""
         return {
@@ -79,18 +67,9 @@ class TextRow(OneDocument):
             "labels": self.labels,
         }
 
-    @property
-    def title(self) -> str:
-        """Its tokens and positions."""
-        return f"{self.size} tokens, {self.n} positions"
-
     def before(self, position: int) -> Int32:
         """All that the model is fed: it reads a text at once."""
         return self.fed_ids
-
-    def place(self, position: int) -> str:
-        """`token 17`."""
-        return f"token {self.positions[position]}"
 
     def digest(self) -> bytes:
         """16 bytes that name these inputs (docs/format.md)."""

@@ -1,17 +1,108 @@
 """`hf:PATH`: a model that is on this machine (`local_model.py`), as transformers loads it; GGUF files included.
 
-What loads it and how rows are fed to it is its domain's (`RowMaker.transformers_teacher`).
+What loads it and how rows are fed to it is its domain's (`RowMaker.transformers_teacher`); here is what all have in
+common.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import cached_property
 from importlib import import_module
+from typing import Any
 
-from softlabels.core.local_model import find_model, offline_transformers
+import torch
+from torch import Tensor
+
+from softlabels.core.devices import Choice, choose
+from softlabels.core.local_model import LocalModel, find_model, loading, offline_transformers
+from softlabels.core.records import sha256_of_files
+from softlabels.core.registry import without_folder
+from softlabels.core.rows import PaddedRows
 from softlabels.domains import DOMAINS
 from softlabels.errors import ConfigError, TeacherError
+from softlabels.format.identity import TeacherRecord
 from softlabels.teachers import Teacher, TeacherOptions
-from softlabels.teachers.hf_source import HFSource
+
+PROBE_IDS = 8
+"""Ids on which a head is checked."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HFSource:
+    """A model that is here, and how to run it."""
+
+    argument: str
+    """As the user named it, after `hf:`."""
+    found: LocalModel
+    options: TeacherOptions
+    transformers: Any
+    """The module."""
+
+    @property
+    def where(self) -> str:
+        """For messages."""
+        return f"hf:{self.argument}"
+
+    @property
+    def spec(self) -> str:
+        """As the user named it, without the folder that it lies in."""
+        return without_folder(self.where)
+
+    @property
+    def engine(self) -> str:
+        """Library and version that runs it."""
+        return f"transformers {self.transformers.__version__}, torch {torch.__version__}"
+
+    @cached_property
+    def choice(self) -> Choice:
+        """Device and dtype; the user is told why."""
+        choice = choose(self.options.device, self.options.dtype)
+        self.options.notice(f"teacher: {choice.reason}")
+        return choice
+
+    @cached_property
+    def weights_sha256(self) -> str:
+        """Of the files that hold the weights."""
+        return digest_weights(self.found, self.where)
+
+    def model(self, loader: str, **settings: Any) -> Any:
+        """The folder's, by this class of transformers; `TeacherError` if it cannot be loaded, or lacks its head."""
+        with loading(self.where, TeacherError):
+            model, info = getattr(self.transformers, loader).from_pretrained(
+                self.found.folder, output_loading_info=True, **settings
+            )
+        if info["missing_keys"]:
+            raise TeacherError(
+                f"{self.where}: the folder has no weights for {sorted(info['missing_keys'])[0]}, so a "
+                f"{type(model).__name__} would guess at random; fine-tune it first, and give the folder of that model"
+            )
+        return model
+
+    def placed(self, loader: str) -> Any:
+        """`model`, in the dtype and on the device of `choice`."""
+        return self.model(loader, dtype=self.choice.dtype).to(self.choice.device).eval()
+
+    def tokenizer(self) -> Any:
+        """The folder's."""
+        with loading(self.where, TeacherError):
+            return self.transformers.AutoTokenizer.from_pretrained(
+                self.found.folder, **self.found.settings
+            )
+
+    def record(self, model: Any, *, vocab_size: int) -> TeacherRecord:
+        """What a manifest says of the model; `vocab_size` is the width of its head."""
+        return TeacherRecord(
+            spec=self.spec,
+            name=self.found.name,
+            revision=getattr(model.config, "_commit_hash", None),
+            weights_sha256=self.weights_sha256,
+            dtype=str(model.dtype).removeprefix("torch."),
+            device=model.device.type,
+            engine=self.engine,
+            vocab_size=vocab_size,
+            parameters=sum(p.numel() for p in model.parameters()),
+        )
 
 
 def load_hf(path: str, options: TeacherOptions) -> Teacher:
@@ -36,3 +127,33 @@ def load_hf(path: str, options: TeacherOptions) -> Teacher:
         HFSource(argument=path, found=found, options=options, transformers=transformers)
     )
     return made
+
+
+def check_head(model: Any, found: Tensor, expected: Tensor, *, spec: str) -> None:
+    """Compare logits `[n, V]` that were computed in chunks with the model's own; `TeacherError` if they differ."""
+    worst = (found - expected).abs().max().item()
+    step = 1e-4 if model.dtype == torch.float32 else 2.0**-6
+    if not worst <= step * max(1.0, expected.abs().max().item()):
+        raise TeacherError(
+            f"{spec}: the head of {type(model).__name__} is not understood: logits computed in chunks differ from the "
+            f"model's own by {worst:g}; a causal LM can be a `py:` teacher, which returns logits itself"
+        )
+
+
+def padded_on(padded: PaddedRows, device: torch.device) -> tuple[dict[str, Tensor], Tensor]:
+    """What a model is fed of some rows, and where their positions lie, on a device."""
+    fed = {name: torch.from_numpy(array).to(device) for name, array in padded.inputs.items()}
+    return fed, torch.from_numpy(padded.flat_positions).to(device)
+
+
+def context_of(config: Any) -> int | None:
+    """How many tokens a model of transformers was made to read at a time; None: its configuration sets no limit."""
+    longest = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return None if longest is None else int(longest)
+
+
+def digest_weights(model: LocalModel, where: str) -> str:
+    """sha256 over a model's weights; `TeacherError` if it has none."""
+    if not model.weight_files:
+        raise TeacherError(f"{where}: holds no weights (*.safetensors)")
+    return sha256_of_files(model.weight_files)

@@ -153,15 +153,13 @@ def listed_of(
     if n and (out.ids.min() < 0 or out.ids.max() >= vocab_size):
         raise TeacherError(
             f"{spec}: lists id {int(out.ids.max())}, beyond the vocabulary of {vocab_size} ids; give the width of "
-            "its head "
-            "with ?vocab=N"
+            "its head with ?vocab=N"
         )
     total = np.exp(out.logp).sum(axis=1)
     if n and total.max() > 1 + EXCESS:
         raise TeacherError(
             f"{spec}: listed probabilities sum to {total.max():.4g}; they are not those at T=1 (logits, or a server "
-            "that "
-            "changes probabilities before it lists them)"
+            "that changes probabilities before it lists them)"
         )
     return out
 

@@ -157,8 +157,7 @@ def _entries(answer: Any, tokens: int, spec: str) -> list[Mapping[int, float] | 
     except (KeyError, IndexError, TypeError, ValueError, AttributeError) as e:
         raise Unlisted(
             f"{spec}: the answer holds no log-probabilities of the prompt by token id ({type(e).__name__}: {e}); "
-            "expected "
-            "choices[0].prompt_logprobs, or logprobs.top_logprobs with keys like 'token_id:17'"
+            "expected choices[0].prompt_logprobs, or logprobs.top_logprobs with keys like 'token_id:17'"
         ) from e
 
 

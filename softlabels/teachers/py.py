@@ -144,8 +144,7 @@ def _digest(function: Any, spec: str, notice: Callable[[str], None]) -> str:
     if not declared:
         notice(
             f"warning: {spec} declares no weights_sha256, so the store records its source code only: other weights "
-            "behind "
-            "the same source would not be noticed"
+            "behind the same source would not be noticed"
         )
     code = hashlib.sha256(Path(source).read_bytes()).hexdigest()
     return hashlib.sha256(f"softlabels py 1\n{code}\n{declared}\n".encode()).hexdigest()

@@ -21,7 +21,7 @@ from softlabels.core.registry import name_of, without_folder
 from softlabels.errors import ConfigError, MissingExtraError, TeacherError
 from softlabels.format.identity import TeacherRecord
 from softlabels.teachers import TeacherOptions, causal_only
-from softlabels.teachers.hf_source import context_of, digest_weights
+from softlabels.teachers.hf import context_of, digest_weights
 from softlabels.teachers.listing import Listed, ListingTeacher, listed_of
 from softlabels.teachers.segments import Segment
 from softlabels.teachers.tokenizer import check_covers, load_tokenizer

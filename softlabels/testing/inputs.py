@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from softlabels.core.registry import split_spec
-from softlabels.corpora import Document, open_corpora
+from softlabels.corpora import open_corpora
 from softlabels.domains import DOMAINS
 from softlabels.domains.image_classification.sources import IMAGES
 from softlabels.format.columns import Column
@@ -35,7 +35,11 @@ def check_corpus(spec: str) -> None:
     for i, document in enumerate(corpus.documents()):
         where = f"{spec}: document {i}"
         assert document.where, f"{where}: does not say where it lies"
-        kinds = [k for k in ("text", "messages", "completion", "words", "ids") if _has(document, k)]
+        kinds = [
+            k
+            for k in ("text", "messages", "completion", "words", "ids")
+            if vars(document)[k] is not None
+        ]
         assert len(kinds) == 1, f"{where}: has {kinds}, expected one of them"
         assert (document.prompt is None) == (document.completion is None), (
             f"{where}: has a prompt or a completion, expected both or neither"
@@ -152,10 +156,6 @@ def _check_row(row: ForeignRow, where: str) -> None:
         f"{where}: its last token has a target, and nothing after it"
     )
     assert not (row.logp > 0).any(), f"{where}: has a log-probability above 0"
-
-
-def _has(document: Document, name: str) -> bool:
-    return getattr(document, name) is not None
 
 
 def _plain(record: Any) -> dict[str, Any]:
