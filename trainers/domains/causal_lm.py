@@ -8,23 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from softlabels.core.rows import Row
 from trainers.data.tasks import Task
 from trainers.domains import SizedDomain
-from trainers.exports.domains import Example, Laid
+from trainers.exports.domains import Example, Laid, Wrapped
 from trainers.exports.texts import Texts, text_example
 from trainers.students import Student
 from trainers.students.made import context_of_rows, heads
-
-if TYPE_CHECKING:
-    from softlabels.core.rows import Row
-    from softlabels.store.reader import Store
-
 
 SHORTEST = 512
 """Context, at least: positions are rotations, which cost no parameters."""
@@ -35,11 +30,7 @@ def _inner(width: int) -> int:
     return max(32, round(width * 8 / 3 / 32) * 32)
 
 
-class _Masked(nn.Module):
-    def __init__(self, model: Any) -> None:
-        super().__init__()
-        self.model = model
-
+class _Masked(Wrapped):
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         position_ids = (attention_mask.cumsum(1) - 1).clamp(min=0)
         logits: Tensor = self.model(
@@ -62,6 +53,7 @@ class CausalLM(SizedDomain, Texts):
         "padding they mean nothing."
     )
     unit = "tokens"
+    module = _Masked
     sample = "It is a truth"
 
     def student(self, model: Any, task: Task, *, where: str, source: Path | None = None) -> Student:
@@ -86,21 +78,15 @@ class CausalLM(SizedDomain, Texts):
             architectures=["LlamaForCausalLM"],
         )
 
-    def module(self, model: Any) -> nn.Module:
-        """The model with its mask as an input."""
-        return _Masked(model)
-
-    def examples(self, store: Store, rows: Sequence[int]) -> list[Example]:
-        """The documents of those rows."""
+    def of_row(self, row: Row) -> list[Example]:
+        """Its documents."""
+        stops = np.cumsum(row.segment_lengths)[:-1]
         found = []
-        for r in rows:
-            row = cast("Row", store.row(r).row)
-            start = 0
-            for n in row.segment_lengths.tolist():
-                ids = row.input_ids[start : start + n].astype(np.int64)
-                labelled = np.flatnonzero(row.label_mask[start : start + n])
-                found.append(text_example(ids, ids[labelled + 1], labelled))
-                start += n
+        for ids, mask in zip(
+            *(np.split(x, stops) for x in (row.input_ids, row.label_mask)), strict=True
+        ):
+            labelled = np.flatnonzero(mask)
+            found.append(text_example(ids, ids[labelled + 1], labelled))
         return found
 
     def lay(self, examples: Sequence[Example], *, left: bool = False) -> Laid:
@@ -109,12 +95,6 @@ class CausalLM(SizedDomain, Texts):
         begins = firsts + np.arange(len(examples)) * inputs["input_ids"].shape[1]
         places = [b + np.arange(self.size(e)) for b, e in zip(begins, examples, strict=True)]
         return Laid(inputs=inputs, places=np.concatenate(places))
-
-    def reference(self, model: Any, example: Example) -> Tensor:
-        """No mask, nothing to pad."""
-        ids = torch.from_numpy(example.inputs["input_ids"])[None]
-        logits: Tensor = model(input_ids=ids, use_cache=False).logits[0]
-        return logits
 
     def size(self, example: Example) -> int:
         """Tokens."""

@@ -8,22 +8,22 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from softlabels.core.rows import UNLABELLED
+from softlabels.domains.image_classification import ImageRow
 from trainers.data.tasks import Task
-from trainers.exports.domains import Example, Exported, Laid
+from trainers.exports.domains import Example, Exported, Laid, Wrapped
 from trainers.exports.origin import Origin, of_transformers
 from trainers.students import small_cnn
 from trainers.students.encoders import EncoderStudent, class_head
 from trainers.students.images import saved_spec
 
 if TYPE_CHECKING:
-    from softlabels.domains.image_classification import ImageRow
     from softlabels.store.reader import Store
 
 PREPROCESSOR = "preprocessor_config.json"
@@ -31,11 +31,7 @@ BILINEAR = 2
 """Pillow's number of it, which transformers writes."""
 
 
-class _Classifier(nn.Module):
-    def __init__(self, model: Any) -> None:
-        super().__init__()
-        self.model = model
-
+class _Classifier(Wrapped):
     def forward(self, pixel_values: Tensor) -> Tensor:
         return _logits(self.model, pixel_values)
 
@@ -59,6 +55,7 @@ class ImageClassification(Exported):
         "transformers `id2label`, in `config.json`."
     )
     unit = "images"
+    module = _Classifier
     students = "cnn:WIDTHxDEPTH (cnn:32x3 has about 0.3M parameters), timm:NAME, torchvision:NAME or hf-config:FILE"
 
     def student(
@@ -67,10 +64,6 @@ class ImageClassification(Exported):
         """The whole model runs at once."""
         head = class_head(model, len(task.classes), where=where)
         return EncoderStudent(model, head, source=source)
-
-    def module(self, model: Any) -> nn.Module:
-        """Logits alone."""
-        return _Classifier(model)
 
     def origin(self, folder: Path) -> Origin:
         """As the student was named: of our own, of timm or torchvision, or else of transformers."""
@@ -122,20 +115,11 @@ class ImageClassification(Exported):
         (folder / PREPROCESSOR).write_text(text, encoding="utf-8")
         return {"pixels": {"size": size, "centre": centre, "mean": mean, "std": std}}
 
-    def examples(self, store: Store, rows: Sequence[int]) -> list[Example]:
-        """The views of those rows, made again and compared with what the teacher saw."""
-        found = []
-        for r in rows:
-            row = cast("ImageRow", store.row(r).row)
-            known = row.labels[row.labels != UNLABELLED].astype(np.int64)
-            found.append(
-                Example(
-                    inputs={"pixel_values": row.inputs["pixels"]},
-                    labels=known,
-                    labelled=np.arange(len(known)),
-                )
-            )
-        return found
+    def of_row(self, row: ImageRow) -> list[Example]:
+        """Its view, made again and compared with what the teacher saw."""
+        known = row.labels[row.labels != UNLABELLED].astype(np.int64)
+        inputs = {"pixel_values": row.inputs["pixels"]}
+        return [Example(inputs=inputs, labels=known, labelled=np.arange(len(known)))]
 
     def lay(self, examples: Sequence[Example], *, left: bool = False) -> Laid:
         """All are of one size: nothing to pad."""

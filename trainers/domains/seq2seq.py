@@ -7,26 +7,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from softlabels.domains.seq2seq import START
+from softlabels.domains.seq2seq import START, PairRow
 from softlabels.errors import ConfigError
 from trainers.data.batch import Batch
 from trainers.data.tasks import Task
 from trainers.domains import SizedDomain
-from trainers.exports.domains import Example, Laid
-from trainers.exports.texts import Texts
+from trainers.exports.domains import Example, Laid, Wrapped
+from trainers.exports.texts import Texts, text_example
 from trainers.loss.head_chunks import Head
 from trainers.students.encoders import EncoderStudent, token_head
 from trainers.students.made import heads
-
-if TYPE_CHECKING:
-    from softlabels.domains.seq2seq import PairRow
-    from softlabels.store.reader import Store
 
 BUCKETS = 32
 """Of T5's relative positions, for each head of encoder and decoder."""
@@ -47,11 +42,7 @@ class Seq2SeqStudent(EncoderStudent):
         return Head(weight=weight, bias=own, compute_dtype=self.head_dtype)
 
 
-class _Pairs(nn.Module):
-    def __init__(self, model: Any) -> None:
-        super().__init__()
-        self.model = model
-
+class _Pairs(Wrapped):
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, decoder_input_ids: Tensor
     ) -> Tensor:
@@ -71,8 +62,7 @@ class Seq2Seq(SizedDomain, Texts):
     stacked = False
     inputs = ("input_ids", "attention_mask", "decoder_input_ids")
     axes: Mapping[str, Mapping[int, str]] = {
-        "input_ids": {0: "batch", 1: "length"},
-        "attention_mask": {0: "batch", 1: "length"},
+        **Texts.axes,
         "decoder_input_ids": {0: "batch", 1: "decoder_length"},
     }
     usage = (
@@ -81,6 +71,7 @@ class Seq2Seq(SizedDomain, Texts):
         "then the target as far as it is known, padded on the right. `logits[b, t]` are those of token t of the target."
     )
     unit = "tokens"
+    module = _Pairs
     sample = "It is a truth"
 
     def student(
@@ -125,17 +116,9 @@ class Seq2Seq(SizedDomain, Texts):
             architectures=["T5ForConditionalGeneration"],
         )
 
-    def module(self, model: Any) -> nn.Module:
-        """Logits alone."""
-        return _Pairs(model)
-
-    def examples(self, store: Store, rows: Sequence[int]) -> list[Example]:
-        """The pairs of those rows."""
-        found = []
-        for r in rows:
-            row = cast("PairRow", store.row(r).row)
-            found.append(_example(row.source_ids, row.decoder_ids, row.labels.astype(np.int64)))
-        return found
+    def of_row(self, row: PairRow) -> list[Example]:
+        """Its pair."""
+        return [text_example(row.source_ids, row.labels, decoder_input_ids=row.decoder_ids)]
 
     def lay(self, examples: Sequence[Example], *, left: bool = False) -> Laid:
         """On the right always: a decoder counts its places from the first."""
@@ -146,19 +129,6 @@ class Seq2Seq(SizedDomain, Texts):
             fed[b, :n] = example.inputs["decoder_input_ids"]
         places = [b * fed.shape[1] + np.arange(n) for b, n in enumerate(sizes)]
         return Laid(inputs={**sources, "decoder_input_ids": fed}, places=np.concatenate(places))
-
-    def shortest(self, example: Example) -> Example:
-        """One token of each."""
-        source, fed = (example.inputs[n][:1] for n in ("input_ids", "decoder_input_ids"))
-        return _example(source, fed, np.empty(0, np.int64))
-
-    def reference(self, model: Any, example: Example) -> Tensor:
-        """No mask, nothing to pad."""
-        source, fed = (
-            torch.from_numpy(example.inputs[n])[None] for n in ("input_ids", "decoder_input_ids")
-        )
-        logits: Tensor = model(input_ids=source, decoder_input_ids=fed, use_cache=False).logits[0]
-        return logits
 
     def preparation(self, folder: Path, details: Mapping[str, Any]) -> str:
         """The source with the tokenizer; of the target nothing is known yet."""
@@ -171,18 +141,6 @@ class Seq2Seq(SizedDomain, Texts):
     def size(self, example: Example) -> int:
         """Tokens of the target."""
         return len(example.inputs["decoder_input_ids"])
-
-
-def _example(source: Any, fed: Any, labels: Any) -> Example:
-    return Example(
-        inputs={
-            "input_ids": source.astype(np.int64),
-            "attention_mask": np.ones(len(source), np.int64),
-            "decoder_input_ids": fed.astype(np.int64),
-        },
-        labels=labels,
-        labelled=np.arange(len(labels)),
-    )
 
 
 DOMAIN = Seq2Seq()

@@ -7,71 +7,22 @@ single examples, and about the smallest input there is, alone and beside others.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from softlabels.errors import ExportError, RunError
 from trainers.exports.domains import Arrays, Example, Exported
 from trainers.exports.formats import Runner
+from trainers.exports.record import Comparison
 
 BATCH = 4
 """Examples of a padded batch."""
 ALONE = 2
 """Examples that are also asked about alone."""
-
-
-@dataclass
-class Answers:
-    """Of student or export, over the labels."""
-
-    nll: list[Tensor] = field(default_factory=list)
-    right: list[Tensor] = field(default_factory=list)
-
-    def add(self, log_p: Tensor, example: Example) -> None:
-        """Take the example's `[N, V]` log-probabilities into account."""
-        own = log_p[torch.from_numpy(example.labelled)]
-        labels = torch.from_numpy(example.labels)
-        self.nll.append(-own.gather(1, labels[:, None])[:, 0])
-        self.right.append(own.argmax(dim=1) == labels)
-
-    def means(self) -> tuple[float, float]:
-        """Negative log-likelihood, nats, and accuracy."""
-        nll, right = torch.cat(self.nll), torch.cat(self.right)
-        return float(nll.double().mean()), float(right.double().mean())
-
-
-@dataclass(frozen=True, kw_only=True)
-class Comparison:
-    """The figures of a check; `CheckRecord` says what they are."""
-
-    outputs: int
-    labels: int
-    largest_difference: float
-    agreement: float
-    nll: float
-    nll_of_student: float
-    accuracy: float
-    accuracy_of_student: float
-
-    @property
-    def loss_of_nll(self) -> float:
-        """As a share of the student's."""
-        return _share(self.nll - self.nll_of_student, self.nll_of_student)
-
-    @property
-    def loss_of_accuracy(self) -> float:
-        """As a share of the student's."""
-        return _share(self.accuracy_of_student - self.accuracy, self.accuracy_of_student)
-
-
-def _share(difference: float, whole: float) -> float:
-    if difference == 0:
-        return 0.0
-    return difference / whole if whole > 0 else float(np.copysign(np.inf, difference))
 
 
 @torch.inference_mode()
@@ -83,14 +34,7 @@ def compare(
     *,
     advance: Callable[[int], None] = lambda _: None,
 ) -> Comparison:
-    """Ask both about all examples.
-
-    Args:
-        model: the student's, in evaluation mode.
-        runner: the export.
-        domain: whose students they are.
-        examples: what to ask about.
-        advance: told of examples done.
+    """Ask the student's model, in evaluation mode, and the export about all examples.
 
     Raises:
         ExportError: the export fails, gives other shapes, NaN or infinity.
@@ -98,7 +42,8 @@ def compare(
     """
     if not any(len(e.labels) for e in examples):
         raise RunError("no row has a label, so there is no score to compare; use another store")
-    student, export = Answers(), Answers()
+    student: list[Tensor] = []
+    export: list[Tensor] = []
     outputs, agreeing, largest = 0, 0, 0.0
     for batch, left, counts in _batches(domain, examples):
         laid = domain.lay(batch, left=left)
@@ -119,12 +64,14 @@ def compare(
             if counts:
                 outputs += len(expected)
                 agreeing += int((found.argmax(1) == expected.argmax(1)).sum())
-                student.add(expected, example)
-                export.add(found, example)
+                student.append(_scored(expected, example))
+                export.append(_scored(found, example))
         if start != len(flat):
             raise ExportError(f"the export has {len(flat)} outputs where the student has {start}")
         advance(len(batch) if counts else 0)
-    (nll, accuracy), (nll_s, accuracy_s) = export.means(), student.means()
+    (nll, accuracy), (nll_s, accuracy_s) = (
+        torch.cat(scored, dim=1).mean(dim=1).tolist() for scored in (export, student)
+    )
     return Comparison(
         outputs=outputs,
         labels=sum(len(e.labels) for e in examples),
@@ -134,10 +81,26 @@ def compare(
         nll_of_student=nll_s,
         accuracy=accuracy,
         accuracy_of_student=accuracy_s,
+        loss_of_nll=_share(nll - nll_s, nll_s),
+        loss_of_accuracy=_share(accuracy_s - accuracy, accuracy_s),
     )
 
 
-def _ask(runner: Runner, inputs: Arrays) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+def _scored(log_p: Tensor, example: Example) -> Tensor:
+    """`[2, M] float64`: of each label the negative log-likelihood, nats, and whether it is the most probable id."""
+    own = log_p[torch.from_numpy(example.labelled)]
+    labels = torch.from_numpy(example.labels)
+    right = own.argmax(dim=1) == labels
+    return torch.stack([-own.gather(1, labels[:, None])[:, 0].double(), right.double()])
+
+
+def _share(difference: float, whole: float) -> float:
+    if difference == 0:
+        return 0.0
+    return difference / whole if whole > 0 else float(np.copysign(np.inf, difference))
+
+
+def _ask(runner: Runner, inputs: Arrays) -> npt.NDArray[np.float32]:
     try:
         return runner(inputs)
     except Exception as e:  # of any kind: each runtime has its own
@@ -162,13 +125,7 @@ def _batches(
 
 
 def verdict(found: Comparison, *, rule: str, tolerance: float, what: str) -> None:
-    """Refuse an export that lost too much.
-
-    Args:
-        found: its figures.
-        rule: of its format.
-        tolerance: how much is allowed.
-        what: names it in the message.
+    """Refuse an export, called `what`, that lost more than its format's rule allows.
 
     Raises:
         ExportError: says how much it lost.

@@ -9,9 +9,8 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from trainers.exports.products import drop_unused, initializers
+from trainers.exports.products import drop_unused, initializers, quantised
 
 SMALLEST = 256
 """Weights: a smaller kernel is not worth it."""
@@ -31,7 +30,7 @@ def quantise_kernels(model: Any) -> int:
     }
     nodes = []
     for name, kernel in kernels.items():
-        values, scales = _quantised(kernel)
+        values, scales = quantised(kernel)
         for suffix, array in (("int8", values), ("scales", scales)):
             graph.initializer.append(numpy_helper.from_array(array, f"{name}_{suffix}"))
         nodes += [
@@ -45,10 +44,3 @@ def quantise_kernels(model: Any) -> int:
         graph.node.insert(i, node)
     drop_unused(model)
     return len(kernels)
-
-
-def _quantised(kernel: npt.NDArray[np.float32]) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
-    """`[C, ...]` float32 as int8 of the same shape and scales `[C, 1, ...]`."""
-    scales = np.abs(kernel).max(axis=tuple(range(1, kernel.ndim)), keepdims=True) / 127
-    values = np.rint(kernel / np.where(scales > 0, scales, 1)).astype(np.int8)
-    return values, scales.astype(np.float32)

@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+from torch import nn
 
 from softlabels.errors import ConfigError
 from trainers.domains import DOMAINS, Domain
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from softlabels.store.reader import Store
     from trainers.exports.origin import Origin
@@ -48,6 +49,14 @@ class Laid:
     """`[N]`: where the examples' outputs lie in the model's output seen as `[-1, V]`, example by example."""
 
 
+class Wrapped(nn.Module):
+    """A model as a module whose `forward` leads from the inputs, in order and by name, to float32 logits."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+
 class Exported(Domain):
     """A domain whose students can be exported."""
 
@@ -59,18 +68,20 @@ class Exported(Domain):
     """What a caller must know of the inputs, for the model card."""
     unit: str
     """What a throughput counts, e.g. `tokens`."""
+    module: type[Wrapped]
+    """What is exported, made of a model."""
 
     @abstractmethod
     def origin(self, folder: Path) -> Origin:
         """What the model in a folder is made with."""
 
-    @abstractmethod
-    def module(self, model: Any) -> nn.Module:
-        """What is exported: the model as a module from the inputs to float32 `logits`."""
-
-    @abstractmethod
     def examples(self, store: Store, rows: Sequence[int]) -> list[Example]:
         """Real inputs: what rows of a store hold."""
+        return [example for r in rows for example in self.of_row(store.row(r).row)]
+
+    @abstractmethod
+    def of_row(self, row: Any) -> list[Example]:
+        """What a row of the domain's stores holds."""
 
     @abstractmethod
     def lay(self, examples: Sequence[Example], *, left: bool = False) -> Laid:

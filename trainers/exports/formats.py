@@ -27,12 +27,15 @@ class Job:
     folder: Path
     """Where the run keeps it."""
     domain: Exported
-    origin: Origin
-    """Of the model."""
     samples: Sequence[Example]
     """Real examples to trace with, at least two."""
-    calibration: Sequence[Example]
+    calibration: Sequence[Example] = ()
     """Those to measure ranges on; none for a format that does not calibrate."""
+
+    @property
+    def origin(self) -> Origin:
+        """What the model is made with."""
+        return self.domain.origin(self.folder)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,15 +50,30 @@ class Written:
     """Whose versions matter."""
 
 
+def in_torch(module: Any, threads: int | None) -> Runner:
+    """A module of PyTorch as a runner; its inputs go in by name."""
+    import torch
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+
+    def run(inputs: Arrays) -> npt.NDArray[np.float32]:
+        with torch.inference_mode():
+            out = module(**{name: torch.from_numpy(v) for name, v in inputs.items()})
+        return np.asarray(out.numpy())
+
+    return run
+
+
 class Format(Protocol):
     """One way to ship a student."""
 
     name: str
-    rule: str
+    rule: str = "log-probability"
     """How it is checked: `log-probability` or `score` (`check.py`)."""
-    tolerance: float
+    tolerance: float = 1e-3
     """By default: nats, or a share of the student's score."""
-    calibrates: bool
+    calibrates: bool = False
 
     def write(self, job: Job, folder: Path) -> Written:
         """Write the model's files into a folder that holds configuration and tokenizer already."""

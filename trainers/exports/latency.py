@@ -22,7 +22,7 @@ from softlabels.errors import ConfigError, RunError
 from softlabels.store.reader import open_store
 from trainers.data.tasks import Task, check_pixels
 from trainers.exports import FORMATS
-from trainers.exports.domains import Arrays, Example, Exported, exported, spread
+from trainers.exports.domains import Example, Exported, exported, spread
 from trainers.exports.formats import Job
 from trainers.exports.latency_config import LatencyConfig
 from trainers.exports.record import RECORD, read_export
@@ -39,22 +39,16 @@ class Subject:
 
     name: str
     engine: str
+    """`torch` or `onnxruntime`."""
     format: str
-    folder: Path
     parameters: int
     model_bytes: int
 
 
 @dataclass(frozen=True, kw_only=True)
-class Figures:
+class Figures(Subject):
     """What it costs."""
 
-    name: str
-    engine: str
-    """`torch` or `onnxruntime`."""
-    format: str
-    parameters: int
-    model_bytes: int
     peak_bytes: int
     """Most memory of the process up to the end of the calls at batch 1: libraries, model and all."""
     empty_bytes: int
@@ -90,144 +84,104 @@ def measure(subjects: Sequence[str], config: LatencyConfig, report: Reporter) ->
         RunError: a run that has not finished; a process failed.
         IntegrityError: an export was altered.
     """
-    batch_size = config.batch_size
+    size = config.batch_size
     report.stage("convert", None, "models")
     opened = open_store(config.store, vocab=config.vocab, images=config.images)
     check_pixels(opened)
     name = opened.manifest.identity.domain
     domain = exported(name)
-    examples = domain.examples(opened, spread(len(opened), max(SINGLE, MANY * batch_size)))
-    while len(examples) < batch_size:
+    examples = domain.examples(opened, spread(len(opened), max(SINGLE, MANY * size)))
+    while len(examples) < size:
         examples = examples * 2
+    single = [[examples[i]] for i in spread(len(examples), SINGLE)]
+    many = [examples[i * size : (i + 1) * size] for i in range(min(MANY, len(examples) // size))]
+    amount = float(np.mean([sum(map(domain.size, batch)) for batch in many]))
     with tempfile.TemporaryDirectory(prefix="softtrain-latency-") as scratch:
         work = Path(scratch)
         found = [
             s
             for spec in [*subjects, *([config.teacher] if config.teacher else [])]
-            for s in _subjects(spec, config.engine, config.weights, domain, examples, work)
+            for s in _subjects(spec, config, domain, examples, work)
         ]
         report.stage("measure", len(found) * config.rounds, "processes")
-        files = _write_inputs(work, domain, examples, batch_size)
+        inputs = {
+            "single": _write_inputs(work / "single.npz", domain, single),
+            "many": _write_inputs(work / "many.npz", domain, many),
+        }
         results: list[list[dict[str, Any]]] = [[] for _ in found]
         for _ in range(config.rounds):
-            for subject, own in zip(found, results, strict=True):
+            for (subject, folder), own in zip(found, results, strict=True):
                 spec = {
-                    **files,
+                    **inputs,
                     "format": subject.format,
-                    "folder": str(subject.folder),
+                    "folder": str(folder),
                     "domain": name if subject.format == "safetensors" else None,
                     "threads": config.threads,
                     "repeats": config.repeats,
                 }
                 own.append(_in_a_process(subject, spec, work))
                 report.advance(1)
-        sizes = [
-            sum(domain.size(e) for e in examples[i * batch_size : (i + 1) * batch_size])
-            for i in range(_many(examples, batch_size))
-        ]
         return [
-            _figures(s, own, float(np.mean(sizes)), domain.unit)
-            for s, own in zip(found, results, strict=True)
+            _figures(subject, own, amount, domain.unit)
+            for (subject, _), own in zip(found, results, strict=True)
         ]
 
 
 def _subjects(
-    spec: str,
-    engines: Sequence[str],
-    weights: str,
-    domain: Exported,
-    examples: Sequence[Example],
-    work: Path,
-) -> list[Subject]:
+    spec: str, config: LatencyConfig, domain: Exported, examples: Sequence[Example], work: Path
+) -> list[tuple[Subject, Path]]:
+    """What is to be measured of a run, an export or a model, each with its folder."""
     kind, _, argument = spec.partition(":")
     path = Path(argument if kind == "hf" else spec)
     if kind != "hf" and (path / RECORD).is_file():
         record = read_export(path)
-        engine = "onnxruntime" if record.kind.startswith("onnx") else "torch"
-        return [
-            Subject(
-                name=str(path),
-                engine=engine,
-                format=record.kind,
-                folder=path,
-                parameters=record.parameters,
-                model_bytes=record.model_bytes,
-            )
-        ]
-    folder = path if kind == "hf" else open_finished(path, weights).folder
+        subject = Subject(
+            name=str(path),
+            engine="onnxruntime" if record.kind.startswith("onnx") else "torch",
+            format=record.kind,
+            parameters=record.parameters,
+            model_bytes=record.model_bytes,
+        )
+        return [(subject, path)]
+    folder = path if kind == "hf" else open_finished(path, config.weights).folder
     if not (folder / "config.json").is_file():
         raise ConfigError(
             f"{spec}: no config.json there; give a run, an export, or hf: and a model's folder"
         )
-    return [_converted(spec, folder, engine, domain, examples, work) for engine in engines]
+    return [_converted(spec, folder, e, domain, examples, work) for e in config.engine]
 
 
 def _converted(
     spec: str, folder: Path, engine: str, domain: Exported, examples: Sequence[Example], work: Path
-) -> Subject:
+) -> tuple[Subject, Path]:
     from trainers.students import load_student
 
     model = load_student(folder, Task.saved(domain.name, folder)).model.eval()
-    parameters = sum(p.numel() for p in model.parameters())
-    if engine == "torch":
-        size = sum(p.stat().st_size for p in weight_files(folder))
-        return Subject(
-            name=spec,
-            engine=engine,
-            format="safetensors",
-            folder=folder,
-            parameters=parameters,
-            model_bytes=size,
-        )
-    target = Path(tempfile.mkdtemp(dir=work))
-    samples = sorted(examples, key=domain.size)[-2:]
-    FORMATS.load("onnx").write(
-        Job(
-            model=model,
-            folder=folder,
-            domain=domain,
-            origin=domain.origin(folder),
-            samples=samples,
-            calibration=(),
-        ),
-        target,
-    )
-    size = sum(p.stat().st_size for p in target.iterdir())
-    return Subject(
+    target, files = folder, weight_files(folder)
+    if engine != "torch":
+        target = Path(tempfile.mkdtemp(dir=work))
+        samples = sorted(examples, key=domain.size)[-2:]
+        job = Job(model=model, folder=folder, domain=domain, samples=samples)
+        FORMATS.load("onnx").write(job, target)
+        files = list(target.iterdir())
+    subject = Subject(
         name=spec,
         engine=engine,
-        format="onnx",
-        folder=target,
-        parameters=parameters,
-        model_bytes=size,
+        format="safetensors" if engine == "torch" else "onnx",
+        parameters=sum(p.numel() for p in model.parameters()),
+        model_bytes=sum(p.stat().st_size for p in files),
     )
+    return subject, target
 
 
-def _many(examples: Sequence[Example], batch_size: int) -> int:
-    return min(MANY, len(examples) // batch_size)
-
-
-def _write_inputs(
-    work: Path, domain: Exported, examples: Sequence[Example], batch_size: int
-) -> dict[str, str]:
-    chosen = [examples[i] for i in spread(len(examples), SINGLE)]
-    single = [domain.lay([e]).inputs for e in chosen]
-    many = [
-        domain.lay(examples[i * batch_size : (i + 1) * batch_size]).inputs
-        for i in range(_many(examples, batch_size))
-    ]
-    return {
-        name: str(_save(work / f"{name}.npz", v))
-        for name, v in (("single", single), ("many", many))
-    }
-
-
-def _save(path: Path, batches: Sequence[Arrays]) -> Path:
+def _write_inputs(path: Path, domain: Exported, batches: Sequence[Sequence[Example]]) -> str:
     arrays: dict[str, Any] = {
-        f"{i}/{name}": v for i, batch in enumerate(batches) for name, v in batch.items()
+        f"{i}/{name}": v
+        for i, batch in enumerate(batches)
+        for name, v in domain.lay(batch).inputs.items()
     }
     np.savez(path, **arrays)
-    return path
+    return str(path)
 
 
 def _in_a_process(subject: Subject, spec: dict[str, Any], work: Path) -> dict[str, Any]:
@@ -256,11 +210,7 @@ def _figures(
     p50, p95 = np.percentile(wall, [50, 95])
     batches = np.median(np.concatenate([r["batch_wall"] for r in rounds]))
     return Figures(
-        name=subject.name,
-        engine=subject.engine,
-        format=subject.format,
-        parameters=subject.parameters,
-        model_bytes=subject.model_bytes,
+        **vars(subject),
         peak_bytes=max(r["peak_bytes"] for r in rounds),
         empty_bytes=max(r["empty_bytes"] for r in rounds),
         peak_bytes_of_batches=max(r["peak_bytes_of_batches"] for r in rounds),

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from softlabels.errors import ExportError, MissingExtraError
-from trainers.exports.formats import Job, Runner, Written
+from trainers.exports.formats import Format, Job, Runner, Written
 
 if TYPE_CHECKING:
     from trainers.exports.domains import Arrays, Exported
@@ -40,17 +41,15 @@ def require(name: str) -> Any:
 
 
 @contextmanager
-def quiet_exporter() -> Iterator[None]:
-    """Keep back what PyTorch's exporter says about itself and about libraries that a student does not use."""
-    log = logging.getLogger("torch.onnx")
-    level = log.level
-    log.setLevel(logging.ERROR)
+def quiet() -> Iterator[None]:
+    """Keep back what exporter and quantiser say about themselves and about libraries that a student does not use."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
     try:
-        with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
+        with warnings.catch_warnings(action="ignore"), redirect_stdout(io.StringIO()):
             yield
     finally:
-        log.setLevel(level)
+        logging.disable(before)
 
 
 def export_onnx(job: Job, path: Path) -> None:
@@ -63,7 +62,7 @@ def export_onnx(job: Job, path: Path) -> None:
     from trainers.exports.program import trace
 
     size = sum(p.numel() * p.element_size() for p in job.model.parameters())
-    with quiet_exporter():
+    with quiet():
         traced = trace(job)
         try:
             program = torch.onnx.export(
@@ -114,28 +113,26 @@ def ort_runner(path: Path, threads: int | None) -> Runner:
         options.intra_op_num_threads = threads
     session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
-    def run(inputs: Arrays) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+    def run(inputs: Arrays) -> npt.NDArray[np.float32]:
         return np.asarray(session.run(["logits"], dict(inputs))[0])
 
     return run
 
 
-class OnnxFloat:
+class OnnxFloat(Format):
     """As it is, in float32."""
 
     name = "onnx"
-    rule = "log-probability"
-    tolerance = 1e-3
-    calibrates = False
 
     def write(self, job: Job, folder: Path) -> Written:
         """Trace and translate."""
         export_onnx(job, folder / FILE)
-        return Written(
-            model=FILE,
-            opset=OPSET,
-            libraries=("torch", *job.origin.libraries, "onnx", "onnxscript", "onnxruntime"),
-        )
+        return self.written(job)
+
+    def written(self, job: Job, **details: Any) -> Written:
+        """What was written, and what else decided it."""
+        libraries = ("torch", *job.origin.libraries, "onnx", "onnxscript", "onnxruntime")
+        return Written(model=FILE, opset=OPSET, details=details, libraries=libraries)
 
     def load(self, folder: Path, *, domain: Exported | None, threads: int | None) -> Runner:
         """In ONNX Runtime."""

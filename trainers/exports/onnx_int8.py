@@ -12,32 +12,20 @@ Kernels of convolutions are in 8 bits; `onnx-int8` computes with them in float32
 
 from __future__ import annotations
 
-import logging
 import tempfile
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from softlabels.errors import ConfigError
 from trainers.exports.convolutions import quantise_kernels
-from trainers.exports.formats import Job, Runner, Written
-from trainers.exports.onnx_float import (
-    EXTERNAL,
-    FILE,
-    FORMAT,
-    OPSET,
-    export_onnx,
-    ort_runner,
-    require,
-)
+from trainers.exports.formats import Job, Written
+from trainers.exports.onnx_float import EXTERNAL, FILE, OnnxFloat, export_onnx, quiet, require
 from trainers.exports.products import fold_transposes, products, split_gemms
 from trainers.exports.tables import quantise_tables
 
 if TYPE_CHECKING:
     from trainers.exports.domains import Arrays, Example, Exported
-    from trainers.exports.origin import Origin
 
 PRODUCTS = {False: ("MatMul",), True: ("MatMul", "Gemm", "Conv")}
 """Operators whose weights are quantised: dynamic, static. (Dynamic convolutions are slower than float ones.)"""
@@ -45,7 +33,7 @@ FLOAT_OUTPUTS = ("MatMul", "Gemm")
 """Of a static convolution the output is quantised, too: ONNX Runtime has no other in whole numbers."""
 
 
-class OnnxInt8:
+class OnnxInt8(OnnxFloat):
     """The float model, quantised by ONNX Runtime.
 
     Args:
@@ -84,7 +72,7 @@ class OnnxInt8:
                 "reduce_range": True,
                 "weight_type": quantization.QuantType.QInt8,
             }
-            with _quiet():
+            with quiet():
                 if self.calibrates:
                     quantization.quantize_static(
                         plain,
@@ -102,33 +90,15 @@ class OnnxInt8:
             kernels = 0 if self.calibrates else quantise_kernels(model)
             onnx.checker.check_model(model)
             onnx.save(model, folder / FILE)
-        return Written(
-            model=FILE,
-            opset=OPSET,
-            details={
-                "products": len(nodes),
-                "weights": "int8 in 7 bits, a scale for each output",
-                "activations": "uint8, ranges measured beforehand"
-                if self.calibrates
-                else "uint8, ranges of each batch",
-                "tables": tables,
-                "calibration_examples": len(job.calibration),
-            }
-            | ({"convolutions_in_float32": kernels} if kernels else {}),
-            libraries=("torch", *job.origin.libraries, "onnx", "onnxscript", "onnxruntime"),
+        return self.written(
+            job,
+            products=len(nodes),
+            weights="int8 in 7 bits, a scale for each output",
+            activations=f"uint8, ranges {'measured beforehand' if self.calibrates else 'of each batch'}",
+            tables=tables,
+            calibration_examples=len(job.calibration),
+            **({"convolutions_in_float32": kernels} if kernels else {}),
         )
-
-    def load(self, folder: Path, *, domain: Exported | None, threads: int | None) -> Runner:
-        """In ONNX Runtime."""
-        return ort_runner(folder / FILE, threads)
-
-    def needs(self, origin: Origin) -> str:
-        """As the float model does."""
-        return FORMAT.needs(origin)
-
-    def snippet(self, origin: Origin) -> str:
-        """As of the float model."""
-        return FORMAT.snippet(origin)
 
 
 class _Reader:
@@ -139,18 +109,6 @@ class _Reader:
 
     def get_next(self) -> Arrays | None:
         return next(self._left, None)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
 
 
 DYNAMIC = OnnxInt8(calibrates=False)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 
 def initializers(model: Any) -> dict[str, Any]:
@@ -48,10 +49,7 @@ def split_gemms(model: Any) -> None:
         new = [helper.make_node("MatMul", [node.input[0], weight], [product], name=f"{out}_matmul")]
         if bias:
             new.append(helper.make_node("Add", [product, bias[0]], [out]))
-        place = list(graph.node).index(node)
-        graph.node.remove(node)
-        for i, n in enumerate(new):
-            graph.node.insert(place + i, n)
+        replace_node(graph, node, new)
     drop_unused(model)
 
 
@@ -64,6 +62,21 @@ def products(model: Any, operators: Sequence[str]) -> list[str]:
             node.name = node.name or f"product_{i}"
             found.append(node.name)
     return found
+
+
+def replace_node(graph: Any, node: Any, new: Sequence[Any]) -> None:
+    """Put nodes in the place of one."""
+    place = list(graph.node).index(node)
+    graph.node.remove(node)
+    for i, n in enumerate(new):
+        graph.node.insert(place + i, n)
+
+
+def quantised(array: npt.NDArray[np.float32]) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    """`[C, ...]` float32 as int8 of the same shape and scales `[C, 1, ...]`."""
+    scales = np.abs(array).max(axis=tuple(range(1, array.ndim)), keepdims=True) / 127
+    values = np.rint(array / np.where(scales > 0, scales, 1)).astype(np.int8)
+    return values, scales.astype(np.float32)
 
 
 def drop_unused(model: Any) -> None:

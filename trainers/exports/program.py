@@ -6,13 +6,11 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from softlabels.errors import ExportError
-from trainers.exports.formats import Job, Runner, Written
+from trainers.exports.formats import Format, Job, Runner, Written, in_torch
 
 if TYPE_CHECKING:
-    from trainers.exports.domains import Arrays, Exported
+    from trainers.exports.domains import Exported
     from trainers.exports.origin import Origin
 
 FILE = "model.pt2"
@@ -32,8 +30,7 @@ def trace(job: Job) -> Any:
     # AUTO, and not the names of `axes`: a name would demand that no length be special, while 1 is.
     free = {n: dict.fromkeys(domain.axes[n], torch.export.Dim.AUTO) for n in domain.inputs}
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of PyTorch's own code about itself
+        with warnings.catch_warnings(action="ignore"):  # of PyTorch's own code about itself
             return torch.export.export(
                 domain.module(job.model), (), kwargs=arguments, dynamic_shapes=free
             )
@@ -44,39 +41,25 @@ def trace(job: Job) -> Any:
         ) from e
 
 
-class Program:
+class Program(Format):
     """Written by `torch.export.save`."""
 
     name = "torch-export"
-    rule = "log-probability"
-    tolerance = 1e-3
-    calibrates = False
 
     def write(self, job: Job, folder: Path) -> Written:
         """Trace and save."""
         import torch
 
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with warnings.catch_warnings(action="ignore"):
             torch.export.save(trace(job), folder / FILE)
         return Written(model=FILE, libraries=("torch", *job.origin.libraries))
 
     def load(self, folder: Path, *, domain: Exported | None, threads: int | None) -> Runner:
-        """The inputs go in by name, in the order in which they were traced."""
+        """In PyTorch."""
         import torch
 
-        if threads is not None:
-            torch.set_num_threads(threads)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            module = torch.export.load(folder / FILE).module()
-
-        def run(inputs: Arrays) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
-            with torch.inference_mode():
-                out = module(**{name: torch.from_numpy(v) for name, v in inputs.items()})
-            return np.asarray(out.numpy())
-
-        return run
+        with warnings.catch_warnings(action="ignore"):
+            return in_torch(torch.export.load(folder / FILE).module(), threads)
 
     def needs(self, origin: Origin) -> str:
         """PyTorch alone."""

@@ -13,16 +13,9 @@ RECORD = "export.json"
 FORMAT, VERSION = "softlabels-export", "1.0"
 
 
-class CheckRecord(Record, frozen=True, kw_only=True):
-    """How the export answered on real rows, beside the PyTorch student on the same rows."""
+class Comparison(Record, frozen=True, kw_only=True):
+    """How the export answered, beside the PyTorch student on the same rows."""
 
-    rule: str
-    """`log-probability`: `largest_difference` must be within `tolerance`, in nats; `score`: both losses must be."""
-    tolerance: float
-    store_digest: str
-    """Of the held-out store."""
-    rows: int
-    examples: int
     outputs: int
     """Places whose distribution was compared."""
     labels: int
@@ -38,6 +31,18 @@ class CheckRecord(Record, frozen=True, kw_only=True):
     """By what share of the student's the negative log-likelihood is higher; below 0: it is lower."""
     loss_of_accuracy: float
     """By what share of the student's the accuracy is lower."""
+
+
+class CheckRecord(Comparison, frozen=True, kw_only=True):
+    """What it was asked, and what was demanded of the answers."""
+
+    rule: str
+    """`log-probability`: `largest_difference` must be within `tolerance`, in nats; `score`: both losses must be."""
+    tolerance: float
+    store_digest: str
+    """Of the held-out store."""
+    rows: int
+    examples: int
 
 
 class SourceRecord(Record, frozen=True, kw_only=True):

@@ -5,12 +5,11 @@ from __future__ import annotations
 import hashlib
 import platform
 import shutil
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
-from msgspec.structs import replace
+from msgspec.structs import asdict, replace
 
 import softlabels
 from softlabels.core.folder_record import describe_files, read_record, write_seal
@@ -24,10 +23,10 @@ from trainers.data.mixing import feed_of
 from trainers.data.tasks import Task
 from trainers.exports import FORMATS
 from trainers.exports.card import card
-from trainers.exports.check import Comparison, compare, verdict
+from trainers.exports.check import compare, verdict
 from trainers.exports.config import ExportConfig
 from trainers.exports.domains import exported, spread
-from trainers.exports.formats import Format, Job, Written
+from trainers.exports.formats import Job
 from trainers.exports.record import (
     EXPORT,
     FORMAT,
@@ -86,7 +85,6 @@ def export(
         model=model,
         folder=finished.folder,
         domain=domain,
-        origin=domain.origin(finished.folder),
         samples=sorted(examples, key=domain.size)[-2:] * 2,
         calibration=domain.examples(training[0], spread(len(training[0]), config.calibration_rows))
         if form.calibrates
@@ -113,9 +111,20 @@ def export(
             opset=written.opset,
             inputs=_axes(job),
             details=written.details | described,
-            versions=_versions(written),
+            versions={
+                "softlabels": softlabels.__version__,
+                "python": platform.python_version(),
+                **{name: version(name) for name in written.libraries},
+            },
             source=_source(finished, training),
-            check=_check(found, form, tolerance, heldout, len(rows), len(examples)),
+            check=CheckRecord(
+                rule=form.rule,
+                tolerance=tolerance,
+                store_digest=heldout.digest,
+                rows=len(rows),
+                examples=len(examples),
+                **asdict(found),
+            ),
             files=describe_files(temporary, without=RECORD),
             digest="",
         )
@@ -174,11 +183,6 @@ def _axes(job: Job) -> dict[str, list[str]]:
     }
 
 
-def _versions(written: Written) -> dict[str, str]:
-    own = {"softlabels": softlabels.__version__, "python": platform.python_version()}
-    return own | {name: version(name) for name in written.libraries}
-
-
 def _source(finished: FinishedRun, training: Sequence[Store]) -> SourceRecord:
     identities = [s.manifest.identity for s in training]
     return SourceRecord(
@@ -191,32 +195,15 @@ def _source(finished: FinishedRun, training: Sequence[Store]) -> SourceRecord:
         store_digest=finished.facts["store_digest"],
         tokenizer_sha256=finished.facts["tokenizer_sha256"],
         teachers={i.teacher.name: i.teacher.weights_sha256 for i in identities},
-        corpora=_each_once(f"{', '.join(i.corpus.specs)} ({_amount(i)})" for i in identities),
-        licences=_each_once(s.manifest.licence for s in training),
+        corpora=list(dict.fromkeys(map(_corpus, identities))),
+        licences=list(dict.fromkeys(s.manifest.licence for s in training)),
     )
 
 
-def _amount(identity: Identity) -> str:
+def _corpus(identity: Identity) -> str:
+    """What it is, and how large."""
     corpus = identity.corpus
-    if identity.images is None:
-        return f"{corpus.documents:,} documents, {corpus.tokens:,} tokens"
-    return f"{corpus.documents:,} images, {corpus.rows:,} views"
-
-
-def _each_once(names: Iterable[str]) -> list[str]:
-    return list(dict.fromkeys(names))
-
-
-def _check(
-    found: Comparison, form: Format, tolerance: float, heldout: Store, rows: int, examples: int
-) -> CheckRecord:
-    return CheckRecord(
-        rule=form.rule,
-        tolerance=tolerance,
-        store_digest=heldout.digest,
-        rows=rows,
-        examples=examples,
-        **asdict(found),
-        loss_of_nll=found.loss_of_nll,
-        loss_of_accuracy=found.loss_of_accuracy,
-    )
+    amount = f"{corpus.documents:,} documents, {corpus.tokens:,} tokens"
+    if identity.images is not None:
+        amount = f"{corpus.documents:,} images, {corpus.rows:,} views"
+    return f"{', '.join(corpus.specs)} ({amount})"

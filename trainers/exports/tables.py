@@ -10,9 +10,8 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from trainers.exports.products import drop_unused, initializers
+from trainers.exports.products import drop_unused, initializers, quantised, replace_node
 
 SMALLEST = 64
 """Rows: a smaller table is not worth it."""
@@ -52,13 +51,12 @@ def quantise_tables(model: Any, plain: Any) -> dict[str, str]:
             None,
         )
         if twin is not None:
-            columns, scale = f"{twin}_quantized", f"{twin}_scale"
-            _replace(model, gather, columns, scale, axis=1)
+            _replace(model, gather, f"{twin}_quantized", f"{twin}_scale", axis=1)
             found[table] = "shared"
         else:
-            rows, scales = _quantised(floats[table])
+            rows, scales = quantised(floats[table])
             names = f"{table}_rows", f"{table}_row_scales"
-            for name, value in zip(names, (rows, scales), strict=True):
+            for name, value in zip(names, (rows, scales[:, 0]), strict=True):
                 if name not in known:
                     model.graph.initializer.append(numpy_helper.from_array(value, name))
             known = initializers(model)
@@ -77,13 +75,6 @@ def _is_lookup(node: Any, known: dict[str, Any]) -> bool:
         and table.dims[0] >= SMALLEST
         and all(a.i == 0 for a in node.attribute if a.name == "axis")
     )
-
-
-def _quantised(table: npt.NDArray[np.float32]) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
-    """`[V, D]` float32 as int8 `[V, D]` and scales `[V]`."""
-    scales = np.abs(table).max(axis=1) / 127
-    safe = np.where(scales > 0, scales, 1)[:, None]
-    return np.rint(table / safe).astype(np.int8), scales.astype(np.float32)
 
 
 def _replace(model: Any, gather: Any, values: str, scales: str, *, axis: int) -> None:
@@ -106,10 +97,7 @@ def _replace(model: Any, gather: Any, values: str, scales: str, *, axis: int) ->
         helper.make_node("Unsqueeze", [f"{out}_scale", last], [f"{out}_scales"]),
         helper.make_node("Mul", [f"{out}_float", f"{out}_scales"], [out]),
     ]
-    place = list(model.graph.node).index(gather)
-    model.graph.node.remove(gather)
-    for i, node in enumerate(nodes):
-        model.graph.node.insert(place + i, node)
+    replace_node(model.graph, gather, nodes)
 
 
 def _rank(model: Any, name: str) -> int:

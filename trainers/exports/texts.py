@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch import Tensor
 
 from trainers.exports.domains import Arrays, Example, Exported
 from trainers.exports.origin import Origin, of_transformers
@@ -16,14 +18,20 @@ if TYPE_CHECKING:
     from softlabels.store.reader import Store
 
 
-def text_example(
-    ids: npt.NDArray[np.int64], labels: npt.NDArray[np.int64], labelled: npt.NDArray[np.int64]
-) -> Example:
-    """A text of `[S]` ids, all of them attended to."""
+Ids = npt.NDArray[np.integer]
+NONE = np.empty(0, np.int64)
+
+
+def text_example(ids: Ids, labels: Ids, labelled: Ids | None = None, **beside: Ids) -> Example:
+    """A text of `[S]` ids, all of them attended to, and what is fed beside it.
+
+    `labelled` says which output each of the labels belongs to; None: they begin with the first.
+    """
+    fed = {"input_ids": ids, "attention_mask": np.ones(len(ids)), **beside}
     return Example(
-        inputs={"input_ids": ids, "attention_mask": np.ones(len(ids), np.int64)},
-        labels=labels,
-        labelled=labelled,
+        inputs={name: v.astype(np.int64) for name, v in fed.items()},
+        labels=labels.astype(np.int64),
+        labelled=np.arange(len(labels)) if labelled is None else labelled.astype(np.int64),
     )
 
 
@@ -37,6 +45,8 @@ class Texts(Exported):
     }
     sample: str
     """A text for the model card."""
+    unmasked: Mapping[str, Any] = {"use_cache": False}
+    """What a model is told when it is asked about one text."""
 
     def origin(self, folder: Path) -> Origin:
         """All are of transformers."""
@@ -56,9 +66,16 @@ class Texts(Exported):
         return {"input_ids": ids, "attention_mask": mask}, firsts
 
     def shortest(self, example: Example) -> Example:
-        """One token."""
-        none = np.empty(0, np.int64)
-        return text_example(example.inputs["input_ids"][:1], none, none)
+        """One token of each input."""
+        inputs = {n: v[:1] for n, v in example.inputs.items()}
+        return Example(inputs=inputs, labels=NONE, labelled=NONE)
+
+    def reference(self, model: Any, example: Example) -> Tensor:
+        """No mask, nothing to pad."""
+        inputs = {n: v for n, v in example.inputs.items() if n != "attention_mask"}
+        tensors = {n: torch.from_numpy(v)[None] for n, v in inputs.items()}
+        logits: Tensor = model(**tensors, **self.unmasked).logits
+        return logits.flatten(0, -2)
 
     def describe(self, store: Store, folder: Path) -> dict[str, Any]:
         """Nothing: configuration and tokenizer say it."""

@@ -6,12 +6,10 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from trainers.exports.formats import Job, Runner, Written
+from trainers.exports.formats import Format, Job, Runner, Written, in_torch
 
 if TYPE_CHECKING:
-    from trainers.exports.domains import Arrays, Exported
+    from trainers.exports.domains import Exported
     from trainers.exports.origin import Origin
 
 
@@ -24,36 +22,21 @@ def weight_files(folder: Path) -> list[Path]:
 
 def torch_runner(folder: Path, domain: Exported, threads: int | None) -> Runner:
     """The model of a folder in PyTorch, float32."""
-    import torch
-
     from trainers.data.tasks import Task
     from trainers.students import load_student
 
-    if threads is not None:
-        torch.set_num_threads(threads)
-    module = domain.module(load_student(folder, Task.saved(domain.name, folder)).model.eval())
-
-    def run(inputs: Arrays) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
-        with torch.inference_mode():
-            out = module(*(torch.from_numpy(inputs[name]) for name in domain.inputs))
-        return np.asarray(out.numpy())
-
-    return run
+    model = load_student(folder, Task.saved(domain.name, folder)).model.eval()
+    return in_torch(domain.module(model), threads)
 
 
-class Safetensors:
+class Safetensors(Format):
     """The run's own files, copied."""
 
     name = "safetensors"
-    rule = "log-probability"
-    tolerance = 1e-3
-    calibrates = False
 
     def write(self, job: Job, folder: Path) -> Written:
         """Copy."""
-        for path in weight_files(job.folder):
-            shutil.copyfile(path, folder / path.name)
-        for path in job.origin.sources:
+        for path in [*weight_files(job.folder), *job.origin.sources]:
             shutil.copyfile(path, folder / path.name)
         return Written(model=".", libraries=("torch", *job.origin.libraries))
 
