@@ -310,9 +310,7 @@ def normed(monkeypatch):
     from trainers.students import images as trainers_pictures
 
     def from_normed(argument, *, seed, task):
-        return trainers_pictures._make(
-            f"cnn:{argument}", task, lambda: trainers_pictures._drawn("cnn", seed, Normed)
-        )
+        return trainers_pictures._make(f"cnn:{argument}", seed, task, Normed)
 
     monkeypatch.setattr("trainers.students.images.from_cnn", from_normed)
 

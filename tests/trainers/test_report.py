@@ -92,7 +92,7 @@ def test_the_page_says_what_was_measured(runs, ground, tmp_path):
             assert said in text
         assert run.command in text
         assert run.found.command in text
-        assert run.record.store_digest in text
+        assert run.record["store_digest"] in text
         assert run.found.weights_sha256 in text
     assert soft.found.store.digest in text
     for part in (

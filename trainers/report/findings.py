@@ -83,7 +83,7 @@ class Findings:
         both = hard is not None and hard is not ordered[0]
         other = hard if both else ordered[1] if len(ordered) > 1 else None
         digests = {m.content_digest for r in ordered for _, m in r.training_stores if m is not None}
-        digests |= {r.record.store_digest for r in ordered}
+        digests |= {r.record["store_digest"] for r in ordered}
         return cls(
             runs=ordered,
             best=ordered[0],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,17 +9,16 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import msgspec
 import numpy as np
 
 from softlabels.core.durable import error_number
-from softlabels.core.records import read_file
 from softlabels.core.settings import flags_of
 from softlabels.errors import RunError, SoftLabelsError
 from softlabels.format.manifest import Manifest, load_manifest
 from trainers.evaluation.evaluations import Assessment, Interval, find_assessments, weights_digest
 from trainers.evaluation.resampling import bootstrap
 from trainers.run.config import RunConfig
+from trainers.run.metrics import read_metrics
 from trainers.run.record import WEIGHTS, read_run_record
 
 REPLICATES = 1000
@@ -29,25 +27,14 @@ LARGEST = 1e100
 """Of what a file says was logged."""
 
 
-class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """Of `run.json`, what a report shows."""
-
-    config: dict[str, Any]
-    parameters: int
-    store_digest: str
-    dtype: str
-    softlabels: str
-    torch: str
-    length: dict[str, Any] = {}
-
-
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ReportedRun:
     """A run, and its evaluation."""
 
     name: str
     path: Path
-    record: RunRecord
+    record: dict[str, Any]
+    """Of `run.json`."""
     curves: dict[str, list[tuple[float, float]]]
     """By metric: (step, value) of the steps that were logged."""
     found: Assessment
@@ -59,13 +46,13 @@ class ReportedRun:
     @property
     def hard_only(self) -> bool:
         """Whether the run learnt from labels alone."""
-        config = self.record.config
+        config = self.record["config"]
         return config.get("alpha") == 0 and config.get("alpha_schedule") is None
 
     @property
     def described(self) -> str:
         """Its name, and what it learnt from."""
-        alpha = self.record.config.get("alpha")
+        alpha = self.record["config"].get("alpha")
         if self.hard_only:
             return f"{self.name} · hard labels only"
         known = isinstance(alpha, int | float)
@@ -74,7 +61,7 @@ class ReportedRun:
     @property
     def lengthened(self) -> str:
         """How many steps it was to take first, and then; nothing, if that was never changed."""
-        changes = self.record.length.get("changes", [])
+        changes = self.record.get("length", {}).get("changes", [])
         return ", ".join(
             f"{c['from']:,} to {c['to']:,}" for c in changes if c.keys() >= {"from", "to"}
         )
@@ -182,21 +169,17 @@ def _names(runs: Sequence[Path]) -> list[str]:
 
 
 def _reported(run: Path, name: str, found: Assessment) -> ReportedRun:
-    path = run / "run.json"
-    try:
-        record = msgspec.convert(read_run_record(run), RunRecord)
-    except msgspec.MsgspecError as e:
-        raise RunError(f"{path}: not the record of a run ({e})") from e
-    stores = record.config.get("store", [])
-    specs = [stores] if isinstance(stores, str) else [str(s) for s in stores]
+    record = read_run_record(run)
+    stores = record["config"]["store"]
+    specs = [stores] if isinstance(stores, str) else stores
     return ReportedRun(
         name=name,
         path=run,
         record=record,
-        curves=_curves(run / "metrics.jsonl"),
+        curves=_curves(run),
         found=found,
         command=shlex.join(
-            ["softtrain", "run", *flags_of(RunConfig, record.config), "--out", str(run)]
+            ["softtrain", "run", *flags_of(RunConfig, record["config"]), "--out", str(run)]
         ),
         training_stores=[(s, _manifest(s)) for s in specs],
     )
@@ -219,31 +202,18 @@ def _manifest(spec: str) -> Manifest | None:
     return None
 
 
-def _curves(path: Path) -> dict[str, list[tuple[float, float]]]:
-    """Of metrics.jsonl, up to a line that was being written when the run was killed."""
+def _curves(run: Path) -> dict[str, list[tuple[float, float]]]:
+    """What was logged."""
     curves: dict[str, list[tuple[float, float]]] = {}
     try:
-        lines = read_file(path).decode().splitlines()
+        records = read_metrics(run)
     except FileNotFoundError:
         return {}
-    except (OSError, UnicodeDecodeError) as e:
-        raise RunError(f"{path}: cannot be read ({e})") from e
-    for number, line in enumerate(lines, 1):
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError) as e:
-            if number == len(lines):
-                break
-            raise RunError(f"{path}:{number}: not a line of metrics ({e})") from e
-        step = record.get("step") if isinstance(record, dict) else None
-        if not isinstance(step, int) or not 0 <= step <= 2**53:
-            raise RunError(
-                f"{path}:{number}: has no step; expected a line that `softtrain run` wrote"
-            )
+    for record in records:
         for key, value in record.items():
             # comparing refuses NaN and infinities, and does not overflow
             if key != "step" and isinstance(value, int | float) and -LARGEST < value < LARGEST:
-                curves.setdefault(str(key), []).append((float(step), float(value)))
+                curves.setdefault(str(key), []).append((float(record["step"]), float(value)))
     return curves
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +17,3 @@ def write_json(path: Path, value: Any) -> None:
     """
     text = json.dumps(value, indent=2, sort_keys=True, allow_nan=False)
     replace(path, f"{text}\n".encode())
-
-
-def finite(value: Any) -> Any:
-    """A number as JSON has it: null in the place of NaN and of the infinities, which it cannot spell."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +12,8 @@ from typing import IO, Any
 from softlabels.core.durable import explained, replace, sync_folder
 from softlabels.core.records import read_file
 from softlabels.errors import RunError
-from trainers.run.json_file import finite
+
+METRICS = "metrics.jsonl"
 
 
 class Metrics:
@@ -24,7 +26,7 @@ class Metrics:
     """
 
     def __init__(self, run: Path) -> None:
-        self._run, self._path = run, run / "metrics.jsonl"
+        self._run, self._path = run, run / METRICS
         self._file: IO[str] | None = None
         self._board: Any = None
 
@@ -36,31 +38,13 @@ class Metrics:
             StoreError: the disk is full, read-only, …
         """
         with explained(self._path):
-            there = read_file(self._path) if self._path.exists() else b""
-            kept = "".join(f"{line}\n" for line in self._until(step, there)).encode()
-            replace(
-                self._path, kept
-            )  # always: what lies there may be another name of a file elsewhere
+            there = read_metrics(self._run) if self._path.exists() else []
+            kept = "".join(f"{_spelled(record)}\n" for record in there if record["step"] <= step)
+            # always: what lies there may be another name of a file elsewhere
+            replace(self._path, kept.encode())
             self._file = self._path.open("a", encoding="utf-8")
             sync_folder(self._run)
             self._board = _board(self._run, step)
-
-    def _until(self, step: int, data: bytes) -> list[str]:
-        """The lines up to a step."""
-        kept = []
-        lines = data.decode("utf-8", errors="replace").splitlines()
-        for number, line in enumerate(lines, 1):
-            try:
-                record = json.loads(line)
-                if record["step"] <= step:
-                    kept.append(_spelled(record))
-            except (ValueError, TypeError, KeyError, RecursionError) as e:
-                if number == len(lines):
-                    break  # it was being written when the run was killed
-                raise RunError(
-                    f"{self._path}:{number}: not a line of metrics ({e}); put the file back as it was, or move it away"
-                ) from e
-        return kept
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Log one step.
@@ -103,8 +87,40 @@ class Metrics:
                 board.close()
 
 
+def read_metrics(run: Path) -> list[dict[str, Any]]:
+    """What was logged, up to a line that was being written when the run was killed.
+
+    Raises:
+        FileNotFoundError: nothing was.
+        RunError: names the line that no run wrote.
+    """
+    path = run / METRICS
+    lines = read_file(path).decode("utf-8", errors="replace").splitlines()
+    found = []
+    for number, line in enumerate(lines, 1):
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError) as e:
+            if number == len(lines):
+                break
+            raise RunError(
+                f"{path}:{number}: not a line of metrics ({e}); put the file back as it was, or move it away"
+            ) from e
+        step = record.get("step") if isinstance(record, dict) else None
+        if not isinstance(step, int) or not 0 <= step <= 2**53:
+            raise RunError(
+                f"{path}:{number}: has no step; expected a line that `softtrain run` wrote"
+            )
+        found.append(record)
+    return found
+
+
 def _spelled(record: Mapping[str, Any]) -> str:
-    return json.dumps({k: finite(v) for k, v in record.items()}, allow_nan=False)
+    """JSON has no NaN and no infinities: null in their place."""
+    plain = {
+        k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()
+    }
+    return json.dumps(plain, allow_nan=False)
 
 
 def _board(run: Path, step: int) -> Any:

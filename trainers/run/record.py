@@ -69,6 +69,8 @@ class _Facts(_Struct, frozen=True, kw_only=True):
     dtype: str
     parameters: int
     domain: str = "causal-lm"
+    softlabels: str = ""
+    torch: str = ""
     view: _View | None = None
     length: _Length = _Length()
     init: _Init | None = None

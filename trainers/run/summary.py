@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from softlabels.core.progress import duration
-from softlabels.core.records import read_file
 from softlabels.errors import RunError
+from trainers.run.metrics import read_metrics
 from trainers.run.record import read_run_record
 
 HELDOUT = "heldout_nll"
@@ -27,8 +26,7 @@ def summary_of(run: Path) -> dict[str, Any]:
     """
     try:
         facts = read_run_record(run)
-        lines = read_file(run / "metrics.jsonl").decode().splitlines()
-        records = [json.loads(line) for line in lines]
+        records = read_metrics(run)
         last, config = records[-1], facts["config"]
         evaluated = [r for r in records if HELDOUT in r]
         found = {

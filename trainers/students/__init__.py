@@ -94,8 +94,8 @@ class Student(nn.Module):
         return self.hidden(batch), None
 
     def layers(self) -> list[nn.Module]:
-        """The repeated layers of the body: its longest list of modules."""
-        lists = [list(m) for m in self.model.base_model.modules() if isinstance(m, nn.ModuleList)]
+        """The repeated layers: the longest list of modules."""
+        lists = [list(m) for m in self.model.modules() if isinstance(m, nn.ModuleList)]
         return max(lists, key=len, default=[])
 
     def head(self) -> Head:

@@ -81,11 +81,6 @@ class EncoderStudent(Student):
             hidden = self.hidden(batch)
         return hidden, batch.at_positions(layers[-1])
 
-    def layers(self) -> list[nn.Module]:
-        """The repeated layers: the longest list of modules."""
-        lists = [list(m) for m in self.model.modules() if isinstance(m, nn.ModuleList)]
-        return max(lists, key=len, default=[])
-
     def head(self) -> Head:
         """The head as it is now."""
         return Head(weight=self._head.weight, bias=self._head.bias, compute_dtype=self.head_dtype)

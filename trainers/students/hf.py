@@ -52,10 +52,8 @@ def from_config(argument: str, *, seed: int, task: Task = CAUSAL) -> Student:
         raise ConfigError(
             f"--student {spec}: no such file; `softtrain student --help` shows one, and --student new:10M needs none"
         )
-    try:
+    with loading(f"--student {spec}", ConfigError):
         config = transformers.AutoConfig.from_pretrained(path, **task.settings)
-    except (OSError, ValueError, KeyError) as e:
-        raise ConfigError(f"--student {spec}: transformers cannot use it: {e}") from e
     return drawn(config, spec, seed=seed, task=task)
 
 
@@ -66,12 +64,9 @@ def drawn(config: Any, spec: str, *, seed: int, task: Task) -> Student:
         ConfigError: transformers cannot make it.
     """
     loader = _loader(task, spec, f"--student {spec}")
-    try:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            model = loader.from_config(config)
-    except (OSError, ValueError, KeyError) as e:
-        raise ConfigError(f"--student {spec}: transformers cannot use it: {e}") from e
+    with loading(f"--student {spec}", ConfigError), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = loader.from_config(config)
     return _student(model, task, spec)
 
 
@@ -105,7 +100,7 @@ def _load(argument: str, spec: str, *, seed: int, task: Task) -> tuple[Any, Path
 
 def from_layers(argument: str, *, seed: int, task: Task = CAUSAL) -> Student:
     """`layers-of:PATH?keep=0,2,4`: those layers, in that order, and everything around them."""
-    path, query = _split_query(argument)
+    path, keep = _split_keep(argument)
     spec = f"layers-of:{argument}"
     if not DOMAINS.load(task.domain).stacked:
         raise ConfigError(
@@ -114,7 +109,10 @@ def from_layers(argument: str, *, seed: int, task: Task = CAUSAL) -> Student:
         )
     source, folder = _load(path, spec, seed=seed, task=task)
     total = int(source.config.num_hidden_layers)
-    keep = _parse_keep(query, total, argument)
+    if len(set(keep)) != len(keep) or max(keep) >= total:
+        raise ConfigError(
+            f"--student {spec}: keep={','.join(map(str, keep))} must name different layers of 0..{total - 1}"
+        )
     settings = {k: v for k, v in source.config.to_dict().items() if k != "quantization_config"}
     settings["num_hidden_layers"] = len(keep)
     for name, value in settings.items():  # e.g. layer_types: one entry for each layer
@@ -140,24 +138,15 @@ def _kept_layers(state: dict[str, Tensor], keep: list[int]) -> dict[str, Tensor]
     return out
 
 
-def _split_query(argument: str) -> tuple[str, dict[str, str]]:
+def _split_keep(argument: str) -> tuple[str, list[int]]:
+    """The path of a model, and the layers to keep."""
     path, _, query = argument.partition("?")
     values = dict(parse_qsl(query, keep_blank_values=True))
-    unknown = sorted(set(values) - {"keep"})
-    if unknown or "keep" not in values:
+    if values.keys() != {"keep"}:
         raise ConfigError(f"--student layers-of:{argument}: expected layers-of:PATH?keep=0,2,4")
-    return path, values
-
-
-def _parse_keep(query: dict[str, str], total: int, argument: str) -> list[int]:
-    words = query["keep"].split(",")
+    words = values["keep"].split(",")
     if not all(w.strip().isdigit() for w in words):
         raise ConfigError(
-            f"--student layers-of:{argument}: keep={query['keep']!r} is not a list of layer numbers"
+            f"--student layers-of:{argument}: keep={values['keep']!r} is not a list of layer numbers"
         )
-    keep = [int(w) for w in words]
-    if len(set(keep)) != len(keep) or max(keep) >= total:
-        raise ConfigError(
-            f"--student layers-of:{argument}: keep={query['keep']} must name different layers of 0..{total - 1}"
-        )
-    return keep
+    return path, [int(w) for w in words]

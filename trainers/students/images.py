@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +37,8 @@ KEY = "softlabels_student"
 class ImageStudent(EncoderStudent):
     """Any module from pixels to logits that ends in a linear head."""
 
-    def __init__(
-        self, model: nn.Module, head: nn.Linear, *, spec: str, task: Task, source: Path | None
-    ) -> None:
-        super().__init__(model, head, source=source)
+    def __init__(self, model: nn.Module, head: nn.Linear, *, spec: str, task: Task) -> None:
+        super().__init__(model, head)
         self._spec, self._task = spec, task
 
     def forward_model(self, batch: Batch) -> None:
@@ -57,16 +56,24 @@ class ImageStudent(EncoderStudent):
         )
 
 
-def _make(
-    spec: str, task: Task, make: Callable[[], nn.Module], *, source: Path | None = None
-) -> ImageStudent:
+def _make(spec: str, seed: int, task: Task, make: Callable[[], Any]) -> ImageStudent:
+    """A student of images, its weights from the seed.
+
+    Raises:
+        ConfigError: the store is of another domain, or the library cannot make the model.
+    """
     if task.domain != NAME:
         raise ConfigError(
             f"--student {spec}: looks at images, which do not serve a store of the domain {task.domain}"
         )
-    model = make()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        try:
+            model: nn.Module = make()
+        except (RuntimeError, ValueError, TypeError) as e:
+            raise ConfigError(f"--student {spec}: cannot be made ({e})") from e
     head = class_head(model, len(task.classes), where=f"--student {spec}")
-    return ImageStudent(model, head, spec=spec, task=task, source=source)
+    return ImageStudent(model, head, spec=spec, task=task)
 
 
 def from_cnn(argument: str, *, seed: int, task: Task = CAUSAL) -> ImageStudent:
@@ -82,58 +89,34 @@ def from_cnn(argument: str, *, seed: int, task: Task = CAUSAL) -> ImageStudent:
         raise ConfigError(
             f"--student {spec}: expected cnn:WIDTHxDEPTH, WIDTH a multiple of {GROUPS}, DEPTH 1 to 8, e.g. cnn:16x3"
         )
-    classes = len(task.classes)
-    return _make(spec, task, lambda: _drawn(spec, seed, lambda: SmallCnn(width, depth, classes)))
+    return _make(spec, seed, task, lambda: SmallCnn(width, depth, len(task.classes)))
 
 
 def from_timm(argument: str, *, seed: int, task: Task = CAUSAL) -> ImageStudent:
     """`timm:NAME`."""
-    spec = f"timm:{argument}"
 
-    def make() -> nn.Module:
-        try:
-            import timm
-        except ImportError as e:
-            raise MissingExtraError("timm", "timm", "--student timm:NAME") from e
-        return _drawn(
-            spec,
-            seed,
-            lambda: timm.create_model(argument, pretrained=False, num_classes=len(task.classes)),
-        )
+    def make() -> Any:
+        timm = _library("timm")
+        return timm.create_model(argument, pretrained=False, num_classes=len(task.classes))
 
-    return _make(spec, task, make)
+    return _make(f"timm:{argument}", seed, task, make)
 
 
 def from_torchvision(argument: str, *, seed: int, task: Task = CAUSAL) -> ImageStudent:
     """`torchvision:NAME`."""
-    spec = f"torchvision:{argument}"
 
-    def make() -> nn.Module:
-        try:
-            import torchvision
-        except ImportError as e:
-            raise MissingExtraError("torchvision", "timm", "--student torchvision:NAME") from e
-        models, classes = torchvision.models, len(task.classes)
-        return _drawn(
-            spec, seed, lambda: models.get_model(argument, weights=None, num_classes=classes)
-        )
+    def make() -> Any:
+        models = _library("torchvision").models
+        return models.get_model(argument, weights=None, num_classes=len(task.classes))
 
-    return _make(spec, task, make)
+    return _make(f"torchvision:{argument}", seed, task, make)
 
 
-def _drawn(spec: str, seed: int, make: Callable[[], Any]) -> nn.Module:
-    """A library's model, its weights from the seed.
-
-    Raises:
-        ConfigError: the library knows none of that name.
-    """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        try:
-            model: nn.Module = make()
-        except (RuntimeError, ValueError, TypeError) as e:
-            raise ConfigError(f"--student {spec}: cannot be made ({e})") from e
-        return model
+def _library(name: str) -> Any:
+    try:
+        return import_module(name)
+    except ImportError as e:
+        raise MissingExtraError(name, "timm", f"--student {name}:NAME") from e
 
 
 OF_FOLDERS = ("hf", "hf-config", "layers-of", "new")
