@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
+
+from trainers.evaluation.config import EvalConfig
+from trainers.evaluation.evaluate import evaluate, open_run
+from trainers.evaluation.evaluations import Scores
 
 
 def llama(*, layers: int = 1, width: int = 8, vocab_size: int = 300, **more: Any) -> dict[str, Any]:
@@ -25,3 +30,10 @@ def llama(*, layers: int = 1, width: int = 8, vocab_size: int = 300, **more: Any
 
 LLAMA = llama(layers=4, width=16)
 """Enough layers to take some of them."""
+
+
+def evaluate_run(run: Path, store: Path | str, **settings: Any) -> Scores:
+    """The scores of a finished run's student on a store; settings as of `EvalConfig`."""
+    config = EvalConfig(store=str(store), **settings)
+    student, opened = open_run(run, config)
+    return evaluate(student, opened, device=config.device, batch_size=config.batch_size)

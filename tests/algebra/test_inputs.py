@@ -20,11 +20,10 @@ from softlabels.store.verify import verify_store
 from tests.algebra.compare import content, same, varied_corpus
 from tests.fakes import TinyTeacher, build_tiny
 from tests.store.made_up import reseal
-from tests.students import LLAMA
+from tests.students import LLAMA, evaluate_run
 from trainers.data.stream import SoftTargetStream
 from trainers.evaluation.assess import assess_run
 from trainers.evaluation.config import EvalConfig
-from trainers.evaluation.evaluate import evaluate_run
 from trainers.exports.config import ExportConfig
 from trainers.exports.student import export
 from trainers.run.config import RunConfig

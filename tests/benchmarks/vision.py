@@ -127,7 +127,7 @@ def train_teacher(data: Path, out: Path, *, epochs: int, batch: int = 32, lr: fl
 
 def students(data: Path, out: Path, *, steps: int, student: str, seeds: int) -> None:
     """The stores, then students of equal steps: on hard labels alone, and from the store."""
-    from trainers.evaluation.evaluate import evaluate_run
+    from tests.students import evaluate_run
     from trainers.run.config import RunConfig
     from trainers.run.setup import train
 

@@ -33,11 +33,12 @@ from softlabels.store.reader import open_store
 from softlabels.store.verify import verify_store
 from softlabels.testing import check_domain, check_images
 from tests.domains import pictures
+from tests.students import evaluate_run
 from trainers.data.batch import collate
 from trainers.data.dataset import SoftTargetDataset
 from trainers.data.stream import SoftTargetStream
 from trainers.data.tasks import Task
-from trainers.evaluation.evaluate import evaluate, evaluate_run
+from trainers.evaluation.evaluate import evaluate
 from trainers.run.config import RunConfig
 from trainers.run.setup import train
 from trainers.students import load_student, make_student

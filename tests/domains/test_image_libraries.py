@@ -17,8 +17,8 @@ from softlabels.builder.config import BuildConfig
 from softlabels.errors import ConfigError, MissingExtraError, TeacherError
 from softlabels.store.reader import open_store
 from tests.domains import pictures
+from tests.students import evaluate_run
 from trainers.data.tasks import Task
-from trainers.evaluation.evaluate import evaluate_run
 from trainers.run.config import RunConfig
 from trainers.run.setup import train
 from trainers.students import make_student

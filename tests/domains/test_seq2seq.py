@@ -29,10 +29,11 @@ from softlabels.store.reader import open_store
 from softlabels.store.verify import verify_store
 from softlabels.testing import check_domain
 from tests.domains import models
+from tests.students import evaluate_run
 from trainers.data.batch import collate
 from trainers.data.microbatches import split_batch, widen
 from trainers.data.tasks import Task
-from trainers.evaluation.evaluate import evaluate, evaluate_run
+from trainers.evaluation.evaluate import evaluate
 from trainers.exports.config import ExportConfig
 from trainers.exports.record import read_export
 from trainers.exports.student import export

@@ -17,9 +17,10 @@ from softlabels.errors import CorpusError, IntegrityError
 from softlabels.store.reader import open_store
 from softlabels.store.verify import verify_store
 from tests.domains import models
+from tests.students import evaluate_run
 from trainers.data.batch import collate
 from trainers.data.tasks import Task
-from trainers.evaluation.evaluate import evaluate, evaluate_run
+from trainers.evaluation.evaluate import evaluate
 from trainers.loss.losses import DistillLoss
 from trainers.run.config import RunConfig
 from trainers.run.setup import train

@@ -17,7 +17,7 @@ from softlabels.core.progress import Silent
 from softlabels.errors import RunError
 from softlabels.store.reader import Store, open_store
 from tests.fakes import TinyTeacher, build_tiny, write_corpus
-from tests.students import llama
+from tests.students import evaluate_run, llama
 from trainers.cli import main
 from trainers.data.batch import collate
 from trainers.evaluation import blind_spots, groups
@@ -26,7 +26,6 @@ from trainers.evaluation.calibration import BINS, reliability
 from trainers.evaluation.config import EvalConfig
 from trainers.evaluation.evaluate import (
     evaluate,
-    evaluate_run,
     summarise,
 )
 from trainers.evaluation.evaluations import find_assessments, save_assessment

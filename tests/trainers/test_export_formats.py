@@ -15,6 +15,7 @@ import onnx
 from onnx import numpy_helper
 
 from softlabels.store.reader import open_store
+from tests.students import evaluate_run
 from tests.trainers.exporting import (
     LM,
     STUDENTS,
@@ -24,7 +25,6 @@ from tests.trainers.exporting import (
     make_run,
     make_stores,
 )
-from trainers.evaluation.evaluate import evaluate_run
 from trainers.exports import FORMATS, onnx_float, onnx_int8
 from trainers.exports.config import ExportConfig
 from trainers.exports.onnx_float import export_onnx

@@ -12,9 +12,8 @@ from safetensors.torch import load_file
 from softlabels.core.progress import Silent
 from softlabels.errors import ConfigError, RunError, TokenizerError
 from tests.fakes import TinyTeacher, build_tiny, write_corpus
-from tests.students import LLAMA
+from tests.students import LLAMA, evaluate_run
 from trainers.cli import main
-from trainers.evaluation.evaluate import evaluate_run
 from trainers.run.config import RunConfig
 from trainers.run.ema import Ema
 from trainers.run.setup import train

@@ -19,8 +19,7 @@ from softlabels.errors import ConfigError, RunError
 from softlabels.store.reader import open_store
 from tests.domains import models, test_sequence_classification, test_token_classification
 from tests.fakes import build_tiny, write_corpus
-from tests.students import LLAMA
-from trainers.evaluation.evaluate import evaluate_run
+from tests.students import LLAMA, evaluate_run
 from trainers.integrations.evaluate import answers
 from trainers.run.config import RunConfig
 from trainers.run.setup import train

@@ -16,7 +16,6 @@ from softlabels.store.reader import open_store
 from tests.fakes import Notices, build_tiny, write_corpus
 from trainers.data.mixing import open_stores
 from trainers.run.config import RunConfig
-from trainers.run.learning_rate import learning_rate
 from trainers.run.length import Length, in_steps
 from trainers.run.setup import train
 
@@ -76,8 +75,8 @@ def test_a_finished_run_goes_on_to_a_later_end(ground, run):
     longer, told, before = config_of(ground, steps=12), Told(), weights(run)
     train(longer, run, resume=True, reporter=told)
     assert not same(weights(run), before)
-    at_once = [learning_rate(s, replace(longer, warmup=1)) for s in range(12)]
-    short = [learning_rate(s, config_of(ground)) for s in range(6)]
+    at_once = [replace(longer, warmup=1).learning_rate(s) for s in range(12)]
+    short = [config_of(ground).learning_rate(s) for s in range(6)]
     assert rates(run) == pytest.approx(short + at_once[6:])
     assert told.change == (
         "lengthened from 6 to 12 steps, after 6: warm-up ends at step 1 as before, the schedules now end at step "

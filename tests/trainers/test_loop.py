@@ -19,13 +19,11 @@ from safetensors.torch import load_file
 from softlabels.errors import ConfigError, PairingError, RunError, TokenizerError
 from softlabels.store.reader import open_store
 from tests.fakes import TinyTeacher, build_tiny, write_corpus
-from tests.students import LLAMA
+from tests.students import LLAMA, evaluate_run
 from trainers.data.batch import collate
 from trainers.data.stream import SoftTargetStream
 from trainers.evaluation.calibration import reliability
-from trainers.evaluation.evaluate import evaluate_run
 from trainers.run.config import RunConfig
-from trainers.run.learning_rate import learning_rate
 from trainers.run.setup import train
 from trainers.students import make_student
 
@@ -308,7 +306,7 @@ def test_documents_in_one_row_do_not_see_each_other(ground, tmp_path):
 
 def test_learning_rate_warms_up_and_falls_to_its_floor(ground):
     c = config_of(ground, steps=100, warmup=10, lr=1.0, min_lr=0.1)
-    rates = [learning_rate(s, c) for s in range(101)]
+    rates = [c.learning_rate(s) for s in range(101)]
     assert rates[0] == pytest.approx(0.1)
     assert max(rates) == rates[10] == pytest.approx(1.0)
     assert rates[100] == pytest.approx(0.1)

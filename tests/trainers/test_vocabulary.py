@@ -15,10 +15,9 @@ import torch
 from softlabels.errors import ConfigError, PairingError, RunError, TokenizerError
 from softlabels.store.reader import open_store
 from tests.fakes import Notices, TinyTeacher, build_tiny, write_corpus
-from tests.students import LLAMA
+from tests.students import LLAMA, evaluate_run
 from trainers.data.batch import collate
 from trainers.data.stream import SoftTargetStream
-from trainers.evaluation.evaluate import evaluate_run
 from trainers.loss.head_chunks import Head
 from trainers.loss.losses import DistillLoss
 from trainers.run.config import RunConfig

@@ -34,7 +34,7 @@ from softlabels.store.remote.cache import CacheOptions
 from trainers.data.batch import Batch, collate
 from trainers.data.blocks import BlockReader
 from trainers.data.stream import BatchStream, SoftTargetStream, check_slices, opened, order_of
-from trainers.data.tasks import check_pixels
+from trainers.data.tasks import check_rows
 
 Weight = float | Fraction | str
 LONGEST = 1_000_000
@@ -286,8 +286,7 @@ def open_stores(
     ]
     for store, _ in found:
         if rows:
-            store.need_inputs()
-            check_pixels(store)
+            check_rows(store)
     check_alike([store for store, _ in found])
     return found
 

@@ -77,12 +77,14 @@ class Task:
 CAUSAL = Task()
 
 
-def check_pixels(store: Store, flag: str = "--images") -> None:
-    """Refuse a store of images whose images nobody named.
+def check_rows(store: Store, flag: str = "--images") -> None:
+    """Refuse a store whose inputs, or images, are elsewhere, and nobody said where.
 
     Raises:
-        ConfigError: names the flag.
+        PairingError: inputs.
+        ConfigError: images; names the flag.
     """
+    store.need_inputs()
     if store.manifest.identity.images is not None and store.images is None:
         specs = " ".join(f"{flag} {s}" for s in store.manifest.identity.corpus.specs)
         raise ConfigError(

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from softlabels.errors import RunError
 from softlabels.format.figures import figures_of
-from softlabels.store.reader import Store, open_store
-from trainers.data.tasks import Task, check_pixels
+from softlabels.store.reader import Store
+from trainers.data.tasks import Task
 from trainers.evaluation.config import EvalConfig
 from trainers.evaluation.evaluations import Scores
 from trainers.evaluation.measure import Measured, measure
@@ -65,13 +64,6 @@ def summarise(m: Measured, store: Store) -> Scores:
     )
 
 
-def evaluate_run(run: Path, store: Path | str, **settings: Any) -> Scores:
-    """Evaluate a finished run's student on a store; settings, and errors, as of `EvalConfig` and `open_run`."""
-    config = EvalConfig(store=str(store), **settings)
-    student, opened = open_run(run, config)
-    return evaluate(student, opened, device=config.device, batch_size=config.batch_size)
-
-
 def open_run(run: Path, config: EvalConfig) -> tuple[Student, Store]:
     """A finished run's student, and the store to evaluate it on.
 
@@ -80,11 +72,8 @@ def open_run(run: Path, config: EvalConfig) -> tuple[Student, Store]:
         PairingError: the run numbered its ids otherwise, or the store's inputs are elsewhere.
         TokenizerError: the store was tokenised differently from what the student was trained on.
     """
-    opened = open_store(
+    finished = open_finished(run, config.weights)
+    opened = finished.open_store(
         config.store, vocab=config.vocab, inputs=config.inputs, images=config.images
     )
-    opened.need_inputs()
-    check_pixels(opened)
-    finished = open_finished(run, config.weights)
-    finished.check_fits(opened)
     return load_student(finished.folder, Task.of(opened)), opened

@@ -44,6 +44,11 @@ class Interval(_Record, frozen=True, kw_only=True):
     """None: too few rows to say."""
     high: Number | None = None
 
+    @property
+    def clear(self) -> bool:
+        """Of a difference: whether it is on one side of 0."""
+        return self.low is not None and self.high is not None and self.low * self.high > 0
+
 
 class Bin(_Record, frozen=True, kw_only=True):
     """A bin of confidence, `(low, high]`."""

@@ -20,7 +20,7 @@ from trainers.data.tasks import Task
 from trainers.evaluation.evaluate import evaluate
 from trainers.evaluation.evaluations import weights_digest
 from trainers.evaluation.heldout import open_heldout
-from trainers.run.json_file import write_json
+from trainers.run.record import write_json
 from trainers.students import Student, load_student
 
 FORGETTING = "forgetting.json"

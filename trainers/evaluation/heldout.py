@@ -9,7 +9,7 @@ from typing import Any
 from softlabels.errors import RunError, TokenizerError
 from softlabels.store.reader import Store, open_store
 from softlabels.store.remote.cache import CacheOptions
-from trainers.data.tasks import check_pixels
+from trainers.data.tasks import check_rows
 
 
 def open_heldout(
@@ -28,8 +28,7 @@ def open_heldout(
         TokenizerError: it was tokenised otherwise.
     """
     heldout = open_store(path, vocab=vocab, images=images, cache=cache)
-    heldout.need_inputs()
-    check_pixels(heldout, "--heldout-images")
+    check_rows(heldout, "--heldout-images")
     if heldout.digest == store.digest:
         raise RunError(
             f"{flag} {path}: is the very store that is trained on, so it tells nothing of other text; build one of "

@@ -5,7 +5,7 @@ Shapes: N positions, K kept ids, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
@@ -100,6 +100,20 @@ class Measured:
 
 
 @torch.no_grad()
+def asked(
+    student: Student, store: Store, *, device: str, batch_size: int
+) -> Iterator[tuple[list[StoredRow], Batch, Tensor, Head]]:
+    """A student, in evaluation mode, about a store's rows: these, their batch, and `[N, D]` float32 before its head."""
+    where = choose(device, "float32").device
+    student.eval().to(where)
+    head = replace(student.head(), compute_dtype=None)
+    for start in range(0, len(store), batch_size):
+        rows = [store.row(i) for i in range(start, min(start + batch_size, len(store)))]
+        batch = collate(rows).to(where)
+        yield rows, batch, batch.at_positions(student.hidden(batch)).float(), head
+
+
+@torch.no_grad()
 def measure(
     student: Student,
     store: Store,
@@ -116,18 +130,13 @@ def measure(
     """
     check_vocab(student, store, where=str(store.path))
     check_context(student, store, where="the student")
-    where = choose(device, "float32").device
     was_training = student.training
-    student.eval().to(where)
-    head = replace(student.head(), compute_dtype=None)
     parts: list[dict[str, npt.NDArray[np.generic]]] = []
-    for start in range(0, len(store), batch_size):
-        rows = [store.row(i) for i in range(start, min(start + batch_size, len(store)))]
-        batch = collate(rows).to(where)
+    for rows, batch, hidden, head in asked(student, store, device=device, batch_size=batch_size):
         if batch.positions:
-            found = _measure(student.hidden(batch), head, batch)
+            found = _measure(hidden, head, batch)
             parts.append({name: t.cpu().numpy() for name, t in found.items()} | _places(rows))
-        advance(len(batch.rows))
+        advance(len(rows))
     student.train(was_training)
     if not parts:
         raise RunError(f"{store.path}: holds no position to evaluate on")
@@ -180,7 +189,6 @@ def _places(rows: Sequence[StoredRow]) -> dict[str, npt.NDArray[np.generic]]:
 
 
 def _measure(hidden: Tensor, head: Head, batch: Batch) -> dict[str, Tensor]:
-    hidden = batch.at_positions(hidden).float()
     device, targets = hidden.device, batch.targets
     known = targets.soft if not targets.keeps.sample else np.zeros(targets.n, np.bool_)
     first, confidence = _first_choices(targets, known)

@@ -20,7 +20,7 @@ from softlabels.core.own_process import own_environment, own_module
 from softlabels.core.progress import Reporter
 from softlabels.errors import ConfigError, RunError
 from softlabels.store.reader import open_store
-from trainers.data.tasks import Task, check_pixels
+from trainers.data.tasks import Task, check_rows
 from trainers.exports import FORMATS
 from trainers.exports.domains import Example, Exported, exported, spread
 from trainers.exports.formats import Job
@@ -87,7 +87,7 @@ def measure(subjects: Sequence[str], config: LatencyConfig, report: Reporter) ->
     size = config.batch_size
     report.stage("convert", None, "models")
     opened = open_store(config.store, vocab=config.vocab, images=config.images)
-    check_pixels(opened)
+    check_rows(opened)
     name = opened.manifest.identity.domain
     domain = exported(name)
     examples = domain.examples(opened, spread(len(opened), max(SINGLE, MANY * size)))

@@ -15,7 +15,7 @@ import softlabels
 from softlabels.core.folder_record import describe_files, read_record, write_seal
 from softlabels.core.folders import filling, publish_folder
 from softlabels.core.progress import Reporter, Silent
-from softlabels.errors import ConfigError, FormatError, IntegrityError, PairingError
+from softlabels.errors import ConfigError, FormatError, IntegrityError, PairingError, RunError
 from softlabels.format.identity import Identity
 from softlabels.store.reader import Store
 from softlabels.store.tokenizer_files import is_tokenizer_file
@@ -146,7 +146,12 @@ def _heldout(finished: FinishedRun, config: ExportConfig) -> Store:
     images = config.heldout_images
     if not images and config.heldout is None:
         images = tuple(finished.facts["config"].get("heldout_images") or ())
-    return finished.open_heldout(path, vocab=config.vocab, images=images)
+    opened = finished.open_store(path, vocab=config.vocab, images=images, flag="--heldout-images")
+    if opened.digest == finished.facts["store_digest"]:
+        raise RunError(
+            f"{path}: is the very store that {finished.run} was trained on; give one of held-out rows"
+        )
+    return opened
 
 
 def _check_feed(heldout: Store, training: Store) -> None:

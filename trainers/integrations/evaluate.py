@@ -9,7 +9,7 @@ Imports nothing of that library: the same lists serve any other.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -20,10 +20,9 @@ import torch
 
 from softlabels.errors import ConfigError, RunError
 from softlabels.store.reader import Store
-from trainers.data.batch import collate
 from trainers.evaluation.config import EvalConfig
 from trainers.evaluation.evaluate import open_run
-from trainers.evaluation.measure import measure
+from trainers.evaluation.measure import asked, measure
 from trainers.loss.head_chunks import head_logits
 from trainers.students import Student
 
@@ -123,17 +122,13 @@ def answers(
     )
 
 
-@torch.no_grad()
 def _probabilities(
     student: Student, store: Store, device: str, batch_size: int
 ) -> npt.NDArray[np.float32]:
     """`[N, C]` at T=1, over all positions."""
-    student.eval().to(device)
-    head, parts = replace(student.head(), compute_dtype=None), []
-    for start in range(0, len(store), batch_size):
-        rows = [store.row(i) for i in range(start, min(start + batch_size, len(store)))]
-        batch = collate(rows).to(torch.device(device))
-        if batch.positions:
-            hidden = batch.at_positions(student.hidden(batch)).float()
-            parts.append(torch.softmax(head_logits(hidden, head), dim=1).cpu().numpy())
-    return np.concatenate(parts)
+    return np.concatenate(
+        [
+            torch.softmax(head_logits(hidden, head), dim=1).detach().cpu().numpy()
+            for _, _, hidden, head in asked(student, store, device=device, batch_size=batch_size)
+        ]
+    )

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from softlabels.report.charts import Dot, Series, style_of
 from trainers.evaluation.evaluations import Bin, Cells, Group, Interval
-from trainers.report.runs import Difference, ReportedRun, difference
+from trainers.report.runs import ReportedRun, difference
 
 OF_TEACHER = ("soft", "agreement")
 
@@ -68,7 +68,7 @@ class Findings:
     best: ReportedRun
     other: ReportedRun | None
     """What `best` is compared with; None: there is one run only."""
-    difference: Difference | None
+    difference: Interval | None
     """Of the two."""
     soft_against_hard: bool
     """Whether the two are soft targets and hard labels only."""

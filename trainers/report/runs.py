@@ -77,21 +77,6 @@ class ReportedRun:
         return None if value is None else self.found.intervals.get(name) or Interval(value=value)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Difference:
-    """How much lower one run's nll is than another's, on the same rows."""
-
-    value: float
-    """Nats; above 0: the first is better."""
-    low: float | None
-    high: float | None
-
-    @property
-    def clear(self) -> bool:
-        """Whether the interval is on one side of 0."""
-        return self.low is not None and self.high is not None and self.low * self.high > 0
-
-
 def gather(
     runs: Sequence[Path],
     *,
@@ -217,13 +202,13 @@ def _curves(run: Path) -> dict[str, list[tuple[float, float]]]:
     return curves
 
 
-def difference(better: ReportedRun, other: ReportedRun) -> Difference:
-    """`other`'s nll less `better`'s, with an interval by drawing the rows for both together."""
+def difference(better: ReportedRun, other: ReportedRun) -> Interval:
+    """How many nats lower `better`'s nll is than `other`'s, with an interval by drawing the rows for both together."""
     a, b = better.found, other.found
     value = b.scores.nll - a.scores.nll
     rows = len(a.row_positions)
     if a.row_positions != b.row_positions or not rows == len(a.row_nll) == len(b.row_nll):
-        return Difference(value=value, low=None, high=None)
+        return Interval(value=value)
     sums = {
         "n": np.array(a.row_positions, np.float64),
         "a": np.array(a.row_nll, np.float64),
@@ -237,4 +222,4 @@ def difference(better: ReportedRun, other: ReportedRun) -> Difference:
         level=a.level,
     )
     low, high = found.get("difference", (None, None))
-    return Difference(value=value, low=low, high=high)
+    return Interval(value=value, low=low, high=high)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -244,6 +245,14 @@ class RunConfig:
     def warmup_steps(self) -> int:
         """Steps of warm-up, resolved."""
         return self.warmup if self.warmup is not None else max(1, self.steps // 20)
+
+    def learning_rate(self, step: int) -> float:
+        """Of the step numbered from 0: linear warm-up, then a cosine down to `min_lr` of the peak."""
+        warmup, low = self.warmup_steps, self.min_lr
+        if step < warmup:
+            return self.lr * (step + 1) / warmup
+        progress = (step - warmup) / max(1, self.steps - warmup)
+        return self.lr * (low + (1 - low) * 0.5 * (1 + math.cos(math.pi * progress)))
 
     def micro_batches(self, world_size: int) -> int:
         """Micro-batches of a step on each of `world_size` processes.

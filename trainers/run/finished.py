@@ -17,7 +17,7 @@ from softlabels.errors import (
 )
 from softlabels.store.reader import Store, open_store
 from trainers.data.mixing import mixture_digest, open_stores
-from trainers.data.tasks import check_pixels
+from trainers.data.tasks import check_rows
 from trainers.evaluation.evaluations import tensor_files
 from trainers.run.record import WEIGHTS, read_run_record
 from trainers.run.vocabulary import check_numbering
@@ -94,28 +94,24 @@ class FinishedRun:
             )
         return [store for store, _ in stores]
 
-    def open_heldout(
-        self, path: Path | str, *, vocab: str | None = None, images: tuple[str, ...] = ()
+    def open_store(
+        self,
+        path: Path | str,
+        *,
+        vocab: str | None,
+        inputs: str | None = None,
+        images: tuple[str, ...] = (),
+        flag: str = "--images",
     ) -> Store:
-        """Open a store of rows that the run was not trained on, tokenised as its own.
-
-        Args:
-            path: of the store.
-            vocab: view to read it in, as in `RunConfig`.
-            images: of a store of images, where they lie.
+        """Open a store whose rows the student can be asked about; arguments as of `softlabels.open_store`.
 
         Raises:
-            ConfigError: it is a store of images, and nobody says where they lie.
-            RunError: it is the training store.
+            ConfigError: it is a store of images, and nobody says with `flag` where they lie.
             TokenizerError: it was tokenised otherwise.
-            PairingError: the run numbered its ids otherwise.
+            PairingError: the run numbered its ids otherwise, or the store's inputs are elsewhere.
         """
-        opened = open_store(path, vocab=vocab, images=images)
-        check_pixels(opened, "--heldout-images")
-        if opened.digest == self.facts["store_digest"]:
-            raise RunError(
-                f"{opened.path}: is the very store that {self.run} was trained on; give one of held-out rows"
-            )
+        opened = open_store(path, vocab=vocab, inputs=inputs, images=images)
+        check_rows(opened, flag)
         self.check_fits(opened)
         return opened
 

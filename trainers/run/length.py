@@ -23,9 +23,7 @@ from softlabels.errors import RunError
 from softlabels.store.reader import Store
 from trainers.data.mixing import Pattern, Weight
 from trainers.run.config import RunConfig
-from trainers.run.json_file import write_json
-from trainers.run.learning_rate import learning_rate
-from trainers.run.record import RUN_RECORD, read_run_record
+from trainers.run.record import RUN_RECORD, read_run_record, write_json
 
 Change = dict[str, int]
 
@@ -104,8 +102,8 @@ class Length:
         facts["config"]["steps"] = self.steps
         facts["length"] = replace(self, changes=(*self.changes, change)).to_dict()
         write_json(run / RUN_RECORD, facts)
-        old = learning_rate(max(0, taken - 1), replace(config, steps=self.before))
-        new = learning_rate(taken, config)
+        old = replace(config, steps=self.before).learning_rate(max(0, taken - 1))
+        new = config.learning_rate(taken)
         how = "lengthened" if self.steps > self.before else "shortened"
         return (
             f"{how} from {self.before:,} to {self.steps:,} steps, after {taken:,}: warm-up ends at step "

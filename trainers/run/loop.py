@@ -33,7 +33,6 @@ from trainers.run.config import RunConfig
 from trainers.run.ema import Ema
 from trainers.run.finite import check_finite, is_finite, not_finite
 from trainers.run.folder import publish_student
-from trainers.run.learning_rate import learning_rate
 from trainers.run.length import Length
 from trainers.run.metrics import Metrics
 from trainers.run.reduce import Ranks
@@ -204,7 +203,7 @@ class Loop:
     @property
     def _lr(self) -> float:
         """Of the step that was taken last."""
-        return learning_rate(max(0, self.step - 1), self.config)
+        return self.config.learning_rate(max(0, self.step - 1))
 
     def _evaluated(self) -> dict[str, float]:
         """Measure the student on held-out rows if it is time; with --ema, its averaged weights."""

@@ -1,4 +1,4 @@
-"""`run.json`, read: whoever made the folder may have put anything there."""
+"""JSON files of a run, and `run.json`, read: whoever made the folder may have put anything there."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+from softlabels.core.durable import replace
 from softlabels.core.records import read_record_file
 from softlabels.errors import ConfigError, RunError, StoreError, UnreadableError
 
@@ -28,6 +29,16 @@ def check_weights(name: str) -> None:
     """
     if name not in WEIGHTS:
         raise ConfigError(f"--weights {name}: expected one of {', '.join(WEIGHTS)}")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Replace a file of a run, whose lock is held, whole or not at all, by JSON that every reader takes.
+
+    Raises:
+        StoreError: the disk is full, read-only, …
+    """
+    text = json.dumps(value, indent=2, sort_keys=True, allow_nan=False)
+    replace(path, f"{text}\n".encode())
 
 
 class _Struct(msgspec.Struct, frozen=True, kw_only=True):

@@ -29,10 +29,10 @@ from trainers.run.ema import Ema
 from trainers.run.finished import provenance
 from trainers.run.finite import is_finite
 from trainers.run.folder import check_same_run, mend_run, read_run, student_tokenizer
-from trainers.run.json_file import write_json
 from trainers.run.kernels import apply_kernels
 from trainers.run.length import Length, in_steps
 from trainers.run.loop import Loop
+from trainers.run.record import write_json
 from trainers.run.reduce import Ranks, joined
 from trainers.run.step import Optimisation
 from trainers.run.trust import trust_facts, trust_notices

@@ -29,7 +29,6 @@ from trainers.loss.totals import StepTotals
 from trainers.run.config import RunConfig
 from trainers.run.finite import not_finite
 from trainers.run.gradients import DataParallel, GradientTree, Local, Sharded
-from trainers.run.learning_rate import learning_rate
 from trainers.run.reduce import Ranks
 from trainers.run.sharded import is_sharded, whole
 from trainers.students import Student
@@ -132,7 +131,7 @@ class Optimisation:
         Raises:
             RunError: it failed, or the loss or its gradient is not finite; names the rows and the rank.
         """
-        lr = learning_rate(step, self._config)
+        lr = self._config.learning_rate(step)
         out, totals = self._gradients(loss, batch, step, lr)
         parameters = self._student.parameters()
         norm = nn.utils.clip_grad_norm_(parameters, self._config.clip or float("inf"))

@@ -13,7 +13,7 @@ from typing import Any
 
 from softlabels.errors import PairingError, RunError
 from softlabels.store.reader import Store
-from trainers.run.json_file import write_json
+from trainers.run.record import write_json
 
 VIEW = "view.json"
 
