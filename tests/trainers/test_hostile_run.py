@@ -85,7 +85,7 @@ def endless(path, kind):
         ("student/model.safetensors", open_finished),
         ("student/tokenizer.json", open_finished),
         ("metrics.jsonl", lambda run: Metrics(run).open(4)),
-        ("metrics.jsonl", lambda run: _curves(run / "metrics.jsonl")),
+        ("metrics.jsonl", _curves),
         ("metrics.jsonl", summary_of),
         ("evaluations/student-0123456789ab.json", find_assessments),
         ("student/model.safetensors", lambda run: weights_digest(run / "student")),

@@ -308,7 +308,7 @@ def test_a_certificate_is_shown_where_the_store_has_one(runs):
     soft, hard = gather(runs, digest=None, weights="student")
     ((spec, manifest),) = soft.training_stores
     assert manifest is not None
-    assert manifest.content_digest == soft.record.store_digest
+    assert manifest.content_digest == soft.record["store_digest"]
 
     estimate = Estimate(mean=0.125, low=0.1, high=0.15)
     at = FidelityAt(

@@ -277,7 +277,7 @@ def test_metrics_are_json_whatever_the_numbers_are(tmp_path):
     records = [json.loads(x, parse_constant=strict) for x in path.read_text().splitlines()]
     assert records[0] == {"step": 1, "loss": None}
     assert records[2] == {"step": 3, "loss": None, "grad_norm": None, "lr": 0.5}
-    curves = _curves(path)
+    curves = _curves(tmp_path)
     assert curves["loss"] == [(2.0, 1.0)]
     assert curves["lr"] == [(3.0, 0.5)]
 
