@@ -37,7 +37,8 @@ def train(config: RunConfig, *, out: Path | str, resume: bool, progress: Reporte
         The folder of the finished student, in that of the run.
 
     Raises:
-        ConfigError: a setting that cannot be; the message begins with the flag.
+        ConfigError: a setting that cannot be; the message begins with the flag. The processes of torchrun cannot share
+            batch or devices.
         RunError: the folder holds a run already, or another one; a step failed.
         PairingError, TokenizerError: loss, student and store do not go together.
     """
@@ -86,8 +87,12 @@ def export(
         What `export.json` says.
 
     Raises:
+        ConfigError: `out` is there already; the training store is not where it was.
         RunError: not a finished run, or without those weights.
+        TokenizerError, PairingError: the held-out store is not of the run's tokenizer or vocabulary, or its images
+            are made otherwise.
         ExportError: the export does not give the student's answers.
+        MissingExtraError: a library is missing.
     """
     from trainers.exports.student import export
 

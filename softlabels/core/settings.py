@@ -202,3 +202,14 @@ def check_at_least(config: object, **lowest: int) -> None:
             raise ConfigError(f"--{name.replace('_', '-')} {value}: expected at least {low}")
         if value is not None and value >= 2**63:
             raise ConfigError(f"--{name.replace('_', '-')} {value}: expected less than 2**63")
+
+
+def check_fits(config: object, **expected: tuple[bool, str]) -> None:
+    """Refuse values that do not fit; of each field, whether its value does, and what would.
+
+    Raises:
+        ConfigError: names the flag.
+    """
+    for name, (fits, what) in expected.items():
+        if not fits:
+            raise ConfigError(f"{flag_of(name)} {getattr(config, name)!r}: expected {what}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 
 import msgspec
@@ -353,7 +354,7 @@ def test_the_command_of_a_run_makes_its_configuration_again(runs, ground):
         for k, v in context.params.items()
         if k not in ("config_file", "out", "resume", "as_json")
     }
-    again = RunConfig.from_sources(None, flags).to_dict()
+    again = asdict(RunConfig.from_sources(None, flags))
     assert json.loads(json.dumps(again)) == json.loads((runs[0] / "run.json").read_text())["config"]
 
 

@@ -47,14 +47,7 @@ def open_watched(
 
 
 class Forgetting:
-    """The two evaluations of each store.
-
-    Args:
-        run: its folder.
-        watched: stores, each with its path.
-        device: where to evaluate.
-        batch_size: rows at a time.
-    """
+    """The two evaluations of each of the watched stores, which come with their paths."""
 
     def __init__(
         self,

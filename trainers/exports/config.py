@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from softlabels.core.settings import check_at_least
-from softlabels.errors import ConfigError
+from softlabels.core.settings import check_at_least, check_fits
 from trainers.exports import FORMATS
 from trainers.run.record import check_weights
 
@@ -42,10 +41,10 @@ class ExportConfig:
 
     def __post_init__(self) -> None:
         check_at_least(self, rows=1, calibration_rows=1)
-        if self.tolerance is not None and not 0 <= self.tolerance < float("inf"):
-            raise ConfigError(f"--tolerance {self.tolerance}: expected a number, 0 or more")
-        if self.format not in FORMATS.names():
-            raise ConfigError(
-                f"--format {self.format}: expected one of {', '.join(FORMATS.names())}"
-            )
+        least, formats = self.tolerance or 0.0, FORMATS.names()
+        check_fits(
+            self,
+            tolerance=(0 <= least < float("inf"), "a number, 0 or more"),
+            format=(self.format in formats, f"one of {', '.join(formats)}"),
+        )
         check_weights(self.weights)

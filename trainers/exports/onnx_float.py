@@ -100,12 +100,7 @@ def _name_axes(model: Any, domain: Exported) -> None:
 
 
 def ort_runner(path: Path, threads: int | None) -> Runner:
-    """A model in ONNX Runtime on the CPU. Needs no PyTorch.
-
-    Args:
-        path: of the file.
-        threads: None: as many as ONNX Runtime likes.
-    """
+    """A model in ONNX Runtime on the CPU, on as many threads as it likes if None are given. Needs no PyTorch."""
     ort = require("onnxruntime")
     options = ort.SessionOptions()
     options.log_severity_level = 3

@@ -50,22 +50,7 @@ def export(
 ) -> ExportRecord:
     """Export a student of a finished run into a new folder, which holds all of it or is not there.
 
-    Args:
-        run: the run's folder.
-        out: the folder to make.
-        config: what and how.
-        reporter: receives the progress.
-
-    Returns:
-        What `export.json` says.
-
-    Raises:
-        ConfigError: `out` is there already; the training store is not where it was.
-        RunError: not a finished run, or without those weights.
-        TokenizerError, PairingError: the held-out store is not of the run's tokenizer or vocabulary, or its images
-            are made otherwise.
-        ExportError: the export does not give the student's answers.
-        MissingExtraError: a library is missing.
+    Returns and raises as `trainers.export`.
     """
     report = reporter or Silent()
     if out.exists():

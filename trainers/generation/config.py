@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from softlabels.core.settings import check_at_least
-from softlabels.errors import ConfigError
+from softlabels.core.settings import check_at_least, check_fits
 from trainers.run.record import check_weights
 
 
@@ -24,12 +23,11 @@ class Sampling:
 
     def __post_init__(self) -> None:
         check_at_least(self, max_new_tokens=1, seed=0)
-        for flag, value, fits, expected in (
-            ("temperature", self.temperature, 0 <= self.temperature < float("inf"), "at least 0"),
-            ("top-p", self.top_p, 0 < self.top_p <= 1, "above 0 and at most 1"),
-        ):
-            if not fits:
-                raise ConfigError(f"--{flag} {value}: expected {expected}")
+        check_fits(
+            self,
+            temperature=(0 <= self.temperature < float("inf"), "at least 0"),
+            top_p=(0 < self.top_p <= 1, "above 0 and at most 1"),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -70,15 +70,11 @@ def sample(
     first: int = 0,
     device: str = "cpu",
 ) -> Iterator[Sampled]:
-    """Continue one batch of prompts.
+    """Continue one batch of prompts, ids `[L]` of each, at least one; in float32.
 
     Args:
-        student: what to sample from; in float32.
-        prompts: ids `[L]` of each, at least one.
-        sampling: how.
         ends: ids that end a sequence.
         first: number of the first sequence; the others follow.
-        device: where to compute.
 
     Yields:
         One sequence for each prompt, in order.

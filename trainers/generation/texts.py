@@ -52,13 +52,7 @@ class _Written(NamedTuple):
 
 
 def generate(run: Path, out: Path, config: GenerateConfig, report: Reporter) -> Generated:
-    """Sample `n` sequences for each prompt and write them as a corpus.
-
-    Args:
-        run: of a finished student.
-        out: `.jsonl` or `.parquet`; must be absent.
-        config: from what, and how.
-        report: receives the progress.
+    """Sample `n` sequences for each prompt and write them as a corpus, `.jsonl` or `.parquet`.
 
     Raises:
         RunError: not a finished run, or without a tokenizer.
@@ -85,9 +79,9 @@ def generate(run: Path, out: Path, config: GenerateConfig, report: Reporter) -> 
     repeated = (p for p in islice(asked, config.limit) for _ in range(config.n))
 
     report.stage("generate", None, "sequences")
+    counts = dict.fromkeys(("sequences", "tokens", "unfinished", "empty"), 0)
 
     def made() -> Iterator[_Written]:
-        first = 0
         while batch := list(islice(repeated, config.batch_size)):
             _check_length(prompts, max(len(p.ids) for p in batch), config, student.model.config)
             largest = max(int(p.ids.max()) for p in batch)
@@ -97,17 +91,22 @@ def generate(run: Path, out: Path, config: GenerateConfig, report: Reporter) -> 
                     f"{student.vocab_size - 1}"
                 )
             ids = [p.ids for p in batch]
+            first = counts["sequences"]
             found = sample(student, ids, config, ends=ends, first=first, device=config.device)
-            yield from map(_Written, batch, found)
-            first += len(batch)
+            for prompt, s in zip(batch, found, strict=True):
+                counts["sequences"] += 1
+                counts["tokens"] += len(s.new)
+                counts["unfinished"] += not s.finished
+                counts["empty"] += s.finished and len(s.new) == 1
+                yield _Written(prompt, s)
             report.advance(len(batch))
 
     write = _write_jsonl if out.suffix == ".jsonl" else _write_parquet
     with appearing(out) as temporary:
-        counts = write(temporary, made(), words)
-        if counts.sequences == 0:
+        retokenised = write(temporary, made(), words)
+        if counts["sequences"] == 0:
             raise CorpusError(f"--prompts {prompts}: holds no prompt")
-    return counts
+    return Generated(**counts, retokenised=retokenised)
 
 
 def _check_tokenizer(prompts: Path, facts: dict[str, Any]) -> None:
@@ -139,22 +138,11 @@ def _ends(model: Any, words: Words) -> frozenset[int]:
     return frozenset(int(i) for i in [words.end, *more] if i is not None)
 
 
-def _count(counts: dict[str, int], s: Sampled) -> None:
-    counts["sequences"] += 1
-    counts["tokens"] += len(s.new)
-    counts["unfinished"] += not s.finished
-    counts["empty"] += s.finished and len(s.new) == 1
-
-
-def _zero() -> dict[str, int]:
-    return dict.fromkeys(("sequences", "tokens", "unfinished", "empty"), 0)
-
-
-def _write_jsonl(path: Path, made: Iterator[_Written], words: Words) -> Generated:
-    counts, retokenised = _zero(), 0
+def _write_jsonl(path: Path, made: Iterator[_Written], words: Words) -> int:
+    """Returns how many texts have other tokens than were sampled."""
+    retokenised = 0
     with path.open("w", encoding="utf-8") as f:
         for prompt, s in made:
-            _count(counts, s)
             said = s.new[:-1] if s.finished else s.new
             record: dict[str, Any]
             if prompt.messages is not None:
@@ -169,11 +157,10 @@ def _write_jsonl(path: Path, made: Iterator[_Written], words: Words) -> Generate
             retokenised += not same
             record |= {"sequence": s.number, "finished": s.finished}
             f.write(json.dumps(record, ensure_ascii=False) + "\n")
-    return Generated(**counts, retokenised=retokenised)
+    return retokenised
 
 
-def _write_parquet(path: Path, made: Iterator[_Written], words: Words) -> Generated:
-    counts = _zero()
+def _write_parquet(path: Path, made: Iterator[_Written], words: Words) -> None:
     schema = pa.schema(
         {
             "input_ids": pa.list_(pa.int32()),
@@ -186,9 +173,6 @@ def _write_parquet(path: Path, made: Iterator[_Written], words: Words) -> Genera
     with pq.ParquetWriter(path, schema) as writer:
         while rows := list(islice(made, 256)):
             writer.write_table(pa.Table.from_pylist([_row(w, words) for w in rows], schema))
-            for w in rows:
-                _count(counts, w.sampled)
-    return Generated(**counts, retokenised=None)
 
 
 def _row(written: _Written, words: Words) -> dict[str, Any]:

@@ -33,6 +33,7 @@ import torch
 from torch import Tensor
 
 from softlabels.core.rows import UNLABELLED
+from softlabels.core.settings import check_fits
 from softlabels.core.targets import SoftTargets
 from softlabels.errors import ConfigError, PairingError
 from softlabels.format.identity import TargetRecord
@@ -115,18 +116,16 @@ class DistillLoss:
             if name not in known:
                 raise ConfigError(f"--{flag} {name!r}: known are {', '.join(known)}")
         inf = float("inf")
-        for name, fits, expected in (
-            ("alpha", 0 <= self.alpha <= 1, "0 (hard labels only) to 1 (soft targets only)"),
-            ("beta", 0 < self.beta < 1, "a share between 0 and 1, both excluded"),
-            ("skew", 0 < self.skew < 1, "a share between 0 and 1, both excluded"),
-            ("temperature", 0 < self.temperature < inf, "a finite number above 0"),
-            ("label_smoothing", 0 <= self.label_smoothing < 1, "a share from 0 to below 1"),
-            ("z_loss", 0 <= self.z_loss < inf, "a finite number, at least 0"),
-            ("cosine", 0 <= self.cosine < inf, "a finite number, at least 0"),
-        ):
-            if not fits:
-                flag = name.replace("_", "-")
-                raise ConfigError(f"--{flag} {getattr(self, name)}: expected {expected}")
+        check_fits(
+            self,
+            alpha=(0 <= self.alpha <= 1, "0 (hard labels only) to 1 (soft targets only)"),
+            beta=(0 < self.beta < 1, "a share between 0 and 1, both excluded"),
+            skew=(0 < self.skew < 1, "a share between 0 and 1, both excluded"),
+            temperature=(0 < self.temperature < inf, "a finite number above 0"),
+            label_smoothing=(0 <= self.label_smoothing < 1, "a share from 0 to below 1"),
+            z_loss=(0 <= self.z_loss < inf, "a finite number, at least 0"),
+            cosine=(0 <= self.cosine < inf, "a finite number, at least 0"),
+        )
 
     def check(self, targets: TargetRecord, *, flag: str = "--temperature") -> None:
         """Refuse a store that cannot serve this loss, in one sentence; nothing is asked of it if alpha is 0.

@@ -23,7 +23,7 @@ import re
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -45,25 +45,17 @@ STATE = "state.json"
 _NAME = re.compile(r"step-([0-9]{8}|[1-9][0-9]{8,})")
 
 
-class Snapshot(NamedTuple):
-    """Whole tensors by name: the files of a checkpoint."""
+Snapshot = dict[str, dict[str, Tensor]]
+"""Whole tensors by name, of each file of a checkpoint.
 
-    model: dict[str, Tensor]
-    """Parameters and buffers, tied ones once."""
-    optimizer: dict[str, Tensor]
-    """`PARAMETER/exp_avg` and so on."""
-    ema: dict[str, Tensor] | None
-    """Averaged weights; None without any."""
+`model` has parameters and buffers, tied ones once; `optimizer` `PARAMETER/exp_avg` and so on; `ema` averaged weights.
+"""
 
 
 def take_snapshot(
     student: Student, optimizer: torch.optim.Optimizer, ema: Ema | None, *, keep: bool
 ) -> Snapshot:
     """What a checkpoint holds. Of a sharded student, every process must ask; those that `keep` it get it."""
-
-    def all_of(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return {name: whole(tensor, keep=keep) for name, tensor in tensors.items()}
-
     named = dict(student.named_parameters())
     state = {
         f"{name}/{key}": value
@@ -71,11 +63,13 @@ def take_snapshot(
         if parameter in optimizer.state
         for key, value in optimizer.state[parameter].items()
     }
-    return Snapshot(
-        all_of({**named, **dict(student.named_buffers())}),
-        all_of(state),
-        None if ema is None else all_of(ema.weights),
-    )
+    files = {"model": {**named, **dict(student.named_buffers())}, "optimizer": state}
+    if ema is not None:
+        files["ema"] = ema.weights
+    return {
+        file: {name: whole(tensor, keep=keep) for name, tensor in tensors.items()}
+        for file, tensors in files.items()
+    }
 
 
 def save_checkpoint(
@@ -90,26 +84,16 @@ def save_checkpoint(
 ) -> Path:
     """Write `checkpoints/step-NNNNNNNN`, read it back, then remove those before it beyond the newest `keep_last`.
 
-    Args:
-        run: its folder.
-        step: how many were taken.
-        snapshot: of the student after that step.
-        stream: state of the stream.
-        keep_last: checkpoints to keep.
-        notice: told of what lay in the way and was kept.
-        heldout: state of the evaluations.
-
     Raises:
         StoreError: the disk is full, read-only, …
         IntegrityError: what was read back is not what was written.
     """
     final = run / CHECKPOINTS / f"step-{step:08d}"
     with filling(final) as temporary:
-        for name, tensors in snapshot._asdict().items():
-            if tensors is not None:
-                path = temporary / f"{name}.safetensors"
-                save_file({n: t.contiguous() for n, t in tensors.items()}, path)
-                compare_saved(path, tensors)
+        for name, tensors in snapshot.items():
+            path = temporary / f"{name}.safetensors"
+            save_file({n: t.contiguous() for n, t in tensors.items()}, path)
+            compare_saved(path, tensors)
         state = {"step": step, "stream": stream, "heldout": heldout}
         text = json.dumps(state, indent=2, sort_keys=True, allow_nan=False)
         (temporary / STATE).write_text(f"{text}\n", encoding="utf-8")
@@ -131,10 +115,6 @@ def _checkpoints(run: Path) -> list[tuple[int, Path]]:
 
 def newest_intact(run: Path, notice: Callable[[str], None]) -> Path | None:
     """The newest checkpoint of a run whose bytes are those that were written; None before the first.
-
-    Args:
-        run: its folder.
-        notice: told which were passed over, and why.
 
     Raises:
         RunError: there are some, and none is intact.
@@ -185,17 +165,6 @@ def _check(folder: Path, step: int) -> bool:
     return record is not None
 
 
-class Loaded(NamedTuple):
-    """What a checkpoint says besides weights and optimiser."""
-
-    step: int
-    """After which it was made."""
-    stream: dict[str, Any]
-    """State of the stream."""
-    heldout: dict[str, Any] | None
-    """State of the evaluations; None without any."""
-
-
 def load_checkpoint(
     folder: Path,
     student: Student,
@@ -203,13 +172,14 @@ def load_checkpoint(
     ema: Ema | None = None,
     *,
     checked: bool = True,
-) -> Loaded:
-    """Restore student, optimiser and averaged weights in place.
+) -> tuple[int, dict[str, Any], dict[str, Any] | None]:
+    """Restore student, optimiser and averaged weights in place, from a checkpoint that `newest_intact` chose.
 
     Args:
-        folder: of a checkpoint that `newest_intact` chose.
-        student, optimizer, ema: to be overwritten.
         checked: False to compare its bytes with its record once more, as another process must that reads them itself.
+
+    Returns:
+        After which step it was made, the state of the stream, and that of the evaluations, if there are any.
 
     Raises:
         RunError: a file is missing, damaged, or of another student.
@@ -222,11 +192,8 @@ def load_checkpoint(
         model = load_file(folder / "model.safetensors")
         tensors = load_file(folder / "optimizer.safetensors")
         averaged = None if ema is None else load_file(folder / "ema.safetensors")
-        state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-        heldout = state.get("heldout")
-        loaded = Loaded(
-            int(state["step"]), dict(state["stream"]), None if heldout is None else dict(heldout)
-        )
+        state = json.loads((folder / STATE).read_text(encoding="utf-8"))
+        step, stream, heldout = int(state["step"]), dict(state["stream"]), state.get("heldout")
     except (OSError, SafetensorError, ValueError, KeyError, TypeError) as e:
         raise RunError(
             f"{folder}: cannot be read ({e}); move it away to resume from the one before"
@@ -252,7 +219,7 @@ def load_checkpoint(
             moment = torch.zeros_like(parameter)
             copy_into(moment, value)
             optimizer.state[parameter][what] = moment
-    return loaded
+    return step, stream, heldout
 
 
 def _check_shapes(folder: Path, found: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:

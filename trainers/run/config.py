@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
-from softlabels.core.settings import Group, check_at_least, from_sources
+from softlabels.core.settings import Group, check_at_least, check_fits, from_sources
 from softlabels.errors import ConfigError
 from softlabels.store.remote.cache import CacheOptions
 
@@ -178,18 +178,12 @@ class RunConfig:
             threads=1,
             seed=0,
         )
-        if self.epochs is not None and not 0 < self.epochs < 1e6:
-            raise ConfigError(
-                f"--epochs {self.epochs}: expected a number above 0, such as 3 or 0.5"
-            )
         if self.epochs is not None and self.steps != RunConfig.steps:
             raise ConfigError("--steps and --epochs say the same in two ways; give one")
         if self.batch_size % self.accumulate:
             raise ConfigError(
                 f"--accumulate {self.accumulate}: must divide --batch-size {self.batch_size}"
             )
-        if self.parallel not in ("ddp", "fsdp"):
-            raise ConfigError(f"--parallel {self.parallel!r}: expected ddp or fsdp")
         if self.parallel == "fsdp" and self.exact_ranks:
             raise ConfigError(
                 "--exact-ranks: does not go with --parallel fsdp, whose sums have an order of their own; use ddp"
@@ -200,25 +194,24 @@ class RunConfig:
             )
         if self.heldout_images and self.heldout is None:
             raise ConfigError("--heldout-images: there is no held-out store; give --heldout, too")
-        if self.ema is not None and not 0 < self.ema < 1:
-            raise ConfigError(f"--ema {self.ema}: expected a share between 0 and 1, such as 0.999")
-        if self.dtype not in ("auto", "float32", "bfloat16"):
-            raise ConfigError(
-                f"--dtype {self.dtype!r}: expected auto, float32 or bfloat16 (float16 gradients underflow)"
-            )
-        if self.kernels not in ("torch", "liger"):
-            raise ConfigError(f"--kernels {self.kernels!r}: expected torch or liger")
-        for name, fits, expected in (
-            ("lr", 0 < self.lr < 100, "a number above 0 (and below 100)"),
-            ("min_lr", 0 <= self.min_lr <= 1, "0 to 1"),
-            ("weight_decay", 0 <= self.weight_decay < float("inf"), "at least 0"),
-            ("clip", 0 <= self.clip < float("inf"), "at least 0"),
-            ("beta1", 0 <= self.beta1 < 1, "at least 0 and below 1"),
-            ("beta2", 0 <= self.beta2 < 1, "at least 0 and below 1"),
-        ):
-            if not fits:
-                flag = name.replace("_", "-")
-                raise ConfigError(f"--{flag} {getattr(self, name)}: expected {expected}")
+        epochs, ema = self.epochs, self.ema
+        check_fits(
+            self,
+            epochs=(epochs is None or 0 < epochs < 1e6, "a number above 0, such as 3 or 0.5"),
+            parallel=(self.parallel in ("ddp", "fsdp"), "ddp or fsdp"),
+            ema=(ema is None or 0 < ema < 1, "a share between 0 and 1, such as 0.999"),
+            dtype=(
+                self.dtype in ("auto", "float32", "bfloat16"),
+                "auto, float32 or bfloat16 (float16 gradients underflow)",
+            ),
+            kernels=(self.kernels in ("torch", "liger"), "torch or liger"),
+            lr=(0 < self.lr < 100, "a number above 0 (and below 100)"),
+            min_lr=(0 <= self.min_lr <= 1, "0 to 1"),
+            weight_decay=(0 <= self.weight_decay < float("inf"), "at least 0"),
+            clip=(0 <= self.clip < float("inf"), "at least 0"),
+            beta1=(0 <= self.beta1 < 1, "at least 0 and below 1"),
+            beta2=(0 <= self.beta2 < 1, "at least 0 and below 1"),
+        )
 
     @property
     def cache_options(self) -> CacheOptions:
@@ -260,19 +253,14 @@ class RunConfig:
         Raises:
             ConfigError: batch or micro-batches cannot be dealt out equally.
         """
-        if self.batch_size % world_size:
-            raise ConfigError(
-                f"--batch-size {self.batch_size}: {world_size} processes cannot share it equally; expected a multiple "
-                f"of {world_size}"
-            )
-        if self.accumulate <= world_size:
-            return 1
-        if self.accumulate % world_size:
-            raise ConfigError(
-                f"--accumulate {self.accumulate}: {world_size} processes cannot share it equally; expected a multiple "
-                f"of {world_size}"
-            )
-        return self.accumulate // world_size
+        least = max(self.accumulate, world_size)
+        for flag, number in (("--batch-size", self.batch_size), ("--accumulate", least)):
+            if number % world_size:
+                raise ConfigError(
+                    f"{flag} {number}: {world_size} processes cannot share it equally; expected a multiple of "
+                    f"{world_size}"
+                )
+        return least // world_size
 
     def make_loss(self) -> LossSchedule:
         """The loss this run minimises, step by step."""
@@ -297,7 +285,3 @@ class RunConfig:
     def from_sources(cls, toml: Path | None, flags: Mapping[str, Any]) -> RunConfig:
         """Flags over TOML over defaults; see `softlabels.core.settings`."""
         return from_sources(cls, toml, flags, either=[("steps", "epochs")])
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, as TOML would hold them."""
-        return asdict(self)

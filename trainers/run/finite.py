@@ -18,14 +18,7 @@ def is_finite(tensor: Tensor) -> bool:
 def check_finite(
     tensors: Mapping[str, Tensor], *, what: str, step: int, lr: float, besides: Collection[str] = ()
 ) -> None:
-    """Refuse to save what holds NaN or an infinity.
-
-    Args:
-        tensors: by name.
-        what: they are.
-        step: after which.
-        lr: learning rate of that step.
-        besides: names of tensors that had such values when the run began, as masks do.
+    """Refuse to save what holds NaN or an infinity, but for those that had such values when the run began, as masks do.
 
     Raises:
         RunError: names the first such tensor.
@@ -36,12 +29,7 @@ def check_finite(
 
 
 def not_finite(where: str, lr: float) -> RunError:
-    """The error of a run whose numbers are no longer numbers.
-
-    Args:
-        where: the sentence's beginning: which step and what.
-        lr: learning rate of that step.
-    """
+    """The error of a run whose numbers are no longer numbers; `where` begins the sentence, with the step and what."""
     return RunError(
         f"{where}, at a learning rate of {lr:.3g}; nothing of that step is saved, and earlier checkpoints are intact. "
         "--resume would take the same steps again: begin again in another --out with a lower --lr, more --warmup, "

@@ -130,10 +130,6 @@ def _origin(init: dict[str, Any] | None) -> str:
 def student_tokenizer(store: Store, notice: Callable[[str], None]) -> dict[str, bytes]:
     """The tokenizer's files that a student takes from its store; none where a view renumbers the ids.
 
-    Args:
-        store: that it is trained on.
-        notice: told what is left out of a file.
-
     Raises:
         TokenizerError: the store holds other files among them.
     """
@@ -160,18 +156,10 @@ def publish_student(
     weights: dict[str, Tensor] | None = None,
     anew: bool = True,
 ) -> bool:
-    """Save a student (or it with other `weights`) with its tokenizer, whole or not at all.
+    """Save a student (or it with other `weights`, by the model's own names) with its tokenizer, whole or not at all.
 
     Args:
-        final: the folder.
-        student: to be saved.
-        tokenizer: of `student_tokenizer`.
-        task: that it was made for.
-        step: after which.
-        lr: of that step.
         besides: see `check_finite`.
-        notice: told of what lay in the way and was kept.
-        weights: by the model's own names.
         anew: False leaves it alone if it was published after this very step.
 
     Returns:

@@ -12,23 +12,14 @@ import torch
 from softlabels.errors import ConfigError, MissingExtraError
 from trainers.students import Student
 
-KERNELS = ("torch", "liger")
-
 
 def apply_kernels(name: str, student: Student, device: torch.device) -> None:
-    """Put kernels into a student's model; `torch` leaves it as it is.
-
-    Args:
-        name: one of `KERNELS`.
-        student: changed in place; its weights and what it saves stay the same.
-        device: on which it will train.
+    """Put kernels into a student's model; `torch` leaves it as it is. Its weights, and what it saves, stay the same.
 
     Raises:
-        ConfigError: no such kernels, no GPU for them, or none for this kind of model.
+        ConfigError: no GPU for them, or none for this kind of model.
         MissingExtraError: they are not installed.
     """
-    if name not in KERNELS:
-        raise ConfigError(f"--kernels {name!r}: known kernels are {', '.join(KERNELS)}")
     if name == "torch":
         return
     if device.type != "cuda":

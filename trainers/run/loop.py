@@ -94,17 +94,13 @@ class Loop:
         return self._finish(taken=True)
 
     def _resume(self, checkpoint: Path) -> None:
-        loaded = load_checkpoint(
-            checkpoint,
-            self.student,
-            self.optimisation.optimizer,
-            self.ema,
-            checked=self.ranks.first,
+        optimizer, checked = self.optimisation.optimizer, self.ranks.first
+        self.step, stream, heldout = load_checkpoint(
+            checkpoint, self.student, optimizer, self.ema, checked=checked
         )
-        self.step = loaded.step
-        self.stream.load_state_dict(loaded.stream)
-        if self.heldout is not None and loaded.heldout is not None:
-            self.heldout.load_state_dict(loaded.heldout, where=checkpoint)
+        self.stream.load_state_dict(stream)
+        if self.heldout is not None and heldout is not None:
+            self.heldout.load_state_dict(heldout, where=checkpoint)
 
     @property
     def _done(self) -> bool:
@@ -182,12 +178,14 @@ class Loop:
         def save() -> None:
             metrics.flush()
             # A step of finite gradients may still lead to weights or moments that are none.
-            for what, tensors in (
-                ("the student's", snapshot.model),
-                ("the optimiser's", snapshot.optimizer),
-                ("the average's", snapshot.ema or {}),
-            ):
-                check_finite(tensors, what=what, step=self.step, lr=self._lr, besides=self.masks)
+            whose = {
+                "model": "the student's",
+                "optimizer": "the optimiser's",
+                "ema": "the average's",
+            }
+            for name, tensors in snapshot.items():
+                what, masks = whose[name], self.masks
+                check_finite(tensors, what=what, step=self.step, lr=self._lr, besides=masks)
             save_checkpoint(
                 self.run,
                 self.step,
@@ -234,21 +232,13 @@ class Loop:
         return values if found.kl is None else values | {"heldout_kl": found.kl}
 
     def _check_weights(self) -> None:
-        """Of weights that are not finite no score is one; all ranks stop together.
-
-        Raises:
-            RunError: some rank has one.
-        """
+        """Of weights that are not finite no score is one; all ranks stop together."""
         fine = all(is_finite(local(p.detach())) for p in self.student.parameters())
         if not all(f for (f,) in self.ranks.gather([fine])):
             raise not_finite(f"step {self.step}: a weight is NaN or infinite", self._lr)
 
     def _publish(self, name: str, *, anew: bool = True) -> bool:
-        """Save the student as it is now, as a folder of the run; without `anew` not where it lies there already.
-
-        Returns:
-            Whether it was saved.
-        """
+        """Save the student as it is now, as `publish_student`; returns whether it was saved."""
         weights = self.optimisation.whole_weights()
         return self.ranks.from_first(
             lambda: publish_student(
@@ -266,11 +256,7 @@ class Loop:
         )
 
     def _finish(self, *, taken: bool) -> Path:
-        """Publish what the run was for.
-
-        Args:
-            taken: whether a step was; of a run that had finished, only what is missing is made.
-        """
+        """Publish what the run was for; of a run that had finished, and took no step, only what is missing."""
         made = self._publish("student", anew=taken)
         if self.ema is not None:
             with self.ema.in_place():

@@ -8,6 +8,7 @@ processes share each batch; on how many, and whether always on as many, changes 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -44,23 +45,9 @@ from trainers.students.context import check_context
 def train(
     config: RunConfig, run: Path | str, *, resume: bool = False, reporter: Reporter | None = None
 ) -> Path:
-    """Train a student, or go on with a run that was interrupted.
+    """Train a student, or with `resume` go on with a run, on any number of processes; see `trainers.train`.
 
-    Under torchrun, each process calls this alike; the first alone reports and writes.
-
-    Args:
-        config: the run; with `resume` it must be the run's own.
-        run: its folder, which all processes see.
-        resume: continue from the newest checkpoint, on any number of processes.
-        reporter: receives the progress.
-
-    Returns:
-        The folder of the finished student.
-
-    Raises:
-        RunError: the folder holds a run already, or another one; a step failed.
-        ConfigError: the processes cannot share batch or devices.
-        PairingError, TokenizerError: loss, student and store do not go together.
+    Under torchrun, each process calls this alike, with a folder that all see; the first alone reports and writes.
     """
     with joined() as ranks:
         report = reporter if reporter is not None and ranks.first else Silent()
@@ -109,7 +96,7 @@ def _train(config: RunConfig, run: Path, ranks: Ranks, report: Reporter, *, resu
     apply_kernels(config.kernels, student, choice.device)
     length = Length.of(config, recorded)
     facts = {
-        "config": config.to_dict(),
+        "config": asdict(config),
         "length": length.to_dict(),
         "domain": store.manifest.identity.domain,
         "store_digest": mixture_digest(stores),
@@ -169,11 +156,7 @@ def _train(config: RunConfig, run: Path, ranks: Ranks, report: Reporter, *, resu
 def _check_stores(
     config: RunConfig, loss: LossSchedule, stores: Sequence[Store], report: Reporter
 ) -> None:
-    """Refuse stores without what the loss learns from, and say what there is to know of them.
-
-    Raises:
-        PairingError: a store has no label or no hidden states, and the loss asks for them.
-    """
+    """Refuse stores without what the loss learns from, and say what there is to know of them."""
     for store in stores:
         if min(loss.alpha.start, loss.alpha.end) < 1 and store.manifest.statistics.labelled == 0:
             raise PairingError(
@@ -190,11 +173,7 @@ def _check_stores(
 
 
 def _student(config: RunConfig, store: Store, to_fit: Sequence[Store], report: Reporter) -> Student:
-    """Make the student, and see that it can be fed all rows and numbers its ids as the stores do.
-
-    Raises:
-        PairingError, TokenizerError: it does not.
-    """
+    """Make the student, and see that it can be fed all rows and numbers its ids as the stores do."""
     student = make_student(config.student_spec, seed=config.seed, task=Task.of(store))
     flag = f"--student {config.student}" if config.init is None else f"--init {config.init}"
     check_vocab(student, store, where=flag)
@@ -211,11 +190,7 @@ def _student(config: RunConfig, store: Store, to_fit: Sequence[Store], report: R
 
 
 def _check_statistics(config: RunConfig, student: Student, ranks: Ranks, report: Reporter) -> None:
-    """Refuse to promise what batch normalisation cannot keep.
-
-    Raises:
-        ConfigError: exact sums were asked for, and what a student computes of an image depends on its micro-batch.
-    """
+    """Refuse to promise what batch normalisation cannot keep: an image's numbers depend on its micro-batch."""
     if not any(isinstance(m, torch.nn.modules.batchnorm._BatchNorm) for m in student.modules()):
         return
     if config.exact_ranks:

@@ -56,13 +56,7 @@ def _evaluation(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def summary_text(found: Mapping[str, Any], config: Mapping[str, Any], seconds: float) -> str:
-    """The same for people, and what can be done next.
-
-    Args:
-        found: from `summary_of`.
-        config: the run's, as `run.json` records it.
-        seconds: that this command took.
-    """
+    """The same for people, with the `seconds` that this command took, and what can be done next."""
     stores = config["store"] if isinstance(config["store"], list | tuple) else [config["store"]]
     begun = config["student"] if config.get("student") else f"from {config['init']}"
     lines = [
