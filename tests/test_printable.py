@@ -182,18 +182,12 @@ def test_errors_and_notices_pass_through_the_same(monkeypatch, capsys):
 
 
 def test_an_evaluation_is_no_markup():
-    from trainers.cli.evaluation_text import _groups
+    from softlabels.console.tables import table
+    from trainers.cli.evaluation_text import GROUPED, _group
     from trainers.evaluation.evaluations import Group
 
     fields = dict.fromkeys(Group.__struct_fields__)
     group = Group(**(fields | {"name": "[/nothing][link=x]" + EVIL, "positions": 1}))
-    import io
-
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console(file=io.StringIO(), width=300)
-    console.print(_groups("x", [group], Table))
-    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    shown = table("x", GROUPED, [_group(group)])
     assert "[/nothing][link=x]" in shown
     assert not HARM.search(shown.replace("\n", ""))

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import io
 from dataclasses import asdict
 from typing import Any
 
 import click
 
 from softlabels.console.options import Command, config_options
+from softlabels.console.tables import table
 from softlabels.console.terminal import Bar, emit, json_option, wants_json
 from softlabels.core.settings import from_sources
 from trainers.exports.latency_config import LatencyConfig
+
+COLUMNS = ("model", "engine", "parameters", "file MB", "peak MiB", "p50 ms", "p95 ms")
 
 
 @click.command("latency", cls=Command)
@@ -42,25 +44,9 @@ def latency_command(subjects: tuple[str, ...], **flags: Any) -> None:
 
 
 def _table(values: dict[str, Any]) -> str:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(
-        title=f"CPU, {values['threads']} thread(s); throughput at batch {values['batch_size']}"
-    )
-    for column in (
-        "model",
-        "engine",
-        "parameters",
-        "file MB",
-        "peak MiB",
-        "p50 ms",
-        "p95 ms",
-        f"{values['figures'][0]['unit']}/s",
-    ):
-        table.add_column(column, justify="left" if column in ("model", "engine") else "right")
-    for f in values["figures"]:
-        table.add_row(
+    unit = values["figures"][0]["unit"]
+    rows = [
+        (
             f["name"],
             f["engine"],
             f"{f['parameters']:,}",
@@ -70,6 +56,7 @@ def _table(values: dict[str, Any]) -> str:
             f"{1e3 * f['p95']:,.1f}",
             f"{f['throughput']:,.0f}",
         )
-    console = Console(width=110, record=True, file=io.StringIO())
-    console.print(table)
-    return console.export_text().rstrip()
+        for f in values["figures"]
+    ]
+    title = f"CPU, {values['threads']} thread(s); throughput at batch {values['batch_size']}"
+    return table(title, (*COLUMNS, f"{unit}/s"), rows, words=2)

@@ -3,17 +3,35 @@
 from __future__ import annotations
 
 import shlex
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 import trainers
-from softlabels.console.options import Command
+from softlabels.console.options import Command, config_options
 from softlabels.console.terminal import Bar, LocalPath, emit, json_option
+from softlabels.core.settings import flags_of, from_sources
+from trainers.run.record import check_weights
 
 if TYPE_CHECKING:
     from trainers.evaluation.evaluations import Assessment
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportConfig:
+    """What a report of runs is asked for."""
+
+    store: str | None = None
+    """Store of held-out rows; runs not evaluated on it yet are, now. Default: the one they were evaluated on."""
+    weights: str = "student"
+    """Weights of the runs, as of softtrain eval: `student`, `ema` or `best`."""
+    latency: str | None = None
+    """What `softtrain latency --json` printed, to be shown, too."""
+
+    def __post_init__(self) -> None:
+        check_weights(self.weights)
 
 
 @click.command("report", cls=Command)
@@ -25,29 +43,9 @@ if TYPE_CHECKING:
     type=LocalPath(),
     help="The page to write.",
 )
-@click.option(
-    "--store",
-    type=LocalPath(),
-    help="Store of held-out rows; runs not evaluated on it yet are, now. Default: the one they were evaluated on.",
-)
-@click.option(
-    "--weights",
-    type=click.Choice(["student", "ema", "best"]),
-    default="student",
-    show_default=True,
-    help="Which weights of the runs, as of softtrain eval.",
-)
-@click.option(
-    "--latency", type=LocalPath(), help="What softtrain latency --json printed, to be shown, too."
-)
+@config_options(ReportConfig, file=False)
 @json_option
-def report_command(
-    runs: tuple[Path, ...],
-    out: Path,
-    store: Path | None,
-    weights: str,
-    latency: Path | None,
-) -> None:
+def report_command(runs: tuple[Path, ...], out: Path, **flags: Any) -> None:
     """Draw one page about finished runs, side by side.
 
     The page needs no network and no other file. Its numbers are those of softtrain eval.
@@ -58,38 +56,26 @@ def report_command(
       softtrain report soft hard --out report.html
     """
     from softlabels.report.page import check_page, write_page
+    from softlabels.store.reader import open_store
     from trainers.report.page import render
-    from trainers.report.runs import gather
+    from trainers.report.runs import gather, is_evaluated
     from trainers.report.speed import read_speed
 
+    config = from_sources(ReportConfig, None, flags)
+    store, weights = config.store, config.weights
     check_page(out)
-    figures = None if latency is None else read_speed(latency)
+    figures = None if config.latency is None else read_speed(Path(config.latency))
     digest = None
     made: dict[Path, Assessment] = {}
     if store is not None:
-        from softlabels.store.reader import open_store
-
         digest = open_store(store).digest
         with Bar() as bar:
-            made = _evaluate_missing(runs, store, digest, weights, bar)
+            for run in runs:
+                if not is_evaluated(run, digest, weights):
+                    found = trainers.evaluate(run=run, store=store, weights=weights, progress=bar)
+                    made[run] = found.assessment
     reported = gather(runs, digest=digest, weights=weights, made=made)
     words = ["softtrain", "report", *map(str, runs), "--out", str(out)]
-    words += [] if store is None else ["--store", str(store)]
-    words += [] if weights == "student" else ["--weights", weights]
-    words += [] if latency is None else ["--latency", str(latency)]
-    write_page(out, render(reported, command=shlex.join(words), latency=figures))
+    command = shlex.join([*words, *flags_of(ReportConfig, vars(config))])
+    write_page(out, render(reported, command=command, latency=figures))
     emit({"report": str(out), "runs": [str(r) for r in runs]}, f"report: {out}")
-
-
-def _evaluate_missing(
-    runs: tuple[Path, ...], store: Path, digest: str, weights: str, bar: Bar
-) -> dict[Path, Assessment]:
-    from trainers.report.runs import is_evaluated
-
-    made: dict[Path, Assessment] = {}
-    for run in runs:
-        if is_evaluated(run, digest, weights):
-            continue
-        found = trainers.evaluate(run=run, store=str(store), weights=weights, progress=bar)
-        made[run] = found.assessment
-    return made
