@@ -362,7 +362,7 @@ def test_an_assessment_says_what_the_evaluation_says_and_is_read_again(run, grou
     assert a.blind_spots.cells.n == found.soft_positions
     assert a.by_class == []
     assert FEW_CLASSES < 300
-    path = save_assessment(run, a)
+    path = save_assessment(run, a, print)
     assert find_assessments(run) == [a]
     assert path.name == f"student-{a.store.digest[:12]}.json"
     path.unlink()

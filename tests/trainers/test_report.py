@@ -58,7 +58,7 @@ def ground(tmp_path_factory: pytest.TempPathFactory) -> Path:
         )
         train(config, folder / name)
         config = EvalConfig(store=str(folder / "heldout"))
-        save_assessment(folder / name, assess_run(folder / name, config, Silent()))
+        save_assessment(folder / name, assess_run(folder / name, config, Silent()), print)
     return folder
 
 

@@ -65,17 +65,14 @@ def student_command(
         raise ConfigError(f"--out {out}: is there already; choose another")
     from softlabels.store.reader import open_store
     from trainers.data.tasks import CAUSAL, Task
-    from trainers.students import check_tokenizer, check_vocab, make_student
-    from trainers.students.context import check_context, context_of
+    from trainers.students import make_student
+    from trainers.students.context import check_student, context_of
 
     spec = spec if spec is not None else f"new:{params}"
     store = None if like is None else open_store(like)
     student = make_student(spec, seed=seed, task=CAUSAL if store is None else Task.of(store))
     if store is not None:
-        check_vocab(student, store, where=spec)
-        check_context(student, store, where=spec)
-        if student.source is not None:
-            check_tokenizer(student.source, store, where=spec)
+        check_student(student, store, where=spec)
     with Bar(quiet=wants_json()) as bar, filling(out) as temporary:
         student.save(temporary)
         seal_folder(temporary, kind="student")

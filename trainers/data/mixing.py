@@ -16,7 +16,6 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Sequence
-from concurrent.futures import Executor
 from dataclasses import asdict
 from fractions import Fraction
 from pathlib import Path
@@ -177,14 +176,6 @@ class MixedStream(BatchStream):
     def _look_ahead(self, start: int) -> None:
         for s, reader in enumerate(self._readers):
             reader.look_ahead(self.pattern.before(s, start))
-
-    def _decode_on(self, pool: Executor | None) -> None:
-        for reader in self._readers:
-            reader.decode_on(pool)
-
-    def _give_up(self) -> None:
-        for reader in self._readers:
-            reader.give_up()
 
 
 def check_alike(stores: Sequence[Store]) -> None:

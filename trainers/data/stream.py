@@ -11,7 +11,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,8 @@ class BatchStream(ABC):
         """Global rows taken so far, all epochs together."""
         self._prefetch = prefetch
         self._facts = facts
+        self._readers: Sequence[BlockReader] = ()
+        """Of each store."""
 
     @property
     @abstractmethod
@@ -59,14 +61,6 @@ class BatchStream(ABC):
     @abstractmethod
     def _look_ahead(self, start: int) -> None:
         """The next batch is read from `start` on."""
-
-    @abstractmethod
-    def _decode_on(self, pool: Executor | None) -> None:
-        """Decode shards on this pool from now on."""
-
-    @abstractmethod
-    def _give_up(self) -> None:
-        """Until `_decode_on`, do not wait for a network."""
 
     # -- state ------------------------------------------------------------------------------------
 
@@ -151,17 +145,20 @@ class BatchStream(ABC):
             finally:
                 for future in ahead:
                     future.cancel()
-                self._give_up()
+                for reader in self._readers:
+                    reader.give_up()
 
     @contextmanager
     def _decoding_ahead(self) -> Iterator[None]:
         pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="softlabels-decode")
-        self._decode_on(pool)
+        for reader in self._readers:
+            reader.decode_on(pool)
         try:
             yield
         finally:
             pool.shutdown(cancel_futures=True)
-            self._decode_on(None)
+            for reader in self._readers:
+                reader.decode_on(None)
 
 
 class SoftTargetStream(BatchStream):
@@ -216,6 +213,7 @@ class SoftTargetStream(BatchStream):
         )
         self.seed = seed
         self._reader = BlockReader(self.store, self._order)
+        self._readers = [self._reader]
 
     @property
     def epoch(self) -> float:
@@ -227,12 +225,6 @@ class SoftTargetStream(BatchStream):
 
     def _look_ahead(self, start: int) -> None:
         self._reader.look_ahead(start)
-
-    def _decode_on(self, pool: Executor | None) -> None:
-        self._reader.decode_on(pool)
-
-    def _give_up(self) -> None:
-        self._reader.give_up()
 
 
 def check_slices(batch_size: int, rank: int, world_size: int) -> None:

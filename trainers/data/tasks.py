@@ -33,8 +33,7 @@ class Task:
         identity = store.manifest.identity
         classes = tuple(identity.classes or ())
         v = store.vocab_size if not classes else identity.tokenizer.vocab_size
-        renumbered = store.view is not None and store.view.table is not None
-        special = {} if renumbered else identity.tokenizer.special_ids
+        special = {} if renumbers(store) else identity.tokenizer.special_ids
         return Task(
             domain=identity.domain,
             classes=classes,
@@ -75,6 +74,11 @@ class Task:
 
 
 CAUSAL = Task()
+
+
+def renumbers(store: Store) -> bool:
+    """Whether the store's tokenizer no longer gives the ids that are read."""
+    return store.view is not None and store.view.table is not None
 
 
 def check_rows(store: Store, flag: str = "--images") -> None:

@@ -27,7 +27,7 @@ from trainers.evaluation.evaluations import (
     Interval,
     Place,
     StoreFacts,
-    keep_assessment,
+    save_assessment,
     tensor_files,
     weights_digest,
 )
@@ -107,7 +107,7 @@ def evaluate_and_keep(run: Path, config: EvalConfig, report: Reporter) -> Evalua
     """`assess_run`, kept in the run if that can be written to."""
     report.stage(f"evaluate {run}", None, "rows")
     assessment = assess_run(run, config, report)
-    return Evaluation(assessment, keep_assessment(run, assessment, report.notice))
+    return Evaluation(assessment, save_assessment(run, assessment, report.notice))
 
 
 def _bins(bins: Bins) -> list[Bin]:

@@ -264,20 +264,6 @@ def weights_digest(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def save_assessment(run: Path, assessment: Assessment) -> Path:
-    """Write it into the run, whole or not at all; another of the same weights and store is replaced.
-
-    Raises:
-        RunError: what lies there under its name is no evaluation.
-        StoreError: the disk is full, read-only, …
-    """
-    path = run / FOLDER / f"{assessment.weights}-{assessment.store.digest[:12]}.json"
-    if path.exists():
-        _read(path)  # what is not ours stays
-    replace(path, msgspec.json.format(msgspec.json.encode(assessment), indent=1))
-    return path
-
-
 class Evaluation(NamedTuple):
     """What `trainers.evaluate` found."""
 
@@ -291,14 +277,14 @@ class Evaluation(NamedTuple):
         return self.assessment.scores
 
 
-def keep_assessment(
+def save_assessment(
     run: Path, assessment: Assessment, notice: Callable[[str], None]
 ) -> Path | None:
-    """Save it, or say why the run cannot take it: the result does not go with its copy.
+    """Write it into the run, whole or not at all; another of the same weights and store is replaced.
 
     Args:
-        run, assessment: as of `save_assessment`.
-        notice: told of a run that cannot be written to, such as another's, or on a full disk.
+        notice: told of a run that cannot be written to, such as another's, or on a full disk: the result does not go
+            with its copy.
 
     Returns:
         Where it lies; None if it was not kept.
@@ -306,12 +292,16 @@ def keep_assessment(
     Raises:
         RunError: what lies there under its name is no evaluation.
     """
+    path = run / FOLDER / f"{assessment.weights}-{assessment.store.digest[:12]}.json"
     try:
-        return save_assessment(run, assessment)
+        if path.exists():
+            _read(path)  # what is not ours stays
+        replace(path, msgspec.json.format(msgspec.json.encode(assessment), indent=1))
     except StoreError as e:
         reason = os.strerror(e.__cause__.errno or 0) if isinstance(e.__cause__, OSError) else str(e)
         notice(f"{run}: the evaluation is not kept in it ({reason})")
         return None
+    return path
 
 
 def find_assessments(run: Path) -> list[Assessment]:

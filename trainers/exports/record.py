@@ -101,19 +101,15 @@ EXPORT = Seal(
 )
 
 
-def read_export(folder: Path, *, contents: bool = True) -> ExportRecord:
+def read_export(folder: Path) -> ExportRecord:
     """Read an export's record and compare its files with it.
-
-    Args:
-        folder: of the export.
-        contents: False to look at sizes only.
 
     Raises:
         RunError: not an export, or of a newer version.
         IntegrityError: the record or a file is missing or altered.
     """
     try:
-        return read_seal(folder, EXPORT, contents=contents)
+        return read_seal(folder, EXPORT)
     except (FileNotFoundError, NotADirectoryError) as e:
         raise RunError(
             f"{folder}: not an export ({RECORD}: {e.strerror}); give a folder that `softtrain export --out` made"

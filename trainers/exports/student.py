@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import platform
 import shutil
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ import softlabels
 from softlabels.core.folder_record import describe_files, read_record, write_seal
 from softlabels.core.folders import filling, publish_folder
 from softlabels.core.progress import Reporter, Silent
+from softlabels.core.records import sha256_of
 from softlabels.errors import ConfigError, FormatError, IntegrityError, PairingError, RunError
 from softlabels.format.identity import Identity
 from softlabels.store.reader import Store
@@ -39,6 +39,7 @@ from trainers.exports.record import (
 )
 from trainers.exports.weights import weight_files
 from trainers.run.finished import FinishedRun, open_finished
+from trainers.run.record import RUN_RECORD
 from trainers.students import load_student
 
 CONFIGS = ("config.json", "generation_config.json", "preprocessor_config.json")
@@ -176,12 +177,9 @@ def _axes(job: Job) -> dict[str, list[str]]:
 def _source(finished: FinishedRun, training: Sequence[Store]) -> SourceRecord:
     identities = [s.manifest.identity for s in training]
     return SourceRecord(
-        run_sha256=hashlib.sha256((finished.run / "run.json").read_bytes()).hexdigest(),
+        run_sha256=sha256_of(finished.run / RUN_RECORD),
         weights=finished.weights,
-        weights_sha256={
-            p.name: hashlib.sha256(p.read_bytes()).hexdigest()
-            for p in weight_files(finished.folder)
-        },
+        weights_sha256={p.name: sha256_of(p) for p in weight_files(finished.folder)},
         store_digest=finished.facts["store_digest"],
         tokenizer_sha256=finished.facts["tokenizer_sha256"],
         teachers={i.teacher.name: i.teacher.weights_sha256 for i in identities},

@@ -24,7 +24,8 @@ import pyarrow.parquet as pq
 from softlabels.core.durable import appearing, forget_attempts
 from softlabels.core.progress import Reporter
 from softlabels.domains import DOMAINS
-from softlabels.errors import ConfigError, CorpusError, PairingError, RunError
+from softlabels.errors import ConfigError, CorpusError, PairingError
+from softlabels.store.reader import open_store
 from trainers.generation.config import GenerateConfig, Sampling
 from trainers.generation.prompts import Prompt, Words, read_prompts
 from trainers.generation.sampling import Sampled, sample
@@ -58,6 +59,7 @@ def generate(run: Path, out: Path, config: GenerateConfig, report: Reporter) -> 
         RunError: not a finished run, or without a tokenizer.
         CorpusError: a bad prompt, or none.
         ConfigError: `out` is there, or of another kind; sequences longer than the student's positions.
+        TokenizerError: prompts of another tokenizer.
         PairingError: a prompt beyond the student's vocabulary.
     """
     prompts = Path(config.prompts)
@@ -73,7 +75,8 @@ def generate(run: Path, out: Path, config: GenerateConfig, report: Reporter) -> 
         )
     student = load_student(finished.folder)
     words = Words(finished.folder)
-    _check_tokenizer(prompts, finished.facts)
+    if prompts.is_dir():
+        finished.check_fits(open_store(prompts))
     ends = _ends(student.model, words)
     asked = read_prompts(prompts, words, prompt_tokens=config.prompt_tokens)
     repeated = (p for p in islice(asked, config.limit) for _ in range(config.n))
@@ -107,18 +110,6 @@ def generate(run: Path, out: Path, config: GenerateConfig, report: Reporter) -> 
         if counts["sequences"] == 0:
             raise CorpusError(f"--prompts {prompts}: holds no prompt")
     return Generated(**counts, retokenised=retokenised)
-
-
-def _check_tokenizer(prompts: Path, facts: dict[str, Any]) -> None:
-    if prompts.is_dir():
-        from softlabels.store.reader import open_store
-
-        found = open_store(prompts).manifest.identity.tokenizer.sha256
-        if found != facts["tokenizer_sha256"]:
-            raise RunError(
-                f"--prompts {prompts}: was tokenised otherwise than what the run was trained on, so the same id means "
-                "another token; give text instead"
-            )
 
 
 def _check_length(prompts: Path, longest: int, sampling: Sampling, config: Any) -> None:

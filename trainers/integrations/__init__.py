@@ -13,10 +13,10 @@ from __future__ import annotations
 import warnings
 
 from softlabels.store.reader import Store
+from trainers.data.tasks import renumbers
 from trainers.loss.losses import DistillLoss
-from trainers.run.vocabulary import renumbers
-from trainers.students import Student, check_tokenizer, check_vocab
-from trainers.students.context import check_context
+from trainers.students import Student
+from trainers.students.context import check_student
 
 
 def check_fit(student: Student, loss: DistillLoss, store: Store) -> None:
@@ -30,12 +30,9 @@ def check_fit(student: Student, loss: DistillLoss, store: Store) -> None:
     """
     where = f"student {student.source or type(student.model).__name__}"
     loss.check(store.manifest.identity.targets)
-    check_vocab(student, store, where=where)
-    check_context(student, store, where=where)
+    check_student(student, store, where=where)
     if renumbers(store):
         warnings.warn(
             f"{store.path}: the view renumbers the ids, so the tokenizer of {where} is not compared with the store's",
             stacklevel=3,
         )
-    elif student.source is not None:
-        check_tokenizer(student.source, store, where=where)

@@ -18,13 +18,7 @@ TEMPLATES = Path(__file__).with_name("templates")
 
 
 def render(runs: Sequence[ReportedRun], *, command: str, latency: Speed | None = None) -> str:
-    """The page.
-
-    Args:
-        runs: the best of those that had soft targets is put first.
-        command: that made the report, to repeat it.
-        latency: figures of `softtrain latency`, if there are any.
-    """
+    """The page, with the command that repeats it and, if there are any, the figures of `softtrain latency`."""
     findings = Findings.of(runs)
     stores: dict[str, Manifest] = {}
     for spec, manifest in (pair for run in findings.runs for pair in run.training_stores):
@@ -37,9 +31,6 @@ def render(runs: Sequence[ReportedRun], *, command: str, latency: Speed | None =
         version=softlabels.__version__,
         findings=findings,
         runs=findings.runs,
-        first=findings.runs[0],
-        found=findings.runs[0].found,
-        scores=findings.runs[0].found.scores,
         stores=[(spec, figures_of(manifest)) for spec, manifest in stores.items()],
         certified=[(spec, fidelity, fidelity_rows(fidelity)) for spec, fidelity in certified],
         speed=latency,

@@ -174,14 +174,7 @@ def provenance(run: Path, store: Store) -> dict[str, Any]:
         PairingError: it numbered the ids otherwise.
     """
     finished = open_finished(run)
-    found, expected = finished.facts["tokenizer_sha256"], store.manifest.identity.tokenizer.sha256
-    if found != expected:
-        raise TokenizerError(
-            f"--init {run}: was trained on ids of another tokenizer (sha256 {found[:12]}…) than that of {store.path} "
-            "(sha256 "
-            f"{expected[:12]}…), so the same id means another token; build a store with the same teacher's tokenizer"
-        )
-    check_numbering(finished.facts, store, run)
+    finished.check_fits(store)
     return {
         "run": run.resolve().name,
         "weights_sha256": finished.digest(),

@@ -16,14 +16,14 @@ from softlabels.core.folders import filling, mend_folders, publish_folder, sweep
 from softlabels.errors import FormatError, IntegrityError, RunError
 from softlabels.store.reader import Store
 from softlabels.store.tokenizer_files import FOLDER, check_names, without_programs
-from trainers.data.tasks import Task
+from trainers.data.tasks import Task, renumbers
 from trainers.run.checkpoint import CHECKPOINTS
 from trainers.run.config import RunConfig
 from trainers.run.finite import check_finite
 from trainers.run.record import RUN_RECORD, read_run_record
 from trainers.run.saved import holds_student, student_tensors
 from trainers.run.trust import check_same_trust
-from trainers.run.vocabulary import check_same_view, renumbers
+from trainers.run.vocabulary import check_same_view
 from trainers.students import Student
 
 FREE = frozenset(

@@ -72,17 +72,8 @@ class Length:
         changes = tuple(length.get("changes", ()))
         return cls(steps=config.steps, before=before, warmup=int(warmup), changes=changes)
 
-    def schedule(self, config: RunConfig) -> RunConfig:
-        """The config that the steps to come are taken with."""
-        return replace(config, warmup=self.warmup)
-
     def settle(self, run: Path, config: RunConfig, taken: int) -> str | None:
-        """Record in `run.json` that the run is now longer or shorter.
-
-        Args:
-            run: its folder.
-            config: of `schedule`.
-            taken: steps so far.
+        """Record in `run.json` that the run, of which so many steps are taken, is now longer or shorter.
 
         Returns:
             What to know of the change; None if there is none.

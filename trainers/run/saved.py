@@ -15,11 +15,7 @@ from trainers.students import Student, load_student
 
 
 def compare_saved(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Read a safetensors file back, one tensor at a time, and compare it with what it was to hold.
-
-    Args:
-        path: of the file.
-        tensors: by name; the file must hold these and no others.
+    """Read a safetensors file back, one tensor at a time, and compare it with what it was to hold, and no more.
 
     Raises:
         IntegrityError: it does not.

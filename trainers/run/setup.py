@@ -8,7 +8,7 @@ processes share each batch; on how many, and whether always on as many, changes 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from softlabels.core.progress import Reporter, Silent
 from softlabels.errors import ConfigError, PairingError
 from softlabels.store.reader import Store
 from trainers.data.mixing import make_stream, mixture_digest, open_stores
-from trainers.data.tasks import Task
+from trainers.data.tasks import Task, renumbers
 from trainers.evaluation.forgetting import Forgetting, open_watched
 from trainers.evaluation.heldout import HeldOut, open_heldout
 from trainers.loss.schedules import LossSchedule
@@ -37,9 +37,9 @@ from trainers.run.record import write_json
 from trainers.run.reduce import Ranks, joined
 from trainers.run.step import Optimisation
 from trainers.run.trust import trust_facts, trust_notices
-from trainers.run.vocabulary import renumbers, view_facts
-from trainers.students import Student, check_tokenizer, check_vocab, make_student
-from trainers.students.context import check_context
+from trainers.run.vocabulary import view_facts
+from trainers.students import Student, make_student
+from trainers.students.context import check_context, check_student
 
 
 def train(
@@ -123,7 +123,7 @@ def _train(config: RunConfig, run: Path, ranks: Ranks, report: Reporter, *, resu
         student = student.to(choice.device).train()
         student.head_dtype = choice.dtype if choice.dtype != torch.float32 else None
         masks = frozenset(n for n, b in student.named_buffers() if not is_finite(b))
-        config = length.schedule(config)
+        config = replace(config, warmup=length.warmup)
         folder = Loop(
             config=config,
             run=run,
@@ -176,7 +176,7 @@ def _student(config: RunConfig, store: Store, to_fit: Sequence[Store], report: R
     """Make the student, and see that it can be fed all rows and numbers its ids as the stores do."""
     student = make_student(config.student_spec, seed=config.seed, task=Task.of(store))
     flag = f"--student {config.student}" if config.init is None else f"--init {config.init}"
-    check_vocab(student, store, where=flag)
+    check_student(student, store, where=flag)
     for opened in to_fit:
         check_context(student, opened, where=flag)
     if renumbers(store):
@@ -184,8 +184,6 @@ def _student(config: RunConfig, store: Store, to_fit: Sequence[Store], report: R
             f"--vocab {config.vocab}: the ids are renumbered on your word; the student's tokenizer is neither compared "
             "with the store's nor saved beside it"
         )
-    elif student.source is not None:
-        check_tokenizer(student.source, store, where=flag)
     return student
 
 

@@ -18,11 +18,6 @@ from trainers.run.record import write_json
 VIEW = "view.json"
 
 
-def renumbers(store: Store) -> bool:
-    """Whether the store's tokenizer no longer gives the ids that are read."""
-    return store.view is not None and store.view.table is not None
-
-
 def view_facts(store: Store) -> dict[str, Any] | None:
     """What `run.json` says under `view`; None without one."""
     view = store.view

@@ -11,7 +11,8 @@ from torch import nn
 
 from softlabels.errors import PairingError
 from softlabels.store.reader import Store
-from trainers.students import Student
+from trainers.data.tasks import renumbers
+from trainers.students import Student, check_tokenizer, check_vocab
 
 
 def context_of(model: Any) -> int | None:
@@ -25,6 +26,20 @@ def context_of(model: Any) -> int | None:
             begins = 0 if module.padding_idx is None else module.padding_idx + 1  # RoBERTa's
             return int(module.num_embeddings) - begins
     return None if most is None else int(most)
+
+
+def check_student(student: Student, store: Store, *, where: str) -> None:
+    """Refuse a student that cannot be fed a store's rows, or numbers its ids otherwise.
+
+    Where a view renumbers the ids, that is on your word: no tokenizer is compared.
+
+    Raises:
+        PairingError, TokenizerError: its vocabulary, its context or its tokenizer is another.
+    """
+    check_vocab(student, store, where=where)
+    check_context(student, store, where=where)
+    if student.source is not None and not renumbers(store):
+        check_tokenizer(student.source, store, where=where)
 
 
 def check_context(student: Student, store: Store, *, where: str) -> None:
