@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +67,7 @@ def test_what_is_recorded_makes_the_same_config(cls, values):
     import json
 
     config = cls(**values)
-    recorded = json.loads(json.dumps(config.to_dict()))
+    recorded = json.loads(json.dumps(asdict(config)))
     assert cls.from_sources(None, recorded) == config
 
 

@@ -118,7 +118,9 @@ def generate(
 
     Raises:
         RunError: not a finished run, or without a tokenizer.
+        ConfigError: `out` is there, or of another kind; sequences longer than the student's positions.
         CorpusError: a bad prompt, or none.
+        TokenizerError: prompts of another tokenizer.
         PairingError: a prompt beyond the student's vocabulary.
     """
     from trainers.generation.texts import generate

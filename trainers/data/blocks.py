@@ -8,7 +8,6 @@ Of a remote store the shards of the next two blocks come from the network at the
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from concurrent.futures import Executor, Future
 
 from softlabels.format.shard import Shard, StoredRow
@@ -114,7 +113,9 @@ class BlockReader:
     def _begin(self, index: int) -> Future[Shard]:
         if self._pool is not None:
             return self._pool.submit(self.store.read_shard, index)
-        return _at_once(lambda: self.store.read_shard(index))
+        read: Future[Shard] = Future()
+        read.set_result(self.store.read_shard(index))
+        return read
 
     def _shard(self, index: int) -> Shard:
         if index not in self._decoded:
@@ -124,9 +125,3 @@ class BlockReader:
         except BaseException:
             self._decoded.pop(index, None)  # whoever asks again reads it again
             raise
-
-
-def _at_once(work: Callable[[], Shard]) -> Future[Shard]:
-    future: Future[Shard] = Future()
-    future.set_result(work())
-    return future

@@ -17,8 +17,7 @@ from torch import Tensor
 from softlabels.core.rows import UNLABELLED
 from softlabels.domains.image_classification import ImageRow
 from trainers.data.tasks import Task
-from trainers.exports.domains import Example, Exported, Laid, Wrapped
-from trainers.exports.origin import Origin, of_transformers
+from trainers.exports.domains import Example, Exported, Laid, Origin, Wrapped, of_transformers
 from trainers.students import small_cnn
 from trainers.students.encoders import EncoderStudent, class_head
 from trainers.students.images import saved_spec
@@ -126,10 +125,6 @@ class ImageClassification(Exported):
         pixels = np.stack([e.inputs["pixel_values"] for e in examples])
         return Laid(inputs={"pixel_values": pixels}, places=np.arange(len(examples)))
 
-    def shortest(self, example: Example) -> Example:
-        """The example: there is no smaller one."""
-        return example
-
     def reference(self, model: Any, example: Example) -> Tensor:
         """`[1, C]`."""
         return _logits(model, torch.from_numpy(example.inputs["pixel_values"])[None])
@@ -149,10 +144,6 @@ class ImageClassification(Exported):
             "pixels = (np.asarray(image, np.float32) - mean) / std\n"
             'inputs = {"pixel_values": np.ascontiguousarray(pixels.transpose(2, 0, 1)[None])}\n'
         )
-
-    def size(self, example: Example) -> int:
-        """One image."""
-        return 1
 
 
 ANSWER = 'logits = model(torch.from_numpy(inputs["pixel_values"])).detach().numpy()\n'

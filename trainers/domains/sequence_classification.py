@@ -51,9 +51,5 @@ class SequenceClassification(EncoderDomain, Texts):
         inputs, _ = self.side_by_side(examples, left=False)
         return Laid(inputs=inputs, places=np.arange(len(examples)))
 
-    def size(self, example: Example) -> int:
-        """One text."""
-        return 1
-
 
 DOMAIN = SequenceClassification()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -19,21 +18,13 @@ from trainers.run.finished import open_finished
 from trainers.students import Student, load_student
 
 
-def evaluate(
-    student: Student,
-    store: Store,
-    *,
-    device: str = "cpu",
-    batch_size: int = 8,
-    advance: Callable[[int], None] = lambda _: None,
-) -> Scores:
+def evaluate(student: Student, store: Store, *, device: str = "cpu", batch_size: int = 8) -> Scores:
     """Evaluate in float32 on every row of a store.
 
     Raises:
         PairingError: the student's vocabulary is not the store's.
     """
-    measured = measure(student, store, device=device, batch_size=batch_size, advance=advance)
-    return summarise(measured, store)
+    return summarise(measure(student, store, device=device, batch_size=batch_size), store)
 
 
 def summarise(m: Measured, store: Store) -> Scores:

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import nn
 
+from softlabels.domains import DOMAINS as FORMATS
 from softlabels.errors import ConfigError
 from trainers.domains import DOMAINS, Domain
 
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from softlabels.store.reader import Store
-    from trainers.exports.origin import Origin
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 """A model's inputs by name, with a batch axis in front."""
@@ -47,6 +47,33 @@ class Laid:
     inputs: Arrays
     places: npt.NDArray[np.int64]
     """`[N]`: where the examples' outputs lie in the model's output seen as `[-1, V]`, example by example."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Origin:
+    """Of one kind of model."""
+
+    libraries: tuple[str, ...]
+    """Beside PyTorch, those whose versions matter."""
+    needs: str
+    """What to install to load the weights."""
+    code: str
+    """Python from `inputs`, a dict of arrays, to `logits`, with imports; PATH is the folder."""
+    sources: tuple[Path, ...] = ()
+    """Python files that `code` imports, which lie beside the weights."""
+
+
+def of_transformers(domain: str) -> Origin:
+    """A model that transformers loads for a domain."""
+    return Origin(
+        libraries=("transformers",),
+        needs="torch transformers",
+        code=(
+            "import torch, transformers\n"
+            f'model = transformers.{FORMATS.load(domain).transformers}.from_pretrained("PATH").eval()\n'
+            "logits = model(**{k: torch.from_numpy(v) for k, v in inputs.items()}).logits.detach().numpy()\n"
+        ),
+    )
 
 
 class Wrapped(nn.Module):
@@ -87,17 +114,17 @@ class Exported(Domain):
     def lay(self, examples: Sequence[Example], *, left: bool = False) -> Laid:
         """Pad to one rectangle, on the right or, where the domain has it, on the left."""
 
-    @abstractmethod
     def shortest(self, example: Example) -> Example:
-        """The smallest input that the model must take, cut from an example."""
+        """The smallest input that the model must take, cut from an example, if there is a smaller one."""
+        return example
 
     @abstractmethod
     def reference(self, model: Any, example: Example) -> Tensor:
         """`[N, V]` logits of an example, alone and unpadded, from the model itself."""
 
-    @abstractmethod
     def describe(self, store: Store, folder: Path) -> dict[str, Any]:
-        """What the record says of how inputs are made, for what rows of a store hold; also as files of the export."""
+        """What the record says of how inputs are made, beyond configuration and tokenizer; also as files."""
+        return {}
 
     @abstractmethod
     def preparation(self, folder: Path, details: Mapping[str, Any]) -> str:
@@ -108,9 +135,9 @@ class Exported(Domain):
             details: of its record, with what `describe` said.
         """
 
-    @abstractmethod
     def size(self, example: Example) -> int:
-        """How many `unit` an example has."""
+        """How many `unit` an example has: one, if it has one output."""
+        return 1
 
 
 def exported(name: str) -> Exported:

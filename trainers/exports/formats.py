@@ -11,8 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 if TYPE_CHECKING:
-    from trainers.exports.domains import Arrays, Example, Exported
-    from trainers.exports.origin import Origin
+    from trainers.exports.domains import Arrays, Example, Exported, Origin
 
 Runner = Callable[["Arrays"], npt.NDArray[np.float32]]
 """From a batch's inputs to its logits."""

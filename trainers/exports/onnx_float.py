@@ -17,8 +17,7 @@ from softlabels.errors import ExportError, MissingExtraError
 from trainers.exports.formats import Format, Job, Runner, Written
 
 if TYPE_CHECKING:
-    from trainers.exports.domains import Arrays, Exported
-    from trainers.exports.origin import Origin
+    from trainers.exports.domains import Arrays, Exported, Origin
 
 FILE = "model.onnx"
 OPSET = 20

@@ -10,8 +10,7 @@ from softlabels.errors import ExportError
 from trainers.exports.formats import Format, Job, Runner, Written, in_torch
 
 if TYPE_CHECKING:
-    from trainers.exports.domains import Exported
-    from trainers.exports.origin import Origin
+    from trainers.exports.domains import Exported, Origin
 
 FILE = "model.pt2"
 

@@ -11,11 +11,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from trainers.exports.domains import Arrays, Example, Exported
-from trainers.exports.origin import Origin, of_transformers
+from trainers.exports.domains import Arrays, Example, Exported, Origin, of_transformers
 
 if TYPE_CHECKING:
-    from softlabels.store.reader import Store
+    pass
 
 
 Ids = npt.NDArray[np.integer]
@@ -76,10 +75,6 @@ class Texts(Exported):
         tensors = {n: torch.from_numpy(v)[None] for n, v in inputs.items()}
         logits: Tensor = model(**tensors, **self.unmasked).logits
         return logits.flatten(0, -2)
-
-    def describe(self, store: Store, folder: Path) -> dict[str, Any]:
-        """Nothing: configuration and tokenizer say it."""
-        return {}
 
     def preparation(self, folder: Path, details: Mapping[str, Any]) -> str:
         """With the tokenizer where there is one."""

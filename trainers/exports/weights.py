@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 from trainers.exports.formats import Format, Job, Runner, Written, in_torch
 
 if TYPE_CHECKING:
-    from trainers.exports.domains import Exported
-    from trainers.exports.origin import Origin
+    from trainers.exports.domains import Exported, Origin
 
 
 def weight_files(folder: Path) -> list[Path]:

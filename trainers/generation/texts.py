@@ -47,20 +47,10 @@ class Generated(NamedTuple):
     """Of `.jsonl`: sequences whose text has other tokens than were sampled; None of `.parquet`."""
 
 
-class _Written(NamedTuple):
-    prompt: Prompt
-    sampled: Sampled
-
-
 def generate(run: Path, out: Path, config: GenerateConfig, report: Reporter) -> Generated:
     """Sample `n` sequences for each prompt and write them as a corpus, `.jsonl` or `.parquet`.
 
-    Raises:
-        RunError: not a finished run, or without a tokenizer.
-        CorpusError: a bad prompt, or none.
-        ConfigError: `out` is there, or of another kind; sequences longer than the student's positions.
-        TokenizerError: prompts of another tokenizer.
-        PairingError: a prompt beyond the student's vocabulary.
+    Returns and raises as `trainers.generate`.
     """
     prompts = Path(config.prompts)
     if out.suffix not in (".jsonl", ".parquet"):
@@ -84,7 +74,7 @@ def generate(run: Path, out: Path, config: GenerateConfig, report: Reporter) -> 
     report.stage("generate", None, "sequences")
     counts = dict.fromkeys(("sequences", "tokens", "unfinished", "empty"), 0)
 
-    def made() -> Iterator[_Written]:
+    def made() -> Iterator[tuple[Prompt, Sampled]]:
         while batch := list(islice(repeated, config.batch_size)):
             _check_length(prompts, max(len(p.ids) for p in batch), config, student.model.config)
             largest = max(int(p.ids.max()) for p in batch)
@@ -101,7 +91,7 @@ def generate(run: Path, out: Path, config: GenerateConfig, report: Reporter) -> 
                 counts["tokens"] += len(s.new)
                 counts["unfinished"] += not s.finished
                 counts["empty"] += s.finished and len(s.new) == 1
-                yield _Written(prompt, s)
+                yield prompt, s
             report.advance(len(batch))
 
     write = _write_jsonl if out.suffix == ".jsonl" else _write_parquet
@@ -129,7 +119,7 @@ def _ends(model: Any, words: Words) -> frozenset[int]:
     return frozenset(int(i) for i in [words.end, *more] if i is not None)
 
 
-def _write_jsonl(path: Path, made: Iterator[_Written], words: Words) -> int:
+def _write_jsonl(path: Path, made: Iterator[tuple[Prompt, Sampled]], words: Words) -> int:
     """Returns how many texts have other tokens than were sampled."""
     retokenised = 0
     with path.open("w", encoding="utf-8") as f:
@@ -151,7 +141,7 @@ def _write_jsonl(path: Path, made: Iterator[_Written], words: Words) -> int:
     return retokenised
 
 
-def _write_parquet(path: Path, made: Iterator[_Written], words: Words) -> None:
+def _write_parquet(path: Path, made: Iterator[tuple[Prompt, Sampled]], words: Words) -> None:
     schema = pa.schema(
         {
             "input_ids": pa.list_(pa.int32()),
@@ -163,11 +153,10 @@ def _write_parquet(path: Path, made: Iterator[_Written], words: Words) -> None:
     )
     with pq.ParquetWriter(path, schema) as writer:
         while rows := list(islice(made, 256)):
-            writer.write_table(pa.Table.from_pylist([_row(w, words) for w in rows], schema))
+            writer.write_table(pa.Table.from_pylist([_row(s, words) for _, s in rows], schema))
 
 
-def _row(written: _Written, words: Words) -> dict[str, Any]:
-    s = written.sampled
+def _row(s: Sampled, words: Words) -> dict[str, Any]:
     ids = np.concatenate([s.prompt, s.new])
     mask = np.arange(len(ids)) >= len(s.prompt)
     return {

@@ -11,8 +11,7 @@ from trainers.exports.formats import Job, Runner, Written
 from trainers.exports.weights import torch_runner, weight_files
 
 if TYPE_CHECKING:
-    from trainers.exports.domains import Exported
-    from trainers.exports.origin import Origin
+    from trainers.exports.domains import Exported, Origin
 
 
 class Half:
