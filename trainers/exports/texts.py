@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,10 +12,6 @@ import torch
 from torch import Tensor
 
 from trainers.exports.domains import Arrays, Example, Exported, Origin, of_transformers
-
-if TYPE_CHECKING:
-    pass
-
 
 Ids = npt.NDArray[np.integer]
 NONE = np.empty(0, np.int64)

@@ -150,16 +150,14 @@ class RunConfig:
                 if self.student is None
                 else f"--init {self.init}: is the student; leave out --student {self.student}"
             )
-        if not isinstance(self.store, str) and self.vocab is not None:
-            raise ConfigError(
-                f"--vocab {self.vocab}: goes with one --store, not with {len(self.store)}; what a view drops is "
-                "reported of one store only"
-            )
-        if not isinstance(self.store, str) and self.inputs is not None:
-            raise ConfigError(
-                f"--inputs {self.inputs}: goes with one --store, not with {len(self.store)}; put inputs and targets "
-                "together in one store each first, or train on one"
-            )
+        for flag, given, why in (
+            ("--vocab", self.vocab, "what a view drops is reported of one store only"),
+            ("--inputs", self.inputs, "join inputs and targets in a store each, or train on one"),
+        ):
+            if given is not None and not isinstance(self.store, str):
+                raise ConfigError(
+                    f"{flag} {given}: goes with one --store, not with {len(self.store)}; {why}"
+                )
         self.demands()
         self.make_loss()
         self.cache_options.resolved()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -149,20 +150,14 @@ def open_finished(run: Path, weights: str = "student") -> FinishedRun:
         )
     for path in entries(run / name).values():
         regular_size(path)
-    _check_intact(run / name)
-    return FinishedRun(run=run, facts=facts, weights=weights, folder=run / name)
-
-
-def _check_intact(student: Path) -> None:
-    """Compare a student with the record that the run left in it; one of an earlier version has none."""
     try:
-        check_folder(student)
-    except FileNotFoundError:
-        return
+        with suppress(FileNotFoundError):  # one of an earlier version has no record
+            check_folder(run / name)
     except IntegrityError as e:
         raise RunError(
-            f"{e}. If you changed the student on purpose, delete {student / RECORD}, the record of what was saved"
+            f"{e}. If you changed the student on purpose, delete {run / name / RECORD}, the record of what was saved"
         ) from e
+    return FinishedRun(run=run, facts=facts, weights=weights, folder=run / name)
 
 
 def provenance(run: Path, store: Store) -> dict[str, Any]:
