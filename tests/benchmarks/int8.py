@@ -18,8 +18,8 @@ from onnxruntime import quantization as q
 
 from softlabels.store.reader import open_store
 from trainers.exports.domains import exported, spread
-from trainers.exports.onnx_float import FILE, ort_runner
-from trainers.exports.onnx_int8 import _quiet, _Reader
+from trainers.exports.onnx_float import FILE, ort_runner, quiet
+from trainers.exports.onnx_int8 import _Reader
 from trainers.exports.products import fold_transposes, products, split_gemms
 
 LM = exported("causal-lm")
@@ -75,7 +75,7 @@ def main() -> None:
                 "reduce_range": seven,
                 "weight_type": q.QuantType.QInt8,
             }
-            with _quiet():
+            with quiet():
                 if static:
                     q.quantize_static(
                         plain,

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -332,7 +332,7 @@ def test_ece_on_a_hand_made_case():
 
 @pytest.mark.slow
 def test_the_trainer_imports_no_teacher(ground, tmp_path):
-    config = json.dumps(config_of(ground, steps=2).to_dict())
+    config = json.dumps(asdict(config_of(ground, steps=2)))
     code = f"""
 import json, sys
 from trainers.run.config import RunConfig
