@@ -26,24 +26,16 @@ _LAZY = {
 }
 
 if TYPE_CHECKING:
-    from softlabels.builder.config import BuildConfig
-    from softlabels.builder.door import build, measure
-    from softlabels.core.rows import Row
-    from softlabels.core.targets import SoftTargets
-    from softlabels.store.reader import Store, open_store
-    from softlabels.store.scan import scan
+    from softlabels.builder.config import BuildConfig as BuildConfig
+    from softlabels.builder.door import build as build
+    from softlabels.builder.door import measure as measure
+    from softlabels.core.rows import Row as Row
+    from softlabels.core.targets import SoftTargets as SoftTargets
+    from softlabels.store.reader import Store as Store
+    from softlabels.store.reader import open_store as open_store
+    from softlabels.store.scan import scan as scan
 
-__all__ = [
-    "BuildConfig",
-    "Row",
-    "SoftTargets",
-    "Store",
-    "__version__",
-    "build",
-    "measure",
-    "open_store",
-    "scan",
-]
+__all__ = ["__version__", *_LAZY]
 
 
 def __getattr__(name: str) -> Any:

@@ -29,27 +29,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-__all__ = [
-    "ConfigError",
-    "CorpusError",
-    "ExportError",
-    "FidelityError",
-    "FormatError",
-    "IntegrityError",
-    "MissingExtraError",
-    "NonFiniteError",
-    "PairingError",
-    "PlanError",
-    "RemoteError",
-    "RunError",
-    "SoftLabelsError",
-    "StoreError",
-    "TargetError",
-    "TeacherError",
-    "TokenizerError",
-    "UnreadableError",
-]
-
 PACKAGE = Path(__file__).parent
 
 

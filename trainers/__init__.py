@@ -29,30 +29,20 @@ _LAZY = {
 }
 
 if TYPE_CHECKING:
-    from trainers.api import evaluate, export, generate, train
-    from trainers.data.batch import Batch
-    from trainers.data.dataset import SoftTargetDataset
-    from trainers.data.mixing import MixedStream
-    from trainers.data.stream import SoftTargetStream
-    from trainers.loss.head_chunks import Head
-    from trainers.loss.losses import DistillLoss
-    from trainers.loss.totals import StepTotals
-    from trainers.run.config import RunConfig
+    from trainers.api import evaluate as evaluate
+    from trainers.api import export as export
+    from trainers.api import generate as generate
+    from trainers.api import train as train
+    from trainers.data.batch import Batch as Batch
+    from trainers.data.dataset import SoftTargetDataset as SoftTargetDataset
+    from trainers.data.mixing import MixedStream as MixedStream
+    from trainers.data.stream import SoftTargetStream as SoftTargetStream
+    from trainers.loss.head_chunks import Head as Head
+    from trainers.loss.losses import DistillLoss as DistillLoss
+    from trainers.loss.totals import StepTotals as StepTotals
+    from trainers.run.config import RunConfig as RunConfig
 
-__all__ = [
-    "Batch",
-    "DistillLoss",
-    "Head",
-    "MixedStream",
-    "RunConfig",
-    "SoftTargetDataset",
-    "SoftTargetStream",
-    "StepTotals",
-    "evaluate",
-    "export",
-    "generate",
-    "train",
-]
+__all__ = [*_LAZY]
 
 
 def __getattr__(name: str) -> Any:

@@ -13,7 +13,7 @@ import os
 import re
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from secrets import token_hex
 
@@ -110,20 +110,24 @@ def make_folder(folder: Path) -> None:
 
 
 @contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """Hold a folder's lock, and wait for it where another process or thread has it.
+def alone(folder: Path, *, taken: str | None = None) -> Iterator[None]:
+    """Hold a folder's lock; where another process or thread has it, wait for it, or say that it is `taken`.
 
     The lock is on the folder itself, so that no file is left. Some network file systems have none on folders; there
     whoever is alone must make sure of it otherwise.
 
     Raises:
-        StoreError: the folder cannot be opened.
+        StoreError: the folder cannot be opened, or its lock is taken.
     """
     with explained(folder):
         handle = os.open(folder, os.O_RDONLY)
     try:
-        with suppress(OSError):  # not lockable there
-            fcntl.flock(handle, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | (fcntl.LOCK_NB if taken else 0))
+        except BlockingIOError as e:
+            raise StoreError(f"{folder}: {taken}") from e
+        except OSError:
+            pass  # not lockable there
         yield
     finally:
         os.close(handle)

@@ -22,10 +22,10 @@ SIZE_LIMIT = 2**31 - 2**24
 """Bytes of all entries together: with what is written around them a file has less than 2 GiB."""
 NAME = re.compile(rb"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*")
 NAME_LIMIT = 255
-LOCAL = Struct("<4s5H3I2H")
-"""Signature; version, flags, method, time, date; CRC-32, sizes; lengths of name and extra field."""
-CENTRAL = Struct("<4s6H3I5H2I")
-"""Signature; versions, flags, method, time, date; CRC-32, sizes; lengths, disk, attributes; attributes, offset."""
+LOCAL = Struct("<4s2x2H4x3I2H")
+"""Signature; flags, method; CRC-32, sizes; lengths of name and extra field. Versions and times are passed over."""
+CENTRAL = Struct("<4s4x2H4x3I4H6xI")
+"""Signature; flags, method; CRC-32, sizes; lengths of name, extra field and comment, disk; offset."""
 END = Struct("<4s4H2IH")
 """Signature; disks, entries here and in all; size and offset of the directory; length of the comment."""
 UTF8 = 0x800
@@ -82,25 +82,8 @@ class Archive:
         """Take one entry of the directory, whose own header must be at `done`; where both go on."""
         if at + CENTRAL.size > end:
             raise ValueError("its directory is torn")
-        (
-            mark,
-            _,
-            _,
-            flags,
-            method,
-            _,
-            _,
-            crc,
-            packed,
-            size,
-            length,
-            extra,
-            comment,
-            disk,
-            _,
-            _,
-            place,
-        ) = CENTRAL.unpack_from(data, at)
+        (mark, *about, extra, comment, disk, place) = CENTRAL.unpack_from(data, at)
+        flags, method, crc, packed, size, length = about
         at += CENTRAL.size
         name = data[at : at + length]
         at += length + extra
@@ -115,11 +98,11 @@ class Archive:
             raise ValueError(f"entry {text!r} is compressed or encrypted; entries must be stored")
         if place != done or done + LOCAL.size > limit:
             raise ValueError(f"entry {text!r} is not where it must be")
-        own = LOCAL.unpack_from(data, place)
-        begin = place + LOCAL.size + own[9] + own[10]
+        own_mark, *own, own_extra = LOCAL.unpack_from(data, place)
+        begin = place + LOCAL.size + length + own_extra
         if (
-            own[0] != b"PK\3\4"
-            or (own[2], own[3], own[6:10]) != (flags, method, (crc, packed, size, length))
+            own_mark != b"PK\3\4"
+            or own != about
             or data[place + LOCAL.size : place + LOCAL.size + length] != name
             or begin + size > limit
         ):

@@ -24,7 +24,7 @@ from softlabels.errors import IntegrityError, MissingExtraError, RemoteError, So
 from softlabels.format.files import Address
 from softlabels.store.remote.addresses import check_address, open_address, open_web
 from softlabels.store.remote.cache import Cancelled
-from softlabels.store.remote.web import RangesIgnored, Web, WebFailure
+from softlabels.store.remote.web import PASSING, RangesIgnored, Web, WebFailure
 
 if TYPE_CHECKING:
     from obstore.store import ObjectStore
@@ -38,8 +38,6 @@ PROGRESS = 2**16
 """Bytes beyond all that came before, of the same file, that count as progress."""
 FILES_LIMIT = 2**20
 """Names that a listing may hold; a manifest names less than a fifth of that."""
-PASSING = (408, 425, 429)
-"""Statuses of the 4xx that are worth another try."""
 
 T = TypeVar("T")
 

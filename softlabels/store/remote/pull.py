@@ -12,16 +12,23 @@ The flow:
 
 from __future__ import annotations
 
-import fcntl
 import os
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import partial
 from itertools import accumulate
 from pathlib import Path
 
-from softlabels.core.durable import is_temporary, make_folder, publish, replace, sweep, sync_folder
+from softlabels.core.durable import (
+    alone,
+    explained,
+    is_temporary,
+    make_folder,
+    publish,
+    replace,
+    sweep,
+    sync_folder,
+)
 from softlabels.core.progress import Reporter, Silent
 from softlabels.core.records import (
     FORMAT,
@@ -103,15 +110,17 @@ def pull(
         raise IntegrityError(f"{url}: is only a part of a store; pull from where the whole is")
     wanted = _choose(manifest, share, rows)
     _check_folder(folder, manifest)  # before anything is written there
-    with _alone(folder):
-        _check_folder(folder, manifest)
-        sweep(folder)
-        _mark(folder, vouched.data)
-        moved = _Receiver(origin, folder, manifest, vouched.data).receive(
-            wanted, reporter or Silent()
-        )
-        (folder / MARKER).unlink(missing_ok=True)
-        return moved
+    with explained(folder):
+        make_folder(folder)
+        with alone(folder, taken="another pull is at work there; wait for it"):
+            _check_folder(folder, manifest)
+            sweep(folder)
+            _mark(folder, vouched.data)
+            moved = _Receiver(origin, folder, manifest, vouched.data).receive(
+                wanted, reporter or Silent()
+            )
+            (folder / MARKER).unlink(missing_ok=True)
+            return moved
 
 
 def _choose(manifest: Manifest, share: float | None, rows: int | None) -> list[int]:
@@ -126,28 +135,6 @@ def _choose(manifest: Manifest, share: float | None, rows: int | None) -> list[i
     sums = accumulate(shards[i].rows for i in order)
     count = next(n for n, total in enumerate(sums, 1) if total >= least - 1e-6)
     return sorted(order[:count])
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """One pull into a folder at a time."""
-    try:
-        make_folder(folder)
-        path = folder / f"{COMING}lock"
-        with path.open("ab") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as e:
-                raise StoreError(f"{folder}: another pull is at work there; wait for it") from e
-            yield
-            path.unlink(missing_ok=True)
-    except OSError as e:
-        if isinstance(e, StoreError):
-            raise
-        raise StoreError(
-            f"{folder}: cannot be written ({e.strerror or e}); run the same command again when that is mended: what "
-            "was finished is kept"
-        ) from e
 
 
 def _check_folder(folder: Path, manifest: Manifest) -> None:

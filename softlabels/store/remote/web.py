@@ -294,24 +294,17 @@ def _pool_of(url: str) -> PoolManager:
         pool = urllib3.ProxyManager(proxy, **options)  # type: ignore[arg-type]
     else:
         pool = urllib3.PoolManager(**options)  # type: ignore[arg-type]
-    pool.pool_classes_by_scheme = {"http": _watched_http(), "https": _watched_https()}
+    pool.pool_classes_by_scheme = {
+        "http": _watched(urllib3.HTTPConnectionPool),
+        "https": _watched(urllib3.HTTPSConnectionPool),
+    }
     return pool
 
 
-def _watched_http() -> type[HTTPConnectionPool]:
-    from urllib3.connection import HTTPConnection
-    from urllib3.connectionpool import HTTPConnectionPool
-
-    connection = type("WatchedConnection", (_Watched, HTTPConnection), {})
-    return type("WatchedPool", (HTTPConnectionPool,), {"ConnectionCls": connection})
-
-
-def _watched_https() -> type[HTTPConnectionPool]:
-    from urllib3.connection import HTTPSConnection
-    from urllib3.connectionpool import HTTPSConnectionPool
-
-    connection = type("WatchedTlsConnection", (_Watched, HTTPSConnection), {})
-    return type("WatchedTlsPool", (HTTPSConnectionPool,), {"ConnectionCls": connection})
+def _watched(pool: type[HTTPConnectionPool]) -> type[HTTPConnectionPool]:
+    """The same kind of pool, whose connections tell the watch."""
+    connection = type("WatchedConnection", (_Watched, pool.ConnectionCls), {})
+    return type("WatchedPool", (pool,), {"ConnectionCls": connection})
 
 
 def _length(answer: BaseHTTPResponse) -> int | None:
