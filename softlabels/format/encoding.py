@@ -22,8 +22,8 @@ from softlabels.format import packed, plain
 from softlabels.format.columns import Container, Expected
 from softlabels.format.containers import zarr_arrays
 from softlabels.format.identity import OPEN_PARTS, OPEN_TARGETS, PACKED_ARRAYS, Identity
-from softlabels.format.manifest import Numbering, Statistics
-from softlabels.format.shard import Shard
+from softlabels.format.manifest import Statistics
+from softlabels.format.shard import Reading, Shard
 from softlabels.format.summaries import same_summary
 
 STATISTICS = "softlabels.statistics"
@@ -84,69 +84,39 @@ def encode_shard(
 
 
 def decode_shard(
-    data: bytes,
-    identity: Identity,
-    *,
-    start_row: int,
-    where: str,
-    rows: int | None = None,
-    positions: int | None = None,
-    dictionary: FindDictionary | None = None,
-    numbering: Numbering | None = None,
-    keep_logp: bool = False,
-    targets: bool = True,
+    data: bytes, reading: Reading, *, dictionary: FindDictionary | None = None
 ) -> Shard:
     """Decode a file's bytes, refusing whatever contradicts the identity or itself.
 
     Args:
-        rows: how many the manifest or the plan says there are; None: not known.
-        positions: the same of positions. With both a file that declares more is refused before it is decoded.
         dictionary: finds the dictionary that the shard asks for, if any.
-        numbering: how the file counts rows and documents; None: as the store does.
-        keep_logp: keep what the columns hold besides what it means, for whoever writes them again.
-        targets: whether they are decoded, or the rows and what summaries say of them only.
 
     Raises:
         IntegrityError: bad checksum, missing column, lengths that do not add up, a row whose inputs are
-            not those of its digest. Names `where` and the row.
+            not those of its digest. Names the place and the row.
         TargetError: an id out of range, NaN, an empty kept set.
     """
+    identity, where = reading.identity, reading.where
     if identity.encoding.plain:
-        expected = plain.expected_columns(identity, rows, positions, targets=targets)
-        shard = plain.shard_of(
-            container_of(identity).read_columns(data, expected, records=rows, where=where),
-            identity,
-            start_row=start_row,
-            counts_from=start_row if numbering is None else numbering.row,
-            where=where,
-            keep_logp=keep_logp,
-            targets=targets,
+        columns = container_of(identity).read_columns(
+            data, plain.expected_columns(reading), records=reading.rows, where=where
         )
+        shard = plain.shard_of(columns, reading)
     else:
         wanted = dictionary_of(data, identity, where=where)
         if wanted is not None and dictionary is None:
             raise IntegrityError(
                 f"{where}: needs the dictionary {wanted[:12]}…, which is not there"
             )
-        shard = packed.shard_of(
-            read_streams(data, identity, where=where),
-            identity,
-            dictionary(wanted) if dictionary is not None and wanted is not None else None,
-            start_row=start_row,
-            rows=rows,
-            positions=positions,
-            where=where,
-            targets=targets,
-        )
-    if numbering is None or numbering.documents == 0 or not identity.encoding.has_inputs:
+        book = dictionary(wanted) if dictionary is not None and wanted is not None else None
+        shard = packed.shard_of(read_streams(data, identity, where=where), book, reading)
+    further = 0 if reading.numbering is None else reading.numbering.documents
+    if further == 0 or not identity.encoding.has_inputs:
         return shard
     largest = max((int(row.documents.max()) for row in shard.rows), default=0)
     if largest > LARGEST:  # and would wrap
         raise IntegrityError(f"{where}: names document {largest}; there are at most {LARGEST}")
-    return replace(
-        shard,
-        rows=[row.renumbered(numbering.documents) for row in shard.rows],
-    )
+    return replace(shard, rows=[row.renumbered(further) for row in shard.rows])
 
 
 def read_streams(data: bytes, identity: Identity, *, where: str) -> Mapping[str, Stream]:
@@ -223,7 +193,8 @@ def check_round_trip(
     Raises:
         IntegrityError: they differ by more than the codec promises.
     """
-    back = decode_shard(data, identity, start_row=content.start_row, where=where, dictionary=find)
+    reading = Reading(identity=identity, where=where, start_row=content.start_row)
+    back = decode_shard(data, reading, dictionary=find)
     a, b = content.targets, back.targets
     bound = identity.encoding
     t = main_temperature(a.temperatures)

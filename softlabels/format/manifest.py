@@ -50,7 +50,7 @@ class Numbering:
     """Added to its numbers of documents."""
 
 
-class _Numbered(Record, frozen=True, kw_only=True, omit_defaults=True):
+class NumberedShard(Record, frozen=True, kw_only=True, omit_defaults=True):
     """What the records of a shard share."""
 
     name: Name
@@ -92,7 +92,7 @@ class Provenance(Record, frozen=True, kw_only=True):
         return f"{self.operation} of {', '.join(f'{s.name} ({s.rows:,} rows)' for s in self.sources)}{asked}"
 
 
-class PlannedShard(_Numbered, frozen=True, kw_only=True, omit_defaults=True):
+class PlannedShard(NumberedShard, frozen=True, kw_only=True, omit_defaults=True):
     """A shard to make: which rows, where in the corpus they begin, what they must be."""
 
     index: Count
@@ -172,7 +172,7 @@ class Commit(Record, frozen=True, kw_only=True):
     digest: Sha256
 
 
-class ShardRecord(_Numbered, frozen=True, kw_only=True, omit_defaults=True):
+class ShardRecord(NumberedShard, frozen=True, kw_only=True, omit_defaults=True):
     """A shard of a finished store."""
 
     sha256: Sha256

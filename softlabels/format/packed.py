@@ -39,7 +39,7 @@ from softlabels.format.packed_rows import (
     rows_of_streams,
 )
 from softlabels.format.plain import check_hard, log_odds_column
-from softlabels.format.shard import Shard, rows_alone
+from softlabels.format.shard import Reading, Shard, rows_alone
 from softlabels.format.summaries import summary_of_streams, summary_streams
 
 UInt32 = npt.NDArray[np.uint32]
@@ -170,37 +170,16 @@ def _uniforms(shard: Shard, identity: Identity) -> npt.NDArray[np.float64]:
 # -- reading --------------------------------------------------------------------------------------
 
 
-def shard_of(
-    streams: Mapping[str, Stream],
-    identity: Identity,
-    dictionary: Codebook | None,
-    *,
-    start_row: int,
-    rows: int | None,
-    positions: int | None,
-    where: str,
-    targets: bool = True,
-) -> Shard:
-    """The shard of some streams, which may hold anything.
+def shard_of(streams: Mapping[str, Stream], dictionary: Codebook | None, reading: Reading) -> Shard:
+    """The shard of some streams, which may hold anything; raises as `decode_shard`.
 
     Args:
-        streams: by name.
-        identity: of the store.
         dictionary: what ids are coded with; None: the shard's own order.
-        start_row: number in the store of the first row.
-        rows: how many there must be; None: not known.
-        positions: the same of positions.
-        where: for messages.
-        targets: whether they are decoded.
-
-    Raises:
-        IntegrityError: a stream is missing or has not the length that the others ask for; a row whose
-            inputs are not those of its digest.
-        TargetError: an id out of range, NaN, an empty kept set.
     """
+    identity, where, positions = reading.identity, reading.where, reading.positions
     v = identity.teacher.vocab_size
     book = dictionary or Codebook.from_order_streams(streams, vocab_size=v, where=where)
-    found = rows_of_streams(streams, identity, book, start_row=start_row, rows=rows, where=where)
+    found = rows_of_streams(streams, book, reading)
     total = sum(r.size for r in found)
     n = sum(r.n for r in found)
     if positions is not None and n != positions:
@@ -210,9 +189,9 @@ def shard_of(
         return exactly(streams, name, entries, where)
 
     tokens = contexts(found)
-    if not targets:
+    if not reading.targets:
         summary = summary_of_streams(streams, identity, book, tokens, None, where=where)
-        return rows_alone(start_row, found, identity, summary)
+        return rows_alone(reading.start_row, found, identity, summary)
     counts = numbers("kept", n).astype(np.int64)
     k = int(counts.max(initial=0))
     if k > identity.targets.k:
@@ -240,7 +219,7 @@ def shard_of(
         summary=summary_of_streams(streams, identity, book, tokens, (ids, counts), where=where),
     )
     kept.validate(where=where, unique=False)
-    return Shard(start_row=start_row, rows=found, targets=kept)
+    return Shard(start_row=reading.start_row, rows=found, targets=kept)
 
 
 def _kept(

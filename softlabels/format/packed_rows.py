@@ -30,6 +30,7 @@ from softlabels.errors import IntegrityError, TargetError
 from softlabels.format.columns import DECODED_LIMIT, Column, Expected
 from softlabels.format.identity import Identity
 from softlabels.format.plain import check_inputs
+from softlabels.format.shard import Reading
 
 UInt32 = npt.NDArray[np.uint32]
 NONE = np.zeros(0, np.int32)
@@ -94,20 +95,10 @@ def _usual_mask(segments: UInt32) -> npt.NDArray[np.bool_]:
 
 
 def rows_of_streams(
-    streams: Mapping[str, Stream],
-    identity: Identity,
-    book: Codebook,
-    *,
-    start_row: int,
-    rows: int | None,
-    where: str,
+    streams: Mapping[str, Stream], book: Codebook, reading: Reading
 ) -> Sequence[InputRow]:
-    """The rows of some streams, which may hold anything.
-
-    Raises:
-        IntegrityError: a stream is missing or has not the length that the others ask for; a row whose
-            inputs are not those of its digest.
-    """
+    """The rows of some streams, which may hold anything; raises as `decode_shard`."""
+    identity, where, rows = reading.identity, reading.where, reading.rows
     domain = DOMAINS.load(identity.domain)
     digests, width = stream_of(streams, "input_digest", where), domain.packed_digest_bytes
     r = digests.entries
@@ -129,13 +120,7 @@ def rows_of_streams(
             for name, e in domain.expected(identity, r).items()
         }
         found = domain.rows_of(columns, identity, where=where)
-    check_inputs(
-        found,
-        held.reshape(r, width),
-        identity,
-        start_row=start_row,
-        where=where,
-    )
+    check_inputs(found, held.reshape(r, width), reading)
     return found
 
 

@@ -22,7 +22,7 @@ from softlabels.errors import ConfigError, IntegrityError, TargetError
 from softlabels.format.columns import Column, Expected
 from softlabels.format.hidden import hidden_columns, hidden_expected, hidden_of_columns
 from softlabels.format.identity import Identity
-from softlabels.format.shard import Shard, rows_alone
+from softlabels.format.shard import Reading, Shard, rows_alone
 from softlabels.format.summaries import summary_columns, summary_expected, summary_of_columns
 
 
@@ -77,13 +77,9 @@ def columns_of(shard: Shard, identity: Identity) -> dict[str, Column]:
     return columns | hidden_columns(t, identity, offsets) | summary_columns(t, identity, offsets)
 
 
-def expected_columns(
-    identity: Identity, rows: int | None, positions: int | None, *, targets: bool = True
-) -> dict[str, Expected]:
-    """What the columns must be, given how many rows and positions there are (None: not known).
-
-    Without `targets` those of rows and summaries only.
-    """
+def expected_columns(reading: Reading) -> dict[str, Expected]:
+    """What the columns must be that are wanted."""
+    identity, rows, positions = reading.identity, reading.rows, reading.positions
     values = _codec(identity).encode(np.empty(0, np.float32)).dtype
     domain = DOMAINS.load(identity.domain)
     entries = None if positions is None else positions * identity.targets.k
@@ -96,8 +92,8 @@ def expected_columns(
         **(domain.expected(identity, rows) if identity.encoding.has_inputs else {}),
         "kept": Expected(dtype=int32, most=positions),
     }
-    summary = summary_expected(identity, positions, top=targets)
-    if not targets:
+    summary = summary_expected(identity, positions, top=reading.targets)
+    if not reading.targets:
         return base | summary
     kept = {
         "ids": Expected(dtype=int32, most=entries),
@@ -110,39 +106,16 @@ def expected_columns(
     return base | kept | odds | hidden_expected(identity, positions) | summary
 
 
-def shard_of(
-    columns: dict[str, Column],
-    identity: Identity,
-    *,
-    start_row: int,
-    where: str,
-    counts_from: int | None = None,
-    keep_logp: bool = False,
-    targets: bool = True,
-) -> Shard:
-    """The shard of some columns, which are of the expected types but may hold anything.
-
-    Args:
-        columns: by name.
-        identity: of the store.
-        start_row: number in the store of the first row.
-        where: for messages.
-        counts_from: its number in the file, if that is another.
-        keep_logp: whether the shard keeps what the column `logp` holds.
-        targets: whether they are decoded.
-
-    Raises:
-        IntegrityError: lengths that do not add up, a row whose inputs are not those of its digest.
-        TargetError: an id out of range, NaN, an empty kept set.
-    """
+def shard_of(columns: dict[str, Column], reading: Reading) -> Shard:
+    """The shard of some columns, which are of the expected types but may hold anything; raises as `decode_shard`."""
+    identity, where, start_row = reading.identity, reading.where, reading.start_row
     grid = tuple(identity.targets.temperatures)
     codec = _codec(identity)
-    counts_from = start_row if counts_from is None else counts_from
-    found = _rows(columns, identity, start_row, counts_from, where)
+    found = _rows(columns, reading)
     of_row = np.array([r.n for r in found], np.int64)
     n = int(of_row.sum())
     starts = np.concatenate([[0], np.cumsum(of_row)])
-    for name in ("kept", *(map(log_odds_column, grid) if targets else ())):
+    for name in ("kept", *(map(log_odds_column, grid) if reading.targets else ())):
         entries = np.diff(_offsets(columns[name]))
         wrong = np.flatnonzero(entries != of_row)
         if len(wrong):
@@ -156,7 +129,7 @@ def shard_of(
         raise IntegrityError(
             f"{where}: a position keeps {counts.max()} ids, the manifest says at most {k}"
         )
-    if not targets:
+    if not reading.targets:
         summary = summary_of_columns(columns, identity, None, counts, starts, where=where)
         return rows_alone(start_row, found, identity, summary)
     total = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])[starts]
@@ -184,7 +157,8 @@ def shard_of(
         summary=summary_of_columns(columns, identity, ids, counts, starts, where=where),
     )
     kept.validate(where=where, unique=False)
-    return Shard(start_row=start_row, rows=found, targets=kept, logp=logp if keep_logp else None)
+    held = logp if reading.keep_logp else None
+    return Shard(start_row=start_row, rows=found, targets=kept, logp=held)
 
 
 def _offsets(column: Column) -> npt.NDArray[np.int64]:
@@ -192,43 +166,35 @@ def _offsets(column: Column) -> npt.NDArray[np.int64]:
     return column.offsets
 
 
-def _rows(
-    columns: dict[str, Column], identity: Identity, start_row: int, counts_from: int, where: str
-) -> Sequence[InputRow]:
+def _rows(columns: dict[str, Column], reading: Reading) -> Sequence[InputRow]:
+    identity, where = reading.identity, reading.where
+    first = reading.start_row if reading.numbering is None else reading.numbering.row
     numbers = columns["row"].values
-    if not np.array_equal(numbers, np.arange(counts_from, counts_from + len(numbers))):
-        raise IntegrityError(
-            f"{where}: its rows are not {counts_from} to {counts_from + len(numbers) - 1}"
-        )
+    if not np.array_equal(numbers, np.arange(first, first + len(numbers))):
+        raise IntegrityError(f"{where}: its rows are not {first} to {first + len(numbers) - 1}")
     if not identity.encoding.has_inputs:
         counts = np.diff(_offsets(columns["kept"]))
         digests = columns["input_digest"].values
         return [NamedRow.of(digests[r].tobytes(), int(n)) for r, n in enumerate(counts)]
     rows = DOMAINS.load(identity.domain).rows_of(columns, identity, where=where)
-    check_inputs(rows, columns["input_digest"].values, identity, start_row=start_row, where=where)
+    check_inputs(rows, columns["input_digest"].values, reading)
     return rows
 
 
 def check_inputs(
-    rows: Sequence[InputRow],
-    digests: npt.NDArray[np.uint8],
-    identity: Identity,
-    *,
-    start_row: int,
-    where: str,
+    rows: Sequence[InputRow], digests: npt.NDArray[np.uint8], reading: Reading
 ) -> None:
     """Refuse rows that contradict themselves or their digests `[R, W] uint8`, of which a file may hold a part only.
 
     Raises:
         IntegrityError: names the row.
     """
-    domain = DOMAINS.load(identity.domain)
+    domain = DOMAINS.load(reading.identity.domain)
     for r, row in enumerate(rows):
-        domain.check(row, identity, where=f"{where}: row {start_row + r}")
+        where = f"{reading.where}: row {reading.start_row + r}"
+        domain.check(row, reading.identity, where=where)
         if row.digest()[: digests.shape[1]] != digests[r].tobytes():
-            raise IntegrityError(
-                f"{where}: row {start_row + r} does not hold the inputs that its digest names"
-            )
+            raise IntegrityError(f"{where} does not hold the inputs that its digest names")
 
 
 def check_hard(counts: npt.NDArray[np.integer[Any]], identity: Identity, where: str) -> None:

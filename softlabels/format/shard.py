@@ -17,6 +17,7 @@ from softlabels.core.rows import InputRow
 from softlabels.core.summary import Summary
 from softlabels.core.targets import SoftTargets
 from softlabels.format.identity import Identity
+from softlabels.format.manifest import NumberedShard, Numbering
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -60,6 +61,48 @@ class Shard:
             index=self.start_row + r,
             row=self.rows[r],
             targets=self.targets[int(o[r]) : int(o[r + 1])],
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """What is known of a shard before its bytes are decoded, and what is wanted of them."""
+
+    identity: Identity
+    where: str
+    """For messages."""
+    start_row: int
+    """Number in the store of the first row."""
+    rows: int | None = None
+    """How many the manifest or the plan says there are; None: not known."""
+    positions: int | None = None
+    """The same of positions. With both a file that declares more is refused before it is decoded."""
+    numbering: Numbering | None = None
+    """How the file counts rows and documents; None: as the store does."""
+    keep_logp: bool = False
+    """Keep what the columns hold besides what it means, for whoever writes them again."""
+    targets: bool = True
+    """Decode them, not only the rows and what summaries say of them."""
+
+    @staticmethod
+    def of(
+        shard: NumberedShard,
+        identity: Identity,
+        *,
+        where: str,
+        keep_logp: bool = False,
+        targets: bool = True,
+    ) -> Reading:
+        """Of a shard as the manifest or the plan says that it is."""
+        return Reading(
+            identity=identity,
+            where=where,
+            start_row=shard.start_row,
+            rows=shard.rows,
+            positions=shard.positions,
+            numbering=shard.numbering,
+            keep_logp=keep_logp,
+            targets=targets,
         )
 
 

@@ -32,7 +32,7 @@ from softlabels.format.dictionaries import Dictionaries
 from softlabels.format.encoding import FindDictionary, decode_shard, dictionary_of, read_statistics
 from softlabels.format.identity import Identity
 from softlabels.format.manifest import Commit, Plan, PlannedShard, Statistics
-from softlabels.format.shard import inputs_digest
+from softlabels.format.shard import Reading, inputs_digest
 from softlabels.making.quarantine import Sighting, move_aside, retract, sighting
 
 
@@ -172,16 +172,7 @@ def judged(
     except IntegrityError as e:
         raise IntegrityError(f"{e} (nothing was changed)") from e
     try:
-        shard = decode_shard(
-            data,
-            identity,
-            start_row=planned.start_row,
-            where=where,
-            rows=planned.rows,
-            positions=planned.positions,
-            dictionary=find,
-            numbering=planned.numbering,
-        )
+        shard = decode_shard(data, Reading.of(planned, identity, where=where), dictionary=find)
         if len(shard.rows) != planned.rows or inputs_digest(shard.rows) != planned.inputs_sha256:
             return None, f"{where}: its rows are not the ones that the plan lists"
         return read_statistics(data, identity, where=where), None

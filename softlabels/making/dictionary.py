@@ -29,7 +29,7 @@ from softlabels.format.dictionaries import DICTIONARY, Dictionaries
 from softlabels.format.encoding import decode_shard, encode_shard
 from softlabels.format.identity import Identity
 from softlabels.format.manifest import Plan, PlannedShard, Statistics
-from softlabels.format.shard import Shard, joined, take
+from softlabels.format.shard import Reading, Shard, joined, take
 from softlabels.making.commit import committed
 
 POSITIONS = 200_000
@@ -128,14 +128,8 @@ class ShardDictionary:
             raise IntegrityError(
                 f"{path}: its commit record is gone; run the same build again to make the shard again"
             )
-        return decode_shard(
-            read_file(path),
-            self._plan.identity,
-            start_row=shard.start_row,
-            where=str(path),
-            rows=shard.rows,
-            positions=shard.positions,
-        )
+        reading = Reading.of(shard, self._plan.identity, where=str(path))
+        return decode_shard(read_file(path), reading)
 
 
 def trained(

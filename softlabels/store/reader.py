@@ -28,7 +28,7 @@ from softlabels.format.inputs import Inputs
 from softlabels.format.manifest import Manifest, ShardRecord, Statistics
 from softlabels.format.part import Part, part_manifest
 from softlabels.format.pictures import open_views
-from softlabels.format.shard import Shard, StoredRow
+from softlabels.format.shard import Reading, Shard, StoredRow
 from softlabels.store.demand import Demand, Vouched, read_vouched
 from softlabels.store.remote.cache import CacheOptions
 from softlabels.store.remote.files import files_of
@@ -170,18 +170,9 @@ class Store:
     ) -> Shard:
         record = self.manifest.shards[index]
         path = self.path / record.name
-        shard = decode_shard(
-            data,
-            self.manifest.identity,
-            start_row=record.start_row,
-            where=str(path),
-            rows=record.rows,
-            positions=record.positions,
-            dictionary=self._dictionaries,
-            numbering=record.numbering,
-            keep_logp=keep_logp,
-            targets=targets,
-        )
+        how = {"keep_logp": keep_logp, "targets": targets}
+        reading = Reading.of(record, self.manifest.identity, where=str(path), **how)
+        shard = decode_shard(data, reading, dictionary=self._dictionaries)
         if len(shard.rows) != record.rows or shard.targets.n != record.positions:
             raise IntegrityError(
                 f"{path}: holds {len(shard.rows)} rows and {shard.targets.n} positions, the manifest says "

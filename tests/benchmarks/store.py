@@ -37,7 +37,7 @@ from softlabels.core.targets import SoftTargets
 from softlabels.estimators import make_estimator
 from softlabels.format.encoding import decode_shard, encode_shard
 from softlabels.format.identity import Identity
-from softlabels.format.shard import Shard
+from softlabels.format.shard import Reading, Shard
 from tests.benchmarks.store_texts import NOTHING, Part, Text, Texts
 
 DATA = Path(__file__).parents[2] / "data" / "austen"
@@ -122,11 +122,13 @@ def measure(
     def read() -> Shard:
         return decode_shard(
             data,
-            identity,
-            start_row=shard.start_row,
-            where=name,
-            rows=len(shard.rows),
-            positions=shard.targets.n,
+            Reading(
+                identity=identity,
+                start_row=shard.start_row,
+                where=name,
+                rows=len(shard.rows),
+                positions=shard.targets.n,
+            ),
             dictionary=lambda _: book,  # type: ignore[arg-type,return-value]
         )
 

@@ -28,7 +28,7 @@ from softlabels.corpora import open_corpora
 from softlabels.format.encoding import decode_shard, encode_shard
 from softlabels.format.identity import Identity
 from softlabels.format.manifest import Statistics
-from softlabels.format.shard import Shard
+from softlabels.format.shard import Reading, Shard
 from softlabels.teachers import Teacher, open_teacher
 
 NOTHING = Statistics(kept_ids=0, kept_mass=[], teacher_nll=None)
@@ -160,5 +160,7 @@ class Texts:
 def read_part(file: Path) -> Part:
     """A part that was made before."""
     identity = msgspec.json.decode(file.with_suffix(".json").read_bytes(), type=Identity)
-    shard = decode_shard(file.read_bytes(), identity, start_row=0, where=str(file))
+    shard = decode_shard(
+        file.read_bytes(), Reading(identity=identity, start_row=0, where=str(file))
+    )
     return Part(identity=identity, shard=shard)

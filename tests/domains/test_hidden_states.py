@@ -27,7 +27,7 @@ from softlabels.errors import (
 from softlabels.format.encoding import decode_shard, encode_shard
 from softlabels.format.hidden import hidden_of_streams, hidden_streams
 from softlabels.format.manifest import Statistics
-from softlabels.format.shard import Shard
+from softlabels.format.shard import Reading, Shard
 from softlabels.store.reader import open_store
 from softlabels.store.verify import verify_store
 from tests.domains import models
@@ -126,7 +126,12 @@ def test_what_has_no_hidden_states_cannot_be_written(ground):
     with pytest.raises(TargetError, match="not finite"):
         encode_shard(replace(content, targets=endless), identity, nothing)
     data = encode_shard(content, identity, nothing)
-    assert decode_shard(data, identity, start_row=0, where="x").targets.hidden.shape[1] == D
+    assert (
+        decode_shard(data, Reading(identity=identity, start_row=0, where="x")).targets.hidden.shape[
+            1
+        ]
+        == D
+    )
 
 
 def test_a_torn_stream_is_refused(ground):

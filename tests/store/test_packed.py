@@ -31,7 +31,7 @@ from softlabels.format.containers.parquet import read_streams
 from softlabels.format.dictionaries import DICTIONARY, Dictionaries
 from softlabels.format.encoding import decode_shard, dictionary_of, encode_shard, read_statistics
 from softlabels.format.manifest import Statistics, load_manifest
-from softlabels.format.shard import Shard
+from softlabels.format.shard import Reading, Shard
 from softlabels.making.commit import adopt_shard
 from softlabels.making.plan import load_plan
 from softlabels.making.repair import repair_store
@@ -129,10 +129,14 @@ def round_trip(shard, identity, *, dictionary=None):
     n, r = shard.targets.n, len(shard.rows)
     find = None if dictionary is None else {dictionary.sha256: dictionary}.__getitem__
     again = decode_shard(
-        data, identity, start_row=START, where="s", rows=r, positions=n, dictionary=find
+        data,
+        Reading(identity=identity, start_row=START, where="s", rows=r, positions=n),
+        dictionary=find,
     )
     assert_same(shard, again, identity)
-    unknown = decode_shard(data, identity, start_row=START, where="s", dictionary=find)
+    unknown = decode_shard(
+        data, Reading(identity=identity, start_row=START, where="s"), dictionary=find
+    )
     assert_equal(again, unknown)
     return data, again
 
@@ -317,7 +321,9 @@ def test_floats_are_those_of_the_profile_open_to_the_bit(values, estimator):
         rng, [[30, 9], [20]], both[0], learn=1, counts=lambda: int(rng.integers(1, 17))
     )
     plain, coded = (
-        decode_shard(encode_shard(shard, i, STATISTICS), i, start_row=START, where="s")
+        decode_shard(
+            encode_shard(shard, i, STATISTICS), Reading(identity=i, start_row=START, where="s")
+        )
         for i in both
     )
     assert_rows_same(plain, coded)
@@ -343,7 +349,10 @@ def test_equal_shards_give_equal_bytes(values, estimator):
             t, ids=np.take_along_axis(t.ids, p, 1), gaps=np.take_along_axis(t.gaps, p, 1)
         )
         again = encode_shard(replace(one, targets=shuffled), identity, STATISTICS)
-        a, b = (decode_shard(d, identity, start_row=START, where="s") for d in (data, again))
+        a, b = (
+            decode_shard(d, Reading(identity=identity, start_row=START, where="s"))
+            for d in (data, again)
+        )
         assert_rows_same(a, b)
         np.testing.assert_array_equal(by_id(a.targets)[0], by_id(b.targets)[0])
         np.testing.assert_allclose(a.targets.gaps, b.targets.gaps, atol=1e-5)
@@ -356,12 +365,12 @@ def test_a_sample_is_rounded_by_seed_and_row_alone():
     assert (by_id(first.targets)[1] != by_id(other.targets)[1]).any()
     moved = replace(shard, start_row=START + 1)
     data = encode_shard(moved, one, STATISTICS)
-    again = decode_shard(data, one, start_row=START + 1, where="s")
+    again = decode_shard(data, Reading(identity=one, start_row=START + 1, where="s"))
     assert (by_id(first.targets)[1] != by_id(again.targets)[1]).any()
     # row 11, whichever shard it is in
     half = Shard(start_row=START + 1, rows=shard.rows[1:], targets=shard.targets[29:])
     data = encode_shard(half, one, STATISTICS)
-    alone = decode_shard(data, one, start_row=START + 1, where="s")
+    alone = decode_shard(data, Reading(identity=one, start_row=START + 1, where="s"))
     np.testing.assert_array_equal(by_id(first.targets)[1][29:], by_id(alone.targets)[1])
 
 
@@ -395,7 +404,7 @@ def test_a_shard_that_no_reader_would_take_is_not_written(monkeypatch):
     with pytest.raises(TargetError, match=r"8 positions with up to 5 ids.*lower --shard-rows"):
         encode_shard(shard, identity, STATISTICS)
     with pytest.raises(TargetError, match=r"^w: a shard of 8 positions"):
-        decode_shard(data, identity, start_row=START, where="w")
+        decode_shard(data, Reading(identity=identity, start_row=START, where="w"))
 
 
 def test_what_is_written_is_read_whatever_seq_len_says():
@@ -430,12 +439,10 @@ def numbers_of(stream, dtype=np.uint32):
 def decode(streams, identity=IDENTITY, *, rows=None, positions=None, start_row=START):
     return packed.shard_of(
         streams,
-        identity,
         None,
-        start_row=start_row,
-        rows=rows,
-        positions=positions,
-        where="dir/s",
+        Reading(
+            identity=identity, start_row=start_row, rows=rows, positions=positions, where="dir/s"
+        ),
     )
 
 
@@ -655,18 +662,22 @@ def columns_of(streams):
 
 def file_refusal(data):
     with pytest.raises(IntegrityError, match=r"^dir/s: ") as e:
-        decode_shard(data, IDENTITY, start_row=START, where="dir/s")
+        decode_shard(data, Reading(identity=IDENTITY, start_row=START, where="dir/s"))
     return str(e.value)
 
 
 def test_whoever_wrote_the_file(streams):
     expected = decode(streams)
-    found = decode_shard(in_parquet(columns_of(streams)), IDENTITY, start_row=START, where="w")
+    found = decode_shard(
+        in_parquet(columns_of(streams)), Reading(identity=IDENTITY, start_row=START, where="w")
+    )
     assert_equal(found, expected)
     more = {"note": ["x"] * len(streams), **dict(reversed(columns_of(streams).items()))}
     for how in ({}, {"data_page_version": "2.0"}, {"row_group_size": 3}, {"compression": "zstd"}):
         data = in_parquet(more, **how)
-        assert_equal(decode_shard(data, IDENTITY, start_row=START, where="w"), expected)
+        assert_equal(
+            decode_shard(data, Reading(identity=IDENTITY, start_row=START, where="w")), expected
+        )
 
 
 def test_tables_that_are_not_of_streams(streams):
@@ -724,7 +735,7 @@ def test_a_profile_open_file_is_not_one_of_streams():
     coded = identity_of(values="float16", profile="packed")
     data = encode_shard(shard_of(rng, [[5]], coded), coded, STATISTICS)
     with pytest.raises(IntegrityError, match="has no column 'row'"):
-        decode_shard(data, plain, start_row=START, where="w")
+        decode_shard(data, Reading(identity=plain, start_row=START, where="w"))
 
 
 @pytest.mark.parametrize("trained", [False, True])
@@ -742,17 +753,17 @@ def test_every_flipped_bit_is_refused_or_reads_equal(trained):
         return found
 
     data = encode_shard(shard, identity, STATISTICS, dictionary=book)
-    right = decode_shard(data, identity, start_row=START, where="dir/s", dictionary=finding)
+    right = decode_shard(
+        data, Reading(identity=identity, start_row=START, where="dir/s"), dictionary=finding
+    )
     equal = 0
+    told = Reading(identity=identity, start_row=START, where="dir/s", rows=2, positions=5)
     for place in range(len(data)):
         for bit in range(8):
             bad = bytearray(data)
             bad[place] ^= 1 << bit
             try:
-                found = decode_shard(
-                    bytes(bad), identity, start_row=START, where="dir/s", rows=2, positions=5,
-                    dictionary=finding,
-                )  # fmt: skip
+                found = decode_shard(bytes(bad), told, dictionary=finding)
             except SoftLabelsError as e:
                 assert str(e).startswith("dir/s: "), e  # noqa: PT017
                 continue
@@ -939,7 +950,7 @@ def test_a_shard_that_asks_for_a_dictionary_where_nobody_finds_any(with_dictiona
     manifest = load_manifest(with_dictionary)
     data = (with_dictionary / SHARDS[0]).read_bytes()
     with pytest.raises(IntegrityError, match="w: needs the dictionary"):
-        decode_shard(data, manifest.identity, start_row=0, where="w")
+        decode_shard(data, Reading(identity=manifest.identity, start_row=0, where="w"))
 
 
 @pytest.mark.parametrize("deep", [True, False])

@@ -20,7 +20,7 @@ from softlabels.format.encoding import decode_shard, encode_shard, read_statisti
 from softlabels.format.footer import declared_columns
 from softlabels.format.manifest import Statistics, load_manifest
 from softlabels.format.plain import log_odds_column
-from softlabels.format.shard import Shard
+from softlabels.format.shard import Reading, Shard
 from tests.store.made_up import STATISTICS, identity_of, row_of, targets_of
 
 START = 10
@@ -77,7 +77,7 @@ def assert_same(shard, again, identity):
 
 def round_trip(shard, identity):
     data = encode_shard(shard, identity, STATISTICS)
-    again = decode_shard(data, identity, start_row=START, where="s.parquet")
+    again = decode_shard(data, Reading(identity=identity, start_row=START, where="s.parquet"))
     assert_same(shard, again, identity)
     return data
 
@@ -134,10 +134,13 @@ def test_an_id_above_2_to_the_17_is_refused_by_a_smaller_vocabulary():
     data = encode_shard(
         replace(shard, targets=replace(shard.targets, ids=ids)), identity, STATISTICS
     )
-    assert decode_shard(data, identity, start_row=START, where="w").targets.ids[0, 0] == 131072
+    assert (
+        decode_shard(data, Reading(identity=identity, start_row=START, where="w")).targets.ids[0, 0]
+        == 131072
+    )
     small = identity_of(vocab_size=131072)
     with pytest.raises(TargetError, match=r"w: position 0 has an id outside 0\.\.131071"):
-        decode_shard(data, small, start_row=START, where="w")
+        decode_shard(data, Reading(identity=small, start_row=START, where="w"))
 
 
 @pytest.mark.parametrize("values", ["float16", "float32"])
@@ -148,7 +151,8 @@ def test_rows_without_positions(values):
     targets = targets_of(rng, [3] * 10, identity)
     shard = Shard(start_row=START, rows=some, targets=targets)
     again = decode_shard(
-        encode_shard(shard, identity, STATISTICS), identity, start_row=START, where="w"
+        encode_shard(shard, identity, STATISTICS),
+        Reading(identity=identity, start_row=START, where="w"),
     )
     assert_same(shard, again, identity)
     assert [again.row(r).targets.n for r in range(5)] == [0, 5, 0, 5, 0]
@@ -161,7 +165,7 @@ def test_a_shard_without_any_position_stacks_with_one_that_has_some():
     identity = identity_of()
     empty = shard_of(rng, [[3], [2]], identity, learn=0)
     data = round_trip(empty, identity)
-    nothing = decode_shard(data, identity, start_row=START, where="w").targets
+    nothing = decode_shard(data, Reading(identity=identity, start_row=START, where="w")).targets
     some = shard_of(rng, [[5]], identity, learn=1).targets
     assert type(nothing).concatenate([nothing, some]).n == some.n
 
@@ -173,7 +177,7 @@ def test_a_sample_at_another_temperature():
     odds = np.full_like(shard.targets.log_odds, -np.inf)
     shard = replace(shard, targets=replace(shard.targets, log_odds=odds))
     data = round_trip(shard, identity)
-    again = decode_shard(data, identity, start_row=START, where="w").targets
+    again = decode_shard(data, Reading(identity=identity, start_row=START, where="w")).targets
     np.testing.assert_allclose(again.probs(2.0), shard.targets.probs(2.0), rtol=1e-5)
     assert "log_odds_T2" in pq.read_schema(io.BytesIO(data)).names
 
@@ -255,7 +259,9 @@ def expected_of(built):
     """First shard of the built store, as plain lists."""
     manifest = load_manifest(built)
     path = built / manifest.shards[0].name
-    shard = decode_shard(path.read_bytes(), manifest.identity, start_row=0, where=str(path))
+    shard = decode_shard(
+        path.read_bytes(), Reading(identity=manifest.identity, start_row=0, where=str(path))
+    )
     return path, shard
 
 
@@ -319,7 +325,9 @@ def refusal_of(table, kind=IntegrityError, identity=IDENTITY, start_row=START):
     sink = io.BytesIO()
     pq.write_table(table, sink)
     with pytest.raises(SoftLabelsError) as e:
-        decode_shard(sink.getvalue(), identity, start_row=start_row, where="dir/s.parquet")
+        decode_shard(
+            sink.getvalue(), Reading(identity=identity, start_row=start_row, where="dir/s.parquet")
+        )
     assert type(e.value) is kind, e.value
     assert str(e.value).startswith("dir/s.parquet: ")
     return str(e.value)
@@ -361,11 +369,11 @@ def shorter(row):
 def test_the_unaltered_table_decodes_whoever_wrote_the_file(table):
     sink = io.BytesIO()
     pq.write_table(table, sink)
-    shard = decode_shard(sink.getvalue(), IDENTITY, start_row=START, where="w")
+    shard = decode_shard(sink.getvalue(), Reading(identity=IDENTITY, start_row=START, where="w"))
     assert shard.targets.n == 12
     sink = io.BytesIO()
     pq.write_table(table, sink, row_group_size=1, compression="snappy")
-    again = decode_shard(sink.getvalue(), IDENTITY, start_row=START, where="w")
+    again = decode_shard(sink.getvalue(), Reading(identity=IDENTITY, start_row=START, where="w"))
     np.testing.assert_array_equal(again.targets.ids, shard.targets.ids)
 
 
@@ -380,8 +388,8 @@ def test_another_start_row(table):
 
 def test_rows_in_another_order(table):
     shuffled = with_column(table.take([1, 0, 2]), "row", [10, 11, 12])
-    assert decode_shard(  # consistent in itself: the plan and the sha256 are what refuses it
-        _bytes(shuffled), IDENTITY, start_row=START, where="w"
+    assert decode_shard(
+        _bytes(shuffled), Reading(identity=IDENTITY, start_row=START, where="w")
     ).offsets.tolist() == [0, 3, 7, 12]
     half = with_column(table, "input_ids", table["input_ids"].take([1, 0, 2]).to_pylist())
     assert "row 10 does not hold the inputs" in refusal_of(half)
@@ -555,7 +563,10 @@ def test_a_column_twice(table, name):
 
 def test_more_columns_are_of_no_concern(table):
     more = table.append_column("entropy", pa.array([1.0, 2.0, 3.0]))
-    assert decode_shard(_bytes(more), IDENTITY, start_row=START, where="w").targets.n == 12
+    assert (
+        decode_shard(_bytes(more), Reading(identity=IDENTITY, start_row=START, where="w")).targets.n
+        == 12
+    )
 
 
 def test_a_grid_that_the_file_does_not_hold(table):
@@ -603,12 +614,17 @@ def test_numbers_of_another_width_than_the_manifest_says(values, written):
     shard = shard_of(np.random.default_rng(0), [[5]], identity_of(), learn=1)
     data = encode_shard(shard, identity_of(values=written), STATISTICS)
     with pytest.raises(IntegrityError, match=f"holds {written}, expected {values}"):
-        decode_shard(data, identity_of(values=values), start_row=START, where="w")
+        decode_shard(data, Reading(identity=identity_of(values=values), start_row=START, where="w"))
 
 
 def test_no_rows_at_all(table):
     """Zero rows are for the plan, the manifest and the reader to refuse: nothing here contradicts."""
-    assert decode_shard(_bytes(table.slice(0, 0)), IDENTITY, start_row=START, where="w").rows == []
+    assert (
+        decode_shard(
+            _bytes(table.slice(0, 0)), Reading(identity=IDENTITY, start_row=START, where="w")
+        ).rows
+        == []
+    )
 
 
 def test_a_shard_that_no_reader_would_read_is_not_written(monkeypatch):
@@ -622,7 +638,7 @@ def test_a_shard_that_no_reader_would_read_is_not_written(monkeypatch):
 @pytest.mark.parametrize("data", [b"", b"PAR1", b"PAR1" * 20, b"\0" * 100, b"{}"])
 def test_not_a_parquet_file(data):
     for read in (
-        lambda: decode_shard(data, IDENTITY, start_row=0, where="dir/s.parquet"),
+        lambda: decode_shard(data, Reading(identity=IDENTITY, start_row=0, where="dir/s.parquet")),
         lambda: read_statistics(data, IDENTITY, where="dir/s.parquet"),
     ):
         with pytest.raises(IntegrityError, match=r"^dir/s\.parquet: not a readable Parquet file"):
@@ -644,7 +660,7 @@ def test_altered_and_torn_bytes_never_escape_as_another_error(table):
         if trial % 5 == 0:
             del data[rng.randrange(len(data)) :]
         try:
-            decode_shard(bytes(data), IDENTITY, start_row=START, where="w")
+            decode_shard(bytes(data), Reading(identity=IDENTITY, start_row=START, where="w"))
             read_statistics(bytes(data), IDENTITY, where="w")
         except (IntegrityError, TargetError):
             found += 1

@@ -112,9 +112,9 @@ def test_the_last_used_shards_stay_decoded(built, monkeypatch, cached, visits, d
     seen = []
     decode = reader.decode_shard
 
-    def spy(data, identity, *, start_row, **options):
-        seen.append(start_row // 3)
-        return decode(data, identity, start_row=start_row, **options)
+    def spy(data, reading, **options):
+        seen.append(reading.start_row // 3)
+        return decode(data, reading, **options)
 
     monkeypatch.setattr(reader, "decode_shard", spy)
     store = open_store(built, cached_shards=cached)

@@ -17,7 +17,7 @@ from softlabels.core.targets import SoftTargets
 from softlabels.errors import FormatError, IntegrityError, TargetError
 from softlabels.format import packed
 from softlabels.format.encoding import check_round_trip, decode_shard, encode_shard
-from softlabels.format.shard import Shard
+from softlabels.format.shard import Reading, Shard
 from softlabels.format.summaries import summary_record
 from tests.store.made_up import STATISTICS, identity_of, row_of, targets_of
 
@@ -121,13 +121,16 @@ def test_they_come_back_in_every_profile_and_container(seed, form, estimator, vo
     shard = shard_of(seed, made)
     data = encode_shard(shard, made, STATISTICS)
     check_round_trip(shard, data, made, lambda sha256: None, where="s")
-    given, found = shard.targets.summary, decode_shard(data, made, start_row=0, where="s")
+    given, found = (
+        shard.targets.summary,
+        decode_shard(data, Reading(identity=made, start_row=0, where="s")),
+    )
     held = found.targets.summary
     np.testing.assert_array_equal(held.top, given.top)
     np.testing.assert_array_equal(held.label_logp, codec.held_label_logp(given.label_logp))
     np.testing.assert_array_equal(held.entropy, codec.held_entropy(given.entropy))
     again = encode_shard(found, made, STATISTICS)
-    twice = decode_shard(again, made, start_row=0, where="s").targets.summary
+    twice = decode_shard(again, Reading(identity=made, start_row=0, where="s")).targets.summary
     for name in ("top", "label_logp", "entropy"):
         np.testing.assert_array_equal(getattr(twice, name), getattr(held, name), err_msg=name)
 
@@ -140,7 +143,7 @@ def test_a_store_without_them_has_not_a_byte_of_them():
     assert "summary" not in msgspec.to_builtins(made)
     assert (
         decode_shard(
-            encode_shard(bare, made, STATISTICS), made, start_row=0, where="s"
+            encode_shard(bare, made, STATISTICS), Reading(identity=made, start_row=0, where="s")
         ).targets.summary
         is None
     )
@@ -173,13 +176,13 @@ def test_streams_that_stand_for_nothing_are_refused(name, value, said):
     numbers[3] = value
     how = {"start_row": 0, "rows": 3, "positions": shard.targets.n, "where": "s"}
     with pytest.raises((IntegrityError, TargetError), match=said):
-        packed.shard_of(streams | {name: pack(numbers)}, made, None, **how)
+        packed.shard_of(streams | {name: pack(numbers)}, None, Reading(identity=made, **how))
     for torn in (
         {k: v for k, v in streams.items() if k != name},
         streams | {name: pack(numbers[1:])},
     ):
         with pytest.raises(IntegrityError, match=name):
-            packed.shard_of(torn, made, None, **how)
+            packed.shard_of(torn, None, Reading(identity=made, **how))
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from softlabels.core.records import read_record
 from softlabels.errors import FormatError, StoreError
 from softlabels.format.encoding import decode_shard, encode_shard
 from softlabels.format.manifest import Commit, load_manifest
+from softlabels.format.shard import Reading
 from softlabels.store.verify import verify_store
 from tests.fakes import Steps, build_tiny
 from tests.store.made_up import files_of, reseal
@@ -149,7 +150,9 @@ def test_an_id_kept_twice_is_found_by_decoding(built, store):
     manifest = load_manifest(store)
     record = manifest.shards[1]
     path = store / record.name
-    shard = decode_shard(path.read_bytes(), manifest.identity, start_row=3, where="w")
+    shard = decode_shard(
+        path.read_bytes(), Reading(identity=manifest.identity, start_row=3, where="w")
+    )
     ids = np.array(shard.targets.ids)
     ids[7, 2] = ids[7, 0]
     statistics = read_record(store / "commits/00001.json", Commit).statistics

@@ -23,6 +23,7 @@ from softlabels.format.columns import Column, Expected
 from softlabels.format.containers import zarr as container
 from softlabels.format.encoding import decode_shard, encode_shard, read_statistics
 from softlabels.format.manifest import Statistics
+from softlabels.format.shard import Reading
 from softlabels.making.repair import repair_store
 from softlabels.store.reader import open_store
 from softlabels.store.verify import verify_store
@@ -51,13 +52,17 @@ def round_trip(shard, identity):
     data = encode_shard(shard, in_zarr(identity), STATISTICS)
     n = shard.targets.n
     exact = {"rows": len(shard.rows), "positions": n, "start_row": START, "where": "s"}
-    again = decode_shard(data, in_zarr(identity), **exact)
+    again = decode_shard(data, Reading(identity=in_zarr(identity), **exact))
     encoding = identity.encoding
     plain = msgspec.structs.replace(encoding, profile=encoding.asked_profile)
     parquet = msgspec.structs.replace(identity, encoding=plain)
-    other = decode_shard(encode_shard(shard, parquet, STATISTICS), parquet, **exact)
+    other = decode_shard(
+        encode_shard(shard, parquet, STATISTICS), Reading(identity=parquet, **exact)
+    )
     assert_equal(again, other)
-    assert_equal(decode_shard(data, in_zarr(identity), start_row=START, where="s"), other)
+    assert_equal(
+        decode_shard(data, Reading(identity=in_zarr(identity), start_row=START, where="s")), other
+    )
     if identity.encoding.profile == "open":
         assert_same(shard, again, identity)
     return data
@@ -115,7 +120,7 @@ def test_rows_without_positions(profile, values):
     some = [row_of(rng, [4, 3], 300, learn) for learn in (0, 1, 0, 1, 0)]
     shard = Shard(start_row=START, rows=some, targets=targets_of(rng, [3] * 10, identity))
     data = round_trip(shard, identity)
-    again = decode_shard(data, in_zarr(identity), start_row=START, where="w")
+    again = decode_shard(data, Reading(identity=in_zarr(identity), start_row=START, where="w"))
     assert [again.row(r).targets.n for r in range(5)] == [0, 5, 0, 5, 0]
     round_trip(shard_of(rng, [[3], [2]], identity, learn=0), identity)
 
@@ -228,8 +233,8 @@ def test_a_file_that_another_writer_made(tmp_path):
                 attributes={"unit": "none"},
                 config={"write_empty_chunks": True},
             )
-    again = decode_shard(path.read_bytes(), identity, start_row=START, where="w")
-    assert_equal(again, decode_shard(whole, identity, start_row=START, where="w"))
+    again = decode_shard(path.read_bytes(), Reading(identity=identity, start_row=START, where="w"))
+    assert_equal(again, decode_shard(whole, Reading(identity=identity, start_row=START, where="w")))
 
 
 # -- files that were altered ----------------------------------------------------------------------
@@ -339,7 +344,7 @@ def test_altered_and_torn_shards_never_escape_as_another_error(profile, values):
     identity = in_zarr(identity_of(profile=profile, values=values))
     shard = shard_of(np.random.default_rng(0), [[5], [6, 3]], identity, learn=1)
     whole = encode_shard(shard, identity, STATISTICS)
-    expected = decode_shard(whole, identity, start_row=START, where="w")
+    expected = decode_shard(whole, Reading(identity=identity, start_row=START, where="w"))
     found = 0
     for trial in range(400):
         data = bytearray(whole)
@@ -348,7 +353,9 @@ def test_altered_and_torn_shards_never_escape_as_another_error(profile, values):
         if trial % 5 == 0:
             del data[rng.randrange(len(data)) :]
         try:
-            again = decode_shard(bytes(data), identity, start_row=START, where="w")
+            again = decode_shard(
+                bytes(data), Reading(identity=identity, start_row=START, where="w")
+            )
             read_statistics(bytes(data), identity, where="w")
             assert_equal(again, expected)
         except (IntegrityError, TargetError):
@@ -712,7 +719,10 @@ def test_numbers_of_another_width_than_the_manifest_says():
     data = encode_shard(shard, identity_of(values="float16", container="zarr"), STATISTICS)
     with pytest.raises(IntegrityError, match="holds float16, expected float32"):
         decode_shard(
-            data, identity_of(values="float32", container="zarr"), start_row=START, where="w"
+            data,
+            Reading(
+                identity=identity_of(values="float32", container="zarr"), start_row=START, where="w"
+            ),
         )
 
 

@@ -17,6 +17,7 @@ from softlabels.format import packed
 from softlabels.format.archive import write_archive
 from softlabels.format.containers import zarr_arrays
 from softlabels.format.encoding import decode_shard, encode_shard
+from softlabels.format.shard import Reading
 from softlabels.store.reader import open_store
 from tests.fakes import build_tiny
 from tests.store.made_up import STATISTICS, identity_of, reseal
@@ -90,7 +91,7 @@ def test_log_probabilities_from_arrays_alone(tmp_path, values, spread):
     shard = shard_of(rng, [[9], [5, 6], [60]], identity, counts=counts, learn=0.8)
     data = encode_shard(shard, identity, STATISTICS)
     group = group_of(data, tmp_path)
-    again = decode_shard(data, identity, start_row=START, where="w")
+    again = decode_shard(data, Reading(identity=identity, start_row=START, where="w"))
 
     tokens = np.concatenate([row.context for row in shard.rows])
     by_token = np.argsort(tokens, kind="stable")
@@ -146,8 +147,8 @@ def test_a_file_that_another_writer_made(tmp_path):
                 compressors=[zarr.codecs.Crc32cCodec()],
                 config={"write_empty_chunks": True},
             )
-    again = decode_shard(path.read_bytes(), identity, start_row=START, where="w")
-    assert_equal(again, decode_shard(whole, identity, start_row=START, where="w"))
+    again = decode_shard(path.read_bytes(), Reading(identity=identity, start_row=START, where="w"))
+    assert_equal(again, decode_shard(whole, Reading(identity=identity, start_row=START, where="w")))
 
 
 # -- what is written ------------------------------------------------------------------------------
