@@ -120,11 +120,6 @@ def install_hint(extra: str, *, package: Path = PACKAGE, here: Path | None = Non
 
     A checkout is installed again with the extra; the name alone finds something only where a package index gave us
     this copy.
-
-    Args:
-        extra: its name.
-        package: folder of the package.
-        here: the working directory, in which paths are read.
     """
     checkout = package.parent
     if (checkout / "pyproject.toml").is_file():

@@ -64,13 +64,7 @@ def explained(path: Path) -> Iterator[None]:
 
 
 def sentence(what: str, number: int, error: BaseException) -> str:
-    """What a failed system call means, and the way out.
-
-    Args:
-        what: it failed on.
-        number: of `error_number`.
-        error: as it was raised.
-    """
+    """What a system call that failed on `what` means, and the way out; `number` is the error's `error_number`."""
     way_out = _WAYS_OUT.get(number, os.strerror(number) if number else str(error))
     again = "then run the same command again (a training run: with --resume)"
     return f"{what}: {way_out}, {again}; what is finished is kept"

@@ -113,8 +113,6 @@ def read_seal(folder: Path, kind: Seal[R], *, contents: bool = True) -> R:
     """Read a folder's record and compare its files with it; others than the listed ones are of no concern.
 
     Args:
-        folder: to be read.
-        kind: of record.
         contents: False to look at the files' sizes only.
 
     Raises:

@@ -70,10 +70,7 @@ def filling(final: Path) -> Iterator[Path]:
 def publish_folder(temporary: Path, final: Path, notice: Notice) -> None:
     """Make a filled folder appear under its final name, whole and durable.
 
-    Args:
-        temporary: what `filling` gave.
-        final: the name. What is there is replaced if its record proves it ours, else moved aside.
-        notice: told if something was moved aside.
+    What is there is replaced if its record proves it ours, else moved aside.
 
     Raises:
         StoreError: the disk is full, read-only, …
@@ -88,15 +85,7 @@ def publish_folder(temporary: Path, final: Path, notice: Notice) -> None:
 
 
 def remove_folder(folder: Path, notice: Notice) -> None:
-    """Remove a folder if its record proves it ours, else move it aside; done again after a kill, it goes on.
-
-    Args:
-        folder: to be removed.
-        notice: told if it was moved aside.
-
-    Raises:
-        StoreError: it cannot be.
-    """
+    """Remove a folder if its record proves it ours, else move it aside; done again after a kill, it goes on."""
     with explained(folder):
         _remove(_move_away(folder, notice), folder.name, notice)
 
@@ -105,9 +94,6 @@ def mend_folders(parent: Path, notice: Notice) -> None:
     """Bring to an end what a process was doing with the folders in `parent` when it died.
 
     Only for whoever alone writes there, such as a run that holds its folder's lock.
-
-    Raises:
-        StoreError: it cannot be done.
     """
     with explained(parent):
         for going in sorted(parent.glob(f"{GOING}*")):

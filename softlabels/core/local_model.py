@@ -65,7 +65,6 @@ def find_model(argument: str, *, where: str, error: type[SoftLabelsError]) -> Lo
     """Find what `hf:ARGUMENT` names: a folder, a GGUF file, or a hub's model in the local cache.
 
     Args:
-        argument: what follows the colon.
         where: how the message begins, e.g. `--student hf:PATH`.
         error: what to raise.
     """

@@ -59,16 +59,11 @@ class PositionRule:
     def choose(
         self, n: int, *, seed: int, row: int, entropy: npt.NDArray[np.float32]
     ) -> npt.NDArray[np.bool_]:
-        """Which of a row's n positions get a soft target.
+        """`[n] bool`: which of a row's n positions get a soft target.
 
         Args:
-            n: positions of the row.
-            seed: of the build.
             row: its number in the store.
             entropy: `[n] float32` of the teacher there; `random` does not look at it.
-
-        Returns:
-            `[n] bool`.
         """
         if self.name == "random":
             key = np.array([seed, row], np.uint64)

@@ -38,11 +38,9 @@ def flag_of(field: str, *, off: bool = False) -> str:
 
 
 def flags_of(cls: type, values: Mapping[str, Any]) -> list[str]:
-    """The words of a command line that make a config of these values; what is at its default is left out.
+    """The words of a command line that make a config of these values, as `to_dict` gives them or JSON keeps them.
 
-    Args:
-        cls: the config's class, whose fields `config_options` makes flags of.
-        values: of its fields, as `to_dict` gives them, or as JSON keeps them.
+    What is at its default is left out.
     """
     words: list[str] = []
     for field in fields(cls):
@@ -128,9 +126,6 @@ def from_sources(
     """Flags over TOML over defaults; a flag that is None or empty was not given.
 
     Args:
-        cls: the config's class.
-        toml: a file of its fields.
-        flags: values of its fields.
         either: pairs of fields that say one thing in two ways; a flag for one also wins over a file's other.
 
     Raises:
@@ -155,8 +150,7 @@ def from_sources(
     for field in fields(cls):  # type: ignore[arg-type]
         name = field.name
         if field.default is MISSING and name not in values:
-            flag = flag_of(name)
-            raise ConfigError(f"{flag} is missing (or {name!r} in the config file)")
+            raise ConfigError(f"{flag_of(name)} is missing (or {name!r} in the config file)")
     try:
         return msgspec.convert(values, cls)
     except msgspec.ValidationError as e:
@@ -199,9 +193,9 @@ def check_at_least(config: object, **lowest: int) -> None:
     for name, low in lowest.items():
         value = getattr(config, name)
         if value is not None and value < low:
-            raise ConfigError(f"--{name.replace('_', '-')} {value}: expected at least {low}")
+            raise ConfigError(f"{flag_of(name)} {value}: expected at least {low}")
         if value is not None and value >= 2**63:
-            raise ConfigError(f"--{name.replace('_', '-')} {value}: expected less than 2**63")
+            raise ConfigError(f"{flag_of(name)} {value}: expected less than 2**63")
 
 
 def check_fits(config: object, **expected: tuple[bool, str]) -> None:

@@ -54,11 +54,7 @@ def check_declared(
     Args:
         entries: of each column, and how many it may have at most; None: not known.
         size: bytes of all in memory.
-        where: for messages.
         spare: entries that a column may declare beyond those, where a file counts what is empty.
-
-    Raises:
-        IntegrityError: they do.
     """
     for name, (found, most) in entries.items():
         if most is not None and found > most + spare:

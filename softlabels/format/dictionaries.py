@@ -20,8 +20,6 @@ class Dictionaries:
     """Gives the dictionary that a shard names.
 
     Args:
-        store: its folder, or its files.
-        vocab_size: V.
         files: the files that a manifest lists; None: whatever lies in the folder, while a store is made.
     """
 

@@ -7,8 +7,8 @@ that is not found is refused.
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from threading import Lock
 
 import numpy as np
@@ -28,8 +28,6 @@ class Inputs:
     """The rows of a store, by digest. May be shared between threads.
 
     Args:
-        files: of the store.
-        manifest: its manifest.
         read_shard: decodes one of its shards.
         check: refuses a row that does not fit the targets.
 
@@ -46,15 +44,13 @@ class Inputs:
         read_shard: Callable[[int], Shard],
         check: Callable[..., None],
     ) -> None:
-        self.path, self._manifest, self._read_shard = files.root, manifest, read_shard
-        self._files = files
-        self._check = check
+        self.path, self._files, self._manifest, self._check = files.root, files, manifest, check
         data = b"".join(self._digests(i) for i in range(len(manifest.shards)))
         names = np.frombuffer(data, np.dtype("S16"))
         self._order = np.argsort(names, kind="stable")
         self._names = names[self._order]
         self._starts = np.array([s.start_row for s in manifest.shards], np.int64)
-        self._held: OrderedDict[int, Sequence[InputRow]] = OrderedDict()
+        self._rows_of = lru_cache(CACHED_SHARDS)(lambda shard: read_shard(shard).rows)
         self._lock = Lock()
 
     def _digests(self, index: int) -> bytes:
@@ -93,9 +89,4 @@ class Inputs:
 
     def _row(self, number: int) -> InputRow:
         shard = int(np.searchsorted(self._starts, number, side="right")) - 1
-        if shard not in self._held:
-            self._held[shard] = self._read_shard(shard).rows
-        self._held.move_to_end(shard)
-        while len(self._held) > CACHED_SHARDS:
-            self._held.popitem(last=False)
-        return self._held[shard][number - int(self._starts[shard])]
+        return self._rows_of(shard)[number - int(self._starts[shard])]

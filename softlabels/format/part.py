@@ -45,11 +45,7 @@ class Part(Record, frozen=True, kw_only=True):
 
 
 def refuse_part(store: Path) -> None:
-    """Refuse a folder that holds only some of a store's shards, for what would change its manifest or vouch for it.
-
-    Raises:
-        IntegrityError: it does.
-    """
+    """Refuse a folder that holds only some of a store's shards, for what would change its manifest or vouch for it."""
     if (store / PART).exists():
         raise IntegrityError(
             f"{store}: is a part of a store; pull the rest of it first (`softlabels pull URL {store}`)"

@@ -19,9 +19,7 @@ def open_views(
     """The views of a store, some of them made again and compared.
 
     Args:
-        identity: the store's.
         specs: where its images lie, `arrays:FILE.npz` and so on, in the order in which it was built.
-        where: the store, for messages.
 
     Raises:
         ConfigError: it is no store of images, or an unknown kind of source.

@@ -21,14 +21,7 @@ CLASSES_COUNTED = 1024
 def statistics_of(
     targets: SoftTargets, rows: Sequence[InputRow], identity: Identity, *, nll: float | None
 ) -> Statistics:
-    """Of one shard.
-
-    Args:
-        targets: its targets.
-        rows: its rows.
-        identity: of the store.
-        nll: sum of the teacher's -log p of the labels, at T=1; None: not known but from the summaries.
-    """
+    """Of one shard, given the sum of the teacher's -log p of its labels at T=1, unless only summaries tell it."""
     labels = np.concatenate([np.zeros(0, np.int32), *(row.labels for row in rows)])
     has = labels != UNLABELLED
     soft, labelled = int(targets.soft.sum()), int(has.sum())

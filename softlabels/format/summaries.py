@@ -181,9 +181,6 @@ def summary_streams(
     """The streams of a shard; positions are in order in them.
 
     Args:
-        targets: in order.
-        identity: of the store.
-        book: gives codes.
         codes: `[K, N]` of the kept ids as they are written, as many of each position as it keeps.
         by: `[N]`: which position of `targets` each of `codes` is of; ordered by `contexts`.
         contexts: `[N] int32` of the positions in that order.
@@ -218,13 +215,9 @@ def summary_of_streams(
     """Of streams that may hold anything.
 
     Args:
-        streams: of the shard.
-        identity: of the store.
-        book: gives ids of codes after `contexts [N]`.
-        contexts: what codes come after.
+        contexts: `[N]`: what codes come after.
         kept: the kept ids `[N, K]`, in the order that places count in, and how many of them count `[N]`; None: they
             were not decoded, and nothing is said of the likeliest.
-        where: for messages.
 
     Raises:
         IntegrityError: a stream is missing or has another length, a number that stands for nothing.

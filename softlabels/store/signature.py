@@ -67,10 +67,6 @@ class PublicKey:
     def check(self, files: StoreFiles, manifest: bytes) -> None:
         """Check that these bytes are the manifest that the holder of the key signed; it says nothing of shards yet.
 
-        Args:
-            files: of the store, from which the signature is read.
-            manifest: bytes of its manifest, as they will be used.
-
         Raises:
             IntegrityError: no signature, a damaged one, one by another key, or one of another manifest.
         """

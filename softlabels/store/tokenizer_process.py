@@ -122,15 +122,7 @@ class _Limited:
 
 
 class TokenizerProcess(_Limited):
-    """Ids to text.
-
-    Args:
-        data: a `tokenizer.json`, which may be anything.
-        where: what messages call it.
-
-    Raises:
-        TokenizerError: it cannot be loaded within the limits.
-    """
+    """Ids to text, by a `tokenizer.json`, which may be anything."""
 
     def __init__(self, data: bytes, *, where: object) -> None:
         super().__init__("tokenizer", data, where=where, what="tokenizer")
@@ -150,10 +142,6 @@ class ChatTemplate(_Limited):
     Args:
         source: Jinja, which may be anything.
         variables: what it may name besides `messages`: the special tokens.
-        where: what messages call it.
-
-    Raises:
-        TokenizerError: it cannot be loaded within the limits.
     """
 
     def __init__(self, source: str, variables: Mapping[str, str], *, where: object) -> None:

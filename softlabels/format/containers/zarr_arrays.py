@@ -34,13 +34,7 @@ from softlabels.format.containers.zarr import zipped
 def write_arrays(
     streams: Mapping[str, Stream], facts: Facts, attributes: Mapping[str, Mapping[str, Any]]
 ) -> bytes:
-    """The file of some streams, which know their dtype.
-
-    Args:
-        streams: by name.
-        facts: attributes of the root.
-        attributes: of the array of that name.
-    """
+    """The file of some streams, which know their dtype; `facts` are the root's attributes, the others the arrays'."""
     entries = {"zarr.json": group_metadata(facts)}
     for name, stream in streams.items():
         shape = (stream.entries, *([] if stream.width in (None, 1) else [stream.width]))

@@ -93,7 +93,6 @@ class FileCache:
         Args:
             fetch: called with a file and how many bytes are there; it appends the others.
             stop: when it is set, waiting ends.
-            where: what a message calls the file's source.
 
         Raises:
             IntegrityError: what was fetched is not what was asked for.

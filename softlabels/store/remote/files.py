@@ -23,15 +23,7 @@ FETCHERS = 8
 
 
 class RemoteFiles:
-    """The files of a store at an address. May be shared between threads.
-
-    Args:
-        url: of the store.
-        cache: where files are kept, and how many bytes of them.
-
-    Raises:
-        ConfigError: no such kind of address.
-    """
+    """The files of a store at an address. May be shared between threads."""
 
     def __init__(self, url: str, cache: CacheOptions | None = None) -> None:
         self.client = Client(url)
