@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 from softlabels.core.records import RECORD_LIMIT
-from softlabels.errors import IntegrityError, MissingExtraError, RemoteError, SoftLabelsError
+from softlabels.errors import IntegrityError, RemoteError, SoftLabelsError
 from softlabels.format.files import Address
 from softlabels.store.remote.addresses import check_address, open_address, open_web
 from softlabels.store.remote.cache import Cancelled
@@ -136,10 +136,8 @@ class Client:
         """How many bytes are said to come, and those that do."""
         if (web := self._web) is not None:
             return web.get(name, begun, PIECE)
-        import obstore
-
         options: Any = {"range": {"offset": begun}} if begun else None
-        found = obstore.get(self._store, name, options=options)
+        found = self._store.get(name, options=options)
         return int(found.meta["size"]), (piece for piece in found.stream(min_chunk_size=PIECE))
 
     def _other_size(self, name: str, found: object, size: int) -> IntegrityError:
@@ -186,9 +184,7 @@ class Client:
         def head() -> int:
             if (web := self._web) is not None:
                 return web.size(name) or 0
-            import obstore
-
-            return int(obstore.head(self._store, name)["size"])
+            return int(self._store.head(name)["size"])
 
         try:
             return self._patiently(name, head)
@@ -203,11 +199,10 @@ class Client:
         """
         if self._on_web:
             return None
-        import obstore
 
         def collect() -> dict[str, int]:
             found: dict[str, int] = {}
-            for some in obstore.list(self._store):
+            for some in self._store.list():
                 found |= {m["path"]: int(m["size"]) for m in some}
                 if len(found) > FILES_LIMIT:
                     raise IntegrityError(
@@ -222,30 +217,27 @@ class Client:
 
     def put_new(self, name: str, content: bytes | Path) -> bool:
         """Create a file, whole or not at all; False: there is one already, and it is left as it is."""
-        import obstore
+        store = self._store  # made before its errors are named: who lacks the library is told so
         from obstore.exceptions import AlreadyExistsError
 
+        how: Any = {"mode": "create", "use_multipart": False}
         try:
-            self._in_bucket(
-                name,
-                lambda: obstore.put(self._store, name, content, mode="create", use_multipart=False),
-            )
+            self._in_bucket(name, lambda: store.put(name, content, **how))
         except AlreadyExistsError:
             return False
         return True
 
     def put_over(self, name: str, content: bytes, expected: Callable[[bytes], bool]) -> bool:
         """Replace a file in one step, if it still is what is `expected`; False: it is not."""
-        import obstore
         from obstore.exceptions import PreconditionError
 
         def replace() -> bool:
-            found = obstore.get(self._store, name)
+            found = self._store.get(name)
             about: Any = found.meta
             version: Any = {n: about[n] for n in ("e_tag", "version") if about[n] is not None}
             if not expected(self._bounded(found.stream(), name, RECORD_LIMIT)):
                 return False
-            obstore.put(self._store, name, content, mode=version, use_multipart=False)
+            self._store.put(name, content, mode=version, use_multipart=False)
             return True
 
         try:
@@ -255,15 +247,11 @@ class Client:
 
     def put(self, name: str, content: bytes | Path) -> None:
         """Write a file, whole or not at all, in place of what is there; a large one in parts, each tried again."""
-        import obstore
-
-        self._in_bucket(name, lambda: obstore.put(self._store, name, content))
+        self._in_bucket(name, lambda: self._store.put(name, content))
 
     def delete(self, name: str) -> None:
         """Remove a file."""
-        import obstore
-
-        self._patiently(name, lambda: obstore.delete(self._store, name))
+        self._patiently(name, lambda: self._store.delete(name))
 
     def _in_bucket(self, name: str, action: Callable[[], T]) -> T:
         """Do what only a missing bucket can make impossible."""
@@ -318,8 +306,6 @@ def _understood(error: Exception) -> tuple[str, str | None]:
         return error.reason, error.way_out
     if isinstance(error, SoftLabelsError | FileNotFoundError | Cancelled):
         raise error
-    if isinstance(error, ImportError):
-        raise MissingExtraError("obstore", "remote", "a store at an address") from error
     from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
 
     if not isinstance(error, BaseError) or isinstance(
