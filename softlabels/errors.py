@@ -115,6 +115,12 @@ class MissingExtraError(SoftLabelsError, ImportError):
         )
 
 
+def first_line(error: BaseException) -> str:
+    """Of what an error of another library says, the rest being its internals; its class if it says nothing."""
+    lines = str(error).strip().splitlines()
+    return lines[0][:300] if lines else type(error).__name__
+
+
 def install_hint(extra: str, *, package: Path = PACKAGE, here: Path | None = None) -> str:
     """The command that installs an extra of this copy; it depends on where the copy came from.
 

@@ -92,7 +92,7 @@ def test_a_record_with_a_right_digest_may_still_name_no_file_outside(tmp_path):
         write_seal(folder, FOLDER, msgspec.structs.replace(record, files=files))
         with pytest.raises(IntegrityError, match="not the name of a file in it"):
             check_folder(folder)
-        assert not folders._is_ours(folder)
+        assert folders._proven(folder) is None
 
 
 def test_ours_is_replaced_and_nothing_is_said(tmp_path):

@@ -145,7 +145,7 @@ def planned_again(
     """
     planned: list[PlannedShard] = []
     for shard in checked:
-        record, numbering = shard.record, shard.record.numbering
+        record = shard.record
         planned.append(
             PlannedShard(
                 index=len(planned),
@@ -156,8 +156,8 @@ def planned_again(
                 document=0,
                 offset=0,
                 inputs_sha256=hashlib.sha256(shard.digests).hexdigest(),
-                counts_from=numbering.row if plain and numbering.row != start_row else None,
-                documents_from=numbering.documents + documents or None,
+                counts_from=record.first_row if plain and record.first_row != start_row else None,
+                documents_from=(record.documents_from or 0) + documents or None,
             )
         )
         start_row += record.rows

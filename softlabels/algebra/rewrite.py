@@ -156,9 +156,9 @@ def rewrite(
     shards: list[Reused | Callable[[PlannedShard], Made]] = []
     for shard, runs in zip(found.planned, found.cuts, strict=True):
         whole = _whole(store, runs)
-        in_place = whole is not None and whole.numbering.row == shard.start_row
+        in_place = whole is not None and whole.first_row == shard.start_row
         if same and whole is not None and (in_place or not old.encoding.plain):  # which counts rows
-            documents = whole.numbering.documents or None
+            documents = whole.documents_from
             planned.append(msgspec.structs.replace(shard, documents_from=documents))
             shards.append(reused(store, whole, _statistics(store, whole)))
         else:

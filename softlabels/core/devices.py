@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import torch
 
-from softlabels.errors import ConfigError
+from softlabels.errors import ConfigError, first_line
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 PAYS = 1.3
@@ -57,9 +57,8 @@ def _device(wanted: str) -> tuple[torch.device, str]:
             raise RuntimeError("it holds no numbers")
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as e:  # as each back-end has it
-        reason = (str(e).splitlines() or [""])[0]
         raise ConfigError(
-            f"--device {wanted}: nothing can be computed there ({reason}); use --device cpu or auto"
+            f"--device {wanted}: nothing can be computed there ({first_line(e)}); use --device cpu or auto"
         ) from e
     return device, "asked for"
 

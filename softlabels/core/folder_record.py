@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Generic, TypeVar
 
+from softlabels.core.durable import walk
 from softlabels.core.records import (
     FileRecord,
     Record,
@@ -73,8 +73,7 @@ def describe_files(folder: Path, *, without: str) -> dict[str, FileRecord]:
 
 def entries(folder: Path) -> dict[str, Path]:
     """All that lies in a folder and below, by name; links are not followed."""
-    walk = os.walk(folder, onerror=_refuse)  # what cannot be listed is not empty
-    found = (Path(root, n) for root, dirs, files in walk for n in [*dirs, *files])
+    found = (Path(root, n) for root, dirs, files in walk(folder) for n in [*dirs, *files])
     return {path.relative_to(folder).as_posix(): path for path in found}
 
 
@@ -175,7 +174,3 @@ def compare(path: Path, file: FileRecord, kind: Seal[Any], *, contents: bool) ->
         raise StoreError(
             f"{path}: cannot be read now ({e.strerror}); nothing was changed, try again"
         ) from e
-
-
-def _refuse(error: OSError) -> None:
-    raise error

@@ -98,7 +98,7 @@ def mend_folders(parent: Path, notice: Notice) -> None:
     with explained(parent):
         for going in sorted(parent.glob(f"{GOING}*")):
             final = parent / going.name.removeprefix(GOING)
-            if not _is_there(final) and (_is_whole(going) or not _is_ours(going)):
+            if not _is_there(final) and (_is_whole(going) or _proven(going) is None):
                 going.rename(final)
                 sync_folder(parent)
             else:
@@ -133,10 +133,6 @@ def _is_whole(folder: Path) -> bool:
     except (FileNotFoundError, FormatError, IntegrityError):
         return False
     return True
-
-
-def _is_ours(folder: Path) -> bool:
-    return _proven(folder) is not None
 
 
 def _proven(folder: Path) -> list[str] | None:

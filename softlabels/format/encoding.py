@@ -110,13 +110,12 @@ def decode_shard(
             )
         book = dictionary(wanted) if dictionary is not None and wanted is not None else None
         shard = packed.shard_of(read_streams(data, identity, where=where), book, reading)
-    further = 0 if reading.numbering is None else reading.numbering.documents
-    if further == 0 or not identity.encoding.has_inputs:
+    if reading.documents == 0 or not identity.encoding.has_inputs:
         return shard
     largest = max((int(row.documents.max()) for row in shard.rows), default=0)
     if largest > LARGEST:  # and would wrap
         raise IntegrityError(f"{where}: names document {largest}; there are at most {LARGEST}")
-    return replace(shard, rows=[row.renumbered(further) for row in shard.rows])
+    return replace(shard, rows=[row.renumbered(reading.documents) for row in shard.rows])
 
 
 def read_streams(data: bytes, identity: Identity, *, where: str) -> Mapping[str, Stream]:

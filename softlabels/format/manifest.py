@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -40,16 +39,6 @@ ROWS_ALWAYS, ROWS_PER_BYTE = 2**16, 64
 label without targets, in the profile `packed`, were measured at 9 rows a byte."""
 
 
-@dataclass(frozen=True)
-class Numbering:
-    """What a shard's file counts from, which a store that shares the file with another may count otherwise."""
-
-    row: int
-    """Number that the file gives its first row."""
-    documents: int
-    """Added to its numbers of documents."""
-
-
 class NumberedShard(Record, frozen=True, kw_only=True, omit_defaults=True):
     """What the records of a shard share."""
 
@@ -63,10 +52,9 @@ class NumberedShard(Record, frozen=True, kw_only=True, omit_defaults=True):
     """To be added to the file's `documents`; absent: 0."""
 
     @property
-    def numbering(self) -> Numbering:
-        """How the file counts rows and documents."""
-        row = self.start_row if self.counts_from is None else self.counts_from
-        return Numbering(row, self.documents_from or 0)
+    def first_row(self) -> int:
+        """The number that the file gives its first row; a store that shares the file may count otherwise."""
+        return self.start_row if self.counts_from is None else self.counts_from
 
 
 class SourceRecord(Record, frozen=True, kw_only=True):

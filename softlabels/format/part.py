@@ -138,7 +138,7 @@ def part_manifest(manifest: Manifest, part: Part) -> Manifest:
             ),
         ),
         shards=[
-            msgspec.structs.replace(s, start_row=start, counts_from=s.numbering.row)
+            msgspec.structs.replace(s, start_row=start, counts_from=s.first_row)
             for s, start in zip(held, starts, strict=False)
         ],
         statistics=part.statistics,

@@ -168,7 +168,7 @@ def _offsets(column: Column) -> npt.NDArray[np.int64]:
 
 def _rows(columns: dict[str, Column], reading: Reading) -> Sequence[InputRow]:
     identity, where = reading.identity, reading.where
-    first = reading.start_row if reading.numbering is None else reading.numbering.row
+    first = reading.start_row if reading.first_row is None else reading.first_row
     numbers = columns["row"].values
     if not np.array_equal(numbers, np.arange(first, first + len(numbers))):
         raise IntegrityError(f"{where}: its rows are not {first} to {first + len(numbers) - 1}")

@@ -17,7 +17,7 @@ from softlabels.core.rows import InputRow
 from softlabels.core.summary import Summary
 from softlabels.core.targets import SoftTargets
 from softlabels.format.identity import Identity
-from softlabels.format.manifest import NumberedShard, Numbering
+from softlabels.format.manifest import NumberedShard
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -77,8 +77,10 @@ class Reading:
     """How many the manifest or the plan says there are; None: not known."""
     positions: int | None = None
     """The same of positions. With both a file that declares more is refused before it is decoded."""
-    numbering: Numbering | None = None
-    """How the file counts rows and documents; None: as the store does."""
+    first_row: int | None = None
+    """The number that the file gives its first row; None: `start_row`."""
+    documents: int = 0
+    """To be added to its numbers of documents."""
     keep_logp: bool = False
     """Keep what the columns hold besides what it means, for whoever writes them again."""
     targets: bool = True
@@ -100,7 +102,8 @@ class Reading:
             start_row=shard.start_row,
             rows=shard.rows,
             positions=shard.positions,
-            numbering=shard.numbering,
+            first_row=shard.first_row,
+            documents=shard.documents_from or 0,
             keep_logp=keep_logp,
             targets=targets,
         )

@@ -13,7 +13,7 @@ from sys import stderr
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from softlabels.errors import ConfigError, IntegrityError, MissingExtraError
+from softlabels.errors import ConfigError, IntegrityError, MissingExtraError, first_line
 from softlabels.format.files import StoreFiles
 from softlabels.format.manifest import MANIFEST, SIGNATURE
 
@@ -52,9 +52,7 @@ class PublicKey:
             """sha256 of the key itself (DER), however its file is spelled."""
             with TemporaryDirectory() as folder:
                 self._config(Path(folder))
-        except (
-            Exception
-        ) as e:  # OSError, ValueError, TypeError, AttributeError, UnsupportedAlgorithm …
+        except Exception as e:  # OSError, ValueError, TypeError, UnsupportedAlgorithm …
             raise bad_key(path, "public", e) from e
 
     def _config(self, folder: Path) -> Any:
@@ -87,11 +85,10 @@ class PublicKey:
             try:
                 with redirect_stdout(stderr):  # it prints remarks, and ours is one JSON object
                     self._config(folder).verify(copy, bundle)
-            except (
-                Exception
-            ) as e:  # whatever the library makes of bytes that anyone may have written
+            except Exception as e:  # what the library makes of bytes that anyone may have written
+                reason = f"{type(e).__name__}: {first_line(e)}"
                 raise IntegrityError(
-                    f"{where}: is no signature of this {MANIFEST} by the key {self.path} ({_reason(e)}). The manifest "
+                    f"{where}: is no signature of this {MANIFEST} by the key {self.path} ({reason}). The manifest "
                     "or the signature was altered, the manifest was renewed (measured, or a new card) after it was "
                     "signed, or the key is another: do not train on the store before its maker has signed it again"
                 ) from e
@@ -118,11 +115,6 @@ def model_signing(purpose: str) -> tuple[Any, Any, Any]:
 def bad_key(key: Path, kind: str, e: Exception) -> ConfigError:
     """What to say of a key file that cannot be used."""
     return ConfigError(
-        f"--key {key}: cannot be used as a {kind} key ({_reason(e)}); expected the PEM file of a {kind} ECDSA key on "
-        "P-256, P-384 or P-521 (docs/trust.md says how to make a pair)"
+        f"--key {key}: cannot be used as a {kind} key ({type(e).__name__}: {first_line(e)}); "
+        f"expected the PEM file of a {kind} ECDSA key on P-256, P-384 or P-521 (docs/trust.md says how to make a pair)"
     )
-
-
-def _reason(e: Exception) -> str:
-    lines = str(e).strip().splitlines()
-    return f"{type(e).__name__}: {lines[0]}" if lines else type(e).__name__

@@ -201,15 +201,15 @@ def test_columns_that_no_teacher_says_are_refused(name, value, said):
 
     made = identity()
     columns = columns_of(shard_of(2, made), made)
-    plain_shard(columns, made, start_row=0, where="s")
+    plain_shard(columns, Reading(identity=made, start_row=0, where="s"))
     values = columns[name].values.copy()
     values[3] = value
     columns[name] = dataclasses.replace(columns[name], values=values)
     with pytest.raises((IntegrityError, TargetError), match=said):
-        plain_shard(columns, made, start_row=0, where="s")
+        plain_shard(columns, Reading(identity=made, start_row=0, where="s"))
     columns[name] = dataclasses.replace(columns[name], offsets=columns[name].offsets + 1)
     with pytest.raises(IntegrityError, match="has not one entry for each position"):
-        plain_shard(columns, made, start_row=0, where="s")
+        plain_shard(columns, Reading(identity=made, start_row=0, where="s"))
 
 
 def test_a_shard_whose_summaries_take_a_readers_memory_is_not_written(monkeypatch):

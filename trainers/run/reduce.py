@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
-from softlabels.errors import ConfigError, RunError
+from softlabels.errors import ConfigError, RunError, first_line
 
 T = TypeVar("T")
 
@@ -143,7 +143,7 @@ class Ranks:
         """What to say where another rank no longer answers."""
         return RunError(
             f"rank {self.rank}: another rank ended or cannot be reached, and says why in its own output "
-            f"({_first_line(error)}); once that is mended --resume goes on from the last checkpoint"
+            f"({first_line(error)}); once that is mended --resume goes on from the last checkpoint"
         )
 
     def is_lost(self, error: BaseException) -> bool:
@@ -152,10 +152,6 @@ class Ranks:
             return False
         words = str(error).lower()
         return isinstance(error, dist.DistError) or "gloo" in words or "nccl" in words
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
 @contextmanager
@@ -185,7 +181,7 @@ def joined() -> Iterator[Ranks]:
     except (RuntimeError, ValueError) as e:
         raise RunError(
             f"rank {ranks.rank}: cannot meet the other {world_size - 1} ranks at "
-            f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']} ({_first_line(e)})"
+            f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']} ({first_line(e)})"
         ) from e
     try:
         yield ranks

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from softlabels.errors import ConfigError, MissingExtraError
+from softlabels.errors import ConfigError, MissingExtraError, first_line
 from softlabels.store.remote.web import Web
 
 if TYPE_CHECKING:
@@ -80,8 +79,9 @@ def open_address(url: str) -> ObjectStore:
         from obstore.store import from_url
     except ImportError as e:
         raise MissingExtraError("obstore", "remote", "a store at an address") from e
+    service = next((named for n in ENDPOINTS if (named := os.environ.get(n))), "")
     options: Any = {
-        "allow_http": _plain_http(url, os.environ),
+        "allow_http": url.startswith("s3://") and service.startswith("http://"),  # the user's word
         "connect_timeout": CONNECT,
         "read_timeout": SILENCE,
         "timeout": WHOLE,
@@ -97,31 +97,17 @@ def open_address(url: str) -> ObjectStore:
     try:
         return from_url(url, client_options=options, retry_config=retries)
     except Exception as e:  # whatever obstore makes of a variable that it cannot use
-        raise ConfigError(f"{url}: {str(e).splitlines()[0]}") from e
+        raise ConfigError(f"{url}: {first_line(e)}") from e
 
 
 def open_web(url: str) -> Web:
-    """The web server of an address, or the Hub.
+    """The web server of an address; of the Hub the folder of a repository, with what says who asks.
 
     Raises:
         MissingExtraError: a library for it is not installed.
     """
     if not url.startswith("hf://"):
         return Web(url)
-    target, headers = _hub(url)
-    return Web(target, headers=headers, leads_away=True)
-
-
-def _plain_http(target: str, environment: Mapping[str, str]) -> bool:
-    """Whether the service is reached without TLS, on the user's word."""
-    if target.startswith("s3://"):
-        set_ = next((environment[n] for n in ENDPOINTS if environment.get(n)), "")
-        return set_.startswith("http://")
-    return False
-
-
-def _hub(url: str) -> tuple[str, dict[str, str]]:
-    """The folder of a dataset repository over https, and what says who asks."""
     try:
         from huggingface_hub import get_token, hf_hub_url
     except ImportError as e:
@@ -130,6 +116,5 @@ def _hub(url: str) -> tuple[str, dict[str, str]]:
     name = f"{folder}/manifest.json" if folder else "manifest.json"
     address = hf_hub_url(repository, name, repo_type="dataset", revision=revision)
     token = get_token()
-    return address.removesuffix("/manifest.json"), (
-        {"Authorization": f"Bearer {token}"} if token else {}
-    )
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    return Web(address.removesuffix("/manifest.json"), headers=headers, leads_away=True)

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 from softlabels.core.records import RECORD_LIMIT
-from softlabels.errors import IntegrityError, RemoteError, SoftLabelsError
+from softlabels.errors import IntegrityError, RemoteError, SoftLabelsError, first_line
 from softlabels.format.files import Address
 from softlabels.store.remote.addresses import check_address, open_address, open_web
 from softlabels.store.remote.cache import Cancelled
@@ -317,9 +317,8 @@ def _understood(error: Exception) -> tuple[str, str | None]:
 
 
 def _reason(error: Exception) -> str:
-    """The first line of what obstore says: the others are its internals."""
-    lines = str(error).splitlines()
-    return re.sub(r" in [\d.]+\S?s\b", "", lines[0])[:300].rstrip(" :") if lines else repr(error)
+    """What obstore says, without how long it took."""
+    return re.sub(r" in [\d.]+\S?s\b", "", first_line(error)).rstrip(" :")
 
 
 def _way_out(error: Exception, reason: str) -> str | None:

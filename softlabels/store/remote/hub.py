@@ -22,6 +22,7 @@ from softlabels.errors import (
     MissingExtraError,
     RemoteError,
     StoreError,
+    first_line,
 )
 from softlabels.format.manifest import MANIFEST, SIGNATURE, Manifest, load_manifest
 from softlabels.store.remote.addresses import hub_place
@@ -186,7 +187,7 @@ def _explained(url: str) -> Iterator[None]:
         raise
     except Exception as e:
         name = type(e).__name__
-        reason = (str(e).splitlines() or [name])[0][:300]
+        reason = first_line(e)
         if name == "RepositoryNotFoundError":
             raise ConfigError(
                 f"{url}: no such dataset repository, or no right to it ({reason}); make it first, with "

@@ -23,7 +23,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 from urllib.parse import SplitResult, urljoin, urlsplit
 
-from softlabels.errors import MissingExtraError
+from softlabels.errors import MissingExtraError, first_line
 
 if TYPE_CHECKING:
     from urllib3 import BaseHTTPResponse, HTTPConnectionPool, PoolManager
@@ -87,7 +87,7 @@ class Watch:
                 f"sent fewer than {LEAST:,} bytes in {WINDOW:g} seconds, without an end",
                 "check the network and the server, then run the same command again",
             )
-        return WebFailure(_line(error))
+        return WebFailure(f"{type(error).__name__}: {first_line(error)}")
 
     def _look(self) -> None:
         while not self._ended.wait(WINDOW):
@@ -315,8 +315,3 @@ def _length(answer: BaseHTTPResponse) -> int | None:
 def _begins_at(answer: BaseHTTPResponse, begun: int) -> bool:
     said = re.match(r"bytes (\d{1,18})-", answer.headers.get("Content-Range", ""))
     return answer.status == 206 and said is not None and int(said[1]) == begun
-
-
-def _line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}"[:300] if lines else type(error).__name__
