@@ -8,7 +8,6 @@ import re
 import stat
 from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
 
 from softlabels.core.durable import explained, make_folder
 from softlabels.core.processes import Process, this_process
@@ -98,12 +97,7 @@ class FolderLock:
     def __enter__(self) -> FolderLock:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.release()
 
 

@@ -66,7 +66,6 @@ def file_record(data: bytes) -> FileRecord:
 
 
 R = TypeVar("R", bound=Record)
-T = TypeVar("T")
 
 
 def canonical(value: Any) -> bytes:
@@ -115,15 +114,13 @@ def read_record_file(path: Path) -> bytes:
         FileNotFoundError, NotADirectoryError: there is none.
     """
 
-    def read() -> bytes:
-        size = regular_size(path)
+    def check(size: int) -> None:
         if size > RECORD_LIMIT:
             raise FormatError(
                 f"{path}: {size} bytes; a record of more than {RECORD_LIMIT} bytes is refused unread"
             )
-        return path.read_bytes()
 
-    return _read(path, read)
+    return _read(path, check)
 
 
 def parse_record(data: bytes, kind: type[R], *, where: object) -> R:
@@ -230,14 +227,13 @@ def read_file(path: Path) -> bytes:
         FileNotFoundError, NotADirectoryError: there is none.
     """
 
-    def read() -> bytes:
-        if (size := regular_size(path)) > FILE_LIMIT:
+    def check(size: int) -> None:
+        if size > FILE_LIMIT:
             raise IntegrityError(
                 f"{path}: {size} bytes; a file of more than {FILE_LIMIT} bytes is refused unread"
             )
-        return path.read_bytes()
 
-    return _read(path, read)
+    return _read(path, check)
 
 
 def check_file(path: Path, *, sha256: str, size: int) -> bytes:
@@ -247,31 +243,29 @@ def check_file(path: Path, *, sha256: str, size: int) -> bytes:
         IntegrityError: missing, not a file, shorter or longer than recorded, altered, or too large to be read.
         UnreadableError: there, and cannot be read.
     """
+    if size > FILE_LIMIT:
+        raise IntegrityError(
+            f"{path}: recorded with {size} bytes; a file of more than {FILE_LIMIT} bytes is refused unread"
+        )
 
-    def read() -> bytes:
-        if size > FILE_LIMIT:
-            raise IntegrityError(
-                f"{path}: recorded with {size} bytes; a file of more than {FILE_LIMIT} bytes is refused unread"
-            )
-        found = regular_size(path)
+    def check(found: int) -> None:
         if found != size:
             raise IntegrityError(
                 f"{path}: {found} bytes, the record says {size}: torn or altered; {_REMEDY}"
             )
         if size > HASHED_FIRST:
             _check_digest(path, sha256_of(path), sha256)
-        return path.read_bytes()
 
     try:
-        data = _read(path, read)
+        data = _read(path, check)
     except (FileNotFoundError, NotADirectoryError) as e:
         raise IntegrityError(f"{path}: missing; {_REMEDY}") from e
     _check_digest(path, hashlib.sha256(data).hexdigest(), sha256)
     return data
 
 
-def _read(path: Path, read: Callable[[], T]) -> T:
-    """What `read` gives; what the system refuses is told from what is damaged.
+def _read(path: Path, check: Callable[[int], None]) -> bytes:
+    """A file whose size is accepted by `check`; what the system refuses is told from what is damaged.
 
     Raises:
         IntegrityError: there is no file to be read, but something else.
@@ -280,7 +274,8 @@ def _read(path: Path, read: Callable[[], T]) -> T:
     """
     for pause in (*STALE_PAUSES, None):
         try:
-            return read()
+            check(regular_size(path))
+            return path.read_bytes()
         except (FileNotFoundError, NotADirectoryError, SoftLabelsError):
             raise
         except OSError as e:

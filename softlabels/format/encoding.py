@@ -20,7 +20,7 @@ from softlabels.core.targets import SoftTargets, main_temperature
 from softlabels.errors import IntegrityError
 from softlabels.format import packed, plain
 from softlabels.format.columns import Container, Expected
-from softlabels.format.containers import zarr_arrays
+from softlabels.format.containers import zarr
 from softlabels.format.identity import OPEN_PARTS, OPEN_TARGETS, PACKED_ARRAYS, Identity
 from softlabels.format.manifest import Statistics
 from softlabels.format.shard import Reading, Shard
@@ -79,7 +79,7 @@ def encode_shard(
         facts[DICTIONARY] = dictionary.sha256
     streams = packed.streams_of(shard, identity, dictionary)
     if identity.encoding.profile == PACKED_ARRAYS:
-        return zarr_arrays.write_arrays(streams, facts, packed.attributes_of(identity))
+        return zarr.write_arrays(streams, facts, packed.attributes_of(identity))
     return container.write_streams(streams, facts)
 
 
@@ -125,7 +125,7 @@ def read_streams(data: bytes, identity: Identity, *, where: str) -> Mapping[str,
         IntegrityError: not such a file.
     """
     if identity.encoding.profile == PACKED_ARRAYS:
-        return zarr_arrays.read_arrays(data, where=where)
+        return zarr.read_arrays(data, where=where)
     return container_of(identity).read_streams(data, where=where)
 
 

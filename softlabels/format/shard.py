@@ -121,6 +121,7 @@ def rows_alone(
         temperatures=grid,
         vocab_size=identity.teacher.vocab_size,
         estimator=identity.targets.estimator,
+        declared=identity.targets.declared,
         summary=summary,
     )
     return Shard(start_row=start_row, rows=rows, targets=targets)

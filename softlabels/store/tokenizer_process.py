@@ -16,6 +16,7 @@ import sys
 import time
 import weakref
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -86,11 +87,9 @@ class _Limited:
 
     def _send(self, message: bytes) -> None:
         assert self._child.stdin is not None
-        try:
+        with suppress(OSError, ValueError):  # it has ended; what it says next is nothing
             self._child.stdin.write(len(message).to_bytes(LENGTH, "little") + message)
             self._child.stdin.flush()
-        except (OSError, ValueError):  # it has ended; what it says next is nothing
-            return
 
     def _answer(self, doing: str, patience: float) -> dict[str, Any]:
         deadline = time.monotonic() + patience
@@ -170,8 +169,6 @@ def _end(child: subprocess.Popen[bytes]) -> None:
     child.kill()
     for pipe in (child.stdin, child.stdout):
         assert pipe is not None
-        try:
+        with suppress(OSError):  # what was not sent
             pipe.close()
-        except OSError:  # what was not sent
-            continue
     child.wait()

@@ -15,11 +15,10 @@ from softlabels.core.progress import Reporter, Silent
 from softlabels.errors import SoftLabelsError
 from softlabels.format.files import Recorded, StoreFiles
 from softlabels.format.manifest import MANIFEST, SIGNATURE
-from softlabels.format.part import PART
+from softlabels.format.part import PART, Counting
 from softlabels.making.finish import MADE
 from softlabels.making.plan import PLAN
 from softlabels.making.quarantine import QUARANTINE
-from softlabels.store.counting import Counting
 from softlabels.store.demand import Demand, Vouched, read_vouched
 from softlabels.store.reader import Store
 from softlabels.store.remote.cache import CacheOptions

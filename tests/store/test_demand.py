@@ -127,7 +127,7 @@ def counted(store: Path) -> dict[str, dict]:
     """What an honest part.json says."""
     import msgspec
 
-    from softlabels.store.counting import Counting
+    from softlabels.format.part import Counting
 
     manifest = load_manifest(store)
     part = read_part(LocalFiles(store), manifest)

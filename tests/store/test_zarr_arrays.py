@@ -15,7 +15,7 @@ from softlabels.codecs.streams import Stream, pack, plain, plain_numbers, unpack
 from softlabels.errors import ConfigError, FormatError, IntegrityError, TargetError
 from softlabels.format import packed
 from softlabels.format.archive import write_archive
-from softlabels.format.containers import zarr_arrays
+from softlabels.format.containers import zarr as zarr_container
 from softlabels.format.encoding import decode_shard, encode_shard
 from softlabels.format.shard import Reading
 from softlabels.store.reader import open_store
@@ -45,12 +45,14 @@ def arrays_of(**how):
 
 
 def written():
-    return zarr_arrays.write_arrays(STREAMS, {"softlabels.statistics": "{}"}, {"ids": {"a": [1]}})
+    return zarr_container.write_arrays(
+        STREAMS, {"softlabels.statistics": "{}"}, {"ids": {"a": [1]}}
+    )
 
 
 def all_of(data):
     """Every array, as numbers."""
-    found = zarr_arrays.read_arrays(data, where=WHERE)
+    found = zarr_container.read_arrays(data, where=WHERE)
     return {
         name: unpack(found[name], np.empty(found[name].entries, VALUES[name]), where=name).tolist()
         if name in VALUES

@@ -5,13 +5,18 @@ A column becomes an array of its name; a list column is the values of all record
 (see `arrays.py`).
 
 Streams of the profile `packed` become one array of bytes, and the group's attributes say where each begins. New stores
-are `packed-arrays` instead (`zarr_arrays.py`).
+are `packed-arrays` instead, in which each stream is an array of its name. Whole numbers are coded there by pco in its
+standalone format, which is what numcodecs' PCodec reads, so zarr-python alone gives them by name:
+`zarr.open_group(shard, mode="r")["ids"][:]`. They are coded before they come here: the profile knows which numbers are
+distributed alike, and codes each such part by itself, which PCodec's own settings cannot say. An array costs some 500
+bytes, of metadata and in the zip file's directory.
 """
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from zipfile import ZipFile
@@ -21,7 +26,7 @@ import numpy.typing as npt
 
 from softlabels.codecs.streams import Stream
 from softlabels.errors import IntegrityError, TargetError
-from softlabels.format.archive import ENTRIES_LIMIT, SIZE_LIMIT, write_archive
+from softlabels.format.archive import ENTRIES_LIMIT, SIZE_LIMIT, Archive, write_archive
 from softlabels.format.arrays import (
     ARRAY_LIMIT,
     DeclaredArray,
@@ -79,7 +84,7 @@ def write_streams(streams: Mapping[str, Stream], facts: Facts) -> bytes:
         "zarr.json": group_metadata({**facts, INDEX: index}),
         f"{STREAMS}/zarr.json": array_metadata((len(data),), UINT8, {}),
     }
-    return zipped(entries | ({f"{STREAMS}/c/0": with_checksum(data)} if data else {}))
+    return _zipped(entries | ({f"{STREAMS}/c/0": with_checksum(data)} if data else {}))
 
 
 def _write(arrays: Mapping[str, npt.NDArray[Any]], facts: Facts) -> bytes:
@@ -104,10 +109,10 @@ def _write(arrays: Mapping[str, npt.NDArray[Any]], facts: Facts) -> bytes:
                 fill_value=values.dtype.type(0),
             )
             array[...] = values
-    return zipped({name: file.to_bytes() for name, file in files.items()})
+    return _zipped({name: file.to_bytes() for name, file in files.items()})
 
 
-def zipped(entries: Mapping[str, bytes]) -> bytes:
+def _zipped(entries: Mapping[str, bytes]) -> bytes:
     """The zip file of some entries, in order of their names.
 
     Raises:
@@ -255,3 +260,62 @@ def read_facts(data: bytes, *, where: str) -> dict[str, str]:
             for name, value in group.attributes.items()
             if name.startswith("softlabels.") and bytes(value).startswith(b'"')
         }
+
+
+# -- arrays by name -------------------------------------------------------------------------------
+
+
+def write_arrays(
+    streams: Mapping[str, Stream], facts: Facts, attributes: Mapping[str, Mapping[str, Any]]
+) -> bytes:
+    """The file of some streams, which know their dtype; `facts` are the root's attributes, the others the arrays'."""
+    entries = {"zarr.json": group_metadata(facts)}
+    for name, stream in streams.items():
+        shape = (stream.entries, *([] if stream.width in (None, 1) else [stream.width]))
+        about = attributes.get(name, {})
+        entries[f"{name}/zarr.json"] = array_metadata(shape, np.dtype(stream.dtype), about)
+        if stream.data:
+            entries[f"{name}/c" + "/0" * len(shape)] = with_checksum(stream.data)
+    return _zipped(entries)
+
+
+def read_arrays(data: bytes, *, where: str) -> Mapping[str, Stream]:
+    """The streams, by name; an array is looked at when it is asked for.
+
+    Raises:
+        IntegrityError: not such a zip file; of an array, whatever `arrays.py` refuses.
+    """
+    with refusing(where):
+        archive, _ = open_archive(data)
+    return _Arrays(archive, where)
+
+
+class _Arrays(Mapping[str, Stream]):
+    def __init__(self, archive: Archive, where: str) -> None:
+        self._archive, self._where = archive, where
+        self._names = [
+            name.removesuffix("/zarr.json")
+            for name in archive
+            if name.endswith("/zarr.json") and name.count("/") == 1
+        ]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __getitem__(self, name: str) -> Stream:
+        if f"{name}/zarr.json" not in self._archive:
+            raise KeyError(name)
+        with refusing(self._where):
+            array = DeclaredArray(self._archive, name, "stream")
+            check_strangers(self._archive, [array])
+            if not array.shape or (array.coded and len(array.shape) != 1):
+                raise ValueError(f"array {name!r} has the shape {array.shape}")
+            return Stream(
+                entries=array.shape[0],
+                data=bytes(array.content()),
+                dtype=array.type,
+                width=None if array.coded else math.prod(array.shape[1:]),
+            )

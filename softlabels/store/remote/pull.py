@@ -47,9 +47,8 @@ from softlabels.format.manifest import (
     Plan,
     load_manifest,
 )
-from softlabels.format.part import PART, Part, part_digest
+from softlabels.format.part import PART, Counting, Part, part_digest
 from softlabels.making.plan import PLAN
-from softlabels.store.counting import Counting
 from softlabels.store.demand import Demand, read_vouched
 from softlabels.store.reader import Store, check_known
 from softlabels.store.remote.cache import CacheOptions, complete
