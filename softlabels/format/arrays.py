@@ -227,11 +227,14 @@ def read_metadata(archive: Archive, name: str, kind: type[Any], limit: int) -> A
         ValueError: there is none, it is too long, or says what this format does not know.
     """
     path = f"{name}/zarr.json" if name else "zarr.json"
-    data = archive.read(path, limit=limit)
+    return _decoded(archive.read(path, limit=limit), kind, path)
+
+
+def _decoded(data: Any, kind: type[Any], what: str) -> Any:
     try:
         return msgspec.json.decode(data, type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as e:
-        raise ValueError(f"{path}: {e}") from e
+        raise ValueError(f"{what}: {e}") from e
 
 
 def _frame_size(frame: memoryview) -> int | None:
@@ -277,10 +280,7 @@ def attribute(group: Group, name: str, kind: type[Any]) -> Any:
     """
     if name not in group.attributes:
         raise ValueError(f"has no attribute {name!r}")
-    try:
-        return msgspec.json.decode(group.attributes[name], type=kind)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as e:
-        raise ValueError(f"attribute {name!r}: {e}") from e
+    return _decoded(group.attributes[name], kind, f"attribute {name!r}")
 
 
 def check_strangers(archive: Archive, arrays: list[DeclaredArray]) -> None:

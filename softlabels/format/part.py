@@ -116,8 +116,10 @@ def _claims(manifest: Manifest, part: Part) -> Iterator[tuple[str, float, float]
         yield "an entropy of", own.teacher_entropy, most
 
 
-def part_digest(manifest: Manifest, part: Part) -> str:
-    """Names the content of these shards; computed from the manifest."""
+def part_digest(manifest: Manifest, part: Part | None) -> str:
+    """Names the content of these shards; computed from the manifest. Without a part, of all."""
+    if part is None:
+        return manifest.content_digest
     content = canonical({"whole": manifest.content_digest, "shards": part.shards})
     return hashlib.sha256(content).hexdigest()
 

@@ -6,10 +6,9 @@ from collections.abc import Iterable, Sequence
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 
 from softlabels.core.rows import UNLABELLED, InputRow
-from softlabels.core.summary import UNKNOWN, Summary
+from softlabels.core.summary import UNKNOWN
 from softlabels.core.targets import SoftTargets
 from softlabels.format.identity import Identity
 from softlabels.format.manifest import Statistics
@@ -35,20 +34,9 @@ def statistics_of(
         soft_positions=None if soft == targets.n else soft,
         labelled=None if labelled == targets.n else labelled,
     )
-    if targets.summary is None:
+    if (summary := targets.summary) is None:
         return found
-    return _summarised(found, targets.summary, labels, has, identity)
-
-
-def _summarised(
-    found: Statistics,
-    summary: Summary,
-    labels: npt.NDArray[np.int32],
-    has: npt.NDArray[np.bool_],
-    identity: Identity,
-) -> Statistics:
     logp = summary.label_logp[has].astype(np.float64)
-    nll = found.teacher_nll
     if nll is None and np.isfinite(logp).all():
         nll = -float(logp.sum())
     classes = identity.classes or ()

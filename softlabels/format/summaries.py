@@ -43,12 +43,15 @@ def summary_record(vocab_size: int) -> SummaryRecord:
     return SummaryRecord(vocab_size=vocab_size, label_logp=LABEL_LOGP, entropy=ENTROPY)
 
 
-def _check(record: SummaryRecord) -> None:
+def _has_summaries(identity: Identity) -> bool:
+    if (record := identity.summary) is None:
+        return False
     if (record.label_logp, record.entropy) != (LABEL_LOGP, ENTROPY):
         raise FormatError(
             f"summaries are held as {record.label_logp!r} and {record.entropy!r}, known are {LABEL_LOGP!r} and "
             f"{ENTROPY!r}; upgrade softlabels"
         )
+    return True
 
 
 def _given(targets: SoftTargets) -> Summary:
@@ -84,9 +87,8 @@ def same_summary(given: Summary | None, held: Summary | None) -> bool:
 
 def summary_columns(targets: SoftTargets, identity: Identity, offsets: Int64) -> dict[str, Column]:
     """The columns of a shard whose rows have positions `offsets [R + 1]`; none if the store has no summaries."""
-    if (record := identity.summary) is None:
+    if not _has_summaries(identity):
         return {}
-    _check(record)
     summary = _given(targets)
     slot = _slot(targets, summary.top)
     # Kept ids are written without the slots that are not: of those before this one.
@@ -107,7 +109,7 @@ def summary_expected(
     identity: Identity, positions: int | None, *, top: bool = True
 ) -> dict[str, Expected]:
     """What these columns must be; `top` can be read beside the kept ids only."""
-    if identity.summary is None:
+    if not _has_summaries(identity):
         return {}
     expected = {
         LOGP: Expected(dtype=FLOAT16, most=positions),
@@ -132,9 +134,8 @@ def summary_of_columns(
     Raises:
         IntegrityError: lengths that are not the rows', a place where no id is kept.
     """
-    if (record := identity.summary) is None:
+    if not _has_summaries(identity):
         return None
-    _check(record)
     for name in NAMES if ids is not None else NAMES[:2]:
         found = columns[name].offsets
         if found is None or not np.array_equal(found, offsets):
@@ -185,9 +186,8 @@ def summary_streams(
         by: `[N]`: which position of `targets` each of `codes` is of; ordered by `contexts`.
         contexts: `[N] int32` of the positions in that order.
     """
-    if (record := identity.summary) is None:
+    if not _has_summaries(identity):
         return {}
-    _check(record)
     summary = _given(targets)
     top, counts = summary.top[by], targets.kept.sum(axis=1)[by]
     own = book.encode(contexts, np.maximum(top, 0)[:, None])[:, 0]
@@ -222,9 +222,8 @@ def summary_of_streams(
     Raises:
         IntegrityError: a stream is missing or has another length, a number that stands for nothing.
     """
-    if (record := identity.summary) is None:
+    if not _has_summaries(identity):
         return None
-    _check(record)
 
     def numbers(name: str) -> UInt32:
         return exactly(streams, name, len(contexts), where)

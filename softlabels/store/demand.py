@@ -67,11 +67,7 @@ class Vouched:
     @property
     def digest(self) -> str:
         """Names the content that is there."""
-        return (
-            self.manifest.content_digest
-            if self.part is None
-            else part_digest(self.manifest, self.part)
-        )
+        return part_digest(self.manifest, self.part)
 
     def facts(self, demand: Demand) -> dict[str, Any]:
         """What was demanded and what was found, as plain values."""

@@ -7,7 +7,8 @@ and `data`, a record for each: they are coded already, and any Parquet reader st
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from softlabels.format.columns import (
     Facts,
     check_declared,
 )
-from softlabels.format.footer import Declared, declared_columns, footer_length
+from softlabels.format.footer import declared_columns, footer_length
 
 suffix = "parquet"
 ZSTD_LEVEL = 3
@@ -120,7 +121,8 @@ def read_columns(
         IntegrityError: not Parquet, a bad page checksum, a column missing or of another type, or one
             that declares more than it should hold.
     """
-    num_rows, declared = _declared(data, where)
+    with _refusing(where):
+        num_rows, declared = declared_columns(data)
     if records is not None and num_rows != records:
         raise IntegrityError(
             f"{where}: holds {num_rows} rows, expected {records}; copy it again from its source"
@@ -136,22 +138,22 @@ def read_columns(
     return {name: _column(table, name, about, where) for name, about in expected.items()}
 
 
-def _declared(data: bytes, where: str) -> tuple[int, dict[str, Declared]]:
+@contextmanager
+def _refusing(where: str) -> Iterator[None]:
+    """Turn what a file that is none makes of its reading into `IntegrityError` with the place."""
     try:
-        return declared_columns(data)
-    except ValueError as e:
-        raise IntegrityError(f"{where}: not a readable Parquet file ({e})") from e
-
-
-def _open(data: bytes, where: str) -> pq.ParquetFile:
-    try:
-        return pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
+        yield
     except (pa.ArrowException, OSError, ValueError) as e:  # ValueError: a name that is not UTF-8
         raise IntegrityError(f"{where}: not a readable Parquet file ({e})") from e
 
 
+def _open(data: bytes) -> pq.ParquetFile:
+    return pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
+
+
 def _read(data: bytes, names: list[str], where: str) -> pa.Table:
-    file = _open(data, where)
+    with _refusing(where):
+        file = _open(data)
     for name in names:
         if (times := file.schema_arrow.names.count(name)) != 1:
             raise IntegrityError(f"{where}: has {times or 'no'} column {name!r}, expected one")
@@ -214,7 +216,8 @@ def read_streams(data: bytes, *, where: str) -> dict[str, Stream]:
     Raises:
         IntegrityError: not Parquet, a bad page checksum, or another table.
     """
-    _, declared = _declared(data, where)
+    with _refusing(where):
+        _, declared = declared_columns(data)
     if (size := sum(column.bytes for column in declared.values())) > len(data) + SLACK:
         raise IntegrityError(
             f"{where}: would decode to {size} bytes, more than its own {len(data)}: streams are not compressed; not "
@@ -244,11 +247,9 @@ def read_streams(data: bytes, *, where: str) -> dict[str, Stream]:
 
 def read_facts(data: bytes, *, where: str) -> dict[str, str]:
     """The footer's keys that begin with `softlabels.`."""
-    try:
+    with _refusing(where):
         footer_length(data)
-    except ValueError as e:
-        raise IntegrityError(f"{where}: not a readable Parquet file ({e})") from e
-    found = _open(data, where).metadata.metadata or {}
+        found = _open(data).metadata.metadata or {}
     try:
         return {k.decode(): v.decode() for k, v in found.items() if k.startswith(b"softlabels.")}
     except UnicodeDecodeError as e:

@@ -27,7 +27,7 @@ from softlabels.errors import (
 from softlabels.format.manifest import MANIFEST, SIGNATURE, Manifest, load_manifest
 from softlabels.store.remote.addresses import hub_place
 from softlabels.store.remote.push import shareable
-from softlabels.store.remote.transfer import Transfer, check_grown
+from softlabels.store.remote.transfer import Transfer, check_grown, transferred
 
 FILES_AT_ONCE = 50
 BYTES_AT_ONCE = 20 * 2**30
@@ -85,16 +85,8 @@ def push_to_hub(
                 )
         if last:
             repository.commit(last, "Manifest: the store is complete")
-    moved = [*missing, *changed, *last]
-    return Transfer(
-        digest=manifest.content_digest,
-        of=len(manifest.shards),
-        shards=len(names),
-        shards_moved=len(missing),
-        files_moved=len(moved),
-        bytes_moved=sum((store / n).stat().st_size for n in moved),
-        rows=manifest.rows,
-    )
+    moved = {n: (store / n).stat().st_size for n in (*missing, *changed, *last)}
+    return transferred(manifest, moved)
 
 
 def _chunks(store: Path, names: Sequence[str]) -> Iterator[list[str]]:

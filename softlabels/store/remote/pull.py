@@ -47,7 +47,7 @@ from softlabels.format.manifest import (
     Plan,
     load_manifest,
 )
-from softlabels.format.part import PART, Counting, Part, part_digest
+from softlabels.format.part import PART, Counting, Part
 from softlabels.making.plan import PLAN
 from softlabels.store.demand import Demand, read_vouched
 from softlabels.store.reader import Store, check_known
@@ -61,6 +61,7 @@ from softlabels.store.remote.transfer import (
     read_beside,
     read_plan_record,
     several,
+    transferred,
 )
 
 COMING = ".tmp-pull-"
@@ -197,7 +198,6 @@ class _Receiver:
         files = [Recorded(shards[i].name, shards[i].sha256, shards[i].bytes) for i in chosen]
         report.stage("pull", len(files), "shards")
         several(self._bring, files, report.advance)
-        shards_moved = len(self._moved)
         beside = [Recorded(n, r.sha256, r.bytes) for n, r in self._manifest.files.items()]
         several(self._bring, beside)
         self._write(PLAN, read_beside(self._origin, PLAN))
@@ -213,17 +213,7 @@ class _Receiver:
         for name in () if old is None else old.files.keys() - self._manifest.files.keys():
             if old and _digest(self._folder / name) == old.files[name].sha256:
                 (self._folder / name).unlink(missing_ok=True)
-        return Transfer(
-            digest=self._manifest.content_digest
-            if part is None
-            else part_digest(self._manifest, part),
-            of=len(shards),
-            shards=len(chosen),
-            shards_moved=shards_moved,
-            files_moved=len(self._moved),
-            bytes_moved=sum(self._moved.values()),
-            rows=sum(shards[i].rows for i in chosen),
-        )
+        return transferred(self._manifest, self._moved, part)
 
     def _bring(self, file: Recorded) -> None:
         """A file that the manifest vouches for, unless it is there and whole."""

@@ -35,6 +35,7 @@ from softlabels.store.remote.transfer import (
     claimed_digest,
     commit_name,
     several,
+    transferred,
 )
 from softlabels.store.verify import verify_store
 
@@ -98,15 +99,7 @@ def push(
         if SIGNATURE in beside:
             sender.send_small(SIGNATURE)
         sender.publish(old, alone=alone)
-    return Transfer(
-        digest=manifest.content_digest,
-        of=len(manifest.shards),
-        shards=len(manifest.shards),
-        shards_moved=sum(s.name in sender.sent for s in manifest.shards),
-        files_moved=len(sender.sent),
-        bytes_moved=sum(sender.sent.values()),
-        rows=manifest.rows,
-    )
+    return transferred(manifest, sender.sent)
 
 
 def probe(client: Client) -> None:

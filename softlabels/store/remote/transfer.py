@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from typing import TypeVar
@@ -13,6 +13,7 @@ from softlabels.core.records import parse_record
 from softlabels.errors import IntegrityError
 from softlabels.format.files import StoreFiles
 from softlabels.format.manifest import Commit, Manifest, Plan
+from softlabels.format.part import Part, part_digest
 from softlabels.making.plan import PLAN
 
 AT_ONCE = 8
@@ -37,6 +38,20 @@ class Transfer:
     """All files that travelled, records and the shards included."""
     bytes_moved: int
     rows: int
+
+
+def transferred(manifest: Manifest, moved: Mapping[str, int], part: Part | None = None) -> Transfer:
+    """What was done, of the bytes of each file that travelled; of a part which shards are there now."""
+    shards = manifest.shards if part is None else [manifest.shards[i] for i in part.shards]
+    return Transfer(
+        digest=part_digest(manifest, part),
+        shards=len(shards),
+        of=len(manifest.shards),
+        shards_moved=sum(shard.name in moved for shard in shards),
+        files_moved=len(moved),
+        bytes_moved=sum(moved.values()),
+        rows=sum(shard.rows for shard in shards),
+    )
 
 
 def commit_name(index: int) -> str:
