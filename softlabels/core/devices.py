@@ -28,11 +28,7 @@ class Choice(NamedTuple):
 
 
 def choose(device: str, dtype: str) -> Choice:
-    """Resolve `auto`.
-
-    Raises:
-        ConfigError: not a device or dtype, or not to be had on this machine.
-    """
+    """Resolve `auto`; `ConfigError` for what is no device or dtype, or not to be had on this machine."""
     where, why_where = _device(device)
     what, why_what = _dtype(dtype, where)
     name = str(what).removeprefix("torch.")

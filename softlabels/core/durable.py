@@ -50,11 +50,7 @@ STALE_SECONDS = 24 * 3600.0
 
 @contextmanager
 def explained(path: Path) -> Iterator[None]:
-    """Turn a failing system call into a sentence about `path`.
-
-    Raises:
-        StoreError: in the place of an OSError, which is its cause.
-    """
+    """Turn a failing system call into a `StoreError` that is a sentence about `path`."""
     try:
         yield
     except Exception as e:
@@ -253,11 +249,7 @@ def sweep(folder: Path) -> list[Path]:
 
 
 def leftovers(folder: Path) -> list[Path]:
-    """Our temporary files whose process is gone, here and below.
-
-    Raises:
-        StoreError: a folder cannot be listed, so what it holds is not known.
-    """
+    """Our temporary files whose process is gone, here and below; `StoreError` if a folder cannot be listed."""
     with explained(folder):
         paths = sorted(Path(root, n) for root, _, names in walk(folder) for n in names)
     return [path for path in paths if is_left(path)]

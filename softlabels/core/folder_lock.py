@@ -68,11 +68,7 @@ class FolderLock:
             os.write(self._file, f"{this_process()}\n".encode())
 
     def _open(self, path: Path) -> int:
-        """The lock's file, made if it is not there; what is not ours is not written to.
-
-        Raises:
-            RunError: a link, a pipe, another name of somebody's file, …
-        """
+        """The lock's file, made if it is not there; `RunError` for what is not ours, and is not written to."""
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
         try:
             file = os.open(path, flags, 0o644)

@@ -40,11 +40,7 @@ class KeptSet(
             raise ValueError("ids are sure to be kept in a sample; without one all are")
 
     def check_grid(self, estimator: str, temperatures: Sequence[float]) -> None:
-        """Refuse temperatures at which such a set is not known.
-
-        Raises:
-            ConfigError: names the flag, and the way out.
-        """
+        """Refuse temperatures at which such a set is not known, by a `ConfigError` with the flag and the way out."""
         if not temperatures:
             raise ConfigError("--temperature: give at least one")
         if len(temperatures) > LARGEST_GRID:
@@ -78,11 +74,7 @@ BUILT_IN: Mapping[str, KeptSet] = {
 
 
 def kept_set(estimator: str, declared: KeptSet | None) -> KeptSet:
-    """What an estimator keeps: as it is known, or as a store or the estimator declares.
-
-    Raises:
-        ConfigError: neither.
-    """
+    """What an estimator keeps, as it is known, or as a store or the estimator declares; else `ConfigError`."""
     found = BUILT_IN.get(estimator, declared)
     if found is None:
         raise ConfigError(

@@ -47,11 +47,7 @@ class LocalModel:
 
 
 def offline_transformers(purpose: str) -> Any:
-    """The transformers library, told to fetch nothing.
-
-    Raises:
-        MissingExtraError: not installed; the message begins with `purpose`.
-    """
+    """The transformers library, told to fetch nothing; `MissingExtraError` begins with `purpose`."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     try:
         import transformers
@@ -123,11 +119,7 @@ def _cached(hub_id: str) -> tuple[Path | None, str]:
 
 @contextmanager
 def loading(where: str, error: type[SoftLabelsError]) -> Iterator[None]:
-    """Whatever a library raises over a model's files, which may be torn or of any kind, as one sentence.
-
-    Raises:
-        SoftLabelsError: of class `error`, unless it was one already.
-    """
+    """Whatever a library raises over a model's files, which may be of any kind, as one sentence of class `error`."""
     try:
         yield
     except (SoftLabelsError, MemoryError):

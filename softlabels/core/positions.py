@@ -34,11 +34,7 @@ class PositionRule:
 
     @staticmethod
     def parse(text: str) -> PositionRule:
-        """From `RULE:SHARE`.
-
-        Raises:
-            ConfigError: no such rule, or not a share.
-        """
+        """From `RULE:SHARE`; `ConfigError` for anything else."""
         name, _, share = text.partition(":")
         try:
             value = Decimal(share)

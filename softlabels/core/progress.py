@@ -46,11 +46,7 @@ class Silent:
 
 
 def interval() -> float:
-    """Seconds between two lines.
-
-    Raises:
-        ConfigError: the environment variable holds no number of 0 or more.
-    """
+    """Seconds between two lines; `ConfigError` if the environment variable holds no number of 0 or more."""
     given = os.environ.get(INTERVAL, "")
     try:
         seconds = float(given) if given else DEFAULT_SECONDS

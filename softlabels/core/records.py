@@ -265,13 +265,7 @@ def check_file(path: Path, *, sha256: str, size: int) -> bytes:
 
 
 def _read(path: Path, check: Callable[[int], None]) -> bytes:
-    """A file whose size is accepted by `check`; what the system refuses is told from what is damaged.
-
-    Raises:
-        IntegrityError: there is no file to be read, but something else.
-        UnreadableError: there is one; the next attempt may succeed.
-        FileNotFoundError, NotADirectoryError: there is none.
-    """
+    """A file whose size is accepted by `check`; what the system refuses is told from what is damaged."""
     for pause in (*STALE_PAUSES, None):
         try:
             check(regular_size(path))

@@ -174,11 +174,7 @@ def name_of(spec: str) -> tuple[str, list[tuple[str, str]]]:
 
 
 def split_spec(spec: str, *, flag: str, example: str = "hf:path/to/model") -> tuple[str, str]:
-    """Split `name:argument`.
-
-    Raises:
-        ConfigError: there is no colon, or one side is empty.
-    """
+    """Split `name:argument`; `ConfigError` if there is no colon, or one side is empty."""
     name, colon, argument = spec.partition(":")
     if not (name and colon and argument):
         if flag == "--student" and spec.endswith(".json"):

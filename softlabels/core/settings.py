@@ -62,11 +62,7 @@ def _spelled(value: object) -> str:
 
 
 def read_toml(toml: Path) -> dict[str, Any]:
-    """The keys of a config file.
-
-    Raises:
-        ConfigError: it cannot be read, or is not TOML; with line and column.
-    """
+    """The keys of a config file; `ConfigError`, with line and column, if it is not TOML or cannot be read."""
     try:
         return tomllib.loads(toml.read_text(encoding="utf-8"))
     except OSError as e:
@@ -185,11 +181,7 @@ def _placed(error: ConfigError, toml: Path | None, keys: Set[str]) -> ConfigErro
 
 
 def check_at_least(config: object, **lowest: int) -> None:
-    """Refuse whole numbers below their lowest, and those that no 64 bits hold; None passes.
-
-    Raises:
-        ConfigError: names the flag.
-    """
+    """Refuse, naming the flag, whole numbers below their lowest or beyond 64 bits; None passes."""
     for name, low in lowest.items():
         value = getattr(config, name)
         if value is not None and value < low:

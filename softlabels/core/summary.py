@@ -47,11 +47,7 @@ class Summary:
         return Summary(label_logp=nothing, entropy=nothing, top=np.zeros(0, np.int32))
 
     def validate(self, vocab_size: int, *, where: str) -> None:
-        """Refuse what no teacher says.
-
-        Raises:
-            TargetError: names `where` and the position.
-        """
+        """Refuse what no teacher says, by a `TargetError` that names `where` and the position."""
         for what, values, bad in (
             ("label_logp = {}", self.label_logp, self.label_logp > 0),
             ("entropy = {}", self.entropy, (self.entropy < 0) | np.isinf(self.entropy)),

@@ -118,11 +118,7 @@ class VocabView:
 
     @staticmethod
     def trim(size: int, vocab_size: int) -> VocabView:
-        """The ids below `size`, of V = `vocab_size`.
-
-        Raises:
-            ConfigError: `size` is not 1 to V.
-        """
+        """The ids below `size`, of V = `vocab_size`; `ConfigError` unless it is 1 to V."""
         if not 1 <= size <= vocab_size:
             raise ConfigError(
                 f"--vocab trim:{size}: the store's vocabulary has {vocab_size} ids; expected 1 to {vocab_size}"
@@ -184,11 +180,7 @@ class VocabView:
 
     @staticmethod
     def parse(text: str, vocab_size: int) -> VocabView:
-        """From `trim:N` or `map:FILE`, for a store of V = `vocab_size`.
-
-        Raises:
-            ConfigError: neither, or it does not fit the store.
-        """
+        """From `trim:N` or `map:FILE`, for a store of V = `vocab_size`; `ConfigError` if it does not fit that."""
         name, argument = split_spec(text, flag="--vocab", example="trim:32000")
         if name == "trim":
             if not (argument.isascii() and argument.isdigit()):

@@ -45,11 +45,7 @@ def write_archive(entries: Mapping[str, bytes]) -> bytes:
 
 
 class Archive:
-    """The entries of a zip file.
-
-    Raises:
-        ValueError: not a zip file of the kind above.
-    """
+    """The entries of a zip file; `ValueError` if it is not one of the kind above."""
 
     def __init__(self, data: bytes) -> None:
         self._data = memoryview(data)

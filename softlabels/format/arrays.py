@@ -151,11 +151,7 @@ class DeclaredArray:
             )
 
     def decode(self, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
-        """The values, read only.
-
-        Raises:
-            ValueError: other bytes than those of the checksum.
-        """
+        """The values, read only; `ValueError` if the bytes are not those of the checksum."""
         if not self.bytes:
             return np.zeros(self.shape, dtype)
         raw: Any = self.content()
@@ -170,11 +166,7 @@ class DeclaredArray:
         return little.astype(dtype, copy=False)
 
     def content(self) -> memoryview:
-        """The chunk's bytes, without their CRC-32C.
-
-        Raises:
-            ValueError: other bytes than those of the checksum.
-        """
+        """The chunk's bytes, without their CRC-32C; `ValueError` if they are not those of the checksum."""
         if self._codec == "zstd" or not self.bytes:
             return self.data
         raw = self.data[:-4]
@@ -263,21 +255,13 @@ def refusing(where: str) -> Iterator[None]:
 
 
 def open_archive(data: bytes) -> tuple[Archive, Group]:
-    """The entries of a file, and its root group.
-
-    Raises:
-        ValueError: not a group in a zip file.
-    """
+    """The entries of a file, and its root group; `ValueError` if it is no group in a zip file."""
     archive = Archive(data)
     return archive, read_metadata(archive, "", Group, GROUP_LIMIT)
 
 
 def attribute(group: Group, name: str, kind: type[Any]) -> Any:
-    """An attribute of a group.
-
-    Raises:
-        ValueError: there is none, or it is of another type.
-    """
+    """An attribute of a group; `ValueError` if there is none, or it is of another type."""
     if name not in group.attributes:
         raise ValueError(f"has no attribute {name!r}")
     return _decoded(group.attributes[name], kind, f"attribute {name!r}")

@@ -34,11 +34,7 @@ class Dictionaries:
         self._read: dict[str, Codebook] = {}
 
     def __call__(self, sha256: str) -> Codebook:
-        """The dictionary of a digest.
-
-        Raises:
-            IntegrityError: it is missing, altered, or of another vocabulary.
-        """
+        """The dictionary of a digest; `IntegrityError` if it is missing, altered, or of another vocabulary."""
         if sha256 not in self._read:
             path, data = self._find(sha256)
             book = Codebook.from_bytes(data, vocab_size=self._vocab_size, where=str(path))

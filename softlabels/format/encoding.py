@@ -119,11 +119,7 @@ def decode_shard(
 
 
 def read_streams(data: bytes, identity: Identity, *, where: str) -> Mapping[str, Stream]:
-    """The streams of a packed shard, by name.
-
-    Raises:
-        IntegrityError: not such a file.
-    """
+    """The streams of a packed shard, by name; `IntegrityError` if it is not such a file."""
     if identity.encoding.profile == PACKED_ARRAYS:
         return zarr.read_arrays(data, where=where)
     return container_of(identity).read_streams(data, where=where)
@@ -150,11 +146,7 @@ def dictionary_of(data: bytes, identity: Identity, *, where: str) -> str | None:
 
 
 def input_digests(data: bytes, identity: Identity, *, rows: int, where: str) -> bytes:
-    """The rows' input digests, 16 bytes each, as the file gives them; nothing else is decoded.
-
-    Raises:
-        IntegrityError: there are not as many.
-    """
+    """The rows' input digests, 16 bytes each; nothing else is decoded. `IntegrityError` if there are not as many."""
     container = container_of(identity)
     if identity.encoding.plain:
         wanted = {
@@ -187,11 +179,7 @@ def read_statistics(data: bytes, identity: Identity, *, where: str) -> Statistic
 def check_round_trip(
     content: Shard, data: bytes, identity: Identity, find: FindDictionary, *, where: str
 ) -> None:
-    """Decode what is about to be published and compare it with what the teacher gave.
-
-    Raises:
-        IntegrityError: they differ by more than the codec promises.
-    """
+    """Decode what is about to be published, and refuse it if it differs by more than the codec promises."""
     reading = Reading(identity=identity, where=where, start_row=content.start_row)
     back = decode_shard(data, reading, dictionary=find)
     a, b = content.targets, back.targets

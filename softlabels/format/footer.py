@@ -33,11 +33,7 @@ class Declared:
 
 
 def footer_length(data: bytes) -> int:
-    """Bytes of the footer.
-
-    Raises:
-        ValueError: not a Parquet file, or a footer that is too long to be looked at.
-    """
+    """Bytes of the footer; `ValueError` if it is not Parquet's, or too long to be looked at."""
     length = int.from_bytes(data[-8:-4], "little")
     if len(data) < 12 or data[:4] != MAGIC or data[-4:] != MAGIC or length > len(data) - 12:
         raise ValueError("no Parquet footer")
@@ -47,11 +43,7 @@ def footer_length(data: bytes) -> int:
 
 
 def declared_columns(data: bytes) -> tuple[int, dict[str, Declared]]:
-    """The number of rows, and what each column declares.
-
-    Raises:
-        ValueError: not a Parquet file.
-    """
+    """The number of rows, and what each column declares; `ValueError` if it is no Parquet file."""
     end = len(data) - 8
     footer = _Compact(data, end - footer_length(data), end).struct()
     columns: dict[str, Declared] = {}

@@ -230,11 +230,7 @@ def content_digest(identity: Identity | dict[str, Any], shards: list[ShardRecord
 
 
 def load_manifest(store: Path) -> Manifest:
-    """The manifest of the store in a folder.
-
-    Raises:
-        FormatError: there is none: not a store, or one whose build has not finished.
-    """
+    """The manifest of the store in a folder; `FormatError` if there is none: no store, or an unfinished one."""
     return read_manifest(LocalFiles(store))
 
 
@@ -244,11 +240,7 @@ def read_manifest(files: StoreFiles) -> Manifest:
 
 
 def read_manifest_bytes(files: StoreFiles) -> bytes:
-    """The bytes of a store's manifest, which may be anything yet.
-
-    Raises:
-        FormatError: there is none: not a store, or one whose build has not finished.
-    """
+    """The bytes of a store's manifest, which may be anything yet; raises as `load_manifest`."""
     store = files.root
     try:
         return files.record(MANIFEST)

@@ -187,11 +187,7 @@ def _causal_rows(
 
 
 def check_size(n: int, k: int, tokens: int, where: str = "") -> None:
-    """Refuse what a reader would: 8 bytes for each id of the rectangle, 4 for each token.
-
-    Raises:
-        TargetError: it is too large.
-    """
+    """Refuse (`TargetError`) what a reader would: 8 bytes for each id of the rectangle, 4 for each token."""
     if (size := 8 * n * k + 4 * tokens) > DECODED_LIMIT:
         raise TargetError(
             f"{where}a shard of {n} positions with up to {k} ids takes {size} bytes, more than the {DECODED_LIMIT} "

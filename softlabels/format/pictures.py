@@ -58,11 +58,7 @@ def open_views(
 
 
 def check_replay(views: ImageViews, record: ImageRecord, *, where: Path | Address) -> None:
-    """Make the sampled views again, and compare their whole digests.
-
-    Raises:
-        CorpusError: one differs; names it, and the versions of libraries that changed.
-    """
+    """Make the sampled views again; `CorpusError` names the first that differs, and libraries that changed."""
     for sample in record.replay:
         if sample.document >= record.images or sample.view >= record.views:
             raise FormatError(f"{where}: replay names image {sample.document}, view {sample.view}")

@@ -42,11 +42,7 @@ def _codec(identity: Identity) -> PlainCodec:
 
 
 def columns_of(shard: Shard, identity: Identity) -> dict[str, Column]:
-    """The columns of a shard.
-
-    Raises:
-        TargetError: a value that the codec cannot hold, or 2^31 ids or more.
-    """
+    """The columns of a shard; `TargetError` for a value that the codec cannot hold, or 2^31 ids or more."""
     codec = _codec(identity)
     rows, t = shard.rows, shard.targets
     offsets = shard.offsets
@@ -198,11 +194,7 @@ def check_inputs(
 
 
 def check_hard(counts: npt.NDArray[np.integer[Any]], identity: Identity, where: str) -> None:
-    """Refuse positions that keep nothing, unless the manifest says that some are hard-label only.
-
-    Raises:
-        TargetError: names the first.
-    """
+    """Refuse (`TargetError`) positions that keep nothing, unless the manifest says that some are hard-label only."""
     if len(counts) and counts.min() == 0 and identity.targets.positions is None:
         raise TargetError(
             f"{where}: position {int((counts == 0).argmax())} has an empty kept set, but the manifest says that every "

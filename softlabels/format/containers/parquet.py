@@ -48,11 +48,7 @@ def _write(table: pa.Table, facts: Facts, **how: Any) -> bytes:
 
 
 def column_bytes(path: Path) -> dict[str, int]:
-    """Compressed bytes of each column of one file, from its footer alone.
-
-    Raises:
-        IntegrityError: not a Parquet file.
-    """
+    """Compressed bytes of each column of one file, from its footer alone; `IntegrityError` if it has none."""
     try:
         footer = pq.read_metadata(path)
     except (pa.ArrowInvalid, OSError) as e:
@@ -211,11 +207,7 @@ def write_streams(streams: Mapping[str, Stream], facts: Facts) -> bytes:
 
 
 def read_streams(data: bytes, *, where: str) -> dict[str, Stream]:
-    """The streams, by name.
-
-    Raises:
-        IntegrityError: not Parquet, a bad page checksum, or another table.
-    """
+    """The streams, by name; `IntegrityError` for a bad page checksum, or what is no such table."""
     with _refusing(where):
         _, declared = declared_columns(data)
     if (size := sum(column.bytes for column in declared.values())) > len(data) + SLACK:

@@ -113,11 +113,7 @@ def _write(arrays: Mapping[str, npt.NDArray[Any]], facts: Facts) -> bytes:
 
 
 def _zipped(entries: Mapping[str, bytes]) -> bytes:
-    """The zip file of some entries, in order of their names.
-
-    Raises:
-        TargetError: a reader would refuse it.
-    """
+    """The zip file of some entries, in order of their names; `TargetError` if a reader would refuse it."""
     size = sum(map(len, entries.values()))
     if len(entries) > ENTRIES_LIMIT or size > SIZE_LIMIT:
         raise TargetError(
@@ -223,11 +219,7 @@ def _column(
 
 
 def read_streams(data: bytes, *, where: str) -> dict[str, Stream]:
-    """The streams, by name.
-
-    Raises:
-        IntegrityError: not such a zip file, a bad checksum, or an index that does not fit the bytes.
-    """
+    """The streams, by name; `IntegrityError` for a bad checksum, or an index that does not fit the bytes."""
     with refusing(where):
         archive, group = open_archive(data)
         array = DeclaredArray(archive, STREAMS, "crc32c")

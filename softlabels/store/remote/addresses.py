@@ -28,11 +28,7 @@ WHOLE = timedelta(hours=1)
 
 
 def check_address(url: str) -> str:
-    """The address without a slash at its end.
-
-    Raises:
-        ConfigError: not an address of a store that we can reach.
-    """
+    """The address without a slash at its end; `ConfigError` if it is not of a store that we can reach."""
     parts = urlsplit(url)
     if parts.scheme not in SCHEMES:
         raise ConfigError(

@@ -46,11 +46,7 @@ class CacheOptions:
     """GiB at most; 0 keeps nothing. Default: SOFTLABELS_CACHE_GIB, or 32."""
 
     def resolved(self) -> tuple[Path, int]:
-        """Folder and limit in bytes.
-
-        Raises:
-            ConfigError: the limit is no such number.
-        """
+        """Folder and limit in bytes; `ConfigError` if the limit is no such number."""
         folder = self.folder or os.environ.get(FOLDER)
         if not folder:
             from platformdirs import user_cache_path
@@ -69,12 +65,7 @@ class CacheOptions:
 
 
 class FileCache:
-    """A folder of files by their sha256. Shared between threads and processes.
-
-    Args:
-        folder: made if it is not there.
-        limit: bytes of all files together, at most.
-    """
+    """A folder of files by their sha256, `limit` bytes at most. Shared between threads and processes."""
 
     def __init__(self, folder: Path, limit: int) -> None:
         self.folder, self.limit = folder, limit

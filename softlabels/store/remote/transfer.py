@@ -83,11 +83,7 @@ def claimed_digest(manifest: bytes) -> object:
 
 
 def read_beside(source: StoreFiles, name: str) -> bytes:
-    """The bytes of a record that every finished store has beside its shards.
-
-    Raises:
-        IntegrityError: missing.
-    """
+    """The bytes of a record that every finished store has beside its shards; `IntegrityError` if it is missing."""
     try:
         return source.record(name)
     except FileNotFoundError as e:
@@ -96,20 +92,12 @@ def read_beside(source: StoreFiles, name: str) -> bytes:
 
 
 def read_plan_record(source: StoreFiles) -> Plan:
-    """The plan of a finished store.
-
-    Raises:
-        IntegrityError: missing or altered.
-    """
+    """The plan of a finished store; `IntegrityError` if it is missing or altered."""
     return parse_record(read_beside(source, PLAN), Plan, where=source.root / PLAN)
 
 
 def check_commit(data: bytes, plan: Plan | None, sha256: str, where: object) -> None:
-    """Refuse a commit record that is not of this plan, if that is known, and shard.
-
-    Raises:
-        IntegrityError: altered, or of another build.
-    """
+    """Refuse (`IntegrityError`) a commit record that is not of this shard, and of this plan, if that is known."""
     commit = parse_record(data, Commit, where=where)
     if commit.sha256 != sha256 or (plan is not None and commit.plan_digest != plan.digest):
         raise IntegrityError(f"{where}: is of another build than the manifest")
