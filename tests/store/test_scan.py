@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import polars as pl
 import pytest
@@ -15,11 +16,14 @@ import softlabels
 from softlabels.algebra.convert import convert
 from softlabels.algebra.subset import subset
 from softlabels.algebra.subset_config import SubsetConfig
+from softlabels.algebra.subset import SubsetConfig, subset
+from softlabels.core.kept import KeptSet
 from softlabels.errors import IntegrityError, PairingError
-from softlabels.format.shard import Shard
+from softlabels.format.shard import Shard, rows_alone
 from softlabels.store.reader import Store, open_store
 from tests.fakes import build_tiny, write_corpus
 from tests.fixtures.make import DERIVED, STORES, TEXT_STORES
+from tests.store.made_up import identity_of
 
 ROOT = Path(__file__).parents[2]
 FIXTURES = ROOT / "tests" / "fixtures"
@@ -252,3 +256,11 @@ def test_the_page_on_zarr(stores, profile):
     assert names["ids"].shape == (t.kept.sum(),)
     if profile == "open":
         assert names["ids"].tolist() == t.ids[t.kept].tolist()
+
+
+def test_rows_read_alone_keep_what_their_estimator_declares():
+    """Of an estimator that is not installed: who reads rows only is not asked for it."""
+    identity, keeps = identity_of(), KeptSet(largest=True)
+    told = msgspec.structs.replace(identity.targets, estimator="theirs", declared=keeps)
+    identity = msgspec.structs.replace(identity, targets=told)
+    assert rows_alone(0, (), identity, None).targets.keeps == keeps
