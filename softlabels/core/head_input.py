@@ -19,10 +19,6 @@ T = TypeVar("T")
 def head_input(head: nn.Module, forward: Callable[[], T]) -> tuple[Tensor, T]:
     """Run a forward; of `[B, S, D]` its head then computes nothing.
 
-    Args:
-        head: of the model.
-        forward: runs it.
-
     Returns:
         What the head was given, `[B, S, D]` or `[N, D]`; what `forward` returned, of the former with logits
         `[B, 0, V]`.

@@ -18,11 +18,7 @@ RATIO = 100
 
 
 def read_npz(path: str | Path, names: Sequence[str]) -> dict[str, npt.NDArray[Any]]:
-    """Those of these arrays that are there.
-
-    Raises:
-        ValueError: it cannot be read, or would take more memory than it may.
-    """
+    """Those of these arrays that are there; `ValueError` if it cannot be read, or would take too much memory."""
     most = max(ALWAYS, RATIO * Path(path).stat().st_size)
     try:
         with zipfile.ZipFile(path) as archive:

@@ -207,11 +207,7 @@ def _check_depth(raw: Any, where: object, remedy: str) -> None:
 
 
 def regular_size(path: Path) -> int:
-    """Bytes of a regular file. Links are followed (download caches are made of them); what they lead to is checked.
-
-    Raises:
-        IntegrityError: a pipe, a device, …, which would never end.
-    """
+    """Bytes of a regular file, or of what a link leads to; a pipe or device, which would never end, is refused."""
     found = path.stat()
     if not stat.S_ISREG(found.st_mode) and not stat.S_ISDIR(found.st_mode):
         raise IntegrityError(f"{path}: not a regular file; {_REMEDY}")
@@ -219,13 +215,7 @@ def regular_size(path: Path) -> int:
 
 
 def read_file(path: Path) -> bytes:
-    """A file that no record vouches for yet.
-
-    Raises:
-        IntegrityError: not a regular file, or too large.
-        UnreadableError: there, and cannot be read.
-        FileNotFoundError, NotADirectoryError: there is none.
-    """
+    """A file that no record vouches for yet; `IntegrityError` if it is too large, else as `read_record_file`."""
 
     def check(size: int) -> None:
         if size > FILE_LIMIT:

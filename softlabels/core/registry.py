@@ -72,11 +72,7 @@ class Registry(Generic[T]):
         return None if point is None or point.dist is None else point.dist.name
 
     def load(self, name: str) -> T:
-        """Import and return one component.
-
-        Raises:
-            ConfigError: nothing has that name, or it is another package's and cannot be imported.
-        """
+        """Import a component; `ConfigError` if nothing has that name, or another package's cannot be imported."""
         if name in self.builtin:
             module, _, attribute = self.builtin[name].partition(":")
             found = import_module(module)

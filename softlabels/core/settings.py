@@ -103,13 +103,10 @@ def _is_record(path: Path) -> bool:
     from softlabels.core.records import FORMAT
 
     try:
-        return msgspec.json.decode(path.read_bytes(), type=_Named).format == FORMAT
+        found = msgspec.json.decode(path.read_bytes())
     except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return False
-
-
-class _Named(msgspec.Struct):
-    format: str
+    return isinstance(found, dict) and found.get("format") == FORMAT
 
 
 def from_sources(

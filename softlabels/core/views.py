@@ -129,16 +129,11 @@ class VocabView:
     def mapping(
         table: npt.NDArray[Any], vocab_size: int, *, size: int | None = None, spec: str = "map"
     ) -> VocabView:
-        """New ids by table.
+        """New ids by table, of which a wrong one is a `ConfigError`.
 
         Args:
             table: `[V]` integers: the new id of each id, different ones, or -1.
-            vocab_size: V.
             size: M; None: the largest new id, and one.
-            spec: for messages.
-
-        Raises:
-            ConfigError: the table is of another length or type, or two ids would become one.
         """
         where = f"--vocab {spec}"
         if table.ndim != 1 or len(table) != vocab_size:
@@ -212,11 +207,7 @@ class VocabView:
         return np.asarray(self.table[ids])
 
     def row(self, row: Row, *, where: str) -> Row:
-        """The row in the view's ids. Its digest is not the store's any more.
-
-        Raises:
-            PairingError: the view drops one of its ids: names `where` and the token.
-        """
+        """The row in the view's ids, which has not the store's digest; `PairingError` names a token that is dropped."""
         ids = self.ids(row.input_ids)
         gone = np.flatnonzero(ids < 0)
         if len(gone):

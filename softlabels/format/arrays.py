@@ -93,11 +93,7 @@ CHUNK_KEYS = (_Named("default"), _Named("default", {"separator": "/"}))
 
 
 class DeclaredArray:
-    """An array as its metadata and the head of its chunk declare it; nothing is decoded yet.
-
-    Raises:
-        ValueError: not one chunk with the codec that it must have, or a chunk of another size.
-    """
+    """An array as its metadata and its chunk's head declare it; `ValueError` if it is not what `codec` asks for."""
 
     def __init__(self, archive: Archive, name: str, codec: Codec) -> None:
         about = read_metadata(archive, name, _Array, ARRAY_LIMIT)

@@ -69,11 +69,7 @@ def hidden_of_columns(
     *,
     where: str,
 ) -> Float32 | None:
-    """`[N, D]` of columns that may hold anything; None if the store has no hidden states.
-
-    Raises:
-        IntegrityError: lengths that are not the rows', numbers that are not finite.
-    """
+    """`[N, D]` of columns that may hold anything, or `IntegrityError`; None if the store has no hidden states."""
     if (record := identity.hidden) is None:
         return None
     codec = _codec(record)
@@ -101,11 +97,7 @@ def hidden_streams(targets: SoftTargets, identity: Identity) -> dict[str, Stream
 def hidden_of_streams(
     streams: Mapping[str, Stream], identity: Identity, n: int, *, where: str
 ) -> Float32 | None:
-    """`[N, D]` of streams that may hold anything; None if the store has no hidden states.
-
-    Raises:
-        IntegrityError: a stream is missing or has another length, numbers that are not finite.
-    """
+    """`[N, D]` of streams that may hold anything, or `IntegrityError`; None if the store has no hidden states."""
     if (record := identity.hidden) is None:
         return None
     codec = _codec(record)

@@ -278,7 +278,14 @@ def parse_manifest(data: bytes, store: Path | Address) -> Manifest:
             raise FormatError(
                 f"{where}: shard {shard.name} begins at row {shard.start_row}, expected {start}"
             )
-        _check_rows(shard, where)
+        # More rows than the bytes of a shard can hold: they are counted on long before it is decoded.
+        most = min(ROWS_LIMIT, max(ROWS_ALWAYS, ROWS_PER_BYTE * shard.bytes))
+        if shard.rows > most:
+            raise FormatError(
+                f"{where}: says that shard {shard.name} holds {shard.rows:,} rows in {shard.bytes:,} bytes; at most "
+                f"{most:,} are accepted. Copy the store again from a source that you trust; in a build, lower "
+                "--shard-rows"
+            )
         profile = manifest.identity.encoding.profile
         if shard.counts_from is not None and profile in ("open", "packed", PACKED_ARRAYS):
             raise FormatError(
@@ -293,13 +300,3 @@ def parse_manifest(data: bytes, store: Path | Address) -> Manifest:
     if len({s.name for s in manifest.shards}) != len(manifest.shards):
         raise FormatError(f"{where}: a shard is named twice")
     return manifest
-
-
-def _check_rows(shard: ShardRecord, where: Path | Address) -> None:
-    """Refuse more rows than the bytes of a shard can hold: they are counted on long before it is decoded."""
-    most = min(ROWS_LIMIT, max(ROWS_ALWAYS, ROWS_PER_BYTE * shard.bytes))
-    if shard.rows > most:
-        raise FormatError(
-            f"{where}: says that shard {shard.name} holds {shard.rows:,} rows in {shard.bytes:,} bytes; at most "
-            f"{most:,} are accepted. Copy the store again from a source that you trust; in a build, lower --shard-rows"
-        )

@@ -145,7 +145,6 @@ class Store:
         """Decode shard `index` from its file, bypassing the cache, and see it through the view.
 
         Args:
-            index: of the shard.
             keep_logp: keep what plain columns hold, for whoever writes them again; not through a view.
             named: be content with the digests of inputs that are elsewhere.
             targets: whether they are decoded, or the rows and what summaries say of them only.

@@ -24,15 +24,7 @@ KEY_LIMIT = 2**16
 
 
 class PublicKey:
-    """The key of whoever is trusted, read once.
-
-    Args:
-        path: of its PEM file.
-
-    Raises:
-        ConfigError: it cannot be used.
-        MissingExtraError: model-signing is not installed.
-    """
+    """The key of whoever is trusted, read once from its PEM file; `ConfigError` if it cannot be used."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -100,11 +92,7 @@ def only_this_file(hashing: Any) -> Any:
 
 
 def model_signing(purpose: str) -> tuple[Any, Any, Any]:
-    """The library's modules `signing`, `verifying` and `hashing`.
-
-    Raises:
-        MissingExtraError: it is not installed.
-    """
+    """The library's modules `signing`, `verifying` and `hashing`; `MissingExtraError` without it."""
     try:
         from model_signing import hashing, signing, verifying
     except ImportError as e:

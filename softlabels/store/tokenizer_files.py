@@ -66,11 +66,7 @@ def is_tokenizer_file(name: str) -> bool:
 
 
 def check_names(names: Iterable[str], *, where: object) -> None:
-    """Refuse files that no tokenizer has.
-
-    Raises:
-        TokenizerError: names them.
-    """
+    """Refuse files that no tokenizer has, by a `TokenizerError` that names them."""
     strange = sorted(name for name in names if not is_tokenizer_file(name))
     if strange:
         shown = ", ".join(map(repr, strange[:5])) + (", …" if len(strange) > 5 else "")
@@ -83,11 +79,7 @@ def check_names(names: Iterable[str], *, where: object) -> None:
 def without_programs(
     name: str, data: bytes, *, where: object, notice: Callable[[str], None]
 ) -> bytes:
-    """A tokenizer's file without settings that name a program; `notice` is told if there were any.
-
-    Raises:
-        TokenizerError: `tokenizer_config.json` is not the JSON of an object.
-    """
+    """A tokenizer's file without settings that name a program; `notice` is told if there were any."""
     if name != CONFIG:
         return data
     try:
@@ -113,11 +105,7 @@ def read_files(folder: Path) -> dict[str, bytes]:
 
 
 def for_store(files: Mapping[str, bytes], notice: Callable[[str], None]) -> dict[str, bytes]:
-    """A teacher's tokenizer as a store holds it: under `tokenizer/`, without settings that name a program.
-
-    Raises:
-        TokenizerError: it has a file that is on no list.
-    """
+    """A teacher's tokenizer as a store holds it, under `tokenizer/`, without settings that name a program."""
     where = "the teacher's tokenizer"
     check_names(files, where=where)
     return {

@@ -44,12 +44,8 @@ class _Limited:
 
     Args:
         kind: what the child runs, `tokenizer` or `template`.
-        data: it, which may be anything.
-        where: what messages call it.
+        data: it, which may be anything; `TokenizerError` if it cannot be loaded within the limits.
         what: what it is expected to be.
-
-    Raises:
-        TokenizerError: it cannot be loaded within the limits.
     """
 
     def __init__(self, kind: str, data: bytes, *, where: object, what: str) -> None:
@@ -127,11 +123,7 @@ class TokenizerProcess(_Limited):
         super().__init__("tokenizer", data, where=where, what="tokenizer")
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text that some ids make together.
-
-        Raises:
-            TokenizerError: not within the limits; the process has ended, and so has this object.
-        """
+        """The text that some ids make together; `TokenizerError` if that takes too much, which ends the child."""
         return self._text([int(i) for i in ids], "making text of ids")
 
 
@@ -148,11 +140,7 @@ class ChatTemplate(_Limited):
         super().__init__("template", data, where=where, what="chat template")
 
     def render(self, messages: list[dict[str, Any]]) -> str:
-        """The text of a conversation.
-
-        Raises:
-            TokenizerError: the template refuses it, or not within the limits.
-        """
+        """The text of a conversation; `TokenizerError` if the template refuses it, or takes too much."""
         return self._text(messages, "rendering a conversation")
 
 

@@ -16,7 +16,6 @@ import softlabels
 from softlabels.algebra.convert import convert
 from softlabels.algebra.subset import subset
 from softlabels.algebra.subset_config import SubsetConfig
-from softlabels.algebra.subset import SubsetConfig, subset
 from softlabels.core.kept import KeptSet
 from softlabels.errors import IntegrityError, PairingError
 from softlabels.format.shard import Shard, rows_alone

@@ -48,9 +48,7 @@ _forked_from: int | None = None
 class Client:
     """The files under one address. Shared between threads, not with forked children.
 
-    Args:
-        url: of the store.
-        patience: seconds without progress after which a request is given up.
+    A request is given up after `patience` seconds without progress.
     """
 
     def __init__(self, url: str, *, patience: float = PATIENCE) -> None:

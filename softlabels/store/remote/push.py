@@ -103,11 +103,7 @@ def push(
 
 
 def probe(client: Client) -> None:
-    """Refuse a place that lets a file be created twice: two who write there would not notice each other.
-
-    Raises:
-        RemoteError: it ignores preconditions, or cannot be written.
-    """
+    """Refuse (`RemoteError`) a place that lets a file be created twice: who write there would not notice each other."""
     name = f".probe-{token_hex(8)}"
     first = client.put_new(name, b"first")
     second = client.put_new(name, b"second")

@@ -60,11 +60,7 @@ def commit_name(index: int) -> str:
 
 
 def check_grown(old: Manifest, new: Manifest, where: object) -> None:
-    """Refuse to put a store in the place of one that it does not contain.
-
-    Raises:
-        IntegrityError: names the first shard that would be lost.
-    """
+    """Refuse to put a store in the place of one that it does not contain, naming a shard that would be lost."""
     kept = {s.name: s.sha256 for s in new.shards}
     for shard in old.shards:
         if kept.get(shard.name) != shard.sha256:

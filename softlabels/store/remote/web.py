@@ -40,12 +40,7 @@ PASSING = (408, 425, 429)
 
 
 class WebFailure(Exception):
-    """A request that failed.
-
-    Args:
-        reason: in a line.
-        way_out: what to do where another try cannot help; None: it may.
-    """
+    """A request that failed for a `reason`; its `way_out` is None where another try may help."""
 
     def __init__(self, reason: str, way_out: str | None = None) -> None:
         super().__init__(reason)
@@ -150,12 +145,8 @@ class Web:
     """The files under an address of a web server. Shared between threads.
 
     Args:
-        url: `http://` or `https://`.
         headers: sent to its host, and to no other.
         leads_away: whether it may lead to any other host.
-
-    Raises:
-        MissingExtraError: urllib3 is not installed.
     """
 
     def __init__(
@@ -169,12 +160,7 @@ class Web:
         weakref.finalize(self, self._pool.clear)  # closes its connections
 
     def size(self, name: str) -> int | None:
-        """Bytes of a file as the server gives them; None: it does not.
-
-        Raises:
-            FileNotFoundError: there is none.
-            WebFailure: out of reach.
-        """
+        """Bytes of a file as the server gives them; None: it does not. Raises as `get`."""
         answer, watch = self._ask("HEAD", name, {})
         watch.end()
         answer.close()
