@@ -87,7 +87,7 @@ def _row(arm: str, found: Sequence[Result]) -> str:
         "-" if size is None else f"{size:.1f}",
         mean_sd((r["share"] for r in found), ".1%"),
         mean_sd((r["found"]["nll"] for r in found), ".4f"),
-        mean_sd((r["found"].get("dense_kl") for r in found), ".4f"),
+        mean_sd((r["found"].get("kl_dense") for r in found), ".4f"),
         mean_sd((r["found"]["ece"] for r in found), ".2%"),
         mean_sd((r["found"]["agreement"] for r in found), ".2%"),
         f"{statistics.median(r['seconds'] for r in found):.0f}",
