@@ -19,12 +19,14 @@ import torch
 
 from softlabels.builder.build import teacher_options
 from softlabels.builder.config import BuildConfig
-from softlabels.builder.plan import packed_rows, survey
+from softlabels.builder.plan import survey
 from softlabels.builder.teach import teach
 from softlabels.core.progress import Silent
 from softlabels.core.rows import InputRow
 from softlabels.core.targets import SoftTargets
 from softlabels.corpora import open_corpora
+from softlabels.domains import DOMAINS
+from softlabels.domains.maker import CorpusPass
 from softlabels.format.encoding import decode_shard, encode_shard
 from softlabels.format.identity import Identity
 from softlabels.format.manifest import Statistics
@@ -132,7 +134,9 @@ class Texts:
             kind: survey(config, corpora, teacher, Silent())[0] for kind, config in configs.items()
         }
         any_config = configs["topk"]
-        rows = [r for _, r in islice(packed_rows(any_config, corpora, teacher), count)]
+        over = CorpusPass(config=any_config, corpora=corpora, teacher=teacher)
+        made = DOMAINS.load(any_config.domain).maker.rows(over)
+        rows = [r for _, r in islice(made, count)]
         taught: dict[str, list[SoftTargets]] = {kind: [] for kind in KINDS}
         start = time.perf_counter()
         for first in range(0, len(rows), BATCH_ROWS):
