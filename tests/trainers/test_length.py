@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -126,13 +126,13 @@ def test_a_run_is_not_shortened_below_what_it_has_taken(ground, run):
 
 def test_warm_up_stays_as_it_was_at_the_beginning(ground):
     short = config_of(ground, steps=100)
-    recorded = {"config": short.to_dict()}  # of a run older than the record of its length
+    recorded = {"config": asdict(short)}  # of a run older than the record of its length
     longer = Length.of(replace(short, steps=1000), recorded)
     assert (longer.before, longer.steps, longer.warmup) == (100, 1000, 5)
     assert longer.schedule(replace(short, steps=1000)).warmup_steps == 5
-    recorded = {"config": replace(short, steps=1000).to_dict(), "length": longer.to_dict()}
+    recorded = {"config": asdict(replace(short, steps=1000)), "length": longer.to_dict()}
     assert Length.of(replace(short, steps=5000), recorded).warmup == 5
-    given = {"config": replace(short, warmup=7).to_dict()}
+    given = {"config": asdict(replace(short, warmup=7))}
     assert Length.of(replace(short, steps=1000, warmup=7), given).warmup == 7
 
 
