@@ -24,6 +24,7 @@ from click.testing import CliRunner
 
 import softlabels.builder.build
 import softlabels.interchange.importing
+import softlabels.kld.candidates
 from softlabels.builder.build import build
 from softlabels.builder.config import BuildConfig
 from softlabels.cli.main import main as softlabels_main
@@ -108,7 +109,12 @@ INVOCATIONS: dict[str, Callable[[Path], list[str]]] = {
     "softlabels demo": lambda _: ["demo"],
     "softlabels export": lambda g: ["export", f"{g}/store", "topk"],
     "softlabels import": lambda g: ["import", "arrays", f"{g}/foreign.npz", "--teacher", "hf:x"],
+    "softlabels kld": lambda g: ["kld", "py:x.y", "--store", f"{g}/store", "--bootstrap", "0"],
     "softlabels merge": lambda g: ["merge", f"{g}/store", f"{g}/other"],
+    "softlabels reference": lambda g: [
+        *("reference", "py:x.y", "--corpus", (g / "corpus-spec").read_text()),
+        *("--seq-len", "48", "--k", "4", "--wide-k", "9", "--wide-every", "2"),
+    ],
     "softlabels report": lambda g: ["report", f"{g}/store"],
     "softlabels subset": lambda g: ["subset", f"{g}/store", "--first", "2"],
     "softlabels view": lambda g: ["view", f"{g}/store", "--vocab", "trim:280"],
@@ -127,6 +133,7 @@ INVOCATIONS: dict[str, Callable[[Path], list[str]]] = {
 """A valid call of each, but for `--out`."""
 FILES = {
     "softlabels export": "theirs.parquet",
+    "softlabels kld": "theirs.html",
     "softlabels report": "theirs.html",
     "softtrain generate": "theirs.jsonl",
     "softtrain report": "theirs.html",
@@ -204,6 +211,7 @@ def _teacher(monkeypatch):
     for module, name in (
         (softlabels.builder.build, "open_teachers"),
         (softlabels.interchange.importing, "open_teacher"),
+        (softlabels.kld.candidates, "open_teacher"),
     ):
         monkeypatch.setattr(module, name, lambda *_args, **_options: TinyTeacher())
 

@@ -150,6 +150,8 @@ print(sorted({"torch", "numpy", "pyarrow", "transformers"} & set(sys.modules)))
         ("softlabels", ["demo"]),
         ("softlabels", ["inspect"]),
         ("softlabels", ["verify"]),
+        ("softlabels", ["kld"]),
+        ("softlabels", ["reference"]),
         ("trainers", []),
         ("trainers", ["run"]),
         ("trainers", ["student"]),

@@ -38,6 +38,8 @@ WRITING = {
     "softlabels report": "STORE --out OUT",
     "softlabels export": f"STORE {next(iter(EXPORTS))} --out OUT",
     "softlabels card": "STORE",
+    "softlabels reference": "fake:0 --corpus text:CORPUS/*.txt --k 4 --wide-k 9 --out OUT",
+    "softlabels kld": "fake:0 --store STORE --bootstrap 0 --out OUT",
     "softtrain run": "--store STORE --student hf-config:STUDENT --steps 1 --batch-size 2 --out OUT "
     "--dtype float32",
     "softtrain student": "hf-config:STUDENT --out OUT",

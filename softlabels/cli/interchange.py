@@ -24,7 +24,8 @@ from softlabels.core.settings import from_sources
 def import_command(kind: str, path: Path, out: Path, **flags: Any) -> None:
     """Make a store of another tool's log-probabilities, or finish one that was interrupted.
 
-    KIND is axolotl, distillkit or arrays, or one that is installed.
+    KIND is axolotl, distillkit, arrays or llama-kld, or one that is installed, perhaps with parameters of its own
+    (llama-kld?k=64).
 
     The store has the temperature 1 only: elsewhere the mass of the ids that were not kept is unknown. Whether the
     numbers are the teacher's, and where they should be, is what `softlabels measure` finds out.
@@ -33,6 +34,7 @@ def import_command(kind: str, path: Path, out: Path, **flags: Any) -> None:
     Examples:
       softlabels import axolotl rows.parquet --teacher hf:models/teacher --out store
       softlabels import distillkit capture --teacher hf:models/teacher --out store
+      softlabels import 'llama-kld?k=64' base.kld --teacher hf:models/teacher --out reference
     """
     from softlabels.format.figures import figures_of
     from softlabels.interchange.importing import import_store
@@ -51,12 +53,15 @@ def import_command(kind: str, path: Path, out: Path, **flags: Any) -> None:
 
 @click.command("export", cls=Command)
 @click.argument("store", type=LocalPath())
-@click.argument("kind", type=click.Choice(["axolotl", "topk"]))
-@click.option("--out", required=True, type=LocalPath(), help="Parquet file to write.")
+@click.argument("kind", type=click.Choice(["axolotl", "topk", "llama-kld"]))
+@click.option("--out", required=True, type=LocalPath(), help="File to write.")
 @demand_options
 @json_option
 def export_command(store: Path, kind: str, out: Path, **demand: Any) -> None:
-    """Write a store's targets at T = 1 for another tool: axolotl's prepared rows, or a record for each position.
+    """Write a store's targets at T = 1 for another tool.
+
+    KIND is axolotl (its prepared rows), topk (a record for each position) or llama-kld (llama.cpp's base for its KL
+    divergences, of a store of whole distributions).
 
     \b
     Examples:

@@ -9,8 +9,10 @@ from softlabels.cli.build import build_command
 from softlabels.cli.demo import demo_command
 from softlabels.cli.inspect import inspect_command
 from softlabels.cli.interchange import export_command, import_command
+from softlabels.cli.kld import kld_command
 from softlabels.cli.measure import measure_command
 from softlabels.cli.merge import append_command, merge_command
+from softlabels.cli.reference import reference_command
 from softlabels.cli.report import report_command
 from softlabels.cli.share import card_command, pull_command, push_command, sign_command
 from softlabels.cli.subset import convert_command, diff_command, subset_command, view_command
@@ -32,6 +34,8 @@ main.add_command(repair_command)
 main.add_command(push_command)
 main.add_command(pull_command)
 main.add_command(measure_command)
+main.add_command(reference_command)
+main.add_command(kld_command)
 main.add_command(import_command)
 main.add_command(export_command)
 main.add_command(card_command)

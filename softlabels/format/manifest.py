@@ -70,7 +70,7 @@ class Provenance(Record, frozen=True, kw_only=True):
     """How a store was made from other stores, without a teacher or with one for what is new."""
 
     operation: str
-    """`merge`, `append`, `subset`, `view` or `convert`."""
+    """`merge`, `append`, `subset`, `view`, `convert` or `reference`."""
     parameters: dict[str, str]
     """As the flags of that name say them."""
     sources: list[SourceRecord]

@@ -15,9 +15,9 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from softlabels.core.registry import Registry
+from softlabels.core.registry import Registry, name_of
 
-EXPORTS = ("axolotl", "topk")
+EXPORTS = ("axolotl", "topk", "llama-kld")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -53,5 +53,21 @@ IMPORTS: Registry[Read] = Registry(
         "axolotl": "softlabels.interchange.axolotl:read",
         "distillkit": "softlabels.interchange.distillkit:read",
         "arrays": "softlabels.interchange.arrays:read",
+        "llama-kld": "softlabels.interchange.llama_kld:read",
     },
+    flag="KIND",
 )
+
+
+def rows_of_kind(spec: str, path: Path) -> Iterator[ForeignRow]:
+    """All rows of a file, by the kind `NAME`, or `NAME?parameter=value`.
+
+    Raises:
+        ConfigError: no such kind, or parameter of it.
+        CorpusError: begins with file and row.
+    """
+    name, parameters = name_of(spec)
+    found: Iterator[ForeignRow] = (
+        IMPORTS.make(spec, path=path) if parameters else IMPORTS.load(name)(path)
+    )
+    return found

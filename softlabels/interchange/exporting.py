@@ -1,6 +1,7 @@
-"""Writing a store's targets for other tools: one Parquet file, whole or not at all.
+"""Writing a store's targets for other tools: one file, whole or not at all.
 
-`axolotl`: its prepared rows (`axolotl.py`). `topk`: one record for each position. Both are of T = 1. A sampled store is
+`axolotl`: its prepared rows (`axolotl.py`). `topk`: one record for each position. `llama-kld`: llama.cpp's base for its
+KL divergences (`llama_kld.py`). All are of T = 1. A sampled store is
 refused: its weights are no log-probabilities, and what reads them would take an absent id for an unlikely one.
 """
 
@@ -20,7 +21,7 @@ from softlabels.core.rows import Row
 from softlabels.domains import DOMAINS
 from softlabels.errors import ConfigError, PairingError
 from softlabels.format.shard import StoredRow
-from softlabels.interchange import EXPORTS, axolotl
+from softlabels.interchange import EXPORTS, axolotl, llama_kld
 from softlabels.store.demand import Demand
 from softlabels.store.reader import Store, open_store
 
@@ -45,7 +46,7 @@ def export_store(
     reporter: Reporter | None = None,
     demand: Demand | None = None,
 ) -> int:
-    """Write one Parquet file; returns its number of records.
+    """Write one file; returns its number of records.
 
     Args:
         path: the store, which must be what is demanded.
@@ -66,6 +67,8 @@ def export_store(
     report = reporter or Silent()
     store = open_store(path, **asdict(demand or Demand()))
     _check(store, kind)
+    if kind == "llama-kld":
+        return llama_kld.write(store, out, report)
     make = axolotl.rows_of if kind == "axolotl" else _positions_of
     schema = axolotl.SCHEMA if kind == "axolotl" else TOPK
     report.stage("export", len(store), "rows")

@@ -23,6 +23,7 @@ import numpy as np
 from softlabels.builder.config import BuildConfig, ImportConfig
 from softlabels.builder.plan import identity_of
 from softlabels.core.progress import Reporter, Silent
+from softlabels.core.registry import name_of
 from softlabels.core.rows import BEGINNING, Cursor, Row
 from softlabels.core.targets import SoftTargets, gaps_from_logp
 from softlabels.errors import ConfigError, CorpusError
@@ -30,7 +31,7 @@ from softlabels.format.identity import CorpusRecord, Identity
 from softlabels.format.manifest import Manifest, Plan
 from softlabels.format.shard import Shard
 from softlabels.format.statistics import statistics_of
-from softlabels.interchange import IMPORTS, ForeignRow
+from softlabels.interchange import IMPORTS, ForeignRow, rows_of_kind
 from softlabels.making.job import Made, make_store
 from softlabels.making.plan import (
     IMPORTED,
@@ -72,7 +73,7 @@ def import_store(
     """Make a store, or finish one that was begun.
 
     Args:
-        kind: a name in `IMPORTS`.
+        kind: a name in `IMPORTS`, perhaps with parameters.
         path: the other tool's file or folder.
         teacher: used instead of loading `config.teacher`.
 
@@ -81,7 +82,7 @@ def import_store(
         CorpusError: the files are not what the kind says; names file and row.
         PlanError: `out` holds a different job.
     """
-    if kind not in IMPORTS:
+    if name_of(kind)[0] not in IMPORTS:
         raise ConfigError(f"{kind!r}: expected one of {', '.join(IMPORTS.names())}")
     report = reporter or Silent()
     build = BuildConfig(
@@ -129,7 +130,7 @@ class _Imported:
 
     def read(self) -> Iterator[ForeignRow]:
         """All rows."""
-        return IMPORTS.load(self.kind)(self.path)
+        return rows_of_kind(self.kind, self.path)
 
     def shard(self, plan: Plan, index: int, advance: Callable[[int], None]) -> Made:
         """A planned shard.

@@ -142,12 +142,21 @@ def lines(
     label: str,
     y_form: str | None = None,
     log_x: bool = False,
+    log_y: bool = False,
     y_range: tuple[float, float] | None = None,
+    named: bool = False,
 ) -> Markup:
-    """Lines over a common x; a series of one point is a dot."""
+    """Lines over a common x; a series of one point is a dot. With `log_y` every y must be above 0.
+
+    `named` writes the name of each series beside its first point.
+    """
+    if log_y:
+        series = [
+            Series(s.name, s.style, [(x, math.log10(y)) for x, y in s.points]) for s in series
+        ]
     drawn = [s for s in series if s.points]
     xs = [x for s in drawn for x, _ in s.points]
-    low, high = y_range or _bounds([y for s in drawn for _, y in s.points])
+    low, high = y_range or _bounds([y for s in drawn for _, y in s.points], 0.1 if named else 0.06)
     first, last = min(xs), max(xs)
     if first == last:
         first, last = first - 0.5, last + 0.5
@@ -161,9 +170,15 @@ def lines(
         return left + across * (right - left), bottom - (y - low) / (high - low) * (bottom - top)
 
     parts: list[Markup] = [_text(0, 10, y_name)]
-    for tick in _ticks(low, high, 4):
+    for tick in _powers(low, high) if log_y else _ticks(low, high, 4):
         y = at(first, tick)[1]
-        words = _number(tick) if y_form is None else format(tick, y_form)
+        words = (
+            format(10**tick, ".1g")
+            if log_y
+            else _number(tick)
+            if y_form is None
+            else format(tick, y_form)
+        )
         parts += [
             LINE.format(left, y, right, y, "grid"),
             _text(left - 6, y + 4, words, anchor="end"),
@@ -180,7 +195,26 @@ def lines(
         parts.append(POLYLINE.format(path, f"line {s.style}", _title(s.name)))
         if len(points) <= 12:
             parts += [CIRCLE.format(x, y, 3.5, f"dot {s.style}", NOTHING) for x, y in points]
+        if named:
+            x, y = points[0]
+            anchor = "start" if x < WIDTH / 2 else "end"
+            parts.append(
+                _text(
+                    x + (8 if anchor == "start" else -8),
+                    y - 8,
+                    s.name,
+                    anchor=anchor,
+                    class_="name",
+                )
+            )
     return _svg(bottom + 38, label, parts)
+
+
+def _powers(low: float, high: float) -> list[float]:
+    """Powers of ten between two logarithms, and their 2 and 5 where these are few."""
+    steps = (0.0,) if high - low > 3 else (0.0, math.log10(2), math.log10(5))
+    whole = range(math.floor(low), math.ceil(high) + 1)
+    return [p + s for p in whole for s in steps if low <= p + s <= high]
 
 
 def scatter(

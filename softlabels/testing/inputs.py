@@ -14,7 +14,7 @@ from softlabels.corpora import open_corpora
 from softlabels.domains import DOMAINS
 from softlabels.domains.image_classification.sources import IMAGES
 from softlabels.format.columns import Column
-from softlabels.interchange import IMPORTS, ForeignRow
+from softlabels.interchange import ForeignRow, rows_of_kind
 from softlabels.store.reader import open_store
 
 
@@ -90,11 +90,10 @@ def check_import(kind: str, path: Path) -> None:
         AssertionError: says which part of the contract is broken.
         ConfigError, CorpusError: there is no such kind, or the file is none.
     """
-    read = IMPORTS.load(kind)
-    first = [_plain(r) for r in read(path)]
+    first = [_plain(r) for r in rows_of_kind(kind, path)]
     assert first, f"{kind}: {path} holds no rows; check it on some"
-    _same(kind, first, map(_plain, read(path)), "a second pass")
-    for row in read(path):
+    _same(kind, first, map(_plain, rows_of_kind(kind, path)), "a second pass")
+    for row in rows_of_kind(kind, path):
         _check_row(row, f"{kind}: {row.where}")
 
 

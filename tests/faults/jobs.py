@@ -96,6 +96,16 @@ def ground_store() -> None:
 
 
 @job
+def ground_dense() -> None:
+    """A store of whole distributions."""
+    from tests.fakes import build_tiny
+
+    _texts(Path("text"), documents=1, seed=3)
+    settings = {"estimator": "dense", "k": 300, "shard_rows": 3, "seq_len": 24}
+    build_tiny(Path("a"), "text:text/*.txt", **settings)
+
+
+@job
 def ground_half_built() -> None:
     """A build that was killed when it was about to record its second shard: the shard is there."""
     ground_text()
@@ -307,6 +317,12 @@ command("convert", "convert a --profile packed --values nat16 --out out")
 command("view", "view a --vocab trim:280 --out out")
 command("import", "import axolotl rows.parquet --teacher fake:0 --shard-rows 3 --out out")
 command("export", "export a topk --out out.parquet")
+command("export_base", "export a llama-kld --out out.kld")
+command("kld", "kld fake:0 --store a --bootstrap 0 --out out.html")
+command(
+    "reference",
+    "reference fake:0 --corpus text:text/*.txt --k 4 --wide-k 9 --wide-every 2 --seq-len 24 --shard-rows 3 --out out",
+)
 command("repair", "repair a")
 command("sign", "sign a --key key.pem")
 command("card", "card a")

@@ -119,6 +119,9 @@ WRITERS: dict[str, Writer] = {
         Writer(name="view", ground="ground_store", job="view"),
         Writer(name="import", ground="ground_capture", job="import"),
         Writer(name="export to another tool", ground="ground_store", job="export", once=True),
+        Writer(name="export to llama.cpp", ground="ground_dense", job="export_base", once=True),
+        Writer(name="reference", ground="ground_text", job="reference"),
+        Writer(name="report of candidates", ground="ground_store", job="kld"),
         Writer(
             name="repair",
             ground="ground_broken",

@@ -14,6 +14,7 @@ import torchmetrics
 from click.testing import CliRunner
 
 from softlabels.core.progress import Silent
+from softlabels.core.resampling import bootstrap, row_weights
 from softlabels.errors import RunError
 from softlabels.store.reader import Store, open_store
 from tests.fakes import TinyTeacher, build_tiny, write_corpus
@@ -30,7 +31,6 @@ from trainers.evaluation.evaluate import (
 )
 from trainers.evaluation.evaluations import find_assessments, save_assessment
 from trainers.evaluation.measure import Measured, measure
-from trainers.evaluation.resampling import bootstrap, row_weights
 from trainers.evaluation.scores import FEW_CLASSES, TOP_K, row_sums, scores
 from trainers.run.config import RunConfig
 from trainers.run.setup import train

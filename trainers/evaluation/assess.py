@@ -9,6 +9,7 @@ import numpy as np
 
 import softlabels
 from softlabels.core.progress import Reporter
+from softlabels.core.resampling import bootstrap
 from softlabels.core.rows import Row
 from softlabels.core.settings import flags_of
 from softlabels.store.reader import Store
@@ -32,7 +33,6 @@ from trainers.evaluation.evaluations import (
     weights_digest,
 )
 from trainers.evaluation.measure import Measured, measure
-from trainers.evaluation.resampling import bootstrap
 from trainers.evaluation.scores import FEW_CLASSES, row_sums, scores
 from trainers.run.record import WEIGHTS
 

@@ -13,6 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from softlabels.core.bins import acceptance
 from softlabels.core.devices import choose
 from softlabels.core.rows import UNLABELLED, Row
 from softlabels.core.targets import SoftTargets
@@ -148,26 +149,6 @@ def measure(
             for name, kind in kinds.items()
         }
     )
-
-
-def acceptance(log_p: Tensor, log_q: Tensor, outside: Tensor) -> tuple[Tensor, Tensor]:
-    """Bounds on sum over all ids of min(p, q): the chance that a token the student drafts is accepted.
-
-    Exact over the kept ids. Of the tail only the two masses P and Q are known: its ids add min(P, Q) at most, and
-    nothing at least, for the two may lie on different ids. With one id outside it is min(P, Q), with none 0.
-
-    Args:
-        log_p: `[N, K+1]` of the teacher over kept ids and tail; `-inf` in slots not kept.
-        log_q: `[N, K+1]` of the student.
-        outside: `[N]`: how many ids are not kept.
-
-    Returns:
-        `[N]` least, `[N]` most.
-    """
-    least = torch.minimum(log_p, log_q).exp()
-    kept, tail = least[:, :-1].sum(dim=1), least[:, -1]
-    high = kept + torch.where(outside > 0, tail, 0.0)
-    return kept + torch.where(outside == 1, tail, 0.0), high
 
 
 def _places(rows: Sequence[StoredRow]) -> dict[str, npt.NDArray[np.generic]]:

@@ -1,7 +1,7 @@
 """Scores from sums over rows, so that one function gives the score and each replicate of its bootstrap.
 
 Everything here is a ratio of sums over positions, or a function of such ratios. The sums are first taken within each
-row, `[R, …]`, as `resampling.py` needs them. Shapes: R rows, C classes.
+row, `[R, …]`, as `softlabels.core.resampling` needs them. Shapes: R rows, C classes.
 """
 
 from __future__ import annotations

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 
 from softlabels.core.durable import error_number
+from softlabels.core.resampling import bootstrap
 from softlabels.core.settings import flags_of
 from softlabels.errors import RunError, SoftLabelsError
 from softlabels.format.manifest import Manifest, load_manifest
 from trainers.evaluation.evaluations import Assessment, Interval, find_assessments, weights_digest
-from trainers.evaluation.resampling import bootstrap
 from trainers.run.config import RunConfig
 from trainers.run.metrics import read_metrics
 from trainers.run.record import WEIGHTS, read_run_record
