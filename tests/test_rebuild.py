@@ -49,6 +49,7 @@ JOBS: list[tuple[str, dict[str, Any]]] = [
     (TEXT, {"estimator": "topp", "k": 30, "top_p": 0.9}),
     (TEXT, {"estimator": "topp", "k": 30, "top_p": 1 / 3, "min_k": 2, "seed": 2**62}),
     (TEXT, {"estimator": "rs", "k": 9, "temperature": (1.7,), "position_summary": False}),
+    (TEXT, {"estimator": "systematic", "k": 11, "mean_k": 6.5, **PACKED}),
     (TEXT, {"estimator": "dense", "k": 300, "values": "float32", "licence": "it's mine; MIT"}),
     (TEXT, {"positions": "entropy:.25", "limit_rows": 7, "shard_rows": 3, **PACKED}),
     (TEXT, {"values": "nat64", "dictionary": "none", "skip_empty": True, **PACKED}),

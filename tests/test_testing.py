@@ -38,6 +38,7 @@ ESTIMATORS_WITH = {
     "topk": {"temperatures": (0.5, 1.0, 2.0, 3.0)},
     "topp": {"top_p": 0.7, "k": 20, "min_k": 2},
     "sampled": {"temperatures": (2.0,)},
+    "systematic": {"k": 20, "temperatures": (2.0,)},
     "rs": {},
     "dense": {"k": 60, "temperatures": (1.0, 4.0)},
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from softlabels.builder.config import check_encoding
-from softlabels.codecs import CODECS, make_codec
+from softlabels.codecs import CODECS, check_fits, make_codec
 from softlabels.format.encoding import packages_of
 from softlabels.format.identity import EncodingRecord, Identity, held_profile
 
@@ -24,6 +24,7 @@ def recoded(
     values = values or old.values
     check_encoding(profile, container, values)
     values = CODECS.spelled(values)
+    check_fits(make_codec(values), sample=identity.targets.keeps.sample)
     new = EncodingRecord(
         profile=held_profile(profile, container),
         container=container,

@@ -3,7 +3,7 @@
 The flow:
  1. read the plan, if there is one; without one the folder must hold nothing;
  2. load the teacher (a plan's dtype wins over `auto`);
- 3. without a plan: pack the whole corpus once and cut it into shards;
+ 3. without a plan: find the `--k` that `--mean-k` asks for, pack the whole corpus once and cut it into shards;
  4. begin, commit, finish (`softlabels/making/job.py`): of each shard the rows are packed again from where the plan says
     that they begin, compared with the plan, and shown to the teacher; what it says is selected from on its device.
 """
@@ -19,6 +19,7 @@ from typing import Any
 import msgspec
 
 from softlabels.builder.config import BuildConfig
+from softlabels.builder.draws import with_found_k
 from softlabels.builder.plan import plan_build
 from softlabels.builder.teach import teach
 from softlabels.core.progress import Reporter, Silent
@@ -65,6 +66,7 @@ def build(
         check_command(store, planned, "build")
     identity = None if planned is None else planned.identity
     teacher = load_teacher(config, identity, report, teacher)
+    config = with_found_k(config, corpora, teacher, identity, report)
     plan, files = plan_build(config, corpora, teacher, report, planned)
     job = Taught(config, store, teacher=teacher, corpora=corpora)
     manifest = make_store(job, plan, files, report)

@@ -53,10 +53,12 @@ class BuildConfig:
     average: Teacher[str] = "probs"
     """What to average over several teachers: their `probs` or their `logits`."""
     estimator: Targets[str] = "sampled"
-    """What to keep of each distribution: `sampled`, `topk`, `topp`, `rs` or `dense`, or one that is installed, with
-    parameters of its own as in `NAME?parameter=value`."""
+    """What to keep of each distribution: `sampled`, `systematic`, `topk`, `topp`, `rs` or `dense`, or one that is
+    installed, with parameters of its own as in `NAME?parameter=value`."""
     k: Targets[int] = 12
-    """Ids kept at each position; the most for `topp`, the draws for `rs`, all V for `dense`."""
+    """Ids kept at each position; the most for `topp`, the draws for `systematic` and `rs`, all V for `dense`."""
+    mean_k: Targets[float | None] = None
+    """Ids to keep at a position on average: takes the --k that does so on the first rows, for `systematic` and `rs`."""
     top_p: Targets[float | None] = None
     """Mass to reach with the fewest ids, for `topp`."""
     min_k: Targets[int | None] = None
@@ -75,9 +77,9 @@ class BuildConfig:
     """`parquet` or `zarr`, or one that is installed."""
     values: Files[str | None] = None
     """Codec of the stored numbers: `float16`, `float32`, or, packed, `nat8` to `nat64`: log-probabilities
-    within 1/16 to 1/128 nat; or one that is installed, with parameters as in `NAME?parameter=value`. Default: float16
-    if open; packed, nat16 (nat8 takes a top-50 from 82 to 76 bytes a position), or nat8 of a sample, whose rounding is
-    unbiased."""
+    within 1/16 to 1/128 nat; `counts` of a sample: weights as whole numbers, whose mean is exact; or one that is
+    installed, with parameters as in `NAME?parameter=value`. Default: float16 if open; packed, nat16 (nat8 takes a
+    top-50 from 82 to 76 bytes a position), nat8 of `sampled`, counts of `systematic` and `rs`."""
     dictionary: Files[str] = "auto"
     """Dictionary of ids of a packed store: `auto` trains one on the first 200,000 positions, where it pays; `none`; or
     the path of one, or of a store that has one."""
@@ -110,7 +112,11 @@ class BuildConfig:
     """MiB of logits that exist at a time; default 16 on a CPU, 256 on a GPU."""
 
     def __post_init__(self) -> None:
-        from softlabels.codecs import CODECS  # NumPy and torch, which --help can do without
+        from softlabels.codecs import (  # NumPy and torch, which --help can do without
+            CODECS,
+            check_fits,
+            make_codec,
+        )
         from softlabels.core.positions import PositionRule
         from softlabels.domains import DOMAINS
         from softlabels.estimators import ESTIMATORS
@@ -153,6 +159,8 @@ class BuildConfig:
             raise ConfigError(f"--dictionary {self.dictionary}: belongs to --profile packed")
         if self.positions is not None:
             PositionRule.parse(self.positions)
+        if self.mean_k is not None and not 0 < self.mean_k < float("inf"):
+            raise ConfigError(f"--mean-k {self.mean_k}: expected a number above 0")
         self._check_domain()
         for flag, value, most in (
             ("shard-rows", self.shard_rows, ROWS_LIMIT),
@@ -161,6 +169,7 @@ class BuildConfig:
         ):
             if value > most:
                 raise ConfigError(f"--{flag} {value}: expected at most {most}")
+        check_fits(make_codec(self.stored_values), sample=self.make_estimator().keeps.sample)
 
     def _check_domain(self) -> None:
         """Settings of other domains are refused, the domain looks at its own."""
@@ -192,7 +201,8 @@ class BuildConfig:
             return self.values
         if self.profile != "packed":
             return "float16"
-        return "nat8" if self.make_estimator().keeps.sample else "nat16"
+        estimator = self.make_estimator()
+        return "nat16" if not estimator.keeps.sample else "counts" if estimator.counts else "nat8"
 
     def make_estimator(self) -> Estimator:
         """The estimator, with its parameters.
@@ -329,7 +339,10 @@ def config_of(identity: Identity, **changes: Any) -> BuildConfig:
         "domain": identity.domain,
         "estimator": targets.estimator,
         "temperature": tuple(targets.temperatures),
-        **{name: getattr(targets, name) for name in ("k", "top_p", "min_k", "positions", "seed")},
+        **{
+            name: getattr(targets, name)
+            for name in ("k", "mean_k", "top_p", "min_k", "positions", "seed")
+        },
         "limit_rows": corpus.limit_rows,
         "truncate": corpus.truncated > 0,
         "skip_empty": corpus.skipped_empty > 0,

@@ -22,6 +22,7 @@ from pathlib import Path
 
 from softlabels.builder.build import load_teacher
 from softlabels.builder.config import BuildConfig
+from softlabels.builder.draws import with_found_k
 from softlabels.builder.plan import most_rows, plan_build, survey
 from softlabels.builder.teach import teach
 from softlabels.codecs.codebook import Codebook
@@ -94,7 +95,9 @@ def dry_run(
     plan = load_plan(store)
     if plan is None and store.is_dir():
         check_folder(store)
-    teacher = load_teacher(config, None if plan is None else plan.identity, report, teacher)
+    identity = None if plan is None else plan.identity
+    teacher = load_teacher(config, identity, report, teacher)
+    config = with_found_k(config, corpora, teacher, identity, report)
     if plan is not None:
         asked, _ = plan_build(config, corpora, teacher, report, plan)
         check_same_job(store, plan, asked, command="build")

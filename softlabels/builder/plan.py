@@ -189,6 +189,7 @@ def identity_of(
             seed=config.seed,
             top_p=config.top_p,
             min_k=config.min_k,
+            mean_k=config.mean_k,
             positions=None if rule is None else str(PositionRule.parse(rule)),
         ),
         encoding=EncodingRecord(

@@ -86,13 +86,17 @@ def teach(
         summarise = wanted or by_entropy
         for part in _said(teacher, estimator, batch, uniforms, first=first, summarise=summarise):
             selection, summary, known = part
+            logp = selection.logp.cpu().numpy()
+            used = (
+                int(np.isfinite(logp).any(axis=0).nonzero()[0][-1]) + 1
+            )  # of k draws few are distinct
             nll = None if nll is None or known is None else nll + known
             if by_entropy and summary is not None:
                 uncertain.append(summary.entropy)
             parts.append(
                 SoftTargets(
-                    ids=selection.ids.to(torch.int32).cpu().numpy(),
-                    gaps=gaps_from_logp(selection.logp.cpu().numpy()),
+                    ids=selection.ids[:, :used].to(torch.int32).cpu().numpy(),
+                    gaps=gaps_from_logp(logp[:, :used]),
                     log_odds=selection.log_odds.cpu().numpy(),
                     temperatures=tuple(identity.targets.temperatures),
                     vocab_size=teacher.record.vocab_size,

@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from softlabels.core.registry import Registry
 from softlabels.core.targets import SoftTargets
+from softlabels.errors import ConfigError
 
 
 class Numbers(NamedTuple):
@@ -43,6 +44,18 @@ class ValueCodec(Protocol):
     @property
     def relative_error(self) -> float:
         """A log-probability v of the teacher at T=1 is held within `relative_error * |v| + absolute_error`."""
+
+    @property
+    def samples_only(self) -> bool:
+        """Whether it holds nothing but the weights of samples."""
+
+    @property
+    def unbiased(self) -> bool:
+        """Whether the mean weight that a reader derives of a sample, over `uniforms`, is exactly the weight."""
+
+    @property
+    def label_first(self) -> bool:
+        """Whether ids are coded with the label as code 0 (`format/packed.py`)."""
 
     def absolute_error(self, *, sample: bool) -> float:
         """See `relative_error`; the log weights of a sample may have another bound than log-probabilities."""
@@ -75,6 +88,7 @@ CODECS: Registry[Callable[..., ValueCodec]] = Registry(
     {
         "float16": "softlabels.codecs.floating:Float16",
         "float32": "softlabels.codecs.floating:Float32",
+        "counts": "softlabels.codecs.counts:Counts",
         "nat8": "softlabels.codecs.steps:nat8",
         "nat16": "softlabels.codecs.steps:nat16",
         "nat32": "softlabels.codecs.steps:nat32",
@@ -87,4 +101,23 @@ CODECS: Registry[Callable[..., ValueCodec]] = Registry(
 def make_codec(spec: str) -> ValueCodec:
     """Build a registered codec, `NAME` or `NAME?parameter=value`; `ConfigError` if there is none such."""
     codec: ValueCodec = CODECS.make(spec)
+    for declaration in ("samples_only", "unbiased", "label_first"):
+        if not isinstance(getattr(codec, declaration, None), bool):
+            raise ConfigError(
+                f"--values {spec}: declares no `{declaration}`, so nobody knows which targets it is fit for; add it to "
+                "the codec (softlabels.codecs.ValueCodec)"
+            )
     return codec
+
+
+def check_fits(codec: ValueCodec, *, sample: bool) -> None:
+    """Refuse a codec of samples for probabilities.
+
+    Raises:
+        ConfigError: names the flag, and the way out.
+    """
+    if codec.samples_only and not sample:
+        raise ConfigError(
+            f"--values {codec.id}: holds the weights of samples only, and this estimator keeps probabilities; use "
+            "--values nat16"
+        )

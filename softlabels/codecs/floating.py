@@ -24,6 +24,9 @@ class _Floating:
     """IEEE numbers; as whole ones, their bits in an order that ascends as they fall."""
 
     plain: ClassVar[bool] = True
+    samples_only: ClassVar[bool] = False
+    unbiased: ClassVar[bool] = False
+    label_first: ClassVar[bool] = False
     dtype: ClassVar[np.dtype[Any]]
     bits: ClassVar[np.dtype[Any]]
     """A whole number of as many bits."""

@@ -53,7 +53,7 @@ class Steps:
         """`nat16` of n = 16."""
         return f"nat{self.n}"
 
-    plain = False
+    plain = samples_only = unbiased = label_first = False
     relative_error = 0.0
 
     def absolute_error(self, *, sample: bool) -> float:

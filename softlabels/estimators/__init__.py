@@ -64,6 +64,11 @@ class Estimator(Protocol):
         """How many uniform numbers `select` takes for each position; 0: it is deterministic."""
         return 0
 
+    @property
+    def counts(self) -> bool:
+        """Whether the weights are whole multiples of one number, so that `--values counts` holds them as they are."""
+        return False
+
     def check_vocab(self, vocab_size: int) -> None:
         """Raise `ConfigError` if the rule is impossible with V ids: by default if k is more than these."""
         if self.k > vocab_size:
@@ -82,6 +87,7 @@ ESTIMATORS: Registry[Callable[..., Estimator]] = Registry(
         "topk": "softlabels.estimators.topk:TopK",
         "topp": "softlabels.estimators.topp:TopP",
         "sampled": "softlabels.estimators.sampled:Sampled",
+        "systematic": "softlabels.estimators.systematic:Systematic",
         "rs": "softlabels.estimators.rs:RandomSampling",
         "dense": "softlabels.estimators.dense:Dense",
     },

@@ -24,6 +24,7 @@ class RandomSampling(Estimator):
     """Draw k times from the teacher at one temperature; keep each distinct id at its share of the draws."""
 
     keeps: ClassVar[KeptSet] = BUILT_IN["rs"]
+    counts: ClassVar[bool] = True
 
     k: int
     """Draws at each position: the most distinct ids that can be kept."""
@@ -63,13 +64,7 @@ class RandomSampling(Estimator):
         drawn = torch.searchsorted(
             total, (1.0 - uniforms.double().sort(1, descending=True).values) * mass
         )
-        first = torch.ones_like(drawn, dtype=torch.bool)
-        first[:, 1:] = drawn[:, 1:] != drawn[:, :-1]
-        slot = first.cumsum(1) - 1
-        counts = total.new_zeros(drawn.shape).scatter_add_(
-            1, slot, torch.ones_like(total[:, :1]).expand_as(drawn)
-        )
-        ids = drawn[:, :1].repeat(1, self.k).scatter_(1, slot, drawn)
+        ids, counts = counted(drawn)
         return Selection(
             ids,
             (counts.log() - torch.tensor(float(self.k)).log()).float(),
@@ -80,3 +75,16 @@ class RandomSampling(Estimator):
             if self.gives_whole
             else None,
         )
+
+
+def counted(drawn: Tensor) -> tuple[Tensor, Tensor]:
+    """Distinct ids of ascending draws `[n, k]`, and how often each was drawn, `float64`, 0 in slots that are free.
+
+    Free slots repeat the first id.
+    """
+    first = torch.ones_like(drawn, dtype=torch.bool)
+    first[:, 1:] = drawn[:, 1:] != drawn[:, :-1]
+    slot = first.cumsum(1) - 1
+    one = torch.ones((), dtype=torch.float64, device=drawn.device).expand_as(drawn)
+    counts = torch.zeros_like(drawn, dtype=torch.float64).scatter_add_(1, slot, one)
+    return drawn[:, :1].repeat(1, drawn.shape[1]).scatter_(1, slot, drawn), counts

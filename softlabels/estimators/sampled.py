@@ -20,15 +20,13 @@ import torch
 
 from softlabels.core.kept import BUILT_IN, KeptSet
 from softlabels.estimators import Estimator, Selection
+from softlabels.estimators.blocks import BLOCK, blocked, find
 from softlabels.estimators.entropy import Whole, entropy_of, exponentiate
 from softlabels.estimators.largest import largest
 from softlabels.estimators.topk import check_k
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-BLOCK = 64
-"""Ids summed together before the search: a running sum over all of V costs ten times the rest."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,9 +66,7 @@ class Sampled(Estimator):
         top_gap = (top - top[:, :1]).double()
         top_mass = mass.gather(1, top_ids)
         mass.scatter_(1, top_ids, 0.0)
-        if short := -mass.shape[1] % BLOCK:
-            mass = torch.nn.functional.pad(mass, (0, short))
-        blocks = mass.view(len(mass), -1, BLOCK).sum(2).double()  # the one pass over V after exp
+        mass, blocks = blocked(mass)  # the one pass over V after exp
         outside = blocks.sum(1)
 
         # beyond[:, h]: mass ranked after the h largest; tau[:, h]: the threshold if those h are the head.
@@ -92,7 +88,7 @@ class Sampled(Estimator):
         # their own (vanishing) values, take the free slots.
         is_own = is_head | (tau <= 0)
         tooth = ((slot - head + 1).double() - uniforms.double().view(-1, 1)).clamp_min(0.0) * tau
-        hit = _search(mass, blocks.cumsum(1), tooth)
+        hit = find(mass, blocks.cumsum(1), tooth)
         twice = torch.zeros_like(is_own)
         twice[:, 1:] = (hit[:, 1:] == hit[:, :-1]) & ~is_own[:, 1:] & ~is_own[:, :-1]
         ids = torch.where(is_own, top_ids, hit)
@@ -106,18 +102,3 @@ class Sampled(Estimator):
         if self.gives_whole:
             seen = Whole(top_ids[:, 0], top[:, 0], rest.log1p(), entropy_of(rest, spread))
         return Selection(ids, weight.float(), no_tail, log_norm, self.temperatures[0], seen)
-
-
-def _search(mass: Tensor, ends: Tensor, tooth: Tensor) -> Tensor:
-    """First id at which the running sum of `mass [n, V]` reaches `tooth [n, k]`; ids `[n, k] int64`.
-
-    Two levels: the running sums `ends` of whole blocks, then one inside each block that is hit.
-    """
-    n = len(mass)
-    tooth = torch.minimum(tooth, ends[:, -1:])
-    block = torch.searchsorted(ends, tooth)
-    before = torch.where(block > 0, ends.gather(1, (block - 1).clamp_min(0)), 0.0)
-    rows = torch.arange(n, device=mass.device)[:, None]
-    inner = mass.view(n, -1, BLOCK)[rows, block].double().cumsum(2)
-    inside = torch.minimum(tooth - before, inner[..., -1])
-    return block * BLOCK + torch.searchsorted(inner, inside[..., None])[..., 0].clamp_max(BLOCK - 1)

@@ -95,6 +95,8 @@ class TargetRecord(Record, frozen=True, kw_only=True, omit_defaults=True):
     """Of `topp`: the mass at T=1 that the kept ids reach."""
     min_k: Positive | None = None
     """Of `topp`: no position keeps fewer."""
+    mean_k: Annotated[float, msgspec.Meta(gt=0)] | None = None
+    """The mean number of kept ids that was asked for, of which `k` was made; absent: `k` was said."""
     positions: str | None = None
     """Which positions have a soft target, e.g. `random:0.25` or `entropy:0.25`, the others being hard-label only;
     absent: all have one."""

@@ -5,6 +5,8 @@ values are rounded) the smaller code first. Then there are two streams for each 
  - `values.j`: by how much the value at place j exceeds the one before it (see `codecs`);
  - `ids.j`: the code of the id at place j (see `codebook`); if its value equals the one before, by how
    much the code exceeds that before it, less one. Equal values thus pay for a set of ids, not for a list.
+With a codec that says so (`label_first`), code 0 is the label, which the reader knows and most positions keep, and
+other codes are one more.
 A position that keeps fewer ids has no entry in the later streams. In a stream positions come in order of
 their input tokens, so that one token's table is read at a time. From place 64 on, places share streams:
 64 to 127, 128 to 255, and so on, one place after the other.
@@ -35,6 +37,7 @@ from softlabels.format.packed_rows import (
     check_size,
     coded_tokens,
     contexts,
+    labels_of,
     row_streams,
     rows_of_streams,
 )
@@ -43,6 +46,7 @@ from softlabels.format.shard import Reading, Shard, rows_alone
 from softlabels.format.summaries import summary_of_streams, summary_streams
 
 UInt32 = npt.NDArray[np.uint32]
+Int32 = npt.NDArray[np.int32]
 Int64 = npt.NDArray[np.int64]
 
 CODEC, NUMBERS = "softlabels.codec", "softlabels.numbers"
@@ -103,7 +107,8 @@ def streams_of(shard: Shard, identity: Identity, dictionary: Codebook | None) ->
     kept, counts = kept[by_token], counts[by_token]
     key = numbers.values[by_token].astype(np.uint64)
     key <<= np.uint64(32)
-    key |= book.encode(tokens[by_token], t.ids[by_token])
+    labels = labels_of(rows)[by_token] if codec.label_first else None
+    key |= _label_first(book.encode(tokens[by_token], t.ids[by_token]), t.ids[by_token], labels)
     ragged = len(counts) > 0 and int(counts.min()) < t.k
     if ragged:
         key[~kept] = np.iinfo(np.uint64).max
@@ -131,8 +136,13 @@ def streams_of(shard: Shard, identity: Identity, dictionary: Codebook | None) ->
         for begin, end in _bands(k):
             streams[f"values.{begin}"] = pack(cut(value_steps, begin, end))
             streams[f"ids.{begin}"] = pack(cut(code_steps, begin, end))
-    summary = summary_streams(t, identity, book, codes, by_token, tokens[by_token])
+    summary = summary_streams(t, identity, book, codes, by_token, tokens[by_token], labels)
     return streams | hidden_streams(t, identity) | summary
+
+
+def _label_first(codes: UInt32, ids: Int32, labels: Int32 | None) -> UInt32:
+    """Codes `[N, K]` with 0 for the id that is the position's label, others one more; as they are without labels."""
+    return codes if labels is None else (codes + np.uint32(1)) * (ids != labels[:, None])
 
 
 def attributes_of(identity: Identity) -> dict[str, dict[str, Any]]:
@@ -206,7 +216,8 @@ def shard_of(streams: Mapping[str, Stream], dictionary: Codebook | None, reading
     bands = {f".{begin}": (begin, end) for begin, end in _bands(k)}
     if identity.encoding.profile == PACKED_ARRAYS:
         bands = {"": (0, k)}
-    ids, gaps = _kept(counts, k, book, tokens, codec, streams, bands, where)
+    labels = labels_of(found) if codec.label_first else None
+    ids, gaps = _kept(counts, k, book, tokens, labels, codec, streams, bands, where)
     kept = SoftTargets(
         ids=ids,
         gaps=gaps,
@@ -226,12 +237,13 @@ def _kept(
     counts: Int64,
     k: int,
     book: Codebook,
-    tokens: npt.NDArray[np.int32],
+    tokens: Int32,
+    labels: Int32 | None,
     codec: ValueCodec,
     streams: Mapping[str, Stream],
     bands: Mapping[str, tuple[int, int]],
     where: str,
-) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
+) -> tuple[Int32, npt.NDArray[np.float32]]:
     """Ids `[N, K] int32` and gaps `[N, K] float32`; a slot that is not kept repeats the first id at +inf."""
     n = len(counts)
     by_token = np.argsort(tokens, kind="stable")
@@ -253,7 +265,13 @@ def _kept(
     offsets = book.offsets(tokens[by_token])
     for begin in range(0, n, TILE):
         tile = slice(begin, begin + TILE)
-        ids[:, tile] = book.decode(codes[:, tile], *(o[tile] for o in offsets))
+        own, is_label = codes[:, tile], None
+        if labels is not None:
+            is_label = own == 0
+            own -= ~is_label  # in place: what is one more
+        ids[:, tile] = book.decode(own, *(o[tile] for o in offsets))
+        if labels is not None:
+            np.copyto(ids[:, tile], labels[by_token[tile]], where=is_label)
     for j in range(k):
         gaps[j] = codec.scores(values[j])
     np.subtract(gaps[:1].copy(), gaps, out=gaps)

@@ -48,6 +48,11 @@ def contexts(rows: Sequence[InputRow]) -> npt.NDArray[np.int32]:
     return np.concatenate([r.context for r in rows])
 
 
+def labels_of(rows: Sequence[InputRow]) -> npt.NDArray[np.int32]:
+    """`[N] int32`: what is true at each position; `UNLABELLED` where that is not known."""
+    return np.concatenate([r.labels for r in rows])
+
+
 # -- writing --------------------------------------------------------------------------------------
 
 

@@ -178,6 +178,7 @@ def summary_streams(
     codes: UInt32,
     by: Int64,
     contexts: Int32,
+    labels: Int32 | None,
 ) -> dict[str, Stream]:
     """The streams of a shard; positions are in order in them.
 
@@ -185,13 +186,15 @@ def summary_streams(
         codes: `[K, N]` of the kept ids as they are written, as many of each position as it keeps.
         by: `[N]`: which position of `targets` each of `codes` is of; ordered by `contexts`.
         contexts: `[N] int32` of the positions in that order.
+        labels: the same, where code 0 is the label and others are one more.
     """
     if not _has_summaries(identity):
         return {}
     summary = _given(targets)
     top, counts = summary.top[by], targets.kept.sum(axis=1)[by]
     own = book.encode(contexts, np.maximum(top, 0)[:, None])[:, 0]
-    hit = (codes == own) & (np.arange(len(codes))[:, None] < counts)
+    same = own if labels is None else (own + np.uint32(1)) * (top != labels)
+    hit = (codes == same) & (np.arange(len(codes))[:, None] < counts)
     place = np.where(hit.any(axis=0), hit.argmax(axis=0) + 1, 0) if len(codes) else counts * 0
     number = np.where(place > 0, place, counts + 1 + own.astype(np.int64))
     in_order = np.empty(targets.n, np.uint32)

@@ -14,7 +14,11 @@ from softlabels.core.kept import KeptSet
 from softlabels.core.targets import SoftTargets
 
 N, K = 300, 9
+DRAWS, SIGMAS = 20_000, 5.0
+"""Roundings over which weights are averaged, and standard errors that they may be off."""
 GRID = (1.0, 2.0)
+NEAR = 9.0
+"""Nats between two weights of a sample, at most."""
 SLACK = 1e-4
 """Of single precision: gaps and log-odds are held in it."""
 
@@ -36,6 +40,11 @@ def check_codec(spec: str) -> None:
             f"{spec}: bound below 0"
         )
     for name, targets in _targets():
+        if codec.samples_only:  # whose weights are never far apart
+            if not targets.keeps.sample:
+                continue
+            near = np.where(targets.kept, np.minimum(targets.gaps, NEAR), np.inf)
+            targets = replace(targets, gaps=near.astype(np.float32))
         where = f"{spec} on {name}"
         u = np.random.default_rng(1).random(targets.ids.shape) if targets.keeps.sample else None
         numbers = codec.to_numbers(targets, None if u is None else u.copy())
@@ -53,6 +62,8 @@ def check_codec(spec: str) -> None:
         if u is None:  # the weights of a sample are rounded at random
             _check_order(targets, numbers.values, where)
         _check_back(codec, targets, _back(again, targets, numbers.values, numbers.odds), where)
+    if codec.unbiased:
+        _check_unbiased(spec, codec)
     if codec.plain:
         _check_plain(spec, cast(PlainCodec, codec))
 
@@ -89,7 +100,7 @@ def _of(
     keeps: KeptSet,
 ) -> SoftTargets:
     return SoftTargets(
-        ids=np.tile(np.arange(K, dtype=np.int32), (N, 1)),
+        ids=np.tile(np.arange(K, dtype=np.int32), (len(gaps), 1)),
         gaps=gaps.astype(np.float32),
         log_odds=odds.astype(np.float32),
         temperatures=grid,
@@ -143,6 +154,25 @@ def _check_back(codec: ValueCodec, t: SoftTargets, back: SoftTargets, where: str
     error = np.abs(np.where(kept, logp, 0) - np.where(kept, found, 0))
     assert (error <= bound).all(), (
         f"{where}: a log-probability is off by {error.max():.4g} nats, beyond its bound"
+    )
+
+
+def _check_unbiased(spec: str, codec: ValueCodec) -> None:
+    """The mean of the weights that a reader derives is the weight, within some standard errors."""
+    rng = np.random.default_rng(3)
+    gaps = rng.exponential(2, K)
+    gaps[0] = 0
+    weight = np.exp(-gaps) / np.exp(-gaps).sum()
+    shape = (DRAWS, K)
+    targets = _of(np.tile(gaps, (DRAWS, 1)), np.full((DRAWS, 1), -np.inf), (1.0,), SAMPLE)
+    numbers = codec.to_numbers(targets, rng.random(shape))
+    found = _back(codec, targets, numbers.values, numbers.odds).probs(1.0).astype(np.float64)
+    slack = SIGMAS * found.std(axis=0) / DRAWS**0.5 + 1e-6
+    error = np.abs(found.mean(axis=0) - weight)
+    worst = int((error / slack).argmax())
+    assert (error <= slack).all(), (
+        f"{spec}: declares `unbiased`, and a weight of {weight[worst]:.4g} averages to "
+        f"{found[:, worst].mean():.4g} over {DRAWS} roundings"
     )
 
 

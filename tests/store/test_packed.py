@@ -41,7 +41,7 @@ from tests.fakes import build_tiny
 from tests.store.made_up import STATISTICS, files_of, identity_of, row_of, targets_of, write_sealed
 
 START = 10
-VALUES = list(CODECS.names())
+VALUES = [name for name in CODECS.names() if not make_codec(name).samples_only]
 ESTIMATORS = ["topk", "topp", "dense", "sampled", "rs"]
 
 

@@ -19,7 +19,7 @@ class EvenSteps:
     nats: float = 0.05
 
     id = "even-steps"
-    plain = False
+    plain = samples_only = unbiased = label_first = False
     relative_error = 0.0
 
     def absolute_error(self, *, sample: bool) -> float:
