@@ -12,6 +12,7 @@ import torch
 
 from softlabels.builder.build import build
 from softlabels.builder.config import BuildConfig
+from softlabels.core.linear_head import LinearHead
 from softlabels.core.progress import Silent
 from softlabels.core.rows import Row
 from softlabels.corpora.packing import Tokenized
@@ -75,6 +76,7 @@ class TinyTeacher(Teacher):
         self.tables = [
             torch.randn(vocab_size, vocab_size, generator=g) * scale * w for w in (1.0, 0.6, 0.3)
         ]
+        self.head = LinearHead(torch.eye(vocab_size))
         self.chunk = chunk
         self.tokenizer = ByteTokenizer(salt)
         self.poison: tuple[int, float] | None = None
@@ -96,11 +98,15 @@ class TinyTeacher(Teacher):
         """Logits `[N, V]` of one row."""
         starts = np.concatenate([[0], np.cumsum(row.segment_lengths)])
         begins = starts[np.searchsorted(starts, row.positions, side="right") - 1]
-        z = torch.zeros(len(row.positions), self.record.vocab_size)
+        z = torch.zeros(len(row.positions), self.tables[0].shape[1])
         for back, table in enumerate(self.tables):
             known = row.positions - back >= begins
             z[torch.from_numpy(known)] += table[row.input_ids[row.positions[known] - back]]
         return z
+
+    def states(self, rows: Sequence[Row]) -> torch.Tensor:
+        """Its head makes its logits of themselves."""
+        return torch.cat([self.dense(r) for r in rows])
 
     def logits(self, rows: Sequence[Row]) -> Iterator[torch.Tensor]:
         z = torch.cat([self.dense(r) for r in rows])
@@ -109,6 +115,30 @@ class TinyTeacher(Teacher):
                 chunk[self.poison[0] - self.seen, 5] = self.poison[1]
             self.seen += len(chunk)
             yield chunk.clone()
+
+
+class LinearTeacher(TinyTeacher):
+    """Its states, 12 wide, are what `TinyTeacher` calls logits; its head has all that a head may have."""
+
+    def __init__(self, vocab_size: int = 300, *, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__(vocab_size)
+        g = torch.Generator().manual_seed(4)
+        self.tables = [t[:, :12].to(dtype).float() for t in self.tables]
+        weight = torch.randn(vocab_size, 12, generator=g).to(dtype)
+        self.head = LinearHead(weight, torch.randn(vocab_size, generator=g).to(dtype), 0.7, 15.0)
+        self.dtype = dtype
+
+    def states(self, rows: Sequence[Row]) -> torch.Tensor:
+        """In the dtype of the head, as a body gives them."""
+        return torch.cat([super(LinearTeacher, self).dense(r) for r in rows]).to(self.dtype)
+
+    def dense(self, row: Row) -> torch.Tensor:
+        """Logits `[N, V]` of one row, in float32."""
+        weight, bias, scale, cap = self.head
+        assert bias is not None
+        assert cap is not None
+        z = (self.states([row]).float() @ weight.float().T + bias.float()) * scale
+        return torch.tanh(z / cap) * cap
 
 
 TEXT = (

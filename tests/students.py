@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from trainers.evaluation.config import EvalConfig
-from trainers.evaluation.evaluate import evaluate, open_run
+from trainers.evaluation.evaluate import evaluate, open_run, open_teacher_states
 from trainers.evaluation.evaluations import Scores
 
 
@@ -36,4 +36,10 @@ def evaluate_run(run: Path, store: Path | str, **settings: Any) -> Scores:
     """The scores of a finished run's student on a store; settings as of `EvalConfig`."""
     config = EvalConfig(store=str(store), **settings)
     student, opened = open_run(run, config)
-    return evaluate(student, opened, device=config.device, batch_size=config.batch_size)
+    return evaluate(
+        student,
+        opened,
+        device=config.device,
+        batch_size=config.batch_size,
+        teacher=open_teacher_states(config, opened),
+    )

@@ -23,6 +23,7 @@ import pytest
 from click.testing import CliRunner
 
 import softlabels.builder.build
+import softlabels.builder.states
 import softlabels.interchange.importing
 import softlabels.kld.candidates
 from softlabels.builder.build import build
@@ -116,6 +117,7 @@ INVOCATIONS: dict[str, Callable[[Path], list[str]]] = {
         *("--seq-len", "48", "--k", "4", "--wide-k", "9", "--wide-every", "2"),
     ],
     "softlabels report": lambda g: ["report", f"{g}/store"],
+    "softlabels states": lambda g: ["states", f"{g}/store", "--teacher", "hf:x"],
     "softlabels subset": lambda g: ["subset", f"{g}/store", "--first", "2"],
     "softlabels view": lambda g: ["view", f"{g}/store", "--vocab", "trim:280"],
     PULL: lambda _: ["pull", "URL"],
@@ -210,6 +212,7 @@ def _teacher(monkeypatch):
     """The commands' teacher is at hand."""
     for module, name in (
         (softlabels.builder.build, "open_teachers"),
+        (softlabels.builder.states, "open_teacher"),
         (softlabels.interchange.importing, "open_teacher"),
         (softlabels.kld.candidates, "open_teacher"),
     ):

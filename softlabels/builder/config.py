@@ -378,3 +378,16 @@ def _members_of(spec: str) -> tuple[str | tuple[str, ...], str]:
 def _known(recorded: str, names: Sequence[str]) -> str:
     """A flag's value of what the record says; `auto`, where it is a server's, a graph's, or that of several hosts."""
     return recorded if all(part in names for part in recorded.split("+")) else "auto"
+
+
+@dataclass(frozen=True, kw_only=True)
+class StatesConfig:
+    """The states of one store's rows."""
+
+    teacher: str
+    """`hf:PATH`, the teacher that made the store."""
+    device: str = "auto"
+    """Where the teacher runs."""
+    dtype: str = "auto"
+    """Number type in which the teacher's body computes, and in which its states are kept; `auto`: the one that it had
+    for the store."""

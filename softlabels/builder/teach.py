@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def _batches(rows: Sequence[InputRow], tokens: int) -> Iterator[list[InputRow]]:
+def batches(rows: Sequence[InputRow], tokens: int) -> Iterator[list[InputRow]]:
     """Consecutive rows whose padded rectangle is at most `tokens` (one row, if it alone is longer)."""
     batch: list[InputRow] = []
     width = 0
@@ -76,7 +76,7 @@ def teach(
     nll: float | None = 0.0
     wanted = identity.summary is not None
     first = start_row
-    for batch in _batches(rows, batch_tokens):
+    for batch in batches(rows, batch_tokens):
         each = estimator.uniforms
         drawn = [draw_uniforms(seed, first + i, r.n * each) for i, r in enumerate(batch)]
         uniforms = torch.from_numpy(np.concatenate(drawn)).view(-1, each) if each else None

@@ -15,6 +15,7 @@ from softlabels.cli.merge import append_command, merge_command
 from softlabels.cli.reference import reference_command
 from softlabels.cli.report import report_command
 from softlabels.cli.share import card_command, pull_command, push_command, sign_command
+from softlabels.cli.states import states_command
 from softlabels.cli.subset import convert_command, diff_command, subset_command, view_command
 from softlabels.cli.verify import repair_command, verify_command
 from softlabels.console.terminal import Commands
@@ -36,6 +37,7 @@ main.add_command(pull_command)
 main.add_command(measure_command)
 main.add_command(reference_command)
 main.add_command(kld_command)
+main.add_command(states_command)
 main.add_command(import_command)
 main.add_command(export_command)
 main.add_command(card_command)

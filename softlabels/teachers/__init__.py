@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from torch import Tensor
 
+    from softlabels.core.linear_head import LinearHead
     from softlabels.corpora import Message
     from softlabels.corpora.packing import Tokenized
     from softlabels.teachers.listing import ListingTeacher
@@ -122,6 +123,8 @@ class Teacher(ABC):
     """D, if it shows its last layer, too; None: it does not."""
     last_layer: Tensor
     """`[N, D] float32`, with `hidden_size`: what it gave at the positions of the rows that `logits` was asked for."""
+    head: LinearHead | None = None
+    """Its head, if its logits are a linear map of states that it shows (`states`); None: not so."""
     listing: ListingTeacher | None = None
     """Itself, if it lists the most probable ids and has no logits to give (`teachers/listing.py`)."""
 
@@ -131,6 +134,12 @@ class Teacher(ABC):
 
         Each chunk is at most the byte budget, and the caller may overwrite it.
         """
+
+    def states(self, rows: Sequence[Any]) -> Tensor:
+        """`[N, D]`, with `head`: what its head is given at the positions of all rows, in the dtype of its body."""
+        raise TeacherError(
+            f"{self.record.spec}: does not show what its head is given; use hf:PATH, a model with a linear head"
+        )
 
     def remarks(self) -> list[str]:
         """Lines for people, about what this builder taught."""

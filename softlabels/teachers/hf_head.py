@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from softlabels.core.head_input import head_input
+from softlabels.core.linear_head import LinearHead
 from softlabels.core.rows import InputRow
 from softlabels.errors import ConfigError, TeacherError
 from softlabels.teachers import Teacher
@@ -28,8 +29,10 @@ class HFHeadTeacher(Teacher):
         tokenizer: its own.
         source: what it was loaded from.
         fed: names of the sequences that it is fed.
+        scale, softcap: what it does to logits after the linear layer, as of `LinearHead`.
     """
 
+    head: LinearHead
     settings: ClassVar[dict[str, Any]] = {}
     """What else its forward is told."""
 
@@ -40,6 +43,8 @@ class HFHeadTeacher(Teacher):
         source: HFSource,
         *,
         fed: Sequence[str] = ("input_ids", "attention_mask"),
+        scale: float = 1.0,
+        softcap: float | None = None,
     ) -> None:
         self._model, self.tokenizer = model, tokenizer
         head = model.get_output_embeddings()
@@ -49,9 +54,11 @@ class HFHeadTeacher(Teacher):
                 "embeddings"
             )
         self._head = head
+        own = getattr(model, "final_logits_bias", None) if head.bias is None else head.bias
+        bias = None if own is None else own.detach().reshape(-1)
+        self.head = LinearHead(head.weight.detach(), bias, scale, softcap)
         self._weight = head.weight.detach().float()
-        bias = getattr(model, "final_logits_bias", None) if head.bias is None else head.bias
-        self._bias = None if bias is None else bias.detach().float().reshape(-1)
+        self._bias = None if bias is None else bias.float()
         self.device = self._weight.device
         self.record = source.record(model, vocab_size=int(self._weight.shape[0]))
         check_covers(tokenizer.vocab_size, self.record)
@@ -76,11 +83,19 @@ class HFHeadTeacher(Teacher):
         return hidden.flatten(0, 1).index_select(0, flat)
 
     def _logits(self, hidden: Tensor) -> Tensor:
-        return nn.functional.linear(hidden.float(), self._weight, self._bias)
+        z = nn.functional.linear(hidden.float(), self._weight, self._bias)
+        _, _, scale, cap = self.head
+        if scale != 1.0:
+            z = z * scale
+        return torch.tanh(z / cap) * cap if cap else z
+
+    @torch.no_grad()
+    def states(self, rows: Sequence[InputRow]) -> Tensor:
+        """`[N, D]`: what the head is given at the positions of all rows, in order."""
+        return self._given(*padded_on(rows[0].pad(rows), self.device))
 
     @torch.no_grad()
     def logits(self, rows: Sequence[InputRow]) -> Iterator[Tensor]:
         """Chunks `[n, V] float32` of the positions of all rows, in order."""
-        given = self._given(*padded_on(rows[0].pad(rows), self.device))
-        for chunk in torch.split(given, self._chunk):
+        for chunk in torch.split(self.states(rows), self._chunk):
             yield self._logits(chunk)

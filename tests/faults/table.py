@@ -155,6 +155,7 @@ WRITERS: dict[str, Writer] = {
             job="measure",
             may_change=("a/manifest.json", "a/README.md"),
         ),
+        Writer(name="states of a teacher", ground="ground_store", job="states"),
         Writer(name="report of a store", ground="ground_store", job="store_report"),
         Writer(name="push", ground="ground_store", job="push", remote=True),
         Writer(name="pull", ground="ground_address", job="pull", remote=True),

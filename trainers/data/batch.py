@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,9 +12,22 @@ from torch import Tensor
 from softlabels.core.rows import UNLABELLED
 from softlabels.core.targets import SoftTargets
 from softlabels.format.shard import StoredRow
+from trainers.loss.head_chunks import Head
 
 COUNTED = "position_ids"
 """The input that only rows with several documents ask for; beyond their end it counts on."""
+
+
+class TeacherLogits(NamedTuple):
+    """All of the teacher's distribution at N positions: logits are the head's of the states."""
+
+    states: Tensor
+    """`[N, D]`: what the teacher's head is given, in the dtype of its body."""
+    head: Head
+
+    def at(self, index: slice | Tensor) -> TeacherLogits:
+        """At some of the positions."""
+        return TeacherLogits(self.states[index], self.head)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -33,6 +47,8 @@ class Batch:
     """`[N] int64`; `UNLABELLED` (-1) where what is true is not known."""
     targets: SoftTargets
     """Of the N positions, in order."""
+    teacher: TeacherLogits | None = None
+    """At the N positions, where a run learns from all of the teacher's distribution; None: from `targets`."""
     offset: int | None = None
     """Where the *global* batch begins in the stream's sequence of rows, the same on every rank; None: not of a
     stream."""
@@ -79,6 +95,8 @@ class Batch:
             inputs={n: t.to(device, non_blocking=True) for n, t in self.inputs.items()},
             flat_positions=self.flat_positions.to(device, non_blocking=True),
             labels=self.labels.to(device, non_blocking=True),
+            teacher=self.teacher
+            and self.teacher._replace(states=self.teacher.states.to(device, non_blocking=True)),
         )
 
 

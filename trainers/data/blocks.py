@@ -76,7 +76,7 @@ class BlockReader:
         """Drop what is not needed from a place on, and begin to decode the block after its own."""
         block = self.order.block_at(offset)
         near = {int(s) for b in (block, block + 1) for s in self.order.shards_of(b)}
-        if self.order.shards > 2 * self.order.block_shards:  # else all of them are held for good
+        if self.order.blocks > 2:  # else all of them are held for good
             for index in self._decoded.keys() - near:
                 self._decoded.pop(index).cancel()
         if self._pool is not None:

@@ -33,6 +33,7 @@ def split_batch(batch: Batch, parts: int) -> Iterator[Batch]:
             flat_positions=batch.flat_positions[start:stop] - here.start * batch.width,
             labels=batch.labels[start:stop],
             targets=batch.targets[start:stop],
+            teacher=batch.teacher and batch.teacher.at(slice(start, stop)),
         )
 
 

@@ -32,7 +32,15 @@ from softlabels.store.reader import Store, open_store
 from softlabels.store.remote.cache import CacheOptions
 from trainers.data.batch import Batch, collate
 from trainers.data.blocks import BlockReader
-from trainers.data.stream import BatchStream, SoftTargetStream, check_slices, opened, order_of
+from trainers.data.order import check_order
+from trainers.data.stream import (
+    BatchStream,
+    SoftTargetStream,
+    check_slices,
+    opened,
+    order_facts,
+    orders_of,
+)
 from trainers.data.tasks import check_rows
 
 Weight = float | Fraction | str
@@ -99,7 +107,7 @@ class MixedStream(BatchStream):
     Args:
         stores: (path or open store, weight) of each. They must agree in tokenizer, vocabulary, estimator and grid.
         batch_size: rows in a global batch, of all stores together.
-        seed, shuffle, block_shards, prefetch, vocab, images, rank, world_size: as of `SoftTargetStream`; up to
+        seed, shuffle, order, block_shards, prefetch, vocab, images, rank, world_size: as of `SoftTargetStream`; up to
             `2 * block_shards` shards are held decoded of each store.
 
     Raises:
@@ -115,6 +123,7 @@ class MixedStream(BatchStream):
         batch_size: int,
         seed: int = 0,
         shuffle: bool = True,
+        order: str = "store",
         block_shards: int = 8,
         prefetch: int = 2,
         vocab: str | None = None,
@@ -123,14 +132,15 @@ class MixedStream(BatchStream):
         world_size: int = 1,
     ) -> None:
         check_slices(batch_size, rank, world_size)
+        check_order(order)
         if not stores:
             raise ConfigError("a mixture of no stores: give at least one")
         self.pattern = Pattern([w for _, w in stores])
         self.stores = [opened(s, vocab, images) for s, _ in stores]
         check_alike(self.stores)
-        orders = [
-            order_of(s, seed, block_shards=block_shards, shuffle=shuffle) for s in self.stores
-        ]
+        orders = orders_of(
+            self.stores, seed, order=order, block_shards=block_shards, shuffle=shuffle
+        )
         super().__init__(
             batch_size=batch_size,
             rank=rank,
@@ -142,6 +152,7 @@ class MixedStream(BatchStream):
                 "seed": seed,
                 "shuffle": shuffle,
                 "block_shards": block_shards,
+                **order_facts(order),
             },
         )
         self.seed = seed

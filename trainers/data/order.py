@@ -1,7 +1,15 @@
 """The endless sequence of a store's row numbers: shuffled, and repeatable by anyone.
 
-It is a function of (store digest, seed, epoch) alone. Shards are permuted; consecutive shards of that
-order form a block; the rows of a block are permuted. Epochs follow each other without a seam.
+    store    a function of (store digest, seed, epoch) alone: shards are permuted
+    corpus   a function of (fingerprint of the corpus, seed, epoch) alone: slices of it are, whatever the shards
+
+Consecutive shards (or slices) of that order form a block; the rows of a block are permuted. Epochs follow each other
+without a seam.
+
+Two stores of one corpus, whatever their teacher, estimator, codec, container and shards, give the same rows at each
+place of the order by corpus, so that runs on them differ in their targets alone. Its price: a shard that holds more
+rows than a slice (`slice_rows`) is decoded up to once for each slice of it, where the order by store decodes it once an
+epoch. With the default of 256 rows a shard, and any power of two below, nothing is decoded twice.
 
 Memory is O(shards), 24 bytes each, and O(rows of a block). Any place is found without the ones before it.
 """
@@ -18,6 +26,23 @@ import numpy.typing as npt
 from softlabels.errors import ConfigError
 
 Int64 = npt.NDArray[np.int64]
+ORDERS = ("corpus", "store")
+SLICE_ROWS = 256
+"""Rows of a slice of the corpus: as many as a shard has by default."""
+SLICE_POSITIONS = 2**18
+"""Positions of a slice, at most, in the mean: a block of long rows must fit into memory."""
+SLICES = 2**20
+"""Slices of a corpus, at most: the order holds 24 bytes of each."""
+
+
+def check_order(order: str) -> None:
+    """Refuse what is not in `ORDERS`.
+
+    Raises:
+        ConfigError: names the flag.
+    """
+    if order not in ORDERS:
+        raise ConfigError(f"--order {order!r}: expected {' or '.join(ORDERS)}")
 
 
 class Piece(NamedTuple):
@@ -70,11 +95,6 @@ class RowOrder:
         self._epoch: tuple[int, Int64, Int64] | None = None
         self._block: tuple[int, Int64] | None = None
 
-    @property
-    def shards(self) -> int:
-        """Shards of the store."""
-        return len(self._sizes)
-
     def pieces(self, offset: int, count: int) -> Iterator[Piece]:
         """`count` row numbers from a place on, cut where a block ends."""
         while count > 0:
@@ -93,14 +113,18 @@ class RowOrder:
         return self._find(offset)[0]
 
     def shards_of(self, block: int) -> Int64:
-        """Shards of a block, in the order of the epoch."""
+        """Shards that the rows of a block lie in, in the order of the epoch."""
+        return self._parts_of(block)
+
+    def _parts_of(self, block: int) -> Int64:
+        """What a block is made of: numbers of entries of `shard_rows`."""
         epoch, own = divmod(block, self.blocks)
         order, _ = self._shards(epoch)
         return order[own * self.block_shards : (own + 1) * self.block_shards]
 
     def rows_of(self, block: int) -> int:
         """How many rows a block has."""
-        return int(self._sizes[self.shards_of(block)].sum())
+        return int(self._sizes[self._parts_of(block)].sum())
 
     def _find(self, offset: int) -> tuple[int, int]:
         """Block of a place, and how many of its rows come before."""
@@ -133,7 +157,7 @@ class RowOrder:
             rows = np.concatenate(
                 [
                     np.arange(self._starts[s], self._starts[s] + self._sizes[s])
-                    for s in self.shards_of(block)
+                    for s in self._parts_of(block)
                 ]
             )
             if self._shuffle:
@@ -141,3 +165,63 @@ class RowOrder:
             rows.flags.writeable = False  # pieces are views
             self._block = (block, rows)
         return self._block[1]
+
+
+class CorpusOrder(RowOrder):
+    """The endless sequence of row numbers, whatever the shards that the rows lie in.
+
+    Args:
+        shard_rows: `[shards]`: rows of each shard.
+        positions: of all rows.
+        fingerprint: of the corpus: over the digests of all rows, in order.
+        seed: of the shuffle.
+        copy: orders of one corpus that go side by side (a mixture of several teachers' stores) differ in it.
+        block_slices: slices whose rows are mixed with each other.
+        shuffle: False gives the corpus' own order, each epoch.
+
+    Raises:
+        ConfigError: a block of no slices, or no rows.
+    """
+
+    def __init__(
+        self,
+        shard_rows: Sequence[int] | Int64,
+        positions: int,
+        fingerprint: str,
+        seed: int,
+        *,
+        copy: int = 0,
+        block_slices: int = 8,
+        shuffle: bool = True,
+    ) -> None:
+        held = np.asarray(shard_rows, np.int64)
+        rows = int(held.sum())
+        size = slice_rows(rows, positions)
+        whole, rest = divmod(rows, size)
+        sizes = np.full(whole + (rest > 0), size, np.int64)
+        sizes[whole:] = rest
+        super().__init__(
+            sizes,
+            f"corpus {fingerprint} {copy}",
+            seed,
+            block_shards=block_slices,
+            shuffle=shuffle,
+        )
+        self._shard_ends = np.cumsum(held)
+
+    def shards_of(self, block: int) -> Int64:
+        """Shards that the rows of a block lie in, each once, in the order in which slices name them."""
+        parts = self._parts_of(block)
+        starts = self._starts[parts]
+        first = np.searchsorted(self._shard_ends, starts, side="right")
+        last = np.searchsorted(self._shard_ends, starts + self._sizes[parts] - 1, side="right")
+        named = (np.arange(a, b + 1) for a, b in zip(first, last, strict=True))
+        return np.array(list(dict.fromkeys(np.concatenate(list(named)).tolist())), np.int64)
+
+
+def slice_rows(rows: int, positions: int) -> int:
+    """Rows of a slice, of a corpus alone: `SLICE_ROWS`, or a smaller power of two where rows are long."""
+    size = SLICE_ROWS
+    while size > 1 and size * positions > SLICE_POSITIONS * rows:
+        size //= 2
+    return max(size, -(-rows // SLICES))

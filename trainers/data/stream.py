@@ -13,14 +13,18 @@ from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from softlabels.errors import ConfigError, RunError
 from softlabels.store.reader import Store, open_store
 from trainers.data.batch import Batch, collate
 from trainers.data.blocks import BlockReader
-from trainers.data.order import RowOrder
+from trainers.data.order import CorpusOrder, RowOrder, check_order
+
+if TYPE_CHECKING:
+    from trainers.data.full_teacher import FullTeacher
 
 
 class BatchStream(ABC):
@@ -169,11 +173,14 @@ class SoftTargetStream(BatchStream):
         batch_size: rows in a global batch.
         seed: of the order.
         shuffle: False for the store's own order.
-        block_shards: shards whose rows are mixed; up to twice as many are held decoded.
+        order: `store`, which follows from the store's digest, or `corpus`, in which all stores of one corpus give the
+            same rows at each step, whatever they keep of them (`trainers/data/order.py`); runs take `corpus`.
+        block_shards: shards (or slices of the corpus) whose rows are mixed; up to twice as many are held decoded.
         prefetch: batches made ahead on a thread of their own, while another decodes the next block's shards;
             0 makes and decodes them when asked.
         vocab: another vocabulary to read it in, as in `open_store`; an open store has its own already.
         images: where the images of a store of images lie; likewise.
+        teacher: all of the teacher's distribution, which batches then carry beside the store's targets.
         rank: of this process, from 0. It makes the rank's contiguous slice of each batch.
         world_size: number of ranks; must divide the batch size.
 
@@ -189,16 +196,21 @@ class SoftTargetStream(BatchStream):
         batch_size: int,
         seed: int = 0,
         shuffle: bool = True,
+        order: str = "store",
         block_shards: int = 8,
         prefetch: int = 2,
         vocab: str | None = None,
         images: Sequence[str] = (),
+        teacher: FullTeacher | None = None,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
         check_slices(batch_size, rank, world_size)  # before anything is opened
+        check_order(order)
         self.store = opened(store, vocab, images)
-        self._order = order_of(self.store, seed, block_shards=block_shards, shuffle=shuffle)
+        (self._order,) = orders_of(
+            [self.store], seed, order=order, block_shards=block_shards, shuffle=shuffle
+        )
         super().__init__(
             batch_size=batch_size,
             rank=rank,
@@ -209,11 +221,13 @@ class SoftTargetStream(BatchStream):
                 "seed": seed,
                 "shuffle": shuffle,
                 "block_shards": block_shards,
+                **order_facts(order),
             },
         )
         self.seed = seed
         self._reader = BlockReader(self.store, self._order)
         self._readers = [self._reader]
+        self._teacher = teacher
 
     @property
     def epoch(self) -> float:
@@ -221,7 +235,9 @@ class SoftTargetStream(BatchStream):
         return self.offset / self._order.rows
 
     def _read(self, start: int, count: int, offset: int) -> Batch:
-        return collate(self._reader.rows(start, count), offset=offset)
+        rows = self._reader.rows(start, count)
+        teacher = None if self._teacher is None else self._teacher.at(rows)
+        return replace(collate(rows, offset=offset), teacher=teacher)
 
     def _look_ahead(self, start: int) -> None:
         self._reader.look_ahead(start)
@@ -261,12 +277,38 @@ def opened(store: Store | Path | str, vocab: str | None, images: Sequence[str] =
     return store
 
 
-def order_of(store: Store, seed: int, *, block_shards: int, shuffle: bool) -> RowOrder:
-    """The order of a store's rows."""
-    return RowOrder(
-        [s.rows for s in store.manifest.shards],
-        store.digest,
-        seed,
-        block_shards=block_shards,
-        shuffle=shuffle,
-    )
+def order_facts(order: str) -> dict[str, str]:
+    """What a stream's state says of an order; of that by store nothing, as states did before there was another."""
+    return {} if order == "store" else {"order": order}
+
+
+def orders_of(
+    stores: Sequence[Store], seed: int, *, order: str, block_shards: int, shuffle: bool
+) -> list[RowOrder]:
+    """The order of the rows of each of the stores of a stream.
+
+    By corpus, stores of one corpus beside each other differ in it: else a batch would hold the same rows twice.
+    """
+    found: list[RowOrder] = []
+    seen: list[str] = []
+    for store in stores:
+        sizes, corpus = [s.rows for s in store.manifest.shards], store.manifest.identity.corpus
+        if order == "store":
+            found.append(
+                RowOrder(sizes, store.digest, seed, block_shards=block_shards, shuffle=shuffle)
+            )
+            continue
+        copy = seen.count(corpus.fingerprint)
+        seen.append(corpus.fingerprint)
+        found.append(
+            CorpusOrder(
+                sizes,
+                corpus.positions,
+                corpus.fingerprint,
+                seed,
+                copy=copy,
+                block_slices=block_shards,
+                shuffle=shuffle,
+            )
+        )
+    return found

@@ -17,7 +17,7 @@ from softlabels.store.token_text import TokenText
 from trainers.evaluation import blind_spots, groups
 from trainers.evaluation.calibration import BINS, Bins, reliability
 from trainers.evaluation.config import EvalConfig
-from trainers.evaluation.evaluate import open_run, summarise
+from trainers.evaluation.evaluate import open_run, open_teacher_states, summarise
 from trainers.evaluation.evaluations import (
     FORMAT,
     VERSION,
@@ -57,6 +57,7 @@ def assess_run(run: Path, config: EvalConfig, report: Reporter) -> Assessment:
         opened,
         device=config.device,
         batch_size=config.batch_size,
+        teacher=open_teacher_states(config, opened),
         advance=report.advance,
     )
     means = summarise(m, opened)

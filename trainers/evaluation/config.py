@@ -22,6 +22,9 @@ class EvalConfig:
     """Store that holds the inputs of a store without (`softlabels subset --drop-inputs`); joined by digest."""
     images: tuple[str, ...] = ()
     """Images of a store of images, as it was built from them, e.g. `arrays:FILE.npz`."""
+    teacher_states: str | None = None
+    """Folder of the teacher's states on these rows (`softlabels states`): then what compares with the teacher is exact,
+    over all ids, whatever the store keeps."""
     device: str = "cpu"
     """Where to compute."""
     weights: str = "student"

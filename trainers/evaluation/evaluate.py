@@ -9,6 +9,7 @@ import numpy as np
 from softlabels.errors import RunError
 from softlabels.format.figures import figures_of
 from softlabels.store.reader import Store
+from trainers.data.full_teacher import FullTeacher
 from trainers.data.tasks import Task
 from trainers.evaluation.config import EvalConfig
 from trainers.evaluation.evaluations import Scores
@@ -18,13 +19,21 @@ from trainers.run.finished import open_finished
 from trainers.students import Student, load_student
 
 
-def evaluate(student: Student, store: Store, *, device: str = "cpu", batch_size: int = 8) -> Scores:
-    """Evaluate in float32 on every row of a store.
+def evaluate(
+    student: Student,
+    store: Store,
+    *,
+    device: str = "cpu",
+    batch_size: int = 8,
+    teacher: FullTeacher | None = None,
+) -> Scores:
+    """Evaluate in float32 on every row of a store; against all of the teacher's distribution, if it is given.
 
     Raises:
         PairingError: the student's vocabulary is not the store's.
     """
-    return summarise(measure(student, store, device=device, batch_size=batch_size), store)
+    measured = measure(student, store, device=device, batch_size=batch_size, teacher=teacher)
+    return summarise(measured, store)
 
 
 def summarise(m: Measured, store: Store) -> Scores:
@@ -43,7 +52,14 @@ def summarise(m: Measured, store: Store) -> Scores:
         for x in (m.label[m.labelled], m.top[m.labelled])
     ]
     hits = np.bincount(m.label[m.correct], minlength=v).astype(np.float64)
-    of_teacher = ("kl", "agreement", "top_k_agreement", "acceptance_low", "acceptance_high")
+    of_teacher = (
+        "kl",
+        "kl_dense",
+        "agreement",
+        "top_k_agreement",
+        "acceptance_low",
+        "acceptance_high",
+    )
     return Scores(
         positions=m.n,
         soft_positions=int(m.soft.sum()),
@@ -53,6 +69,15 @@ def summarise(m: Measured, store: Store) -> Scores:
         teacher_nll=None if store.view is not None else figures_of(store.manifest).teacher_nll,
         dropped=None if store.dropped is None else store.dropped.to_dict(),
     )
+
+
+def open_teacher_states(config: EvalConfig, store: Store) -> FullTeacher | None:
+    """All of the teacher's distribution, if it is asked for.
+
+    Raises:
+        StoreError, PairingError, TokenizerError: as `FullTeacher.open`.
+    """
+    return None if config.teacher_states is None else FullTeacher.open(config.teacher_states, store)
 
 
 def open_run(run: Path, config: EvalConfig) -> tuple[Student, Store]:

@@ -111,6 +111,7 @@ class Group(_Record, frozen=True, kw_only=True):
     """None: none of them has a label."""
     accuracy: Share | None
     kl: Number | None
+    """The most exact that is known: over all ids, else over kept ids and tail."""
     agreement: Share | None
     acceptance_low: Share | None
     acceptance_high: Share | None
@@ -171,7 +172,8 @@ class StoreFacts(_Record, frozen=True, kw_only=True):
 class Scores(_Record, frozen=True, kw_only=True):
     """Means over the labelled positions of a store, at T=1; what compares with the teacher, over the soft ones.
 
-    That is None for a sampled store, which does not determine it, and where no position has a soft target.
+    That is None for a sampled store, which does not determine it unless its teacher's states are given, and where no
+    position has a soft target.
     """
 
     positions: Count
@@ -187,7 +189,11 @@ class Scores(_Record, frozen=True, kw_only=True):
     ece: Share
     """Expected calibration error of the most probable id, 15 bins of equal width (Guo et al. 2017)."""
     kl: Number | None
-    """KL(teacher || student) over kept ids and tail, nats."""
+    """KL(teacher || student) over kept ids and tail, nats: a lower bound of that over all ids, since within the tail
+    the two may differ as well."""
+    kl_dense: Number | None = None
+    """KL(teacher || student) over all ids, nats; None: neither does the store keep them all, nor are its teacher's
+    states given."""
     agreement: Share | None
     """Share of soft positions where student and teacher agree on the most probable id."""
     top_k_agreement: Share | None

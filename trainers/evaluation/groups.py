@@ -33,7 +33,7 @@ def group(m: Measured, where: Bool, name: str) -> Group:
         positions=int(where.sum()),
         nll=mean(m.nll, labelled),
         accuracy=mean(m.correct, labelled),
-        kl=mean(m.kl, known),
+        kl=mean(m.divergence, known),
         agreement=mean(m.agree, known),
         acceptance_low=mean(m.accept_low, known),
         acceptance_high=mean(m.accept_high, known),
@@ -71,7 +71,7 @@ def by_document(m: Measured) -> tuple[list[Group], int]:
 
 def by_row(m: Measured, listed: int) -> list[Group]:
     """The rows that are furthest from the teacher by KL, furthest first; by nll where it is not known."""
-    return _worst(m, m.row, m.kl if m.known.any() else m.nll, "row {}", listed)
+    return _worst(m, m.row, m.divergence if m.known.any() else m.nll, "row {}", listed)
 
 
 def _worst(

@@ -21,6 +21,8 @@ from softlabels.errors import RunError
 from softlabels.format.shard import StoredRow
 from softlabels.store.reader import Store
 from trainers.data.batch import Batch, collate
+from trainers.data.full_teacher import FullTeacher
+from trainers.evaluation.whole import compare_whole
 from trainers.loss.divergences import Shape, forward_kl
 from trainers.loss.head_chunks import Head, HeadChunks, chunk_rows, head_logits
 from trainers.loss.topk_tail import topk_tail
@@ -54,10 +56,16 @@ class Measured:
     """`[N]`: its probability."""
     soft: Bool
     """`[N]`: False where the position has no soft target."""
-    known: Bool
-    """`[N]`: where the store determines what follows: a soft target that is not a sample."""
+    binned: Bool
+    """`[N]`: where the store determines `kl`: a soft target that is not a sample."""
     kl: Float64
-    """`[N]`: KL(teacher || student) over kept ids and tail, nats."""
+    """`[N]`: KL(teacher || student) over kept ids and tail, nats: a lower bound of that over all ids."""
+    whole: Bool
+    """`[N]`: where all of the teacher's distribution is known: the store keeps it, or its states are given."""
+    kl_dense: Float64
+    """`[N]`: KL(teacher || student) over all ids, nats; where `whole`."""
+    known: Bool
+    """`[N]`: where what follows is determined: `binned`, or `whole`."""
     teacher_top: Int64
     """`[N]`: the teacher's first choice."""
     teacher_confidence: Float64
@@ -83,6 +91,11 @@ class Measured:
     def judged(self) -> Bool:
         """`[N]`: whether both teacher and truth are known."""
         return np.asarray(self.known & self.labelled)
+
+    @property
+    def divergence(self) -> Float64:
+        """`[N]`: the most exact KL(teacher || student) where `known`: over all ids, else over kept ids and tail."""
+        return np.where(self.whole, self.kl_dense, self.kl)
 
     @property
     def correct(self) -> Bool:
@@ -121,12 +134,13 @@ def measure(
     *,
     device: str = "cpu",
     batch_size: int = 8,
+    teacher: FullTeacher | None = None,
     advance: Callable[[int], None] = lambda _: None,
 ) -> Measured:
-    """Measure in float32 at every position of a store.
+    """Measure in float32 at every position of a store; against all of the teacher's distribution, if it is given.
 
     Raises:
-        PairingError: the student's vocabulary is not the store's.
+        PairingError: the student's vocabulary is not the store's, or a row has no states.
         RunError: the store holds no position.
     """
     check_vocab(student, store, where=str(store.path))
@@ -135,6 +149,9 @@ def measure(
     parts: list[dict[str, npt.NDArray[np.generic]]] = []
     for rows, batch, hidden, head in asked(student, store, device=device, batch_size=batch_size):
         if batch.positions:
+            if teacher is not None:
+                teacher = teacher.to(hidden.device)
+                batch = replace(batch, teacher=teacher.at(rows)).to(hidden.device)
             found = _measure(hidden, head, batch)
             parts.append({name: t.cpu().numpy() for name, t in found.items()} | _places(rows))
         advance(len(rows))
@@ -171,34 +188,46 @@ def _places(rows: Sequence[StoredRow]) -> dict[str, npt.NDArray[np.generic]]:
 
 def _measure(hidden: Tensor, head: Head, batch: Batch) -> dict[str, Tensor]:
     device, targets = hidden.device, batch.targets
-    known = targets.soft if not targets.keeps.sample else np.zeros(targets.n, np.bool_)
-    first, confidence = _first_choices(targets, known)
+    binned = targets.soft if not targets.keeps.sample else np.zeros(targets.n, np.bool_)
+    first, confidence = _first_choices(targets, binned)
     ids = torch.from_numpy(targets.ids.astype(np.int64)).to(device)
     kept = torch.from_numpy(targets.kept).to(device)
     out = topk_tail(HeadChunks(hidden, head, ids, kept, batch.labels.clamp(min=0)))
-    top, top_logit, rank = _choices(hidden, head, torch.from_numpy(first).to(device))
-    measured = {
-        "label": batch.labels,
-        "nll": torch.where(batch.labels != UNLABELLED, out.lse - out.label_logit, 0.0),
-        "top": top,
-        "confidence": (top_logit - out.lse).exp().clamp(max=1.0),
-        "soft": torch.from_numpy(targets.soft),
-        "known": torch.from_numpy(known),
-        "teacher_top": torch.from_numpy(first),
-        "teacher_confidence": torch.from_numpy(confidence),
-        "rank": rank,
-    }
-    places = np.flatnonzero(known)
-    of_teacher = torch.zeros(3, targets.n, device=device)
+    places = np.flatnonzero(binned)
+    names = ("kl", "accept_low", "accept_high")
+    of_teacher = {name: torch.zeros(targets.n, device=device) for name in names}
     if len(places):
         at = torch.from_numpy(places).to(device)
         log_p = torch.from_numpy(targets[places].log_bins(1.0)).to(device, torch.float32)
         log_q = torch.log_softmax(out.columns.index_select(0, at), dim=1)
         outside = targets.vocab_size - kept.index_select(0, at).sum(dim=1)
-        of_teacher[0, at] = forward_kl(log_p, log_q, Shape())
-        of_teacher[1, at], of_teacher[2, at] = acceptance(log_p, log_q, outside)
-    names = ("kl", "accept_low", "accept_high")
-    return measured | dict(zip(names, of_teacher, strict=True))
+        of_teacher["kl"][at] = forward_kl(log_p, log_q, Shape())
+        low, high = acceptance(log_p, log_q, outside)
+        of_teacher["accept_low"][at], of_teacher["accept_high"][at] = low, high
+    whole = binned & (kept.sum(dim=1) == targets.vocab_size).cpu().numpy()
+    known, kl_dense = binned, of_teacher["kl"]  # where a store keeps all ids, the bins are they
+    teacher_first, sure = torch.from_numpy(first).to(device), torch.from_numpy(confidence)
+    if batch.teacher is not None:
+        known = whole = targets.soft
+        dense = compare_whole(hidden, head, batch.teacher)
+        kl_dense, teacher_first, sure = dense.kl, dense.top, dense.confidence
+        of_teacher["accept_low"] = of_teacher["accept_high"] = dense.acceptance
+    top, top_logit, rank = _choices(hidden, head, teacher_first)
+    return {
+        "label": batch.labels,
+        "nll": torch.where(batch.labels != UNLABELLED, out.lse - out.label_logit, 0.0),
+        "top": top,
+        "confidence": (top_logit - out.lse).exp().clamp(max=1.0),
+        "soft": torch.from_numpy(targets.soft),
+        "binned": torch.from_numpy(binned),
+        "whole": torch.from_numpy(whole),
+        "kl_dense": kl_dense,
+        "known": torch.from_numpy(known),
+        "teacher_top": teacher_first,
+        "teacher_confidence": sure,
+        "rank": rank,
+        **of_teacher,
+    }
 
 
 def _first_choices(targets: SoftTargets, known: Bool) -> tuple[Int64, Float64]:

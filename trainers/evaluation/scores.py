@@ -54,10 +54,12 @@ def row_sums(m: Measured, vocab_size: int) -> dict[str, Float64]:
         "correct": total(m.correct),
         **binned("bins", m.confidence, m.correct, labelled),
     }
+    for name, values, where in (("kl", m.kl, m.binned), ("kl_dense", m.kl_dense, m.whole)):
+        if where.any():
+            sums |= {name: total(values, where.astype(np.float64)), f"{name}_count": total(where)}
     if m.known.any():
         sums |= {
             "known": total(m.known),
-            "kl": total(m.kl, known),
             "agree": total(m.agree, known),
             "top_k": total(m.rank < TOP_K, known),
             "accept_low": total(m.accept_low, known),
@@ -95,10 +97,12 @@ def scores(sums: Mapping[str, Float64]) -> dict[str, Float64]:
             "accuracy": sums["correct"] / n,
             "ece": _bins(sums, "bins").ece,
         }
+        for name in ("kl", "kl_dense"):
+            if name in sums:
+                found[name] = sums[name] / sums[f"{name}_count"]
         if "known" in sums:
             m = sums["known"]
             found |= {
-                "kl": sums["kl"] / m,
                 "agreement": sums["agree"] / m,
                 "top_k_agreement": sums["top_k"] / m,
                 "acceptance_low": sums["accept_low"] / m,

@@ -39,6 +39,7 @@ from softlabels.errors import ConfigError, PairingError
 from softlabels.format.identity import TargetRecord
 from trainers.data.batch import COUNTED, Batch
 from trainers.loss.divergences import DIVERGENCES, Shape
+from trainers.loss.full import full_loss, teacher_log_probs
 from trainers.loss.head_chunks import Columns, Head, HeadChunks, accumulator
 from trainers.loss.position_weights import WEIGHTS
 from trainers.loss.topk_tail import topk_tail_loss
@@ -187,11 +188,27 @@ class DistillLoss:
         totals = self.count(batch) if self.totals is None else self.totals
         # Ignored positions end here, before any product with the head.
         hidden = batch.at_positions(hidden)
+        if self.alpha > 0 and batch.teacher is not None:
+            full = _FullChunkLoss(self, batch, totals, hidden)
+            loss = full_loss(
+                hidden,
+                head,
+                batch.labels.clamp(min=0),
+                full,
+                temperature=self.temperature,
+                chunk_bytes=self.chunk_bytes,
+            )
+            return self._output(loss, full, batch, totals, layer)
+        chunk_loss = _ChunkLoss(self, batch, totals, hidden)
+        loss = topk_tail_loss(self._columns(hidden, head, batch), chunk_loss)
+        return self._output(loss, chunk_loss, batch, totals, layer)
+
+    def _columns(self, hidden: Tensor, head: Head, batch: Batch) -> HeadChunks:
         soft_on, targets = self.alpha > 0, batch.targets
         if soft_on:
             self._check_targets(targets)
         k = targets.k if soft_on else 0
-        chunks = HeadChunks(
+        return HeadChunks(
             hidden,
             head,
             torch.from_numpy(targets.ids[:, :k].astype(np.int64)).to(hidden.device),
@@ -201,11 +218,18 @@ class DistillLoss:
             chunk_bytes=self.chunk_bytes,
             with_mean=self.label_smoothing > 0,
         )
-        chunk_loss = _ChunkLoss(self, batch, totals, hidden)
-        loss = topk_tail_loss(chunks, chunk_loss)
+
+    def _output(
+        self,
+        loss: Tensor,
+        chunk_loss: _ChunkLoss,
+        batch: Batch,
+        totals: StepTotals,
+        layer: Tensor | None,
+    ) -> LossOutput:
         cosine = 0.0
         if self.cosine > 0:
-            apart = cosine_distance(layer, targets).sum()
+            apart = cosine_distance(layer, batch.targets).sum()
             cosine = float(apart.detach())
             loss = loss + self.cosine * apart / totals.divisor("cosine")
         sums = [*chunk_loss.sums.tolist(), cosine]
@@ -272,15 +296,20 @@ class _ChunkLoss:
         self.soft_scale = loss.alpha * loss.temperature**2 * share
         self.places = np.flatnonzero(batch.targets.soft)
         self.all_soft = len(self.places) == len(batch.labels)
-        targets = batch.targets if self.all_soft else batch.targets[self.places]
-        self.log_p = torch.from_numpy(targets.log_bins(loss.temperature)).to(self.device, dtype)
-        slots = targets.gaps.argmin(axis=1) if targets.k else np.zeros(0, np.int64)
-        self.top_slot = torch.from_numpy(slots[:, None]).to(self.device)
         self.weights = (
             None
             if loss.weight == "even"
             else torch.from_numpy(loss._weights(batch, self.places)).to(self.device, dtype)
         )
+        self._teach(batch, dtype)
+
+    def _teach(self, batch: Batch, dtype: torch.dtype) -> None:
+        """Take what the teacher says at the soft positions."""
+        targets = batch.targets if self.all_soft else batch.targets[self.places]
+        log_bins = targets.log_bins(self.loss.temperature)
+        self.log_p = torch.from_numpy(log_bins).to(self.device, dtype)
+        slots = targets.gaps.argmin(axis=1) if targets.k else np.zeros(0, np.int64)
+        self.top_slot = torch.from_numpy(slots[:, None]).to(self.device)
 
     def __call__(self, out: Columns, part: slice) -> Tensor:
         config = self.loss
@@ -326,3 +355,28 @@ class _ChunkLoss:
             agree = (heads.gather(1, self.top_slot[here])[:, 0] >= best).sum().to(soft.dtype)
         tails = log_p[:, -1].exp().sum(), log_q[:, -1].exp().sum()
         return [soft.sum(), *tails, agree, weighted.sum()]
+
+
+class _FullChunkLoss(_ChunkLoss):
+    """The same over all V ids, which leave no tail: the teacher's probabilities are made for each chunk."""
+
+    def _teach(self, batch: Batch, dtype: torch.dtype) -> None:
+        assert batch.teacher is not None
+        self.teacher, self.dtype = batch.teacher, dtype
+
+    def _soft(self, out: Columns, part: slice) -> list[Tensor]:
+        """Sums over the chunk's soft positions, as of `_ChunkLoss`."""
+        columns, teacher, here = out.columns, self.teacher.at(part), part
+        if not self.all_soft:
+            first, last = np.searchsorted(self.places, [part.start, part.stop])
+            here = slice(int(first), int(last))
+            rows = torch.from_numpy(self.places[here] - part.start).to(self.device)
+            columns, teacher = columns.index_select(0, rows), teacher.at(rows)
+        log_p = teacher_log_probs(teacher, self.dtype, self.loss.temperature)
+        log_q = torch.log_softmax(columns, dim=1)
+        shape = Shape(self.loss.beta, self.loss.skew)
+        soft = DIVERGENCES.load(self.loss.divergence)(log_p, log_q, shape)
+        weighted = soft if self.weights is None else soft * self.weights[here]
+        agree = (columns.detach().argmax(dim=1) == log_p.argmax(dim=1)).sum().to(soft.dtype)
+        zero = soft.new_zeros(())
+        return [soft.sum(), zero, zero, agree, weighted.sum()]

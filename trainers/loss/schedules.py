@@ -71,6 +71,8 @@ class LossSchedule:
     """Optimiser steps of the whole run."""
     grid: tuple[float, ...] = ()
     """The store's temperatures; empty until `on` has met the store."""
+    whole: bool = False
+    """Whether all of the teacher's distribution is there, at any temperature."""
 
     @classmethod
     def parse(
@@ -101,14 +103,16 @@ class LossSchedule:
             )
         return cls(loss=loss, alpha=a, temperature=t, steps=steps)
 
-    def on(self, targets: TargetRecord) -> LossSchedule:
-        """The same, on a store that can serve every step of it.
+    def on(self, targets: TargetRecord, *, whole: bool = False) -> LossSchedule:
+        """The same, on a store that can serve every step of it; it need not, if the `whole` teacher is there.
 
         Raises:
             PairingError: the divergence does not go with the estimator, or a temperature is not in the grid.
         """
         if self.alpha.start == self.alpha.end == 0.0:  # nothing is asked of the store
             return self
+        if whole:
+            return replace(self, whole=True)
         loss = replace(self.loss, alpha=1.0)
         loss.check(targets)
         end = replace(loss, temperature=self.temperature.end)
@@ -117,6 +121,8 @@ class LossSchedule:
 
     def notices(self, targets: TargetRecord) -> list[str]:
         """What to know of this loss on this store, in one sentence each."""
+        if self.whole:
+            return []
         alpha = max(self.alpha.start, self.alpha.end)
         return replace(self.loss, alpha=alpha).notices(targets)
 
@@ -130,6 +136,8 @@ class LossSchedule:
 
     def _stair(self, step: int) -> float:
         value = self.temperature.at(step, self.steps)
+        if self.whole:
+            return value
         if not self.grid:
             return value if self.temperature.kind == "constant" else self.loss.temperature
         low, high = sorted((self.temperature.start, self.temperature.end))

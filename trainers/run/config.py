@@ -52,8 +52,14 @@ class RunConfig:
     """Read the store in another vocabulary, the student's: `trim:N`, or `map:FILE` (new id of each id, or -1)."""
     inputs: Data[str | None] = None
     """Store that holds the inputs of a store without (`softlabels subset --drop-inputs`); joined by digest."""
+    order: Data[str | None] = None
+    """Order of rows: `corpus`, the same for all stores of one corpus, whatever they keep of it, so that runs on them
+    can be compared; or `store`, another for each. Default `corpus`; a run that goes on keeps its own."""
     loss: Loss[str] = "forward_kl"
     """Soft loss: `forward_kl`, `reverse_kl`, `jsd`, `tvd`, `skewed_forward_kl` or `skewed_reverse_kl`."""
+    teacher_states: Loss[str | None] = None
+    """Folder of the teacher's states (`softlabels states`): full distillation, from all of the teacher's distribution
+    in place of the store's targets; exact at any temperature, for any loss."""
     temperature: Loss[float] = 1.0
     """Temperature T of the soft loss; must be in the store's grid."""
     temperature_schedule: Loss[str | None] = None
@@ -150,14 +156,28 @@ class RunConfig:
                 if self.student is None
                 else f"--init {self.init}: is the student; leave out --student {self.student}"
             )
+        if self.order is not None:
+            from trainers.data.order import check_order  # numpy, which --help can do without
+
+            check_order(self.order)
         for flag, given, why in (
             ("--vocab", self.vocab, "what a view drops is reported of one store only"),
             ("--inputs", self.inputs, "join inputs and targets in a store each, or train on one"),
+            (
+                "--teacher-states",
+                self.teacher_states,
+                "the rows of a mixture are of several teachers",
+            ),
         ):
             if given is not None and not isinstance(self.store, str):
                 raise ConfigError(
                     f"{flag} {given}: goes with one --store, not with {len(self.store)}; {why}"
                 )
+        if self.teacher_states is not None and self.weight != "even":
+            raise ConfigError(
+                f"--weight {self.weight}: is read from the store's targets, which --teacher-states does without; leave "
+                "one of the two out"
+            )
         self.demands()
         self.make_loss()
         self.cache_options.resolved()

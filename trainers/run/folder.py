@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ FREE = frozenset(
         "digest",
         "release",
         "init",
+        "teacher_states",
         "forgetting",
         "vocab",
         "log_every",
@@ -56,6 +57,8 @@ FREE = frozenset(
 """What may change when a run goes on: where files lie, how long it is (`length.py` has rules of its own), how often to
 log, save and evaluate, and on what to compute."""
 
+EARLIER = {"order": "store"}
+"""What runs did before there was a setting, where that is not the default today."""
 DEFAULTS = {f.name: f.default for f in fields(RunConfig) if f.default is not MISSING}
 
 
@@ -107,18 +110,42 @@ def check_same_run(recorded: dict[str, Any], facts: dict[str, Any], run: Path) -
         raise RunError(
             f"{run}: was begun from {_origin(before)}, this would be from {_origin(now)}; resume it as it was begun"
         )
+    states, own = (r.get("teacher_states") or {} for r in (recorded, facts))
+    if states.get("digest") != own.get("digest"):
+        spelled = [f"{s['digest'][:12]}…" if s else "none" for s in (states, own)]
+        raise RunError(
+            f"{run}: was begun with --teacher-states of digest {spelled[0]}, this has {spelled[1]}; resume it as it "
+            "was begun, or choose another --out"
+        )
     if recorded["dtype"] != facts["dtype"]:
         raise RunError(
             f"{run}: was begun in {recorded['dtype']}, this would go on in {facts['dtype']}; "
             f"pass --dtype {recorded['dtype']}"
         )
     for name, value in facts["config"].items():
-        before = recorded["config"].get(name, DEFAULTS.get(name))  # older runs lack newer fields
+        before = _recorded(recorded, name)
         if name not in FREE and before != value:
             raise RunError(
                 f"{run}: was begun with {name} = {before!r}, this has {value!r}; resume it as it "
                 "was begun, or choose another --out"
             )
+
+
+def _recorded(recorded: Mapping[str, Any], name: str) -> Any:
+    """A setting of a run, which may be older than the setting."""
+    return recorded["config"].get(name, EARLIER.get(name, DEFAULTS.get(name)))
+
+
+def settled(config: RunConfig, recorded: Mapping[str, Any] | None) -> RunConfig:
+    """The config with what a run that goes on decided for itself when it was begun.
+
+    Args:
+        config: as it was asked for.
+        recorded: of a run that goes on; nothing for a new one.
+    """
+    if config.order is not None:
+        return config
+    return replace(config, order=_recorded(recorded, "order") if recorded else "corpus")
 
 
 def _origin(init: dict[str, Any] | None) -> str:

@@ -20,6 +20,7 @@ from softlabels.core.folder_lock import FolderLock
 from softlabels.core.progress import Reporter, Silent
 from softlabels.errors import ConfigError, PairingError
 from softlabels.store.reader import Store
+from trainers.data.full_teacher import FullTeacher
 from trainers.data.mixing import make_stream, mixture_digest, open_stores
 from trainers.data.tasks import Task, renumbers
 from trainers.evaluation.forgetting import Forgetting, open_watched
@@ -29,7 +30,7 @@ from trainers.run.config import RunConfig
 from trainers.run.ema import Ema
 from trainers.run.finished import provenance
 from trainers.run.finite import is_finite
-from trainers.run.folder import check_same_run, mend_run, read_run, student_tokenizer
+from trainers.run.folder import check_same_run, mend_run, read_run, settled, student_tokenizer
 from trainers.run.kernels import apply_kernels
 from trainers.run.length import Length, in_steps
 from trainers.run.loop import Loop
@@ -70,7 +71,10 @@ def _train(config: RunConfig, run: Path, ranks: Ranks, report: Reporter, *, resu
     if epochs is not None:
         report.notice(epochs)
     store = stores[0][0]  # in what is asked of it below, all are alike
-    loss = config.make_loss().on(store.manifest.identity.targets)
+    teacher = None
+    if config.teacher_states is not None:
+        teacher = FullTeacher.open(config.teacher_states, store)
+    loss = config.make_loss().on(store.manifest.identity.targets, whole=teacher is not None)
     _check_stores(config, loss, [opened for opened, _ in stores], report)
     watched = open_watched(config.forgetting, store, vocab=config.vocab, cache=config.cache_options)
     heldout = None
@@ -83,6 +87,7 @@ def _train(config: RunConfig, run: Path, ranks: Ranks, report: Reporter, *, resu
             cache=config.cache_options,
         )
     recorded = ranks.from_first(lambda: read_run(run, resume=resume))
+    config = settled(config, recorded)
     dtype = recorded["dtype"] if recorded and config.dtype == "auto" else config.dtype
     device = ranks.device(config.device)
     first_choice = ranks.from_first(lambda: choose(device, dtype))  # auto measures: one for all
@@ -110,6 +115,8 @@ def _train(config: RunConfig, run: Path, ranks: Ranks, report: Reporter, *, resu
     }
     if origin is not None:
         facts["init"] = origin
+    if teacher is not None:
+        facts["teacher_states"] = teacher.facts()
     with FolderLock(run, report.notice) as lock:
         ranks.from_first(lambda: _begin(run, lock, facts, report, resume=resume))
         if ranks.several:
@@ -131,6 +138,8 @@ def _train(config: RunConfig, run: Path, ranks: Ranks, report: Reporter, *, resu
                 stores,
                 batch_size=config.batch_size,
                 seed=config.seed,
+                order=config.order,
+                **({} if teacher is None else {"teacher": teacher.to(choice.device)}),
                 rank=ranks.rank,
                 world_size=ranks.world_size,
             ),

@@ -7,7 +7,7 @@ lose.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
@@ -45,17 +45,24 @@ class HFTeacher(HFHeadTeacher):
             if found.gguf is not None:
                 declared = _declared_pre_tokenizer(found.folder / found.gguf)
                 repair_pre_tokenizer(tokenizer, declared, source.options.notice)
-        self._transform = _logit_transform(model.config)
         self.context = context_of(model.config)
         model = model.to(choice.device, choice.dtype).eval()
-        super().__init__(model, HFTokenizer(tokenizer), source, fed=("input_ids",))
+        scale, softcap = _logit_transform(model.config)
+        super().__init__(
+            model,
+            HFTokenizer(tokenizer),
+            source,
+            fed=("input_ids",),
+            scale=scale,
+            softcap=softcap,
+        )
 
     def _logits(self, hidden: Tensor) -> Tensor:
         # Hidden states and weights of a bfloat16 body are exact in bfloat16: on a CPU their products may be
         # taken there, 1.7 times as fast, with sums and results still in float32.
         exact = self._head.weight.dtype == torch.bfloat16 and self.device.type == "cpu"
         with _products_of("medium" if exact else None):
-            return self._transform(super()._logits(hidden))
+            return super()._logits(hidden)
 
 
 @contextmanager
@@ -70,18 +77,11 @@ def _products_of(precision: str | None) -> Iterator[None]:
         torch.set_float32_matmul_precision(before)
 
 
-def _logit_transform(config: Any) -> Callable[[Tensor], Tensor]:
-    """What some families do to logits after the linear head."""
+def _logit_transform(config: Any) -> tuple[float, float | None]:
+    """What some families do to logits after the linear head: a scale, then a cap."""
     scale = float(getattr(config, "logit_scale", None) or 1.0)
     scale /= float(getattr(config, "logits_scaling", None) or 1.0)
-    cap = getattr(config, "final_logit_softcapping", None)
-
-    def transform(logits: Tensor) -> Tensor:
-        if scale != 1.0:
-            logits = logits * scale
-        return torch.tanh(logits / cap) * cap if cap else logits
-
-    return transform
+    return scale, getattr(config, "final_logit_softcapping", None)
 
 
 def _declared_pre_tokenizer(path: Path) -> str | None:
