@@ -3,7 +3,7 @@
 It is a build: the k likeliest ids of each position with their log-probabilities at T=1, the exact mass of all others,
 the label's log-probability and the entropy. Beside it, in STORE-wide, every so many rows have many more ids: there the
 tails are looked into, and what is found says how far off the others may be. Whole distributions of every 64th row
-would take 2 V / 64 bytes a position, which at V = 49,152 is 15 times the store itself; 1,024 ids take a seventh of it.
+would take 2 V / 64 bytes for each position of the store: 1,536 at V = 49,152.
 
 The flow:
  1. build STORE, or finish it; nothing is done to one that is complete;

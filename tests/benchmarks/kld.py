@@ -149,7 +149,7 @@ def main() -> None:
     parser.add_argument("--values", default="nat16")
     parser.add_argument("--k", type=int, default=64)
     parser.add_argument("--wide-every", type=int, default=8)
-    parser.add_argument("--cost-rows", type=int, default=8)
+    parser.add_argument("--cost-rows", type=int, default=8, help="rows of the timing; 0: none")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--codec", action="append", default=[])
     parser.add_argument("--reference", type=Path)
@@ -185,7 +185,8 @@ def main() -> None:
         for model in models_of(tuple(a.candidate)):
             teacher = load(model, settings, store, print)
             found = one(model.name, store, wide, Watched(teacher, reference))
-            found["time_over_bare"] = cost(store, teacher, a.cost_rows, a.repeats)
+            if a.cost_rows:
+                found["time_over_bare"] = cost(store, teacher, a.cost_rows, a.repeats)
             found["bytes"] = model.bytes
             result["candidates"].append(found)
             show(found)
@@ -209,7 +210,9 @@ def show(found: dict[str, Any]) -> None:
     ):
         value = found[name]
         print(f"{name.replace('_', ' '):>36}  {'-' if value is None else format(value, '.6g')}")
-    print(f"{'time over the bare forward':>36}  {found['time_over_bare']:.3f}", flush=True)
+    if "time_over_bare" in found:
+        print(f"{'time over the bare forward':>36}  {found['time_over_bare']:.3f}")
+    print(end="", flush=True)
 
 
 if __name__ == "__main__":
