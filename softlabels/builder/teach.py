@@ -87,9 +87,8 @@ def teach(
         for part in _said(teacher, estimator, batch, uniforms, first=first, summarise=summarise):
             selection, summary, known = part
             logp = selection.logp.cpu().numpy()
-            used = (
-                int(np.isfinite(logp).any(axis=0).nonzero()[0][-1]) + 1
-            )  # of k draws few are distinct
+            slots = np.flatnonzero(np.isfinite(logp).any(axis=0))
+            used = int(slots.max(initial=0)) + 1  # of k draws few are distinct
             nll = None if nll is None or known is None else nll + known
             if by_entropy and summary is not None:
                 uncertain.append(summary.entropy)
