@@ -1,5 +1,6 @@
 """Sealed folders: whole or not at all, replaced and removed only where their record proves them ours."""
 
+import errno
 import os
 import shutil
 from pathlib import Path
@@ -154,6 +155,24 @@ def test_a_file_that_comes_while_a_folder_is_replaced_stays(tmp_path, monkeypatc
     assert len(notices) == 1
 
 
+def test_a_folder_that_cannot_be_replaced_stays(tmp_path, monkeypatch):
+    folder = made(tmp_path / "f")
+    before = snapshot(folder)
+    rename = Path.rename
+
+    def full(path: Path, to: Path) -> Path:
+        if to == folder and not path.name.startswith(GOING):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        return rename(path, to)
+
+    with monkeypatch.context() as m:
+        m.setattr(Path, "rename", full)
+        with pytest.raises(StoreError, match="the disk is full"):
+            made(folder, b"two")
+    assert snapshot(folder) == before
+    assert [p.name for p in tmp_path.iterdir()] == ["f"]
+
+
 @pytest.mark.parametrize("nth", range(1, 12))
 @pytest.mark.parametrize("mine", [False, True], ids=["ours", "with a user's file"])
 def test_a_kill_at_any_call_of_a_replacement_loses_nothing(tmp_path, monkeypatch, nth, mine):
@@ -187,6 +206,8 @@ def test_a_kill_at_any_call_of_a_replacement_loses_nothing(tmp_path, monkeypatch
     if mine:
         notes = [*tmp_path.glob("f/notes.txt"), *tmp_path.glob("f.kept-*/notes.txt")]
         assert [p.read_text() for p in notes] == ["mine"]
+    made(folder, b"two")  # as the command would that is given again
+    assert [p.name for p in tmp_path.glob("f.kept-*")] == (["f.kept-1"] if mine else [])
     made(folder, b"three")
     assert (folder / "a.bin").read_bytes() == b"three"
     assert finished or calls == nth

@@ -17,7 +17,7 @@ import errno
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from softlabels.core.durable import (
@@ -78,7 +78,12 @@ def publish_folder(temporary: Path, final: Path, notice: Notice) -> None:
     with explained(final):
         _sync_tree(temporary)
         going = _move_away(final, notice)
-        temporary.rename(final)
+        try:
+            temporary.rename(final)
+        except OSError:
+            if _is_there(going):
+                going.rename(final)  # it keeps its name, as nothing takes it
+            raise
         sync_folder(final.parent)
         if _is_there(going):
             _remove(going, final.name, notice)
@@ -120,6 +125,7 @@ def _move_away(folder: Path, notice: Notice) -> Path:
         _remove(going, folder.name, notice)
     if _is_there(folder):
         folder.rename(going)
+        sync_folder(folder.parent)  # before another folder has its name
     return going
 
 
@@ -169,19 +175,24 @@ def _is_listed(name: str, path: Path, files: Mapping[str, FileRecord]) -> bool:
 
 
 def _remove(going: Path, name: str, notice: Notice) -> None:
-    """Remove a folder that was moved out of the way: the listed files, then the record, then the empty folders."""
+    """Remove a folder that was moved out of the way: the listed files, the folders below, then the record.
+
+    As long as anything is in it, its record says that it is ours.
+    """
     files = _proven(going)
     if files is None:
         _keep_aside(going, name, notice)
         return
     for inner in files:
         (going / inner).unlink(missing_ok=True)
-    (going / RECORD).unlink(missing_ok=True)
     inner_folders = {p for inner in files for p in (going / inner).parents if going in p.parents}
     try:
-        for path in [*sorted(inner_folders, reverse=True), going]:
+        for path in sorted(inner_folders, reverse=True):
             if path.exists():
                 path.rmdir()
+        sync_folder(going)  # or a power failure takes the record and gives a file back
+        (going / RECORD).unlink(missing_ok=True)
+        going.rmdir()
     except OSError as e:
         if e.errno not in (errno.ENOTEMPTY, errno.EEXIST):
             raise
@@ -193,22 +204,26 @@ def _remove(going: Path, name: str, notice: Notice) -> None:
 def _keep_aside(folder: Path, name: str, notice: Notice) -> None:
     """Give a folder that is not proven ours a name of its own, beside that which it had."""
     n = 1
-    while True:
-        kept = folder.with_name(f"{name}.kept-{n}")
-        with suppress(FileExistsError):
-            if not is_folder(folder):
-                if not (kept.exists() or kept.is_symlink()):
-                    break
-            else:
-                kept.mkdir()  # takes the name; a rename to an empty folder replaces it
-                break
+    while not _renamed(folder, kept := folder.with_name(f"{name}.kept-{n}")):
         n += 1
-    folder.rename(kept)
     sync_folder(folder.parent)
     notice(
         f"{folder.with_name(name)}: holds files that are not as they were written here; nothing of it was removed, "
         f"it is now {kept}"
     )
+
+
+def _renamed(path: Path, to: Path) -> bool:
+    """Give it a name that is free, or of an empty folder if it is a folder; False if the name is taken."""
+    if not is_folder(path) and _is_there(to):
+        return False
+    try:
+        path.rename(to)
+    except OSError as e:
+        if e.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+            raise
+        return False
+    return True
 
 
 def _sync_tree(folder: Path) -> None:

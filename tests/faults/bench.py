@@ -15,7 +15,15 @@ from tempfile import mkdtemp
 from typing import TypeVar
 
 from tests.faults.disk import Disk, Tree, read_tree, write_tree
-from tests.faults.essence import File, essence, is_temporary, lines_of, look, plain
+from tests.faults.essence import (
+    File,
+    essence,
+    is_moved_away,
+    is_temporary,
+    lines_of,
+    look,
+    plain,
+)
 from tests.faults.power import Outage
 from tests.faults.table import Writer
 from tests.faults.trace import ROOMY, Action, Call, Kind, Order, Series
@@ -350,6 +358,7 @@ def _kept(
         if (
             now is None
             and name in normal.final
+            and not is_moved_away(name, after)
             and not is_temporary(name)
             and not writer.withdraws(name)
             and not writer.is_untold(name)

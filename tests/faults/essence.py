@@ -11,7 +11,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["File", "essence", "is_temporary", "lines_of", "look", "plain", "store_files"]
+from softlabels.core.folders import GOING
+
+__all__ = [
+    "File",
+    "essence",
+    "is_moved_away",
+    "is_temporary",
+    "lines_of",
+    "look",
+    "plain",
+    "store_files",
+]
 
 TIMES = {
     *("seconds", "tokens_per_second", "positions_per_second", "loader_wait", "peak_rss_mib"),
@@ -49,6 +60,13 @@ class File:
 def is_temporary(name: str) -> bool:
     """Whether the name is one of a file that is being written."""
     return any(part.startswith(".tmp-") for part in Path(name).parts)
+
+
+def is_moved_away(name: str, files: Mapping[str, File]) -> bool:
+    """Whether a file lies in its folder still, whose name another folder is about to take: `run --resume` goes on."""
+    parts = Path(name).parts
+    hidden = ([*parts[:i], GOING + parts[i], *parts[i + 1 :]] for i in range(len(parts) - 1))
+    return any("/".join(path) in files for path in hidden)
 
 
 def look(root: Path) -> dict[str, File]:
