@@ -56,6 +56,7 @@ ELSEWHERE = {
     "softlabels diff": "reads",
     "softlabels repair": "tests/cli/test_repair.py and tests/faults",
     "softlabels measure": "needs a teacher that tokenises as transformers do; amends as card does",
+    "softlabels states": "tests/store/test_states.py and tests/faults",
     "softlabels import": "needs another tool's files; writes as build does",
     "softlabels push": "tests/store/remote",
     "softlabels pull": "tests/store/remote",
