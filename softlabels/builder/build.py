@@ -4,7 +4,8 @@ The flow:
  1. read the plan, if there is one; without one the folder must hold nothing;
  2. load the teacher (a plan's dtype wins over `auto`);
  3. without a plan: find the `--k` that `--mean-k` asks for, pack the whole corpus once and cut it into shards;
- 4. begin, commit, finish (`softlabels/making/job.py`): of each shard the rows are packed again from where the plan says
+ 4. compare what an engine says of the first rows with a second path from the same weights (`guard.py`);
+ 5. begin, commit, finish (`softlabels/making/job.py`): of each shard the rows are packed again from where the plan says
     that they begin, compared with the plan, and shown to the teacher; what it says is selected from on its device.
 """
 
@@ -13,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +22,9 @@ import msgspec
 
 from softlabels.builder.config import BuildConfig
 from softlabels.builder.draws import with_found_k
+from softlabels.builder.guard import guard
 from softlabels.builder.plan import plan_build
-from softlabels.builder.teach import teach
+from softlabels.builder.teach import Impossible, teach
 from softlabels.core.progress import Reporter, Silent
 from softlabels.core.rows import Cursor, InputRow
 from softlabels.corpora import Corpus
@@ -68,9 +71,14 @@ def build(
     teacher = load_teacher(config, identity, report, teacher)
     config = with_found_k(config, corpora, teacher, identity, report)
     plan, files = plan_build(config, corpora, teacher, report, planned)
+    if not list((store / "commits").glob("*.json")):
+        over = CorpusPass(config=config, corpora=corpora, teacher=teacher)
+        begin = DOMAINS.load(config.domain).maker.rows(over)
+        first = (row for _, row in islice(begin, config.limit_rows))
+        guard(teacher, first, config.make_estimator(), report, seed=config.seed)
     job = Taught(config, store, teacher=teacher, corpora=corpora)
     manifest = make_store(job, plan, files, report)
-    for remark in teacher.remarks():
+    for remark in job.remarks():
         report.notice(remark)
     return manifest
 
@@ -88,6 +96,8 @@ class Taught:
     """None: loaded when the first shard is asked for, once in a process."""
     corpora: Sequence[Corpus] | None = None
     stage: str = field(default="teach", init=False)
+    impossible: Impossible = field(default_factory=Impossible, init=False)
+    """Ids of probability 0 in the shards that this process taught."""
     _passes: Passes[tuple[Cursor, InputRow]] | None = field(default=None, init=False)
 
     def __reduce__(self) -> tuple[type[Taught], tuple[Any, ...]]:
@@ -114,9 +124,16 @@ class Taught:
             start_row=shard.start_row,
             batch_tokens=config.batch_tokens,
             advance=advance,
+            impossible=self.impossible,
         )
         content = Shard(start_row=shard.start_row, rows=rows, targets=targets)
         return Made(content=content, statistics=statistics)
+
+    def remarks(self) -> list[str]:
+        """Lines for people about what this process taught."""
+        if self.teacher is None:
+            return []
+        return self.teacher.remarks() + self.impossible.remarks(self.teacher.record.spec)
 
     def _open(self, plan: Plan) -> tuple[Teacher, Passes[tuple[Cursor, InputRow]]]:
         config, teacher, corpora = self.config, self.teacher, self.corpora

@@ -24,6 +24,7 @@ import torch
 import softlabels
 from softlabels.builder.config import MeasureConfig
 from softlabels.builder.fidelity import Comparison, Resampling
+from softlabels.capture import IMPOSSIBLE
 from softlabels.core.progress import Reporter, Silent
 from softlabels.core.targets import SoftTargets
 from softlabels.errors import (
@@ -250,11 +251,13 @@ def _compare_batch(
             continue
         home = torch.device("cpu") if chunk.device.type == "mps" else chunk.device  # has no float64
         logits = chunk.to(home)[torch.from_numpy(here).to(home)].double()
-        if not bool(logits.isfinite().all()):
+        low = logits <= IMPOSSIBLE  # probability 0, as the build takes it
+        logits.masked_fill_(low, IMPOSSIBLE)
+        if not bool(logits.isfinite().all()) or bool(low.all(dim=1).any()):
             rows = sorted({batch[i].index for i in place[where]})
             raise NonFiniteError(
-                f"{teacher.record.spec}: a logit is NaN or infinite in one of the rows {rows[0]} to {rows[-1]}; "
-                "nothing can be compared with it. Try --dtype float32, and check the teacher's weights"
+                f"{teacher.record.spec}: a logit is NaN or +inf, or all are -inf, in one of the rows {rows[0]} to "
+                f"{rows[-1]}; nothing can be compared with it. Try --dtype float32, and check the teacher's weights"
             )
         drawn = np.concatenate(  # `[n, V]`, by NumPy, so that figures do not depend on the device
             [

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
+from softlabels.capture import BadLogitError, Job, Kept, labels_of
 from softlabels.core.positions import PositionRule
 from softlabels.core.rows import UNLABELLED, InputRow
 from softlabels.core.summary import Summary
 from softlabels.core.targets import SoftTargets, gaps_from_logp
 from softlabels.errors import NonFiniteError
-from softlabels.estimators import Estimator, Selection
-from softlabels.estimators.entropy import whole
+from softlabels.estimators import Estimator
 from softlabels.format.identity import Identity
 from softlabels.format.manifest import Statistics
 from softlabels.format.statistics import statistics_of
 from softlabels.teachers import Teacher
-from softlabels.teachers.listing import selection_of, summary_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -57,6 +57,7 @@ def teach(
     start_row: int,
     batch_tokens: int,
     advance: Callable[[int], None],
+    impossible: Impossible,
 ) -> tuple[SoftTargets, Statistics]:
     """Run the teacher over consecutive rows and keep what the estimator selects, where the plan asks for it.
 
@@ -64,39 +65,39 @@ def teach(
         start_row: row number in the store of the first; with the seed it decides the random draws.
         batch_tokens: tokens of one forward pass, padding included.
         advance: told of each chunk's number of positions.
+        impossible: counts the ids of probability 0.
 
     Raises:
         NonFiniteError: names the row and the token.
     """
     seed, asked = identity.targets.seed, identity.targets.positions
     rule = None if asked is None else PositionRule.parse(asked)
+    by_entropy = rule is not None and rule.name == "entropy"
+    wanted = identity.summary is not None
+    job = Job(estimator, summarise=wanted or by_entropy)
     soft: list[np.ndarray[Any, np.dtype[np.bool_]]] = []
     parts: list[SoftTargets] = []
     states: list[np.ndarray[Any, np.dtype[np.float32]]] = []
-    nll: float | None = 0.0
-    wanted = identity.summary is not None
+    label_logp: list[Tensor] = []
     first = start_row
-    for batch in batches(rows, batch_tokens):
+    for batch in [list(rows)] if teacher.batches else batches(rows, batch_tokens):
         each = estimator.uniforms
         drawn = [draw_uniforms(seed, first + i, r.n * each) for i, r in enumerate(batch)]
         uniforms = torch.from_numpy(np.concatenate(drawn)).view(-1, each) if each else None
         done = 0
         uncertain: list[np.ndarray[Any, np.dtype[np.float32]]] = []
-        by_entropy = rule is not None and rule.name == "entropy"
-        summarise = wanted or by_entropy
-        for part in _said(teacher, estimator, batch, uniforms, first=first, summarise=summarise):
-            selection, summary, known = part
-            logp = selection.logp.cpu().numpy()
+        for kept in selected(teacher, batch, job, uniforms, first=first):
+            summary, n = _summary(kept), len(kept.ids)
+            logp = kept.logp.cpu().numpy()
             slots = np.flatnonzero(np.isfinite(logp).any(axis=0))
             used = int(slots.max(initial=0)) + 1  # of k draws few are distinct
-            nll = None if nll is None or known is None else nll + known
             if by_entropy and summary is not None:
                 uncertain.append(summary.entropy)
             parts.append(
                 SoftTargets(
-                    ids=selection.ids[:, :used].to(torch.int32).cpu().numpy(),
+                    ids=kept.ids[:, :used].to(torch.int32).cpu().numpy(),
                     gaps=gaps_from_logp(logp[:, :used]),
-                    log_odds=selection.log_odds.cpu().numpy(),
+                    log_odds=kept.log_odds.cpu().numpy(),
                     temperatures=tuple(identity.targets.temperatures),
                     vocab_size=teacher.record.vocab_size,
                     estimator=identity.targets.estimator,
@@ -104,7 +105,8 @@ def teach(
                     summary=summary if wanted else None,
                 )
             )
-            n = len(selection.ids)
+            label_logp.append(kept.label_logp.double().cpu())
+            impossible.add(kept)
             done += n
             advance(n)
         if identity.hidden is not None:
@@ -122,61 +124,88 @@ def teach(
         targets = replace(targets, hidden=np.concatenate(states))
     if rule is not None:
         targets = targets.hard_label_only(~np.concatenate(soft))
-    return targets, statistics_of(targets, rows, identity, nll=nll)
+    return targets, statistics_of(targets, rows, identity, nll=_loss(label_logp, rows))
 
 
-class _Said(NamedTuple):
-    """What the teacher said at the positions of one chunk."""
+def _loss(label_logp: Sequence[Tensor], rows: Sequence[InputRow]) -> float | None:
+    """Sum of -log p of the labels that there are, nats; None: one is not known, or impossible."""
+    if not label_logp:
+        return 0.0
+    known = torch.cat(list(label_logp))[labels_of(rows) != UNLABELLED]
+    loss = -float(known.sum())
+    return loss if math.isfinite(loss) else None
 
-    selection: Selection
-    summary: Summary | None
-    """If it was asked for."""
-    nll: float | None
-    """Sum of -log p of the labels that are known, nats; None: the selection is at another temperature than 1."""
+
+@dataclass
+class Impossible:
+    """How often ids had probability 0."""
+
+    positions: int = 0
+    """Where some had."""
+    labels: int = 0
+    """Where the label had."""
+    seen: int = 0
+    """Positions."""
+
+    def add(self, kept: Kept) -> None:
+        """Count in a chunk."""
+        self.positions += int((kept.impossible > 0).sum())
+        self.labels += int(kept.label_logp.isneginf().sum())
+        self.seen += len(kept.impossible)
+
+    def remarks(self, spec: str) -> list[str]:
+        """A line for people, if there were any."""
+        if not self.positions:
+            return []
+        labels = "no label among them"
+        if self.labels:
+            labels = f"at {self.labels:,} of them also to the label, so the teacher's loss is infinite and not recorded"
+        return [
+            f"{spec}: gives some ids probability 0 (a logit of -inf) at {self.positions:,} of {self.seen:,} positions, "
+            f"{labels}; these ids are never kept"
+        ]
 
 
-def _said(
+def selected(
     teacher: Teacher,
-    estimator: Estimator,
     batch: Sequence[InputRow],
+    job: Job,
     uniforms: Tensor | None,
     *,
     first: int,
-    summarise: bool,
-) -> Iterator[_Said]:
-    """Select from each chunk of a batch; `first` is the row number of its first row."""
-    if teacher.listing is not None:
-        for listed in teacher.listing.listed(batch, estimator.k):
-            said = summary_of(listed) if summarise else None
-            yield _Said(selection_of(listed), said, -float(listed.label_logp.sum()))
-        return
-    labels = torch.from_numpy(np.concatenate([r.labels for r in batch]).astype(np.int64))
-    done = 0
-    for logits in teacher.logits(batch):
-        n = len(logits)
-        _check_finite(logits, batch, first, done, teacher)
-        own = labels[done : done + n].to(logits.device)
-        label_logits = logits.gather(1, own.clamp(min=0)[:, None])[:, 0]
-        u = None if uniforms is None else uniforms[done : done + n].to(logits.device)
-        given = estimator.gives_whole
-        seen = whole(logits) if summarise and not given else None  # before `select` overwrites them
-        selection = estimator.select(logits, u)
-        seen = selection.whole if given else seen
-        nll: float | None = None
-        if selection.reference == 1.0:
-            log_p = label_logits - selection.log_norm
-            log_p = torch.where(own == UNLABELLED, 0.0, log_p)
-            nll = -float(log_p.sum(dtype=torch.float64))
-        summary: Summary | None = None
-        if summarise and seen is not None:
-            logp = torch.where(own == UNLABELLED, torch.nan, seen.logp(label_logits))
-            summary = Summary(
-                label_logp=logp.cpu().numpy(),
-                entropy=seen.entropy.float().cpu().numpy(),
-                top=seen.top.to(torch.int32).cpu().numpy(),
+) -> Iterator[Kept]:
+    """What is kept of a batch, whose first row has the number `first`."""
+    try:
+        yield from teacher.selected(batch, job, uniforms)
+    except BadLogitError as e:
+        raise _not_finite(e, batch, first, teacher) from None
+
+
+def _not_finite(
+    bad: BadLogitError, batch: Sequence[InputRow], first: int, teacher: Teacher
+) -> NonFiniteError:
+    """Where a bad logit is, in words; `first` is the row number of the batch's first row."""
+    index = bad.index
+    for i, row in enumerate(batch):
+        if index < row.n:
+            return NonFiniteError(
+                f"{teacher.record.spec}: logit {bad.shown} at row {first + i}, {row.place(index)} "
+                f"(document {row.documents[0]}); nothing was stored of this shard. Try --dtype "
+                "float32, and check the teacher's weights"
             )
-        yield _Said(selection, summary, nll)
-        done += n
+        index -= row.n
+    raise AssertionError("a chunk reaches beyond its batch")
+
+
+def _summary(kept: Kept) -> Summary | None:
+    """What was looked at of the whole distribution, if anything was."""
+    if kept.entropy is None or kept.top is None:
+        return None
+    return Summary(
+        label_logp=kept.label_logp.cpu().numpy(),
+        entropy=kept.entropy.cpu().numpy(),
+        top=kept.top.to(torch.int32).cpu().numpy(),
+    )
 
 
 def _no_targets(identity: Identity) -> SoftTargets:
@@ -194,25 +223,3 @@ def _no_targets(identity: Identity) -> SoftTargets:
         else np.zeros((0, identity.hidden.width), np.float32),
         summary=None if identity.summary is None else Summary.empty(),
     )
-
-
-def _check_finite(
-    logits: Tensor, batch: Sequence[InputRow], first_row: int, done: int, teacher: Teacher
-) -> None:
-    """One pass: a sum is finite only if every logit is."""
-    finite = logits.sum(dim=1).isfinite()
-    if bool(finite.all()):
-        return
-    bad = int((~finite).nonzero()[0, 0])
-    index = done + bad
-    for i, row in enumerate(batch):
-        if index < row.n:
-            value = logits[bad][~logits[bad].isfinite()]
-            shown = f"{float(value[0])}" if len(value) else "a sum beyond float32"
-            raise NonFiniteError(
-                f"{teacher.record.spec}: logit {shown} at row {first_row + i}, {row.place(index)} "
-                f"(document {row.documents[0]}); nothing was stored of this shard. Try --dtype "
-                "float32, and check the teacher's weights"
-            )
-        index -= row.n
-    raise AssertionError("a chunk reaches beyond its batch")

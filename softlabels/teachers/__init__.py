@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from torch import Tensor
 
+    from softlabels.capture import Job, Kept
     from softlabels.core.linear_head import LinearHead
     from softlabels.corpora import Message
     from softlabels.corpora.packing import Tokenized
@@ -104,6 +105,15 @@ class ImageInput:
     """Of each channel, on the scale of 0 to 255: it is fed `(x - mean) / std`."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class SecondPath:
+    """The same weights, run by transformers."""
+
+    load: Callable[[], Teacher]
+    weights_bytes: int
+    """Of the memory that it takes."""
+
+
 class Teacher(ABC):
     """A model that gives logits for rows: what every back-end derives from.
 
@@ -127,6 +137,12 @@ class Teacher(ABC):
     """Its head, if its logits are a linear map of states that it shows (`states`); None: not so."""
     listing: ListingTeacher | None = None
     """Itself, if it lists the most probable ids and has no logits to give (`teachers/listing.py`)."""
+    batches: bool = False
+    """Whether it makes its own batches: it is then given all rows of a shard at once."""
+
+    second_path: SecondPath | None = None
+    """Another way to the same distributions, with which an engine is compared before its first shard; None: there is
+    none."""
 
     @abstractmethod
     def logits(self, rows: Sequence[Any]) -> Iterator[Tensor]:
@@ -140,6 +156,21 @@ class Teacher(ABC):
         raise TeacherError(
             f"{self.record.spec}: does not show what its head is given; use hf:PATH, a model with a linear head"
         )
+
+    def selected(self, rows: Sequence[Any], job: Job, uniforms: Tensor | None) -> Iterator[Kept]:
+        """What is kept of the positions of all rows, in order, some at a time: by default of `logits`.
+
+        Args:
+            rows: of its domain.
+            job: what is wanted.
+            uniforms: `[N, U] float64` in [0, 1), or None if the estimator takes none.
+
+        Raises:
+            BadLogitError: with the index of the position among those of the rows.
+        """
+        from softlabels.capture import keep_chunks, labels_of
+
+        return keep_chunks(self.logits(rows), labels_of(rows), uniforms, job)
 
     def remarks(self) -> list[str]:
         """Lines for people, about what this builder taught."""
@@ -170,7 +201,7 @@ TEACHERS: Registry[Callable[[str, TeacherOptions], Teacher]] = Registry(
         "py": "softlabels.teachers.py:CallableTeacher",
         "timm": "softlabels.teachers.vision:load_timm",
         "torchvision": "softlabels.teachers.vision:load_torchvision",
-        "vllm": "softlabels.teachers.vllm:VllmTeacher",
+        "vllm": "softlabels.teachers.vllm:load_vllm",
     },
 )
 

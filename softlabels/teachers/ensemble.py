@@ -164,7 +164,8 @@ class Ensemble(Teacher):
         self._positions += len(mixture)
         self._split += int((first != first[:1]).any(dim=0).sum())
         for w, part in zip(self._weights, log_p, strict=True):
-            kl = (part.exp() * (part - mixture)).sum(dim=1, dtype=torch.float64)
+            apart = (part - mixture).masked_fill_(part.isneginf(), 0.0)  # 0 of the mass
+            kl = (part.exp() * apart).sum(dim=1, dtype=torch.float64)
             self._divergence += w * float(kl.sum())
         if self._average == "probs":
             return mixture

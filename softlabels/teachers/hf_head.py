@@ -46,7 +46,7 @@ class HFHeadTeacher(Teacher):
         scale: float = 1.0,
         softcap: float | None = None,
     ) -> None:
-        self._model, self.tokenizer = model, tokenizer
+        self.model, self.tokenizer = model, tokenizer
         head = model.get_output_embeddings()
         if not isinstance(head, nn.Linear):
             raise TeacherError(
@@ -70,19 +70,20 @@ class HFHeadTeacher(Teacher):
     @torch.no_grad()
     def _check_head(self, fed: dict[str, Tensor]) -> None:
         """Compare the head as applied here with the model's own logits on a few ids."""
-        expected = self._model(**fed, **self.settings).logits[0].float()
-        found = self._logits(self._given(fed, torch.arange(PROBE_IDS, device=self.device)))
-        check_head(self._model, found, expected, spec=self.record.spec)
+        expected = self.model(**fed, **self.settings).logits[0].float()
+        found = self.to_logits(self._given(fed, torch.arange(PROBE_IDS, device=self.device)))
+        check_head(self.model, found, expected, spec=self.record.spec)
 
     def _given(self, fed: dict[str, Tensor], flat: Tensor) -> Tensor:
         """`[N, D]`: what the head is given at positions `[N]` of the flattened output."""
         try:
-            hidden, _ = head_input(self._head, lambda: self._model(**fed, **self.settings))
+            hidden, _ = head_input(self._head, lambda: self.model(**fed, **self.settings))
         except ConfigError as e:
             raise TeacherError(f"{self.record.spec}: {e}") from e
         return hidden.flatten(0, 1).index_select(0, flat)
 
-    def _logits(self, hidden: Tensor) -> Tensor:
+    def to_logits(self, hidden: Tensor) -> Tensor:
+        """Logits `[n, V] float32` of what the head is given, `[n, D]`."""
         z = nn.functional.linear(hidden.float(), self._weight, self._bias)
         _, _, scale, cap = self.head
         if scale != 1.0:
@@ -98,4 +99,4 @@ class HFHeadTeacher(Teacher):
     def logits(self, rows: Sequence[InputRow]) -> Iterator[Tensor]:
         """Chunks `[n, V] float32` of the positions of all rows, in order."""
         for chunk in torch.split(self.states(rows), self._chunk):
-            yield self._logits(chunk)
+            yield self.to_logits(chunk)

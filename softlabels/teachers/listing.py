@@ -20,9 +20,9 @@ import numpy.typing as npt
 import torch
 
 from softlabels.builder.config import BuildConfig
-from softlabels.core.summary import Summary
+from softlabels.capture import Job, Kept
 from softlabels.errors import ConfigError, TeacherError
-from softlabels.estimators import Estimator, Selection
+from softlabels.estimators import Estimator
 from softlabels.teachers import Teacher
 from softlabels.teachers.segments import Segment, segments_of
 
@@ -82,6 +82,10 @@ class ListingTeacher(Teacher):
             self._raised += listed.raised()
             self._positions += len(listed.ids)
             yield listed
+
+    def selected(self, rows: Sequence[Any], job: Job, uniforms: Tensor | None) -> Iterator[Kept]:
+        """What the lists determine."""
+        return (kept_of(listed) for listed in self.listed(rows, job.estimator.k))
 
     def remarks(self) -> list[str]:
         """At how many positions the tail was taken as `FLOOR`."""
@@ -146,9 +150,10 @@ def listed_of(
         best = sorted(entry.items(), key=lambda item: (-item[1], item[0]))[:k]
         ids, logp = zip(*best, strict=True)
         out.ids[i], out.logp[i], out.label_logp[i] = ids, logp, entry[int(label)]
-    if not (np.isfinite(out.logp).all() and np.isfinite(out.label_logp).all()):
+    numbers = (out.logp < np.inf).all() and (out.label_logp < np.inf).all()
+    if not (numbers and np.isfinite(out.logp[:, :1]).all()):  # -inf is a probability of 0
         raise TeacherError(
-            f"{spec}: lists a log-probability that is not finite; nothing was stored"
+            f"{spec}: lists a log-probability that is NaN or infinite; nothing was stored"
         )
     if n and (out.ids.min() < 0 or out.ids.max() >= vocab_size):
         raise TeacherError(
@@ -164,24 +169,18 @@ def listed_of(
     return out
 
 
-def selection_of(listed: Listed) -> Selection:
-    """As an estimator would have selected; `log_norm` is 0: these are log-probabilities already."""
+def kept_of(listed: Listed) -> Kept:
+    """As an estimator would have selected; of the whole distribution the entropy is not known."""
     kept = np.exp(listed.logp).sum(axis=1)
     tail = np.maximum(1.0 - kept, FLOOR)
     odds = np.log(tail) - np.log(kept)
-    return Selection(
-        torch.from_numpy(listed.ids),
-        torch.from_numpy(listed.logp.astype(np.float32)),
-        torch.from_numpy(odds.astype(np.float32)[:, None]),
-        torch.zeros(len(listed.ids)),
-        1.0,
-    )
-
-
-def summary_of(listed: Listed) -> Summary:
-    """What a list says of the whole distribution: the label and the likeliest id, but not the entropy."""
-    return Summary(
-        label_logp=np.minimum(listed.label_logp, 0.0).astype(np.float32),
-        entropy=np.full(len(listed.ids), np.nan, np.float32),
-        top=listed.ids[:, 0].astype(np.int32),
+    ids, logp = torch.from_numpy(listed.ids), torch.from_numpy(listed.logp.astype(np.float32))
+    return Kept(
+        ids=ids,
+        logp=logp,
+        log_odds=torch.from_numpy(odds.astype(np.float32)[:, None]),
+        label_logp=torch.from_numpy(np.minimum(listed.label_logp, 0.0).astype(np.float32)),
+        impossible=logp.isneginf().sum(dim=1),
+        entropy=torch.full((len(ids),), torch.nan),
+        top=ids[:, 0],
     )

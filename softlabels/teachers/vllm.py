@@ -1,143 +1,247 @@
-"""`vllm:PATH`: a causal LM in a local folder, run by vLLM on this machine's GPU.
+"""`vllm:PATH`: a causal LM in a local folder, run by vLLM on this machine, on one device or several (`?tp=`).
 
-vLLM gives log-probabilities of the prompt, at T=1 whatever the sampling temperature, of the k most probable ids and of
-the next token: the limits of `teachers/listing.py`. They are taken before penalties and other processing
-(`raw_logprobs`). vLLM makes log-probabilities `[tokens, V] float32` of a whole scheduling step at once, memory that its
-own profile does not count: lower `gpu_memory_utilization` (`?gpu_memory=0.8`) if it runs out.
+    vllm:PATH               its pooler selects, beside the model (`vllm_pool.py`): all that `hf:` gives
+    vllm:PATH?seam=list     it lists the top ids' log-probabilities at T=1 (`vllm_list.py`)
 
-The engine starts when k is known. Prefix caching is off: of a cached prefix vLLM gives no log-probabilities.
+Prefix caching is off: what is cached is not computed again, and so is not given. The head computes in float32.
+Documents that share a row are sequences of their own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from softlabels.core.devices import choose
 from softlabels.core.local_model import LocalModel
 from softlabels.core.registry import name_of, without_folder
-from softlabels.errors import ConfigError, MissingExtraError, TeacherError
+from softlabels.errors import ConfigError, MissingExtraError, TeacherError, first_line
 from softlabels.format.identity import TeacherRecord
-from softlabels.teachers import TeacherOptions, causal_only
+from softlabels.teachers import (
+    SecondPath,
+    Teacher,
+    TeacherOptions,
+    causal_only,
+    open_teacher,
+)
 from softlabels.teachers.hf import context_of, digest_weights
-from softlabels.teachers.listing import Listed, ListingTeacher, listed_of
 from softlabels.teachers.segments import Segment
-from softlabels.teachers.tokenizer import check_covers, load_tokenizer
+from softlabels.teachers.tokenizer import HFTokenizer, check_covers, load_tokenizer
+
+SEAMS = ("pool", "list")
 
 
-class VllmTeacher(ListingTeacher):
-    """vLLM's offline engine on a model's folder; it starts with `check_k`.
+@dataclass(frozen=True, kw_only=True)
+class Arguments:
+    """What may stand after the `?`."""
+
+    tp: int = 1
+    """Devices that share each layer."""
+    gpu_memory: float | None = None
+    """Share of a device's memory that vLLM takes."""
+    max_len: int | None = None
+    """Tokens of a document, at most, if that is less than the model reads."""
+    step_tokens: int | None = None
+    """Tokens that vLLM schedules at a time; longer documents are computed in pieces."""
+    seam: str = "pool"
+
+    @staticmethod
+    def parse(written: Sequence[tuple[str, str]], *, spec: str) -> Arguments:
+        """Of names and values, as of `tp=8&gpu_memory=0.85`.
+
+        Raises:
+            ConfigError: an unknown name, or a value that is none.
+        """
+        kinds = {"tp": int, "gpu_memory": float, "max_len": int, "step_tokens": int, "seam": str}
+        assert set(kinds) == {f.name for f in fields(Arguments)}
+        try:
+            given = {n: kinds[n](v) for n, v in written}
+            found = Arguments(**given)
+            counts = [n for n in (found.tp, found.max_len, found.step_tokens) if n is not None]
+            share = 1.0 if found.gpu_memory is None else found.gpu_memory
+            if min(counts) < 1 or not 0 < share <= 1 or found.seam not in SEAMS:
+                raise ValueError
+        except (KeyError, ValueError) as e:
+            raise ConfigError(
+                f"--teacher {spec}: expected vllm:PATH, or after a ? some of tp=DEVICES, gpu_memory=SHARE, "
+                f"max_len=TOKENS, step_tokens=TOKENS and seam={' or '.join(SEAMS)}, joined by &"
+            ) from e
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Vllm:
+    """A model that is here, and the vLLM that is to run it."""
+
+    vllm: Any
+    """The module."""
+    model: LocalModel
+    arguments: Arguments
+    record: TeacherRecord
+    tokenizer: HFTokenizer
+    architecture: str
+    context: int | None
+    """Tokens that it reads at a time."""
+    head_bytes: int
+
+    def start(self, **more: Any) -> Any:
+        """The engine, with settings of a seam.
+
+        Raises:
+            TeacherError: what vLLM says.
+        """
+        a, settings = self.arguments, dict(more)
+        if a.gpu_memory is not None:
+            settings["gpu_memory_utilization"] = a.gpu_memory
+        if a.max_len is not None:
+            settings["max_model_len"] = a.max_len
+        if a.step_tokens is not None:
+            settings |= {"max_num_batched_tokens": a.step_tokens, "enable_chunked_prefill": True}
+        if self.record.device == "cpu":
+            settings["enforce_eager"] = True  # compiling takes longer than it saves
+        with self.running():
+            return self.vllm.LLM(
+                model=str(self.model.folder),
+                tokenizer=str(self.model.folder),
+                dtype=self.record.dtype,
+                hf_overrides={"head_dtype": "float32"},
+                tensor_parallel_size=a.tp,
+                enable_prefix_caching=False,
+                disable_log_stats=True,
+                **settings,
+            )
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """What vLLM raises, as a sentence.
+
+        Raises:
+            TeacherError: it failed.
+        """
+        try:
+            yield
+        except Exception as e:  # whatever an engine of many libraries may raise
+            raise TeacherError(
+                f"{self.record.spec}: vLLM failed: {first_line(e)}; its own messages are above. If it ran out of "
+                "memory, give ?gpu_memory=SHARE, a smaller ?max_len=TOKENS, or more devices with ?tp=DEVICES"
+            ) from e
+
+    def second_path(self) -> SecondPath:
+        """`hf:` of the same folder, on the CPU: vLLM has taken the memory of the device."""
+        return SecondPath(
+            load=lambda: open_teacher(
+                f"hf:{self.model.folder}", TeacherOptions(device="cpu", dtype=self.record.dtype)
+            ),
+            weights_bytes=sum(path.stat().st_size for path in self.model.weight_files),
+        )
+
+    def check_answer(self, answer: Any, segment: Segment) -> None:
+        """Refuse an answer to something else than was asked.
+
+        Raises:
+            TeacherError: other ids.
+        """
+        if list(answer.prompt_token_ids) != segment.input_ids.tolist():
+            raise TeacherError(f"{self.record.spec}: answered for other ids than it was asked for")
+
+
+def load_vllm(argument: str, options: TeacherOptions) -> Teacher:
+    """Look at the folder; the engine starts when it is first needed.
 
     Raises:
         TeacherError: no such folder, no weights, or no tokenizer.
-        ConfigError: a malformed argument.
+        ConfigError: a malformed argument, or a device that this vLLM does not run on.
         MissingExtraError: vLLM is not installed.
     """
+    path, written = name_of(argument)
+    arguments = Arguments.parse(written, spec=f"vllm:{argument}")
+    spec = without_folder(f"vllm:{path}") + ("?seam=list" if arguments.seam == "list" else "")
+    causal_only(options, spec)
+    folder = Path(path)
+    if not folder.is_dir():
+        raise TeacherError(f"vllm:{path}: no such folder; give the path of a model folder")
+    vllm, device = _vllm(arguments)
+    if options.device not in ("auto", device):
+        raise ConfigError(f"--device {options.device}: this vLLM runs on {device}")
+    import transformers
 
-    def __init__(self, argument: str, options: TeacherOptions) -> None:
-        super().__init__()
-        path, written = name_of(argument)
-        extra = dict(written)
-        try:
-            memory = float(extra.get("gpu_memory", "0.9"))
-        except ValueError:
-            memory = 0.0
-        if set(extra) - {"gpu_memory"} or not 0 < memory <= 1:
-            raise ConfigError(
-                f"--teacher vllm:{argument}: expected vllm:PATH or vllm:PATH?gpu_memory=SHARE"
-            )
-        spec = without_folder(f"vllm:{path}")
-        causal_only(options, spec)
-        folder = Path(path)
-        if not folder.is_dir():
-            raise TeacherError(f"vllm:{path}: no such folder; give the path of a model folder")
-        try:
-            import vllm
-        except ImportError as e:
-            raise MissingExtraError("vllm", "vllm", "--teacher vllm:PATH") from e
-        if options.device not in ("auto", "cuda"):
-            raise ConfigError(f"--device {options.device}: vLLM runs on cuda here")
-        self._vllm: Any = vllm
-        self._engine: Any = None
-        self._settings = {
-            "model": str(folder),
-            "tokenizer": str(folder),
-            "dtype": options.dtype,
-            "logprobs_mode": "raw_logprobs",
-            "enable_prefix_caching": False,
-            "gpu_memory_utilization": memory,
-        }
-        import transformers
-
-        config = transformers.AutoConfig.from_pretrained(folder)
-        self.context = context_of(config)
-        model = LocalModel(folder=folder, gguf=None, name=folder.resolve().name)
-        self.record = TeacherRecord(
-            spec=spec,
-            name=model.name,
-            revision=None,
-            weights_sha256=digest_weights(model, f"vllm:{path}"),
-            dtype=_dtype(options.dtype, config),
-            device="cuda",
-            engine=f"vllm {vllm.__version__}",
-            vocab_size=int(config.get_text_config().vocab_size),
-            parameters=0,
+    config = transformers.AutoConfig.from_pretrained(folder)
+    architectures = list(getattr(config, "architectures", None) or ())
+    if len(architectures) != 1:
+        raise TeacherError(
+            f"vllm:{path}: its config.json names {architectures}, expected one architecture"
         )
-        self.tokenizer = load_tokenizer(folder, spec=spec)
-        check_covers(self.tokenizer.vocab_size, self.record)
-
-    def check_k(self, k: int) -> None:
-        """Start the engine, ready to list k ids."""
-        self._engine = self._vllm.LLM(**self._settings, max_logprobs=k)
-
-    def ask(self, segments: Sequence[Segment], k: int) -> Iterator[Listed]:
-        """All at once; vLLM makes its own batches of them."""
-        assert self._engine is not None, "check_k comes first"
-        if not segments:
-            return
-        prompts = [{"prompt_token_ids": s.input_ids.tolist()} for s in segments]
-        asked = self._vllm.SamplingParams(prompt_logprobs=k, max_tokens=1, detokenize=False)
-        answers = self._engine.generate(prompts, asked, use_tqdm=False)
-        for segment, answer in zip(segments, answers, strict=True):
-            yield self._of(answer, segment, k)
-
-    def _of(self, answer: Any, segment: Segment, k: int) -> Listed:
-        spec = self.record.spec
-        if list(answer.prompt_token_ids) != segment.input_ids.tolist():
-            raise TeacherError(f"{spec}: answered for other ids than it was asked for")
-        if answer.prompt_logprobs is None:
-            raise TeacherError(
-                f"{spec}: gave no log-probabilities of the prompt; is it vLLM 0.11 or newer?"
+    dtype = _dtype(options, config, device)
+    model = LocalModel(folder=folder, gguf=None, name=folder.resolve().name)
+    record = TeacherRecord(
+        spec=spec,
+        name=model.name,
+        revision=None,
+        weights_sha256=digest_weights(model, f"vllm:{path}"),
+        dtype=dtype,
+        device=device,
+        engine=f"vllm {vllm.__version__}",
+        vocab_size=int(config.get_text_config().vocab_size),
+        parameters=0,
+    )
+    tokenizer = load_tokenizer(folder, spec=spec)
+    check_covers(tokenizer.vocab_size, record)
+    reads = context_of(config)
+    if arguments.max_len is not None:
+        if reads is not None and arguments.max_len > reads:
+            raise ConfigError(
+                f"--teacher vllm:{argument}: max_len is {arguments.max_len}, the model reads {reads} tokens at most"
             )
-        entries = entries_of(answer.prompt_logprobs)
-        return listed_of(entries, segment, k, vocab_size=self.record.vocab_size, spec=spec)
+        reads = arguments.max_len
+    found = Vllm(
+        vllm=vllm,
+        model=model,
+        arguments=arguments,
+        record=record,
+        tokenizer=tokenizer,
+        architecture=architectures[0],
+        context=reads,
+        head_bytes=options.chunk_bytes(device),
+    )
+    if arguments.seam == "list":
+        from softlabels.teachers.vllm_list import VllmLists
+
+        return VllmLists(found)
+    from softlabels.teachers.vllm_pool import VllmPools
+
+    return VllmPools(found)
 
 
-def entries_of(prompt_logprobs: Any) -> list[Mapping[int, float] | None]:
-    """Log-probabilities by id at each token, of either of vLLM's two shapes.
+def _vllm(arguments: Arguments) -> tuple[Any, str]:
+    """The module, and the type of device that it was built for.
 
-    A list with one dictionary for each token (None for the first), id to an object with `.logprob`; or one flat object
-    whose `token_ids` and `logprobs` are cut by `start_indices` and `end_indices`, in which the next token is
-    listed first and may be listed again.
+    Raises:
+        MissingExtraError: it is not installed.
     """
-    if not hasattr(prompt_logprobs, "start_indices"):
-        return [
-            None if at is None else {int(i): float(e.logprob) for i, e in at.items()}
-            for at in prompt_logprobs
-        ]
-    flat = prompt_logprobs
-    ids, values = np.asarray(flat.token_ids), np.asarray(flat.logprobs, np.float64)
-    return [
-        dict(zip(ids[a:b].tolist(), values[a:b].tolist(), strict=True)) if b > a else None
-        for a, b in zip(flat.start_indices, flat.end_indices, strict=True)
-    ]
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    # Of vLLM for CPUs: it would take cores for itself alone, and 4 GiB for a cache that prompts hardly need.
+    os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+    if arguments.gpu_memory is None:
+        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+    try:
+        import vllm
+        from vllm.platforms import current_platform
+    except ImportError as e:
+        raise MissingExtraError("vllm", "vllm", "--teacher vllm:PATH") from e
+    return vllm, str(current_platform.device_type)
 
 
-def _dtype(wanted: str, config: Any) -> str:
-    """What vLLM's `auto` takes: float32 weights run in bfloat16, others as they are."""
-    if wanted != "auto":
-        return wanted
+def _dtype(options: TeacherOptions, config: Any, device: str) -> str:
+    """`auto`: on a CPU what is measured to be faster, else bfloat16, or float16 if the weights are of that."""
+    if options.dtype != "auto" or device == "cpu":
+        choice = choose("cpu", options.dtype)
+        options.notice(
+            f"teacher: vLLM on {device}; dtype: {choice.reason.rpartition('dtype: ')[2]}"
+        )
+        return choice.dtype_name
     own = str(getattr(config, "dtype", None) or "float32").removeprefix("torch.")
-    return "bfloat16" if own == "float32" else own
+    return own if own == "float16" else "bfloat16"

@@ -170,7 +170,7 @@ def test_a_server_without_ids_is_refused(ground, hf, tmp_path, style):
     ("change", "words"),
     [
         (lambda p: p + 1.0, "sum to .* not those at T=1"),
-        (lambda p: np.where(p > -9, np.nan, p), "not finite"),
+        (lambda p: np.where(p > -9, np.nan, p), "NaN or infinite"),
     ],
 )
 def test_lists_that_are_no_log_probabilities_are_refused(ground, hf, change, words):

@@ -57,12 +57,13 @@ class HFTeacher(HFHeadTeacher):
             softcap=softcap,
         )
 
-    def _logits(self, hidden: Tensor) -> Tensor:
+    def to_logits(self, hidden: Tensor) -> Tensor:
+        """Logits `[n, V] float32` of what the head is given, `[n, D]`."""
         # Hidden states and weights of a bfloat16 body are exact in bfloat16: on a CPU their products may be
         # taken there, 1.7 times as fast, with sums and results still in float32.
         exact = self._head.weight.dtype == torch.bfloat16 and self.device.type == "cpu"
         with _products_of("medium" if exact else None):
-            return super()._logits(hidden)
+            return super().to_logits(hidden)
 
 
 @contextmanager

@@ -38,7 +38,7 @@ class HFMaskedTeacher(HFHeadTeacher):
         def keep(_: nn.Module, __: Any, out: Any) -> None:
             layers.append(out[0])
 
-        with self._model.base_model.register_forward_hook(keep):
+        with self.model.base_model.register_forward_hook(keep):
             given = super()._given(fed, flat)
         self.last_layer = layers[-1].flatten(0, 1).index_select(0, flat).float()
         return given

@@ -1,0 +1,198 @@
+"""From a teacher's hidden states or logits to what a store keeps of them, where the teacher runs.
+
+This is all that has to run beside a model, in an engine's worker for instance: it needs torch and the estimators, and
+knows no rows, stores or engines. It costs one pass over the logits beside what the estimator takes.
+
+A logit of `-inf` (or below -1e30, as masks are written) means probability 0 at every temperature: such an id is never
+kept and adds nothing to the tail. NaN, `+inf`, and a position at which every id is impossible are refused.
+
+Shapes: n positions of a chunk, N of all, K kept ids, G temperatures, D width of the body, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import torch
+
+from softlabels.core.rows import UNLABELLED, InputRow
+from softlabels.errors import NonFiniteError
+from softlabels.estimators import Estimator
+from softlabels.estimators.entropy import whole
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+IMPOSSIBLE = -1e30
+"""A logit at or below it is one of probability 0: its `exp` is 0 at any temperature below 1e28."""
+
+
+class Job(NamedTuple):
+    """What is wanted of each position."""
+
+    estimator: Estimator
+    summarise: bool = True
+    """Whether the whole distribution is looked at, too: the label's log-probability, the entropy, the likeliest id."""
+
+
+class Kept(NamedTuple):
+    """What is kept of n positions, on the device of the logits."""
+
+    ids: Tensor
+    """`[n, K] int64`, unique in each row except where `logp` is `-inf`."""
+    logp: Tensor
+    """`[n, K] float32`, nats: as the estimator's `Selection` has it; `-inf`: not kept."""
+    log_odds: Tensor
+    """`[n, G] float32`: the tail's log-odds at each temperature of the grid; `-inf`: no other id has any mass."""
+    label_logp: Tensor
+    """`[n] float32`, nats, at T=1: `-inf` if it is impossible; NaN: there is no label, or the selection is at another
+    temperature and nothing was summarised."""
+    impossible: Tensor
+    """`[n] int64`: ids of probability 0 at each position."""
+    entropy: Tensor | None = None
+    """`[n] float32`, nats, if it was asked for; NaN: not known."""
+    top: Tensor | None = None
+    """`[n] int64`, if it was asked for: the likeliest id."""
+
+
+class BadLogitError(NonFiniteError):
+    """A logit that is no number.
+
+    Args:
+        index: of the position, among those that were looked at.
+        shown: what was found there.
+    """
+
+    def __init__(self, index: int, shown: str) -> None:
+        super().__init__(f"position {index}: logit {shown}")
+        self.index, self.shown = index, shown
+
+
+def keep(
+    hidden: Tensor,
+    labels: Tensor,
+    uniforms: Tensor | None,
+    job: Job,
+    to_logits: Callable[[Tensor], Tensor],
+    *,
+    head_bytes: int,
+    vocab_size: int,
+) -> Iterator[Kept]:
+    """What is kept of N positions, as many at a time as `head_bytes` of logits hold.
+
+    Args:
+        hidden: `[N, D]`: what the model's head is given.
+        labels: `[N] int64`; `UNLABELLED`: none.
+        uniforms: `[N, U] float64` in [0, 1), or None if the estimator takes none.
+        job: what is wanted.
+        to_logits: the model's head, from `[n, D]` to `[n, V] float32`, which may be overwritten.
+        head_bytes: of logits that exist at a time; one position at least.
+        vocab_size: V.
+
+    Raises:
+        BadLogitError: a logit that is NaN or `+inf`.
+    """
+    each = max(1, head_bytes // (4 * vocab_size))
+    chunks = (to_logits(part) for part in torch.split(hidden, each) if len(part))
+    try:
+        yield from keep_chunks(chunks, labels, uniforms, job)
+    except BadLogitError:
+        for _ in chunks:  # where a head is sharded, its other processes wait for these
+            pass
+        raise
+
+
+def keep_chunks(
+    chunks: Iterable[Tensor], labels: Tensor, uniforms: Tensor | None, job: Job
+) -> Iterator[Kept]:
+    """What is kept of logits that come in chunks `[n, V] float32`, which are overwritten; the rest as in `keep`.
+
+    Raises:
+        BadLogitError: a logit that is NaN or `+inf`.
+    """
+    done = 0
+    for logits in chunks:
+        part = slice(done, done + len(logits))
+        try:
+            kept = keep_logits(
+                logits, labels[part], None if uniforms is None else uniforms[part], job
+            )
+        except BadLogitError as e:
+            raise BadLogitError(done + e.index, e.shown) from None
+        yield kept
+        done = part.stop
+    assert done == len(labels), f"the teacher gave {done} positions for {len(labels)}"
+
+
+def labels_of(rows: Sequence[InputRow]) -> Tensor:
+    """`[N] int64`: of all positions, in order."""
+    return torch.from_numpy(np.concatenate([r.labels for r in rows]).astype(np.int64))
+
+
+def keep_logits(logits: Tensor, labels: Tensor, uniforms: Tensor | None, job: Job) -> Kept:
+    """What is kept of `logits [n, V] float32`, which are overwritten; the rest as in `keep`.
+
+    Raises:
+        BadLogitError: a logit that is NaN or `+inf`.
+    """
+    impossible = _exclude(logits)
+    own = labels.to(logits.device)
+    label_logits = logits.gather(1, own.clamp(min=0)[:, None])[:, 0]
+    given = job.estimator.gives_whole
+    seen = whole(logits) if job.summarise and not given else None  # before `select` overwrites them
+    drawn = None if uniforms is None else uniforms.to(logits.device)
+    selection = job.estimator.select(logits, drawn)
+    seen = selection.whole if given else seen
+    if seen is not None:
+        label_logp = seen.logp(label_logits)
+    elif selection.reference == 1.0:
+        label_logp = label_logits - selection.log_norm
+    else:
+        label_logp = torch.full_like(label_logits, torch.nan)
+    logp, log_odds = selection.logp, selection.log_odds
+    if impossible is None:
+        impossible = torch.zeros_like(own)
+    else:
+        logp = _zero_below(logp, selection.reference)
+        columns = zip(log_odds.unbind(1), job.estimator.temperatures, strict=True)
+        log_odds = torch.stack([_zero_below(odds, t) for odds, t in columns], dim=1)
+        label_logp = _zero_below(label_logp, 1.0)
+    kept = Kept(
+        ids=selection.ids,
+        logp=logp,
+        log_odds=log_odds,
+        label_logp=label_logp.masked_fill(own == UNLABELLED, torch.nan),
+        impossible=impossible,
+    )
+    if seen is None or not job.summarise:
+        return kept
+    return kept._replace(entropy=seen.entropy.float(), top=seen.top)
+
+
+def _exclude(logits: Tensor) -> Tensor | None:
+    """Write `IMPOSSIBLE` for each logit at or below it, and count them, `[n]`; None: there are none.
+
+    One pass finds out: a sum is finite, and no lower than its lowest part, only if every logit is.
+    """
+    totals = logits.sum(dim=1)
+    if bool((totals.isfinite() & (totals > IMPOSSIBLE)).all()):
+        return None
+    no_number = logits.isnan() | logits.isposinf()
+    low = logits <= IMPOSSIBLE
+    for bad in (no_number.any(dim=1), low.all(dim=1)):
+        if bool(bad.any()):
+            index = int(bad.nonzero()[0, 0])
+            values = logits[index][no_number[index]]
+            shown = f"{float(values[0])}" if len(values) else "-inf of every id"
+            raise BadLogitError(index, shown)
+    logits.masked_fill_(low, IMPOSSIBLE)
+    if bool((over := ~logits.sum(dim=1).isfinite()).any()):
+        raise BadLogitError(int(over.nonzero()[0, 0]), "and others, whose sum is beyond float32")
+    return low.sum(dim=1)
+
+
+def _zero_below(logp: Tensor, temperature: float) -> Tensor:
+    """`-inf` for what an estimator made of `IMPOSSIBLE`."""
+    return logp.masked_fill(logp < IMPOSSIBLE / (2 * temperature), -torch.inf)
