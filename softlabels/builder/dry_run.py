@@ -24,7 +24,7 @@ from softlabels.builder.build import load_teacher
 from softlabels.builder.config import BuildConfig
 from softlabels.builder.draws import with_found_k
 from softlabels.builder.plan import most_rows, plan_build, survey
-from softlabels.builder.teach import Impossible, teach
+from softlabels.builder.teach import teach
 from softlabels.codecs.codebook import Codebook
 from softlabels.core.progress import Reporter, Silent
 from softlabels.core.rows import Cursor, InputRow
@@ -124,7 +124,6 @@ def dry_run(
             start_row=start_row,
             batch_tokens=config.batch_tokens,
             advance=report.advance,
-            impossible=Impossible(),
         )
         content = Shard(start_row=start_row, rows=rows, targets=targets)
         sizes.append(len(encode_shard(content, identity, statistics, dictionary=dictionary)))

@@ -57,7 +57,7 @@ def teach(
     start_row: int,
     batch_tokens: int,
     advance: Callable[[int], None],
-    impossible: Impossible,
+    impossible: Impossible | None = None,
 ) -> tuple[SoftTargets, Statistics]:
     """Run the teacher over consecutive rows and keep what the estimator selects, where the plan asks for it.
 
@@ -65,7 +65,7 @@ def teach(
         start_row: row number in the store of the first; with the seed it decides the random draws.
         batch_tokens: tokens of one forward pass, padding included.
         advance: told of each chunk's number of positions.
-        impossible: counts the ids of probability 0.
+        impossible: counts the ids of probability 0, for who wants to tell of them.
 
     Raises:
         NonFiniteError: names the row and the token.
@@ -106,7 +106,8 @@ def teach(
                 )
             )
             label_logp.append(kept.label_logp.double().cpu())
-            impossible.add(kept)
+            if impossible is not None:
+                impossible.add(kept)
             done += n
             advance(n)
         if identity.hidden is not None:

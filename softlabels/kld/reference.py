@@ -25,7 +25,7 @@ from softlabels.algebra.rewrite import rewrite, survey
 from softlabels.algebra.sources import files_of, open_source
 from softlabels.builder.build import build, load_teacher
 from softlabels.builder.config import BuildConfig
-from softlabels.builder.teach import Impossible, teach
+from softlabels.builder.teach import teach
 from softlabels.core.progress import Reporter, Silent
 from softlabels.estimators.topk import TopK
 from softlabels.format.identity import Identity
@@ -160,6 +160,5 @@ def _taught(identity: Identity, teacher: Teacher, batch_tokens: int, shard: Shar
         start_row=shard.start_row,
         batch_tokens=batch_tokens,
         advance=lambda _: None,
-        impossible=Impossible(),  # the build of the reference told of them
     )
     return Shard(start_row=shard.start_row, rows=shard.rows, targets=targets)

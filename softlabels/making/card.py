@@ -6,6 +6,7 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from softlabels.core.kept import BUILT_IN
 from softlabels.core.printable import for_markdown, printable_record
 from softlabels.format.fidelity_table import fidelity_rows
 from softlabels.format.figures import figures_of
@@ -27,7 +28,7 @@ def card(manifest: Manifest) -> str:
 
     Names are others' and stay text: no HTML, link or table of theirs is in the page.
     """
-    licence = hub_licence(manifest.licence)
+    licence, reference = hub_licence(manifest.licence), _is_reference(manifest)
     manifest = printable_record(manifest, for_markdown)
     identity, fidelity = manifest.identity, manifest.fidelity
     largest_first = sorted(
@@ -45,6 +46,15 @@ def card(manifest: Manifest) -> str:
         columns=largest_first,
         loadable=identity.encoding.plain and identity.encoding.container == "parquet",
         licence=licence,
+        reference=reference,
         measured=fidelity,
         rows=[] if fidelity is None else fidelity_rows(fidelity),
     )
+
+
+def _is_reference(manifest: Manifest) -> bool:
+    """Whether other models can be compared with it: its labels are the next tokens, and it is no sample."""
+    identity, targets = manifest.identity, manifest.identity.targets
+    known = targets.estimator in BUILT_IN or targets.declared is not None
+    comparable = identity.label_shift != 0 and identity.summary is not None
+    return comparable and known and not targets.keeps.sample

@@ -31,7 +31,7 @@ import torch
 from softlabels.builder.build import Taught, teacher_options
 from softlabels.builder.config import BuildConfig
 from softlabels.builder.plan import plan_build
-from softlabels.builder.teach import _batches, teach
+from softlabels.builder.teach import batches, teach
 from softlabels.core.progress import Silent
 from softlabels.corpora import open_corpora
 from softlabels.domains import DOMAINS
@@ -93,7 +93,7 @@ def main() -> None:
         plan, files = plan_build(config, corpora, teacher, quiet)
 
         def bare() -> None:
-            for batch in _batches(rows, config.batch_tokens):
+            for batch in batches(rows, config.batch_tokens):
                 for _ in teacher.logits(batch):
                     pass
 

@@ -143,9 +143,9 @@ def test_build_without_a_flag_it_needs(missing, tmp_path):
     [
         (
             ["--estimator", "best"],
-            "--estimator 'best': expected one of dense, rs, sampled, topk, topp",
+            "--estimator 'best': expected one of dense, rs, sampled, systematic, topk, topp",
         ),
-        (["--values", "int8"], "--values 'int8': expected one of float16, float32"),
+        (["--values", "int8"], "--values 'int8': expected one of counts, float16, float32"),
         (["--corpus", "csv:x"], "softlabels.corpora: nothing is called 'csv'; known: dataset,"),
         (["--corpus", "x.txt"], "--corpus x.txt: no such file"),
         (["--teacher", "gpt:x"], "softlabels.teachers: nothing is called 'gpt'; known: hf,"),

@@ -98,7 +98,10 @@ def test_a_masked_language_model_and_a_student_of_its_states(tmp_path):
     train(run, tmp_path / "dense")
     train(replace(run, teacher_states=str(tmp_path / "states")), tmp_path / "full")
     losses = [
-        [json.loads(line)["loss"] for line in (tmp_path / r / "metrics.jsonl").open()]
+        [
+            json.loads(line)["loss"]
+            for line in (tmp_path / r / "metrics.jsonl").read_text().splitlines()
+        ]
         for r in ("dense", "full")
     ]
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)  # the store keeps all ids

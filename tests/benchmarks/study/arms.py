@@ -27,6 +27,8 @@ ARMS = (
     Arm("sampled-24", ("--estimator", "sampled", "--k", "24")),
     Arm("sampled-48", ("--estimator", "sampled", "--k", "48")),
     Arm("rs-35", ("--estimator", "rs", "--k", "35")),
+    Arm("systematic-12", ("--estimator", "systematic", "--mean-k", "12")),
+    Arm("systematic-24", ("--estimator", "systematic", "--mean-k", "24")),
     Arm("topk-12", ("--estimator", "topk", "--k", "12")),
     Arm("topk-50", ("--estimator", "topk", "--k", "50")),
 )

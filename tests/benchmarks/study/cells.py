@@ -72,9 +72,8 @@ class Study:
     def states(self, text: str, part: str) -> Path:
         """The teacher's last hidden states over the rows of a store, and its head."""
         folder = self.out / text / "states" / part
-        if not folder.exists():
-            store = self.store(text, ARMS[0], 1.0) if part == "train" else self.heldout(text, 1.0)
-            tool("softlabels", "states", store, "--teacher", f"hf:{self.teacher}", "--out", folder)
+        store = self.store(text, ARMS[0], 1.0) if part == "train" else self.heldout(text, 1.0)
+        tool("softlabels", "states", store, "--teacher", f"hf:{self.teacher}", "--out", folder)
         return folder
 
     def _build(
