@@ -11,6 +11,7 @@ from softlabels.builder.config import StatesConfig
 from softlabels.cli.demands import demand_options
 from softlabels.console.options import Command, config_options
 from softlabels.console.terminal import Bar, LocalPath, emit, json_option
+from softlabels.core.settings import from_sources
 
 
 @click.command("states", cls=Command)
@@ -38,7 +39,7 @@ def states_command(store: Path, out: Path, **flags: Any) -> None:
     from softlabels.store.demand import Demand
 
     demand = Demand(**{name: flags.pop(name) for name in ("key", "digest", "release")})
-    config = StatesConfig(**flags)
+    config = from_sources(StatesConfig, None, flags)
     with Bar() as bar:
         record = write_states(store, config, out, reporter=bar, demand=demand)
     size = sum(f.bytes for f in record.files.values())

@@ -194,12 +194,20 @@ def test_a_record_that_claims_other_shapes_is_refused(copied, change):
 
 
 def test_the_command(ground, tmp_path, monkeypatch):
-    monkeypatch.setattr(writer, "open_teacher", lambda *_: LinearTeacher())
+    asked = []
+
+    def opened(spec, options):
+        asked.append((spec, options.device, options.dtype))
+        return LinearTeacher()
+
+    monkeypatch.setattr(writer, "open_teacher", opened)
     out = tmp_path / "states"
     done = CliRunner().invoke(
         main, ["states", f"{ground}/store", "--teacher", "hf:x", "--out", str(out), "--json"]
     )
     assert done.exit_code == 0, done.output
+    store = open_store(ground / "store").manifest.identity
+    assert asked == [("hf:x", "auto", store.teacher.dtype)]  # what was not given is what it is by default
     found = json.loads(done.stdout)
     assert found["width"] == 12
     assert found["digest"] == TeacherStates(out).digest
