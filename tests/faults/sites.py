@@ -54,7 +54,7 @@ EXEMPT: dict[str, str] = {
     "trainers/testing.py:check_student": _SCRATCH,
     "trainers/exports/latency.py:measure": _SCRATCH,
     "trainers/exports/latency.py:_converted": _SCRATCH,
-    "trainers/exports/latency.py:_save": _SCRATCH,
+    "trainers/exports/latency.py:_write_inputs": _SCRATCH,
     "trainers/exports/latency.py:_in_a_process": _SCRATCH,
     "trainers/domains/image_classification.py:ImageClassification.describe": _FILLED,
     "trainers/exports/onnx_int8.py:OnnxInt8.write": _FILLED,

@@ -207,7 +207,9 @@ def test_the_command(ground, tmp_path, monkeypatch):
     )
     assert done.exit_code == 0, done.output
     store = open_store(ground / "store").manifest.identity
-    assert asked == [("hf:x", "auto", store.teacher.dtype)]  # what was not given is what it is by default
+    assert asked == [
+        ("hf:x", "auto", store.teacher.dtype)
+    ]  # what was not given is what it is by default
     found = json.loads(done.stdout)
     assert found["width"] == 12
     assert found["digest"] == TeacherStates(out).digest
