@@ -4,30 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from softlabels.cli.demo import STUDENT
+from softlabels.cli.demo import write_config
 from softlabels.core.local_model import find_model, load_weights
 from softlabels.errors import ConfigError
-from softlabels.format.manifest import load_manifest
 
 NEAR_LAYERS = "0,1,2,9,16,23,27,28,29"
 """Of SmolLM2-135M's 30: its first and last, and some of what lies between."""
-
-
-def config_of(store: Path) -> dict[str, Any]:
-    """The demo's small Llama in the vocabulary of a store's teacher."""
-    identity = load_manifest(store).identity
-    special = identity.tokenizer.special_ids
-    return {
-        **STUDENT,
-        "vocab_size": identity.teacher.vocab_size,
-        "bos_token_id": special.get("bos"),
-        "eos_token_id": special.get("eos"),
-    }
 
 
 def principal(weights: torch.Tensor, width: int) -> torch.Tensor:
@@ -43,12 +29,12 @@ def start(kind: str, seed: int, *, teacher: Path, store: Path, out: Path) -> str
     """The `--student` of a kind; what has to be written is written below `out`, once."""
     if kind == "near":
         return f"layers-of:{teacher}?keep={NEAR_LAYERS}"
-    config = config_of(store)
+    out.mkdir(parents=True, exist_ok=True)
+    file = out / "far.json"
+    write_config(file, store)  # the demo's small Llama in the vocabulary of the store's teacher
     if kind == "far":
-        file = out / "far.json"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(config, indent=2), encoding="utf-8")
         return f"hf-config:{file}"
+    config = json.loads(file.read_text(encoding="utf-8"))
     folder = out / f"middle-{seed}"
     if not (folder / "config.json").exists():
         found = find_model(str(teacher), where="the teacher", error=ConfigError)
