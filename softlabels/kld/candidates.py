@@ -1,6 +1,6 @@
 """What MODEL may be: a teacher's spec, a run, an export, a file; and whether its ids mean what the reference's do.
 
-    hf:PATH, onnx:FILE, py:MODULE.FUNCTION, vllm:PATH, openai:URL      as `softlabels build --teacher` takes them
+    hf:PATH, onnx:FILE, py:MODULE.FUNCTION, vllm:PATH, hidden:DIR, …   as `softlabels build --teacher` takes them
     RUN, EXPORT, FOLDER, FILE.gguf, FILE.onnx                          a path: what it holds decides
     NAME=MODEL                                                         either, called NAME in tables
 

@@ -196,8 +196,10 @@ TEACHERS: Registry[Callable[[str, TeacherOptions], Teacher]] = Registry(
     "softlabels.teachers",
     {
         "hf": "softlabels.teachers.hf:load_hf",
+        "hidden": "softlabels.teachers.hidden:HiddenTeacher",
         "onnx": "softlabels.teachers.onnx:OnnxTeacher",
         "openai": "softlabels.teachers.openai:OpenAITeacher",
+        "pooling": "softlabels.teachers.pooling:PoolingTeacher",
         "py": "softlabels.teachers.py:CallableTeacher",
         "timm": "softlabels.teachers.vision:load_timm",
         "torchvision": "softlabels.teachers.vision:load_torchvision",

@@ -7,8 +7,9 @@ common.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from softlabels.core.rows import PaddedRows
 from softlabels.domains import DOMAINS
 from softlabels.errors import ConfigError, TeacherError
 from softlabels.format.identity import TeacherRecord
-from softlabels.teachers import Teacher, TeacherOptions
+from softlabels.teachers import SecondPath, Teacher, TeacherOptions, open_teacher
 
 PROBE_IDS = 8
 """Ids on which a head is checked."""
@@ -158,4 +159,19 @@ def digest_weights(model: LocalModel, where: str) -> str:
     """sha256 over a model's weights; `TeacherError` if it has none."""
     if not model.weight_files:
         raise TeacherError(f"{where}: holds no weights (*.safetensors)")
-    return sha256_of_files(model.weight_files)
+    seen = [(path, path.stat()) for path in model.weight_files]
+    return _digest(tuple((p, s.st_size, s.st_mtime_ns, s.st_ino) for p, s in seen))
+
+
+@lru_cache(maxsize=8)
+def _digest(files: tuple[tuple[Path, int, int, int], ...]) -> str:
+    """A second path has the same files; they are read once."""
+    return sha256_of_files([path for path, *_ in files])
+
+
+def second_path(model: LocalModel, dtype: str) -> SecondPath:
+    """`hf:` of a folder, on the CPU: the memory of the device is an engine's."""
+    return SecondPath(
+        load=lambda: open_teacher(f"hf:{model.folder}", TeacherOptions(device="cpu", dtype=dtype)),
+        weights_bytes=sum(path.stat().st_size for path in model.weight_files),
+    )

@@ -40,12 +40,12 @@ class Server:
         self._url, self._notice = url, notice
         self._opener = urllib.request.build_opener(_NoRedirect)
 
-    def only_model(self) -> str:
-        """The model that is served; `TeacherError` if it serves several, or does not say."""
+    def only_model(self, path: str = "models") -> str:
+        """The model that is served, as `path` lists it; `TeacherError` if there are several, or none is named."""
         try:
-            names = [str(m["id"]) for m in self._ask("models", None)["data"]]
+            names = [str(m["id"]) for m in self._ask(path, None)["data"]]
         except (KeyError, TypeError) as e:
-            raise TeacherError(f"{self._url}/models: names no models; give ?model=NAME") from e
+            raise TeacherError(f"{self._url}/{path}: names no models; give ?model=NAME") from e
         if len(names) != 1:
             raise TeacherError(
                 f"{self._url}: serves {len(names)} models ({', '.join(names[:5])}); choose one with ?model=NAME"

@@ -1,6 +1,7 @@
 """`vllm:PATH`: a causal LM in a local folder, run by vLLM on this machine, on one device or several (`?tp=`).
 
     vllm:PATH               its pooler selects, beside the model (`vllm_pool.py`): all that `hf:` gives
+    vllm:PATH?seam=states   it gives last hidden states, and the model's head runs here (`vllm_states.py`)
     vllm:PATH?seam=list     it lists the top ids' log-probabilities at T=1 (`vllm_list.py`)
 
 Prefix caching is off: what is cached is not computed again, and so is not given. The head computes in float32.
@@ -21,18 +22,12 @@ from softlabels.core.local_model import LocalModel
 from softlabels.core.registry import name_of, without_folder
 from softlabels.errors import ConfigError, MissingExtraError, TeacherError, first_line
 from softlabels.format.identity import TeacherRecord
-from softlabels.teachers import (
-    SecondPath,
-    Teacher,
-    TeacherOptions,
-    causal_only,
-    open_teacher,
-)
+from softlabels.teachers import Teacher, TeacherOptions, causal_only
 from softlabels.teachers.hf import context_of, digest_weights
 from softlabels.teachers.segments import Segment
 from softlabels.teachers.tokenizer import HFTokenizer, check_covers, load_tokenizer
 
-SEAMS = ("pool", "list")
+SEAMS = ("pool", "states", "list")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +63,7 @@ class Arguments:
         except (KeyError, ValueError) as e:
             raise ConfigError(
                 f"--teacher {spec}: expected vllm:PATH, or after a ? some of tp=DEVICES, gpu_memory=SHARE, "
-                f"max_len=TOKENS, step_tokens=TOKENS and seam={' or '.join(SEAMS)}, joined by &"
+                f"max_len=TOKENS, step_tokens=TOKENS and seam={'|'.join(SEAMS)}, joined by &"
             ) from e
         return found
 
@@ -130,15 +125,6 @@ class Vllm:
                 "memory, give ?gpu_memory=SHARE, a smaller ?max_len=TOKENS, or more devices with ?tp=DEVICES"
             ) from e
 
-    def second_path(self) -> SecondPath:
-        """`hf:` of the same folder, on the CPU: vLLM has taken the memory of the device."""
-        return SecondPath(
-            load=lambda: open_teacher(
-                f"hf:{self.model.folder}", TeacherOptions(device="cpu", dtype=self.record.dtype)
-            ),
-            weights_bytes=sum(path.stat().st_size for path in self.model.weight_files),
-        )
-
     def check_answer(self, answer: Any, segment: Segment) -> None:
         """Refuse an answer to something else than was asked.
 
@@ -159,7 +145,8 @@ def load_vllm(argument: str, options: TeacherOptions) -> Teacher:
     """
     path, written = name_of(argument)
     arguments = Arguments.parse(written, spec=f"vllm:{argument}")
-    spec = without_folder(f"vllm:{path}") + ("?seam=list" if arguments.seam == "list" else "")
+    seam = "" if arguments.seam == SEAMS[0] else f"?seam={arguments.seam}"
+    spec = without_folder(f"vllm:{path}") + seam
     causal_only(options, spec)
     folder = Path(path)
     if not folder.is_dir():
@@ -207,6 +194,10 @@ def load_vllm(argument: str, options: TeacherOptions) -> Teacher:
         context=reads,
         head_bytes=options.chunk_bytes(device),
     )
+    if arguments.seam == "states":
+        from softlabels.teachers.vllm_states import VllmStates
+
+        return VllmStates(found, options)
     if arguments.seam == "list":
         from softlabels.teachers.vllm_list import VllmLists
 

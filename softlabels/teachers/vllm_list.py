@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from softlabels.errors import TeacherError
+from softlabels.teachers.hf import second_path
 from softlabels.teachers.listing import Listed, ListingTeacher, listed_of
 from softlabels.teachers.segments import Segment
 from softlabels.teachers.vllm import Vllm
@@ -29,7 +30,7 @@ class VllmLists(ListingTeacher):
         self._found = found
         self._engine: Any = None
         self.tokenizer, self.record = found.tokenizer, found.record
-        self.second_path = found.second_path()
+        self.second_path = second_path(found.model, found.record.dtype)
         self.context = None if found.context is None else found.context - 1
 
     def check_k(self, k: int) -> None:

@@ -17,6 +17,7 @@ from softlabels.capture.vllm_pooler import TASK, Wanted, capturing, request
 from softlabels.capture.wire import unpacked
 from softlabels.errors import TeacherError
 from softlabels.teachers import Teacher
+from softlabels.teachers.hf import second_path
 from softlabels.teachers.segments import segments_of
 from softlabels.teachers.vllm import Vllm
 
@@ -34,7 +35,7 @@ class VllmPools(Teacher):
         self._engine: Any = None
         self._wanted: Wanted | None = None
         self.tokenizer, self.record = found.tokenizer, found.record
-        self.second_path = found.second_path()
+        self.second_path = second_path(found.model, found.record.dtype)
         self.context = found.context
 
     def logits(self, rows: Sequence[Any]) -> Iterator[Tensor]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -78,26 +78,25 @@ class Completions:
 
 
 @contextmanager
-def serve(teacher: Teacher, style: str = "prompt_logprobs") -> Iterator[tuple[Completions, str]]:
-    """Yields the server's behaviour and its base URL."""
-    completions = Completions(teacher, style)
+def serving(answer: Callable[[str, Any, str | None], tuple[int, Any] | None]) -> Iterator[str]:
+    """The address of a server.
+
+    Args:
+        answer: from path, body (None of a GET) and bearer to a status and JSON; None: the connection closes.
+    """
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            self._send(200, {"data": [{"id": m} for m in completions.models]})
+            self._send(answer(self.path, None, self.headers["Authorization"]))
 
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            completions.bodies.append(body)
-            completions.keys.append(self.headers["Authorization"])
-            if completions.failures:
-                status = completions.failures.pop(0)
-                if status:
-                    self._send(status, {"error": {"message": "busy"}})
-                return
-            self._send(*completions.answer(body))
+            self._send(answer(self.path, body, self.headers["Authorization"]))
 
-        def _send(self, status: int, value: Any) -> None:
+        def _send(self, said: tuple[int, Any] | None) -> None:
+            if said is None:
+                return
+            status, value = said
             data = json.dumps(value).encode()
             self.send_response(status)
             self.send_header("Content-Length", str(len(data)))
@@ -113,8 +112,27 @@ def serve(teacher: Teacher, style: str = "prompt_logprobs") -> Iterator[tuple[Co
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
     try:
-        yield completions, f"http://127.0.0.1:{server.server_address[1]}/v1"
+        yield f"http://127.0.0.1:{server.server_address[1]}"
     finally:
         server.shutdown()
         thread.join()
         server.server_close()
+
+
+@contextmanager
+def serve(teacher: Teacher, style: str = "prompt_logprobs") -> Iterator[tuple[Completions, str]]:
+    """Yields the server's behaviour and its base URL."""
+    completions = Completions(teacher, style)
+
+    def answer(path: str, body: Any, key: str | None) -> tuple[int, Any] | None:
+        if body is None:
+            return 200, {"data": [{"id": m} for m in completions.models]}
+        completions.bodies.append(body)
+        completions.keys.append(key)
+        if completions.failures:
+            status = completions.failures.pop(0)
+            return (status, {"error": {"message": "busy"}}) if status else None
+        return completions.answer(body)
+
+    with serving(answer) as url:
+        yield completions, f"{url}/v1"

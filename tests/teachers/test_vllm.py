@@ -1,4 +1,4 @@
-"""`vllm:`: both seams, on stand-ins for vLLM's objects that are filled with what a real tiny model says.
+"""`vllm:`: its seams, on stand-ins for vLLM's objects that are filled with what a real tiny model says.
 
 The two shapes of lists have the fields of its `Logprob` and `FlatLogprobs` (vLLM 0.11); a pooler is called as its model
 runners call one (vLLM 0.32). vLLM itself runs in `test_real_vllm.py`.
@@ -17,12 +17,15 @@ import pytest
 import torch
 
 from softlabels.builder.build import build
+from softlabels.builder.config import MeasureConfig, StatesConfig
+from softlabels.builder.measure import measure
+from softlabels.builder.states import write_states
 from softlabels.capture.vllm_pooler import VARIABLE, Wanted, register
 from softlabels.capture.vllm_pooler import _Selects as Selects
 from softlabels.core.rows import Row
 from softlabels.errors import ConfigError, MissingExtraError, NonFiniteError, TeacherError
 from softlabels.store.reader import open_store
-from softlabels.teachers import TeacherOptions, open_teacher
+from softlabels.teachers import TeacherOptions, open_teacher, vllm_states
 from tests.teachers.test_openai import check_equal, config_of
 from tests.teachers.tiny import VOCAB, log_probs, write_model, write_texts
 
@@ -71,7 +74,9 @@ class Engine:
             raise ValueError("No available memory for the cache blocks.\nand more")
         Engine.made = settings
         self.hf = open_teacher(f"hf:{model}", TeacherOptions(dtype="float32"))
-        if settings.get("runner") == "pooling":
+        if settings.get("convert") == "embed":
+            assert settings["pooler_config"].task == "token_embed"
+        elif settings.get("runner") == "pooling":
             wanted = Wanted.from_environment()
             assert wanted is not None
             assert sys.modules["vllm"].ModelRegistry.models[wanted.architecture] != "vLLM's own"
@@ -84,17 +89,27 @@ class Engine:
         logits = self.hf.to_logits(hidden)
         return torch.where(hidden[:, :1] == 777.0, torch.nan, logits)
 
+    def hidden(self, ids):
+        body = self.hf.model.base_model
+        return body(input_ids=torch.tensor([ids])).last_hidden_state[0].detach()
+
+    def states(self, ids):
+        data = self.hidden(ids)
+        outputs = types.SimpleNamespace(data=data[:-1] if Engine.wrong == "short" else data)
+        said_ids = ids[::-1] if Engine.wrong == "ids" else ids
+        return types.SimpleNamespace(prompt_token_ids=said_ids, outputs=outputs)
+
     def encode(self, prompts, parameters, *, pooling_task, use_tqdm):
         """Two requests at a time, in pieces; the third begins once more, as after a preemption."""
+        if pooling_task == "token_embed":
+            assert parameters.task == pooling_task
+            assert parameters.use_activation is False
+            return [self.states(p["prompt_token_ids"]) for p in prompts]
         assert all(p.task == pooling_task for p in parameters)
         out = []
         for i, (prompt, params) in enumerate(zip(prompts, parameters, strict=True)):
             ids = prompt["prompt_token_ids"]
-            hidden = (
-                self.hf.model.base_model(input_ids=torch.tensor([ids]))
-                .last_hidden_state[0]
-                .detach()
-            )
+            hidden = self.hidden(ids)
             if i == Engine.poison:
                 hidden[len(ids) - 2] = 777.0
             state, said = Held(), None
@@ -194,6 +209,8 @@ def vllm(monkeypatch):
     platforms = types.SimpleNamespace(current_platform=types.SimpleNamespace(device_type="cpu"))
     monkeypatch.setitem(sys.modules, "vllm", module)
     monkeypatch.setitem(sys.modules, "vllm.platforms", platforms)
+    settings = types.SimpleNamespace(PoolerConfig=types.SimpleNamespace)
+    monkeypatch.setitem(sys.modules, "vllm.config", settings)
     return module
 
 
@@ -280,6 +297,37 @@ def test_a_pooler_gives_the_targets_of_hf(ground, vllm, tmp_path, changes):
     assert Engine.made["hf_overrides"] == {"head_dtype": "float32"}
     assert VARIABLE not in os.environ
     assert vllm.ModelRegistry.models == {"LlamaForCausalLM": "vLLM's own"}
+
+
+@pytest.mark.parametrize("at_once", [65_536, 30])
+def test_states_give_the_targets_of_hf_and_what_needs_logits(
+    ground, vllm, tmp_path, monkeypatch, at_once
+):
+    monkeypatch.setattr(vllm_states, "AT_ONCE", at_once)
+    build(config_of(ground, f"hf:{ground}/model", dtype="float32"), tmp_path / "hf")
+    spec = f"vllm:{ground}/model?seam=states&max_len=48"
+    manifest = build(config_of(ground, spec, dtype="float32"), tmp_path / "vllm")
+    check_equal(tmp_path / "hf", tmp_path / "vllm")
+    record = manifest.identity.teacher
+    assert (record.spec, record.engine) == ("vllm:model?seam=states", "vllm 0.11.0")
+    measured = measure(tmp_path / "vllm", MeasureConfig(teacher=spec), write=False)
+    assert measured.temperatures[0].log_prob_error.largest < 1e-4
+    write_states(tmp_path / "vllm", StatesConfig(teacher=spec), tmp_path / "states")
+    hidden = config_of(ground, f"hidden:{tmp_path}/states?head={ground}/model")
+    build(hidden, tmp_path / "hidden")
+    check_equal(tmp_path / "hf", tmp_path / "hidden")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [("short", "gave states of"), ("ids", "answered for other ids"), ("start", "vLLM failed")],
+)
+def test_states_that_are_not_what_was_asked_for(
+    ground, vllm, tmp_path, monkeypatch, wrong, message
+):
+    monkeypatch.setattr(Engine, "wrong", wrong)
+    with pytest.raises(TeacherError, match=message):
+        build(config_of(ground, f"vllm:{ground}/model?seam=states"), tmp_path / "s")
 
 
 def test_a_row_longer_than_max_len_is_refused(ground, vllm, tmp_path):

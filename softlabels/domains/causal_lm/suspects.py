@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from softlabels.core.rows import Row
+from softlabels.domains.causal_lm.final_norm import through_norm
 from softlabels.domains.causal_lm.teacher import HFTeacher
 from softlabels.errors import TeacherError
 from softlabels.teachers.hf import padded_on
@@ -75,27 +76,13 @@ def _states(teacher: HFTeacher, rows: Sequence[Row]) -> dict[str, Tensor]:
     """`[N, D]` of each kind, at the rows' positions."""
     body = teacher.model.base_model
     fed, flat = padded_on(Row.pad(rows), teacher.device)
-    given: dict[nn.Module, tuple[Any, Any]] = {}
-
-    def keep(module: nn.Module, args: Any, out: Any) -> None:
-        given[module] = (args[0] if args else None, out)
-
-    hooks = [m.register_forward_hook(keep) for m in body.modules()]
-    try:
-        out = body(**fed, use_cache=False, output_hidden_states=True)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    norm, unnormed, out = through_norm(body, fed, use_cache=False, output_hidden_states=True)
     last = out.last_hidden_state
-    norm = next(
-        (m for m, (_, said) in given.items() if said is last and not list(m.children())), None
-    )
     if norm is None or out.hidden_states is None or len(out.hidden_states) < 2:
         raise TeacherError(
             f"{teacher.record.spec}: {type(body).__name__} has no norm after its last layer, so an engine's faults "
             "cannot be told apart by it"
         )
-    unnormed = given[norm][0]
 
     def at(states: Tensor, moved: int = 0) -> Tensor:
         return states.flatten(0, 1).index_select(0, (flat + moved).clamp(min=0))

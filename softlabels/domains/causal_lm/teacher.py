@@ -36,11 +36,7 @@ class HFTeacher(HFHeadTeacher):
     def __init__(self, source: HFSource) -> None:
         found, choice = source.found, source.choice
         with loading(source.where, TeacherError):
-            model = load_weights(
-                getattr(source.transformers, DOMAIN.transformers),
-                found,
-                dtype=choice.dtype if found.gguf is None else torch.float32,
-            )
+            model = self.load(source)
             tokenizer = source.tokenizer()
             if found.gguf is not None:
                 declared = _declared_pre_tokenizer(found.folder / found.gguf)
@@ -55,6 +51,15 @@ class HFTeacher(HFHeadTeacher):
             fed=("input_ids",),
             scale=scale,
             softcap=softcap,
+        )
+
+    @staticmethod
+    def load(source: HFSource) -> Any:
+        """The model; whatever transformers raises."""
+        return load_weights(
+            getattr(source.transformers, DOMAIN.transformers),
+            source.found,
+            dtype=source.choice.dtype if source.found.gguf is None else torch.float32,
         )
 
     def to_logits(self, hidden: Tensor) -> Tensor:
