@@ -21,5 +21,6 @@ FORMATS: Registry[Format] = Registry(
         "onnx": "trainers.exports.onnx_float:FORMAT",
         "onnx-int8": "trainers.exports.onnx_int8:DYNAMIC",
         "onnx-int8-static": "trainers.exports.onnx_int8:STATIC",
+        "compressed-tensors": "trainers.exports.compressed:FORMAT",
     },
 )

@@ -14,7 +14,8 @@ class ExportConfig:
     """One export."""
 
     format: str
-    """`safetensors`, `onnx`, `onnx-int8`, `onnx-int8-static` or `torch-export`."""
+    """`safetensors`, `onnx`, `onnx-int8`, `onnx-int8-static`, `torch-export`, or `compressed-tensors` of a student
+    that learnt with `fake-quant`."""
     heldout: str | None = None
     """Store of held-out rows to check it on; default: the run's own."""
     heldout_images: tuple[str, ...] = ()

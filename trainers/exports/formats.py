@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 if TYPE_CHECKING:
     from trainers.exports.domains import Arrays, Example, Exported, Origin
+    from trainers.students.fake_quant import Grid
 
 Runner = Callable[["Arrays"], npt.NDArray[np.float32]]
 """From a batch's inputs to its logits."""
@@ -30,6 +31,8 @@ class Job:
     """Real examples to trace with, at least two."""
     calibration: Sequence[Example] = ()
     """Those to measure ranges on; none for a format that does not calibrate."""
+    grids: Mapping[str, Grid] = field(default_factory=dict)
+    """The grid of each layer, by name, that learnt on one; its weight lies there."""
 
     @property
     def origin(self) -> Origin:

@@ -41,6 +41,7 @@ from trainers.exports.weights import weight_files
 from trainers.run.finished import FinishedRun, open_finished
 from trainers.run.record import RUN_RECORD
 from trainers.students import load_student
+from trainers.students.fake_quant import settle
 
 CONFIGS = ("config.json", "generation_config.json", "preprocessor_config.json")
 """Names under which a model of transformers saves settings."""
@@ -65,6 +66,7 @@ def export(
     _check_feed(heldout, training[0])
     domain = exported(heldout.manifest.identity.domain)
     model = load_student(finished.folder, Task.saved(domain.name, finished.folder)).model.eval()
+    grids = settle(model)
     rows = spread(len(heldout), config.rows)
     examples = domain.examples(heldout, rows)
     job = Job(
@@ -75,6 +77,7 @@ def export(
         calibration=domain.examples(training[0], spread(len(training[0]), config.calibration_rows))
         if form.calibrates
         else (),
+        grids=grids,
     )
     with filling(out) as temporary:
         report.stage(f"write {form.name}", 1, "model")

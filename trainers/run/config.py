@@ -34,8 +34,9 @@ class RunConfig:
     the rows."""
     student: Model[str | None] = None
     """Student to train: `new:SIZE` makes one that fits the store, as `new:10M`; `hf-config:FILE` reads a configuration
-    (`softtrain student --help` shows one); `layers-of:PATH?keep=…` and `hf:PATH` begin from a model's weights; for
-    images also `cnn:WIDTHxDEPTH`, `timm:NAME` and `torchvision:NAME`."""
+    (`softtrain student --help` shows one); `layers-of:PATH?keep=…` and `hf:PATH` begin from a model's weights,
+    `hf:PATH?fake-quant=int4-g64` with a grid of few bits; for images also `cnn:WIDTHxDEPTH`, `timm:NAME` and
+    `torchvision:NAME`."""
     key: Data[str | None] = None
     """PEM file of the public key of whoever must have signed each --store (`softlabels sign`)."""
     digest: Data[tuple[str, ...]] = ()

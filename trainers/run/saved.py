@@ -50,7 +50,7 @@ def same_bits(a: Tensor, b: Tensor) -> bool:
 
 def student_tensors(student: Student, weights: dict[str, Tensor] | None) -> dict[str, Tensor]:
     """What a student is to be saved as, by the model's own names: its present state, or other `weights`."""
-    return dict(student.model.state_dict()) if weights is None else weights
+    return student.saved_state(weights)
 
 
 def holds_student(

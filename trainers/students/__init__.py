@@ -4,6 +4,7 @@
     hf-config:FILE             from scratch, weights drawn from the run's seed
     layers-of:PATH?keep=0,2,4  some layers of a model, with its embeddings, final norm and head
     hf:PATH                    a student saved earlier, or any model that is here (`softlabels/core/local_model.py`)
+    hf:PATH?fake-quant=int4-g64    the same, learning on a grid of few bits, see `fake_quant.py`
     cnn:, timm:, torchvision:  of images, see `images.py`
 
 A store's domain decides what kind of model that is: a causal LM, or an encoder with a head over the store's classes
@@ -25,6 +26,7 @@ from softlabels.store.reader import Store
 from trainers.data.batch import Batch
 from trainers.data.tasks import CAUSAL, Task
 from trainers.loss.head_chunks import Head
+from trainers.students.fake_quant import rounded_state, seen_weight
 
 
 class MakeStudent(Protocol):
@@ -102,12 +104,17 @@ class Student(nn.Module):
         """The head as it is now."""
         layer = self.model.get_output_embeddings()
         return Head(
-            weight=layer.weight,
+            weight=seen_weight(layer),
             bias=getattr(layer, "bias", None),
             softcap=self._softcap,
             scale=self._scale,
             compute_dtype=self.head_dtype,
         )
+
+    def saved_state(self, weights: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """What is saved: the present state, or other `weights` by the model's own names, as it is computed with."""
+        state = dict(self.model.state_dict()) if weights is None else weights
+        return rounded_state(self.model, state)
 
     def save(self, folder: Path, weights: dict[str, Tensor] | None = None) -> None:
         """Write `config.json` and `model.safetensors`; `from_pretrained` reads them.
@@ -116,7 +123,7 @@ class Student(nn.Module):
             folder: where to.
             weights: by the model's own names, where they are not the student's present ones.
         """
-        self.model.save_pretrained(folder, state_dict=weights)
+        self.model.save_pretrained(folder, state_dict=self.saved_state(weights))
 
 
 def check_vocab(student: Student, store: Store, *, where: str) -> None:

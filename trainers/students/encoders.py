@@ -16,6 +16,7 @@ from softlabels.errors import ConfigError
 from trainers.data.batch import Batch
 from trainers.loss.head_chunks import Head
 from trainers.students import Student
+from trainers.students.fake_quant import seen_weight
 
 
 def class_head(model: nn.Module, classes: int, *, where: str) -> nn.Linear:
@@ -83,4 +84,6 @@ class EncoderStudent(Student):
 
     def head(self) -> Head:
         """The head as it is now."""
-        return Head(weight=self._head.weight, bias=self._head.bias, compute_dtype=self.head_dtype)
+        return Head(
+            weight=seen_weight(self._head), bias=self._head.bias, compute_dtype=self.head_dtype
+        )

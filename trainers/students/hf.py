@@ -1,4 +1,4 @@
-"""Students of transformers: `hf-config:FILE`, `layers-of:PATH?keep=0,2,4` and `hf:PATH`.
+"""Students of transformers: `hf-config:FILE`, `layers-of:PATH?keep=0,2,4` and `hf:PATH?fake-quant=int4-g64`.
 
 `layers-of` reads the model at PATH once; what `softtrain student` writes (and what a run's checkpoints
 hold) no longer needs it. DistilBERT's rule (Sanh et al. 2019, §3) is to keep every other layer.
@@ -20,7 +20,11 @@ from softlabels.errors import ConfigError
 from trainers.data.tasks import CAUSAL, Task
 from trainers.domains import DOMAINS
 from trainers.students import Student
+from trainers.students.fake_quant import KEY, Grid, apply_grid
 from trainers.students.images import load_saved, saved_spec
+
+OPTIONS = ("fake-quant",)
+"""Of `hf:PATH?NAME=…`."""
 
 
 def _loader(task: Task, spec: str, purpose: str) -> Any:
@@ -39,8 +43,14 @@ def _loader(task: Task, spec: str, purpose: str) -> Any:
 
 
 def _student(model: Any, task: Task, spec: str, *, source: Path | None = None) -> Student:
+    """The student of a model; one that was saved on a grid computes on it again."""
     where = f"--student {spec}"
-    return DOMAINS.load(task.domain).student(model, task, where=where, source=source)
+    student = DOMAINS.load(task.domain).student(model, task, where=where, source=source)
+    grid = getattr(model.config, KEY, None)
+    if grid is not None:
+        head = student.head().weight
+        apply_grid(model, Grid.parse(str(grid), where=where), head=head, where=where)
+    return student
 
 
 def from_config(argument: str, *, seed: int, task: Task = CAUSAL) -> Student:
@@ -71,12 +81,33 @@ def drawn(config: Any, spec: str, *, seed: int, task: Task) -> Student:
 
 
 def from_folder(argument: str, *, seed: int, task: Task = CAUSAL) -> Student:
-    """`hf:PATH`: a model that is here (`local_model.py`), as float32; a head over classes that it lacks is drawn."""
+    """`hf:PATH`: a model that is here (`local_model.py`), as float32; a head over classes that it lacks is drawn.
+
+    `?fake-quant=int4-g64` has it learn on a grid (`fake_quant.py`).
+    """
     spec = f"hf:{argument}"
-    if (saved := saved_spec(Path(argument))) is not None:
-        return load_saved(Path(argument), saved, task)
-    model, folder = _load(argument, spec, seed=seed, task=task)
+    path, options = _options(argument, spec)
+    if not options and (saved := saved_spec(Path(path))) is not None:
+        return load_saved(Path(path), saved, task)
+    model, folder = _load(path, spec, seed=seed, task=task)
+    if "fake-quant" in options:
+        setattr(model.config, KEY, options["fake-quant"])
     return _student(model, task, spec, source=folder)
+
+
+def _options(argument: str, spec: str) -> tuple[str, dict[str, str]]:
+    """The path of a model, and how it is to learn.
+
+    Raises:
+        ConfigError: an option that there is not.
+    """
+    path, _, query = argument.partition("?")
+    options = dict(parse_qsl(query, keep_blank_values=True))
+    if "?" in argument and (not options or options.keys() - OPTIONS):
+        raise ConfigError(
+            f"--student {spec}: expected hf:PATH, or hf:PATH?NAME=… with one of {', '.join(OPTIONS)}"
+        )
+    return path, options
 
 
 def _load(argument: str, spec: str, *, seed: int, task: Task) -> tuple[Any, Path]:
