@@ -24,6 +24,7 @@ _LAZY = {
     "Batch": "trainers.data.batch",
     "DistillLoss": "trainers.loss.losses",
     "Head": "trainers.loss.head_chunks",
+    "distil_loss": "trainers.integrations.distil",
     "StepTotals": "trainers.loss.totals",
     "RunConfig": "trainers.run.config",
 }
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from trainers.data.dataset import SoftTargetDataset as SoftTargetDataset
     from trainers.data.mixing import MixedStream as MixedStream
     from trainers.data.stream import SoftTargetStream as SoftTargetStream
+    from trainers.integrations.distil import distil_loss as distil_loss
     from trainers.loss.head_chunks import Head as Head
     from trainers.loss.losses import DistillLoss as DistillLoss
     from trainers.loss.totals import StepTotals as StepTotals

@@ -293,3 +293,12 @@ def test_another_tokenizer_is_refused(ground, tmp_path):
     module = DistillModule(make_student(f"hf:{tmp_path / 'student'}", seed=0), LOSS)
     with pytest.raises(TokenizerError, match="another token"):
         fit(ground, module, stream=SoftTargetStream(tmp_path / "other", batch_size=4))
+
+
+@with_lightning
+def test_a_stores_path_gives_the_rows_in_the_order_of_runs(ground):
+    data = DistillData(ground / "store", batch_size=4, seed=3)
+    expected = stream_of(ground, order="corpus", block_shards=8).batch_at(0).rows
+    assert data.stream.batch_at(0).rows == expected
+    with pytest.raises(ConfigError, match="the stream is open already"):
+        DistillData(stream_of(ground), batch_size=4)

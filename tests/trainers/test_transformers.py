@@ -103,7 +103,7 @@ def reference(ground, batch, loss=LOSS):
 
 def stream_of(ground, batch_size):
     return SoftTargetStream(
-        ground / "store", batch_size=batch_size, seed=3, block_shards=2, prefetch=0
+        ground / "store", batch_size=batch_size, seed=3, order="corpus", block_shards=2, prefetch=0
     )
 
 

@@ -1,6 +1,7 @@
 """Distillation inside `lightning.Trainer`: a module over a student, a data module over a stream.
 
-    lightning.Trainer(max_steps=1000).fit(DistillModule(student, DistillLoss()), DistillData(stream))
+    data = DistillData("store", batch_size=32)
+    lightning.Trainer(max_steps=1000).fit(DistillModule(student, DistillLoss()), data)
 
 One batch of the stream is one step, split over `accumulate_grad_batches` and processes; the loss is normalised over
 all of it. A checkpoint holds the stream's state as of the last finished step. Random numbers are not restored.
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -44,10 +46,21 @@ class StepPart(NamedTuple):
 
 
 class DistillData(lightning.LightningDataModule):
-    """Micro-batches of a stream. It is its own data loader, so that Lightning sees one that can resume."""
+    """Micro-batches of a stream. It is its own data loader, so that Lightning sees one that can resume.
 
-    def __init__(self, stream: SoftTargetStream) -> None:
+    Args:
+        stream: or the path of a store, whose rows then come in the order that runs have.
+        options: of the stream of a path, as of `SoftTargetStream`: batch_size, seed, …
+    """
+
+    def __init__(self, stream: SoftTargetStream | Path | str, **options: Any) -> None:
         super().__init__()
+        if not isinstance(stream, SoftTargetStream):
+            stream = SoftTargetStream(stream, **{"order": "corpus", **options})
+        elif options:
+            raise ConfigError(
+                f"DistillData({', '.join(options)}): the stream is open already; give them to SoftTargetStream"
+            )
         self.stream, self.taken = stream, stream.offset
 
     def train_dataloader(self) -> DistillData:

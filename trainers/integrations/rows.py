@@ -1,4 +1,4 @@
-"""A store as a map-style dataset for `torch.utils.data.DataLoader`, in the stream's order.
+"""A store as a map-style dataset for `torch.utils.data.DataLoader`, in the order that runs have.
 
 Forked and spawned workers each read shards for themselves; an item depends on its place alone.
 """
@@ -14,11 +14,17 @@ from torch.utils.data import Dataset, Sampler
 from softlabels.format.shard import StoredRow
 from softlabels.store.reader import open_store
 from trainers.data.batch import collate
-from trainers.data.order import RowOrder
+from trainers.data.order import check_order
+from trainers.data.stream import orders_of
 
 
 class StoreRows(Dataset[StoredRow]):
-    """Item i is row i of the stream's endless order; one epoch is `len()` of them. Arguments as `SoftTargetStream`."""
+    """Item i is row i of the stream's endless order; one epoch is `len()` of them.
+
+    Args:
+        store, seed, shuffle, block_shards, vocab: as of `SoftTargetStream`.
+        order: `corpus`, as runs have it: all stores of one corpus give the same rows at each step; or `store`.
+    """
 
     def __init__(
         self,
@@ -26,13 +32,15 @@ class StoreRows(Dataset[StoredRow]):
         *,
         seed: int = 0,
         shuffle: bool = True,
+        order: str = "corpus",
         block_shards: int = 8,
         vocab: str | None = None,
     ) -> None:
+        check_order(order)
         self.store = open_store(store, cached_shards=2 * block_shards, vocab=vocab)
-        sizes = [s.rows for s in self.store.manifest.shards]
-        digest = self.store.digest
-        self.order = RowOrder(sizes, digest, seed, block_shards=block_shards, shuffle=shuffle)
+        (self.order,) = orders_of(
+            [self.store], seed, order=order, block_shards=block_shards, shuffle=shuffle
+        )
 
     def __len__(self) -> int:
         return len(self.store)

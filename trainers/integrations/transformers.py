@@ -1,11 +1,12 @@
-"""Distillation inside `transformers.Trainer`: the loss on the head's input, rows in the stream's order.
+"""Distillation inside `transformers.Trainer`: the loss on the head's input, rows in the order that runs have.
 
     class DistillTrainer(DistillMixin, Trainer): ...
     DistillTrainer(model, args, train_dataset=StoreRows("store"), distill=DistillLoss()).train()
 
 Exact: the order of rows (the stream's, epoch after epoch; Trainer's own samplers and `data_seed` play no part) and
 the normalisation, over all micro-batches and processes of a step. As Trainer has it: an epoch's last batch is short
-(on several processes filled up with the epoch's first rows), and `eval_loss` is a mean of means of batches.
+(on several processes filled up with the epoch's first rows), and `eval_loss` is a mean of means of batches. The model
+may be a PeftModel, and on several processes DDP's or FSDP2's (`distil.py`).
 """
 
 from __future__ import annotations
@@ -16,19 +17,23 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from softlabels.core.head_input import head_input
 from softlabels.errors import ConfigError, MissingExtraError
+from trainers.data.batch import Batch
 from trainers.integrations import check_fit
+from trainers.integrations.distil import forward_loss
 from trainers.integrations.rows import EpochSampler, StoreRows, collate_rows
-from trainers.loss.losses import DistillLoss
+from trainers.loss.losses import DistillLoss, LossOutput
 from trainers.loss.totals import StepTotals
 from trainers.students import Student
+from trainers.students.model_head import bare_model
 
 try:
     import transformers as _  # noqa: F401
 except ImportError as e:
     raise MissingExtraError("transformers", "hf", "trainers.integrations.transformers") from e
 Base: Any = Any if TYPE_CHECKING else object
+LOGGED = ("soft", "hard", "teacher_tail", "student_tail", "agreement")
+"""Means over positions that are logged beside the loss (docs/logs.md)."""
 
 
 class DistillMixin(Base):
@@ -39,16 +44,18 @@ class DistillMixin(Base):
         super().__init__(*args, **kwargs)
         self.distill = distill
         self.loss_is_scaled_for_ga = self.model_accepts_loss_kwargs = True  # we divide, not Trainer
-        kind = self.accelerator.distributed_type.value  # NO, MULTI_GPU, MULTI_CPU, ...
+        self._seen: list[tuple[LossOutput, StepTotals]] = []
+        kind = self.accelerator.distributed_type.value  # NO, MULTI_GPU, MULTI_CPU, FSDP, ...
+        spread = kind == "NO" or kind.startswith("MULTI") or self.accelerator.is_fsdp2
         for unfit, what in (
             (self.args.fp16, "fp16: its gradients underflow; use bf16=True"),
             (self.args.n_gpu > 1, "several GPUs in a process; start one for each with torchrun"),
             (self.args.label_smoothing_factor, "label_smoothing_factor; it smooths another loss"),
             (self.compute_loss_func, "compute_loss_func; give distill=DistillLoss(...)"),
-            ("NO" != kind[:5] != "MULTI", f"{kind}: the loss needs the whole head; use DDP"),
+            (not spread, f"{kind}: its gathering of the head was not tested; use DDP or FSDP2"),
         ):
             if unfit:
-                raise ConfigError(f"DistillMixin cannot train with {what}")
+                raise ConfigError(f"{type(self).__name__} cannot train with {what}")
         self._check(self.train_dataset)
         self._check(self.eval_dataset)
 
@@ -60,11 +67,9 @@ class DistillMixin(Base):
                 raise ConfigError(f"DistillMixin: a dataset is {type(one).__name__}, not StoreRows")
 
     def _student(self, model: Any) -> Student:
-        model = self.accelerator.unwrap_model(model)
+        model = bare_model(model)
         name = getattr(model.config, "_name_or_path", None)
-        student = Student(model, source=Path(name) if name and Path(name).is_dir() else None)
-        student.head_dtype = torch.bfloat16 if self.args.bf16 else None
-        return student
+        return Student(model, source=Path(name) if name and Path(name).is_dir() else None)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
         """Trainer's, after a check."""
@@ -85,15 +90,27 @@ class DistillMixin(Base):
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """This micro-batch's share of the step's loss; alone, a mean over its own positions."""
-        inputs, student = dict(inputs), self._student(model)
-        batch = inputs.pop("batch").to(inputs["input_ids"].device)
-        hidden, outputs = head_input(
-            student.model.get_output_embeddings(), lambda: model(**inputs, use_cache=False)
-        )
-        totals: StepTotals | None = num_items_in_batch
-        loss = replace(self.distill, totals=totals)(hidden, student.head(), batch).loss
-        loss = loss * (1 if totals is None else self.accelerator.num_processes)  # DDP averages
+        inputs, totals = dict(inputs), num_items_in_batch
+        batch: Batch = replace(inputs.pop("batch"), inputs=inputs)
+        out, outputs = forward_loss(model, batch, replace(self.distill, totals=totals))
+        if self.model.training and totals is not None:
+            self._seen.append((out._replace(loss=out.loss.detach()), self.distill.count(batch)))
+        # DDP and FSDP2 average gradients over processes
+        loss = out.loss * (1 if totals is None else self.accelerator.num_processes)
         return (loss, outputs) if return_outputs else loss
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Trainer's, with what the losses since the last were made of: soft, hard, the tails, agreement."""
+        if self._seen and self.model.training:
+            rows = [[out.loss.item(), *out[1:], *counted] for out, counted in self._seen]
+            self._seen.clear()
+            told = torch.tensor(rows, dtype=torch.float64, device=self.args.device)
+            found = self.accelerator.gather(told).tolist()
+            n = len(LossOutput._fields)
+            totals = StepTotals.over(row[n:] for row in found)
+            means = LossOutput.over(row[:n] for row in found).means(totals)
+            logs |= {name: means[name] for name in LOGGED}
+        super().log(logs, *args, **kwargs)
 
     def prediction_step(self, model: Any, inputs: Any, *_: Any, **__: Any) -> Any:
         """The loss alone: logits are not made, so `compute_metrics` has none."""

@@ -75,18 +75,12 @@ def logits_of(states: Tensor, head: Head, dtype: torch.dtype) -> Tensor:
         out[:, i : i + step] = states @ head.weight[i : i + step].to(dtype).T
     if head.bias is not None:
         out += head.bias
-    return _capped(out, head)
+    return head.cap(out)
 
 
 def teacher_log_probs(teacher: TeacherLogits, dtype: torch.dtype, temperature: float) -> Tensor:
     """Log-probabilities `[n, V]` at T."""
     return torch.log_softmax(logits_of(teacher.states, teacher.head, dtype) / temperature, dim=1)
-
-
-def _capped(z: Tensor, head: Head) -> Tensor:
-    if head.scale != 1.0:
-        z = z * head.scale
-    return z if head.softcap is None else torch.tanh(z / head.softcap) * head.softcap
 
 
 class _FullLoss(torch.autograd.Function):
@@ -140,7 +134,7 @@ class _Chunks:
             raw += self.head.bias
         raw.requires_grad_(self.training)
         with torch.enable_grad():
-            z = _capped(raw, self.head)
+            z = self.head.cap(raw)
             lse = torch.logsumexp(z, dim=1)
             label = z.gather(1, self.labels[part, None])[:, 0]
             loss = chunk_loss(Columns(z / self.t, label, lse, z.mean(dim=1), lse), part)

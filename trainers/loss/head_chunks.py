@@ -1,6 +1,6 @@
 """A linear head over the vocabulary, worked through a few rows of logits at a time.
 
-`HeadChunks` owns the only buffers that are as wide as the vocabulary. They are made once and overwritten by every
+`Chunks` owns the only buffers that are as wide as the vocabulary. They are made once and overwritten by every
 chunk: on a CPU, asking the system for fresh pages costs more than all the arithmetic between the matrix products.
 
 Shapes: n rows of a chunk, D width, V vocabulary, K kept ids.
@@ -15,7 +15,8 @@ underflows in e would underflow all the more.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -26,6 +27,21 @@ CHUNK_BYTES = {"cpu": 64 * 2**20, "cuda": 256 * 2**20}
 2.3 s in chunks of 64 rows, 1.8 s in chunks of 256 or more; this budget holds 340."""
 SLICE = 4096
 """Rows of the head's gradient that are made at a time where products run in another dtype than sums."""
+
+
+class Cap(NamedTuple):
+    """What becomes of the output of a head before it is a logit."""
+
+    scale: float = 1.0
+    """It is multiplied by this,"""
+    softcap: float | None = None
+    """then becomes `softcap * tanh(z / softcap)`; None: as it is."""
+
+    def __call__(self, z: Tensor) -> Tensor:
+        """Logits of the head's output."""
+        if self.scale != 1.0:
+            z = z * self.scale
+        return z if self.softcap is None else torch.tanh(z / self.softcap) * self.softcap
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -42,6 +58,34 @@ class Head:
     """Logits are multiplied by it, before the cap."""
     compute_dtype: torch.dtype | None = None
     """In what the products run (None: as the weight is); sums are float32 at least."""
+
+    @property
+    def cap(self) -> Cap:
+        """Scale and cap."""
+        return Cap(self.scale, self.softcap)
+
+    def chunks(
+        self,
+        hidden: Tensor,
+        ids: Tensor,
+        kept: Tensor,
+        labels: Tensor,
+        *,
+        temperature: float = 1.0,
+        chunk_bytes: int | None = None,
+        with_mean: bool = False,
+    ) -> HeadChunks:
+        """The chunks of its logits; arguments as of `HeadChunks`."""
+        return HeadChunks(
+            hidden,
+            self,
+            ids,
+            kept,
+            labels,
+            temperature=temperature,
+            chunk_bytes=chunk_bytes,
+            with_mean=with_mean,
+        )
 
 
 class Columns(NamedTuple):
@@ -93,91 +137,79 @@ def head_logits(hidden: Tensor, head: Head) -> Tensor:
     compute = head.compute_dtype or head.weight.dtype
     bias = None if head.bias is None else head.bias.to(compute)
     z = torch.nn.functional.linear(hidden.to(compute), head.weight.to(compute), bias)
-    z = z.to(accumulator(hidden))
-    if head.scale != 1.0:
-        z = z * head.scale
-    if head.softcap is not None:
-        z = torch.tanh(z / head.softcap) * head.softcap
-    return z
+    return head.cap(z.to(accumulator(hidden)))
 
 
-class HeadChunks:
-    """Reduces a chunk of logits to `Columns`, and turns gradients of those into gradients of hidden, weight and bias.
+class Chunks(ABC):
+    """Reduces a chunk of logits to `Columns`, and turns gradients of those into gradients of what made the logits.
 
     `gradients` belongs to the chunk of the `reduce` before it, and overwrites what it needed of it.
 
     Args:
         hidden: `[N, D]`, only the positions that count.
-        head: the student's head.
+        vocab_size: V.
+        cap: of the logits that `_products` gives.
         ids: `[N, K] int64`, unique among the kept ones of a row; K may be 0.
         kept: `[N, K] bool`; False marks padding. A row that keeps none has everything in its tail.
         labels: `[N] int64`.
+        rows: of a chunk.
+        training: whether gradients of anything are wanted.
         temperature: of the columns; label logit, lse and mean are always at T=1.
-        chunk_bytes: budget of all that is V wide; None: `CHUNK_BYTES`.
         with_mean: whether the mean logit is wanted.
     """
+
+    leaves: tuple[Tensor | None, ...]
+    """What gradients may be wanted of."""
 
     def __init__(
         self,
         hidden: Tensor,
-        head: Head,
+        *,
+        vocab_size: int,
+        cap: Cap,
         ids: Tensor,
         kept: Tensor,
         labels: Tensor,
-        *,
-        temperature: float = 1.0,
-        chunk_bytes: int | None = None,
-        with_mean: bool = False,
+        rows: int,
+        training: bool,
+        temperature: float,
+        with_mean: bool,
     ) -> None:
-        self.leaves = (hidden, head.weight, head.bias)
-        """What gradients may be wanted of."""
-        need = [torch.is_grad_enabled() and x is not None and x.requires_grad for x in self.leaves]
-        hidden, bias = hidden.detach(), None if head.bias is None else head.bias.detach()
-        head = replace(head, weight=head.weight.detach(), bias=bias)
-        self.hidden, self.head, self.ids, self.kept, self.labels = hidden, head, ids, kept, labels
-        self.t, self.with_mean, self.training = temperature, with_mean, any(need)
+        self.hidden, self.ids, self.kept, self.labels = hidden.detach(), ids, kept, labels
+        self.t, self.with_mean, self.training, self.cap = temperature, with_mean, training, cap
         self.dtype = accumulator(hidden)
-        rows = chunk_rows(
-            head,
-            self.dtype,
-            chunk_bytes,
-            hidden.device,
-            temperature=temperature,
-            gradients=self.training,
-        )
-        self.compute = head.compute_dtype or head.weight.dtype
-        self.weight = head.weight.to(self.compute)
-        shape = (min(rows, max(len(ids), 1)), head.weight.shape[0])
+        shape = (min(rows, max(len(ids), 1)), vocab_size)
         new = hidden.new_empty
         self._z = new(shape, dtype=self.dtype)
         self._other = new(shape, dtype=self.dtype) if temperature != 1.0 else None
         self._capped = (
-            new(shape, dtype=self.dtype) if self.training and head.softcap is not None else None
-        )
-        self._low = new(shape, dtype=self.compute) if self.compute != self.dtype else None
-        self.d_hidden = torch.empty_like(hidden) if need[0] else None
-        self.d_weight = torch.zeros_like(head.weight, dtype=self.dtype) if need[1] else None
-        self.d_bias = (
-            torch.zeros_like(bias, dtype=self.dtype) if need[2] and bias is not None else None
+            new(shape, dtype=self.dtype) if training and cap.softcap is not None else None
         )
         self.parts = [slice(i, i + rows) for i in range(0, len(ids), rows)]
 
+    @abstractmethod
+    def _products(self, part: slice, out: Tensor) -> None:
+        """Write the head's output for a chunk, before scale and cap, into `out [n, V]`."""
+
+    @abstractmethod
+    def _spread(self, part: slice, dz: Tensor) -> None:
+        """Add what a gradient `dz [n, V]` of that output means for the leaves; `dz` may be overwritten."""
+
+    @abstractmethod
+    def results(self) -> tuple[Tensor | None, ...]:
+        """The gradient of each of the leaves, in its own dtype (None: not wanted)."""
+
     def _logits(self, part: slice) -> Tensor:
-        hidden = self.hidden[part].to(self.compute)
-        z, n = self._z[: len(hidden)], len(hidden)
-        if self._low is None:
-            torch.mm(hidden, self.weight.T, out=z)
-        else:
-            z.copy_(torch.mm(hidden, self.weight.T, out=self._low[:n]))
-        if self.head.bias is not None:
-            z.add_(self.head.bias)
-        if self.head.scale != 1.0:
-            z.mul_(self.head.scale)
-        if self.head.softcap is not None:
-            z.div_(self.head.softcap).tanh_()
+        n = len(self.hidden[part])
+        z = self._z[:n]
+        self._products(part, z)
+        if self.cap.scale != 1.0:
+            z.mul_(self.cap.scale)
+        if self.cap.softcap is not None:
+            z.div_(self.cap.softcap).tanh_()
             if self._capped is not None:
                 self._capped[:n].copy_(z)
-            z.mul_(self.head.softcap)
+            z.mul_(self.cap.softcap)
         return z
 
     def reduce(self, part: slice) -> Columns:
@@ -232,8 +264,81 @@ class HeadChunks:
         if self._capped is not None:
             capped = self._capped[: len(dz)]
             dz.addcmul_(dz, capped.square_(), value=-1.0)  # times 1 - tanh²
-        if self.head.scale != 1.0:
-            dz.mul_(self.head.scale)
+        if self.cap.scale != 1.0:
+            dz.mul_(self.cap.scale)
+        self._spread(part, dz)
+
+
+class HeadChunks(Chunks):
+    """The chunks of a linear head.
+
+    Args:
+        hidden: `[N, D]`, only the positions that count.
+        head: the student's head.
+        ids, kept, labels, temperature, with_mean: as of `Chunks`.
+        chunk_bytes: budget of all that is V wide; None: `CHUNK_BYTES`.
+    """
+
+    def __init__(
+        self,
+        hidden: Tensor,
+        head: Head,
+        ids: Tensor,
+        kept: Tensor,
+        labels: Tensor,
+        *,
+        temperature: float = 1.0,
+        chunk_bytes: int | None = None,
+        with_mean: bool = False,
+    ) -> None:
+        self.leaves = (hidden, head.weight, head.bias)
+        need = [torch.is_grad_enabled() and x is not None and x.requires_grad for x in self.leaves]
+        rows = chunk_rows(
+            head,
+            accumulator(hidden),
+            chunk_bytes,
+            hidden.device,
+            temperature=temperature,
+            gradients=any(need),
+        )
+        super().__init__(
+            hidden,
+            vocab_size=head.weight.shape[0],
+            cap=head.cap,
+            ids=ids,
+            kept=kept,
+            labels=labels,
+            rows=rows,
+            training=any(need),
+            temperature=temperature,
+            with_mean=with_mean,
+        )
+        self.compute = head.compute_dtype or head.weight.dtype
+        self.weight = head.weight.detach().to(self.compute)
+        self.bias = None if head.bias is None else head.bias.detach()
+        self._low = (
+            hidden.new_empty(self._z.shape, dtype=self.compute)
+            if self.compute != self.dtype
+            else None
+        )
+        self.d_hidden = torch.empty_like(self.hidden) if need[0] else None
+        self.d_weight = torch.zeros_like(head.weight, dtype=self.dtype) if need[1] else None
+        self.d_bias = (
+            torch.zeros_like(self.bias, dtype=self.dtype)
+            if need[2] and self.bias is not None
+            else None
+        )
+
+    def _products(self, part: slice, out: Tensor) -> None:
+        hidden = self.hidden[part].to(self.compute)
+        if self._low is None:
+            torch.mm(hidden, self.weight.T, out=out)
+        else:
+            out.copy_(torch.mm(hidden, self.weight.T, out=self._low[: len(out)]))
+        if self.bias is not None:
+            out.add_(self.bias)
+
+    def _spread(self, part: slice, dz: Tensor) -> None:
         if self.d_bias is not None:
             self.d_bias += dz.sum(dim=0)
         if self._low is not None:
@@ -251,11 +356,12 @@ class HeadChunks:
             for i in range(0, dz.shape[1], SLICE):
                 self.d_weight[i : i + SLICE] += dz[:, i : i + SLICE].T @ hidden
 
-    def results(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """Gradients of hidden, weight and bias, each in its own dtype (None: not wanted)."""
-        head = self.head
+    def results(self) -> tuple[Tensor | None, ...]:
+        """Gradients of hidden, weight and bias."""
+        _, weight, bias = self.leaves
+        assert weight is not None
         return (
             self.d_hidden,
-            None if self.d_weight is None else self.d_weight.to(head.weight.dtype),
-            None if self.d_bias is None or head.bias is None else self.d_bias.to(head.bias.dtype),
+            None if self.d_weight is None else self.d_weight.to(weight.dtype),
+            None if self.d_bias is None or bias is None else self.d_bias.to(bias.dtype),
         )

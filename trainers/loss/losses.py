@@ -38,9 +38,10 @@ from softlabels.core.targets import SoftTargets
 from softlabels.errors import ConfigError, PairingError
 from softlabels.format.identity import TargetRecord
 from trainers.data.batch import COUNTED, Batch
+from trainers.loss.called_head import CalledHead
 from trainers.loss.divergences import DIVERGENCES, Shape
 from trainers.loss.full import full_loss, teacher_log_probs
-from trainers.loss.head_chunks import Columns, Head, HeadChunks, accumulator
+from trainers.loss.head_chunks import Chunks, Columns, Head, accumulator
 from trainers.loss.position_weights import WEIGHTS
 from trainers.loss.topk_tail import topk_tail_loss
 from trainers.loss.totals import StepTotals, add_up
@@ -172,7 +173,7 @@ class DistillLoss:
         )
 
     def __call__(
-        self, hidden: Tensor, head: Head, batch: Batch, *, layer: Tensor | None = None
+        self, hidden: Tensor, head: Head | CalledHead, batch: Batch, *, layer: Tensor | None = None
     ) -> LossOutput:
         """Loss of one micro-batch: its share of the step's, if the `totals` are the step's.
 
@@ -189,6 +190,11 @@ class DistillLoss:
         # Ignored positions end here, before any product with the head.
         hidden = batch.at_positions(hidden)
         if self.alpha > 0 and batch.teacher is not None:
+            if isinstance(head, CalledHead):
+                raise PairingError(
+                    "the student's head is more than a matrix (an adapter, or quantised), and a teacher's states are "
+                    "learnt from through a plain head only; leave the head as it is, or learn from the store's targets"
+                )
             full = _FullChunkLoss(self, batch, totals, hidden)
             loss = full_loss(
                 hidden,
@@ -203,14 +209,13 @@ class DistillLoss:
         loss = topk_tail_loss(self._columns(hidden, head, batch), chunk_loss)
         return self._output(loss, chunk_loss, batch, totals, layer)
 
-    def _columns(self, hidden: Tensor, head: Head, batch: Batch) -> HeadChunks:
+    def _columns(self, hidden: Tensor, head: Head | CalledHead, batch: Batch) -> Chunks:
         soft_on, targets = self.alpha > 0, batch.targets
         if soft_on:
             self._check_targets(targets)
         k = targets.k if soft_on else 0
-        return HeadChunks(
+        return head.chunks(
             hidden,
-            head,
             torch.from_numpy(targets.ids[:, :k].astype(np.int64)).to(hidden.device),
             torch.from_numpy(targets.kept[:, :k]).to(hidden.device),
             batch.labels.clamp(min=0),

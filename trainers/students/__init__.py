@@ -27,6 +27,7 @@ from trainers.data.batch import Batch
 from trainers.data.tasks import CAUSAL, Task
 from trainers.loss.head_chunks import Head
 from trainers.students.fake_quant import rounded_state, seen_weight
+from trainers.students.model_head import head_width
 
 
 class MakeStudent(Protocol):
@@ -78,7 +79,7 @@ class Student(nn.Module):
     @property
     def vocab_size(self) -> int:
         """V: the width of the head."""
-        return int(self.model.get_output_embeddings().weight.shape[0])
+        return head_width(self.model.get_output_embeddings())
 
     @property
     def parameter_count(self) -> int:
