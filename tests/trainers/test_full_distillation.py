@@ -75,8 +75,9 @@ def metrics(run, name="loss"):
 def online(config, ground, *, keep=slice(None)):
     """The losses of a plain loop with the teacher in memory: dense, in float64 from the logits on."""
     vocab = None if config.vocab is None else config.vocab
+    order = {"order": "corpus", "lanes": 4}
     stream = SoftTargetStream(
-        open_store(config.store, vocab=vocab), batch_size=4, seed=0, order="corpus", prefetch=0
+        open_store(config.store, vocab=vocab), batch_size=4, seed=0, prefetch=0, **order
     )
     teacher, raw = LinearTeacher(), open_store(config.store)
     path = ground / "student.json"

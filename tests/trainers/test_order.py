@@ -48,7 +48,7 @@ def test_pieces_lie_in_their_blocks(sizes, block, position, count):
     pieces = list(order.pieces(position, count))
     assert sum(len(p.rows) for p in pieces) == count
     assert all(b.block == a.block + 1 for a, b in pairwise(pieces))
-    assert pieces[0].block == order.block_at(position)
+    assert pieces[0].block == order.find(position)[0]
     for piece in pieces:
         assert set(shard_of[piece.rows]) <= set(order.shards_of(piece.block).tolist())
 

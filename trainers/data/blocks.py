@@ -1,21 +1,21 @@
 """Rows of a store in a given order, their shards decoded before they are needed.
 
-While batches are made of one block, the next one is decoded on a thread, so that entering it costs nothing.
-At most the shards of two blocks are held decoded, plus what a batch of more than a block needs while it is made.
+While batches are made of a block, the next one is decoded on a thread, so that entering it costs nothing. Of each lane
+that is read here the shards of one block are held decoded, and those of the blocks that are entered next: one for each
+lane, but in all no more than `Lanes` mixes; plus what a batch of more than a block needs while it is made.
 
-Of a remote store the shards of the next two blocks come from the network at the same time, all at once.
+Of a remote store these shards, and those of as many blocks more, come from the network at the same time.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from concurrent.futures import Executor, Future
 
 from softlabels.format.shard import Shard, StoredRow
 from softlabels.store.reader import Store
-from trainers.data.order import RowOrder
+from trainers.data.lanes import Lanes, Span
 
-FETCHED_BLOCKS = 3
-"""Blocks whose shards are fetched while the first of them is read."""
 BELIEVED = 2**20
 """Rows of a block whose order is made (8 MiB) before any of its shards is looked at."""
 
@@ -23,20 +23,27 @@ BELIEVED = 2**20
 class BlockReader:
     """Reads rows by their place in an order. Not shared between threads.
 
-    Call `rows`, use them, forget them, then call `look_ahead` with the place that is read next.
+    Call `rows`, use them, forget them, then call `look_ahead` with what is read next.
 
     Args:
         store: to read from; its own cache is not used.
-        order: of its rows.
+        lanes: of the order of its rows.
+        mixed: shards (or slices) that are mixed with each other; as many may be decoded ahead.
     """
 
-    def __init__(self, store: Store, order: RowOrder) -> None:
-        self.store, self.order = store, order
+    def __init__(self, store: Store, lanes: Lanes, mixed: int) -> None:
+        self.store, self.lanes = store, lanes
+        self._ahead = max(1, mixed // lanes.order.block_shards)
+        """Blocks that are decoded ahead, at most."""
         self._decoded: dict[int, Future[Shard]] = {}
-        self._fetching: int | None = None
-        """The block whose shards, with those of the blocks after it, were last asked for ahead."""
+        self._planned: list[int] = []
+        """The blocks at hand when shards were last asked for ahead."""
+        self._asked: set[int] = set()
+        """The blocks whose shards were."""
+        self._entered: int | None = None
+        """The block, none of these, that a batch went on into."""
         self._pool: Executor | None = None
-        order.before_block = self._believe
+        lanes.order.before_block = self._believe
 
     def decode_on(self, pool: Executor | None) -> None:
         """Decode on a pool of one thread from now on; None: on the caller's, without looking ahead.
@@ -44,7 +51,7 @@ class BlockReader:
         The pool of before must have been shut down.
         """
         self._pool = pool
-        self._fetching = None
+        self._planned = []
         self.store.go_on()
         self._decoded = {
             index: future
@@ -56,57 +63,72 @@ class BlockReader:
         """Until `decode_on`, wait for no network: what other threads read from one fails."""
         self.store.give_up()
 
-    def rows(self, offset: int, count: int) -> list[StoredRow]:
-        """`count` rows from a place of the order on, whose targets are views of their shards.
+    def rows(self, spans: Sequence[Span]) -> list[StoredRow]:
+        """The rows of some lanes, one span after the other, whose targets are views of their shards.
 
         Raises:
             IntegrityError, TargetError, PairingError: as `Store.read_shard`; they name the shard.
         """
+        self.look_ahead(spans)  # nothing new, unless they are not what was announced
         found = []
-        for piece in self.order.pieces(offset, count):
-            self._fetch(piece.block)
-            if self._pool is not None:  # all at once, so that the thread is never without work
-                self._want(piece.block)
-            for row in piece.rows.tolist():
-                shard, place = self.store.locate(row)
-                found.append(self._shard(shard).row(place))
+        for span in spans:
+            for piece in self.lanes.pieces(span):
+                self._enter(piece.block)
+                for row in piece.rows.tolist():
+                    shard, place = self.store.locate(row)
+                    found.append(self._shard(shard).row(place))
         return found
 
-    def look_ahead(self, offset: int) -> None:
-        """Drop what is not needed from a place on, and begin to decode the block after its own."""
-        block = self.order.block_at(offset)
-        near = {int(s) for b in (block, block + 1) for s in self.order.shards_of(b)}
-        if self.order.blocks > 2:  # else all of them are held for good
-            for index in self._decoded.keys() - near:
-                self._decoded.pop(index).cancel()
-        if self._pool is not None:
-            self._fetch(block)
-            self._want(block)
-            self._want(block + 1)
-
-    def _fetch(self, block: int) -> None:
-        """Have the shards of a block fetched, if they are not yet here, and of the two after it if we look ahead."""
-        if self._fetching == block:
+    def look_ahead(self, spans: Sequence[Span]) -> None:
+        """Drop what is not needed from these spans on, and begin to decode the blocks that come after their own."""
+        here = [self.lanes.stretch(span.lane, span.step).block for span in spans]
+        if here == self._planned and self._entered is None:
             return
-        self._fetching = block
-        blocks = range(block, block + (1 if self._pool is None else FETCHED_BLOCKS))
-        shards = dict.fromkeys(int(s) for b in blocks for s in self.order.shards_of(b))
+        self._planned, self._entered = here, None
+        count, order = min(len(spans), self._ahead), self.lanes.order
+        soon = self.lanes.following(spans, 2 * count)
+        near = self._shards_of(here + soon[:count])
+        if order.parts > (len(spans) + count) * order.block_shards:  # else all are held for good
+            for index in self._decoded.keys() - set(near):
+                self._decoded.pop(index).cancel()
+        asked = here if self._pool is None else here + soon
+        self._asked = set(asked)
+        self._fetch(self._shards_of(asked))
+        if self._pool is not None:
+            self._want(near)
+
+    def _shards_of(self, blocks: Sequence[int]) -> list[int]:
+        """Each once, those of the first blocks first."""
+        named = (self.lanes.order.shards_of(b).tolist() for b in dict.fromkeys(blocks))
+        return list(dict.fromkeys(index for shards in named for index in shards))
+
+    def _enter(self, block: int) -> None:
+        """Have all shards of a block decoded at once that was not planned: a batch goes on into it."""
+        if block in self._asked or block == self._entered:
+            return
+        self._entered = block
+        shards = self._shards_of([block])
+        self._fetch(shards)
+        if self._pool is not None:
+            self._want(shards)
+
+    def _fetch(self, shards: Sequence[int]) -> None:
+        """Have these shards fetched, and no others, if they are not yet here."""
         self.store.ahead([s for s in shards if not self._is_decoded(s)])
 
     def _believe(self, block: int) -> None:
         """Decode the shards of a very large block before memory is taken for its rows, which a manifest only claims."""
-        if self.order.rows_of(block) <= BELIEVED:
+        if self.lanes.order.rows_of(block) <= BELIEVED:
             return
-        self._fetch(block)
-        for index in self.order.shards_of(block).tolist():
+        for index in self.lanes.order.shards_of(block).tolist():
             self._shard(index)
 
     def _is_decoded(self, index: int) -> bool:
         found = self._decoded.get(index)
         return found is not None and found.done() and not found.cancelled()
 
-    def _want(self, block: int) -> None:
-        for index in self.order.shards_of(block).tolist():
+    def _want(self, shards: Sequence[int]) -> None:
+        for index in shards:
             if index not in self._decoded:
                 self._decoded[index] = self._begin(index)
 

@@ -3,6 +3,7 @@
 A weight is a share of the rows. Weights are exact ratios, brought to whole numbers: 0.7 and 0.3 are 7 and 3
 rows of each 10, evenly spread, so every batch holds each store's share to within a row. Which store
 a place belongs to, and which of the store's rows it is, follows from the place alone: the state is still one number.
+With lanes (`lanes.py`) this is so of each lane.
 
 For several teachers on one corpus this is multi-teacher distillation: a row learns from one teacher, which is
 each with the probability of its weight, so that the loss is on average the weighted sum of the losses
@@ -32,6 +33,7 @@ from softlabels.store.reader import Store, open_store
 from softlabels.store.remote.cache import CacheOptions
 from trainers.data.batch import Batch, collate
 from trainers.data.blocks import BlockReader
+from trainers.data.lanes import Span, check_lanes
 from trainers.data.order import check_order
 from trainers.data.stream import (
     BatchStream,
@@ -107,8 +109,9 @@ class MixedStream(BatchStream):
     Args:
         stores: (path or open store, weight) of each. They must agree in tokenizer, vocabulary, estimator and grid.
         batch_size: rows in a global batch, of all stores together.
-        seed, shuffle, order, block_shards, prefetch, vocab, images, rank, world_size: as of `SoftTargetStream`; up to
-            `2 * block_shards` shards are held decoded of each store.
+        seed, shuffle, order, block_shards, lanes, prefetch, vocab, images, rank, world_size: as of
+            `SoftTargetStream`, whose bound of shards that are held decoded is of each store. Each lane has the turns of
+            the pattern, begun where the other lanes do not.
 
     Raises:
         ConfigError: no store, or weights that cannot be used; as `SoftTargetStream`.
@@ -125,6 +128,7 @@ class MixedStream(BatchStream):
         shuffle: bool = True,
         order: str = "store",
         block_shards: int = 8,
+        lanes: int = 1,
         prefetch: int = 2,
         vocab: str | None = None,
         images: Sequence[str] = (),
@@ -133,16 +137,23 @@ class MixedStream(BatchStream):
     ) -> None:
         check_slices(batch_size, rank, world_size)
         check_order(order)
+        check_lanes(lanes, batch_size)
         if not stores:
             raise ConfigError("a mixture of no stores: give at least one")
         self.pattern = Pattern([w for _, w in stores])
         self.stores = [opened(s, vocab, images) for s, _ in stores]
         check_alike(self.stores)
         orders = orders_of(
-            self.stores, seed, order=order, block_shards=block_shards, shuffle=shuffle
+            self.stores,
+            seed,
+            order=order,
+            block_shards=block_shards,
+            lanes=lanes,
+            shuffle=shuffle,
         )
         super().__init__(
             batch_size=batch_size,
+            lanes=lanes,
             rank=rank,
             world_size=world_size,
             prefetch=prefetch,
@@ -152,11 +163,13 @@ class MixedStream(BatchStream):
                 "seed": seed,
                 "shuffle": shuffle,
                 "block_shards": block_shards,
-                **order_facts(order),
+                **order_facts(order, lanes, batch_size),
             },
         )
         self.seed = seed
-        self._readers = [BlockReader(s, o) for s, o in zip(self.stores, orders, strict=True)]
+        self._readers = [
+            BlockReader(s, o, block_shards) for s, o in zip(self.stores, orders, strict=True)
+        ]
 
     @property
     def store(self) -> Store:
@@ -166,8 +179,10 @@ class MixedStream(BatchStream):
     @property
     def epochs(self) -> tuple[float, ...]:
         """How many times each store was gone through, so far."""
+        step = self.offset // self.lanes
         return tuple(
-            self.pattern.before(s, self.offset) / reader.order.rows
+            sum(self._of_store(s, Span(c, 0, step)).rows for c in range(self.lanes))
+            / reader.lanes.order.rows
             for s, reader in enumerate(self._readers)
         )
 
@@ -176,17 +191,31 @@ class MixedStream(BatchStream):
         """How many times the store that is gone through most often was, so far."""
         return max(self.epochs)
 
-    def _read(self, start: int, count: int, offset: int) -> Batch:
-        sources = self.pattern.stores(start, count).tolist()
-        own = []
-        for s, reader in enumerate(self._readers):
-            first, last = (self.pattern.before(s, p) for p in (start, start + count))
-            own.append(iter(reader.rows(first, last - first)))
-        return collate([next(own[s]) for s in sources], offset=offset, sources=sources)
+    def _read(self, own: Sequence[Span], offset: int) -> Batch:
+        turns = (self.pattern.stores(self._turn(s.lane) + s.step, s.rows) for s in own)
+        sources = np.concatenate(list(turns)).tolist()
+        rows = [
+            iter(reader.rows([self._of_store(s, span) for span in own]))
+            for s, reader in enumerate(self._readers)
+        ]
+        return collate([next(rows[s]) for s in sources], offset=offset, sources=sources)
 
-    def _look_ahead(self, start: int) -> None:
+    def _look_ahead(self, own: Sequence[Span]) -> None:
         for s, reader in enumerate(self._readers):
-            reader.look_ahead(self.pattern.before(s, start))
+            reader.look_ahead([self._of_store(s, span) for span in own])
+
+    def _turn(self, lane: int) -> int:
+        """Where in the pattern a lane begins: evenly spread, so that a batch has each store's share."""
+        return lane * self.pattern.length // self.lanes
+
+    def _of_store(self, store: int, span: Span) -> Span:
+        """The rows of a span that are of one store, in the lane of that store's own order."""
+        turn = self._turn(span.lane)
+        none, first, last = (
+            self.pattern.before(store, turn + step)
+            for step in (0, span.step, span.step + span.rows)
+        )
+        return Span(span.lane, first - none, last - first)
 
 
 def check_alike(stores: Sequence[Store]) -> None:

@@ -12,6 +12,7 @@ rows than a slice (`slice_rows`) is decoded up to once for each slice of it, whe
 epoch. With the default of 256 rows a shard, and any power of two below, nothing is decoded twice.
 
 Memory is O(shards), 24 bytes each, and O(rows of a block). Any place is found without the ones before it.
+Ranks share the order by its lanes (`lanes.py`).
 """
 
 from __future__ import annotations
@@ -86,7 +87,9 @@ class RowOrder:
         if self.rows < 1:
             raise ConfigError(f"an order of {self.rows} rows: expected at least 1")
         self.block_shards = block_shards
-        self.blocks = -(-len(self._sizes) // block_shards)
+        self.parts = len(self._sizes)
+        """Shards, or slices, of an epoch."""
+        self.blocks = -(-self.parts // block_shards)
         """Blocks of an epoch."""
         self._digest, self._seed = digest, seed
         self._shuffle = shuffle
@@ -98,7 +101,7 @@ class RowOrder:
     def pieces(self, offset: int, count: int) -> Iterator[Piece]:
         """`count` row numbers from a place on, cut where a block ends."""
         while count > 0:
-            block, start = self._find(offset)
+            block, start = self.find(offset)
             rows = self._rows_of(block)[start : start + count]
             yield Piece(block, rows)
             offset, count = offset + len(rows), count - len(rows)
@@ -108,9 +111,12 @@ class RowOrder:
         found = [p.rows for p in self.pieces(offset, count)]
         return np.concatenate(found) if found else np.empty(0, np.int64)
 
-    def block_at(self, offset: int) -> int:
-        """Number of the block that a place lies in."""
-        return self._find(offset)[0]
+    def find(self, offset: int) -> tuple[int, int]:
+        """The block that a place lies in, and how many of its rows come before."""
+        epoch, within = divmod(offset, self.rows)
+        _, ends = self._shards(epoch)
+        own = int(np.searchsorted(ends, within, side="right"))
+        return epoch * self.blocks + own, within - (int(ends[own - 1]) if own else 0)
 
     def shards_of(self, block: int) -> Int64:
         """Shards that the rows of a block lie in, in the order of the epoch."""
@@ -125,13 +131,6 @@ class RowOrder:
     def rows_of(self, block: int) -> int:
         """How many rows a block has."""
         return int(self._sizes[self._parts_of(block)].sum())
-
-    def _find(self, offset: int) -> tuple[int, int]:
-        """Block of a place, and how many of its rows come before."""
-        epoch, within = divmod(offset, self.rows)
-        _, ends = self._shards(epoch)
-        own = int(np.searchsorted(ends, within, side="right"))
-        return epoch * self.blocks + own, within - (int(ends[own - 1]) if own else 0)
 
     def _generator(self, *purpose: object) -> np.random.Generator:
         words = "\n".join(map(str, ("softlabels order 1", self._digest, self._seed, *purpose)))

@@ -1,9 +1,10 @@
 """Batches of a store in a shuffled order that anyone can repeat, resume and share.
 
 The order (`order.py`) is one endless sequence of rows; batch i is always rows i*B to (i+1)*B of it, so no
-row is dropped and none repeated. B is the *global* batch: of W ranks, rank r makes rows i*B + r*B/W to
-i*B + (r+1)*B/W. The state is one number, how many global rows were taken, whoever took them: it is the same
-on every rank, and any other number of ranks or workers goes on from it.
+row is dropped and none repeated. B is the *global* batch, in which the rows of each lane (`lanes.py`) lie together:
+of W ranks, rank r makes its rows r*B/W to (r+1)*B/W, and decodes the shards that these lanes lie in. The state is one
+number, how many global rows were taken, whoever took them: it is the same on every rank, and any other number of ranks
+or workers goes on from it.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from softlabels.errors import ConfigError, RunError
 from softlabels.store.reader import Store, open_store
 from trainers.data.batch import Batch, collate
 from trainers.data.blocks import BlockReader
+from trainers.data.lanes import Lanes, Span, block_parts, check_lanes, spans
 from trainers.data.order import CorpusOrder, RowOrder, check_order
 
 if TYPE_CHECKING:
@@ -32,6 +34,7 @@ class BatchStream(ABC):
 
     Args:
         batch_size: B, rows of a global batch.
+        lanes: C, lanes of the order.
         rank: which slice of each batch to make.
         world_size: W, how many slices there are.
         prefetch: batches made ahead on a thread; 0: none, and nothing is decoded ahead.
@@ -39,12 +42,19 @@ class BatchStream(ABC):
     """
 
     def __init__(
-        self, *, batch_size: int, rank: int, world_size: int, prefetch: int, facts: dict[str, Any]
+        self,
+        *,
+        batch_size: int,
+        lanes: int,
+        rank: int,
+        world_size: int,
+        prefetch: int,
+        facts: dict[str, Any],
     ) -> None:
         check_slices(batch_size, rank, world_size)
         if prefetch < 0:
             raise ConfigError(f"prefetch {prefetch}: expected at least 0")
-        self.batch_size = batch_size
+        self.batch_size, self.lanes = batch_size, lanes
         self.rank, self.world_size = rank, world_size
         self.offset = 0
         """Global rows taken so far, all epochs together."""
@@ -59,12 +69,12 @@ class BatchStream(ABC):
         """How many times the store was gone through, so far."""
 
     @abstractmethod
-    def _read(self, start: int, count: int, offset: int) -> Batch:
-        """`count` rows from place `start` on, as a batch whose global batch begins at `offset`."""
+    def _read(self, own: Sequence[Span], offset: int) -> Batch:
+        """The rows of these spans, as a batch whose global batch begins at `offset`."""
 
     @abstractmethod
-    def _look_ahead(self, start: int) -> None:
-        """The next batch is read from `start` on."""
+    def _look_ahead(self, own: Sequence[Span]) -> None:
+        """These spans are the next batch."""
 
     # -- state ------------------------------------------------------------------------------------
 
@@ -100,19 +110,36 @@ class BatchStream(ABC):
                 f"the saved stream has position = {offset!r}, expected a number of rows, 0 or more; resume from "
                 "another checkpoint"
             )
+        if self.lanes > 1 and offset % self.batch_size:
+            raise RunError(
+                f"the saved stream has position = {offset}, expected a multiple of the batch size {self.batch_size}; "
+                "resume from another checkpoint"
+            )
         self.offset = offset
 
     # -- batches ----------------------------------------------------------------------------------
 
     def batch_at(self, offset: int) -> Batch:
-        """This rank's slice of the global batch that begins at a place. Not while an iterator is open."""
+        """This rank's slice of the global batch that begins at a place. Not while an iterator is open.
+
+        Raises:
+            ConfigError: with several lanes, a place in the midst of a batch.
+        """
+        if self.lanes > 1 and offset % self.batch_size:
+            raise ConfigError(
+                f"batch_at({offset}): with {self.lanes} lanes a batch begins at a multiple of {self.batch_size}"
+            )
         return self._batch(offset, offset + self.batch_size)
 
     def _batch(self, offset: int, following: int) -> Batch:
-        count = self.batch_size // self.world_size
-        batch = self._read(offset + self.rank * count, count, offset)
-        self._look_ahead(following + self.rank * count)
+        batch = self._read(self._own(offset), offset)
+        self._look_ahead(self._own(following))
         return batch
+
+    def _own(self, offset: int) -> list[Span]:
+        """Where this rank's rows lie of the batch that begins at a place."""
+        count = self.batch_size // self.world_size
+        return list(spans(self.batch_size, self.lanes, offset, self.rank * count, count))
 
     def __iter__(self) -> Generator[Batch]:
         """Batches from the present offset on, without end; `offset` advances with each."""
@@ -175,7 +202,10 @@ class SoftTargetStream(BatchStream):
         shuffle: False for the store's own order.
         order: `store`, which follows from the store's digest, or `corpus`, in which all stores of one corpus give the
             same rows at each step, whatever they keep of them (`trainers/data/order.py`); runs take `corpus`.
-        block_shards: shards (or slices of the corpus) whose rows are mixed; up to twice as many are held decoded.
+        block_shards: shards (or slices of the corpus) whose rows are mixed; up to twice as many are held decoded, or
+            one of each lane and these.
+        lanes: C, which must divide the batch size: a batch takes B/C rows of each of C places of the epoch, and of W
+            ranks each decodes the shards of C/W of them (`trainers/data/lanes.py`). Runs take up to 16.
         prefetch: batches made ahead on a thread of their own, while another decodes the next block's shards;
             0 makes and decodes them when asked.
         vocab: another vocabulary to read it in, as in `open_store`; an open store has its own already.
@@ -198,6 +228,7 @@ class SoftTargetStream(BatchStream):
         shuffle: bool = True,
         order: str = "store",
         block_shards: int = 8,
+        lanes: int = 1,
         prefetch: int = 2,
         vocab: str | None = None,
         images: Sequence[str] = (),
@@ -207,12 +238,19 @@ class SoftTargetStream(BatchStream):
     ) -> None:
         check_slices(batch_size, rank, world_size)  # before anything is opened
         check_order(order)
+        check_lanes(lanes, batch_size)
         self.store = opened(store, vocab, images)
-        (self._order,) = orders_of(
-            [self.store], seed, order=order, block_shards=block_shards, shuffle=shuffle
+        (cut,) = orders_of(
+            [self.store],
+            seed,
+            order=order,
+            block_shards=block_shards,
+            lanes=lanes,
+            shuffle=shuffle,
         )
         super().__init__(
             batch_size=batch_size,
+            lanes=lanes,
             rank=rank,
             world_size=world_size,
             prefetch=prefetch,
@@ -221,11 +259,12 @@ class SoftTargetStream(BatchStream):
                 "seed": seed,
                 "shuffle": shuffle,
                 "block_shards": block_shards,
-                **order_facts(order),
+                **order_facts(order, lanes, batch_size),
             },
         )
         self.seed = seed
-        self._reader = BlockReader(self.store, self._order)
+        self._order = cut.order
+        self._reader = BlockReader(self.store, cut, block_shards)
         self._readers = [self._reader]
         self._teacher = teacher
 
@@ -234,13 +273,13 @@ class SoftTargetStream(BatchStream):
         """How many times the store was gone through, so far."""
         return self.offset / self._order.rows
 
-    def _read(self, start: int, count: int, offset: int) -> Batch:
-        rows = self._reader.rows(start, count)
+    def _read(self, own: Sequence[Span], offset: int) -> Batch:
+        rows = self._reader.rows(own)
         teacher = None if self._teacher is None else self._teacher.at(rows)
         return replace(collate(rows, offset=offset), teacher=teacher)
 
-    def _look_ahead(self, start: int) -> None:
-        self._reader.look_ahead(start)
+    def _look_ahead(self, own: Sequence[Span]) -> None:
+        self._reader.look_ahead(own)
 
 
 def check_slices(batch_size: int, rank: int, world_size: int) -> None:
@@ -277,26 +316,32 @@ def opened(store: Store | Path | str, vocab: str | None, images: Sequence[str] =
     return store
 
 
-def order_facts(order: str) -> dict[str, str]:
-    """What a stream's state says of an order; of that by store nothing, as states did before there was another."""
-    return {} if order == "store" else {"order": order}
+def order_facts(order: str, lanes: int, batch_size: int) -> dict[str, Any]:
+    """What a stream's state says of an order; of one lane by store nothing, as states did before there was another."""
+    facts: dict[str, Any] = {} if order == "store" else {"order": order}
+    return facts if lanes == 1 else {**facts, "lanes": lanes, "batch_size": batch_size}
 
 
 def orders_of(
-    stores: Sequence[Store], seed: int, *, order: str, block_shards: int, shuffle: bool
-) -> list[RowOrder]:
-    """The order of the rows of each of the stores of a stream.
+    stores: Sequence[Store],
+    seed: int,
+    *,
+    order: str,
+    block_shards: int,
+    lanes: int,
+    shuffle: bool,
+) -> list[Lanes]:
+    """The order of the rows of each of the stores of a stream, in its lanes.
 
     By corpus, stores of one corpus beside each other differ in it: else a batch would hold the same rows twice.
     """
     found: list[RowOrder] = []
     seen: list[str] = []
+    block = block_parts(lanes, block_shards)
     for store in stores:
         sizes, corpus = [s.rows for s in store.manifest.shards], store.manifest.identity.corpus
         if order == "store":
-            found.append(
-                RowOrder(sizes, store.digest, seed, block_shards=block_shards, shuffle=shuffle)
-            )
+            found.append(RowOrder(sizes, store.digest, seed, block_shards=block, shuffle=shuffle))
             continue
         copy = seen.count(corpus.fingerprint)
         seen.append(corpus.fingerprint)
@@ -307,8 +352,8 @@ def orders_of(
                 corpus.fingerprint,
                 seed,
                 copy=copy,
-                block_slices=block_shards,
+                block_slices=block,
                 shuffle=shuffle,
             )
         )
-    return found
+    return [Lanes(o, lanes) for o in found]

@@ -56,6 +56,10 @@ class RunConfig:
     order: Data[str | None] = None
     """Order of rows: `corpus`, the same for all stores of one corpus, whatever they keep of it, so that runs on them
     can be compared; or `store`, another for each. Default `corpus`; a run that goes on keeps its own."""
+    lanes: Data[int | None] = None
+    """Lanes of the order of rows, a divisor of --batch-size: each process decodes the shards of its own lanes only.
+    Choose a multiple of the processes you will ever use; the batches are then the same on any number of them. Default
+    the most that divide --batch-size, up to 16; a run that goes on keeps its own."""
     loss: Loss[str] = "forward_kl"
     """Soft loss: `forward_kl`, `reverse_kl`, `jsd`, `tvd`, `skewed_forward_kl` or `skewed_reverse_kl`."""
     teacher_states: Loss[str | None] = None
@@ -161,6 +165,10 @@ class RunConfig:
             from trainers.data.order import check_order  # numpy, which --help can do without
 
             check_order(self.order)
+        if self.lanes is not None:
+            from trainers.data.lanes import check_lanes  # likewise
+
+            check_lanes(self.lanes, self.batch_size)
         for flag, given, why in (
             ("--vocab", self.vocab, "what a view drops is reported of one store only"),
             ("--inputs", self.inputs, "join inputs and targets in a store each, or train on one"),

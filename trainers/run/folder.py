@@ -16,6 +16,7 @@ from softlabels.core.folders import filling, mend_folders, publish_folder, sweep
 from softlabels.errors import FormatError, IntegrityError, RunError
 from softlabels.store.reader import Store
 from softlabels.store.tokenizer_files import FOLDER, check_names, without_programs
+from trainers.data.lanes import default_lanes
 from trainers.data.tasks import Task, renumbers
 from trainers.run.checkpoint import CHECKPOINTS
 from trainers.run.config import RunConfig
@@ -57,7 +58,7 @@ FREE = frozenset(
 """What may change when a run goes on: where files lie, how long it is (`length.py` has rules of its own), how often to
 log, save and evaluate, and on what to compute."""
 
-EARLIER = {"order": "store"}
+EARLIER = {"order": "store", "lanes": 1}
 """What runs did before there was a setting, where that is not the default today."""
 DEFAULTS = {f.name: f.default for f in fields(RunConfig) if f.default is not MISSING}
 
@@ -143,9 +144,13 @@ def settled(config: RunConfig, recorded: Mapping[str, Any] | None) -> RunConfig:
         config: as it was asked for.
         recorded: of a run that goes on; nothing for a new one.
     """
-    if config.order is not None:
-        return config
-    return replace(config, order=_recorded(recorded, "order") if recorded else "corpus")
+    new: dict[str, Any] = {"order": "corpus", "lanes": default_lanes(config.batch_size)}
+    chosen: dict[str, Any] = {
+        name: _recorded(recorded, name) if recorded else value
+        for name, value in new.items()
+        if getattr(config, name) is None
+    }
+    return replace(config, **chosen)
 
 
 def _origin(init: dict[str, Any] | None) -> str:

@@ -139,6 +139,7 @@ def _train(config: RunConfig, run: Path, ranks: Ranks, report: Reporter, *, resu
                 batch_size=config.batch_size,
                 seed=config.seed,
                 order=config.order,
+                lanes=config.lanes,
                 **({} if teacher is None else {"teacher": teacher.to(choice.device)}),
                 rank=ranks.rank,
                 world_size=ranks.world_size,
@@ -229,6 +230,8 @@ def _topology(config: RunConfig, ranks: Ranks) -> str:
     w = ranks.world_size
     each = config.micro_batches(w)
     text = f"{w} processes, each with {config.batch_size // w} of {config.batch_size} rows a step"
+    if config.lanes and config.lanes % w:
+        text += f"; --lanes {config.lanes} is no multiple of {w}, so they decode some of each other's shards, too"
     if each * w != config.accumulate or not config.exact_ranks:
         return f"{text}; agrees within rounding with other numbers of processes, see --exact-ranks"
     return text
