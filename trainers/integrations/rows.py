@@ -38,9 +38,10 @@ class StoreRows(Dataset[StoredRow]):
     ) -> None:
         check_order(order)
         self.store = open_store(store, cached_shards=2 * block_shards, vocab=vocab)
-        (self.order,) = orders_of(
-            [self.store], seed, order=order, block_shards=block_shards, shuffle=shuffle
+        (cut,) = orders_of(
+            [self.store], seed, order=order, block_shards=block_shards, lanes=1, shuffle=shuffle
         )
+        self.order = cut.order
 
     def __len__(self) -> int:
         return len(self.store)
