@@ -6,7 +6,9 @@ import pytest
 import torch
 import transformers
 
+from softlabels.algebra.append import append
 from softlabels.builder.build import build
+from softlabels.builder.config import AppendConfig
 from softlabels.errors import TeacherError
 from softlabels.teachers import SecondPath, Teacher, TeacherOptions, open_teacher
 from tests.fakes import Notices
@@ -97,6 +99,14 @@ def refused(ground, tmp_path, engine) -> str:
 )
 def test_a_fault_of_states_is_told_by_name(ground, hf, tmp_path, states, fault):
     assert fault in refused(ground, tmp_path, Engine(hf, states))
+
+
+def test_what_is_appended_is_compared_too(ground, hf, tmp_path):
+    build(config_of(ground, "hf:x"), tmp_path / "s", teacher=hf)
+    config = AppendConfig(teacher="hf:x", corpus=(f"text:{ground}/corpus/*.txt",))
+    with pytest.raises(TeacherError, match="a missing final norm"):
+        append(tmp_path / "s", config, tmp_path / "t", teacher=Engine(hf, unnormed))
+    assert not list((tmp_path / "t").glob("commits/*"))
 
 
 def test_another_models_head_is_told_by_name(ground, hf, tmp_path):

@@ -28,7 +28,7 @@ from softlabels.algebra.combine import (
     planned_again,
 )
 from softlabels.algebra.sources import checked_shards, files_of, open_source, provenance_of
-from softlabels.builder.build import Taught, check_teacher, load_teacher
+from softlabels.builder.build import Taught, check_teacher, compare_engine, load_teacher
 from softlabels.builder.config import AppendConfig, BuildConfig, config_of
 from softlabels.builder.plan import survey
 from softlabels.core.progress import Reporter, Silent
@@ -84,6 +84,7 @@ def append(
     before = b"".join(s.digests for s in checked)
     new, unnamed = survey(job, corpora, teacher, report, before=before)
     _check_alike(store, new)
+    compare_engine(job, out, teacher, corpora, report)
     generation = _generation(store)
     planned = planned_again(checked, plain=old.encoding.plain, start_row=0, documents=0)
     planned += _numbered_on(store, unnamed, generation, new)

@@ -71,16 +71,28 @@ def build(
     teacher = load_teacher(config, identity, report, teacher)
     config = with_found_k(config, corpora, teacher, identity, report)
     plan, files = plan_build(config, corpora, teacher, report, planned)
-    if not list((store / "commits").glob("*.json")):
-        over = CorpusPass(config=config, corpora=corpora, teacher=teacher)
-        begin = DOMAINS.load(config.domain).maker.rows(over)
-        first = (row for _, row in islice(begin, config.limit_rows))
-        guard(teacher, first, config.make_estimator(), report, seed=config.seed)
+    compare_engine(config, store, teacher, corpora, report)
     job = Taught(config, store, teacher=teacher, corpora=corpora)
     manifest = make_store(job, plan, files, report)
     for remark in job.remarks():
         report.notice(remark)
     return manifest
+
+
+def compare_engine(
+    config: BuildConfig, store: Path, teacher: Teacher, corpora: Sequence[Corpus], report: Reporter
+) -> None:
+    """Compare what an engine says of the first rows with a second path, unless `store` has a shard already.
+
+    Raises:
+        TeacherError: names the fault.
+    """
+    if list((store / "commits").glob("*.json")):
+        return
+    over = CorpusPass(config=config, corpora=corpora, teacher=teacher)
+    begin = DOMAINS.load(config.domain).maker.rows(over)
+    first = (row for _, row in islice(begin, config.limit_rows))
+    guard(teacher, first, config.make_estimator(), report, seed=config.seed)
 
 
 @dataclass

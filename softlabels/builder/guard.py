@@ -1,4 +1,4 @@
-"""Before an engine's first shard: what it says of some rows against a second path from the same weights.
+"""Before an engine's first shard, of a build or an append: what it says of some rows against a second path to it.
 
 An engine that is driven wrongly gives distributions that look like some: of zero states, of the layer before, without
 the final norm, of the next position. So up to 64 rows are scored by transformers, too, and a store is begun only if
