@@ -116,16 +116,16 @@ class Ways:
         else:
             teacher = self.open(f"vllm:{self.args.model}?seam=list&max_len={self.args.seq_len + 1}")
             teacher.check_k(self.args.k)
-            engine, parameters = teacher._engine, teacher._found.vllm.SamplingParams
+            parameters = teacher._found.vllm.SamplingParams
             listed = {"prompt_logprobs": self.args.k} if name.startswith("prompt") else {}
             asked = parameters(max_tokens=1, detokenize=False, **listed)
 
             def generate(rows: list[Any]) -> None:
                 prompts = [{"prompt_token_ids": s.input_ids.tolist()} for s in segments_of(rows)]
-                engine.generate(prompts, asked, use_tqdm=False)
+                teacher._engine.generate(prompts, asked, use_tqdm=False)
 
             yield generate
-            teacher._engine = None
+            teacher._engine = None  # whoever holds it longer would end the next one's process groups
         gc.collect()
 
 
