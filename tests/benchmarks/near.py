@@ -42,8 +42,8 @@ ARMS: dict[str, tuple[object, ...]] = {
     "systematic": ("--estimator", "systematic", "--mean-k", 12),
 }
 GRID = "int4-g64"
-LENGTH, ROWS, HELDOUT = 128, 160, 24
-STEPS, BATCH, LR = 48, 2, 1e-4
+LENGTH, ROWS, HELDOUT = 128, 64, 16
+STEPS, BATCH, LR = 32, 1, 2e-4
 
 
 def stores(args: argparse.Namespace) -> None:

@@ -46,6 +46,8 @@ class Task:
     def saved(domain: str, folder: Path) -> Task:
         """Of a student in a folder, whose configuration names its classes: `classes`, or as transformers does."""
         path = folder / "config.json"
+        if not path.exists() and (folder / "adapter_config.json").exists():
+            return Task(domain=domain)  # adapters are of causal LMs
         try:
             config = json.loads(path.read_text(encoding="utf-8"))
             names = config.get("id2label", {})

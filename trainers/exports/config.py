@@ -16,6 +16,8 @@ class ExportConfig:
     format: str
     """`safetensors`, `onnx`, `onnx-int8`, `onnx-int8-static`, `torch-export`, or `compressed-tensors` of a student
     that learnt with `fake-quant`."""
+    merge: bool = False
+    """Add the adapter of a student to its base, and export that as one model."""
     heldout: str | None = None
     """Store of held-out rows to check it on; default: the run's own."""
     heldout_images: tuple[str, ...] = ()

@@ -76,6 +76,8 @@ class Format(Protocol):
     tolerance: float = 1e-3
     """By default: nats, or a share of the student's score."""
     calibrates: bool = False
+    takes_adapters: bool = False
+    """Whether it can hold an adapter beside its base."""
 
     def write(self, job: Job, folder: Path) -> Written:
         """Write the model's files into a folder that holds configuration and tokenizer already."""

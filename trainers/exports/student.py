@@ -27,6 +27,7 @@ from trainers.exports.check import compare, verdict
 from trainers.exports.config import ExportConfig
 from trainers.exports.domains import exported, spread
 from trainers.exports.formats import Job
+from trainers.exports.merge import check_merge, source_of
 from trainers.exports.record import (
     EXPORT,
     FORMAT,
@@ -65,23 +66,32 @@ def export(
     )
     _check_feed(heldout, training[0])
     domain = exported(heldout.manifest.identity.domain)
-    model = load_student(finished.folder, Task.saved(domain.name, finished.folder)).model.eval()
+    task = Task.saved(domain.name, finished.folder)
+    student = load_student(finished.folder, task).eval()
+    check_merge(student, form, merge=config.merge, what=str(run))
+    model = student.model
     grids = settle(model)
     rows = spread(len(heldout), config.rows)
     examples = domain.examples(heldout, rows)
-    job = Job(
-        model=model,
-        folder=finished.folder,
-        domain=domain,
-        samples=sorted(examples, key=domain.size)[-2:] * 2,
-        calibration=domain.examples(training[0], spread(len(training[0]), config.calibration_rows))
+    calibration = (
+        domain.examples(training[0], spread(len(training[0]), config.calibration_rows))
         if form.calibrates
-        else (),
-        grids=grids,
+        else ()
     )
-    with filling(out) as temporary:
+    with (
+        source_of(student, finished.folder, merge=config.merge) as folder,
+        filling(out) as temporary,
+    ):
+        job = Job(
+            model=load_student(folder, task).model.eval() if config.merge else model,
+            folder=folder,
+            domain=domain,
+            samples=sorted(examples, key=domain.size)[-2:] * 2,
+            calibration=calibration,
+            grids=grids,
+        )
         report.stage(f"write {form.name}", 1, "model")
-        _copy_all_but_weights(finished.folder, temporary)
+        _copy_all_but_weights(folder, temporary)
         described = domain.describe(heldout, temporary)
         written = form.write(job, temporary)
         report.advance(1)
@@ -95,7 +105,7 @@ def export(
             version=VERSION,
             kind=form.name,
             domain=heldout.manifest.identity.domain,
-            parameters=sum(p.numel() for p in model.parameters()),
+            parameters=sum(p.numel() for p in job.model.parameters()),
             model=written.model,
             opset=written.opset,
             inputs=_axes(job),

@@ -32,6 +32,7 @@ class Safetensors(Format):
     """The run's own files, copied."""
 
     name = "safetensors"
+    takes_adapters = True
 
     def write(self, job: Job, folder: Path) -> Written:
         """Copy."""

@@ -18,7 +18,7 @@ from softlabels.domains import DOMAINS
 from softlabels.errors import ConfigError, MissingExtraError, PairingError, SoftLabelsError
 from trainers.generation.prompts import Words
 from trainers.run.finished import open_finished
-from trainers.run.record import WEIGHTS
+from trainers.run.record import WEIGHTS, is_student
 
 
 def _stop(error: SoftLabelsError) -> NoReturn:
@@ -71,7 +71,7 @@ class SoftTrainLM(HFLM):
                 f"--model_args {set_here[0]}={hf[set_here[0]]}: is the run's to say; remove it, or use --model hf"
             )
         run = Path(str(run))  # the harness makes a number of what looks like one
-        best = (run / "best" / "config.json").is_file()
+        best = is_student(run / "best")
         weights = weights or ("best" if best else "student")
         if weights not in WEIGHTS:
             raise ConfigError(f"--model_args weights={weights}: expected {', '.join(WEIGHTS)}")

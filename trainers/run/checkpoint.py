@@ -48,7 +48,7 @@ _NAME = re.compile(r"step-([0-9]{8}|[1-9][0-9]{8,})")
 Snapshot = dict[str, dict[str, Tensor]]
 """Whole tensors by name, of each file of a checkpoint.
 
-`model` has parameters and buffers, tied ones once; `optimizer` `PARAMETER/exp_avg` and so on; `ema` averaged weights.
+`model` has `Student.learnt`, tied ones once; `optimizer` `PARAMETER/exp_avg` and so on; `ema` averaged weights.
 """
 
 
@@ -63,7 +63,7 @@ def take_snapshot(
         if parameter in optimizer.state
         for key, value in optimizer.state[parameter].items()
     }
-    files = {"model": {**named, **dict(student.named_buffers())}, "optimizer": state}
+    files = {"model": student.learnt(), "optimizer": state}
     if ema is not None:
         files["ema"] = ema.weights
     return {
@@ -198,7 +198,7 @@ def load_checkpoint(
         raise RunError(
             f"{folder}: cannot be read ({e}); move it away to resume from the one before"
         ) from e
-    own = dict(student.named_parameters()) | dict(student.named_buffers())
+    own = student.learnt()
     _check_shapes(folder, model, own)
     with torch.no_grad():
         for name, tensor in own.items():

@@ -35,8 +35,10 @@ class RunConfig:
     student: Model[str | None] = None
     """Student to train: `new:SIZE` makes one that fits the store, as `new:10M`; `hf-config:FILE` reads a configuration
     (`softtrain student --help` shows one); `layers-of:PATH?keep=…` and `hf:PATH` begin from a model's weights,
-    `hf:PATH?fake-quant=int4-g64` with a grid of few bits; for images also `cnn:WIDTHxDEPTH`, `timm:NAME` and
-    `torchvision:NAME`."""
+    `hf:PATH?fake-quant=int4-g64` with a grid of few bits, `hf:PATH?lora=r:16` with an adapter beside it, `&quant=nf4`
+    over a base of few bits; for images also `cnn:WIDTHxDEPTH`, `timm:NAME` and `torchvision:NAME`."""
+    freeze: Model[tuple[str, ...]] = ()
+    """Part of the student that does not learn: `head` or `embeddings` (repeatable)."""
     key: Data[str | None] = None
     """PEM file of the public key of whoever must have signed each --store (`softlabels sign`)."""
     digest: Data[tuple[str, ...]] = ()
@@ -221,6 +223,9 @@ class RunConfig:
             )
         if self.heldout_images and self.heldout is None:
             raise ConfigError("--heldout-images: there is no held-out store; give --heldout, too")
+        for part in self.freeze:
+            if part not in ("head", "embeddings"):
+                raise ConfigError(f"--freeze {part}: expected head or embeddings")
         epochs, ema = self.epochs, self.ema
         check_fits(
             self,

@@ -65,4 +65,5 @@ def _averaged(student: Student) -> list[tuple[str, Tensor]]:
         for name, buffer in student.named_buffers()
         if name in state and buffer.is_floating_point()
     ]
-    return [*student.named_parameters(), *learnt]
+    own = [(n, p) for n, p in student.named_parameters() if p.requires_grad]
+    return [*own, *learnt]

@@ -20,7 +20,7 @@ from softlabels.store.reader import Store, open_store
 from trainers.data.mixing import mixture_digest, open_stores
 from trainers.data.tasks import check_rows
 from trainers.evaluation.evaluations import tensor_files
-from trainers.run.record import WEIGHTS, read_run_record
+from trainers.run.record import WEIGHTS, is_student, read_run_record
 from trainers.run.vocabulary import check_numbering
 
 
@@ -141,10 +141,10 @@ def open_finished(run: Path, weights: str = "student") -> FinishedRun:
         IntegrityError: a pipe or a device is among the student's files.
     """
     facts = read_run_record(run)
-    if not (run / "student" / "config.json").is_file():
+    if not is_student(run / "student"):
         raise RunError(f"{run}: the run has not finished; `softtrain run --resume` goes on with it")
     name, flag = WEIGHTS[weights]
-    if not (run / name / "config.json").is_file():
+    if not is_student(run / name):
         raise RunError(
             f"{run}: has no {name}, for it was made without {flag}; use --weights student"
         )

@@ -118,6 +118,11 @@ def check_same_run(recorded: dict[str, Any], facts: dict[str, Any], run: Path) -
             f"{run}: was begun with --teacher-states of digest {spelled[0]}, this has {spelled[1]}; resume it as it "
             "was begun, or choose another --out"
         )
+    if recorded.get("base_sha256") != facts.get("base_sha256"):
+        raise RunError(
+            f"{run}: its adapter was begun over a base whose weights have sha256 {recorded.get('base_sha256')}, and "
+            f"those there now have {facts.get('base_sha256')}; put the base back, or choose another --out"
+        )
     if recorded["dtype"] != facts["dtype"]:
         raise RunError(
             f"{run}: was begun in {recorded['dtype']}, this would go on in {facts['dtype']}; "
@@ -125,6 +130,7 @@ def check_same_run(recorded: dict[str, Any], facts: dict[str, Any], run: Path) -
         )
     for name, value in facts["config"].items():
         before = _recorded(recorded, name)
+        before = tuple(before) if isinstance(before, list) else before  # as JSON has them
         if name not in FREE and before != value:
             raise RunError(
                 f"{run}: was begun with {name} = {before!r}, this has {value!r}; resume it as it "

@@ -31,6 +31,11 @@ def check_weights(name: str) -> None:
         raise ConfigError(f"--weights {name}: expected one of {', '.join(WEIGHTS)}")
 
 
+def is_student(folder: Path) -> bool:
+    """Whether a folder holds a saved student: the configuration of a model, or of an adapter."""
+    return any((folder / name).is_file() for name in ("config.json", "adapter_config.json"))
+
+
 def write_json(path: Path, value: Any) -> None:
     """Replace a file of a run, whose lock is held, whole or not at all, by JSON that every reader takes.
 

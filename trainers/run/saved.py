@@ -91,7 +91,7 @@ def _is_tied(tensor: Tensor, found: list[Tensor]) -> bool:
 
 def _loads_back(folder: Path, task: Task, wanted: Mapping[str, Tensor]) -> bool:
     try:
-        again = dict(load_student(folder, task).model.state_dict())
+        again = load_student(folder, task).saved_state()
     except SoftLabelsError:
         return False
     return again.keys() == wanted.keys() and all(same_bits(again[n], wanted[n]) for n in wanted)

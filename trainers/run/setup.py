@@ -109,12 +109,15 @@ def _train(config: RunConfig, run: Path, ranks: Ranks, report: Reporter, *, resu
         "view": view_facts(store),
         "tokenizer_sha256": store.manifest.identity.tokenizer.sha256,
         "parameters": student.parameter_count,
+        "trained": student.trained_count,
         "dtype": choice.dtype_name,
         "softlabels": softlabels.__version__,
         "torch": torch.__version__,
     }
     if origin is not None:
         facts["init"] = origin
+    if student.adapter is not None:
+        facts["base_sha256"] = student.adapter.base.weights_sha256
     if teacher is not None:
         facts["teacher_states"] = teacher.facts()
     with FolderLock(run, report.notice) as lock:
@@ -189,6 +192,7 @@ def _student(config: RunConfig, store: Store, to_fit: Sequence[Store], report: R
     check_student(student, store, where=flag)
     for opened in to_fit:
         check_context(student, opened, where=flag)
+    student.freeze(config.freeze)
     if renumbers(store):
         report.notice(
             f"--vocab {config.vocab}: the ids are renumbered on your word; the student's tokenizer is neither compared "

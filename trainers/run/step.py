@@ -84,8 +84,9 @@ class Optimisation:
             self._spread = Sharded(computation, student.layers(), ranks, choice.device)
         else:
             self._spread = DataParallel(computation, self._tree, ranks, choice.device)
-        decayed = [p for p in student.parameters() if p.dim() >= 2]
-        plain = [p for p in student.parameters() if p.dim() < 2]
+        learning = [p for p in student.parameters() if p.requires_grad]
+        decayed = [p for p in learning if p.dim() >= 2]
+        plain = [p for p in learning if p.dim() < 2]
         self.optimizer = torch.optim.AdamW(
             [
                 {"params": decayed, "weight_decay": config.weight_decay},

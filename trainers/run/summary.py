@@ -33,6 +33,7 @@ def summary_of(run: Path) -> dict[str, Any]:
             "run": str(run),
             "student": str(run / "student"),
             "parameters": facts["parameters"],
+            "trained": facts.get("trained", facts["parameters"]),
             "steps": last["step"],
             "rows": last["step"] * config["batch_size"],
             "epochs": last["epoch"],
@@ -59,9 +60,13 @@ def summary_text(found: Mapping[str, Any], config: Mapping[str, Any], seconds: f
     """The same for people, with the `seconds` that this command took, and what can be done next."""
     stores = config["store"] if isinstance(config["store"], list | tuple) else [config["store"]]
     begun = config["student"] if config.get("student") else f"from {config['init']}"
+    whole = f"{found['parameters']:,}"
+    trained = (
+        whole if found["trained"] == found["parameters"] else f"{found['trained']:,} of {whole}"
+    )
     lines = [
         f"student: {found['student']}",
-        f"  trained   {found['parameters']:,} parameters ({begun}) on {', '.join(map(str, stores))}",
+        f"  trained   {trained} parameters ({begun}) on {', '.join(map(str, stores))}",
         f"  steps     {found['steps']:,} of {config['batch_size']} rows ({found['epochs']:.2f} epochs); "
         f"{duration(seconds)} in this command",
         f"  loss      {_number(found['loss'])} in the last step (soft {_number(found['soft'])}, hard "

@@ -5,6 +5,7 @@
     layers-of:PATH?keep=0,2,4  some layers of a model, with its embeddings, final norm and head
     hf:PATH                    a student saved earlier, or any model that is here (`softlabels/core/local_model.py`)
     hf:PATH?fake-quant=int4-g64    the same, learning on a grid of few bits, see `fake_quant.py`
+    hf:PATH?lora=r:16          an adapter beside it, see `adapters.py`
     cnn:, timm:, torchvision:  of images, see `images.py`
 
 A store's domain decides what kind of model that is: a causal LM, or an encoder with a head over the store's classes
@@ -14,20 +15,24 @@ A store's domain decides what kind of model that is: a causal LM, or an encoder 
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from softlabels.core.registry import Registry, split_spec
-from softlabels.errors import PairingError, TokenizerError
+from softlabels.errors import ConfigError, PairingError, TokenizerError
 from softlabels.store.reader import Store
 from trainers.data.batch import Batch
 from trainers.data.tasks import CAUSAL, Task
 from trainers.loss.head_chunks import Head
 from trainers.students.fake_quant import rounded_state, seen_weight
 from trainers.students.model_head import head_width
+
+if TYPE_CHECKING:
+    from trainers.students.adapters import Adapter
 
 
 class MakeStudent(Protocol):
@@ -75,6 +80,8 @@ class Student(nn.Module):
         self._softcap = getattr(config, "final_logit_softcapping", None)
         self.head_dtype: torch.dtype | None = None
         """In what the head's products run; None: as its weight is."""
+        self.adapter: Adapter | None = None
+        """Where only an adapter beside the model's own weights learns, and is saved."""
 
     @property
     def vocab_size(self) -> int:
@@ -83,8 +90,13 @@ class Student(nn.Module):
 
     @property
     def parameter_count(self) -> int:
-        """Parameters, tied ones once."""
-        return sum(p.numel() for p in self.parameters())
+        """Parameters, tied ones once; two of 4 bits lie in one byte."""
+        return sum(p.numel() * (2 if _is_packed(p) else 1) for p in self.parameters())
+
+    @property
+    def trained_count(self) -> int:
+        """Of the parameters, those that learn."""
+        return sum(p.numel() for p in self.parameters() if p.requires_grad)
 
     def hidden(self, batch: Batch) -> Tensor:
         """Last hidden states `[B, S, D]`."""
@@ -101,9 +113,13 @@ class Student(nn.Module):
         lists = [list(m) for m in self.model.modules() if isinstance(m, nn.ModuleList)]
         return max(lists, key=len, default=[])
 
+    def head_layer(self) -> Any:
+        """The linear layer that is the head."""
+        return self.model.get_output_embeddings()
+
     def head(self) -> Head:
         """The head as it is now."""
-        layer = self.model.get_output_embeddings()
+        layer = self.head_layer()
         return Head(
             weight=seen_weight(layer),
             bias=getattr(layer, "bias", None),
@@ -112,19 +128,57 @@ class Student(nn.Module):
             compute_dtype=self.head_dtype,
         )
 
+    def freeze(self, parts: Collection[str]) -> None:
+        """Have `head` or `embeddings` not learn.
+
+        Raises:
+            ConfigError: there are no such embeddings, or they are the head, and only one of the two is named.
+        """
+        table = getattr(self.model, "get_input_embeddings", lambda: None)()
+        own = {"head": self.head_layer().weight, "embeddings": getattr(table, "weight", None)}
+        for part in parts:
+            weight = own[part]
+            if weight is None:
+                raise ConfigError(f"--freeze {part}: the student has no embeddings of ids")
+            if own["head"] is own["embeddings"] and len(set(parts)) == 1:
+                raise ConfigError(
+                    f"--freeze {part}: the student's head is tied to its embeddings; give --freeze head --freeze "
+                    "embeddings, or neither"
+                )
+            weight.requires_grad_(False)
+            bias = getattr(self.head_layer(), "bias", None)
+            if part == "head" and bias is not None:
+                bias.requires_grad_(False)
+
     def saved_state(self, weights: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
         """What is saved: the present state, or other `weights` by the model's own names, as it is computed with."""
         state = dict(self.model.state_dict()) if weights is None else weights
-        return rounded_state(self.model, state)
+        return (
+            rounded_state(self.model, state) if self.adapter is None else self.adapter.state(state)
+        )
+
+    def learnt(self) -> dict[str, Tensor]:
+        """What a checkpoint must hold: parameters and buffers, or those of the adapter."""
+        if self.adapter is not None:
+            return {n: p for n, p in self.named_parameters() if p.requires_grad}
+        return dict(self.named_parameters()) | dict(self.named_buffers())
 
     def save(self, folder: Path, weights: dict[str, Tensor] | None = None) -> None:
-        """Write `config.json` and `model.safetensors`; `from_pretrained` reads them.
+        """Write `config.json` and `model.safetensors`, or an adapter; `from_pretrained` reads them.
 
         Args:
             folder: where to.
             weights: by the model's own names, where they are not the student's present ones.
         """
-        self.model.save_pretrained(folder, state_dict=self.saved_state(weights))
+        state = self.saved_state(weights)
+        if self.adapter is not None:
+            self.adapter.save(folder, state)
+        else:
+            self.model.save_pretrained(folder, state_dict=state)
+
+
+def _is_packed(parameter: Tensor) -> bool:
+    return getattr(parameter, "quant_state", None) is not None and parameter.dtype == torch.uint8
 
 
 def check_vocab(student: Student, store: Store, *, where: str) -> None:

@@ -82,6 +82,10 @@ class EncoderStudent(Student):
             hidden = self.hidden(batch)
         return hidden, batch.at_positions(layers[-1])
 
+    def head_layer(self) -> nn.Linear:
+        """The linear layer that is the head."""
+        return self._head
+
     def head(self) -> Head:
         """The head as it is now."""
         return Head(

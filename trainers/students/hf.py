@@ -14,16 +14,30 @@ from urllib.parse import parse_qsl
 import torch
 from torch import Tensor
 
-from softlabels.core.local_model import find_model, load_weights, loading, offline_transformers
+from softlabels.core.local_model import (
+    find_model,
+    load_weights,
+    loading,
+    offline_transformers,
+)
 from softlabels.domains import DOMAINS as FORMATS
 from softlabels.errors import ConfigError
 from trainers.data.tasks import CAUSAL, Task
 from trainers.domains import DOMAINS
 from trainers.students import Student
+from trainers.students.adapters import (
+    Base,
+    Lora,
+    check_base,
+    exact_on_cpus,
+    inject,
+    load,
+    quantised,
+)
 from trainers.students.fake_quant import KEY, Grid, apply_grid
 from trainers.students.images import load_saved, saved_spec
 
-OPTIONS = ("fake-quant",)
+OPTIONS = ("fake-quant", "lora", "quant")
 """Of `hf:PATH?NAME=…`."""
 
 
@@ -87,12 +101,82 @@ def from_folder(argument: str, *, seed: int, task: Task = CAUSAL) -> Student:
     """
     spec = f"hf:{argument}"
     path, options = _options(argument, spec)
+    if "lora" in options or "quant" in options:
+        return _adapted(path, options, spec, seed=seed, task=task)
     if not options and (saved := saved_spec(Path(path))) is not None:
         return load_saved(Path(path), saved, task)
+    if not options and (base := Base.read(Path(path))) is not None:
+        return _saved_adapter(Path(path), base, spec, task)
     model, folder = _load(path, spec, seed=seed, task=task)
     if "fake-quant" in options:
         setattr(model.config, KEY, options["fake-quant"])
     return _student(model, task, spec, source=folder)
+
+
+def _adapted(path: str, options: dict[str, str], spec: str, *, seed: int, task: Task) -> Student:
+    """A new adapter beside a base.
+
+    Raises:
+        ConfigError: there is no adapter to learn, or no base that can have one.
+    """
+    where = f"--student {spec}"
+    if "lora" not in options or "fake-quant" in options:
+        raise ConfigError(
+            f"{where}: weights of few bits do not learn themselves; add lora=r:16 to learn an adapter beside them"
+            if "lora" not in options
+            else f"{where}: an adapter learns beside a frozen base, and fake-quant has the base itself learn; take one"
+        )
+    lora = Lora.parse(options["lora"], where=where)
+    found = find_model(path, where=where, error=ConfigError)
+    base = Base.of(path, found, options.get("quant"))
+    student = _over(base, spec, task)
+    student.adapter = inject(student.model, lora, base, seed=seed, where=where)
+    student.source = found.folder
+    return student
+
+
+def _saved_adapter(folder: Path, base: Base, spec: str, task: Task) -> Student:
+    """A student that was saved as an adapter.
+
+    Raises:
+        ConfigError: its base is gone.
+        IntegrityError: its base is another.
+    """
+    where = f"--student {spec}"
+    found = find_model(base.path, where=f"{where}: its base {base.path}", error=ConfigError)
+    check_base(base, found, where=where)
+    student = _over(base, spec, task)
+    student.adapter = load(student.model, folder, base, where=where)
+    student.source = folder
+    return student
+
+
+def _over(base: Base, spec: str, task: Task) -> Student:
+    """The student that a base is, before its adapter."""
+    where = f"--student {spec}"
+    if task.domain != CAUSAL.domain:
+        raise ConfigError(f"{where}: adapters are of causal LMs, not of the domain {task.domain}")
+    return _student(load_base(base, where=where), task, spec)
+
+
+def load_base(base: Base, *, where: str) -> Any:
+    """The model that an adapter learns beside, a causal LM; frozen only by its adapter.
+
+    Raises:
+        ConfigError: it is not here, or cannot have an adapter.
+    """
+    found = find_model(base.path, where=where, error=ConfigError)
+    settings = {} if base.quant is None else quantised(base.quant, where=where)
+    if settings and found.gguf is not None:
+        raise ConfigError(f"{where}: a GGUF file is expanded to float32; give a folder for quant=")
+    loader = _loader(CAUSAL, base.path, where)
+    with loading(where, ConfigError):
+        model = load_weights(loader, found, dtype=torch.float32, **settings)
+    if settings:
+        exact_on_cpus(model)
+    if getattr(model.config, KEY, None) is not None:
+        raise ConfigError(f"{where}: its base learnt on a grid, where an adapter would not lie")
+    return model
 
 
 def _options(argument: str, spec: str) -> tuple[str, dict[str, str]]:
