@@ -304,7 +304,7 @@ def test_an_existing_folder_is_refused(ground, tmp_path):
         ({"calibration_rows": 0}, "--calibration-rows 0"),
         ({"tolerance": -1.0}, "--tolerance -1.0: expected a number, 0 or more"),
         ({"tolerance": float("nan")}, "--tolerance nan"),
-        ({"format": "tflite"}, "--format 'tflite': expected one of onnx, onnx-int8"),
+        ({"format": "tflite"}, "--format 'tflite': expected one of compressed-tensors, onnx"),
         ({"weights": "averaged"}, "--weights averaged: expected one of student, ema, best"),
     ],
 )

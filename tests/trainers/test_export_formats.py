@@ -108,7 +108,7 @@ def asked_and_expected(ground, student):
     return LM.lay(examples, left=True), np.concatenate(expected)
 
 
-@pytest.mark.parametrize("kind", FORMATS.builtin)
+@pytest.mark.parametrize("kind", TOLERANCE)
 def test_every_format_keeps_the_contract(ground, exported, kind):
     check_export(kind, ground / "run-llama", exported("llama", kind))
 
@@ -180,7 +180,7 @@ def test_safetensors_load_by_from_pretrained(ground, exported):
 
 
 @pytest.mark.parametrize(
-    ("kind", "tokenizer"), [(kind, True) for kind in FORMATS.names()] + [("onnx", False)]
+    ("kind", "tokenizer"), [(kind, True) for kind in TOLERANCE] + [("onnx", False)]
 )
 def test_the_lines_on_the_card_run(exported, tmp_path, kind, tokenizer):
     import shutil

@@ -222,7 +222,9 @@ def test_a_student_of_transformers_loads_as_usual(ground, exported):
     assert seen.std == pytest.approx([63.75] * 3)
 
 
-@pytest.mark.parametrize("kind", FORMATS.names())
+@pytest.mark.parametrize(
+    "kind", sorted(set(FORMATS.names()) - {"compressed-tensors"})
+)  # has its own tests
 @pytest.mark.parametrize("student", ["cnn", "vit"])
 def test_the_lines_on_the_card_answer_for_a_file(
     ground, exported, tmp_path, monkeypatch, student, kind
