@@ -69,6 +69,12 @@ class Estimator(Protocol):
         """Whether the weights are whole multiples of one number, so that `--values counts` holds them as they are."""
         return False
 
+    @property
+    def deals(self) -> bool:
+        """Whether `select` takes a `part`, a `softlabels.estimators.vocab_parallel.VocabPart`: logits of some ids, in
+        each of several processes."""
+        return False
+
     def check_vocab(self, vocab_size: int) -> None:
         """Raise `ConfigError` if the rule is impossible with V ids: by default if k is more than these."""
         if self.k > vocab_size:

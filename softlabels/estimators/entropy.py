@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
+from softlabels.estimators.vocab_parallel import VocabPart, largest_of, put, summed
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -61,19 +63,25 @@ def exponentiate(logits: Tensor, largest: Tensor) -> Tensor:
     return spread
 
 
+def top_of(logits: Tensor, part: VocabPart | None) -> tuple[Tensor, Tensor]:
+    """The largest of `logits [n, v]` and its id, `[n, 1]` each; of equal ones any."""
+    return logits.max(dim=1, keepdim=True) if part is None else largest_of(logits, 1, part)
+
+
 def entropy_of(rest: Tensor, spread: Tensor) -> Tensor:
     """Entropies `[n] float64` of R and of the sum of `e^y y`, both `[n] float64`."""
     return (rest.log1p() - spread / (1.0 + rest)).clamp_min(0.0)
 
 
-def whole(logits: Tensor) -> Whole:
-    """Of `logits [n, V] float32`, which are left as they are: for whoever does not exponentiate them at T=1."""
-    largest, top = logits.max(dim=1, keepdim=True)
-    rest = logits.new_empty(len(logits), dtype=torch.float64)
-    spread = torch.empty_like(rest)
+def whole(logits: Tensor, part: VocabPart | None = None) -> Whole:
+    """Of `logits [n, v] float32`, which are left as they are: for whoever does not exponentiate them at T=1."""
+    largest, top = top_of(logits, part)
+    sums = logits.new_empty(2, len(logits), dtype=torch.float64)
     for rows in tiles(logits):
         y = logits[rows] - largest[rows]
-        mass = y.exp().scatter_(1, top[rows], 0.0)
-        rest[rows] = mass.sum(1).double()
-        spread[rows] = y.mul_(mass).sum(1).double()
+        mass = y.exp()
+        put(mass, top[rows], 0.0, part)
+        sums[0, rows] = mass.sum(1).double()
+        sums[1, rows] = y.mul_(mass).sum(1).double()
+    rest, spread = summed(sums, part)
     return Whole(top[:, 0], largest[:, 0], rest.log1p(), entropy_of(rest, spread))

@@ -12,8 +12,10 @@ import torch
 
 from softlabels.core.kept import BUILT_IN, KeptSet
 from softlabels.estimators import Estimator, Selection
-from softlabels.estimators.entropy import Whole, entropy_of, exponentiate
+from softlabels.estimators.blocks import find, line_of
+from softlabels.estimators.entropy import Whole, entropy_of, exponentiate, top_of
 from softlabels.estimators.topk import check_k
+from softlabels.estimators.vocab_parallel import VocabPart, summed
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,6 +27,7 @@ class RandomSampling(Estimator):
 
     keeps: ClassVar[KeptSet] = BUILT_IN["rs"]
     counts: ClassVar[bool] = True
+    deals: ClassVar[bool] = True
 
     k: int
     """Draws at each position: the most distinct ids that can be kept."""
@@ -47,29 +50,29 @@ class RandomSampling(Estimator):
     def check_vocab(self, vocab_size: int) -> None:
         """Any number of draws is possible."""
 
-    def select(self, logits: Tensor, uniforms: Tensor | None = None) -> Selection:
-        """Draw from `logits [n, V] float32` (overwritten) with `uniforms [n, k] float64` in [0, 1).
+    def select(
+        self, logits: Tensor, uniforms: Tensor | None = None, part: VocabPart | None = None
+    ) -> Selection:
+        """Draw from `logits [n, v] float32` (overwritten) with `uniforms [n, k] float64` in [0, 1).
 
         Slots hold distinct ids in ascending order; free ones repeat the first, not kept.
         """
         assert uniforms is not None, "a random estimator is called with its uniform numbers"
         if self.temperatures[0] != 1.0:
             logits.div_(self.temperatures[0])
-        largest, top = logits.max(dim=1, keepdim=True)
-        spread = exponentiate(logits, largest)
-        total = logits.cumsum(1, dtype=torch.float64)
-        mass = total[:, -1:].clone()
-        rest = (mass[:, 0] - 1.0).clamp_min(0.0)
+        largest, top = top_of(logits, part)
+        spread = summed(exponentiate(logits, largest), part)
+        mass, ends, rest = line_of(logits, top, part)
+        total = 1.0 + rest[:, None]
         # 1 - u is in (0, 1]: no draw can fall on an id of no mass.
-        drawn = torch.searchsorted(
-            total, (1.0 - uniforms.double().sort(1, descending=True).values) * mass
-        )
+        points = (1.0 - uniforms.double().sort(1, descending=True).values) * total
+        drawn = find(mass, ends, points, part)
         ids, counts = counted(drawn)
         return Selection(
             ids,
             (counts.log() - torch.tensor(float(self.k)).log()).float(),
             torch.full_like(largest, -torch.inf),
-            largest[:, 0] + mass[:, 0].log().float(),
+            largest[:, 0] + rest.log1p().float(),
             self.temperatures[0],
             Whole(top[:, 0], largest[:, 0], rest.log1p(), entropy_of(rest, spread))
             if self.gives_whole

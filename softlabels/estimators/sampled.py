@@ -20,10 +20,10 @@ import torch
 
 from softlabels.core.kept import BUILT_IN, KeptSet
 from softlabels.estimators import Estimator, Selection
-from softlabels.estimators.blocks import BLOCK, blocked, find
+from softlabels.estimators.blocks import add_back, blocked, find
 from softlabels.estimators.entropy import Whole, entropy_of, exponentiate
-from softlabels.estimators.largest import largest
 from softlabels.estimators.topk import check_k
+from softlabels.estimators.vocab_parallel import VocabPart, largest_of, put, summed, taken
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,6 +35,7 @@ class Sampled(Estimator):
 
     keeps: ClassVar[KeptSet] = BUILT_IN["sampled"]
     uniforms: ClassVar[int] = 1
+    deals: ClassVar[bool] = True
 
     k: int
     """Ids kept at each position."""
@@ -49,8 +50,10 @@ class Sampled(Estimator):
         """At T=1 alone the logits are exponentiated as they are."""
         return self.temperatures[0] == 1.0
 
-    def select(self, logits: Tensor, uniforms: Tensor | None = None) -> Selection:
-        """Draw from `logits [n, V] float32` (overwritten) with `uniforms [n, 1] float64` in [0, 1).
+    def select(
+        self, logits: Tensor, uniforms: Tensor | None = None, part: VocabPart | None = None
+    ) -> Selection:
+        """Draw from `logits [n, v] float32` (overwritten) with `uniforms [n, 1] float64` in [0, 1).
 
         Slots hold the head in descending order, then the sampled ids in ascending order of id.
         """
@@ -60,14 +63,14 @@ class Sampled(Estimator):
         k = self.k
         if self.temperatures[0] != 1.0:
             logits.div_(self.temperatures[0])
-        top, top_ids = largest(logits, k)
+        top, top_ids = largest_of(logits, k, part)
         spread = exponentiate(logits, top[:, :1])
         mass = logits  # relative to the largest; the buffer is ours
         top_gap = (top - top[:, :1]).double()
-        top_mass = mass.gather(1, top_ids)
-        mass.scatter_(1, top_ids, 0.0)
+        top_mass = taken(mass, top_ids, part)
+        put(mass, top_ids, 0.0, part)
         mass, blocks = blocked(mass)  # the one pass over V after exp
-        outside = blocks.sum(1)
+        outside, spread = summed(torch.stack([blocks.sum(1), spread]), part)
 
         # beyond[:, h]: mass ranked after the h largest; tau[:, h]: the threshold if those h are the head.
         beyond = outside[:, None] + top_mass.double().flip(1).cumsum(1).flip(1)
@@ -82,13 +85,12 @@ class Sampled(Estimator):
         slot = torch.arange(k, device=mass.device)[None, :]
         is_head = slot < head
         back = top_mass.masked_fill(is_head, 0.0)  # of the k largest, those that take their chance
-        mass.scatter_(1, top_ids, back)
-        blocks.scatter_add_(1, top_ids // BLOCK, back.double())
+        add_back(mass, blocks, top_ids, back, logits.shape[1], part)
         # An empty tail (all its mass underflows) has no line to lay a comb on: the next largest ids, at
         # their own (vanishing) values, take the free slots.
         is_own = is_head | (tau <= 0)
         tooth = ((slot - head + 1).double() - uniforms.double().view(-1, 1)).clamp_min(0.0) * tau
-        hit = find(mass, blocks.cumsum(1), tooth)
+        hit = find(mass, blocks.cumsum(1), tooth, part)
         twice = torch.zeros_like(is_own)
         twice[:, 1:] = (hit[:, 1:] == hit[:, :-1]) & ~is_own[:, 1:] & ~is_own[:, :-1]
         ids = torch.where(is_own, top_ids, hit)

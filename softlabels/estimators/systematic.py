@@ -23,10 +23,11 @@ import torch
 
 from softlabels.core.kept import KeptSet
 from softlabels.estimators import Estimator, Selection
-from softlabels.estimators.blocks import blocked, find
-from softlabels.estimators.entropy import Whole, entropy_of, exponentiate
+from softlabels.estimators.blocks import find, line_of
+from softlabels.estimators.entropy import Whole, entropy_of, exponentiate, top_of
 from softlabels.estimators.rs import counted
 from softlabels.estimators.topk import check_k
+from softlabels.estimators.vocab_parallel import VocabPart, summed
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,6 +40,7 @@ class Systematic(Estimator):
     keeps: ClassVar[KeptSet] = KeptSet(sample=True, tail=False)
     counts: ClassVar[bool] = True
     uniforms: ClassVar[int] = 1
+    deals: ClassVar[bool] = True
 
     k: int
     """Draws at each position: the most distinct ids that can be kept."""
@@ -56,28 +58,29 @@ class Systematic(Estimator):
     def check_vocab(self, vocab_size: int) -> None:
         """Any number of draws is possible."""
 
-    def select(self, logits: Tensor, uniforms: Tensor | None = None) -> Selection:
-        """Draw from `logits [n, V] float32` (overwritten) with `uniforms [n, 1] float64` in [0, 1).
+    def select(
+        self, logits: Tensor, uniforms: Tensor | None = None, part: VocabPart | None = None
+    ) -> Selection:
+        """Draw from `logits [n, v] float32` (overwritten) with `uniforms [n, 1] float64` in [0, 1).
 
         Slots hold distinct ids in ascending order; free ones repeat the first, not kept.
         """
         assert uniforms is not None, "a random estimator is called with its uniform numbers"
         if self.temperatures[0] != 1.0:
             logits.div_(self.temperatures[0])
-        largest, top = logits.max(dim=1, keepdim=True)
-        spread = exponentiate(logits, largest)
-        mass, blocks = blocked(logits)
-        ends = blocks.cumsum(1)
-        rest = (ends[:, -1] - 1.0).clamp_min(0.0)
+        largest, top = top_of(logits, part)
+        spread = summed(exponentiate(logits, largest), part)
+        mass, ends, rest = line_of(logits, top, part)
+        total = 1.0 + rest[:, None]
         # 1 - u is in (0, 1]: no tooth can fall before the first id that has a mass.
         teeth = torch.arange(self.k, device=mass.device) + (1.0 - uniforms.double().view(-1, 1))
-        drawn = find(mass, ends, teeth * (ends[:, -1:] / self.k))
+        drawn = find(mass, ends, teeth * (total / self.k), part)
         ids, counts = counted(drawn)
         return Selection(
             ids,
             (counts.log() - torch.tensor(float(self.k)).log()).float(),
             torch.full_like(largest, -torch.inf),
-            largest[:, 0] + ends[:, -1].log().float(),
+            largest[:, 0] + rest.log1p().float(),
             self.temperatures[0],
             Whole(top[:, 0], largest[:, 0], rest.log1p(), entropy_of(rest, spread))
             if self.gives_whole

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 
 from softlabels.estimators.entropy import Whole, entropy_of, tiles
+from softlabels.estimators.vocab_parallel import VocabPart, put, summed
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -32,23 +33,29 @@ class Tail(NamedTuple):
     """`[n] float64`: `sum e^y y`; 0 if there is none, or 1 is not in the grid."""
 
 
-def log_tail(logits: Tensor, kept: Tensor, beyond: Tensor, temperatures: Sequence[float]) -> Tail:
+def log_tail(
+    logits: Tensor,
+    kept: Tensor,
+    beyond: Tensor,
+    temperatures: Sequence[float],
+    part: VocabPart | None = None,
+) -> Tail:
     """The mass of the ids outside `kept`, at each temperature.
 
     Args:
-        logits: `[n, V] float32`; overwritten.
+        logits: `[n, v] float32`; overwritten.
         kept: `[n, K] int64`, the ids to leave out.
         beyond: `[n, 1] float32`, the largest of the others, so that no sum underflows; `[n, 0]` if there
             is no other.
         temperatures: the grid.
+        part: which ids the logits are of, if not of all.
     """
     n, grid = len(logits), len(temperatures)
-    logs = logits.new_full((n, grid), -torch.inf, dtype=torch.float64)
-    spread = logs.new_zeros(n)
+    sums = logits.new_zeros((n, grid + 1), dtype=torch.float64)  # the last: of e^y y
     if beyond.shape[1] == 0:
-        return Tail(logs, spread)
+        return Tail(sums[:, :grid].log(), sums[:, grid])
     # Not -inf, of which 0 times it is NaN; nothing that is less than this has a mass.
-    logits.scatter_(1, kept, torch.finfo(logits.dtype).min / 2)
+    put(logits, kept, torch.finfo(logits.dtype).min / 2, part)
     chains = _chains(temperatures)
     for rows in tiles(logits):
         y = logits[rows].sub_(beyond[rows])
@@ -59,11 +66,12 @@ def log_tail(logits: Tensor, kept: Tensor, beyond: Tensor, temperatures: Sequenc
                 while at > t:
                     mass.mul_(mass)
                     at /= 2
-                logs[rows, temperatures.index(t)] = mass.sum(1).double().log()
+                sums[rows, temperatures.index(t)] = mass.sum(1).double()
                 if t == 1.0:
                     last = chain is chains[-1]  # then y is needed no more
-                    spread[rows] = torch.mul(y, mass, out=y if last else None).sum(1).double()
-    return Tail(logs, spread)
+                    sums[rows, grid] = torch.mul(y, mass, out=y if last else None).sum(1).double()
+    sums = summed(sums, part)
+    return Tail(sums[:, :grid].log(), sums[:, grid])
 
 
 def _exp(y: Tensor, temperature: float) -> Tensor:

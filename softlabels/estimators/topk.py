@@ -10,8 +10,8 @@ import torch
 from softlabels.core.kept import BUILT_IN, KeptSet
 from softlabels.errors import ConfigError
 from softlabels.estimators import Estimator, Selection
-from softlabels.estimators.largest import largest
 from softlabels.estimators.tail import log_odds, log_tail, whole_of
+from softlabels.estimators.vocab_parallel import VocabPart, largest_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,6 +30,7 @@ class TopK(Estimator):
     keeps: ClassVar[KeptSet] = BUILT_IN["topk"]
     gives_whole: ClassVar[bool] = True
     takes_lists: ClassVar[bool] = True
+    deals: ClassVar[bool] = True
 
     k: int
     """Ids kept at each position."""
@@ -39,12 +40,14 @@ class TopK(Estimator):
     def __post_init__(self) -> None:
         check_k(self.k)
 
-    def select(self, logits: Tensor, uniforms: Tensor | None = None) -> Selection:
-        """Select from `logits [n, V] float32`, which is overwritten."""
+    def select(
+        self, logits: Tensor, uniforms: Tensor | None = None, part: VocabPart | None = None
+    ) -> Selection:
+        """Select from `logits [n, v] float32`, which is overwritten."""
         k = self.k
-        top, ids = largest(logits, min(k + 1, logits.shape[1]))  # and the largest of the tail
+        top, ids = largest_of(logits, k + 1, part)  # and the largest of the tail
         gaps = top[:, :1].double() - top.double()
-        tail = log_tail(logits, ids[:, :k], top[:, k:], self.temperatures)
+        tail = log_tail(logits, ids[:, :k], top[:, k:], self.temperatures, part)
         odds = log_odds(gaps[:, :k], None, gaps[:, k:], tail.logs, self.temperatures)
         one = self.temperatures.index(1.0)
         # kept mass = sigmoid(-odds): the normaliser at T=1, without another pass over V.

@@ -13,9 +13,9 @@ import torch
 from softlabels.core.kept import BUILT_IN, KeptSet
 from softlabels.errors import ConfigError
 from softlabels.estimators import Estimator, Selection
-from softlabels.estimators.largest import largest
 from softlabels.estimators.tail import log_odds, log_tail, whole_of
 from softlabels.estimators.topk import check_k
+from softlabels.estimators.vocab_parallel import VocabPart, largest_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,6 +27,7 @@ class TopP(Estimator):
 
     keeps: ClassVar[KeptSet] = BUILT_IN["topp"]
     gives_whole: ClassVar[bool] = True
+    deals: ClassVar[bool] = True
 
     k: int
     """Ids kept at a position, at most."""
@@ -46,12 +47,14 @@ class TopP(Estimator):
         if not 1 <= self.min_k <= self.k:
             raise ConfigError(f"--min-k {self.min_k}: expected 1 to --k {self.k}")
 
-    def select(self, logits: Tensor, uniforms: Tensor | None = None) -> Selection:
-        """Select from `logits [n, V] float32`, which is overwritten."""
+    def select(
+        self, logits: Tensor, uniforms: Tensor | None = None, part: VocabPart | None = None
+    ) -> Selection:
+        """Select from `logits [n, v] float32`, which is overwritten."""
         k = self.k
-        top, ids = largest(logits, min(k + 1, logits.shape[1]))  # and the largest of the rest
+        top, ids = largest_of(logits, k + 1, part)  # and the largest of the rest
         gaps = top[:, :1].double() - top.double()
-        tail = log_tail(logits, ids[:, :k], top[:, k:], self.temperatures)
+        tail = log_tail(logits, ids[:, :k], top[:, k:], self.temperatures, part)
         gaps, beyond_gap, ids = gaps[:, :k], gaps[:, k:], ids[:, :k]
         one = self.temperatures.index(1.0)
         rest = tail.logs[:, one] - beyond_gap.sum(1)

@@ -24,7 +24,7 @@ def select(name, logits, k, grid=None):
 
 
 @given(
-    name=st.sampled_from(["topk", "topp", "dense", "sampled", "rs"]),
+    name=st.sampled_from(["topk", "topp", "dense", "sampled", "rs", "systematic"]),
     n=st.integers(1, 9),
     v=st.sampled_from([3, 40, 500]),
     scale=st.sampled_from([0.0, 1.0, 8.0, 60.0]),
@@ -50,7 +50,7 @@ def test_it_equals_the_dense_one_of_every_estimator(name, n, v, scale, shift, se
     np.testing.assert_allclose(alone.log_mass, seen.log_mass, rtol=1e-6, atol=1e-9)
 
 
-@pytest.mark.parametrize("name", ["topk", "topp", "dense", "sampled", "rs"])
+@pytest.mark.parametrize("name", ["topk", "topp", "dense", "sampled", "rs", "systematic"])
 def test_an_id_that_a_model_masks_has_no_part_in_it(name):
     """finfo.min is finite, and zero times what it overflows to is not."""
     logits = torch.randn(3, 200, generator=torch.Generator().manual_seed(0)) + 30
