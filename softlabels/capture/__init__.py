@@ -21,6 +21,7 @@ from softlabels.core.rows import UNLABELLED, InputRow
 from softlabels.errors import NonFiniteError
 from softlabels.estimators import Estimator
 from softlabels.estimators.entropy import whole
+from softlabels.estimators.vocab_parallel import VocabPart, summed, taken, vocab_size
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -79,6 +80,7 @@ def keep(
     *,
     head_bytes: int,
     vocab_size: int,
+    part: VocabPart | None = None,
 ) -> Iterator[Kept]:
     """What is kept of N positions, as many at a time as `head_bytes` of logits hold.
 
@@ -89,7 +91,8 @@ def keep(
         job: what is wanted.
         to_logits: the model's head, from `[n, D]` to `[n, V] float32`, which may be overwritten.
         head_bytes: of logits that exist at a time; one position at least.
-        vocab_size: V.
+        vocab_size: of `to_logits`.
+        part: which ids `to_logits` gives, if not all: then every process finds the same.
 
     Raises:
         BadLogitError: a logit that is NaN or `+inf`.
@@ -97,7 +100,7 @@ def keep(
     each = max(1, head_bytes // (4 * vocab_size))
     chunks = (to_logits(part) for part in torch.split(hidden, each) if len(part))
     try:
-        yield from keep_chunks(chunks, labels, uniforms, job)
+        yield from keep_chunks(chunks, labels, uniforms, job, part)
     except BadLogitError:
         for _ in chunks:  # where a head is sharded, its other processes wait for these
             pass
@@ -105,7 +108,11 @@ def keep(
 
 
 def keep_chunks(
-    chunks: Iterable[Tensor], labels: Tensor, uniforms: Tensor | None, job: Job
+    chunks: Iterable[Tensor],
+    labels: Tensor,
+    uniforms: Tensor | None,
+    job: Job,
+    part: VocabPart | None = None,
 ) -> Iterator[Kept]:
     """What is kept of logits that come in chunks `[n, V] float32`, which are overwritten; the rest as in `keep`.
 
@@ -114,15 +121,15 @@ def keep_chunks(
     """
     done = 0
     for logits in chunks:
-        part = slice(done, done + len(logits))
+        here = slice(done, done + len(logits))
         try:
             kept = keep_logits(
-                logits, labels[part], None if uniforms is None else uniforms[part], job
+                logits, labels[here], None if uniforms is None else uniforms[here], job, part
             )
         except BadLogitError as e:
             raise BadLogitError(done + e.index, e.shown) from None
         yield kept
-        done = part.stop
+        done = here.stop
     assert done == len(labels), f"the teacher gave {done} positions for {len(labels)}"
 
 
@@ -131,19 +138,28 @@ def labels_of(rows: Sequence[InputRow]) -> Tensor:
     return torch.from_numpy(np.concatenate([r.labels for r in rows]).astype(np.int64))
 
 
-def keep_logits(logits: Tensor, labels: Tensor, uniforms: Tensor | None, job: Job) -> Kept:
+def keep_logits(
+    logits: Tensor,
+    labels: Tensor,
+    uniforms: Tensor | None,
+    job: Job,
+    part: VocabPart | None = None,
+) -> Kept:
     """What is kept of `logits [n, V] float32`, which are overwritten; the rest as in `keep`.
 
     Raises:
         BadLogitError: a logit that is NaN or `+inf`.
     """
-    impossible = _exclude(logits)
+    impossible = _exclude(logits, part)
     own = labels.to(logits.device)
-    label_logits = logits.gather(1, own.clamp(min=0)[:, None])[:, 0]
+    label_logits = taken(logits, own.clamp(min=0)[:, None], part)[:, 0]
     given = job.estimator.gives_whole
-    seen = whole(logits) if job.summarise and not given else None  # before `select` overwrites them
+    seen = whole(logits, part) if job.summarise and not given else None  # before `select` overwrites them
     drawn = None if uniforms is None else uniforms.to(logits.device)
-    selection = job.estimator.select(logits, drawn)
+    if part is None:
+        selection = job.estimator.select(logits, drawn)
+    else:
+        selection = job.estimator.select(logits, drawn, part)  # type: ignore[call-arg]  # `deals`
     seen = selection.whole if given else seen
     if seen is not None:
         label_logp = seen.logp(label_logits)
@@ -171,26 +187,29 @@ def keep_logits(logits: Tensor, labels: Tensor, uniforms: Tensor | None, job: Jo
     return kept._replace(entropy=seen.entropy.float(), top=seen.top)
 
 
-def _exclude(logits: Tensor) -> Tensor | None:
+def _exclude(logits: Tensor, part: VocabPart | None) -> Tensor | None:
     """Write `IMPOSSIBLE` for each logit at or below it, and count them, `[n]`; None: there are none.
 
     One pass finds out: a sum is finite, and no lower than its lowest part, only if every logit is.
     """
     totals = logits.sum(dim=1)
-    if bool((totals.isfinite() & (totals > IMPOSSIBLE)).all()):
+    odd = ~(totals.isfinite() & (totals > IMPOSSIBLE))
+    if not bool(summed(odd.any().long(), part)):
         return None
-    no_number = logits.isnan() | logits.isposinf()
     low = logits <= IMPOSSIBLE
-    for bad in (no_number.any(dim=1), low.all(dim=1)):
+    kinds = (logits.isnan(), logits.isposinf(), low)
+    # Where the vocabulary is dealt out, all processes refuse the same.
+    nans, infinite, lows = summed(torch.stack([k.sum(dim=1) for k in kinds]), part)
+    for bad in ((nans + infinite) > 0, lows == vocab_size(logits, part)):
         if bool(bad.any()):
             index = int(bad.nonzero()[0, 0])
-            values = logits[index][no_number[index]]
-            shown = f"{float(values[0])}" if len(values) else "-inf of every id"
+            shown = "nan" if nans[index] else "inf" if infinite[index] else "-inf of every id"
             raise BadLogitError(index, shown)
     logits.masked_fill_(low, IMPOSSIBLE)
-    if bool((over := ~logits.sum(dim=1).isfinite()).any()):
+    over = summed((~logits.sum(dim=1).isfinite()).long(), part) > 0
+    if bool(over.any()):
         raise BadLogitError(int(over.nonzero()[0, 0]), "and others, whose sum is beyond float32")
-    return low.sum(dim=1)
+    return lows
 
 
 def _zero_below(logp: Tensor, temperature: float) -> Tensor:
