@@ -154,12 +154,12 @@ def keep_logits(
     own = labels.to(logits.device)
     label_logits = taken(logits, own.clamp(min=0)[:, None], part)[:, 0]
     given = job.estimator.gives_whole
-    seen = whole(logits, part) if job.summarise and not given else None  # before `select` overwrites them
+    seen = (
+        whole(logits, part) if job.summarise and not given else None
+    )  # before `select` overwrites them
     drawn = None if uniforms is None else uniforms.to(logits.device)
-    if part is None:
-        selection = job.estimator.select(logits, drawn)
-    else:
-        selection = job.estimator.select(logits, drawn, part)  # type: ignore[call-arg]  # `deals`
+    more = () if part is None else (part,)
+    selection = job.estimator.select(logits, drawn, *more)
     seen = selection.whole if given else seen
     if seen is not None:
         label_logp = seen.logp(label_logits)

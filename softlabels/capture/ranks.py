@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from softlabels.errors import ConfigError
+
+PATIENCE = timedelta(hours=6)
+"""How long a process waits for another: for the first to read the corpus, or to come back from a full disk."""
 
 
 @dataclass(frozen=True)
@@ -44,13 +51,39 @@ class Ranks:
         dist.all_gather(list(found.unbind()), own.contiguous(), group=self.group)
         return found
 
+    def whole(self, own: Tensor) -> Tensor:
+        """`[n, V]` of each process's `[n, v]`."""
+        short = -(-self.vocab_size // dist.get_world_size(self.group)) - own.shape[1]
+        parts = self.gather(torch.nn.functional.pad(own, (0, short)))
+        return parts.movedim(0, 1).flatten(1)[:, : self.vocab_size]
+
 
 def dealt(head: Tensor, ranks: Ranks) -> Tensor:
-    """This process's rows of a head, `[V, D]` or `[V]`."""
+    """This process's rows of a head, `[V, D]` or `[V]`, which may be dealt out already (`DTensor`)."""
     ids = ranks.ids
-    return head[ids.start : ids.stop]
+    if not hasattr(head, "to_local"):
+        return head[ids.start : ids.stop]
+    own: Tensor = head.to_local()
+    return own if len(own) == len(ids) else own[ids.start : ids.stop]  # of all processes the same
 
 
-def backend_of(device: torch.device) -> str:
-    """Of torch.distributed, for tensors on a device."""
-    return "nccl" if device.type == "cuda" else "gloo"
+def join(device: torch.device) -> None:
+    """Join the processes that torchrun started.
+
+    Raises:
+        ConfigError: it started none.
+    """
+    if "RANK" not in os.environ or not dist.is_available():
+        raise ConfigError(
+            "--teacher hf:PATH?tp=auto: runs in the processes that torchrun starts, one a device: torchrun "
+            "--nproc-per-node DEVICES -m softlabels build …; in a single process use ?device_map=auto"
+        )
+    if not dist.is_initialized():
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+
+
+def agreed(own: Any) -> Any:
+    """What the first process says, in all of them."""
+    found = [own]
+    dist.broadcast_object_list(found)
+    return found[0]

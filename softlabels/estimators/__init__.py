@@ -71,8 +71,7 @@ class Estimator(Protocol):
 
     @property
     def deals(self) -> bool:
-        """Whether `select` takes a `part`, a `softlabels.estimators.vocab_parallel.VocabPart`: logits of some ids, in
-        each of several processes."""
+        """Whether `select` takes a `part` (`vocab_parallel.VocabPart`): some ids in each of several processes."""
         return False
 
     def check_vocab(self, vocab_size: int) -> None:

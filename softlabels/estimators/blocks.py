@@ -68,7 +68,9 @@ def find(mass: Tensor, ends: Tensor, points: Tensor, part: VocabPart | None = No
     """
     if part is None:
         return _find(mass, ends, points)
-    bounds = part.gather(ends[:, -1]).T.cumsum(1)  # [n, W]: where each process's piece of the line ends
+    bounds = part.gather(ends[:, -1]).T.cumsum(
+        1
+    )  # [n, W]: where each process's piece of the line ends
     points = torch.minimum(points, bounds[:, -1:])
     here = torch.searchsorted(bounds.contiguous(), points) == part.rank
     start = bounds[:, part.rank] - ends[:, -1]

@@ -6,6 +6,7 @@ common.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from importlib import import_module
@@ -13,12 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
+from softlabels.capture.ranks import agreed, join
 from softlabels.core.devices import Choice, choose
 from softlabels.core.local_model import LocalModel, find_model, loading, offline_transformers
 from softlabels.core.records import sha256_of_files
-from softlabels.core.registry import without_folder
+from softlabels.core.registry import name_of, without_folder
 from softlabels.core.rows import PaddedRows
 from softlabels.domains import DOMAINS
 from softlabels.errors import ConfigError, TeacherError
@@ -30,15 +33,47 @@ PROBE_IDS = 8
 
 
 @dataclass(frozen=True, kw_only=True)
+class Placement:
+    """What may stand after `hf:PATH?`: where the model lies, if not on one device."""
+
+    tp: bool = False
+    """`tp=auto`: a part of each layer on the device of each process (`tensor_parallel.py`)."""
+    device_map: bool = False
+    """`device_map=auto`: layers on all devices of this process, one after the other, as accelerate places them."""
+
+    @staticmethod
+    def parse(written: Sequence[tuple[str, str]], *, spec: str) -> Placement:
+        """Of names and values.
+
+        Raises:
+            ConfigError: an unknown name or value, or both.
+        """
+        names = [name for name, value in written if value == "auto"]
+        if len(names) != len(written) or len(names) > 1 or not {"tp", "device_map"} >= set(names):
+            raise ConfigError(
+                f"--teacher {spec}: expected hf:PATH, hf:PATH?tp=auto or hf:PATH?device_map=auto"
+            )
+        return Placement(**dict.fromkeys(names, True))
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """Of transformers' `from_pretrained`."""
+        if self.tp:
+            return {"tp_plan": "auto"}
+        return {"device_map": "auto"} if self.device_map else {}
+
+
+@dataclass(frozen=True, kw_only=True)
 class HFSource:
     """A model that is here, and how to run it."""
 
     argument: str
-    """As the user named it, after `hf:`."""
+    """As the user named it, after `hf:`, without what stands after the `?`."""
     found: LocalModel
     options: TeacherOptions
     transformers: Any
     """The module."""
+    placement: Placement = Placement()
 
     @property
     def where(self) -> str:
@@ -59,12 +94,17 @@ class HFSource:
     def choice(self) -> Choice:
         """Device and dtype; the user is told why."""
         choice = choose(self.options.device, self.options.dtype)
+        if self.placement.tp:
+            join(choice.device)
+            choice = agreed(choice)
         self.options.notice(f"teacher: {choice.reason}")
         return choice
 
     @cached_property
     def weights_sha256(self) -> str:
         """Of the files that hold the weights."""
+        if self.placement.tp and dist.get_rank() > 0:
+            return ""  # the first process writes
         return digest_weights(self.found, self.where)
 
     def model(self, loader: str, **settings: Any) -> Any:
@@ -82,7 +122,13 @@ class HFSource:
 
     def placed(self, loader: str) -> Any:
         """`model`, in the dtype and on the device of `choice`."""
-        return self.model(loader, dtype=self.choice.dtype).to(self.choice.device).eval()
+        return self.on_device(self.model(loader, dtype=self.choice.dtype))
+
+    def on_device(self, model: Any) -> Any:
+        """A model in the dtype and on the device of `choice`, or on the devices that it was loaded to."""
+        if self.placement.settings:
+            return model.eval()
+        return model.to(self.choice.device, self.choice.dtype).eval()
 
     def tokenizer(self) -> Any:
         """The folder's."""
@@ -114,6 +160,8 @@ def load_hf(path: str, options: TeacherOptions) -> Teacher:
         TeacherError: no such model, or one that cannot teach in the domain.
         MissingExtraError: transformers (or gguf) is not installed.
     """
+    path, written = name_of(path)
+    placement = Placement.parse(written, spec=f"hf:{path}")
     found = find_model(path, where=f"hf:{path}", error=TeacherError)
     transformers = offline_transformers("--teacher hf:PATH")
     domain = DOMAINS.load(options.domain)
@@ -124,9 +172,22 @@ def load_hf(path: str, options: TeacherOptions) -> Teacher:
     if (teacher := domain.maker.transformers_teacher) is None:
         raise ConfigError(f"--teacher hf:{path}: serves no rows of the domain {options.domain}")
     module, _, attribute = teacher.partition(":")
-    made: Teacher = getattr(import_module(module), attribute)(
-        HFSource(argument=path, found=found, options=options, transformers=transformers)
+    if placement.settings and (found.gguf is not None or not domain.chained):
+        raise ConfigError(
+            f"--teacher hf:{path}: tp and device_map place causal LMs that lie in folders of safetensors"
+        )
+    source = HFSource(
+        argument=path,
+        placement=placement,
+        found=found,
+        options=options,
+        transformers=transformers,
     )
+    made: Teacher = getattr(import_module(module), attribute)(source)
+    if placement.tp:
+        from softlabels.teachers.tensor_parallel import TensorParallelTeacher
+
+        return TensorParallelTeacher(made)  # type: ignore[arg-type]  # causal LMs have a head
     return made
 
 

@@ -12,6 +12,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from softlabels.capture import Job, Kept, keep, labels_of
+from softlabels.capture.ranks import Ranks, dealt
 from softlabels.core.head_input import head_input
 from softlabels.core.linear_head import LinearHead
 from softlabels.core.rows import InputRow
@@ -32,7 +34,6 @@ class HFHeadTeacher(Teacher):
         scale, softcap: what it does to logits after the linear layer, as of `LinearHead`.
     """
 
-    head: LinearHead
     settings: ClassVar[dict[str, Any]] = {}
     """What else its forward is told."""
 
@@ -55,12 +56,19 @@ class HFHeadTeacher(Teacher):
             )
         self._head = head
         own = getattr(model, "final_logits_bias", None) if head.bias is None else head.bias
-        bias = None if own is None else own.detach().reshape(-1)
-        self.head = LinearHead(head.weight.detach(), bias, scale, softcap)
-        self._weight = head.weight.detach().float()
+        weight, bias = head.weight.detach(), None if own is None else own.detach().reshape(-1)
+        self.record = source.record(model, vocab_size=int(weight.shape[0]))
+        self._ranks = Ranks(self.record.vocab_size) if source.placement.tp else None
+        if self._ranks is not None:
+            weight, bias = (
+                dealt(weight, self._ranks),
+                None if bias is None else dealt(bias, self._ranks),
+            )
+        self._linear = LinearHead(weight, bias, scale, softcap)
+        self.head = self._linear if self._ranks is None else None
+        self._weight = weight.float()
         self._bias = None if bias is None else bias.float()
-        self.device = self._weight.device
-        self.record = source.record(model, vocab_size=int(self._weight.shape[0]))
+        self.device = model.device
         check_covers(tokenizer.vocab_size, self.record)
         budget = source.options.chunk_bytes(self.device.type)
         self._chunk = max(1, budget // (4 * self.record.vocab_size))
@@ -71,8 +79,9 @@ class HFHeadTeacher(Teacher):
     def _check_head(self, fed: dict[str, Tensor]) -> None:
         """Compare the head as applied here with the model's own logits on a few ids."""
         expected = self.model(**fed, **self.settings).logits[0].float()
-        found = self.to_logits(self._given(fed, torch.arange(PROBE_IDS, device=self.device)))
-        check_head(self.model, found, expected, spec=self.record.spec)
+        own = self.to_logits(self._given(fed, torch.arange(PROBE_IDS, device=self.device)))
+        found = own if self._ranks is None else self._ranks.whole(own)
+        check_head(self.model, found, expected.to(found.device), spec=self.record.spec)
 
     def _given(self, fed: dict[str, Tensor], flat: Tensor) -> Tensor:
         """`[N, D]`: what the head is given at positions `[N]` of the flattened output."""
@@ -80,12 +89,12 @@ class HFHeadTeacher(Teacher):
             hidden, _ = head_input(self._head, lambda: self.model(**fed, **self.settings))
         except ConfigError as e:
             raise TeacherError(f"{self.record.spec}: {e}") from e
-        return hidden.flatten(0, 1).index_select(0, flat)
+        return hidden.flatten(0, 1).index_select(0, flat.to(hidden.device))
 
     def to_logits(self, hidden: Tensor) -> Tensor:
-        """Logits `[n, V] float32` of what the head is given, `[n, D]`."""
+        """Logits `[n, V] float32` of what the head is given, `[n, D]`; of this process's ids, if they are dealt out."""
         z = nn.functional.linear(hidden.float(), self._weight, self._bias)
-        _, _, scale, cap = self.head
+        _, _, scale, cap = self._linear
         if scale != 1.0:
             z = z * scale
         return torch.tanh(z / cap) * cap if cap else z
@@ -99,4 +108,26 @@ class HFHeadTeacher(Teacher):
     def logits(self, rows: Sequence[InputRow]) -> Iterator[Tensor]:
         """Chunks `[n, V] float32` of the positions of all rows, in order."""
         for chunk in torch.split(self.states(rows), self._chunk):
-            yield self.to_logits(chunk)
+            own = self.to_logits(chunk)
+            yield own if self._ranks is None else self._ranks.whole(own)
+
+    @torch.no_grad()
+    def selected(
+        self, rows: Sequence[InputRow], job: Job, uniforms: Tensor | None
+    ) -> Iterator[Kept]:
+        """What is kept of the positions of all rows; in each process the same, if the vocabulary is dealt out."""
+        if self._ranks is None:
+            yield from super().selected(rows, job, uniforms)
+            return
+        states, labels = self.states(rows), labels_of(rows)
+        budget = 4 * self.record.vocab_size * self._chunk
+        yield from keep(
+            states,
+            labels,
+            uniforms,
+            job,
+            self.to_logits,
+            head_bytes=budget,
+            vocab_size=self.record.vocab_size,
+            part=self._ranks,
+        )

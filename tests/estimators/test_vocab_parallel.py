@@ -120,15 +120,15 @@ def test_every_process_refuses_what_one_of_them_sees(bad):
     assert {(type(e), str(e)) for e in found} == {(BadLogitError, str(alone.value))}
 
 
-@pytest.mark.parametrize(
-    ("name", "most"), [("topk", 700), ("sampled", 636), ("systematic", 400)]
-)
+@pytest.mark.parametrize(("name", "most"), [("topk", 700), ("sampled", 636), ("systematic", 400)])
 def test_what_is_sent_does_not_grow_with_the_vocabulary(name, most):
     sizes = []
     for v in (2_000, 20_000):
         logits = torch.randn(3, v, generator=torch.Generator().manual_seed(v))
         estimator = make_estimator(name, ESTIMATORS[name] | {"k": 50 if name == "topk" else 12})
         uniforms = torch.full((3, 1), 0.3, dtype=torch.float64) if estimator.uniforms else None
-        _, sent = dealt(logits, torch.zeros(3, dtype=torch.long), uniforms, Job(estimator), [v // 2])
+        _, sent = dealt(
+            logits, torch.zeros(3, dtype=torch.long), uniforms, Job(estimator), [v // 2]
+        )
         sizes.append(sent)
     assert sizes[0] == sizes[1] < most

@@ -34,7 +34,7 @@ class HFTeacher(HFHeadTeacher):
     settings: ClassVar[dict[str, Any]] = {"use_cache": False}
 
     def __init__(self, source: HFSource) -> None:
-        found, choice = source.found, source.choice
+        found = source.found
         with loading(source.where, TeacherError):
             model = self.load(source)
             tokenizer = source.tokenizer()
@@ -42,7 +42,7 @@ class HFTeacher(HFHeadTeacher):
                 declared = _declared_pre_tokenizer(found.folder / found.gguf)
                 repair_pre_tokenizer(tokenizer, declared, source.options.notice)
         self.context = context_of(model.config)
-        model = model.to(choice.device, choice.dtype).eval()
+        model = source.on_device(model)
         scale, softcap = _logit_transform(model.config)
         super().__init__(
             model,
@@ -60,6 +60,7 @@ class HFTeacher(HFHeadTeacher):
             getattr(source.transformers, DOMAIN.transformers),
             source.found,
             dtype=source.choice.dtype if source.found.gguf is None else torch.float32,
+            **source.placement.settings,
         )
 
     def to_logits(self, hidden: Tensor) -> Tensor:
