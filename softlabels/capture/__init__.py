@@ -199,7 +199,7 @@ def _exclude(logits: Tensor, part: VocabPart | None) -> Tensor | None:
     low = logits <= IMPOSSIBLE
     kinds = (logits.isnan(), logits.isposinf(), low)
     # Where the vocabulary is dealt out, all processes refuse the same.
-    nans, infinite, lows = summed(torch.stack([k.sum(dim=1) for k in kinds]), part)
+    nans, infinite, lows = summed(torch.stack([k.sum(dim=1) for k in kinds]), part).unbind()
     for bad in ((nans + infinite) > 0, lows == vocab_size(logits, part)):
         if bool(bad.any()):
             index = int(bad.nonzero()[0, 0])

@@ -69,7 +69,7 @@ def largest_of(logits: Tensor, k: int, part: VocabPart | None) -> tuple[Tensor, 
 def put(values: Tensor, ids: Tensor, new: Tensor | float, part: VocabPart | None) -> None:
     """Write `new`, a number or `[n, K]`, into `values [n, v]` at `ids [n, K]`, where this process has them."""
     if part is None:
-        values.scatter_(1, ids, new)  # type: ignore[arg-type]  # a number is one for all
+        values.scatter_(1, ids, new)
         return
     rows, places = _own(ids, values.shape[1], part)
     written = new if isinstance(new, float) else new[rows, places]

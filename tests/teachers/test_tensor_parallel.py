@@ -136,7 +136,9 @@ def test_a_build_under_torchrun_keeps_what_one_process_keeps(ground, estimator, 
         total += a.targets.ids.size
         np.testing.assert_allclose(a.targets.log_odds, b.targets.log_odds, atol=2e-3)
     assert equal / total >= 0.999
-    assert two.manifest.identity.teacher.weights_sha256 == one.manifest.identity.teacher.weights_sha256
+    assert (
+        two.manifest.identity.teacher.weights_sha256 == one.manifest.identity.teacher.weights_sha256
+    )
 
 
 def test_layers_on_all_devices_of_a_process_give_the_same(ground):
