@@ -11,6 +11,7 @@ import json
 import os
 import subprocess
 import sys
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -68,14 +69,11 @@ def ground(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def runs(ground, tmp_path_factory):
-    """Losses and first gradients of `softtrain run`'s own steps, with LoRA and without."""
-    from trainers.students import Student
-    from trainers.students.model_head import bare_model
-
-    return {adapter: _run(ground, adapter, bare_model, Student) for adapter in (True, False)}
+    """Losses and first gradients of `softtrain run`'s own steps, and the model, with LoRA or without."""
+    return lru_cache(lambda *, adapter: _run(ground, adapter))
 
 
-def _run(ground, adapter, bare_model, student_class):
+def _run(ground, adapter):
     import transformers
 
     from softlabels.core.devices import choose
@@ -84,6 +82,8 @@ def _run(ground, adapter, bare_model, student_class):
     from trainers.run.config import RunConfig
     from trainers.run.reduce import Ranks
     from trainers.run.step import Optimisation
+    from trainers.students import Student
+    from trainers.students.model_head import bare_model
 
     config = RunConfig(
         store=str(ground / "store"),
@@ -104,7 +104,7 @@ def _run(ground, adapter, bare_model, student_class):
 
         transformers.set_seed(42)  # TRL's, before it makes the adapter
         model = peft.get_peft_model(model, lora())
-    taught = student_class(bare_model(model)).train()
+    taught = Student(bare_model(model)).train()
     steps = Optimisation(taught, choose("cpu", "float32"), Ranks(), config)
     first: dict[str, torch.Tensor] = {}
 
@@ -140,7 +140,7 @@ def test_full_fine_tuning_is_softtrain_runs(ground, runs, tmp_path):
 
     made = trainer(ground, tmp_path, adapter=False)
     made.train()
-    expected, gradients, _ = runs[False]
+    expected, gradients, _ = runs(adapter=False)
     same_losses(losses(made), expected)
     same_gradients(made.gradients, gradients)
 
@@ -152,7 +152,7 @@ def test_lora_in_one_process(ground, runs, tmp_path, layout):
 
     made = trainer(ground, tmp_path, **layout)
     made.train()
-    expected, gradients, _ = runs[True]
+    expected, gradients, _ = runs(adapter=True)
     same_losses(losses(made), expected)
     same_gradients(made.gradients, gradients)
     if not layout:
@@ -173,7 +173,7 @@ def test_lora_in_two_processes_that_share_the_weights(ground, runs, tmp_path):
         timeout=900,
     )
     assert done.returncode == 0, done.stderr[-4000:]
-    expected, gradients, model = runs[True]
+    expected, gradients, model = runs(adapter=True)
     same_losses(json.loads((tmp_path / "losses.json").read_text()), expected)
     same_gradients(torch.load(tmp_path / "gradients.pt"), gradients)
     check_adapter(ground, tmp_path / "adapter", model, near=1e-3)

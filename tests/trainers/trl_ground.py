@@ -17,7 +17,7 @@ from trainers.loss.losses import DistillLoss
 
 LOSS = DistillLoss(temperature=2.0, alpha=0.7)
 STEPS = int(os.environ.get("SOFTLABELS_TRL_STEPS", "20"))
-ROWS = 4
+ROWS = int(os.environ.get("SOFTLABELS_TRL_ROWS", "4"))
 """Of a step."""
 LR, DECAY, BETA2 = 1e-3, 0.1, 0.95
 

@@ -3,7 +3,7 @@
 It is looked for below DDP, torch.compile and PEFT. A plain linear layer is its matrix; whatever else stands there (an
 adapter, a quantised layer) is called (`trainers/loss/called_head.py`). What the model does with the head's output (a
 scale, as of Cohere and Granite, a soft cap, as of Gemma) is not read off a list of families but measured, once for a
-model: its head is made to give numbers that are known, on one token, and what comes out must be a number of its
+model: its head is made to give numbers that are known, on two tokens, and what comes out must be a number of its
 configuration, for a scale that is learnt would get no gradient.
 """
 
@@ -139,7 +139,9 @@ def instead(
 
 
 def cap_of(model: Any, inputs: Mapping[str, Tensor]) -> Cap:
-    """What a model does with its head's output; found out once, by a forward of one token.
+    """What a model does with its head's output; found out once, by a forward.
+
+    It is of two tokens, for unsloth goes round the head where there is one.
 
     Args:
         model: as it is called, with all that wraps it.
@@ -151,7 +153,7 @@ def cap_of(model: Any, inputs: Mapping[str, Tensor]) -> Cap:
     bare = bare_model(model)
     head = bare.get_output_embeddings()
     if head not in _CAPS:
-        tiny = {n: t[:1, :1] if t.dim() > 1 else t[:1] for n, t in inputs.items()}
+        tiny = {n: t[:1, :2] if t.dim() > 1 else t[:1] for n, t in inputs.items()}
         _CAPS[head] = _measured(model, bare, head, tiny)
     return _CAPS[head]
 

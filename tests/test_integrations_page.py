@@ -1,0 +1,82 @@
+"""The scripts of docs/integrations.md run as printed, but for a tiny student and two steps."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import warnings
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGE = (ROOT / "docs" / "integrations.md").read_text(encoding="utf-8")
+SCRIPTS = re.findall(r"(<!-- not run -->\n)?```python\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
+RUN = [text for mark, text in SCRIPTS if not mark]
+NEEDS = ("peft", "trl", "lightning", "transformers")
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def ground(tmp_path_factory):
+    pytest.importorskip("transformers", reason="needs the extra hf")
+    import softlabels
+    from tests.fakes import TEXT
+    from tests.teachers.tiny import write_model
+
+    folder = tmp_path_factory.mktemp("page")
+    write_model(folder / "teacher")
+    write_model(folder / "student", seed=5)
+    (folder / "a.txt").write_text(TEXT * 8, encoding="utf-8")
+    softlabels.build(
+        teacher=f"hf:{folder / 'teacher'}",
+        corpus=(f"text:{folder}/a.txt",),
+        out=folder / "store",
+        seq_len=32,
+        device="cpu",
+    )
+    return folder
+
+
+def test_all_scripts_compile():
+    assert len(RUN) == 4
+    assert len(SCRIPTS) == 7
+    for _, text in SCRIPTS:
+        compile(text, "integrations.md", "exec")
+
+
+@pytest.mark.parametrize("text", RUN, ids=["own loop", "TRL", "Trainer", "Lightning"])
+@pytest.mark.filterwarnings("ignore")  # what the libraries warn each other of
+def test_a_script_runs(ground, tmp_path, monkeypatch, text):
+    for name in NEEDS:
+        if f"from {name}" in text or f"import {name}" in text:
+            pytest.importorskip(name, reason=f"needs {name}")
+    monkeypatch.chdir(tmp_path)
+    for name in ("store", "student"):
+        (tmp_path / name).symlink_to(ground / name)
+    assert text.count("2000") == 1
+    text = text.replace("2000", "2").replace(
+        ", max_steps=2)", ', max_steps=2, use_cpu=True, report_to="none")'
+    )
+    text = text.replace(
+        "max_length=None\n", 'max_length=None, use_cpu=True, bf16=False, report_to="none"\n'
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        exec(compile(text, "integrations.md", "exec"), {"__name__": "snippet"})
+    if "adapter" in text:
+        assert (tmp_path / "adapter" / "adapter_model.safetensors").is_file()
+
+
+def test_the_versions_named_are_those_that_are_tested():
+    """constraints.txt is what CI installs."""
+    pins = dict(
+        line.split("==")
+        for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+        if "==" in line
+    )
+    named = re.findall(r"(TRL|PEFT|transformers|accelerate|Lightning) (\d+\.\d+\.\d+)", PAGE)
+    assert {n for n, _ in named} == {"TRL", "PEFT", "transformers", "accelerate", "Lightning"}
+    for name, version in named:
+        assert pins[name.lower()] == version, name
+    assert importlib.util.find_spec("trainers.integrations.distil") is not None
