@@ -20,7 +20,9 @@ from softlabels.kld.config import KldConfig
 @click.argument("models", metavar="MODEL...", nargs=-1, required=True)
 @config_options(KldConfig, file=False)
 @click.option(
-    "--out", type=LocalPath(), help="Page to write: quantile curves, and size against KL."
+    "--out",
+    type=LocalPath(),
+    help="Page to write: which to ship, quantile curves, size against KL.",
 )
 @click.option(
     "--markdown", is_flag=True, help="Print a block for a model card in the place of the table."
@@ -69,7 +71,7 @@ def kld_command(
     config = from_sources(KldConfig, None, flags)
     import msgspec
 
-    from softlabels.kld.gates import check_gates
+    from softlabels.kld.gates import USUAL, Gates, check_gates
     from softlabels.kld.run import kld
     from softlabels.kld.text import for_people
     from softlabels.kld.text import markdown as card
@@ -82,8 +84,9 @@ def kld_command(
     demand = Demand(key=key, digest=digest, release=release)
     with Bar() as bar:
         found = kld(models, config, reporter=bar, demand=demand)
+    gates = Gates(max_kl=max_kl, min_same_top=min_same_top)
     if out is not None:
-        write_page(out, render(found))
+        write_page(out, render(found, USUAL if gates == Gates() else gates))
     text = card(found) if markdown else for_people(found)
     emit(msgspec.to_builtins(found), text)
-    check_gates(found, max_kl=max_kl, min_same_top=min_same_top)
+    check_gates(found, gates)

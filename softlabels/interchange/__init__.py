@@ -34,6 +34,8 @@ class ForeignRow:
     """`[N, K]`: of the true entries of `label_mask`."""
     logp: npt.NDArray[np.float32]
     """`[N, K]`: natural log-probabilities at T = 1."""
+    label_logp: npt.NDArray[np.float32] | None = None
+    """`[N]`: that of the label, kept or not; None: no row of the kind says."""
 
 
 class Read(Protocol):

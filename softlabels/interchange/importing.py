@@ -22,9 +22,11 @@ import numpy as np
 
 from softlabels.builder.config import BuildConfig, ImportConfig
 from softlabels.builder.plan import identity_of
+from softlabels.codecs.summary import held_label_logp
 from softlabels.core.progress import Reporter, Silent
 from softlabels.core.registry import name_of
 from softlabels.core.rows import BEGINNING, Cursor, Row
+from softlabels.core.summary import Summary
 from softlabels.core.targets import SoftTargets, gaps_from_logp
 from softlabels.errors import ConfigError, CorpusError
 from softlabels.format.identity import CorpusRecord, Identity
@@ -146,7 +148,7 @@ class _Imported:
         check_rows(planned, rows, where=str(self.path))
         targets = SoftTargets.concatenate([_targets(f, plan.identity) for f in foreign])
         targets.validate(where=f"shard {index} of {self.store}")
-        # the teacher's loss: of labels that were not kept it is not known
+        # the teacher's loss: of labels that were not kept it is not known, if the files do not say
         statistics = statistics_of(targets, rows, plan.identity, nll=None)
         content = Shard(start_row=planned.start_row, rows=rows, targets=targets)
         return Made(content=content, statistics=statistics)
@@ -160,6 +162,8 @@ class _Survey:
         self.digests = hashlib.sha256()
         self.rows = self.tokens = self.positions = self.longest = self.without_tail = 0
         self.k: int | None = None
+        self.labels = False
+        """Whether the log-probability of each label is known."""
 
     def watch(self, rows: Iterator[ForeignRow]) -> Iterator[tuple[Cursor, Row]]:
         """Rows for the plan."""
@@ -173,6 +177,7 @@ class _Survey:
                         "one number: import them as separate stores"
                     )
                 self.k = k
+                self.labels = foreign.label_logp is not None
                 self.without_tail += int((1 - mass < NO_TAIL).sum()) if k < self.vocab_size else 0
             self.digests.update(row.digest())
             self.rows += 1
@@ -254,7 +259,8 @@ def _identity(
         limit_rows=None,
     )
     assert survey.k is not None, "checked at the end of the first pass"
-    made = identity_of(replace(build, k=survey.k), teacher, corpus, own={})
+    asked = replace(build, k=survey.k, position_summary=survey.labels)
+    made = identity_of(asked, teacher, corpus, own={})
     engine = msgspec.structs.replace(teacher.record, engine=kind + IMPORTED)
     return msgspec.structs.replace(made, teacher=engine)
 
@@ -268,7 +274,14 @@ def _targets(foreign: ForeignRow, identity: Identity) -> SoftTargets:
         outside = 1 - mass
         some = outside >= NO_TAIL
         odds[some, 0] = np.log(outside[some]) - np.log(mass[some])
-    k = identity.targets.k
+    k, summary = identity.targets.k, None
+    if identity.summary is not None:
+        assert foreign.label_logp is not None, "all rows of a kind say, or none"
+        summary = Summary(
+            label_logp=held_label_logp(np.minimum(foreign.label_logp, 0)).astype(np.float32),
+            entropy=np.full(n, np.nan, np.float32),
+            top=foreign.ids[:, 0].astype(np.int32),
+        )
     return SoftTargets(
         ids=foreign.ids.astype(np.int32).reshape(n, k),
         gaps=gaps_from_logp(foreign.logp.astype(np.float32).reshape(n, k)),
@@ -276,4 +289,5 @@ def _targets(foreign: ForeignRow, identity: Identity) -> SoftTargets:
         temperatures=(1.0,),
         vocab_size=vocab_size,
         estimator="topk",
+        summary=summary,
     )

@@ -74,9 +74,17 @@ def _rows(file: BinaryIO, path: Path, k: int, bos: int | None) -> Iterator[Forei
         input_ids = tokens[c].astype(np.int32)
         if bos is not None:
             input_ids[0] = bos
-        ids, logp = _positions(file, n, v, min(k, v), where)
+        labels = tokens[c, first + 1 : first + 1 + n].astype(np.int64)
+        if labels.size and (labels.min() < 0 or labels.max() >= v):
+            raise CorpusError(f"{where}: holds a token outside 0..{v - 1}; altered?")
+        ids, logp, label_logp = _positions(file, labels, v, min(k, v), where)
         yield ForeignRow(
-            where=where, input_ids=input_ids, label_mask=label_mask, ids=ids, logp=logp
+            where=where,
+            input_ids=input_ids,
+            label_mask=label_mask,
+            ids=ids,
+            logp=logp,
+            label_logp=label_logp,
         )
 
 
@@ -114,9 +122,14 @@ def _width(v: int) -> int:
 
 
 def _positions(
-    file: BinaryIO, n: int, v: int, k: int, where: str
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
-    """`[n, k]` each: the likeliest ids of a chunk's positions, the first the likeliest, and their log-probabilities."""
+    file: BinaryIO, labels: npt.NDArray[np.int64], v: int, k: int, where: str
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """The likeliest ids of a chunk's positions, the first the likeliest, and their log-probabilities: `[n, k]` each.
+
+    The third is the log-probability of each of `labels [n]`.
+    """
+    n = len(labels)
+    label_logp = np.zeros(n, np.float32)
     ids, logp = np.zeros((n, k), np.int64), np.zeros((n, k), np.float32)
     step = max(1, AT_ONCE // _width(v))
     for begin in range(0, n, step):
@@ -133,7 +146,9 @@ def _positions(
         ids[part] = np.take_along_axis(best, order, 1)
         values = np.take_along_axis(values, order, 1)
         logp[part] = scale[:, None] * values.astype(np.float32) + least[:, None]
-    return ids, logp
+        own = np.take_along_axis(units, labels[part, None], 1)[:, 0]
+        label_logp[part] = scale * own.astype(np.float32) + least
+    return ids, logp, label_logp
 
 
 # -- writing ---------------------------------------------------------------------------------------

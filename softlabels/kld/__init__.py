@@ -3,6 +3,7 @@
 positions.py    what the reference says at each position, and what one candidate does
 bins.py         a candidate's logits, seen through the reference's kept ids
 candidates.py   what MODEL may be, and whether its ids mean what the reference's do
+tails.py        the part of the KL that lies within the tails, estimated
 compare.py      the pass: every row of the reference through a candidate
 findings.py     the figures, their intervals, groups, and which of two is nearer; record.py is what they say
 text.py         the table of a terminal, the block of a model card

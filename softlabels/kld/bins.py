@@ -12,6 +12,19 @@ the function -log q̃ against the uniform distribution,
 
 which holds for every p̃ of that entropy, the worst included, and is wide for that reason.
 
+Rounding. Stored are log-probabilities log p' of the bins, each within a slack e of the true one (`said.py`): the
+true p_i = p'_i exp(d_i), |d_i| <= e_i, and both sum to 1. With K' the KL of the stored bins, any c, and
+a_i = log(p'_i/q_i) - c,
+
+    KL of the bins - K'  =  sum of  p'_i (exp(d_i) (a_i + d_i) - a_i)
+
+since c times either sum is c. Each term is at most the larger of its values at d_i = -e_i and e_i, and at least its
+value at d_i = -1 - a_i, where its only minimum is, moved into [-e_i, e_i]: so the sums of these bound the difference
+(`rounded`). c = K' + 1 makes the slopes p'_i (log(p'_i/q_i) - K') sum to 0, and the bound near the best there is.
+K' is above the truth: where gaps to the likeliest id are rounded, independently, uniformly within e, and the sum is 1,
+that adds sum of p_i (1 - p_i) e_i^2 / 6 over the other kept ids on average, to the second order (`expected_excess`).
+`ARITHMETIC` allows for the candidate's side, which is not stored.
+
 Shapes: n positions of a chunk, K kept ids, V vocabulary of the candidate.
 """
 
@@ -27,6 +40,9 @@ from softlabels.core.bins import acceptance
 from softlabels.estimators.entropy import tiles
 from softlabels.teachers.listing import Listed
 
+ARITHMETIC = 2.0**-20
+"""Nats: what sums in single precision over a vocabulary do to a KL."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Reference:
@@ -38,6 +54,8 @@ class Reference:
     """`[n, K] bool`."""
     log_p: Tensor
     """`[n, K+1] float64`: kept ids (`-inf`: not kept), then the tail."""
+    slack: Tensor
+    """`[n, K+1] float64`: within what each of these is the true one."""
     label: Tensor
     """`[n] int64`; 0 where there is none."""
     top: Tensor
@@ -124,6 +142,7 @@ def see_listed(listed: Listed, reference: Reference) -> tuple[Seen, Reference]:
         ids=reference.ids,
         kept=both,
         log_p=torch.cat([log_p, p_tail[:, None]], 1),
+        slack=torch.cat([reference.slack[:, :-1], reference.slack.amax(1, keepdim=True)], 1),
         label=reference.label,
         top=reference.top,
     )
@@ -137,18 +156,31 @@ def divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
     return terms.masked_fill(nothing, 0.0).sum(1).clamp_min(0.0)
 
 
-def proxy(log_p: Tensor, log_q: Tensor) -> Tensor:
-    """What the gap would be if the tail were as far as the less likely half of the kept ids: `[n]`, nats.
+def rounded(log_p: Tensor, log_q: Tensor, slack: Tensor) -> tuple[Tensor, Tensor]:
+    """Bounds `[n]`, nats, on the KL over bins `[n, B]` whose true log-probabilities are within `slack` of `log_p`."""
+    found = divergence(log_p, log_q)
+    nothing = log_p == -torch.inf
+    p, slack = log_p.exp(), slack.masked_fill(nothing, 0.0)
+    a = (log_p - log_q).masked_fill(nothing, 0.0) - found[:, None] - 1
 
-    The tail's mass times the KL within that half, each renormalised. Only a guess of its own; what wide rows measure
-    says how much of it to believe.
-    """
-    kept_p, kept_q = log_p[:, :-1], log_q[:, :-1]
-    rank = (-kept_p).argsort(1).argsort(1)
-    half = (rank >= (kept_p > -torch.inf).sum(1, keepdim=True) // 2) & (kept_p > -torch.inf)
-    a, b = (x.masked_fill(~half, -torch.inf) for x in (kept_p, kept_q))
-    within = divergence(a - a.logsumexp(1, keepdim=True), b - b.logsumexp(1, keepdim=True))
-    return log_p[:, -1].exp() * within.nan_to_num(0.0)
+    def term(d: Tensor) -> Tensor:
+        return p * (a * torch.expm1(d) + d * d.exp())
+
+    lowest = torch.minimum(torch.maximum(-1 - a, -slack), slack)
+    least = found + term(lowest).sum(1) - ARITHMETIC
+    most = found + torch.maximum(term(-slack), term(slack)).sum(1) + ARITHMETIC
+    infinite = found == torch.inf
+    return (
+        least.clamp_min(0.0).masked_fill(infinite, torch.inf),
+        most.masked_fill(infinite, torch.inf),
+    )
+
+
+def expected_excess(log_p: Tensor, slack: Tensor) -> Tensor:
+    """What rounding of the kept ids adds to the KL over bins `[n, B]` on average, nats `[n]`."""
+    p = log_p[:, :-1].exp()
+    added = p * (1 - p) * slack[:, :-1] ** 2 / 6
+    return added.sum(1) - added.gather(1, p.argmax(1, keepdim=True))[:, 0]
 
 
 def accepted(log_p: Tensor, log_q: Tensor, vocab_size: int, kept: Tensor) -> tuple[Tensor, Tensor]:

@@ -17,13 +17,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from softlabels.capture import IMPOSSIBLE
 from softlabels.core.rows import UNLABELLED, InputRow
 from softlabels.core.targets import SoftTargets
 from softlabels.errors import NonFiniteError, PairingError
+from softlabels.format.identity import EncodingRecord
 from softlabels.format.shard import StoredRow
 from softlabels.kld import bins
-from softlabels.kld.positions import Answered, Float64, Int64, Said, joined
-from softlabels.kld.said import label_logp, places, tail_entropy, tops
+from softlabels.kld.positions import Answered, Bool, Float64, Int64, Said, joined
+from softlabels.kld.said import label_logp, places, slack, tail_entropy, tops
+from softlabels.kld.tails import features, within
 from softlabels.store.reader import Store
 from softlabels.teachers import Teacher
 from softlabels.teachers.listing import Listed
@@ -153,6 +156,7 @@ class _Pass:
     def __init__(self, store: Store, teacher: Teacher, wide: Wide | None, list_k: int) -> None:
         self._teacher, self._wide, self._list_k = teacher, wide, list_k
         self._identity, self._where = store.manifest.identity, str(store.path)
+        self._wide_encoding = None if wide is None else wide.store.manifest.identity.encoding
         self.beyond = 0
         if teacher.listing is not None:
             teacher.listing.check_k(list_k)
@@ -185,22 +189,29 @@ class _Pass:
 
     def _dense(self, batch: _Batch, at: Int64, logits: Tensor) -> tuple[Said, Answered]:
         """One chunk of logits `[n, V]`, at the positions `at [n]` of the batch."""
-        self._check_finite(batch, at, logits)
+        impossible = self._check(batch, at, logits)
         home = logits.device
         wide = None
         in_wide = np.flatnonzero(batch.wide_place[at] >= 0)
         if len(in_wide) and batch.wide is not None:
             targets = batch.wide[batch.wide_place[at][in_wide]]
-            also = self._reference(targets, batch.labels[at][in_wide], home)
+            also = self._reference(targets, batch.labels[at][in_wide], home, self._wide_encoding)
             seen = bins.see(logits[torch.from_numpy(in_wide).to(home)], also)
-            wide = (in_wide, seen, also)
+            measured = within(also.log_p, seen.log_q, also.slack, batch.targets.k)
+            wide = (in_wide, _array(measured))
         reference = self._reference(batch.targets[at], batch.labels[at], home)
-        return self._judge(batch, at, bins.see(logits, reference), reference, wide)
+        seen = bins.see(logits, reference)
+        return self._judge(batch, at, seen, reference, impossible=impossible, wide=wide)
 
     def _reference(
-        self, targets: SoftTargets, labels: Int64, device: torch.device | None = None
+        self,
+        targets: SoftTargets,
+        labels: Int64,
+        device: torch.device | None = None,
+        encoding: EncodingRecord | None = None,
     ) -> bins.Reference:
         """What the reference says, in ids that the candidate has."""
+        off = slack(targets, encoding or self._identity.encoding)
         log_p, top, width = targets.log_bins(1.0), tops(targets), self._teacher.record.vocab_size
         top = np.where(top < width, top, -1)
         ids, kept = targets.ids.astype(np.int64), targets.kept
@@ -210,14 +221,17 @@ class _Pass:
             lost = np.logaddexp.reduce(np.where(lacks, log_p[:, :-1], -np.inf), axis=1)
             log_p[:, -1] = np.logaddexp(log_p[:, -1], lost)
             log_p[:, :-1][lacks] = -np.inf
+            off[:, -1] = np.maximum(off[:, -1], np.where(lacks, off[:, :-1], 0.0).max(1))
             kept = kept & ~lacks
             first = ids[np.arange(len(ids)), kept.argmax(1)]
             ids = np.where(kept, ids, first[:, None])
-        ids_t, kept_t, log_t, label_t, top_t = (
+        ids_t, kept_t, log_t, off_t, label_t, top_t = (
             torch.from_numpy(np.ascontiguousarray(a)).to(device or "cpu")
-            for a in (ids, kept, log_p, np.maximum(labels, 0), top)
+            for a in (ids, kept, log_p, off, np.maximum(labels, 0), top)
         )
-        return bins.Reference(ids=ids_t, kept=kept_t, log_p=log_t, label=label_t, top=top_t)
+        return bins.Reference(
+            ids=ids_t, kept=kept_t, log_p=log_t, slack=off_t, label=label_t, top=top_t
+        )
 
     def _judge(
         self,
@@ -225,17 +239,16 @@ class _Pass:
         at: Int64,
         seen: bins.Seen,
         reference: bins.Reference,
-        wide: tuple[Int64, bins.Seen, bins.Reference] | None = None,
+        impossible: Bool | None = None,
+        wide: tuple[Int64, Float64] | None = None,
     ) -> tuple[Said, Answered]:
         targets, labels = batch.targets[at], batch.labels[at]
         log_p, log_q = reference.log_p, seen.log_q
         vocab = max(self._identity.teacher.vocab_size, self._teacher.record.vocab_size)
         low, high = bins.accepted(log_p, log_q, vocab, reference.kept)
-        wide_kl, wide_proxy = np.full((2, len(at)), np.nan)
+        measured = np.full(len(at), np.nan)
         if wide is not None:
-            which, theirs, also = wide
-            wide_kl[which] = _array(bins.divergence(also.log_p, theirs.log_q))
-            wide_proxy[which] = _array(bins.proxy(also.log_p, theirs.log_q))
+            measured[wide[0]] = wide[1]
         known = labels != UNLABELLED
         said = Said(
             row=batch.indices[at].astype(np.int64),
@@ -246,38 +259,44 @@ class _Pass:
             right=known & (tops(targets) == labels),
             tail=np.exp(_array(log_p[:, -1])),
         )
-        within = tail_entropy(targets, self._identity.encoding)
+        least, most = bins.rounded(log_p, log_q, reference.slack)
+        excess = bins.expected_excess(log_p, reference.slack)
         answered = Answered(
-            kl=_array(bins.divergence(log_p, log_q)),
-            most=_most(said.tail, _array(seen.spread), within),
-            proxy=_array(bins.proxy(log_p, log_q)),
-            wide=wide_kl,
-            wide_proxy=wide_proxy,
+            bins=_array(bins.divergence(log_p, log_q) - excess),
+            least=_array(least),
+            most=_array(most) + _hidden(reference, seen, targets),
+            seen=_array(features(log_p, log_q)),
+            within=measured,
             label_logp=np.where(known, _array(seen.label_logp), np.nan),
             same_top=_array(seen.same_top).astype(np.bool_),
             right=known & _array(seen.right).astype(np.bool_),
+            impossible=np.zeros(len(at), np.bool_) if impossible is None else impossible,
             accept_low=_array(low),
             accept_high=_array(high),
         )
         return said, answered
 
-    def _check_finite(self, batch: _Batch, at: Int64, logits: Tensor) -> None:
-        """One pass: a sum is finite only if every logit is."""
-        finite = logits.sum(1).isfinite().cpu().numpy()
-        if finite.all():
-            return
-        row = int(batch.indices[at][finite.argmin()])
-        raise NonFiniteError(
-            f"{self._teacher.record.spec}: a logit is NaN or infinite in row {row} of {self._where}; nothing can be "
-            "said of such a model. Try --dtype float32, and check its weights"
-        )
+    def _check(self, batch: _Batch, at: Int64, logits: Tensor) -> Bool:
+        """Which positions have ids of probability 0; the same pass finds what is no number."""
+        lowest, highest = logits.aminmax(dim=1)
+        good = highest.isfinite() & ~lowest.isnan() & (highest > IMPOSSIBLE)
+        if not bool(good.all()):
+            row = int(batch.indices[at][int(good.int().argmin())])
+            raise NonFiniteError(
+                f"{self._teacher.record.spec}: a logit is NaN or infinite in row {row} of {self._where}; nothing can "
+                "be said of such a model. Try --dtype float32, and check its weights"
+            )
+        return np.asarray((lowest <= IMPOSSIBLE).cpu().numpy())
 
 
 def _array(values: Tensor) -> Float64:
     return np.asarray(values.cpu().numpy())
 
 
-def _most(tail: Float64, spread: Float64, entropy: Float64) -> Float64:
-    """`[n]`: what the gap is at most (`bins.py`)."""
+def _hidden(reference: bins.Reference, seen: bins.Seen, targets: SoftTargets) -> Float64:
+    """`[n]`: what the gap is at most (`bins.py`), whatever the tail is and was rounded to."""
+    log_p, off = _array(reference.log_p), _array(reference.slack)
+    tail = np.minimum(np.exp(log_p[:, -1] + off[:, -1]), 1.0)
+    apart = _array(seen.spread) - 2 * tail_entropy(log_p, off, targets)
     with np.errstate(invalid="ignore"):
-        return np.where(tail > 0, np.maximum(tail * (spread - 2 * entropy), 0.0), 0.0)
+        return np.where(tail > 0, tail * np.maximum(apart, 0.0), 0.0)

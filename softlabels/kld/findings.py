@@ -1,8 +1,7 @@
 """The figures of a comparison: sums over rows, so that one function gives a figure and each replicate of its bootstrap.
 
-The true KL is estimated from what is known of the tails. Where wide rows are stored, the part of each position's gap
-that they show is measured; what they found over what the kept ids let expect (`bins.proxy`) is the scale for all other
-positions, and for what is beyond the wide rows' own ids. Without wide rows the scale is 1.
+The KL of a position is the estimated one over all ids (`tails.py`): means, quantiles, groups and pairs are of it.
+Beside it stand the KL over the bins, and bounds that hold whatever the tails and the rounding are.
 
 Shapes: N positions, R rows, B replicates.
 """
@@ -19,6 +18,7 @@ from softlabels.kld.compare import Compared
 from softlabels.kld.positions import Answered, Bool, Float64, Int64, Said
 from softlabels.kld.record import Candidate, CandidateFacts, Figure, Group, Pair
 from softlabels.kld.significance import mcnemar, sign_flips
+from softlabels.kld.tails import Estimate, estimate
 
 KL_SHARES = {"kl_median": 0.5, "kl_90": 0.9, "kl_99": 0.99, "kl_99_9": 0.999}
 DP_SHARES = {
@@ -26,6 +26,8 @@ DP_SHARES = {
     **{"dp_75": 0.75, "dp_95": 0.95, "dp_99": 0.99, "dp_99_9": 0.999},
 }
 CURVE = (*np.linspace(0, 0.95, 39), *(1 - np.geomspace(0.045, 0.0005, 20)), 1.0)
+ENDLESS = 1e12
+"""Nats: no KL of numbers in double precision comes near."""
 LISTED = 20
 """Documents."""
 MOST_SORTED = 2**31
@@ -49,69 +51,67 @@ def candidate_of(
         replicates, seed: of the bootstrap.
     """
     said, answered = found.said, found.answered
-    scale, true = true_kl(answered)
+    known_kl = true_kl(found)
+    true = known_kl.kl
+    held = np.clip(true, 0.0, 2 * ENDLESS)  # quantiles between a number and infinity are no numbers
     dp = _dp(said, answered)
     sums = _row_sums(said, answered, true, dp)
     values = {name: float(v) for name, v in _ratios({n: s.sum(0) for n, s in sums.items()}).items()}
-    intervals = bootstrap(sums, _ratios, replicates=replicates, seed=seed)
+    finite = {n: s for n, s in sums.items() if np.isfinite(s).all()}
+    intervals = bootstrap(finite, _ratios, replicates=replicates, seed=seed)
     figures = {name: _figure(v, intervals.get(name)) for name, v in values.items()}
     known = np.isfinite(dp)
     for shares, of, where in (
-        (KL_SHARES, answered.kl, np.ones(said.n, np.bool_)),
+        (KL_SHARES, held, np.ones(said.n, np.bool_)),
         (DP_SHARES, dp, known),
     ):
         if where.any():
             figures |= _quantiles(of[where], said.row[where], shares, replicates, seed)
-    figures["kl_max"] = _figure(float(answered.kl.max()), None)
-    most = answered.kl + answered.most
+    figures["kl_max"] = _figure(float(true.max()), None)
     judged = said.label >= 0
-    documents, count = _by_document(said, answered)
-    wide = ~np.isnan(answered.wide)
+    documents, count = _by_document(said, answered, true)
     return Candidate(
         model=model,
         figures=figures,
-        kl_true_most=_finite(float(most.mean())),
-        true_from="wide rows" if scale is not None else "kept ids",
-        wide_positions=int(wide.sum()),
-        wide_scale=scale,
+        kl_least=_finite(float(answered.least.mean())),
+        kl_most=_finite(float(answered.most.mean())),
+        kl_from="wide rows" if known_kl.fitted else "kept ids",
+        kl_error=known_kl.error,
+        wide_positions=int(np.isfinite(answered.within).sum()),
+        infinite=int(np.isinf(answered.bins).sum()),
+        impossible=int(answered.impossible.sum()),
         flips=mcnemar(
             int((said.right & ~answered.right & judged).sum()),
             int((answered.right & ~said.right & judged).sum()),
         ),
         beyond=found.beyond,
-        by_class=[] if classes is None else _by_class(said, answered, np.array(classes)),
-        by_context=_by_context(said, answered),
+        by_class=[] if classes is None else _by_class(said, answered, true, np.array(classes)),
+        by_context=_by_context(said, answered, true),
         by_document=documents,
         documents=count,
         curve=[
             (float(s), float(v))
-            for s, v in zip(CURVE, np.quantile(answered.kl, CURVE), strict=True)
+            for s, v in zip(CURVE, np.quantile(held, CURVE), strict=True)
+            if v < ENDLESS
         ],
     )
 
 
-def true_kl(answered: Answered) -> tuple[float | None, Float64]:
-    """The scale that wide rows give, and the true KL of each position `[N]`, estimated."""
-    wide = ~np.isnan(answered.wide)
-    expected = answered.proxy[wide] - answered.wide_proxy[wide]
-    scale = None
-    if wide.any() and expected.sum() > 0:
-        shown = np.maximum(answered.wide[wide] - answered.kl[wide], 0.0)
-        scale = float(shown.sum() / expected.sum())
-    factor = 1.0 if scale is None else scale
-    true = answered.kl + factor * answered.proxy
-    true[wide] = answered.wide[wide] + factor * answered.wide_proxy[wide]
-    return scale, true
+def true_kl(found: Compared) -> Estimate:
+    """The true KL of each position `[N]`, estimated."""
+    answered = found.answered
+    return estimate(answered.bins, found.said.tail, answered.seen, answered.within)
 
 
 def pair_of(
     first: tuple[str, Compared], second: tuple[str, Compared], *, replicates: int, seed: int
 ) -> Pair:
-    """Whether the first is nearer to the reference than the second, on the same positions."""
+    """Whether the first is nearer to the reference than the second, on the positions where both KLs are finite."""
     (a_name, a), (b_name, b) = first, second
-    said = a.said
-    difference = a.answered.kl - b.answered.kl
-    rows, place = np.unique(said.row, return_inverse=True)
+    said, of_a, of_b = a.said, true_kl(a).kl, true_kl(b).kl
+    finite = np.isfinite(of_a) & np.isfinite(of_b)
+    difference = of_a[finite] - of_b[finite]
+    rows, place = np.unique(said.row[finite], return_inverse=True)
     sums = {
         "n": np.bincount(place, minlength=len(rows)).astype(np.float64),
         "d": np.bincount(place, weights=difference, minlength=len(rows)).astype(np.float64),
@@ -125,7 +125,7 @@ def pair_of(
     return Pair(
         first=a_name,
         second=b_name,
-        kl_difference=_figure(float(difference.mean()), interval),
+        kl_difference=_figure(float(difference.mean()) if len(rows) else np.nan, interval),
         p=sign_flips(sums["d"], seed),
         right=mcnemar(int((right & ~other & judged).sum()), int((other & ~right & judged).sum())),
     )
@@ -147,8 +147,8 @@ def _row_sums(said: Said, answered: Answered, true: Float64, dp: Float64) -> dic
     change = np.where(known, said.label_logp - answered.label_logp, 0.0)
     return {
         "n": total(np.ones(said.n)),
-        "kl": total(answered.kl),
-        "kl_true": total(true),
+        "kl": total(true),
+        "kl_bins": total(answered.bins),
         "same_top": total(answered.same_top),
         "accept_low": total(answered.accept_low),
         "accept_high": total(answered.accept_high),
@@ -160,15 +160,19 @@ def _row_sums(said: Said, answered: Answered, true: Float64, dp: Float64) -> dic
 
 
 def _ratios(sums: Mapping[str, Float64]) -> dict[str, Float64]:
-    """Figures `[…]` from sums with any axes before; NaN where nothing was drawn that one needs."""
+    """Figures `[…]` of the sums that are given, with any axes before; NaN where nothing was drawn that one needs."""
     n, known = sums["n"], sums["known"]
-    names = ("kl", "kl_true", "same_top", "accept_low", "accept_high")
+    names = ("kl", "kl_bins", "same_top", "accept_low", "accept_high")
     with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
-        return {name: sums[name] / n for name in names} | {
-            "perplexity_ratio": np.exp(sums["change"] / known),
-            "dp_mean": sums["dp"] / known,
-            "dp_rms": np.sqrt(sums["dp2"] / known),
-        }
+        ratio = {"perplexity_ratio": np.exp(sums["change"] / known)} if "change" in sums else {}
+        return (
+            {name: sums[name] / n for name in names if name in sums}
+            | ratio
+            | {
+                "dp_mean": sums["dp"] / known,
+                "dp_rms": np.sqrt(sums["dp2"] / known),
+            }
+        )
 
 
 def _quantiles(
@@ -200,42 +204,44 @@ def _figure(value: float, interval: tuple[float, float] | None) -> Figure:
 
 
 def _finite(value: float) -> float | None:
-    return value if np.isfinite(value) else None
+    return value if abs(value) < ENDLESS else None
 
 
 # -- groups ----------------------------------------------------------------------------------------
 
 
-def _group(said: Said, answered: Answered, where: Bool, name: str) -> Group:
+def _group(said: Said, answered: Answered, true: Float64, where: Bool, name: str) -> Group:
     change = (said.label_logp - answered.label_logp)[where]
     change = change[np.isfinite(change)]
     return Group(
         name=name,
         positions=int(where.sum()),
-        kl=float(answered.kl[where].mean()),
+        kl=_finite(float(true[where].mean())),
         same_top=float(answered.same_top[where].mean()),
         perplexity_ratio=_finite(float(np.exp(change.mean()))) if len(change) else None,
     )
 
 
-def _by_class(said: Said, answered: Answered, classes: npt.NDArray[np.str_]) -> list[Group]:
+def _by_class(
+    said: Said, answered: Answered, true: Float64, classes: npt.NDArray[np.str_]
+) -> list[Group]:
     names, counts = np.unique(classes, return_counts=True)
-    return [_group(said, answered, classes == n, str(n)) for n in names[np.argsort(-counts)]]
+    return [_group(said, answered, true, classes == n, str(n)) for n in names[np.argsort(-counts)]]
 
 
-def _by_context(said: Said, answered: Answered) -> list[Group]:
+def _by_context(said: Said, answered: Answered, true: Float64) -> list[Group]:
     """By how many tokens were read, in doubling bins."""
     power = np.floor(np.log2(np.maximum(said.context, 1))).astype(np.int64)
     return [
-        _group(said, answered, power == p, f"{2**p}-{2 ** (p + 1) - 1}" if p else "1")
+        _group(said, answered, true, power == p, f"{2**p}-{2 ** (p + 1) - 1}" if p else "1")
         for p in np.unique(power)
     ]
 
 
-def _by_document(said: Said, answered: Answered) -> tuple[list[Group], int]:
+def _by_document(said: Said, answered: Answered, true: Float64) -> tuple[list[Group], int]:
     """The `LISTED` of the largest KL, and how many there are."""
     keys, place = np.unique(said.document, return_inverse=True)
-    mean = np.bincount(place, weights=answered.kl) / np.bincount(place)
+    mean = np.bincount(place, weights=true) / np.bincount(place)
     worst = np.argsort(-mean, kind="stable")[:LISTED]
-    found = [_group(said, answered, place == w, f"document {keys[w]}") for w in worst]
+    found = [_group(said, answered, true, place == w, f"document {keys[w]}") for w in worst]
     return found, len(keys)

@@ -1,40 +1,54 @@
-"""Gates for CI: a candidate that may be further away than was allowed ends the command with 1."""
+"""What is near enough: gates for CI, and the rule by which a page says which candidate to ship."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from softlabels.errors import FidelityError
-from softlabels.kld.record import Comparison
+from softlabels.kld.record import Candidate, Comparison
 
 
-def check_gates(
-    found: Comparison, *, max_kl: float | None = None, min_same_top: float | None = None
-) -> None:
-    """Refuse candidates by the worse end of their intervals; without an interval by the figure.
+@dataclass(frozen=True, kw_only=True)
+class Gates:
+    """What a candidate must not exceed, by the worse end of its interval; without an interval by the figure."""
 
-    Args:
-        found: the comparison.
-        max_kl: most mean KL, nats, the tails' part as estimated.
-        min_same_top: least share of positions with the same most probable token.
+    max_kl: float | None = None
+    """Most mean KL, nats, the tails' part as estimated."""
+    min_same_top: float | None = None
+    """Least share of positions with the same most probable token."""
+
+    def failure(self, c: Candidate) -> str | None:
+        """Which gate a candidate fails, and by what; None: none."""
+        kl, same = c.figures["kl"], c.figures["same_top"]
+        most = kl.value if kl.high is None else kl.high
+        if self.max_kl is not None and (most is None or not most <= self.max_kl):
+            return (
+                f"its mean KL is {_said(kl.value)} nats, by resampling up to {_said(most)}; --max-kl allows "
+                f"{self.max_kl:g}"
+            )
+        least = same.value if same.low is None else same.low
+        if self.min_same_top is not None and (least is None or not least >= self.min_same_top):
+            return (
+                f"has the reference's most probable token at {_said(same.value)} of the positions, by resampling down "
+                f"to {_said(least)}; --min-same-top asks for {self.min_same_top:g}"
+            )
+        return None
+
+
+USUAL = Gates(min_same_top=0.95)
+"""What a page goes by if no gate is given: 19 of 20 tokens."""
+
+
+def check_gates(found: Comparison, gates: Gates) -> None:
+    """Refuse candidates that fail.
 
     Raises:
-        FidelityError: names the first candidate that fails, the figure and the bound.
+        FidelityError: names the first candidate that does, the figure and the bound.
     """
     for c in found.candidates:
-        kl, same = c.figures["kl_true"], c.figures["same_top"]
-        if max_kl is not None:
-            most = kl.value if kl.high is None else kl.high
-            if most is None or not most <= max_kl:
-                raise FidelityError(
-                    f"{c.model.name}: its mean KL is {_said(kl.value)} nats, by resampling up to {_said(most)}; "
-                    f"--max-kl allows {max_kl:g}"
-                )
-        if min_same_top is not None:
-            least = same.value if same.low is None else same.low
-            if least is None or not least >= min_same_top:
-                raise FidelityError(
-                    f"{c.model.name}: has the reference's most probable token at {_said(same.value)} of the positions, "
-                    f"by resampling down to {_said(least)}; --min-same-top asks for {min_same_top:g}"
-                )
+        failure = gates.failure(c)
+        if failure is not None:
+            raise FidelityError(f"{c.model.name}: {failure}")
 
 
 def _said(value: float | None) -> str:

@@ -46,22 +46,25 @@ class Said:
 class Answered:
     """Of one candidate."""
 
-    kl: Float64
-    """`[N]`: KL(reference ‖ candidate) over the kept ids and the tail, nats: at most the true one."""
+    bins: Float64
+    """`[N]`: KL(reference ‖ candidate) over the kept ids and the tail, nats, less what the stored numbers' rounding
+    adds to it on average; infinite where a kept id is impossible to the candidate."""
+    least: Float64
+    """`[N]`: the true KL is at least this, whatever was rounded."""
     most: Float64
-    """`[N]`: by how much the true one may be more, at the very worst; infinite or NaN: not known."""
-    proxy: Float64
-    """`[N]`: by how much it would be more if the tail were as far as the less likely half of the kept ids."""
-    wide: Float64
-    """`[N]`: KL over the ids of the wide row; NaN: it has none."""
-    wide_proxy: Float64
-    """`[N]`: `proxy` of those; NaN as `wide`."""
+    """`[N]`: it is at most this, whatever the tail is; infinite or NaN: not known."""
+    seen: Float64
+    """`[N, 3]`: what the KL within the tail is estimated from (`tails.features`)."""
+    within: Float64
+    """`[N]`: KL within the tail, nats, as a wide row shows it; NaN: there is none."""
     label_logp: Float64
     """`[N]`: its log-probability of the label, nats."""
     same_top: Bool
     """`[N]`: the reference's likeliest id is its likeliest, too."""
     right: Bool
     """`[N]`: its likeliest id came."""
+    impossible: Bool
+    """`[N]`: some id has probability 0 to the candidate."""
     accept_low: Float64
     """`[N]`: least that sum of min(p, q) over all ids can be."""
     accept_high: Float64

@@ -32,7 +32,8 @@ class Group(_Record, frozen=True, kw_only=True):
 
     name: str
     positions: int
-    kl: float
+    kl: float | None
+    """None: infinite."""
     same_top: float
     perplexity_ratio: float | None
 
@@ -61,15 +62,23 @@ class Candidate(_Record, frozen=True, kw_only=True):
 
     model: CandidateFacts
     figures: dict[str, Figure]
-    """`kl`, `kl_median`, `kl_90`, `kl_99`, `kl_99_9`, `kl_max`, `kl_true` (estimated; see `true_from`), `same_top`,
-    `dp_rms`, `dp_mean`, `dp_0_1` to `dp_99_9`, `perplexity_ratio`, `accept_low`, `accept_high`."""
-    kl_true_most: float | None
-    """The mean of the true KL is at most this, whatever the tails are; None: not known."""
-    true_from: str
-    """What `kl_true` is estimated from: `wide rows`, or `kept ids`."""
+    """`kl` and its quantiles `kl_median`, `kl_90`, `kl_99`, `kl_99_9`, `kl_max`: over all ids, estimated; `kl_bins`:
+    over the kept ids and one bin of all others. `same_top`, `dp_rms`, `dp_mean`, `dp_0_1` to `dp_99_9`,
+    `perplexity_ratio`, `accept_low`, `accept_high`."""
+    kl_least: float | None
+    """The true mean KL is at least this, however the reference's numbers were rounded; None: infinite."""
+    kl_most: float | None
+    """It is at most this, whatever the tails are; None: not known."""
+    kl_from: str
+    """What the tails' part of `kl` is estimated from: `wide rows`, or `kept ids`."""
+    kl_error: float | None
+    """Median relative error of a position's estimated KL for the tails' part, as wide rows show it, the stored numbers'
+    rounding aside; None: not known."""
     wide_positions: int
-    wide_scale: float | None
-    """How much more the tail's divergence was on wide rows than the kept ids let expect; None: no wide rows."""
+    infinite: int
+    """Positions where the KL is infinite: a kept id is impossible to the candidate."""
+    impossible: int
+    """Positions where some id is, kept or not."""
     flips: Test
     """The reference (first) against the candidate (second)."""
     beyond: int

@@ -9,14 +9,16 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from softlabels.codecs.summary import entropy_bound
 from softlabels.core.rows import InputRow, Row
 from softlabels.core.summary import UNKNOWN
 from softlabels.core.targets import SoftTargets
 from softlabels.format.identity import EncodingRecord
 from softlabels.kld.positions import Float64, Int64
 
-ROUNDED = 2.0**-13
-"""Of a summary's entropy H: it is held within sqrt(H)/64 + H/2048 + this (docs/format.md, section 15)."""
+COMPUTED = 2.0**-18
+"""Nats: what single precision makes of logits up to some 60, on either side, is within it."""
+LEAST_MASS = 1e-300
 
 
 def tops(targets: SoftTargets) -> Int64:
@@ -38,27 +40,51 @@ def label_logp(targets: SoftTargets, labels: Int64) -> Float64:
     return np.where(np.isnan(exact), kept, exact)
 
 
-def tail_entropy(targets: SoftTargets, encoding: EncodingRecord) -> Float64:
-    """`[n]`: least entropy, nats, of the distribution within the tail, whatever a store has rounded."""
+def slack(targets: SoftTargets, encoding: EncodingRecord) -> Float64:
+    """`[n, K+1]`: within what the stored log-probabilities of kept ids and tail are the true ones, nats.
+
+    A codec's bound is of the true value v; of a stored one, |v| <= (|v'| + absolute) / (1 - relative). The tail's
+    log-odds are held within the same bound, and log P changes by no more than they do. Where errors are relative, a
+    reader's normalising shifts all kept ids by one more, at most log sum p~ exp(error), and by the tail's.
+    """
     log_p = targets.log_bins(1.0)
-    p, known = np.exp(log_p), np.isfinite(log_p)
-    terms = np.where(known, p * np.where(known, log_p, 0.0), 0.0)
-    tail = p[:, -1]
-    least = np.zeros(targets.n)
+    log_p[:, -1] = np.abs(targets.log_odds[:, targets.grid_index(1.0)])
+    known = np.isfinite(log_p)
+    relative, absolute = encoding.relative_error, encoding.absolute_error
+    size = np.abs(np.where(known, log_p, 0.0))
+    error = relative * (size + absolute) / (1 - relative) + absolute
+    if relative > 0:
+        p = np.exp(targets.log_bins(1.0)[:, :-1])
+        inside = np.maximum(p.sum(1), LEAST_MASS)
+        shift = np.log(np.maximum((p * np.exp(error[:, :-1])).sum(1) / inside, 1.0)) + error[:, -1]
+        error[:, :-1] += shift[:, None]
+    return np.where(known, error + COMPUTED, 0.0)
+
+
+def tail_entropy(log_p: Float64, slack: Float64, targets: SoftTargets) -> Float64:
+    """`[n]`: least entropy, nats, of the distribution within the tail, whatever was rounded.
+
+    Args:
+        log_p, slack: `[n, K+1]`, kept ids and tail.
+        targets: of the same positions.
+    """
+    known = log_p > -np.inf
+    lowest, highest = log_p - slack, np.minimum(log_p + slack, 0.0)
+    p_most = np.exp(highest[:, -1])
+    least = np.zeros(len(log_p))
     with np.errstate(divide="ignore", invalid="ignore"):
         if targets.keeps.largest:  # no id of the tail is likelier than a kept one
-            smallest = np.where(known[:, :-1], log_p[:, :-1], np.inf).min(1)
-            least = np.fmax(least, log_p[:, -1] - smallest)
+            smallest = np.where(known[:, :-1], highest[:, :-1], np.inf).min(1)
+            all_known = known[:, :-1].sum(1) == targets.kept.sum(1)  # else some are in the tail
+            least = np.where(all_known, np.fmax(least, lowest[:, -1] - smallest), least)
         if targets.summary is not None:
             whole = targets.summary.entropy.astype(np.float64)
-            off = np.sqrt(whole) / 64 + whole / 2048 + ROUNDED
-            bound = (
-                encoding.relative_error * np.abs(np.where(known, log_p, 0))
-                + encoding.absolute_error
-            )
-            off = off + np.where(known, p * bound * np.abs(1 + np.where(known, log_p, 0)), 0).sum(1)
-            least = np.fmax(least, (whole - off + terms.sum(1)) / tail)
-    return np.where(tail > 0, least, 0.0)
+            # What kept ids and the tail's mass take of it, p log p, which has its only minimum at 1/e.
+            at = np.clip(-1.0, lowest, highest)
+            taken = np.where(known, np.exp(at) * at, 0.0).sum(1)
+            left = whole - entropy_bound(whole) + taken
+            least = np.fmax(least, np.maximum(left, 0.0) / p_most)
+    return np.where(known[:, -1], least, 0.0)
 
 
 def places(rows: Sequence[InputRow]) -> tuple[Int64, Int64]:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 
 from softlabels.core.printable import for_markdown, printable
 from softlabels.kld.record import Candidate, Comparison, Figure, Group, Pair, Test
 
 ROWS: Sequence[tuple[str, str, str]] = (
-    ("KL, mean (at least)", "kl", "nats"),
-    ("KL, mean (estimated)", "kl_true", "nats"),
+    ("KL, mean", "kl", "nats"),
     ("KL, median", "kl_median", "nats"),
     ("KL, 90 %", "kl_90", "nats"),
     ("KL, 99 %", "kl_99", "nats"),
     ("KL, 99.9 %", "kl_99_9", "nats"),
     ("KL, largest", "kl_max", "nats"),
+    ("KL over the kept ids and the rest, mean", "kl_bins", "nats"),
     ("same most probable token", "same_top", "share"),
     ("perplexity, over the reference's", "perplexity_ratio", "ratio"),
     ("Δp, root mean square", "dp_rms", "share"),
@@ -25,7 +26,7 @@ ROWS: Sequence[tuple[str, str, str]] = (
     ("drafts accepted, at most", "accept_high", "share"),
 )
 CARD = ("kl", "kl_median", "kl_99", "same_top", "perplexity_ratio", "dp_rms")
-UNKNOWN = "not known"
+UNKNOWN, INFINITE = "not known", "infinite"
 
 
 def shown(value: float, unit: str) -> str:
@@ -49,6 +50,14 @@ def with_interval(figure: Figure, unit: str) -> str:
     return f"{text} ({shown(figure.low, unit)} to {shown(figure.high, unit)})"
 
 
+def figure_of(candidate: Candidate, key: str, unit: str, *, interval: bool = True) -> str:
+    """One figure of a candidate, in words."""
+    figure = candidate.figures.get(key, Figure(value=None))
+    if figure.value is None:
+        return INFINITE if candidate.infinite and key.startswith("kl") else UNKNOWN
+    return with_interval(figure, unit) if interval else shown(figure.value, unit)
+
+
 def megabytes(bytes_: int | None) -> str:
     """Of a model on disk."""
     return UNKNOWN if bytes_ is None else f"{bytes_ / 1e6:,.1f} MB"
@@ -58,11 +67,7 @@ def table(found: Comparison) -> list[tuple[str, list[str]]]:
     """Name of each figure, and what it is for each candidate."""
     lines = [("size", [megabytes(c.model.bytes) for c in found.candidates])]
     for name, key, unit in ROWS:
-        values = [
-            with_interval(c.figures[key], unit) if key in c.figures else UNKNOWN
-            for c in found.candidates
-        ]
-        lines.append((name, values))
+        lines.append((name, [figure_of(c, key, unit) for c in found.candidates]))
     lines.append(
         ("flips: reference right / candidate right", [flips(c.flips) for c in found.candidates])
     )
@@ -74,10 +79,19 @@ def flips(test: Test) -> str:
     return f"{test.only_first:,} / {test.only_second:,}, p = {test.p:.2g}"
 
 
+def neighbours(found: Comparison) -> list[Pair]:
+    """The pairs of each candidate and the next nearest, the nearest first; `found.pairs` has all."""
+    kls = {c.model.name: c.figures["kl"].value for c in found.candidates}
+    order = sorted(kls, key=lambda name: (kls[name] is None, kls[name] or 0.0))
+    pairs = {frozenset((p.first, p.second)): p for p in found.pairs}
+    return [pairs[frozenset(two)] for two in pairwise(order)]
+
+
 def verdict(pair: Pair) -> str:
     """Which of two is nearer, as a sentence."""
     d = pair.kl_difference
-    assert d.value is not None
+    if d.value is None:
+        return f"{pair.first} and {pair.second}: at no position are the KLs of both finite"
     nearer, other = pair.first, pair.second
     if d.value > 0:
         nearer, other = other, nearer
@@ -101,16 +115,20 @@ def notes(found: Comparison) -> Iterator[str]:
         f"{r.tail:.1%} of the mass in the tail); in brackets: 95 % intervals, by resampling rows"
     )
     for c in found.candidates:
-        worst = UNKNOWN if c.kl_true_most is None else f"{c.kl_true_most:.3g} nats"
-        how = "the less likely half of the kept ids"
-        if c.wide_scale is not None:
-            how = f"{c.wide_positions:,} positions with more ids (scale {c.wide_scale:.2f})"
+        least, most = (UNKNOWN if b is None else f"{b:.3g}" for b in (c.kl_least, c.kl_most))
+        how = "the kept ids alone, for want of wide rows"
+        if c.kl_from == "wide rows":
+            error = UNKNOWN if c.kl_error is None else f"{c.kl_error:.1%}"
+            how = f"{c.wide_positions:,} positions with more ids (median error of a position {error}, rounding aside)"
         yield (
-            f"{c.model.name}: the KL over kept ids and tail is at most the true one, which is at most {worst} "
-            f"whatever the tails are; it is estimated from {how}"
+            f"{c.model.name}: the KL within the tails is estimated from {how}; whatever they are, the mean is between "
+            f"{least} and {most} nats"
         )
-    for pair in found.pairs:
-        yield verdict(pair)
+        if c.impossible:
+            yield (
+                f"{c.model.name}: gives some ids probability 0 at {c.impossible:,} positions, at {c.infinite:,} of "
+                "them one that the reference keeps: there the KL is infinite"
+            )
 
 
 def for_people(found: Comparison) -> str:
@@ -130,7 +148,7 @@ def for_people(found: Comparison) -> str:
     )
     for title, of in groups:
         lines += _grouped(title, found.candidates, of)
-    return "\n".join([*lines, "", *notes(found)])
+    return "\n".join([*lines, "", *notes(found), *map(verdict, neighbours(found))])
 
 
 def _grouped(
@@ -144,10 +162,14 @@ def _grouped(
     width = max(map(len, named[0]))
     for name, group in named[0].items():
         each = "   ".join(
-            f"{shown(g.kl, 'nats')} {g.same_top:.1%}" if (g := by.get(name)) else "-"
-            for by in named
+            f"{kl_of(g)} {g.same_top:.1%}" if (g := by.get(name)) else "-" for by in named
         )
         yield f"  {printable(name):>{width}}  {group.positions:>8,}   {each}"
+
+
+def kl_of(group: Group) -> str:
+    """Mean KL of a group."""
+    return INFINITE if group.kl is None else shown(group.kl, "nats")
 
 
 def markdown(found: Comparison) -> str:
@@ -163,10 +185,7 @@ def markdown(found: Comparison) -> str:
         "|---|" + "---|" * (len(heads) + 1),
     ]
     for c in found.candidates:
-        cells = [
-            with_interval(c.figures[key], names[key][1]) if key in c.figures else UNKNOWN
-            for key in CARD
-        ]
+        cells = [figure_of(c, key, names[key][1]) for key in CARD]
         lines.append(
             f"| {for_markdown(c.model.name)} | {megabytes(c.model.bytes)} | "
             + " | ".join(cells)

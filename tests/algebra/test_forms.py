@@ -190,6 +190,14 @@ def test_samples_have_no_divergence_and_other_tokenizers_no_ids(tmp_path):
     assert (found["rows_common"], found["kl"], found["top1_agreement"]) == (0, None, None)
 
 
+def test_a_store_of_one_row_is_packed_without_a_dictionary(tmp_path):
+    """A dictionary is trained on four fifths of the rows of each shard, which is none of one."""
+    build_tiny(tmp_path / "a", write_corpus(tmp_path / "text"), limit_rows=1)
+    manifest = convert(tmp_path / "a", tmp_path / "b", profile="packed", values="nat64")
+    assert manifest.identity.encoding.dictionary_shards is None
+    assert verify_store(tmp_path / "b").problems == []
+
+
 def test_a_converted_store_is_as_near_as_its_codec(tmp_path):
     (a,) = parts(tmp_path, 1)
     convert(a, tmp_path / "b", profile="packed", values="nat16")

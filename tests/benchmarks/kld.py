@@ -1,22 +1,22 @@
 """Does `softlabels kld` say what whole distributions say, and what does it cost over running the candidate alone?
 
+    softlabels reference hf:models/original --text 'data/austen/heldout/*.txt' --limit-rows 41 --out reference
     python tests/benchmarks/kld.py --model hf:models/original --candidate int8=models/int8 \\
-        --candidate int4=models/int4 --corpus 'text:data/austen/heldout/*.txt' --rows 41 --out kld.json
+        --candidate int4=models/int4 --store reference --out kld-bench
 
-Makes a reference of the model, then compares each candidate with it. In the same pass, on the same logits, every figure
-is also taken from both whole distributions in float64; the model runs again for that. Prints, for each candidate, both;
-how many positions lie within the stated bound; the median error of a position's KL; bytes of a position, by codec; and
-the time of the pass over the bare forward, in turns (median of the repeats' own ratios). With --reference the store is
-kept there.
+Each candidate is compared with each --store, all of one text. In the same pass, from the same logits, every figure is
+also taken from both whole distributions in float64, for which the model runs again. What was seen of each row stays in
+--out, a folder: a run that was stopped goes on there, and --limit-rows takes some of the rows at a time. Prints, for
+each candidate and store, both; how many positions lie within the stated bounds; the median error of a position's KL;
+bytes of a position. --cost-rows times the pass over the bare forward, in turns (median of the repeats' own ratios).
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
+import pickle
 import statistics
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -29,47 +29,87 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from softlabels.algebra.convert import convert
 from softlabels.format.figures import figures_of
 from softlabels.kld.candidates import load, models_of
-from softlabels.kld.compare import Wide, compare
+from softlabels.kld.compare import Compared, Wide, compare
 from softlabels.kld.config import KldConfig
 from softlabels.kld.findings import true_kl
-from softlabels.kld.reference import make_reference
-from softlabels.kld.reference_config import ReferenceConfig
+from softlabels.kld.positions import joined
 from softlabels.store.reader import Store, open_store
 from softlabels.teachers import Teacher
 
 SHARES = {"median": 0.5, "90 %": 0.9, "99 %": 0.99, "99.9 %": 0.999, "largest": 1.0}
 
 
-class Watched(Teacher):
-    """A candidate, of whose chunks the dense figures are taken before they are handed on."""
+class OneRow:
+    """A store of which one row is there."""
 
-    def __init__(self, candidate: Teacher, reference: Teacher) -> None:
-        self.candidate, self.reference = candidate, reference
-        self.record, self.tokenizer = candidate.record, candidate.tokenizer
-        self.kl: list[Tensor] = []
-        self.accept: list[Tensor] = []
-        self.same: list[Tensor] = []
-        self.logps: list[Tensor] = []
+    def __init__(self, store: Store, row: int) -> None:
+        self._store, self._row = store, row
+        self.manifest, self.path, self.vocab_size = store.manifest, store.path, store.vocab_size
 
-    @torch.no_grad()
+    def __len__(self) -> int:
+        return 1
+
+    def row(self, _: int) -> Any:
+        return self._store.row(self._row)
+
+
+class Replay(Teacher):
+    """A candidate whose logits of a row are known."""
+
+    def __init__(self, candidate: Teacher, chunks: Sequence[Tensor]) -> None:
+        self.record, self.tokenizer, self._chunks = candidate.record, candidate.tokenizer, chunks
+
     def logits(self, rows: Sequence[Any]) -> Iterator[Tensor]:
-        labels = torch.from_numpy(np.concatenate([r.labels for r in rows]).astype(np.int64))
-        done = 0
-        both = zip(self.reference.logits(rows), self.candidate.logits(rows), strict=True)
-        for ours, theirs in both:
-            n = len(ours)
-            logp, logq = torch.log_softmax(ours.double(), 1), torch.log_softmax(theirs.double(), 1)
-            logq = logq[:, : logp.shape[1]]
-            p, own = logp.exp(), labels[done : done + n, None]
-            self.kl.append((p * (logp - logq)).sum(1))
-            self.accept.append(torch.minimum(p, logq.exp()).sum(1))
-            self.same.append(ours.argmax(1) == theirs.argmax(1))
-            self.logps.append(torch.cat([logp.gather(1, own), logq.gather(1, own)], 1))
-            done += n
-            yield theirs
+        return (chunk.clone() for chunk in self._chunks)
+
+
+@torch.no_grad()
+def dense(ours: Sequence[Tensor], theirs: Sequence[Tensor], labels: Tensor) -> dict[str, Any]:
+    """What whole distributions say of the N positions of a row."""
+    kl, accept, same, logps, done = [], [], [], [], 0
+    for a, b in zip(ours, theirs, strict=True):
+        logp, logq = torch.log_softmax(a.double(), 1), torch.log_softmax(b.double(), 1)
+        logq, own = logq[:, : logp.shape[1]], labels[done : done + len(a), None]
+        p = logp.exp()
+        kl.append((p * (logp - logq)).sum(1))
+        accept.append(torch.minimum(p, logq.exp_()).sum(1))
+        same.append(a.argmax(1) == b.argmax(1))
+        logps.append(torch.cat([logp.gather(1, own), logq.log_().gather(1, own)], 1))
+        done += len(a)
+    found = {"kl": kl, "accept": accept, "same": same, "logps": logps}
+    return {name: torch.cat(parts).numpy() for name, parts in found.items()}
+
+
+def look(a: argparse.Namespace, stores: dict[str, Store], wides: dict[str, Wide | None]) -> None:
+    """Rows of which nothing is known yet: through the model and every candidate."""
+    first = next(iter(stores.values()))
+    rows = range(min(len(first), a.limit_rows or len(first)))
+    todo = [r for r in rows if not (a.out / f"{r:05d}.pickle").exists()]
+    if not todo:
+        return
+    reference = load(models_of((a.model,))[0], KldConfig(store="", dtype="float32"), first, print)
+    candidates = {
+        m.name: load(m, KldConfig(store=""), first, print) for m in models_of(tuple(a.candidate))
+    }
+    for r in todo:
+        row = first.row(r).row
+        labels = torch.from_numpy(row.labels.astype(np.int64))
+        ours = [chunk.clone() for chunk in reference.logits([row])]
+        found: dict[str, Any] = {}
+        for name, candidate in candidates.items():
+            theirs = [chunk.clone() for chunk in candidate.logits([row])]
+            found[name] = {"dense": dense(ours, theirs, labels)} | {
+                key: compare(OneRow(store, r), Replay(candidate, theirs), wide=wides[key])  # type: ignore[arg-type]
+                for key, store in stores.items()
+            }
+            for key in stores:
+                found[name][key].said.row[:] = r
+        part = a.out / f"{r:05d}.part"
+        part.write_bytes(pickle.dumps(found))
+        part.rename(part.with_suffix(".pickle"))
+        print(f"row {r}", flush=True)
 
 
 def quantiles(kl: np.ndarray) -> dict[str, float]:
@@ -89,33 +129,55 @@ def figures(
     }
 
 
-def one(name: str, store: Store, wide: Wide | None, watched: Watched) -> dict[str, Any]:
-    found = compare(store, watched, wide=wide)
-    said, a = found.said, found.answered
-    kl, accept, same = (torch.cat(x).numpy() for x in (watched.kl, watched.accept, watched.same))
-    logp, logq = torch.cat(watched.logps).numpy().T
-    scale, true = true_kl(a)
-    ours = figures(a.kl, a.same_top, said.label_logp, a.label_logp)
-    dense = figures(kl, same, logp, logq)
-    # What the codec rounds may put the bins a little above the truth where the two are equal.
-    within = (a.kl <= kl + 1e-3) & (kl <= a.kl + a.most + 1e-3)
-    some = kl > 1e-6
+def judge(parts: Sequence[dict[str, Any]], key: str) -> dict[str, Any]:
+    """One candidate on one store, beside whole distributions."""
+    found = Compared(
+        said=joined([p[key].said for p in parts]),
+        answered=joined([p[key].answered for p in parts]),
+        beyond=0,
+    )
+    exact = {n: np.concatenate([p["dense"][n] for p in parts]) for n in parts[0]["dense"]}
+    said, a, kl = found.said, found.answered, exact["kl"]
+    known = true_kl(found)
+    logp, logq = exact["logps"].T
+    some = kl > 1e-9
+
+    def error(values: np.ndarray) -> float:
+        return float(np.median(np.abs(values - kl)[some] / kl[some])) if some.any() else 0.0
+
     return {
-        "name": name,
-        "ours": ours | {"KL, mean, estimated": float(true.mean())},
-        "dense": dense | {"KL, mean, estimated": dense["KL, mean"]},
-        "accepted": [float(a.accept_low.mean()), float(accept.mean()), float(a.accept_high.mean())],
-        "within_bound": float(within.mean()),
-        "mean_of_bound": float((a.kl + a.most).mean()),
-        "median_error": float(np.median(np.abs(a.kl - kl)[some] / kl[some])),
-        "median_error_estimated": float(np.median(np.abs(true - kl)[some] / kl[some])),
-        "scale": scale,
+        "ours": figures(known.kl, a.same_top, said.label_logp, a.label_logp),
+        "dense": figures(kl, exact["same"], logp, logq),
+        "accepted": [
+            float(a.accept_low.mean()),
+            float(exact["accept"].mean()),
+            float(a.accept_high.mean()),
+        ],
         "positions": len(kl),
+        "within the bounds": float(((a.least <= kl) & (kl <= a.most)).mean()),
+        "least": float(a.least.mean()),
+        "most": float(a.most.mean()),
+        "over the bins": float(a.bins.mean()),
+        "median error, over the bins": error(a.bins),
+        "median error, estimated": error(known.kl),
+        "the same, as wide rows say": known.error,
+        "wide positions": int(np.isfinite(a.within).sum()),
     }
 
 
-def cost(store: Store, teacher: Teacher, rows: int, repeats: int) -> float:
-    """Time of the pass over the bare forward of the same rows."""
+def show(name: str, found: dict[str, Any]) -> None:
+    print(f"\n{name}, {found['positions']:,} positions{'':>16}kld      dense, float64")
+    for what, value in found["ours"].items():
+        print(f"{what:>36}  {value:>12.6g}  {found['dense'][what]:>12.6g}")
+    low, true, high = found["accepted"]
+    print(f"{'drafts accepted':>36}  {low:.6f} to {high:.6f}; {true:.6f}")
+    for what in list(found)[4:]:
+        value = found[what]
+        print(f"{what:>36}  {'-' if value is None else format(value, '.6g')}")
+
+
+def cost(store: Store, teacher: Teacher, rows: int, repeats: int) -> list[float]:
+    """Time of the pass over the bare forward of the same rows: the repeats' ratios."""
     ratios = []
     for _ in range(repeats):
         begun = time.perf_counter()
@@ -126,16 +188,7 @@ def cost(store: Store, teacher: Teacher, rows: int, repeats: int) -> float:
         begun = time.perf_counter()
         compare(store, teacher, limit_rows=rows)
         ratios.append((time.perf_counter() - begun) / bare)
-    return statistics.median(ratios)
-
-
-def sizes(store: Path, folder: Path, codecs: Sequence[str]) -> dict[str, float]:
-    """Bytes of a position by codec."""
-    found = {}
-    for values in codecs:
-        out = folder / f"as-{values}"
-        found[values] = figures_of(convert(store, out, values=values)).bytes_per_position
-    return found
+    return ratios
 
 
 def main() -> None:
@@ -144,75 +197,39 @@ def main() -> None:
     )
     parser.add_argument("--model", required=True)
     parser.add_argument("--candidate", action="append", required=True)
-    parser.add_argument("--corpus", action="append", required=True)
-    parser.add_argument("--rows", type=int, default=41)
-    parser.add_argument("--values", default="nat16")
-    parser.add_argument("--k", type=int, default=64)
-    parser.add_argument("--wide-every", type=int, default=8)
-    parser.add_argument("--cost-rows", type=int, default=8, help="rows of the timing; 0: none")
+    parser.add_argument("--store", action="append", required=True)
+    parser.add_argument("--limit-rows", type=int)
+    parser.add_argument("--cost-rows", type=int, default=0, help="rows of the timing; 0: none")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--codec", action="append", default=[])
-    parser.add_argument("--reference", type=Path)
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--out", type=Path, required=True)
     a = parser.parse_args()
-    with tempfile.TemporaryDirectory() as scratch:
-        place = a.reference or Path(scratch) / "reference"
-        config = ReferenceConfig(
-            corpus=tuple(a.corpus),
-            limit_rows=a.rows,
-            k=a.k,
-            values=a.values,
-            wide_every=a.wide_every,
-            dtype="float32",
+    a.out.mkdir(parents=True, exist_ok=True)
+    stores = {place: open_store(place) for place in a.store}
+    wides = {
+        place: Wide(open_store(f"{place}-wide")) if Path(f"{place}-wide").is_dir() else None
+        for place in a.store
+    }
+    look(a, stores, wides)
+    seen = [pickle.loads(p.read_bytes()) for p in sorted(a.out.glob("*.pickle"))]
+    for place, store in stores.items():
+        of, wide = figures_of(store.manifest), wides[place]
+        more = 0.0 if wide is None else wide.store.manifest.data_bytes / of.positions
+        print(
+            f"\n{place} ({store.manifest.identity.encoding.values}): {of.bytes_per_position:.1f} bytes a position, "
+            f"{more:.1f} more for the wide rows; {of.dense_fp16_bytes_per_position:,} as logits"
         )
-        made = make_reference(a.model, config, place)
-        store = open_store(place)
-        wide = Wide(open_store(f"{place}-wide")) if made.wide is not None else None
-        settings = KldConfig(store=str(place))
-        reference = load(
-            models_of((a.model,))[0], KldConfig(store="", dtype="float32"), store, print
-        )
-        figures_ = figures_of(made.manifest)
-        result: dict[str, Any] = {
-            "bytes_per_position": figures_.bytes_per_position,
-            "wide_bytes_per_position": 0.0
-            if made.wide is None
-            else made.wide.data_bytes / figures_.positions,
-            "dense_bytes_per_position": figures_.dense_fp16_bytes_per_position,
-            "sizes": sizes(place, Path(scratch), a.codec),
-            "candidates": [],
-        }
+        for name in seen[0]:
+            show(name, judge([part[name] for part in seen], place))
+    if a.cost_rows:
+        first = next(iter(stores.values()))
         for model in models_of(tuple(a.candidate)):
-            teacher = load(model, settings, store, print)
-            found = one(model.name, store, wide, Watched(teacher, reference))
-            if a.cost_rows:
-                found["time_over_bare"] = cost(store, teacher, a.cost_rows, a.repeats)
-            found["bytes"] = model.bytes
-            result["candidates"].append(found)
-            show(found)
-    print({k: v for k, v in result.items() if k != "candidates"})
-    if a.out is not None:
-        a.out.write_text(json.dumps(result, indent=1), encoding="utf-8")
-
-
-def show(found: dict[str, Any]) -> None:
-    print(f"\n{found['name']}, {found['positions']:,} positions{'':>16}kld      dense, float64")
-    for name, value in found["ours"].items():
-        print(f"{name:>36}  {value:>12.6g}  {found['dense'][name]:>12.6g}")
-    low, true, high = found["accepted"]
-    print(f"{'drafts accepted':>36}  {low:.6f} to {high:.6f}; {true:.6f}")
-    for name in (
-        "within_bound",
-        "mean_of_bound",
-        "median_error",
-        "median_error_estimated",
-        "scale",
-    ):
-        value = found[name]
-        print(f"{name.replace('_', ' '):>36}  {'-' if value is None else format(value, '.6g')}")
-    if "time_over_bare" in found:
-        print(f"{'time over the bare forward':>36}  {found['time_over_bare']:.3f}")
-    print(end="", flush=True)
+            ratios = cost(
+                first, load(model, KldConfig(store=""), first, print), a.cost_rows, a.repeats
+            )
+            print(
+                f"{model.name}: {statistics.median(ratios):.3f} times the bare forward "
+                f"({', '.join(f'{r:.3f}' for r in ratios)})"
+            )
 
 
 if __name__ == "__main__":

@@ -63,6 +63,8 @@ def test_rows_are_what_the_file_says(base):
         for i in range(3):
             assert set(row.ids[i]) == set(best[i])
         np.testing.assert_allclose(row.logp, np.take_along_axis(logp, row.ids, 1), atol=1.3e-4)
+        own = np.maximum(logp[np.arange(3), tokens[c, 5:8]], logp.max(1) - 16)  # what it clips
+        np.testing.assert_allclose(row.label_logp, own, atol=1.3e-4)
 
 
 def test_it_passes_the_battery_and_odd_vocabularies_are_padded(base, tmp_path):
@@ -130,7 +132,10 @@ def test_imported_it_is_a_reference(base, tmp_path):
             kept.append(
                 (p[ids] * (logp[i] - logq[i])[ids]).sum() + tail_p * np.log(tail_p / tail_q)
             )
-    np.testing.assert_allclose(found.answered.kl, kept, rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(found.answered.bins, kept, rtol=1e-3, atol=1e-3)
+    assert np.isfinite(found.said.label_logp).all()
+    nll = rows.manifest.statistics.teacher_nll
+    assert nll == pytest.approx(-found.said.label_logp.sum(), rel=1e-5)
 
 
 def test_there_and_back(tmp_path):

@@ -12,6 +12,10 @@ import torch
 from softlabels import open_store
 from softlabels.errors import NonFiniteError, PairingError
 from softlabels.kld.compare import Compared, Wide, check_reference, compare
+from softlabels.kld.findings import candidate_of, true_kl
+from softlabels.kld.record import CandidateFacts
+from softlabels.kld.tails import Estimate, estimate
+from softlabels.kld.text import figure_of
 from tests.fakes import TinyTeacher, build_tiny, write_corpus
 
 
@@ -85,6 +89,12 @@ def dense_of(store, candidate: TinyTeacher) -> dict[str, np.ndarray]:
     return {name: torch.cat([f[name] for f in found]).numpy() for name in found[0]}
 
 
+def estimate_without(found: Compared) -> Estimate:
+    """The true KL, were there no wide rows."""
+    a = found.answered
+    return estimate(a.bins, found.said.tail, a.seen, np.full(found.said.n, np.nan))
+
+
 def both(store, candidate: TinyTeacher, **settings) -> tuple[Compared, dict[str, np.ndarray]]:
     return compare(open_store(store), candidate, **settings), dense_of(store, candidate)
 
@@ -95,8 +105,8 @@ def test_every_number_is_that_of_whole_distributions_or_bounds_it(store, noise, 
     found, true = both(store, Near(noise, padding))
     said, answered = found.said, found.answered
     assert said.n == len(true["kl"])
-    assert (answered.kl <= true["kl"] + 1e-6).all()
-    assert (true["kl"] <= answered.kl + answered.most + 1e-6).all()
+    assert (answered.least <= true["kl"]).all()
+    assert (true["kl"] <= answered.most).all()
     assert np.isfinite(answered.most).all()
     assert (answered.accept_low <= true["accept"] + 1e-6).all()
     assert (answered.accept_high >= true["accept"] - 1e-6).all()
@@ -110,14 +120,19 @@ def test_every_number_is_that_of_whole_distributions_or_bounds_it(store, noise, 
 def test_the_gap_is_the_tails_own_divergence_and_wide_rows_narrow_it(store, wide):
     candidate = Near(0.3)
     found, true = both(store, candidate, wide=Wide(open_store(wide)))
-    some = ~np.isnan(found.answered.wide)
+    some = np.isfinite(found.answered.within)
     assert set(found.said.row[some]) == {0, 1}
-    gap = true["kl"] - found.answered.kl
-    left = (true["kl"] - found.answered.wide)[some]
-    assert (left > -1e-6).all()
-    assert left.sum() < 0.3 * gap[some].sum()
-    # The guess from the less likely half of what is kept is of the right size on average.
-    assert 0.5 < found.answered.proxy.sum() / gap.sum() < 2
+    gap = true["kl"] - found.answered.bins
+    left = gap - found.said.tail * found.answered.within
+    assert np.abs(left[some]).sum() < 0.1 * gap[some].sum()
+    estimated, alone = true_kl(found), estimate_without(found)
+    assert estimated.fitted
+    assert not alone.fitted
+    for kl in (estimated.kl, alone.kl):
+        assert kl.sum() == pytest.approx(true["kl"].sum(), rel=0.05)
+    error = np.median(np.abs(estimated.kl - true["kl"]) / true["kl"])
+    assert error < 0.5 * np.median(gap / true["kl"])
+    assert estimated.error == pytest.approx(error, rel=0.6)
 
 
 def test_figures_do_not_depend_on_batches_and_chunks(store):
@@ -131,9 +146,9 @@ def test_figures_do_not_depend_on_batches_and_chunks(store):
 def test_all_ids_kept_is_the_true_divergence(tmp_path, corpus):
     build_tiny(tmp_path / "s", corpus, estimator="dense", k=300, limit_rows=2, values="float32")
     found, true = both(tmp_path / "s", Near())
-    np.testing.assert_allclose(found.answered.kl, true["kl"], atol=1e-5)
+    np.testing.assert_allclose(found.answered.bins, true["kl"], atol=1e-5)
     np.testing.assert_allclose(found.answered.accept_low, true["accept"], atol=1e-5)
-    assert (found.answered.most == 0).all()
+    assert (found.answered.most - found.answered.least < 1e-4).all()
 
 
 def test_ids_that_the_candidate_lacks_count_as_tail_and_are_counted(tmp_path, corpus):
@@ -159,6 +174,40 @@ def test_ids_that_the_candidate_lacks_count_as_tail_and_are_counted(tmp_path, co
     found = compare(open_store(tmp_path / "s"), narrow)
     assert found.beyond == 30 * found.said.n
     assert np.isfinite(found.answered.label_logp).all()
+
+
+def test_probability_0_is_counted_and_where_the_id_is_kept_the_divergence_is_infinite(store):
+    """As masks are written: the reference gives some mass to id 7 everywhere, and keeps it at some positions."""
+
+    class Masks(Near):
+        def dense(self, row):
+            z = super().dense(row)
+            z[::2, 7] = -torch.inf
+            return z
+
+    found, plain = (compare(open_store(store), c) for c in (Masks(), Near()))
+    a = found.answered
+    kept = np.concatenate(
+        [((r.targets.ids == 7) & r.targets.kept).any(1) for r in open_store(store)]
+    )
+    assert 0 < (kept & a.impossible).sum() < a.impossible.sum()
+    assert a.impossible.mean() == pytest.approx(0.5, abs=0.05)
+    np.testing.assert_array_equal(np.isinf(a.bins), kept & a.impossible)
+    np.testing.assert_array_equal(np.isinf(a.least), kept & a.impossible)
+    assert np.isinf(a.most[a.impossible]).all()
+    other = ~a.impossible
+    np.testing.assert_allclose(a.bins[other], plain.answered.bins[other], atol=1e-9)
+    candidate = candidate_of(found, facts(), classes=None, replicates=20, seed=0)
+    assert candidate.figures["kl"].value is None
+    assert candidate.infinite == (kept & a.impossible).sum()
+    assert candidate.impossible == a.impossible.sum()
+    assert figure_of(candidate, "kl", "nats") == "infinite"
+
+
+def facts() -> CandidateFacts:
+    texts = dict.fromkeys(("name", "spec", "weights_sha256", "dtype", "device", "engine"), "a")
+    numbers = dict.fromkeys(("parameters", "vocab_size", "seconds", "tokens_per_second"), 1)
+    return CandidateFacts(**texts, **numbers, bytes=None)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
