@@ -14,6 +14,7 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -212,10 +213,10 @@ def test_a_server_of_states(ground, tmp_path):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     named = (
-        tmp_path / "named" / "vllm-0.32.0.dist-info"
+        tmp_path / "named" / "vllm-0.32.0+cpu.dist-info"
     )  # its server asks for a package of this name
     named.mkdir(parents=True)
-    (named / "METADATA").write_text("Metadata-Version: 2.1\nName: vllm\nVersion: 0.32.0\n")
+    (named / "METADATA").write_text("Metadata-Version: 2.1\nName: vllm\nVersion: 0.32.0+cpu\n")
     paths = [str(named.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
     settings = {"PYTHONPATH": os.pathsep.join(paths), "VLLM_NO_USAGE_STATS": "1"}
     settings |= {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
@@ -241,7 +242,8 @@ def test_a_server_of_states(ground, tmp_path):
         build(config, tmp_path / "hf")
         build(replace(config, teacher=spec, dtype="auto"), tmp_path / "served")
     finally:
-        os.killpg(server.pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):
+            os.killpg(server.pid, signal.SIGKILL)
         server.wait()
         log.close()
     check_close(open_store(tmp_path / "hf"), open_store(tmp_path / "served"), close=1e-4)
