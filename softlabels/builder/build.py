@@ -39,6 +39,7 @@ from softlabels.making.commit import Reused
 from softlabels.making.job import Made, make_store
 from softlabels.making.plan import Passes, begun, check_rows
 from softlabels.making.same_job import RAN_ON, check_command, differences
+from softlabels.making.share import Share
 from softlabels.teachers import MIB, Teacher, TeacherOptions
 from softlabels.teachers.ensemble import open_teachers
 from softlabels.teachers.listing import check_listing
@@ -50,10 +51,12 @@ def build(
     *,
     reporter: Reporter | None = None,
     teacher: Teacher | None = None,
+    share: Share | None = None,
 ) -> Manifest:
     """Make a store, or finish one that was begun.
 
     Args:
+        share: the shards that this builder takes first.
         teacher: used instead of loading `config.teacher`.
 
     Raises:
@@ -73,7 +76,7 @@ def build(
     plan, files = plan_build(config, corpora, teacher, report, planned)
     compare_engine(config, store, teacher, corpora, report)
     job = Taught(config, store, teacher=teacher, corpora=corpora)
-    manifest = make_store(job, plan, files, report)
+    manifest = make_store(job, plan, files, report, share=share)
     for remark in job.remarks():
         report.notice(remark)
     return manifest

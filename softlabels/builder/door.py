@@ -21,10 +21,14 @@ __all__ = ["build", "measure"]
 class _Build(Reported, BuildConfig):
     out: Path | str
     """Folder of the store; made if absent."""
+    shards: str | None = None
+    """`I/N`, number I of N builders, from 0: the I-th part of the shards is taken first, then what is left."""
 
 
 @keywords(_Build, BuildConfig)
-def build(config: BuildConfig, *, out: Path | str, progress: Reporter | None) -> Manifest:
+def build(
+    config: BuildConfig, *, out: Path | str, shards: str | None, progress: Reporter | None
+) -> Manifest:
     """Run a teacher over a corpus and write a store, or finish one that was begun.
 
     Returns:
@@ -36,8 +40,10 @@ def build(config: BuildConfig, *, out: Path | str, progress: Reporter | None) ->
         CorpusError, TeacherError, StoreError: what, where and the way out.
     """
     from softlabels.builder.build import build
+    from softlabels.making.share import Share
 
-    return build(config, out, reporter=progress)
+    share = None if shards is None else Share.parse(shards)
+    return build(config, out, reporter=progress, share=share)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +13,7 @@ import click
 import softlabels
 from softlabels.builder.config import BuildConfig
 from softlabels.console.options import Command, config_options
+from softlabels.console.tables import in_columns
 from softlabels.console.terminal import Bar, LocalPath, emit, json_option
 from softlabels.core.progress import duration
 from softlabels.core.settings import out_from
@@ -31,6 +31,11 @@ if TYPE_CHECKING:
 @click.option("--out", type=LocalPath(), help="Folder of the store (needed, here or in the file).")
 @config_options(BuildConfig)
 @click.option(
+    "--shards",
+    metavar="I/N",
+    help="Number of this builder, I of N, from 0: it takes the I-th part of the shards first, then what is left.",
+)
+@click.option(
     "--dry-run", is_flag=True, help="Try a sample; say what the build would take; write nothing."
 )
 @click.option(
@@ -42,6 +47,7 @@ if TYPE_CHECKING:
 def build_command(
     config_file: Path | None,
     out: Path | None,
+    shards: str | None,
     dry_run: bool,
     price_per_hour: str | None,
     **flags: Any,
@@ -56,6 +62,7 @@ def build_command(
       softlabels build --teacher hf:models/teacher --corpus 'jsonl:chats.jsonl' \\
           --estimator topk --k 50 --temperature 1 --temperature 2 --out store
       softlabels build job.toml --out store --dry-run --price-per-hour 2.50
+      softlabels build job.toml --out /shared/store --shards 3/16
     """
     if price_per_hour is not None and not dry_run:
         raise ConfigError("--price-per-hour needs --dry-run")
@@ -68,7 +75,7 @@ def build_command(
     from softlabels.format.figures import figures_of
 
     with Bar() as bar:
-        manifest = softlabels.build(out=out, progress=bar, **vars(config))
+        manifest = softlabels.build(out=out, shards=shards, progress=bar, **vars(config))
     figures = figures_of(manifest)
     emit({"store": str(out), **asdict(figures)}, _closing(out, manifest, figures))
 
@@ -100,12 +107,6 @@ def _teacher(figures: Figures, manifest: Manifest) -> str:
     if figures.accuracy is not None:
         parts.append(f"right about {figures.accuracy:.1%} of the labels")
     return ", ".join([*parts, f"{duration(manifest.cost.seconds)} of work"])
-
-
-def in_columns(lines: Mapping[str, str]) -> str:
-    """Names to the right, what they name beside them."""
-    width = max(map(len, lines)) + 1
-    return "\n".join(f"{name:>{width}}  {value}" for name, value in lines.items())
 
 
 def _price(text: str) -> tuple[float, str]:

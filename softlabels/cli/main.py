@@ -16,6 +16,7 @@ from softlabels.cli.reference import reference_command
 from softlabels.cli.report import report_command
 from softlabels.cli.share import card_command, pull_command, push_command, sign_command
 from softlabels.cli.states import states_command
+from softlabels.cli.status import status_command
 from softlabels.cli.subset import convert_command, diff_command, subset_command, view_command
 from softlabels.cli.verify import repair_command, verify_command
 from softlabels.console.terminal import Commands
@@ -29,6 +30,7 @@ def main() -> None:
 
 main.add_command(demo_command)
 main.add_command(build_command)
+main.add_command(status_command)
 main.add_command(inspect_command)
 main.add_command(verify_command)
 main.add_command(repair_command)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from softlabels.core.printable import printable
 
@@ -24,3 +24,9 @@ def table(
     console = Console(width=110, record=True, file=io.StringIO())
     console.print(made)
     return "\n".join(line.rstrip() for line in console.export_text().splitlines())
+
+
+def in_columns(lines: Mapping[str, str]) -> str:
+    """Names to the right, what they name beside them."""
+    width = max(map(len, lines)) + 1
+    return "\n".join(f"{name:>{width}}  {value}" for name, value in lines.items())

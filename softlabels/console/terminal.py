@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 import click
 
 from softlabels.console.options import ALIASES_LINE, SETTINGS
+from softlabels.core.allocator import keep_memory
 from softlabels.core.durable import error_number, sentence
 from softlabels.core.printable import for_terminal, printable
 from softlabels.core.progress import Lines, rate_of
@@ -52,6 +53,7 @@ class Commands(click.Group):
         signal.signal(signal.SIGTERM, _interrupt)
         threading.excepthook = _thread_failed
         wait_briefly()
+        keep_memory()  # before torch and its threads are there
         if not sys.stderr.isatty():
             os.environ.setdefault("TQDM_DISABLE", "1")  # the bars of model libraries, in a log file
         try:

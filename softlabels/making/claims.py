@@ -114,10 +114,11 @@ class Claims:
         self._me = Holder.here()
         _LIVING.add(self._me.token)
 
-    def take(self, indices: Sequence[int]) -> Claim | None:
+    def take(self, indices: Sequence[int], *, in_order: bool = False) -> Claim | None:
         """Claim one of these shards, if one is free or its holder is dead.
 
-        The first that is free; a random one if there are other builders, who would try the first, too.
+        The first that is free; a random one if there are other builders, who would try the first, too, unless these
+        are to be taken in order.
         The caller must then look whether the shard was committed meanwhile.
 
         Raises:
@@ -126,7 +127,7 @@ class Claims:
         try:
             standing = _standing(self._folder)
             free = [i for i in indices if i not in standing]
-            if len(free) < len(indices):  # there are other builders
+            if len(free) < len(indices) and not in_order:  # there are other builders
                 random.shuffle(free)
             for index in free:
                 if claim := self._create(index, 0):
@@ -209,6 +210,34 @@ def _standing(folder: Path) -> dict[int, int]:
             index, generation = int(match[1]), int(match[2])
             standing[index] = max(generation, standing.get(index, 0))
     return standing
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sighting:
+    """A claim in force, as it was seen."""
+
+    index: int
+    """Of the shard."""
+    holder: Holder | None
+    """None: it does not say whose it is."""
+    renewed: float
+    """When, as the file system says."""
+    alive: bool | None
+    """Whether its process lives; None: that cannot be told from here."""
+
+
+def sightings(store: Path) -> list[Sighting]:
+    """All claims in force, by shard; nothing is written."""
+    folder, found = store / CLAIMS, []
+    for index, generation in sorted(_standing(folder).items()):
+        try:
+            data, renewed = _read(folder / f"{index:05d}-{generation}.json")
+        except FileNotFoundError:
+            continue  # released this moment
+        holder = _holder(data)
+        alive = None if holder is None else is_alive(holder)
+        found.append(Sighting(index=index, holder=holder, renewed=renewed, alive=alive))
+    return found
 
 
 def refuse_living(store: Path) -> None:

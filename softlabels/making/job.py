@@ -57,6 +57,7 @@ from softlabels.making.plan import begun, publish_plan, sweep_left
 from softlabels.making.quarantine import QUARANTINE
 from softlabels.making.repair import repair_store
 from softlabels.making.same_job import check_same_job
+from softlabels.making.share import Share
 from softlabels.making.writer import Writer
 
 SHORTEST_PAUSE, LONGEST_PAUSE = 0.1, 5.0
@@ -113,13 +114,21 @@ def make_shard(job: Job, plan: Plan, index: int) -> tuple[bytes, Statistics]:
     return _encoded(job, plan, index, found, ShardDictionary(job.store, plan)), found.statistics
 
 
-def make_store(job: Job, asked: Plan, files: Mapping[str, bytes], report: Reporter) -> Manifest:
+def make_store(
+    job: Job,
+    asked: Plan,
+    files: Mapping[str, bytes],
+    report: Reporter,
+    *,
+    share: Share | None = None,
+) -> Manifest:
     """Make a store, or finish one that was begun, or find it finished.
 
     Args:
         job: how its shards come about.
         asked: its plan, not sealed.
         files: what lies beside the shards.
+        share: the shards that this builder takes first; None: there is no order among builders.
 
     Raises:
         PlanError: the folder holds another job, or something else.
@@ -128,7 +137,7 @@ def make_store(job: Job, asked: Plan, files: Mapping[str, bytes], report: Report
     plan = begin(job.store, asked, files, report, command=job.command)
     if (finished := _finished(job.store, report)) is not None:
         return finished
-    manifest = finish(job.store, plan, _Builder(job, plan, report).run())
+    manifest = finish(job.store, plan, _Builder(job, plan, report, share).run())
     clear_claims(job.store)
     return manifest
 
@@ -189,7 +198,8 @@ def _finished(store: Path, report: Reporter) -> Manifest | None:
 class _Builder:
     """One builder at work on a plan, whatever others do meanwhile; used once."""
 
-    def __init__(self, job: Job, plan: Plan, report: Reporter) -> None:
+    def __init__(self, job: Job, plan: Plan, report: Reporter, share: Share | None) -> None:
+        self._own = range(0) if share is None else share.of(len(plan.shards))
         self._job, self._store, self._plan, self._report = job, job.store, plan, report
         self._dictionary = ShardDictionary(self._store, plan)
         self._writer = Writer(report.notice)
@@ -211,7 +221,7 @@ class _Builder:
                 claim = None
                 first = [s.index for s in todo if s.index < self._dictionary.first]
                 if first or not self._writes_first():
-                    claim = claims.take(first or [s.index for s in todo])
+                    claim = self._claim(claims, first or [s.index for s in todo])
                 if claim is not None:
                     self._pause = SHORTEST_PAUSE
                     self._take(claim)
@@ -223,6 +233,12 @@ class _Builder:
                     report.advance(self._collect())  # one listing of all records
                     looked = time.monotonic()
         return [self._commits[i] for i in range(len(shards))]
+
+    def _claim(self, claims: Claims, indices: list[int]) -> Claim | None:
+        """One of these shards: of its share, as long as one is free there, the next."""
+        own = [i for i in indices if i in self._own]
+        claim = claims.take(own, in_order=True) if own else None
+        return claims.take(indices) if claim is None else claim
 
     def _todo(self) -> list[PlannedShard]:
         """Shards that neither have a record nor are being written here."""

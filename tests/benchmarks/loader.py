@@ -6,9 +6,12 @@ Builds two stores, open and packed, from text that ships with the project and a 
 shape, and reads them on one core: everything from the file's bytes (digest, checksums, decoding) to a batch.
 Against it: the same rows as Python lists that are in memory already, put together by `torch.tensor`, as a collate
 function over a list-of-records data set does; and the same with reading them from Parquet. In turns, in one
-process, in CPU seconds and by the clock; the time is the median, a ratio that of each repeat's own ratio. Then:
-what a training loop waits for (whose steps sleep for a given time), and digests of global batches for ranks x
-workers x a stop x a resume elsewhere. Beside other loaders: `loader_peers.py`; what a resume costs: `resume.py`.
+process, in CPU seconds and by the clock; the time is the median, a ratio that of each repeat's own ratio. That is done
+in a process whose memory the C library gives back to the kernel, and in one that keeps it, as the command lines do
+(`softlabels/core/allocator.py`); of both the share of CPU seconds that were the kernel's. Then: what one of W ranks
+makes of its core, with lanes and without; what a training loop waits for (whose steps sleep for a given time); and
+digests of global batches for ranks x workers x a stop x a resume elsewhere. Beside other loaders: `loader_peers.py`;
+what a resume costs: `resume.py`.
 """
 
 from __future__ import annotations
@@ -19,7 +22,9 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 import argparse
 import json
+import multiprocessing
 import random
+import resource
 import sys
 import tempfile
 import time
@@ -39,6 +44,7 @@ sys.path.insert(0, str(ROOT))
 
 from softlabels.builder.build import build  # noqa: E402
 from softlabels.builder.config import BuildConfig  # noqa: E402
+from softlabels.core.allocator import keep_memory  # noqa: E402
 from softlabels.core.rows import Row  # noqa: E402
 from softlabels.corpora.packing import Tokenized  # noqa: E402
 from softlabels.store.reader import open_store  # noqa: E402
@@ -47,7 +53,7 @@ from tests.trainers.topology import Topology, run  # noqa: E402
 from trainers.data.stream import SoftTargetStream  # noqa: E402
 
 VOCAB = 49_152
-PARTS = ("speeds", "waits", "elasticity")
+PARTS = ("speeds", "ranks", "waits", "elasticity")
 TARGET = 10.0
 """Of the loader over the collation of lists."""
 
@@ -140,6 +146,25 @@ def collate_lists(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
 # -- measuring ----------------------------------------------------------------------------------------
 
 
+def in_a_process(work: Callable[..., Any], *arguments: Any, keep: bool) -> Any:
+    """What a function gives in a new process, on one core, which keeps memory or does not."""
+    with multiprocessing.get_context("spawn").Pool(1, _begin, (keep,)) as pool:
+        return pool.apply(work, arguments)
+
+
+def _begin(keep: bool) -> None:
+    torch.set_num_threads(1)
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    if keep and not keep_memory():
+        raise SystemExit("this C library cannot be told to keep memory")
+
+
+def cpu_seconds() -> tuple[float, float]:
+    """Of this process: its own, and the kernel's for it."""
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return used.ru_utime, used.ru_stime
+
+
 def speeds(stores: dict[str, Path], args: argparse.Namespace) -> dict[str, dict[str, float]]:
     """Rows and tokens a second of each way, and how many times as fast as collating lists."""
     lists = read_lists(stores["open"])
@@ -179,27 +204,52 @@ def speeds(stores: dict[str, Path], args: argparse.Namespace) -> dict[str, dict[
         "of open: decode only": decoded,
         "of open: collate only": collated_arrays,
     }
-    found: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
+    found: dict[str, list[tuple[float, float, float]]] = {name: [] for name in ways}
     for repeat in range(args.repeats + 1):
         for name, work in ways.items():
-            wall, cpu = time.perf_counter(), time.process_time()
+            wall, (user, kernel) = time.perf_counter(), cpu_seconds()
             work()
             if repeat > 0:  # the first pays for what happens once
-                found[name].append((time.perf_counter() - wall, time.process_time() - cpu))
+                own, its = (b - a for a, b in zip((user, kernel), cpu_seconds(), strict=True))
+                found[name].append((time.perf_counter() - wall, own + its, its))
     base = found["lists: collate only"]
     rows = batches * args.batch_size
     tokens = sum(len(r["input_ids"]) for r in lists[:rows])
     figures = {}
     for name, runs in found.items():
-        wall, cpu = (median(r[i] for r in runs) for i in (0, 1))
+        wall, cpu, kernel = (median(r[i] for r in runs) for i in (0, 1, 2))
         figures[name] = {
             "rows_per_s": rows / cpu,
             "tokens_per_s": tokens / cpu,
             "tokens_per_s_wall": tokens / wall,
+            "kernel": kernel / cpu,
             "times": median(b[1] / r[1] for b, r in zip(base, runs, strict=True)),
             "times_wall": median(b[0] / r[0] for b, r in zip(base, runs, strict=True)),
         }
     return figures
+
+
+def ranks(store: Path, args: argparse.Namespace) -> dict[str, dict[int, float]]:
+    """Useful tokens in a second of the core of one of W ranks, without lanes and with 16."""
+    found: dict[str, dict[int, float]] = {"1 lane": {}, "16 lanes": {}}
+    for (name, rates), world in product(found.items(), args.ranks):
+        runs = []
+        for rank in range(args.repeats):
+            batch = 8 * 16  # of all ranks
+            stream = SoftTargetStream(
+                store,
+                batch_size=batch,
+                lanes=int(name.split()[0]),
+                rank=rank % world,
+                world_size=world,
+                prefetch=0,
+            )
+            begun, tokens = sum(cpu_seconds()), 0
+            for made in islice(iter(stream), args.rows // batch):
+                tokens += made.inputs["input_ids"].numel()
+            runs.append(tokens / (sum(cpu_seconds()) - begun))
+        rates[world] = median(runs)
+    return found
 
 
 def waits(store: Path, args: argparse.Namespace) -> dict[str, float]:
@@ -246,6 +296,7 @@ def main() -> None:
     )
     parser.add_argument("--rows", type=int, default=512)
     parser.add_argument("--shard-rows", type=int, default=256)
+    parser.add_argument("--ranks", type=int, nargs="+", default=[1, 4, 16])
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--step-ms", type=float, default=100.0, help="of the loop that waits")
@@ -253,15 +304,23 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the figures there, too")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    cores = os.sched_getaffinity(0)
+    keep_memory()  # for building the stores: what is measured has processes of its own
     figures: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         stores = {p: make_store(Path(folder) / p, args, p) for p in ("open", "packed")}
         if "speeds" in args.parts:
-            os.sched_setaffinity(0, {min(cores)})
-            figures["speeds"] = speeds(stores, args)
-            os.sched_setaffinity(0, cores)
-            show_speeds(figures["speeds"], args)
+            figures["speeds"] = {
+                name: in_a_process(speeds, stores, args, keep=keep)
+                for name, keep in (("given back", False), ("kept", True))
+            }
+            for name, found in figures["speeds"].items():
+                print(f"memory is {name}\n")
+                show_speeds(found, args)
+        if "ranks" in args.parts:
+            args.shard_rows = args.rows // 64
+            many = make_store(Path(folder) / "many", args, "open")
+            figures["ranks"] = in_a_process(ranks, many, args, keep=True)
+            show_ranks(figures["ranks"])
         if "waits" in args.parts:
             figures["waits"] = {name: waits(path, args) for name, path in stores.items()}
             for name, f in figures["waits"].items():
@@ -280,15 +339,23 @@ def main() -> None:
 
 def show_speeds(found: dict[str, dict[str, float]], args: argparse.Namespace) -> None:
     print(f"{args.rows} rows of 256 tokens, k=50; one core, of whose seconds only its own count\n")
-    print("| | rows/s | tokens/s | of lists | tokens/s by the clock | of lists |")
-    print("|---|---|---|---|---|---|")
+    print("| | rows/s | tokens/s | of lists | tokens/s by the clock | of lists | kernel |")
+    print("|---|---|---|---|---|---|---|")
     for name, f in found.items():
         print(
             f"| {name} | {f['rows_per_s']:,.0f} | {f['tokens_per_s']:,.0f} | {f['times']:.1f} x | "
-            f"{f['tokens_per_s_wall']:,.0f} | {f['times_wall']:.1f} x |"
+            f"{f['tokens_per_s_wall']:,.0f} | {f['times_wall']:.1f} x | {f['kernel']:.0%} |"
         )
     reached = found["stream, open"]["times"] >= TARGET
     print(f"target {TARGET:g} x (stream, open): {'reached' if reached else 'missed'}\n")
+
+
+def show_ranks(found: dict[str, dict[int, float]]) -> None:
+    print("useful tokens/s of one rank's core\n")
+    print(f"| ranks | {' | '.join(found)} |\n|---|---|---|")
+    for world in next(iter(found.values())):
+        print(f"| {world} | {' | '.join(f'{rates[world]:,.0f}' for rates in found.values())} |")
+    print()
 
 
 def show_elasticity(rows: list[dict[str, Any]]) -> None:

@@ -9,9 +9,7 @@ before anything is timed). `datasets` reads the open store itself in numpy forma
 from Parquet. MosaicML Streaming (MDS) and litdata hold raw arrays as they like them best: local, uncompressed,
 ids in 16 bits, values in float16, no hashes. What converts a store for them is not timed. Ways take turns, the time
 is CPU seconds of the process, a ratio is the median of each turn's own.
-
-Last, one of W ranks: a rank of ours decodes every shard, so what is useful of its work falls as W rises, while
-the others deal whole chunks out to the ranks.
+What a rank of ours makes of its core: `loader.py --parts ranks`.
 """
 
 from __future__ import annotations
@@ -246,23 +244,6 @@ def speeds(ways: dict[str, Way], tokens: int, repeats: int) -> dict[str, dict[st
     }
 
 
-def ranks(store: Path, args: argparse.Namespace) -> dict[int, float]:
-    """Useful tokens in a second of the core of one of W ranks."""
-    found = {}
-    for world in args.ranks:
-        runs = []
-        for _ in range(args.repeats):
-            stream = SoftTargetStream(
-                store, batch_size=args.rank_batch * world, world_size=world, prefetch=0
-            )
-            start, tokens = time.process_time(), 0
-            for batch in islice(iter(stream), args.rows // (args.rank_batch * world)):
-                tokens += batch.inputs["input_ids"].numel()
-            runs.append(tokens / (time.process_time() - start))
-        found[world] = median(runs)
-    return found
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
@@ -272,8 +253,6 @@ def main() -> None:
     parser.add_argument("--shard-rows", type=int, default=256)
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--ranks", type=int, nargs="+", default=[1, 4, 16])
-    parser.add_argument("--rank-batch", type=int, default=8, help="rows of a rank in each step")
     parser.add_argument("--json", type=Path, help="write the figures there, too")
     args = parser.parse_args()
     args.k = 50
@@ -312,8 +291,7 @@ def main() -> None:
         figures = speeds(ways, tokens, args.repeats)
         for name, way in ways.items():
             figures[name]["bytes"] = weigh(way.files) / corpus.positions
-        of_ranks = ranks(stores["open"], args)
-    show(figures, ways, of_ranks, args)
+    show(figures, ways, args)
     if args.json is not None:
         settings = {k: str(v) for k, v in vars(args).items() if k != "json"}
         checked = {name: way.checked for name, way in ways.items()}
@@ -321,7 +299,6 @@ def main() -> None:
             "settings": settings,
             "checked": checked,
             "figures": figures,
-            "ranks": of_ranks,
         }
         args.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
@@ -329,7 +306,6 @@ def main() -> None:
 def show(
     figures: dict[str, dict[str, float]],
     ways: dict[str, Way],
-    of_ranks: dict[int, float],
     args: argparse.Namespace,
 ) -> None:
     print(f"{args.rows} rows of 256 tokens, k={args.k}, batches of {args.batch_size}\n")
@@ -342,9 +318,6 @@ def show(
             f"| {name} | {f['tokens_per_s']:,.0f} | {f['of_ours']:.2f} ({f['least']:.2f} to {f['most']:.2f}) | "
             f"{f['bytes']:.1f} | {ways[name].checked} |"
         )
-    print("\n| ranks | useful tokens/s of one rank's core |\n|---|---|")
-    for world, rate in of_ranks.items():
-        print(f"| {world} | {rate:,.0f} |")
 
 
 if __name__ == "__main__":

@@ -8,8 +8,8 @@
 Worker w of n makes batches w, w + n, …; DataLoader asks the workers in turn, so that the batches come in order.
 Its workers run ahead of the loop, which is why only the batch in hand says how far a run is.
 
-Every worker decodes every shard, since a batch holds rows of a whole block: workers share the making of batches,
-not the decoding, and one `SoftTargetStream`, which has threads of its own, is mostly the faster way.
+Every worker decodes every shard of its rank's lanes, since a batch holds rows of all of them: workers share the making
+of batches, not the decoding, and one `SoftTargetStream`, which has threads of its own, is mostly the faster way.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Any
 
 from torch.utils.data import IterableDataset, get_worker_info
 
+from softlabels.core.allocator import keep_memory
 from softlabels.errors import ConfigError
 from softlabels.store.reader import Store
 from trainers.data.batch import Batch
@@ -92,4 +93,5 @@ class SoftTargetDataset(IterableDataset[Batch]):
         worker = get_worker_info()
         if worker is None:
             return iter(stream)
+        keep_memory()  # the worker's process is ours
         return stream.every(worker.num_workers, first=worker.id)

@@ -1,0 +1,64 @@
+"""`softlabels status`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from softlabels.console.options import Command
+from softlabels.console.tables import in_columns
+from softlabels.console.terminal import LocalPath, emit, json_option
+from softlabels.core.printable import printable
+from softlabels.core.progress import duration, rate_of
+
+if TYPE_CHECKING:
+    from softlabels.making.status import Status
+
+SHOWN = 20
+"""Claims that are listed for people."""
+
+
+@click.command("status", cls=Command)
+@click.argument("store", type=LocalPath(file_okay=False))
+@json_option
+def status_command(store: Path) -> None:
+    """Show how far a store is that builders are at work on: shards done, rate, time left, and who holds what.
+
+    Nothing is written and no shard is read, so it may be asked at any time, from any host that sees the folder.
+
+    \b
+    Examples:
+      softlabels status /shared/store
+      watch -n 30 softlabels status /shared/store
+    """
+    from softlabels.making.status import status_of
+
+    status = status_of(store)
+    emit(asdict(status), _text(status))
+
+
+def _text(status: Status) -> str:
+    share = status.positions_done / status.positions if status.positions else 1.0
+    lines = {
+        "store": f"{status.store}, {'complete' if status.complete else 'not finished'}",
+        "shards": f"{status.shards_done:,} of {status.shards:,} done",
+        "positions": f"{status.positions_done:,} of {status.positions:,} ({share:.1%})",
+    }
+    if not status.complete:
+        rate = status.positions_per_second
+        lines["rate"] = "not known yet" if rate is None else f"{rate_of(rate, 'positions')} lately"
+        left = status.seconds_left
+        lines["left"] = "not known" if left is None else f"about {duration(left)}"
+        lines["builders"] = f"{status.working} at work" if status.working else "none is at work"
+    text = in_columns(lines)
+    for held in status.held[:SHOWN]:
+        who = "somebody" if held.host is None else f"process {held.pid} of {printable(held.host)}"
+        text += f"\nshard {held.shard}: {who}, {held.state}, last seen {duration(held.silent)} ago"
+    if len(status.held) > SHOWN:
+        text += f"\nand {len(status.held) - SHOWN} more (--json lists all)"
+    if not status.complete and any(h.state != "working" for h in status.held):
+        text += "\ndead and stale ones lose nothing but that shard: any builder takes over what they hold"
+    return text
