@@ -1,8 +1,9 @@
 """Memory that arrays give back is kept for the next ones.
 
 Left to itself, glibc asks the kernel for each large array and gives it back once it is freed. Whoever decodes one shard
-after the other then has the same pages made, cleared and unmapped again and again: half of a loader's CPU seconds were
-the kernel's. Told to keep them, it reuses them.
+after the other then has the same pages made, cleared and unmapped again and again: up to half of a loader's CPU seconds
+were the kernel's. Told to keep them, it reuses them. Arrow has an allocator of its own that gives back, too, and is
+told to use glibc's.
 
 Price: what was once in use stays with the process, up to `KEPT`; its peak is the same. Arrays above 32 MiB are glibc's
 own bound, and go back to the kernel as before.
@@ -20,6 +21,8 @@ PAD = 64 * 2**20
 """Bytes of a heap of a thread; with less free space beside it, an empty one is given back."""
 KEPT = 2**30
 """Bytes at the end of the heap that are kept."""
+ARROW = "ARROW_DEFAULT_MEMORY_POOL"
+"""Which allocator Arrow uses, read when it is imported."""
 CHOSEN = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TOP_PAD_", "GLIBC_TUNABLES")
 """Whoever says one of them has chosen otherwise."""
 
@@ -28,12 +31,13 @@ def keep_memory() -> bool:
     """Have this process, and those that are forked from it, keep the memory of arrays; returns whether it does.
 
     Of Linux with glibc alone, and not where the environment says how to allocate (`CHOSEN`). It may be said at any
-    time, best before much was allocated.
+    time, best before much was allocated; Arrow hears of it if it is not imported yet.
     """
     if not _is_glibc() or not os.environ.keys().isdisjoint(CHOSEN):
         return False
     import ctypes
 
+    os.environ.setdefault(ARROW, "system")
     mallopt = ctypes.CDLL(None).mallopt
     wanted = {M_MMAP_THRESHOLD: LARGEST, M_TRIM_THRESHOLD: KEPT, M_TOP_PAD: PAD}
     return all(mallopt(name, value) == 1 for name, value in wanted.items())
