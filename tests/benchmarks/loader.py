@@ -300,6 +300,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--step-ms", type=float, default=100.0, help="of the loop that waits")
+    parser.add_argument("--stores", type=Path, help="folder of `open` and `packed`; default: built")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--json", type=Path, help="write the figures there, too")
     args = parser.parse_args()
@@ -307,7 +308,10 @@ def main() -> None:
     keep_memory()  # for building the stores: what is measured has processes of its own
     figures: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
-        stores = {p: make_store(Path(folder) / p, args, p) for p in ("open", "packed")}
+        stores = {
+            p: make_store(Path(folder) / p, args, p) if args.stores is None else args.stores / p
+            for p in ("open", "packed")
+        }
         if "speeds" in args.parts:
             figures["speeds"] = {
                 name: in_a_process(speeds, stores, args, keep=keep)
