@@ -42,7 +42,7 @@ ARMS: dict[str, tuple[object, ...]] = {
     "systematic": ("--estimator", "systematic", "--mean-k", 12),
 }
 GRID = "int4-g64"
-LENGTH, ROWS, HELDOUT = 128, 64, 16
+LENGTH, ROWS, HELDOUT = 128, 48, 16
 STEPS, BATCH, LR = 32, 1, 2e-4
 
 

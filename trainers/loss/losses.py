@@ -46,6 +46,9 @@ from trainers.loss.position_weights import WEIGHTS
 from trainers.loss.topk_tail import topk_tail_loss
 from trainers.loss.totals import StepTotals, add_up
 
+SAMPLED = "sampled_reverse_kl"
+"""A loss beside `DIVERGENCES`, of the labels' log-probabilities alone (`sampled.py`)."""
+
 
 class LossOutput(NamedTuple):
     """A loss and the sums that it was made of, over N positions that have a label, or M that have a soft target."""
@@ -112,7 +115,7 @@ class DistillLoss:
 
     def __post_init__(self) -> None:
         for flag, name, known in (
-            ("loss", self.divergence, DIVERGENCES.names()),
+            ("loss", self.divergence, [*DIVERGENCES.names(), SAMPLED]),
             ("weight", self.weight, sorted(WEIGHTS)),
         ):
             if name not in known:
@@ -128,6 +131,12 @@ class DistillLoss:
             z_loss=(0 <= self.z_loss < inf, "a finite number, at least 0"),
             cosine=(0 <= self.cosine < inf, "a finite number, at least 0"),
         )
+        given = (self.alpha, self.temperature, self.weight)
+        if self.divergence == SAMPLED and given != (1.0, 1.0, "even"):
+            raise ConfigError(
+                f"--loss {SAMPLED}: its labels are the student's own words, at the temperature at which they are "
+                "scored; give --alpha 1, and leave --temperature, --weight and schedules out"
+            )
 
     def check(self, targets: TargetRecord, *, flag: str = "--temperature") -> None:
         """Refuse a store that cannot serve this loss, in one sentence; nothing is asked of it if alpha is 0.
@@ -135,7 +144,7 @@ class DistillLoss:
         Raises:
             PairingError: not with this estimator, or not at this temperature, which `flag` gave.
         """
-        if self.alpha == 0:
+        if self.alpha == 0 or self.divergence == SAMPLED:
             return
         if targets.keeps.sample and (why := DIVERGENCES.load(self.divergence).refuses_samples):
             raise PairingError(
@@ -205,12 +214,19 @@ class DistillLoss:
                 chunk_bytes=self.chunk_bytes,
             )
             return self._output(loss, full, batch, totals, layer)
-        chunk_loss = _ChunkLoss(self, batch, totals, hidden)
+        chunk_loss = self._chunk_loss()(self, batch, totals, hidden)
         loss = topk_tail_loss(self._columns(hidden, head, batch), chunk_loss)
         return self._output(loss, chunk_loss, batch, totals, layer)
 
+    def _chunk_loss(self) -> type[StoreChunkLoss]:
+        if self.divergence != SAMPLED:
+            return StoreChunkLoss
+        from trainers.loss.sampled import SampledChunkLoss  # which is made of this file's
+
+        return SampledChunkLoss
+
     def _columns(self, hidden: Tensor, head: Head | CalledHead, batch: Batch) -> Chunks:
-        soft_on, targets = self.alpha > 0, batch.targets
+        soft_on, targets = self.alpha > 0 and self.divergence != SAMPLED, batch.targets
         if soft_on:
             self._check_targets(targets)
         k = targets.k if soft_on else 0
@@ -227,7 +243,7 @@ class DistillLoss:
     def _output(
         self,
         loss: Tensor,
-        chunk_loss: _ChunkLoss,
+        chunk_loss: StoreChunkLoss,
         batch: Batch,
         totals: StepTotals,
         layer: Tensor | None,
@@ -283,7 +299,7 @@ def _lacks_tail(targets: SoftTargets, temperature: float) -> bool:
     return bool(targets.n and np.isneginf(odds).all() and targets.k < targets.vocab_size)
 
 
-class _ChunkLoss:
+class StoreChunkLoss:
     """The loss of one chunk of columns, adding up what it is made of."""
 
     def __init__(self, loss: DistillLoss, batch: Batch, totals: StepTotals, hidden: Tensor) -> None:
@@ -317,6 +333,7 @@ class _ChunkLoss:
         self.top_slot = torch.from_numpy(slots[:, None]).to(self.device)
 
     def __call__(self, out: Columns, part: slice) -> Tensor:
+        """The chunk's share of the loss."""
         config = self.loss
         cross_entropy = part_of_hard = out.lse - out.label_logit
         if config.label_smoothing or config.z_loss:
@@ -362,7 +379,7 @@ class _ChunkLoss:
         return [soft.sum(), *tails, agree, weighted.sum()]
 
 
-class _FullChunkLoss(_ChunkLoss):
+class _FullChunkLoss(StoreChunkLoss):
     """The same over all V ids, which leave no tail: the teacher's probabilities are made for each chunk."""
 
     def _teach(self, batch: Batch, dtype: torch.dtype) -> None:
@@ -370,7 +387,7 @@ class _FullChunkLoss(_ChunkLoss):
         self.teacher, self.dtype = batch.teacher, dtype
 
     def _soft(self, out: Columns, part: slice) -> list[Tensor]:
-        """Sums over the chunk's soft positions, as of `_ChunkLoss`."""
+        """Sums over the chunk's soft positions, as of `StoreChunkLoss`."""
         columns, teacher, here = out.columns, self.teacher.at(part), part
         if not self.all_soft:
             first, last = np.searchsorted(self.places, [part.start, part.stop])

@@ -63,7 +63,8 @@ class RunConfig:
     Choose a multiple of the processes you will ever use; the batches are then the same on any number of them. Default
     the most that divide --batch-size, up to 16; a run that goes on keeps its own."""
     loss: Loss[str] = "forward_kl"
-    """Soft loss: `forward_kl`, `reverse_kl`, `jsd`, `tvd`, `skewed_forward_kl` or `skewed_reverse_kl`."""
+    """Soft loss: `forward_kl`, `reverse_kl`, `jsd`, `tvd`, `skewed_forward_kl` or `skewed_reverse_kl`; or
+    `sampled_reverse_kl`, of text that the student of --init wrote, scored by the teacher that taught it."""
     teacher_states: Loss[str | None] = None
     """Folder of the teacher's states (`softlabels states`): full distillation, from all of the teacher's distribution
     in place of the store's targets; exact at any temperature, for any loss."""
@@ -191,6 +192,7 @@ class RunConfig:
             )
         self.demands()
         self.make_loss()
+        self._check_own_text()
         self.cache_options.resolved()
         check_at_least(
             self,
@@ -244,6 +246,20 @@ class RunConfig:
             beta1=(0 <= self.beta1 < 1, "at least 0 and below 1"),
             beta2=(0 <= self.beta2 < 1, "at least 0 and below 1"),
         )
+
+    def _check_own_text(self) -> None:
+        """Refuse what does not go with a loss on the student's own text."""
+        if self.loss != "sampled_reverse_kl":
+            return
+        if self.init is None:
+            raise ConfigError(
+                f"--loss {self.loss}: learns from text that a run's student wrote; name that run with --init RUN"
+            )
+        if self.teacher_states is not None:
+            raise ConfigError(
+                f"--teacher-states {self.teacher_states}: --loss {self.loss} reads the store's own log-probabilities; "
+                "leave one of the two out"
+            )
 
     @property
     def cache_options(self) -> CacheOptions:

@@ -25,6 +25,7 @@ from trainers.data.mixing import make_stream, mixture_digest, open_stores
 from trainers.data.tasks import Task, renumbers
 from trainers.evaluation.forgetting import Forgetting, open_watched
 from trainers.evaluation.heldout import HeldOut, open_heldout
+from trainers.loss.losses import SAMPLED
 from trainers.loss.schedules import LossSchedule
 from trainers.run.config import RunConfig
 from trainers.run.ema import Ema
@@ -34,6 +35,7 @@ from trainers.run.folder import check_same_run, mend_run, read_run, settled, stu
 from trainers.run.kernels import apply_kernels
 from trainers.run.length import Length, in_steps
 from trainers.run.loop import Loop
+from trainers.run.own_text import check_same_teacher, check_written
 from trainers.run.record import write_json
 from trainers.run.reduce import Ranks, joined
 from trainers.run.step import Optimisation
@@ -94,6 +96,10 @@ def _train(config: RunConfig, run: Path, ranks: Ranks, report: Reporter, *, resu
     choice = first_choice if ranks.first else choose(device, first_choice.dtype_name)
     report.notice(f"student: {choice.reason}")
     origin = None if config.init is None else provenance(Path(config.init), store)
+    if config.loss == SAMPLED:
+        for opened, _ in stores:
+            check_written(opened)
+            check_same_teacher(Path(str(config.init)), opened)
     to_fit = [opened for opened, _ in stores] + ([] if heldout is None else [heldout])
     student = _student(config, store, to_fit, report)
     _check_statistics(config, student, ranks, report)
@@ -104,6 +110,7 @@ def _train(config: RunConfig, run: Path, ranks: Ranks, report: Reporter, *, resu
         "config": asdict(config),
         "length": length.to_dict(),
         "domain": store.manifest.identity.domain,
+        "teachers": sorted({o.manifest.identity.teacher.weights_sha256 for o, _ in stores}),
         "store_digest": mixture_digest(stores),
         "trust": trust_facts(config, [opened for opened, _ in stores]),
         "view": view_facts(store),
