@@ -26,7 +26,6 @@ DOCS = ROOT / "docs"
 FORMAT_MD = (DOCS / "format.md").read_text(encoding="utf-8")
 PYTHON = re.findall(r"^```python\n(.*?)^```", FORMAT_MD, re.DOTALL | re.MULTILINE)
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-LOOPS = README.partition("## With transformers.Trainer or Lightning")[2].partition("\n## ")[0]
 SQL = re.findall(r"^```sql\n(.*?)^```", FORMAT_MD, re.DOTALL | re.MULTILINE)
 
 
@@ -328,38 +327,3 @@ def test_the_readme_s_own_loop(stores, tmp_path, monkeypatch):
     before, after = (dict(s.named_parameters()) for s in (first, names["student"]))
     assert names["step"] == 1
     assert any(not before[n].equal(after[n]) for n in before)
-
-
-@pytest.mark.parametrize("library", ["transformers", "lightning"])
-@pytest.mark.filterwarnings("ignore:'pin_memory' argument:UserWarning")
-@pytest.mark.filterwarnings("ignore::UserWarning:lightning.*")
-@pytest.mark.filterwarnings(r"ignore:.isinstance\(treespec, LeafSpec\):FutureWarning")
-def test_snippets_of_other_training_loops(stores, tmp_path, monkeypatch, library):
-    """As printed, but for two steps, on the CPU."""
-    pytest.importorskip(library, reason=f"needs {library}")
-    (snippet,) = (
-        s
-        for s in re.findall(r"^```python\n(.*?)^```", LOOPS, re.DOTALL | re.MULTILINE)
-        if f"trainers.integrations.{library}" in s
-    )
-    assert snippet.count("max_steps=2000") == 1
-    snippet = snippet.replace("max_steps=2000", "max_steps=2")
-    here = {"transformers": ("TrainingArguments(", "use_cpu=True, output_dir=")}
-    here["lightning"] = ("lightning.Trainer(", 'accelerator="cpu", logger=False, ')
-    call, extra = here[library]
-    assert snippet.count(call) == 1
-    snippet = snippet.replace(call, call + extra)
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "store").symlink_to(stores["topk"])
-    config = {"model_type": "llama", "vocab_size": 300, "hidden_size": 8, "intermediate_size": 8}
-    config |= {"num_hidden_layers": 1, "num_attention_heads": 1, "num_key_value_heads": 1}
-    (tmp_path / "student.json").write_text(json.dumps(config), encoding="utf-8")
-    names: dict[str, Any] = {"__name__": "snippet"}
-    exec(compile(snippet, "README.md", "exec"), names)
-    if library == "lightning":
-        assert names["trainer"].global_step == 2
-        assert (tmp_path / "student" / "model.safetensors").exists()
-        assert names["data"].taken == 2 * 32
-    else:
-        (saved,) = (tmp_path / "out").iterdir()
-        assert saved.name == "checkpoint-2"
