@@ -52,6 +52,18 @@ class VllmStates(BodilessTeacher):
             yield from self._ask(group)
 
     def _ask(self, segments: Sequence[Segment]) -> Iterator[Tensor]:
+        for segment, states in zip(segments, self._encode(segments), strict=True):
+            if len(states) != len(segment.input_ids):
+                # vLLM repeats the first tokens of a prompt that it put off in the middle; alone none is put off.
+                (states,) = self._encode([segment])
+            if len(states) != len(segment.input_ids):
+                raise TeacherError(
+                    f"{self.record.spec}: gave states of {len(states)} tokens, was asked for {len(segment.input_ids)}"
+                )
+            yield states[torch.from_numpy(segment.positions)]
+
+    def _encode(self, segments: Sequence[Segment]) -> list[Tensor]:
+        """`[T, D]` of each."""
         if self._engine is None:
             from vllm.config import PoolerConfig
 
@@ -65,9 +77,4 @@ class VllmStates(BodilessTeacher):
             answers = self._engine.encode(prompts, parameters, pooling_task=TASK, use_tqdm=False)
         for segment, answer in zip(segments, answers, strict=True):
             self._found.check_answer(answer, segment)
-            states = answer.outputs.data
-            if len(states) != len(segment.input_ids):
-                raise TeacherError(
-                    f"{self.record.spec}: gave states of {len(states)} tokens, was asked for {len(segment.input_ids)}"
-                )
-            yield states[torch.from_numpy(segment.positions)]
+        return [answer.outputs.data for answer in answers]

@@ -8,12 +8,14 @@ the tests.
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
 from importlib.util import find_spec
@@ -97,8 +99,10 @@ def ground(request, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def engines_in_this_process(monkeypatch) -> None:
+def engines_in_this_process(monkeypatch) -> Iterator[None]:
     monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+    yield
+    gc.collect()  # an engine that went later would take the next one's process groups along
 
 
 @pytest.fixture
