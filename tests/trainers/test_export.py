@@ -12,6 +12,7 @@ import torch
 from click.testing import CliRunner
 
 from softlabels.core.durable import temporary_beside
+from softlabels.core.progress import Silent
 from softlabels.core.records import canonical, digest_of
 from softlabels.errors import (
     ConfigError,
@@ -29,6 +30,7 @@ from trainers.exports import weights
 from trainers.exports.check import compare, verdict
 from trainers.exports.config import ExportConfig
 from trainers.exports.domains import exported, spread
+from trainers.exports.duties import duties
 from trainers.exports.record import read_export
 from trainers.exports.student import export
 from trainers.exports.weights import torch_runner
@@ -471,3 +473,29 @@ def test_the_command(ground, tmp_path):
     assert done.exit_code == 1
     assert "does not give the student's answers" in done.stderr
     assert not (tmp_path / "no").exists()
+
+
+@pytest.mark.parametrize(
+    ("licences", "words"),
+    [
+        (["LicenseRef-llama3.1", "llama3.1"], ["begins with “Llama”"]),
+        (["gemma", "CC-BY-4.0"], ["a Model Derivative"]),
+        (["Unknown"], ["states no licence of its targets"]),
+        (["Apache-2.0", "CC-BY-4.0"], []),
+    ],
+)
+def test_what_a_teachers_licence_asks_is_said(licences, words):
+    found = duties(licences)
+    assert len(found) == len(words)
+    assert all(word in text for word, text in zip(words, found, strict=True))
+
+
+def test_duties_stand_on_the_card_and_in_the_log(ground, tmp_path):
+    said = []
+    report = Silent()
+    report.notice = said.append
+    out = tmp_path / "out"
+    export(ground / "run-llama", out, config_of(ground), report)
+    wanted = "a store states no licence of its targets"
+    assert wanted in (out / "README.md").read_text(encoding="utf-8")
+    assert any(f"before {out} is passed on: {wanted}" in line for line in said)

@@ -9,6 +9,7 @@ from typing import Any
 from jinja2 import StrictUndefined, Template
 
 from trainers.exports.domains import Exported
+from trainers.exports.duties import duties
 from trainers.exports.formats import Format
 from trainers.exports.record import ExportRecord
 
@@ -39,6 +40,7 @@ def card(
         config=config,
         domain=domain,
         code=code.strip(),
+        duties=duties(record.source.licences),
         needs=needs,
     )
     return page

@@ -26,6 +26,7 @@ from trainers.exports.card import card
 from trainers.exports.check import compare, verdict
 from trainers.exports.config import ExportConfig
 from trainers.exports.domains import exported, spread
+from trainers.exports.duties import duties
 from trainers.exports.formats import Job
 from trainers.exports.merge import check_merge, source_of
 from trainers.exports.record import (
@@ -133,6 +134,8 @@ def export(
         write_seal(temporary, EXPORT, replace(record, files=files))
         record = read_export(temporary)
         publish_folder(temporary, out, report.notice)
+    for duty in duties(record.source.licences):
+        report.notice(f"before {out} is passed on: {duty}")
     return record
 
 
