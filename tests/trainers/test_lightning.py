@@ -298,7 +298,7 @@ def test_another_tokenizer_is_refused(ground, tmp_path):
 @with_lightning
 def test_a_stores_path_gives_the_rows_in_the_order_of_runs(ground):
     data = DistillData(ground / "store", batch_size=4, seed=3)
-    expected = stream_of(ground, order="corpus", block_shards=8).batch_at(0).rows
+    expected = stream_of(ground, order="corpus", block_shards=8, lanes=4).batch_at(0).rows
     assert data.stream.batch_at(0).rows == expected
     with pytest.raises(ConfigError, match="the stream is open already"):
         DistillData(stream_of(ground), batch_size=4)

@@ -15,8 +15,9 @@ import torch
 from softlabels.errors import ConfigError, PairingError, TokenizerError
 from tests.fakes import TinyTeacher, build_tiny, write_corpus
 from tests.students import llama
+from trainers.data.lanes import default_lanes
 from trainers.data.microbatches import split_batch
-from trainers.data.stream import SoftTargetStream
+from trainers.data.stream import SoftTargetStream, orders_of
 from trainers.loss.losses import DistillLoss
 from trainers.students import Student, make_student
 
@@ -103,7 +104,13 @@ def reference(ground, batch, loss=LOSS):
 
 def stream_of(ground, batch_size):
     return SoftTargetStream(
-        ground / "store", batch_size=batch_size, seed=3, order="corpus", block_shards=2, prefetch=0
+        ground / "store",
+        batch_size=batch_size,
+        seed=3,
+        order="corpus",
+        block_shards=2,
+        lanes=default_lanes(batch_size),
+        prefetch=0,
     )
 
 
@@ -157,7 +164,15 @@ def test_steps_and_epochs_go_on_where_the_stream_does(ground, tmp_path, monkeypa
     size = next(b for b in (7, 6, 5, 4, 3) if rows % b == 0 or b == 3)
     steps = 2 * -(-rows // size)
     stream = stream_of(ground, size)
-    order = stream_of(ground, rows).batch_at(0).rows + stream_of(ground, rows).batch_at(rows).rows
+    (cut,) = orders_of(
+        [stream.store],
+        3,
+        order="corpus",
+        block_shards=2,
+        lanes=default_lanes(size),
+        shuffle=True,
+    )
+    order = tuple(cut.take(size, 0, 2 * rows))
     expected = [
         order[e + i : min(e + i + size, e + rows)] for e in (0, rows) for i in range(0, rows, size)
     ]

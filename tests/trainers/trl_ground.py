@@ -19,6 +19,8 @@ LOSS = DistillLoss(temperature=2.0, alpha=0.7)
 STEPS = int(os.environ.get("SOFTLABELS_TRL_STEPS", "20"))
 ROWS = int(os.environ.get("SOFTLABELS_TRL_ROWS", "4"))
 """Of a step."""
+SEED = 42
+"""TRL's own, of adapter and order."""
 LR, DECAY, BETA2 = 1e-3, 0.1, 0.95
 
 
@@ -55,7 +57,7 @@ def arguments(out: Path, **changes: Any) -> Any:
         "disable_tqdm": True,
         "use_cpu": True,
         "bf16": False,
-        "data_seed": 0,
+        "seed": SEED,
         "gradient_checkpointing": None,
         "activation_checkpointing": True,
         "dataloader_pin_memory": False,

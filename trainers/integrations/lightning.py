@@ -18,6 +18,7 @@ import torch
 
 from softlabels.errors import ConfigError, MissingExtraError
 from trainers.data.batch import Batch
+from trainers.data.lanes import default_lanes
 from trainers.data.microbatches import split_batch
 from trainers.data.stream import SoftTargetStream
 from trainers.integrations import check_fit
@@ -56,6 +57,7 @@ class DistillData(lightning.LightningDataModule):
     def __init__(self, stream: SoftTargetStream | Path | str, **options: Any) -> None:
         super().__init__()
         if not isinstance(stream, SoftTargetStream):
+            options = {"lanes": default_lanes(options.get("batch_size", 1)), **options}
             stream = SoftTargetStream(stream, **{"order": "corpus", **options})
         elif options:
             raise ConfigError(

@@ -6,6 +6,7 @@ Forked and spawned workers each read shards for themselves; an item depends on i
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch.utils.data import Dataset, Sampler
 from softlabels.format.shard import StoredRow
 from softlabels.store.reader import open_store
 from trainers.data.batch import collate
+from trainers.data.lanes import MOST, check_lanes, default_lanes
 from trainers.data.order import check_order
 from trainers.data.stream import orders_of
 
@@ -24,6 +26,7 @@ class StoreRows(Dataset[StoredRow]):
     Args:
         store, seed, shuffle, block_shards, vocab: as of `SoftTargetStream`.
         order: `corpus`, as runs have it: all stores of one corpus give the same rows at each step; or `store`.
+        lanes: of the order; None: as many as a run takes for the rows of a step, once it is known how many they are.
     """
 
     def __init__(
@@ -34,20 +37,39 @@ class StoreRows(Dataset[StoredRow]):
         shuffle: bool = True,
         order: str = "corpus",
         block_shards: int = 8,
+        lanes: int | None = None,
         vocab: str | None = None,
     ) -> None:
         check_order(order)
-        self.store = open_store(store, cached_shards=2 * block_shards, vocab=vocab)
-        (cut,) = orders_of(
-            [self.store], seed, order=order, block_shards=block_shards, lanes=1, shuffle=shuffle
+        held = 2 * max(block_shards, lanes or MOST)
+        self.store = open_store(store, cached_shards=held, vocab=vocab)
+        self._lanes = lanes
+        self._cut = partial(
+            orders_of,
+            [self.store],
+            seed,
+            order=order,
+            block_shards=block_shards,
+            shuffle=shuffle,
         )
-        self.order = cut.order
+        self.in_steps(lanes or 1)
+
+    def in_steps(self, batch_size: int) -> None:
+        """Give the rows of steps of so many, over all processes, as `softtrain run --batch-size` does.
+
+        Raises:
+            ConfigError: lanes that do not divide them.
+        """
+        lanes = self._lanes or default_lanes(batch_size)
+        check_lanes(lanes, batch_size)
+        self._batch_size = batch_size
+        (self._order,) = self._cut(lanes=lanes)
 
     def __len__(self) -> int:
         return len(self.store)
 
     def __getitem__(self, place: int) -> StoredRow:
-        return self.store.row(int(self.order.take(place, 1)[0]))
+        return self.store.row(self._order.take(self._batch_size, place, 1)[0])
 
 
 class EpochSampler(Sampler[int]):

@@ -58,6 +58,13 @@ class DistillMixin(Base):
                 raise ConfigError(f"{type(self).__name__} cannot train with {what}")
         self._check(self.train_dataset)
         self._check(self.eval_dataset)
+        if isinstance(self.train_dataset, StoreRows):
+            self._in_steps(self.train_dataset)
+
+    def _in_steps(self, rows: StoreRows) -> None:
+        """Let the rows of each step be those of a run with as many."""
+        each = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps
+        rows.in_steps(each * self.accelerator.num_processes)
 
     def _check(self, data: Any) -> None:
         for one in data.values() if isinstance(data, dict) else [data]:

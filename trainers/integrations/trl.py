@@ -92,6 +92,7 @@ class SoftLabelSFTTrainer(DistillMixin, SFTTrainer):
         self.train_dataset, self.eval_dataset = rows, held
         self._check(rows)
         self._check(held)
+        self._in_steps(rows)
         self._signature_columns = ["batch"]
 
     def _check(self, data: Any) -> None:
