@@ -183,6 +183,12 @@ def expected_excess(log_p: Tensor, slack: Tensor) -> Tensor:
     return added.sum(1) - added.gather(1, p.argmax(1, keepdim=True))[:, 0]
 
 
-def accepted(log_p: Tensor, log_q: Tensor, vocab_size: int, kept: Tensor) -> tuple[Tensor, Tensor]:
-    """Bounds `[n]` on the share of a candidate's drafts that the reference accepts (`softlabels.core.bins`)."""
-    return acceptance(log_p, log_q, vocab_size - kept.sum(1))
+def accepted(reference: Reference, log_q: Tensor, vocab_size: int) -> tuple[Tensor, Tensor]:
+    """Bounds `[n]` on the share of a candidate's drafts that the reference accepts (`softlabels.core.bins`).
+
+    Sum of min(p, q) is 1 less half the sum of |p - q|, so rounding moves it by at most half of what it moves p by.
+    """
+    log_p, outside = reference.log_p, vocab_size - reference.kept.sum(1)
+    low, high = acceptance(log_p, log_q, outside)
+    moved = (log_p.exp() * torch.expm1(reference.slack)).sum(1) / 2
+    return (low - moved).clamp_min(0.0), (high + moved).clamp_max(1.0)

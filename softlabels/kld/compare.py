@@ -245,7 +245,7 @@ class _Pass:
         targets, labels = batch.targets[at], batch.labels[at]
         log_p, log_q = reference.log_p, seen.log_q
         vocab = max(self._identity.teacher.vocab_size, self._teacher.record.vocab_size)
-        low, high = bins.accepted(log_p, log_q, vocab, reference.kept)
+        low, high = bins.accepted(reference, log_q, vocab)
         measured = np.full(len(at), np.nan)
         if wide is not None:
             measured[wide[0]] = wide[1]

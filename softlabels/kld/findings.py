@@ -60,6 +60,7 @@ def candidate_of(
     finite = {n: s for n, s in sums.items() if np.isfinite(s).all()}
     intervals = bootstrap(finite, _ratios, replicates=replicates, seed=seed)
     figures = {name: _figure(v, intervals.get(name)) for name, v in values.items()}
+    figures |= {name: _at_least_0(figures[name]) for name in ("kl", "kl_bins")}
     known = np.isfinite(dp)
     for shares, of, where in (
         (KL_SHARES, held, np.ones(said.n, np.bool_)),
@@ -67,7 +68,7 @@ def candidate_of(
     ):
         if where.any():
             figures |= _quantiles(of[where], said.row[where], shares, replicates, seed)
-    figures["kl_max"] = _figure(float(true.max()), None)
+    figures["kl_max"] = _figure(float(held.max()), None)
     judged = said.label >= 0
     documents, count = _by_document(said, answered, true)
     return Candidate(
@@ -201,6 +202,13 @@ def _quantiles(
 def _figure(value: float, interval: tuple[float, float] | None) -> Figure:
     low, high = (None, None) if interval is None else (_finite(interval[0]), _finite(interval[1]))
     return Figure(value=_finite(value), low=low, high=high)
+
+
+def _at_least_0(figure: Figure) -> Figure:
+    """An estimate below 0 is of numbers that differ by less than they are rounded."""
+    parts = (figure.value, figure.low, figure.high)
+    value, low, high = (None if x is None else max(x, 0.0) for x in parts)
+    return Figure(value=value, low=low, high=high)
 
 
 def _finite(value: float) -> float | None:

@@ -1,4 +1,4 @@
-"""What is known of each position: of the reference once, and of every candidate. Some 100 bytes, whatever V.
+"""What is known of each position: of the reference once, and of every candidate. Some 140 bytes, whatever V.
 
 Shapes: N positions, all with a soft target.
 """

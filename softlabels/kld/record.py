@@ -63,8 +63,8 @@ class Candidate(_Record, frozen=True, kw_only=True):
     model: CandidateFacts
     figures: dict[str, Figure]
     """`kl` and its quantiles `kl_median`, `kl_90`, `kl_99`, `kl_99_9`, `kl_max`: over all ids, estimated; `kl_bins`:
-    over the kept ids and one bin of all others. `same_top`, `dp_rms`, `dp_mean`, `dp_0_1` to `dp_99_9`,
-    `perplexity_ratio`, `accept_low`, `accept_high`."""
+    over the kept ids and one bin of all others; 0 where the estimate is below. `same_top`,
+    `dp_rms`, `dp_mean`, `dp_0_1` to `dp_99_9`, `perplexity_ratio`, `accept_low`, `accept_high`."""
     kl_least: float | None
     """The true mean KL is at least this, however the reference's numbers were rounded; None: infinite."""
     kl_most: float | None

@@ -8,7 +8,8 @@ Each candidate is compared with each --store, all of one text. In the same pass,
 also taken from both whole distributions in float64, for which the model runs again. What was seen of each row stays in
 --out, a folder: a run that was stopped goes on there, and --limit-rows takes some of the rows at a time. Prints, for
 each candidate and store, both; how many positions lie within the stated bounds; the median error of a position's KL;
-bytes of a position. --cost-rows times the pass over the bare forward, in turns (median of the repeats' own ratios).
+bytes of a position. --cost-rows takes the CPU time of the pass over that of the bare forward, in turns (median of the
+repeats' own ratios).
 """
 
 from __future__ import annotations
@@ -177,17 +178,17 @@ def show(name: str, found: dict[str, Any]) -> None:
 
 
 def cost(store: Store, teacher: Teacher, rows: int, repeats: int) -> list[float]:
-    """Time of the pass over the bare forward of the same rows: the repeats' ratios."""
+    """CPU time of the pass over that of the bare forward of the same rows: the ratio of each repeat."""
     ratios = []
     for _ in range(repeats):
-        begun = time.perf_counter()
+        begun = time.process_time()
         for i in range(0, rows, 4):
             for chunk in teacher.logits([store.row(r).row for r in range(i, min(i + 4, rows))]):
                 del chunk
-        bare = time.perf_counter() - begun
-        begun = time.perf_counter()
+        bare = time.process_time() - begun
+        begun = time.process_time()
         compare(store, teacher, limit_rows=rows)
-        ratios.append((time.perf_counter() - begun) / bare)
+        ratios.append((time.process_time() - begun) / bare)
     return ratios
 
 

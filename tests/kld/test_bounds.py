@@ -13,7 +13,7 @@ from softlabels.codecs.summary import held_entropy
 from softlabels.core.summary import Summary
 from softlabels.core.targets import SoftTargets
 from softlabels.format.identity import EncodingRecord
-from softlabels.kld.bins import divergence, expected_excess, rounded
+from softlabels.kld.bins import Reference, accepted, divergence, expected_excess, rounded
 from softlabels.kld.said import slack, tail_entropy
 
 CODECS = ("nat8", "nat16", "nat64", "float16", "float32")
@@ -92,6 +92,21 @@ def test_the_true_numbers_are_within_the_bounds(values, seed, sharp, noise, k):
     least, most = (x.numpy() for x in rounded(*map(torch.from_numpy, (held, q, off))))
     assert (least <= true + 1e-12).all()
     assert (true <= most + 1e-12).all()
+
+    nothing = torch.zeros(len(q), dtype=torch.int64)
+    kept = torch.ones(targets.ids.shape, dtype=torch.bool)
+    reference = Reference(
+        ids=torch.from_numpy(targets.ids.astype(np.int64)),
+        kept=kept,
+        log_p=torch.from_numpy(held),
+        slack=torch.from_numpy(off),
+        label=nothing,
+        top=nothing,
+    )
+    low, high = (x.numpy() for x in accepted(reference, torch.from_numpy(q), logp.shape[1]))
+    share = np.exp(np.minimum(logp, logq)).sum(1)
+    assert (low <= share + 1e-12).all()
+    assert (share <= high + 1e-12).all()
 
 
 def test_rounding_adds_what_is_expected_of_it():
