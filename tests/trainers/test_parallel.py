@@ -205,6 +205,37 @@ def test_a_student_dealt_out_over_processes_agrees_and_resumes_elsewhere(ground,
         assert b == pytest.approx(a, rel=1e-5)
 
 
+def fifty_steps(ground: Path) -> dict:
+    (ground / "still.json").write_text(json.dumps(LLAMA))
+    more = {"exact_ranks": False, "accumulate": 4, "lr": 1e-3}
+    return config_of(ground, steps=50, student=f"hf-config:{ground / 'still.json'}", **more)
+
+
+@pytest.fixture(scope="module")
+def fifty(ground, tmp_path_factory):
+    """The losses of a run on one process."""
+    run = tmp_path_factory.mktemp("fifty") / "run"
+    finish(start(1, fifty_steps(ground), run))
+    return losses(run)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("first", "second"), [(2, 4), (4, 2)])
+def test_fifty_steps_dealt_out_are_those_of_one_process(ground, fifty, tmp_path, first, second):
+    """FSDP2 on some processes, stopped, and resumed on another number."""
+    run, config = tmp_path / "run", fifty_steps(ground) | {"parallel": "fsdp"}
+    process = start(first, config, run)
+    wait_for(run, 10)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=240)
+    assert 10 <= len(losses(run)) < 50
+    finish(start(second, config, run))
+    found = losses(run)
+    assert [step for step, *_ in found] == list(range(1, 51))
+    for (_, a, _), (_, b, _) in zip(fifty, found, strict=True):
+        assert b == pytest.approx(a, rel=1e-5)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["crash", "nan"])
 def test_a_rank_that_fails_names_its_rows(ground, tmp_path, kind):
