@@ -17,6 +17,7 @@ from softlabels.kld.record import (
 )
 from softlabels.kld.record import Test as Split
 from softlabels.report.kld_page import render
+from tests.pages import browser, check_page
 
 EVEN = Split(only_first=0, only_second=0, p=1.0)
 
@@ -57,6 +58,13 @@ def candidate(name: str, size: int | None, kl: float | None, same: float) -> Can
 
 
 def page(*candidates: Candidate, gates: Gates = USUAL) -> str:
+    """Its text, the words of neighbouring cells apart."""
+    found = html(*candidates, gates=gates)
+    check_page(found)
+    return " ".join(re.sub(r"<[^>]+>", " ", found).split())
+
+
+def html(*candidates: Candidate, gates: Gates = USUAL) -> str:
     names = [c.model.name for c in candidates]
     pairs = [
         Pair(first=a, second=b, kl_difference=Figure(value=None), p=1.0, right=EVEN)
@@ -93,7 +101,7 @@ def page(*candidates: Candidate, gates: Gates = USUAL) -> str:
         candidates=list(candidates),
         pairs=pairs,
     )
-    return " ".join(re.sub(r"<[^>]+>", " ", render(found, gates)).split())
+    return render(found, gates)
 
 
 MODELS = (
@@ -135,3 +143,25 @@ def test_one_candidate_is_described_and_an_infinite_kl_is_no_number(kl):
     text = page(candidate("a", 10, kl, 0.6))
     assert "a makes another first choice than big at 40% of the tokens." in text
     assert ("infinite" in text) == (kl is None)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [1280, 400])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_choice_is_on_the_first_screen(tmp_path, width, scheme):
+    (tmp_path / "kld.html").write_text(html(*MODELS), encoding="utf-8")
+    with browser() as chromium:
+        context = chromium.new_context(
+            viewport={"width": width, "height": 800}, color_scheme=scheme
+        )
+        tab = context.new_page()
+        said: list[str] = []
+        tab.on("console", lambda m: said.append(m.text))
+        tab.goto((tmp_path / "kld.html").as_uri())
+        assert said == []
+        assert tab.evaluate("document.documentElement.scrollWidth") <= width
+        for what in ("h1", "td.best >> nth=0", "small.good"):
+            box = tab.locator(what).bounding_box()
+            assert box["y"] + box["height"] < 800, what
+            assert box["x"] + box["width"] <= width, what
+        assert "Ship q5" in tab.locator("h1").inner_text()
