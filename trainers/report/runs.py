@@ -19,7 +19,7 @@ from softlabels.format.manifest import Manifest, load_manifest
 from trainers.evaluation.evaluations import Assessment, Interval, find_assessments, weights_digest
 from trainers.run.config import RunConfig
 from trainers.run.metrics import read_metrics
-from trainers.run.record import WEIGHTS, read_run_record
+from trainers.run.record import EARLIER, WEIGHTS, read_run_record
 
 REPLICATES = 1000
 """Of a difference between two runs, at most: how many an evaluation had is what a file says."""
@@ -164,7 +164,13 @@ def _reported(run: Path, name: str, found: Assessment) -> ReportedRun:
         curves=_curves(run),
         found=found,
         command=shlex.join(
-            ["softtrain", "run", *flags_of(RunConfig, record["config"]), "--out", str(run)]
+            [
+                "softtrain",
+                "run",
+                *flags_of(RunConfig, EARLIER | record["config"]),
+                "--out",
+                str(run),
+            ]
         ),
         training_stores=[(s, _manifest(s)) for s in specs],
     )

@@ -21,7 +21,7 @@ from trainers.data.tasks import Task, renumbers
 from trainers.run.checkpoint import CHECKPOINTS
 from trainers.run.config import RunConfig
 from trainers.run.finite import check_finite
-from trainers.run.record import RUN_RECORD, read_run_record
+from trainers.run.record import EARLIER, RUN_RECORD, read_run_record
 from trainers.run.saved import holds_student, student_tensors
 from trainers.run.trust import check_same_trust
 from trainers.run.vocabulary import check_same_view
@@ -58,8 +58,6 @@ FREE = frozenset(
 """What may change when a run goes on: where files lie, how long it is (`length.py` has rules of its own), how often to
 log, save and evaluate, and on what to compute."""
 
-EARLIER = {"order": "store", "lanes": 1}
-"""What runs did before there was a setting, where that is not the default today."""
 DEFAULTS = {f.name: f.default for f in fields(RunConfig) if f.default is not MISSING}
 
 
