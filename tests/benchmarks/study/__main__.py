@@ -65,6 +65,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--rows", type=int, default=300, help="of 256 tokens, to learn from")
     parser.add_argument("--heldout-rows", type=int, default=60)
+    parser.add_argument("--dense", action="store_true", help="KL over the whole vocabulary, too")
     parser.add_argument("--minutes", type=float, default=110, help="begin no cell after these")
     args = parser.parse_args()
     texts = {"austen": AUSTEN}
@@ -80,6 +81,7 @@ def main() -> None:
         texts=texts,
         rows=args.rows,
         heldout_rows=args.heldout_rows,
+        dense=args.dense,
     )
     begin = time.monotonic()
     cells = cells_of(args)

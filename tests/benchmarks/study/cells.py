@@ -56,6 +56,8 @@ class Study:
     """Folder with `train` and `heldout` of each text."""
     rows: int
     heldout_rows: int
+    dense: bool = False
+    """Whether students are also compared over the whole vocabulary, which takes longer than the rest of a cell."""
 
     def store(self, text: str, arm: Arm, temperature: float) -> Path:
         """The arm's store, built if it is not there."""
@@ -138,9 +140,10 @@ def train(study: Study, cell: Cell) -> dict[str, Any]:
     )
     seconds = time.perf_counter() - begin
     weights = "best" if arm.hard else "student"
+    whole = ("--teacher-states", study.states(cell.text, "heldout")) if study.dense else ()
     found = tool(
         *("trainers", "eval", run, "--store", heldout, "--weights", weights, "--bootstrap", 0),
-        *("--teacher-states", study.states(cell.text, "heldout")),
+        *whole,
     )
     figures = figures_of(load_manifest(store))
     result = {
