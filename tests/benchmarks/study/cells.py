@@ -123,7 +123,7 @@ def train(study: Study, cell: Cell) -> dict[str, Any]:
     if arm.hard:
         flags += ["--heldout", heldout, "--eval-every", steps]
     if arm.full:
-        flags += ["--teacher-states", study.states(cell.text, "train")]
+        flags += ["--teacher-states", study.states(cell.text, "train"), "--chunk-mib", 256]
     made = start(
         cell.student,
         cell.seed,
