@@ -29,6 +29,7 @@ ARMS = (
     Arm("rs-35", ("--estimator", "rs", "--k", "35")),
     Arm("systematic-12", ("--estimator", "systematic", "--mean-k", "12")),
     Arm("systematic-24", ("--estimator", "systematic", "--mean-k", "24")),
+    Arm("systematic-35", ("--estimator", "systematic", "--k", "35")),
     Arm("rs-95", ("--estimator", "rs", "--k", "95")),
     Arm("systematic-95", ("--estimator", "systematic", "--k", "95")),
     Arm("topk-12", ("--estimator", "topk", "--k", "12")),
