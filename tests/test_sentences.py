@@ -54,6 +54,7 @@ ELSEWHERE = {
     "softlabels inspect": "reads",
     "softlabels verify": "reads",
     "softlabels diff": "reads",
+    "softlabels status": "reads",
     "softlabels repair": "tests/cli/test_repair.py and tests/faults",
     "softlabels measure": "needs a teacher that tokenises as transformers do; amends as card does",
     "softlabels states": "tests/store/test_states.py and tests/faults",
