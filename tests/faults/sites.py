@@ -53,12 +53,15 @@ EXEMPT: dict[str, str] = {
     "softlabels/testing/containers.py:_check_columns": _SCRATCH,
     "trainers/testing.py:check_student": _SCRATCH,
     "trainers/exports/latency.py:measure": _SCRATCH,
-    "trainers/exports/merge.py:source_of": _SCRATCH,
     "trainers/exports/latency.py:_converted": _SCRATCH,
     "trainers/exports/latency.py:_write_inputs": _SCRATCH,
     "trainers/exports/latency.py:_in_a_process": _SCRATCH,
     "trainers/domains/image_classification.py:ImageClassification.describe": _FILLED,
+    "trainers/exports/compressed.py:CompressedTensors.write": _FILLED,
     "trainers/exports/onnx_int8.py:OnnxInt8.write": _FILLED,
+    "trainers/integrations/trl.py:_tokenizer": _SCRATCH,
+    "trainers/students/adapters.py:Adapter.save": _FILLED,
+    "trainers/students/adapters.py:_write_json": _FILLED,
     "trainers/students/images.py:ImageStudent.save": _FILLED,
 }
 """Places that no writer of the table runs, each with the reason."""
@@ -67,6 +70,7 @@ READ_ONLY = {
     "softlabels inspect": "inspect",
     "softlabels verify": "verify",
     "softlabels diff": "diff",
+    "softlabels status": "status",
 }
 """Commands that change nothing, each with the job that shows it."""
 COMPOSED = {
