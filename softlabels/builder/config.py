@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
+from softlabels.builder.purposes import FOR, Purpose
 from softlabels.core.registry import name_of
 from softlabels.core.settings import Group, check_at_least, from_sources
 from softlabels.errors import ConfigError
@@ -190,9 +191,12 @@ class BuildConfig:
         DOMAINS.load(self.domain).maker.check(self)
 
     @classmethod
-    def from_sources(cls, toml: Path | None, flags: Mapping[str, Any]) -> BuildConfig:
-        """Flags over TOML over defaults; see `softlabels.core.settings`."""
-        return from_sources(cls, toml, flags)
+    def from_sources(
+        cls, toml: Path | None, flags: Mapping[str, Any], *, purpose: Purpose | None = None
+    ) -> BuildConfig:
+        """Flags over TOML over what suits the purpose over defaults; see `softlabels.core.settings`."""
+        base = None if purpose is None else purpose.settings
+        return from_sources(cls, toml, flags, base=base, aside=(FOR,))
 
     @property
     def stored_values(self) -> str:

@@ -12,6 +12,7 @@ import click
 
 import softlabels
 from softlabels.builder.config import BuildConfig
+from softlabels.builder.purposes import FOR, PURPOSES, purpose_of
 from softlabels.console.options import Command, config_options
 from softlabels.console.tables import in_columns
 from softlabels.console.terminal import Bar, LocalPath, emit, json_option
@@ -29,6 +30,12 @@ if TYPE_CHECKING:
     "config_file", metavar="[CONFIG.toml]", required=False, type=click.Path(path_type=Path)
 )
 @click.option("--out", type=LocalPath(), help="Folder of the store (needed, here or in the file).")
+@click.option(
+    f"--{FOR}",
+    "purpose",
+    metavar="PURPOSE",
+    help=f"What the store is for: {', '.join(PURPOSES)}; picks the estimator and what it keeps, and says why.",
+)
 @config_options(BuildConfig)
 @click.option(
     "--shards",
@@ -47,6 +54,7 @@ if TYPE_CHECKING:
 def build_command(
     config_file: Path | None,
     out: Path | None,
+    purpose: str | None,
     shards: str | None,
     dry_run: bool,
     price_per_hour: str | None,
@@ -62,13 +70,17 @@ def build_command(
       softlabels build --teacher hf:models/teacher --corpus 'jsonl:chats.jsonl' \\
           --estimator topk --k 50 --temperature 1 --temperature 2 --out store
       softlabels build job.toml --out store --dry-run --price-per-hour 2.50
+      softlabels build --for far --teacher hf:models/teacher --corpus books --out store
       softlabels build job.toml --out /shared/store --shards 3/16
     """
     if price_per_hour is not None and not dry_run:
         raise ConfigError("--price-per-hour needs --dry-run")
     price = None if price_per_hour is None else _price(price_per_hour)
-    config = BuildConfig.from_sources(config_file, flags)
+    chosen = purpose_of(purpose, config_file, flags)
+    config = BuildConfig.from_sources(config_file, flags, purpose=chosen)
     out = out_from(config_file, out)
+    if chosen is not None:
+        click.echo(f"--for chose {chosen}", err=True)
     if dry_run:
         _dry_run(config, out, price)
         return

@@ -115,11 +115,15 @@ def from_sources(
     flags: Mapping[str, Any],
     *,
     either: Sequence[tuple[str, str]] = (),
+    base: Mapping[str, Any] | None = None,
+    aside: Sequence[str] = (),
 ) -> C:
     """Flags over TOML over defaults; a flag that is None or empty was not given.
 
     Args:
         either: pairs of fields that say one thing in two ways; a flag for one also wins over a file's other.
+        base: values that stand in for the config's own defaults.
+        aside: other keys of the file, which the caller reads.
 
     Raises:
         ConfigError: unreadable TOML, an unknown key, a wrong type, a missing field, both fields of a pair, an
@@ -127,16 +131,18 @@ def from_sources(
     """
     known = list(cls.__dataclass_fields__)  # type: ignore[attr-defined]
     written = {} if toml is None else read_toml(toml)
-    written.pop(OUT, None)
+    for name in (OUT, *aside):
+        written.pop(name, None)
     for name in sorted(written.keys() - known):
         near = get_close_matches(name.replace("-", "_").lower(), known, n=1)
-        meant = f"did you mean {near[0]!r}?" if near else f"known: {', '.join([OUT, *known])}"
+        others = ", ".join([OUT, *aside, *known])
+        meant = f"did you mean {near[0]!r}?" if near else f"known: {others}"
         raise ConfigError(f"{toml}: unknown key {name!r}; {meant}")
     given = {k: v for k, v in flags.items() if v is not None and v != ()}
     for one, other in [*either, *((b, a) for a, b in either)]:
         if one in given:
             written.pop(other, None)
-    values = written | given
+    values = dict(base or {}) | written | given
     for one, other in either:
         if one in values and other in values:
             raise ConfigError(f"--{one} and --{other} say the same in two ways; give one")
