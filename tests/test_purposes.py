@@ -24,9 +24,9 @@ def test_a_purpose_is_a_build_that_there_can_be_and_says_what_it_chose(name):
 
 def test_what_a_purpose_does_not_decide_may_be_given(tmp_path):
     purpose = purpose_of("inspect", None, BUILD)
-    flags = BUILD | {"temperature": (4.0,), "profile": "packed"}
+    flags = BUILD | {"temperature": (1.0, 4.0), "profile": "packed"}
     config = BuildConfig.from_sources(None, flags, purpose=purpose)
-    assert (config.temperature, config.profile, config.estimator) == ((4.0,), "packed", "topk")
+    assert (config.temperature, config.profile, config.estimator) == ((1.0, 4.0), "packed", "topk")
 
 
 @pytest.mark.parametrize("setting", CHOSEN)

@@ -91,7 +91,7 @@ def test_an_integer_will_do_for_a_number(toml):
 
 def test_an_unknown_key_is_refused_with_the_known_ones(toml):
     with pytest.raises(
-        ConfigError, match=r"c\.toml: unknown key 'zzz'; known: out, teacher, corpus, "
+        ConfigError, match=r"c\.toml: unknown key 'zzz'; known: out, for, teacher, corpus, "
     ):
         BuildConfig.from_sources(toml("zzz = 1"), BUILD)
 
