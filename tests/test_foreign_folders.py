@@ -130,6 +130,10 @@ INVOCATIONS: dict[str, Callable[[Path], list[str]]] = {
         *("run", "--store", f"{g}/store", "--student", f"hf-config:{g}/student.json"),
         *("--steps", "1", "--batch-size", "2", "--resume"),
     ],
+    "softtrain sweep": lambda g: [
+        *("sweep", "--store", f"{g}/store", "--heldout", f"{g}/other"),
+        *("--student", f"hf-config:{g}/student.json", "--steps", "1", "--vary", "seed=0"),
+    ],
     "softtrain student": lambda g: ["student", f"hf-config:{g}/student.json"],
 }
 """A valid call of each, but for `--out`."""
@@ -142,8 +146,8 @@ FILES = {
 }
 """Their `--out` is a file, of such a name."""
 
-UNTRIED = {"softlabels demo", "softtrain generate"}
-"""Minutes with the real teacher; a tokenizer that is more than bytes."""
+UNTRIED = {"softlabels demo", "softtrain generate", "softtrain sweep"}
+"""Minutes with the real teacher; a tokenizer that is more than bytes; writes as `run` does, into folders of its own."""
 
 SHAPES = {
     "a dataset": ["data/train-00000-of-00001.parquet", "README.md"],

@@ -63,6 +63,7 @@ ELSEWHERE = {
     "softlabels pull": "tests/store/remote",
     "softlabels sign": "needs a key; amends as card does",
     "softtrain latency": "prints",
+    "softtrain sweep": "tests/trainers/test_sweep.py; of softtrain run, in processes of its own",
 }
 MAINS = {"softlabels": softlabels, "softtrain": softtrain}
 

@@ -13,6 +13,7 @@ from trainers.cli.latency import latency_command
 from trainers.cli.report import report_command
 from trainers.cli.run import run_command
 from trainers.cli.student import student_command
+from trainers.cli.sweep import sweep_command
 
 
 @click.group(cls=Commands)
@@ -22,6 +23,7 @@ def main() -> None:
 
 
 main.add_command(run_command)
+main.add_command(sweep_command)
 main.add_command(student_command)
 main.add_command(eval_command)
 main.add_command(export_command)
