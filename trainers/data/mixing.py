@@ -109,9 +109,9 @@ class MixedStream(BatchStream):
     Args:
         stores: (path or open store, weight) of each. They must agree in tokenizer, vocabulary, estimator and grid.
         batch_size: rows in a global batch, of all stores together.
-        seed, shuffle, order, block_shards, lanes, prefetch, vocab, images, rank, world_size: as of
-            `SoftTargetStream`, whose bound of shards that are held decoded is of each store. Each lane has the turns of
-            the pattern, begun where the other lanes do not.
+
+    All other arguments are those of `SoftTargetStream`, whose bound of shards that are held decoded is of each store.
+    Each lane has the turns of the pattern, begun where the other lanes do not.
 
     Raises:
         ConfigError: no store, or weights that cannot be used; as `SoftTargetStream`.
