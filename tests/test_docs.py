@@ -18,15 +18,16 @@ from softlabels import open_store
 from softlabels.algebra.convert import convert
 from softlabels.cli.main import main as softlabels_main
 from softlabels.core.records import FORMAT_VERSION
+from tests.blocks import to_run
 from tests.fakes import build_tiny, write_corpus
 from trainers.cli import main as softtrain_main
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 FORMAT_MD = (DOCS / "format.md").read_text(encoding="utf-8")
-PYTHON = re.findall(r"^```python\n(.*?)^```", FORMAT_MD, re.DOTALL | re.MULTILINE)
+PYTHON = to_run("format.md", "python")
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-SQL = re.findall(r"^```sql\n(.*?)^```", FORMAT_MD, re.DOTALL | re.MULTILINE)
+SQL = to_run("format.md", "sql")
 
 
 @pytest.fixture(scope="module")

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.blocks import blocks_of, to_run
+
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "integrations.md").read_text(encoding="utf-8")
-SCRIPTS = re.findall(r"(<!-- not run -->\n)?```python\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
-RUN = [text for mark, text in SCRIPTS if not mark]
+RUN = to_run("integrations.md", "python")
 NEEDS = ("peft", "trl", "lightning", "transformers")
 pytestmark = pytest.mark.slow
 
@@ -38,11 +39,9 @@ def ground(tmp_path_factory):
     return folder
 
 
-def test_all_scripts_compile():
+def test_four_scripts_of_seven_are_run():
     assert len(RUN) == 4
-    assert len(SCRIPTS) == 7
-    for _, text in SCRIPTS:
-        compile(text, "integrations.md", "exec")
+    assert len(blocks_of("integrations.md", "python")) == 7
 
 
 @pytest.mark.parametrize("text", RUN, ids=["own loop", "TRL", "Trainer", "Lightning"])

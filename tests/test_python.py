@@ -17,6 +17,7 @@ from softlabels.cli.main import main as softlabels_main
 from softlabels.core.progress import Silent
 from softlabels.errors import ConfigError
 from softlabels.teachers import TEACHERS
+from tests.blocks import to_run
 from tests.fakes import TinyTeacher, build_tiny, write_corpus
 from trainers.cli import main as softtrain_main
 from trainers.evaluation.config import EvalConfig
@@ -24,7 +25,6 @@ from trainers.exports.config import ExportConfig
 from trainers.generation.config import GenerateConfig
 from trainers.run.config import RunConfig
 
-PAGE = (Path(__file__).parents[1] / "docs" / "python.md").read_text(encoding="utf-8")
 ALWAYS = {"as_json": "how a command prints", "config_file": "a file of keyword arguments"}
 PAIRS = [
     (
@@ -129,7 +129,7 @@ def test_the_page_about_python_runs(tiny, tmp_path, monkeypatch, capsys):
     write_corpus(tmp_path / "books", documents=1, repeat=1)
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {"__name__": "snippet"}
-    for snippet in re.findall(r"^```python\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE):
+    for snippet in to_run("python.md", "python"):
         small = snippet.replace("new:10M", "new:20k").replace("steps=2000", "steps=2")
         exec(compile(small, "python.md", "exec"), names)
     assert names["student"] == Path("run/student")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shlex
 from pathlib import Path
 
@@ -12,12 +11,12 @@ import pytest
 from click.testing import CliRunner
 
 from softlabels.cli.main import main as softlabels_main
+from tests.blocks import commands, to_run
 from tests.domains import pictures
 from trainers.cli import main as softtrain_main
 
 pytestmark = pytest.mark.slow
 
-PAGE = Path(__file__).parents[2] / "docs" / "vision.md"
 MAIN = {"softlabels": softlabels_main, "softtrain": softtrain_main}
 
 
@@ -27,11 +26,11 @@ def test_the_commands_of_the_page_run(tmp_path, monkeypatch):
     with np.load(pictures.SAMPLE) as file:
         for name, part in (("train", slice(80)), ("test", slice(80, 120))):
             np.savez(f"{name}.npz", images=file["images"][part], labels=file["labels"][part])
-    (block,) = re.findall(r"^```sh\n(.*?)^```", PAGE.read_text(), re.DOTALL | re.MULTILINE)
-    commands = block.replace("\\\n", "").replace("--steps 2000", "--steps 2").splitlines()
-    assert len(commands) == 5
+    (block,) = to_run("vision.md", "sh")
+    lines = commands(block.replace("--steps 2000", "--steps 2"))
+    assert len(lines) == 5
     results = []
-    for command in commands:
+    for command in lines:
         program, *arguments = shlex.split(command)
         result = CliRunner().invoke(MAIN[program], [*arguments, "--json"])
         assert result.exit_code == 0, result.output

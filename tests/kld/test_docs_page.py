@@ -3,26 +3,20 @@
 from __future__ import annotations
 
 import json
-import re
 import shlex
-from pathlib import Path
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
 
 from softlabels.cli.main import main
+from tests.blocks import commands, to_run
 from tests.fakes import TEXT
 from tests.interchange.test_llama_kld import base_of
 
 transformers = pytest.importorskip("transformers")
 
-PAGE = (Path(__file__).parents[2] / "docs" / "kld.md").read_text(encoding="utf-8")
-COMMANDS = [
-    line.partition("     #")[0]
-    for block in re.findall(r"^```sh\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
-    for line in block.splitlines()
-]
+COMMANDS = [line for block in to_run("kld.md", "sh") for line in commands(block)]
 
 
 @pytest.mark.slow

@@ -20,6 +20,7 @@ from softlabels.core.kept import KeptSet
 from softlabels.errors import IntegrityError, PairingError
 from softlabels.format.shard import Shard, rows_alone
 from softlabels.store.reader import Store, open_store
+from tests.blocks import to_run
 from tests.fakes import build_tiny, write_corpus
 from tests.fixtures.make import DERIVED, STORES, TEXT_STORES
 from tests.store.made_up import identity_of
@@ -220,9 +221,8 @@ def test_a_damaged_shard_is_an_error_of_ours(stores, tmp_path):
 
 
 def snippet(heading: str) -> str:
-    return (
-        READ_WITH.partition(f"\n## {heading}\n")[2].partition("```python\n")[2].partition("```")[0]
-    )
+    (text,) = to_run("read-with.md", "python", heading=heading)
+    return text
 
 
 @pytest.mark.parametrize("form", FORMS, ids="-".join)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import re
 import shlex
 import shutil
 import subprocess
@@ -21,6 +20,7 @@ from softlabels.core.folder_record import RECORD
 from softlabels.errors import ConfigError, PairingError, RunError
 from softlabels.teachers import TeacherOptions, open_teacher
 from softlabels.teachers.tokenizer import HFTokenizer
+from tests.blocks import blocks_of
 from tests.domains import models
 from tests.domains.test_sequence_classification import config as classifier_config
 from tests.students import llama
@@ -350,9 +350,6 @@ def test_tokenizers_that_do_not_fit_are_refused(ground, tmp_path):
 
 # -- the command ----------------------------------------------------------------------------------
 
-PAGE = (ROOT / "docs" / "reports.md").read_text(encoding="utf-8")
-SECTION = PAGE.partition("## In lm-evaluation-harness\n")[2].partition("\n## ")[0]
-
 
 def command(line: str, folder: Path) -> subprocess.CompletedProcess[str]:
     """A line of the documentation, run in a folder."""
@@ -374,7 +371,8 @@ def command(line: str, folder: Path) -> subprocess.CompletedProcess[str]:
 
 
 def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", SECTION, re.DOTALL | re.MULTILINE)
+    found = blocks_of("reports.md", language, heading="In lm-evaluation-harness")
+    return [b.text for b in found]
 
 
 def test_the_documented_command_and_task(ground, tmp_path):
