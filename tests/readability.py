@@ -39,7 +39,7 @@ def sentences(paragraph: str) -> list[str]:
 def long_sentences(text: str) -> list[str]:
     """Those of more than `LONGEST` words."""
     every = [s for p in prose(text) for s in sentences(p)]
-    return [s for s in every if len(re.findall(r"[\w'’]+(?:[-.,/]\w+)*", s)) > LONGEST]
+    return [s for s in every if len(re.findall(r"[\w']+(?:[-.,/]\w+)*", s)) > LONGEST]
 
 
 def counts() -> dict[str, int]:

@@ -39,7 +39,7 @@ class BuildConfig:
     corpus: Corpus[tuple[str, ...]]
     """`text:GLOB`, `jsonl:GLOB`, `parquet:GLOB#COLUMN`, `dataset:PATH#COLUMN`, `ids:GLOB`; a path alone goes by its
     suffix (`book.txt`, `chats.jsonl`, a folder of such files). Records are texts, conversations, prompts with
-    completions; see docs/corpora.md. Of images `images:FOLDER`, `image-parquet:GLOB`, `arrays:FILE`, `idx:PREFIX`.
+    completions; see docs/corpora.md. For images: `images:FOLDER`, `image-parquet:GLOB`, `arrays:FILE`, `idx:PREFIX`.
     Several are taken in order."""
     domain: Corpus[str] = "causal-lm"
     """What is taught, e.g. `causal-lm`, `masked-lm` or `sequence-classification`; docs/domains.md has all."""
@@ -77,13 +77,13 @@ class BuildConfig:
     container: Files[str] = "parquet"
     """`parquet` or `zarr`, or one that is installed."""
     values: Files[str | None] = None
-    """Codec of the stored numbers: `float16`, `float32`, or, packed, `nat8` to `nat64`: log-probabilities
-    within 1/16 to 1/128 nat; `counts` of a sample: weights as whole numbers, whose mean is exact; or one that is
-    installed, with parameters as in `NAME?parameter=value`. Default: float16 if open; packed, nat16 (nat8 takes a
-    top-50 from 82 to 76 bytes a position), nat8 of `sampled`, counts of `systematic` and `rs`."""
+    """Codec of the stored numbers: `float16` or `float32`. Packed stores take `nat8` to `nat64`, log-probabilities
+    within 1/16 to 1/128 nat, and `counts`, whole-number weights of a sample, whose mean is exact. One that is installed
+    may have parameters, as in `NAME?parameter=value`. Default: float16 if open. If packed: nat16 (nat8 takes a top-50
+    from 82 to 76 bytes a position), nat8 for `sampled`, counts for `systematic` and `rs`."""
     dictionary: Files[str] = "auto"
-    """Dictionary of ids of a packed store: `auto` trains one on the first 200,000 positions, where it pays; `none`; or
-    the path of one, or of a store that has one."""
+    """Dictionary of ids of a packed store: `auto`, `none`, the path of one, or of a store that has one. `auto` trains
+    one on the first 200,000 positions, where it pays."""
     positions: Targets[str | None] = None
     """Which positions get a soft target: `random:SHARE`, or `entropy:SHARE` (of each row the least certain); the
     others are hard-label only. Default: all do."""

@@ -69,8 +69,8 @@ STUDENT = {
 def demo_command(out: Path) -> None:
     """Run the whole job on the text that ships with the project, in minutes.
 
-    SmolLM2-135M reads a part of Jane Austen's Emma once and writes a store; two students are then trained
-    from the same start for the same steps, one on the store, one on hard labels only; both are tested on
+    SmolLM2-135M reads a part of Jane Austen's Emma once and writes a store. Two students are then trained
+    from the same start for the same steps: one on the store, one on hard labels only. Both are tested on
     Persuasion, which neither has seen. Interrupt it and run it again: it goes on.
 
     \b

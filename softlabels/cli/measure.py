@@ -23,7 +23,7 @@ from softlabels.errors import ConfigError
     "--max-kl",
     type=float,
     help="Exit with 1 if KL(teacher‖stored) may be above this, in nats, at any temperature: the upper end of its "
-    "95 % interval. Of a sampled store: the excess of cross-entropy.",
+    "95 % interval. For a sampled store it bounds the excess of cross-entropy.",
 )
 @click.option(
     "--no-write", is_flag=True, help="Leave the store as it is: no record in manifest and card."

@@ -33,10 +33,10 @@ class RunConfig:
     """Store to train from, a path or an address (`s3://…`); repeatable as `PATH=WEIGHT`, the weight being its share of
     the rows."""
     student: Model[str | None] = None
-    """Student to train: `new:SIZE` makes one that fits the store, as `new:10M`; `hf-config:FILE` reads a configuration
-    (`softtrain student --help` shows one); `layers-of:PATH?keep=…` and `hf:PATH` begin from a model's weights,
+    """Student to train: `new:SIZE` makes one that fits the store, as `new:10M`. `hf-config:FILE` reads a configuration
+    (`softtrain student --help` shows one). `layers-of:PATH?keep=…` and `hf:PATH` begin from a model's weights:
     `hf:PATH?fake-quant=int4-g64` with a grid of few bits, `hf:PATH?lora=r:16` with an adapter beside it, `&quant=nf4`
-    over a base of few bits; for images also `cnn:WIDTHxDEPTH`, `timm:NAME` and `torchvision:NAME`."""
+    over a base of few bits. For images also `cnn:WIDTHxDEPTH`, `timm:NAME` and `torchvision:NAME`."""
     freeze: Model[tuple[str, ...]] = ()
     """Part of the student that does not learn: `head` or `embeddings` (repeatable)."""
     key: Data[str | None] = None
@@ -45,8 +45,8 @@ class RunConfig:
     """Content digest that the store must have, its first 16 digits or more; with several stores one for each --store,
     in the same order."""
     release: Data[tuple[str, ...]] = ()
-    """Name that the store must be signed with, `NAME`, or `NAME@VERSION` for that version or a later one; with several
-    stores one for each --store, in the same order; needs --key."""
+    """Name that the store must be signed with: `NAME`, or `NAME@VERSION` for that version or a later one. With several
+    stores give one for each --store, in the same order. It needs --key."""
     init: Model[str | None] = None
     """Run whose finished student goes on, with another store, instead of --student; recorded in run.json."""
     images: Data[tuple[str, ...]] = ()
@@ -84,8 +84,8 @@ class RunConfig:
     z_loss: Loss[float] = 0.0
     """Weight of the squared log-sum-exp of the logits in the hard loss; 1e-4 keeps logits from drifting."""
     cosine: Loss[float] = 0.0
-    """Weight of a loss on hidden states, 1 - the cosine between the student's last and the teacher's, for a store built
-    with `--hidden`; student and teacher must be equally wide."""
+    """Weight of a loss on hidden states: 1 - the cosine between the student's last and the teacher's. The store must
+    be built with `--hidden`, and student and teacher must be equally wide."""
     beta: Loss[float] = 0.5
     """Share of the teacher in the mixture of `jsd`."""
     skew: Loss[float] = 0.1
@@ -101,7 +101,7 @@ class RunConfig:
     """Micro-batches in a step, over all processes together, at least one on each; must divide batch_size."""
     exact_ranks: Devices[bool] = False
     """Add up micro-batches so that CPU runs with the same accumulate, a power of two, agree to the bit on 1, 2, 4, … up
-    to accumulate processes; takes memory: log2(micro-batches on a process) - 1 more copies of the gradients."""
+    to accumulate processes. It takes memory: log2(micro-batches on a process) - 1 more copies of the gradients."""
     parallel: Devices[str] = "ddp"
     """How several processes share a student: `ddp`, each holds all of it; `fsdp`, each holds a part of its weights and
     optimiser."""
