@@ -82,8 +82,8 @@ class BuildConfig:
     may have parameters, as in `NAME?parameter=value`. Default: float16 if open. If packed: nat16 (nat8 takes a top-50
     from 82 to 76 bytes a position), nat8 for `sampled`, counts for `systematic` and `rs`."""
     dictionary: Files[str] = "auto"
-    """Dictionary of ids of a packed store: `auto`, `none`, the path of one, or of a store that has one. `auto` trains
-    one on the first 200,000 positions, where it pays."""
+    """Dictionary of ids of a packed store: `auto`, `none`, the path of one, or of a store that has one. Where it
+    pays, `auto` trains one on the first 200,000 positions."""
     positions: Targets[str | None] = None
     """Which positions get a soft target: `random:SHARE`, or `entropy:SHARE` (of each row the least certain); the
     others are hard-label only. Default: all do."""
