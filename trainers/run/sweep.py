@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 import statistics
 import subprocess
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -18,6 +17,7 @@ from typing import Any, get_type_hints
 
 import msgspec
 
+from softlabels.core.own_process import own_environment, own_module
 from softlabels.core.progress import Reporter
 from softlabels.core.settings import flag_of, flags_of, from_sources, read_toml
 from softlabels.errors import ConfigError
@@ -130,8 +130,9 @@ def _short(value: Any) -> str:
 def in_a_process(member: Member, out: Path) -> bool:
     """Train a member, or go on with it; whether it ended well. What it says goes where this process's words go."""
     words = flags_of(RunConfig, vars(member.config))
-    command = [sys.executable, "-m", "trainers", "run", *words, "--out", str(out), "--resume"]
-    return subprocess.run(command, stdout=STDERR, check=False).returncode == 0
+    command = own_module("trainers", "run", *words, "--out", out, "--resume")
+    ended = subprocess.run(command, stdout=STDERR, check=False, env=own_environment())
+    return ended.returncode == 0
 
 
 def sweep(
