@@ -56,7 +56,7 @@ def test_several_teachers_read_what_each_of_them_can():
 def test_the_context_of_a_model_of_transformers(tmp_path):
     transformers = pytest.importorskip("transformers")
     from softlabels.teachers import TeacherOptions, open_teacher
-    from softlabels.teachers.hf import context_of
+    from softlabels.teachers.hf_source import context_of
     from tests.teachers.tiny import write_model
 
     model = write_model(tmp_path / "model")

@@ -38,7 +38,7 @@ class RowMaker(ABC):
     settings: ClassVar[frozenset[str]] = frozenset()
     """Settings of a build that belong to this domain, of those that not all domains have."""
     transformers_teacher: ClassVar[str | None] = None
-    """`module:function` from a `teachers.hf.HFSource` to a teacher, which `hf:` calls; None: there is none."""
+    """`module:function` from a `teachers.hf_source.HFSource` to a teacher, which `hf:` calls; None: there is none."""
 
     @abstractmethod
     def rows(self, over: CorpusPass) -> Iterator[tuple[Cursor, InputRow]]:

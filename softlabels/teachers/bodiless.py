@@ -23,7 +23,8 @@ from softlabels.domains.causal_lm.final_norm import through_norm
 from softlabels.domains.causal_lm.teacher import HFTeacher
 from softlabels.errors import TeacherError
 from softlabels.teachers import TeacherOptions
-from softlabels.teachers.hf import HFSource, second_path
+from softlabels.teachers.hf import second_path
+from softlabels.teachers.hf_source import HFSource
 
 NORM = {"yes": True, "no": False}
 """Whether the final norm is still to be applied, as specs say it."""

@@ -12,7 +12,7 @@ from softlabels.domains.text import TextRow
 from softlabels.errors import TeacherError
 from softlabels.teachers import Teacher
 from softlabels.teachers.encoder_tokenizer import EncoderTokenizer
-from softlabels.teachers.hf import HFSource, context_of, padded_on
+from softlabels.teachers.hf_source import HFSource, context_of, padded_on
 
 
 class HFClassifierTeacher(Teacher):

@@ -19,7 +19,7 @@ from softlabels.core.linear_head import LinearHead
 from softlabels.core.rows import InputRow
 from softlabels.errors import ConfigError, TeacherError
 from softlabels.teachers import Teacher
-from softlabels.teachers.hf import PROBE_IDS, HFSource, check_head, padded_on
+from softlabels.teachers.hf_source import PROBE_IDS, HFSource, check_head, padded_on
 from softlabels.teachers.tokenizer import FastTokenizer, check_covers
 
 

@@ -19,7 +19,7 @@ from softlabels.errors import TeacherError
 from softlabels.teachers.hf import second_path
 from softlabels.teachers.listing import Listed, ListingTeacher, listed_of
 from softlabels.teachers.segments import Segment
-from softlabels.teachers.vllm import Vllm
+from softlabels.teachers.vllm_engine import Vllm
 
 
 class VllmLists(ListingTeacher):

@@ -19,7 +19,7 @@ from softlabels.errors import TeacherError
 from softlabels.teachers import Teacher
 from softlabels.teachers.hf import second_path
 from softlabels.teachers.segments import segments_of
-from softlabels.teachers.vllm import Vllm
+from softlabels.teachers.vllm_engine import Vllm
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -19,7 +19,7 @@ from softlabels.errors import TeacherError
 from softlabels.teachers import TeacherOptions
 from softlabels.teachers.bodiless import BodilessTeacher
 from softlabels.teachers.segments import Segment, segments_of
-from softlabels.teachers.vllm import Vllm
+from softlabels.teachers.vllm_engine import Vllm
 
 TASK = "token_embed"
 AT_ONCE = 65_536

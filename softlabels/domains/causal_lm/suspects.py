@@ -19,7 +19,7 @@ from softlabels.core.rows import Row
 from softlabels.domains.causal_lm.final_norm import through_norm
 from softlabels.domains.causal_lm.teacher import HFTeacher
 from softlabels.errors import TeacherError
-from softlabels.teachers.hf import padded_on
+from softlabels.teachers.hf_source import padded_on
 
 SOUND = "nothing"
 ZERO = "states that are all zero"

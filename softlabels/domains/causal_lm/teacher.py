@@ -18,8 +18,8 @@ from torch import Tensor
 from softlabels.core.local_model import load_weights, loading
 from softlabels.domains.causal_lm import DOMAIN
 from softlabels.errors import TeacherError
-from softlabels.teachers.hf import HFSource, context_of
 from softlabels.teachers.hf_head import HFHeadTeacher
+from softlabels.teachers.hf_source import HFSource, context_of
 from softlabels.teachers.tokenizer import HFTokenizer, repair_pre_tokenizer
 
 

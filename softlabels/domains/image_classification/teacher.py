@@ -18,7 +18,7 @@ from softlabels.domains.image_classification import DOMAIN, ImageRow
 from softlabels.errors import TeacherError
 from softlabels.format.identity import TeacherRecord, TokenizerRecord
 from softlabels.teachers import ImageInput, Teacher, TeacherOptions, TeacherTokenizer
-from softlabels.teachers.hf import HFSource
+from softlabels.teachers.hf_source import HFSource
 
 PREPROCESSOR = "preprocessor_config.json"
 IMAGES = 32

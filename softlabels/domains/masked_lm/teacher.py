@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from softlabels.domains.masked_lm import DOMAIN
 from softlabels.errors import TeacherError
 from softlabels.teachers.encoder_tokenizer import EncoderTokenizer
-from softlabels.teachers.hf import HFSource, context_of
 from softlabels.teachers.hf_head import HFHeadTeacher
+from softlabels.teachers.hf_source import HFSource, context_of
 
 
 class HFMaskedTeacher(HFHeadTeacher):

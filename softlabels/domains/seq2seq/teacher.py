@@ -10,8 +10,8 @@ from msgspec.structs import replace
 from softlabels.domains.seq2seq import DOMAIN, START
 from softlabels.errors import TeacherError
 from softlabels.teachers.encoder_tokenizer import EncoderTokenizer
-from softlabels.teachers.hf import HFSource, context_of
 from softlabels.teachers.hf_head import HFHeadTeacher
+from softlabels.teachers.hf_source import HFSource, context_of
 
 FED = ("input_ids", "attention_mask", "decoder_input_ids")
 
