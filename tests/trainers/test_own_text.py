@@ -19,8 +19,9 @@ from tests.students import LLAMA, llama
 from tests.teachers.tiny import VOCAB, write_model, write_texts
 from trainers.data.batch import collate
 from trainers.loss.head_chunks import Head
-from trainers.loss.losses import SAMPLED, DistillLoss
+from trainers.loss.losses import DistillLoss
 from trainers.loss.sampled import sampled_reverse_kl
+from trainers.loss.settings import SAMPLED
 from trainers.run.config import RunConfig
 from trainers.run.setup import train
 from trainers.students import load_student

@@ -20,8 +20,9 @@ from torch import Tensor
 
 from softlabels.errors import PairingError
 from trainers.data.batch import Batch
+from trainers.loss.chunk_losses import StoreChunkLoss
 from trainers.loss.head_chunks import Columns
-from trainers.loss.losses import SAMPLED, StoreChunkLoss
+from trainers.loss.settings import SAMPLED
 
 
 def sampled_reverse_kl(log_p: Tensor, log_q: Tensor) -> Tensor:

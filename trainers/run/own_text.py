@@ -6,7 +6,7 @@ from pathlib import Path
 
 from softlabels.errors import PairingError
 from softlabels.store.reader import Store
-from trainers.loss.losses import SAMPLED
+from trainers.loss.settings import SAMPLED
 from trainers.run.finished import open_finished
 
 

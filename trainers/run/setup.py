@@ -25,8 +25,8 @@ from trainers.data.mixing import make_stream, mixture_digest, open_stores
 from trainers.data.tasks import Task, renumbers
 from trainers.evaluation.forgetting import Forgetting, open_watched
 from trainers.evaluation.heldout import HeldOut, open_heldout
-from trainers.loss.losses import SAMPLED
 from trainers.loss.schedules import LossSchedule
+from trainers.loss.settings import SAMPLED
 from trainers.run.config import RunConfig
 from trainers.run.ema import Ema
 from trainers.run.finished import provenance
