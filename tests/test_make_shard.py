@@ -16,7 +16,7 @@ from softlabels.builder.build import Taught, _cached_teacher, build
 from softlabels.builder.config import AppendConfig
 from softlabels.errors import CorpusError, PairingError
 from softlabels.making import job as job_module
-from softlabels.making.job import make_shard
+from softlabels.making.one_shard import make_shard
 from softlabels.making.plan import load_plan
 from softlabels.store.reader import open_store
 from tests.fakes import TinyTeacher, build_tiny, config_of, write_corpus
@@ -39,7 +39,7 @@ ELSEWHERE = """
 import pickle, sys
 
 job, plan, indices = pickle.load(sys.stdin.buffer)
-from softlabels.making.job import make_shard
+from softlabels.making.one_shard import make_shard
 
 pickle.dump([make_shard(job, plan, i) for i in indices], sys.stdout.buffer)
 """

@@ -10,7 +10,8 @@ from softlabels.core.progress import Reporter
 from softlabels.format.identity import Identity
 from softlabels.format.manifest import Manifest, Plan, PlannedShard, Provenance
 from softlabels.making.commit import Reused
-from softlabels.making.job import Made, make_store
+from softlabels.making.job import make_store
+from softlabels.making.one_shard import Made
 from softlabels.making.plan import make_plan, numbered
 
 

@@ -34,7 +34,7 @@ from softlabels.format.manifest import Manifest, PlannedShard, ShardRecord, Stat
 from softlabels.format.shard import Shard, inputs_digest, joined, take
 from softlabels.format.statistics import statistics_of
 from softlabels.making.commit import Reused
-from softlabels.making.job import Made
+from softlabels.making.one_shard import Made
 from softlabels.making.plan import planned_shard
 from softlabels.store.reader import Store
 

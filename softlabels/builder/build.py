@@ -36,7 +36,8 @@ from softlabels.format.identity import Identity
 from softlabels.format.manifest import Manifest, Plan, PlannedShard
 from softlabels.format.shard import Shard
 from softlabels.making.commit import Reused
-from softlabels.making.job import Made, make_store
+from softlabels.making.job import make_store
+from softlabels.making.one_shard import Made
 from softlabels.making.plan import Passes, begun, check_rows
 from softlabels.making.same_job import RAN_ON, check_command, differences
 from softlabels.making.share import Share

@@ -34,7 +34,8 @@ from softlabels.format.manifest import Manifest, Plan
 from softlabels.format.shard import Shard
 from softlabels.format.statistics import statistics_of
 from softlabels.interchange import IMPORTS, ForeignRow, rows_of_kind
-from softlabels.making.job import Made, make_store
+from softlabels.making.job import make_store
+from softlabels.making.one_shard import Made
 from softlabels.making.plan import (
     IMPORTED,
     Passes,

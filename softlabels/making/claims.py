@@ -20,7 +20,7 @@ import os
 import random
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -240,18 +240,32 @@ def sightings(store: Path) -> list[Sighting]:
     return found
 
 
+def at_work(store: Path) -> bool:
+    """Whether a builder that lives, or may live, holds a claim on a store.
+
+    Raises:
+        StoreError: the claims cannot be read.
+    """
+    return next(_living(store), None) is not None
+
+
+def _living(store: Path) -> Iterator[tuple[int, Path]]:
+    """Shards that are claimed by who is not dead, with their claims."""
+    folder, now = store / CLAIMS, None
+    for index, generation in sorted(_standing(folder).items()):
+        path = folder / f"{index:05d}-{generation}.json"
+        now = _now(folder) if now is None else now
+        if not _is_dead(path, now):
+            yield index, path
+
+
 def refuse_living(store: Path) -> None:
     """Refuse to change a store on which builders are at work.
 
     Raises:
         StoreError: names one of them.
     """
-    folder, now = store / CLAIMS, None
-    for index, generation in sorted(_standing(folder).items()):
-        path = folder / f"{index:05d}-{generation}.json"
-        now = _now(folder) if now is None else now
-        if _is_dead(path, now):
-            continue
+    for index, path in _living(store):
         with explained(path):
             try:
                 holder = _holder(_read(path)[0])

@@ -3,11 +3,15 @@
 The flow:
  1. begin: take up the plan that is there, and sweep what a dead builder left, or publish the plan that is asked for;
     refuse a folder that holds another job, or anything else;
- 2. commit, until every shard is recorded by somebody: claim one that no living builder holds (those that a dictionary
-    is trained on come first); take over what is there already, if it is whole, and move it aside, if it is damaged;
+ 2. commit, until every shard is recorded by somebody: claim a run of shards that no living builder holds (`leases.py`;
+    those that a dictionary is trained on come first, one at a time); take over what is there already, if it is whole;
     else have the job make it; then, on a thread of its own and while the job is at the next shard, encode, check by
-    decoding, publish, record, release the claim; wait where others hold all that is left;
- 3. finish: publish the card and, last, the manifest; clear the claims.
+    decoding, publish, record, and after the last of them release the claim; wait where others hold all that is left;
+ 3. finish, one builder of many: read all records, and, where nobody was at work when this builder began, the shards
+    that were recorded by then; move aside and make again what is damaged; publish the card and, last, the manifest;
+    clear the claims.
+
+A builder that joins others trusts their records: it reads the plan and lists names, however large the store is.
 
 What differs from command to command is the plan, and a `Job`: how the content of a shard comes about.
 
@@ -20,27 +24,22 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from contextlib import closing
 from functools import partial
 from pathlib import Path
-from typing import Protocol
 
 from softlabels.core.progress import Reporter
 from softlabels.errors import FormatError, IntegrityError
-from softlabels.format.encoding import check_round_trip, encode_shard
 from softlabels.format.manifest import (
     MANIFEST,
     Commit,
     Manifest,
     Plan,
     PlannedShard,
-    Statistics,
     load_manifest,
 )
 from softlabels.format.part import refuse_part
-from softlabels.format.shard import Shard
-from softlabels.making.claims import Claim, Claims, clear_claims
+from softlabels.making.claims import Claim, Claims, at_work, clear_claims
 from softlabels.making.commit import (
     Reused,
     Seen,
@@ -53,6 +52,8 @@ from softlabels.making.commit import (
 )
 from softlabels.making.dictionary import ShardDictionary
 from softlabels.making.finish import check_shards, finish
+from softlabels.making.leases import Lease, Ledger
+from softlabels.making.one_shard import Job, Made, encoded
 from softlabels.making.plan import begun, publish_plan, sweep_left
 from softlabels.making.quarantine import QUARANTINE
 from softlabels.making.repair import repair_store
@@ -62,56 +63,8 @@ from softlabels.making.writer import Writer
 
 SHORTEST_PAUSE, LONGEST_PAUSE = 0.1, 5.0
 """Seconds between two looks at the shards that other builders have in hand."""
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Made:
-    """The content of a shard, still to be encoded."""
-
-    content: Shard
-    statistics: Statistics
-    seconds: float | None = None
-    """What it cost when a teacher was run for it; None: what it takes now."""
-
-
-class Job(Protocol):
-    """How the shards of a plan come about.
-
-    It pickles: settings, and where corpus, teacher or source lie. What it opens of them stays in its process.
-    """
-
-    store: Path
-    """The folder that is made."""
-    command: str
-    """Of `softlabels`, for messages."""
-    stage: str
-    """What making a shard is called, in reports of progress."""
-
-    def shard(self, plan: Plan, index: int, advance: Callable[[int], None]) -> Made | Reused:
-        """The content of a planned shard: the same whenever, wherever and in whatever order it is asked for.
-
-        Args:
-            plan: as it was published.
-            advance: may be told of positions that are done, where that takes long.
-
-        Raises:
-            SoftLabelsError: the sources are not those of the plan any more, …
-        """
-
-
-def make_shard(job: Job, plan: Plan, index: int) -> tuple[bytes, Statistics]:
-    """The bytes of a shard's file, checked by decoding them, and what was counted of it.
-
-    It claims, publishes and starts nothing, so any process may call it that sees the job's sources and the store's
-    folder (for its dictionary). `make_store` publishes the same bytes.
-
-    Raises:
-        SoftLabelsError: as `Job.shard`; IntegrityError: the bytes decode to something else.
-    """
-    found = job.shard(plan, index, lambda _: None)
-    if isinstance(found, Reused):
-        return found.read(), found.statistics
-    return _encoded(job, plan, index, found, ShardDictionary(job.store, plan)), found.statistics
+LISTING = 5.0
+"""Seconds between two listings of all records, while there is something to make."""
 
 
 def make_store(
@@ -137,7 +90,7 @@ def make_store(
     plan = begin(job.store, asked, files, report, command=job.command)
     if (finished := _finished(job.store, report)) is not None:
         return finished
-    manifest = finish(job.store, plan, _Builder(job, plan, report, share).run())
+    manifest = _Builder(job, plan, report, share).run()
     clear_claims(job.store)
     return manifest
 
@@ -199,75 +152,90 @@ class _Builder:
     """One builder at work on a plan, whatever others do meanwhile; used once."""
 
     def __init__(self, job: Job, plan: Plan, report: Reporter, share: Share | None) -> None:
-        self._own = range(0) if share is None else share.of(len(plan.shards))
+        shards = len(plan.shards)
+        self._own = None if share is None else share.of(shards)
         self._job, self._store, self._plan, self._report = job, job.store, plan, report
         self._dictionary = ShardDictionary(self._store, plan)
         self._writer = Writer(report.notice)
-        self._before = recorded(self._store)  # on an earlier day: bytes may have rotted since
-        self._commits: dict[int, Commit] = {}
-        self._damaged: set[int] = set()
-        self._pause, self._waited = SHORTEST_PAUSE, False
-
-    def run(self) -> list[Commit]:
-        """Go on until every shard is committed; returns all records, in order."""
-        shards, report = self._plan.shards, self._report
-        self._collect()
-        if self._commits:
-            report.notice(f"resuming: {len(self._commits)} of {len(shards)} shards are done")
-        report.stage(self._job.stage, sum(s.positions for s in self._todo()), "positions")
-        looked = time.monotonic()
-        with closing(Claims(self._store)) as claims, self._writer:
-            while (todo := self._todo()) or self._writer.index is not None:
-                claim = None
-                first = [s.index for s in todo if s.index < self._dictionary.first]
-                if first or not self._writes_first():
-                    claim = self._claim(claims, first or [s.index for s in todo])
-                if claim is not None:
-                    self._pause = SHORTEST_PAUSE
-                    self._take(claim)
-                elif self._writer.index is not None:
-                    self._settle()
-                else:
-                    self._wait(len(todo))
-                if claim is None or time.monotonic() > looked + SHORTEST_PAUSE:
-                    report.advance(self._collect())  # one listing of all records
-                    looked = time.monotonic()
-        return [self._commits[i] for i in range(len(shards))]
-
-    def _claim(self, claims: Claims, indices: list[int]) -> Claim | None:
-        """One of these shards: of its share, as long as one is free there, the next."""
-        own = [i for i in indices if i in self._own]
-        claim = claims.take(own, in_order=True) if own else None
-        return claims.take(indices) if claim is None else claim
-
-    def _todo(self) -> list[PlannedShard]:
+        self._todo = Ledger(shards, self._dictionary.first)
         """Shards that neither have a record nor are being written here."""
-        own = self._writer.index
-        return [s for s in self._plan.shards if s.index not in self._commits and s.index != own]
+        self._commits: dict[int, Commit] = {}
+        self._damaged = set[int]()
+        self._unsure = set[int]()
+        """Shards whose bytes are to be read before the store is finished."""
+        self._following: int | None = None
+        self._pause, self._waited, self._listed = SHORTEST_PAUSE, False, -LISTING
+
+    def run(self) -> Manifest:
+        """Go on until the store is finished, by this builder or by another."""
+        shards, report = self._plan.shards, self._report
+        alone = not at_work(self._store)
+        self._collect()
+        if done := len(shards) - len(self._todo):
+            report.notice(f"resuming: {done} of {len(shards)} shards are done")
+        if alone:  # recorded on an earlier day, and bytes may have rotted since; a joiner trusts who is at work
+            own = range(len(shards)) if self._own is None else self._own
+            self._unsure = {i for i in own if i not in self._todo}
+        with closing(Claims(self._store)) as claims, self._writer:
+            while True:
+                self._make_all(claims)
+                if (manifest := self._end(claims)) is not None:
+                    return manifest
+
+    def _make_all(self, claims: Claims) -> None:
+        """Until every shard is recorded, by whichever builders."""
+        left = sum(s.positions for s in self._plan.shards if s.index in self._todo)
+        self._report.stage(self._job.stage, left, "positions")
+        while len(self._todo) or self._writer.index is not None:
+            claim = self._claim(claims)
+            if claim is not None:
+                self._pause = SHORTEST_PAUSE
+                self._work(claim)
+            elif self._writer.index is not None:
+                self._settle()
+                self._collect()
+            else:
+                self._wait(len(self._todo))
+                self._collect()
+
+    def _claim(self, claims: Claims) -> Claim | None:
+        """A lease: of its share, as long as one is free there, the next; else the one after its last; else any."""
+        todo = self._todo.open()
+        if not todo or (todo[0] >= self._dictionary.first and self._writes_first()):
+            return None
+        own = [i for i in todo if i in self._own] if self._own else []
+        following = [] if self._following is None else [self._following]
+        for wanted in (own, [i for i in following if i in todo]):
+            if wanted and (claim := claims.take(wanted, in_order=True)):
+                return claim
+        return claims.take(todo)
+
+    def _work(self, claim: Claim) -> None:
+        """Make the shards of a claimed lease that are still to be made, in order."""
+        with Lease(claim, self._todo.lease(claim.index)) as lease:
+            self._following = lease.shards.stop
+            for index in lease.shards:
+                if time.monotonic() > self._listed + LISTING:
+                    self._collect()
+                if index in self._todo:
+                    self._take(lease, self._plan.shards[index])
 
     def _writes_first(self) -> bool:
         """Whether a shard that the dictionary is trained on is being written here."""
         return self._writer.index is not None and self._writer.index < self._dictionary.first
 
     def _look(self, shard: PlannedShard) -> Commit | None:
-        return committed(self._store, self._plan, shard, whole=shard.index in self._before)
+        return committed(self._store, self._plan, shard, whole=shard.index in self._damaged)
 
-    def _collect(self) -> int:
-        """Take up the records that others made; returns their positions."""
+    def _collect(self) -> None:
+        """Count as made what others recorded: one listing, and no record is read before the store is finished."""
         positions = 0
-        known = self._commits.keys() | self._damaged | {self._writer.index}
-        for index in sorted(recorded(self._store) - known):
-            if index >= len(self._plan.shards):
-                continue
-            try:
-                found = self._look(self._plan.shards[index])
-            except (IntegrityError, FormatError):
-                self._damaged.add(index)  # whoever claims the shard makes it again
-                continue
-            if found is not None:
-                self._commits[index] = found
-                positions += found.positions
-        return positions
+        for index in recorded(self._store):
+            if index in self._todo and index not in self._damaged:
+                self._todo.done(index)
+                positions += self._plan.shards[index].positions
+        self._listed = time.monotonic()
+        self._report.advance(positions)
 
     def _wait(self, left: int) -> None:
         if not self._waited:
@@ -275,6 +243,9 @@ class _Builder:
                 f"waiting: the shards that are left ({left}) are in other builders' hands"
             )
         self._waited = True
+        self._sleep()
+
+    def _sleep(self) -> None:
         time.sleep(self._pause)
         self._pause = min(2 * self._pause, LONGEST_PAUSE)
 
@@ -283,31 +254,72 @@ class _Builder:
         if written := self._writer.finish(waiting):
             self._commits[written[0]] = written[1]
 
-    def _take(self, claim: Claim) -> None:
-        """Make a claimed shard, unless it is there."""
-        shard = self._plan.shards[claim.index]
-        with ExitStack() as held:
-            held.enter_context(claim)
-            seen = look(self._store, shard)
+    def _end(self, claims: Claims) -> Manifest | None:
+        """The manifest, published by this builder or by another; None: shards are to be made again.
+
+        The claim on it is that of one shard more than there are, so one builder of many reads all records.
+        """
+        self._pause = SHORTEST_PAUSE
+        while not (self._store / MANIFEST).exists():
+            claim = claims.take([len(self._plan.shards)])
+            if claim is None:
+                self._sleep()
+                continue
+            with claim:
+                if not self._read_records(claim):
+                    return None
+                commits = [self._commits[s.index] for s in self._plan.shards]
+                return finish(self._store, self._plan, commits)
+        return load_manifest(self._store)
+
+    def _read_records(self, claim: Claim) -> bool:
+        """Read what others recorded, and the shards that are to be read; whether all are there and whole."""
+        if self._unsure:
+            self._report.stage("check", len(self._unsure), "shards")
+        for shard in self._plan.shards:
+            index, unsure = shard.index, shard.index in self._unsure
+            if index in self._commits and not unsure:
+                continue
+            claim.renew()
             try:
-                found = self._look(shard)
-            except (IntegrityError, FormatError) as e:
-                if not self._may_withdraw(claim, shard, seen):
-                    self._damaged.discard(shard.index)  # and is looked at again
-                    return
-                self._report.notice(f"making shard {shard.index} again: {e}")
-                for aside in withdraw(self._store, shard, seen):
-                    self._report.notice(f"what was found is now {aside}")
+                found = committed(self._store, self._plan, shard, whole=unsure)
+            except (IntegrityError, FormatError):
+                self._damaged.add(index)  # whoever claims the shard makes it again
                 found = None
-            found = found or adopt_shard(self._store, self._plan, shard, notice=self._report.notice)
-            if found is not None:
-                self._report.advance(shard.positions)
-                self._commits[shard.index] = found
+            if found is None:
+                self._commits.pop(index, None)
+                self._todo.undone(index)
+            else:
+                self._commits[index] = found
+            if unsure:
+                self._report.advance(1)
+        self._unsure.clear()
+        return not len(self._todo)
+
+    def _take(self, lease: Lease, shard: PlannedShard) -> None:
+        """Make a shard of a lease, unless it is there."""
+        claim, seen = lease.claim, look(self._store, shard)
+        try:
+            found = self._look(shard)
+        except (IntegrityError, FormatError) as e:
+            if not self._may_withdraw(claim, shard, seen):
+                self._damaged.discard(shard.index)  # and is looked at again
+                self._unsure.add(shard.index)
                 return
+            self._report.notice(f"making shard {shard.index} again: {e}")
+            for aside in withdraw(self._store, shard, seen):
+                self._report.notice(f"what was found is now {aside}")
+            found = None
+        self._damaged.discard(shard.index)
+        found = found or adopt_shard(self._store, self._plan, shard, notice=self._report.notice)
+        if found is not None:
+            self._report.advance(shard.positions)
+            self._commits[shard.index] = found
+        else:
             write = self._make(shard, claim)
             self._settle(claim)
-            self._writer.start(claim, write)
-            held.pop_all()  # the claim is the writer's now
+            self._writer.start(lease.part(shard.index), write)
+        self._todo.done(shard.index)
 
     def _may_withdraw(self, claim: Claim, shard: PlannedShard, seen: Seen) -> bool:
         """Whether a shard that was found damaged is this builder's to withdraw.
@@ -347,11 +359,11 @@ class _Builder:
     def _write(self, shard: PlannedShard, made: Made | Reused, seconds: float) -> Commit:
         """Encode, check and publish, on the writer's thread; `seconds` were spent on it before."""
         start = time.perf_counter()
-        data: bytes | Reused
-        if isinstance(made, Reused):
-            data = made
-        else:
-            data = _encoded(self._job, self._plan, shard.index, made, self._dictionary)
+        data = (
+            made
+            if isinstance(made, Reused)
+            else encoded(self._job, self._plan, shard.index, made, self._dictionary)
+        )
         if made.seconds is not None:
             seconds = made.seconds
         else:
@@ -365,13 +377,3 @@ class _Builder:
             seconds,
             notice=self._report.notice,
         )
-
-
-def _encoded(job: Job, plan: Plan, index: int, made: Made, dictionary: ShardDictionary) -> bytes:
-    """The bytes of a shard, checked."""
-    shard, identity = plan.shards[index], plan.identity
-    book = dictionary.of(shard)
-    data = encode_shard(made.content, identity, made.statistics, dictionary=book)
-    where = str(job.store / shard.name)
-    check_round_trip(made.content, data, identity, dictionary.find, where=where)
-    return data

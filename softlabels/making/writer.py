@@ -13,12 +13,27 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from types import TracebackType
+from typing import Any, Protocol
 
 from softlabels.format.manifest import Commit
-from softlabels.making.claims import Claim
 
 LOOK = 1.0
 """Seconds between two renewals of claims while there is nothing to do but wait."""
+
+
+class Held(Protocol):
+    """A shard in this builder's hands: a claim, or a part of a lease; a context manager that lets go of it."""
+
+    @property
+    def index(self) -> int:
+        """Of the shard."""
+
+    def renew(self) -> None:
+        """Say that the holder lives."""
+
+    def __enter__(self) -> Any: ...
+
+    def __exit__(self, *error: Any) -> None: ...
 
 
 class Writer:
@@ -28,7 +43,7 @@ class Writer:
         """`notice` is told of an error that another error hides."""
         self._notice = notice
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="softlabels-writer")
-        self._claim: Claim | None = None
+        self._claim: Held | None = None
         self._task: Future[Commit] | None = None
 
     @property
@@ -36,7 +51,7 @@ class Writer:
         """Of the shard that it has in hand, until `finish`; None: it is free."""
         return None if self._claim is None else self._claim.index
 
-    def start(self, claim: Claim, write: Callable[[], Commit]) -> None:
+    def start(self, claim: Held, write: Callable[[], Commit]) -> None:
         """Run `write` on the thread, then release the claim, whatever came of it."""
         assert self._claim is None, "one shard at a time: call finish first"
 
@@ -61,7 +76,7 @@ class Writer:
         else:
             self._claim.renew()
 
-    def finish(self, waiting: Claim | None = None) -> tuple[int, Commit] | None:
+    def finish(self, waiting: Held | None = None) -> tuple[int, Commit] | None:
         """Wait for the shard in hand: its index and record; None if there is no shard.
 
         Args:

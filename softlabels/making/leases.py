@@ -1,0 +1,131 @@
+"""Leases: runs of consecutive shards that a builder claims at once, so that it reads its corpus in order.
+
+Where a plan is cut follows from its number of shards alone, so every builder cuts it alike, and a claim on a lease is
+the claim on its first shard (`claims.py`). Runs are of `LONGEST` shards, shorter in the second half of a plan, and of
+one at its end, where who ends last is waited for no longer than a shard takes; a plan of fewer than two times `FEWEST`
+shards is cut into single ones throughout.
+
+The price of a run: who dies leaves all of it to another builder, less what is recorded.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from types import TracebackType
+
+from softlabels.making.claims import Claim
+
+LONGEST = 16
+"""Shards of a lease, at most."""
+FEWEST = 64
+"""Leases that are to be left, at least, when one is cut that has more than one shard."""
+SPREAD = 32
+"""Shards of a lease, at most, times the share of the plan that is left."""
+
+
+def cut(shards: int, singles: int = 0) -> list[range]:
+    """The leases of a plan, in order; the first `singles` shards are each alone."""
+    leases = [range(i, i + 1) for i in range(min(singles, shards))]
+    begin = len(leases)
+    while begin < shards:
+        left = shards - begin
+        size = max(1, min(LONGEST, left // FEWEST, SPREAD * left // shards))
+        leases.append(range(begin, begin + size))
+        begin += size
+    return leases
+
+
+class Lease:
+    """A claim on consecutive shards; a context manager, whose claim is released when no shard of it is in hand."""
+
+    def __init__(self, claim: Claim, shards: Sequence[int]) -> None:
+        self.claim, self.shards = claim, shards
+        self._lock, self._users = threading.Lock(), 0
+
+    def part(self, index: int) -> Part:
+        """One of its shards, for the writer's thread."""
+        self.__enter__()
+        return Part(self, index)
+
+    def __enter__(self) -> Lease:
+        with self._lock:
+            self._users += 1
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._users -= 1
+            last = self._users == 0
+        if last:
+            self.claim.release()
+
+
+class Part:
+    """A shard of a lease while it is written; a context manager that keeps the lease in force."""
+
+    def __init__(self, lease: Lease, index: int) -> None:
+        self._lease, self.index = lease, index
+
+    def renew(self) -> None:
+        """Say that the holder lives."""
+        self._lease.claim.renew()
+
+    def __enter__(self) -> Part:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
+    ) -> None:
+        self._lease.__exit__(kind, error, _)
+
+
+class Ledger:
+    """Which shards of a plan are still to be made, as one builder knows, and in which leases they are."""
+
+    def __init__(self, shards: int, singles: int) -> None:
+        self._leases = cut(shards, singles)
+        self._at = {lease.start: n for n, lease in enumerate(self._leases)}
+        self._of = [n for n, lease in enumerate(self._leases) for _ in lease]
+        self._left = [len(lease) for lease in self._leases]
+        self._open = dict.fromkeys(self._at)
+        self._singles, self._done = singles, set[int]()
+
+    def __len__(self) -> int:
+        """How many shards are still to be made."""
+        return len(self._of) - len(self._done)
+
+    def __contains__(self, shard: int) -> bool:
+        """Whether a shard is still to be made."""
+        return shard < len(self._of) and shard not in self._done
+
+    def done(self, shard: int) -> None:
+        """A shard is recorded."""
+        if shard in self:
+            self._done.add(shard)
+            lease = self._of[shard]
+            self._left[lease] -= 1
+            if not self._left[lease]:
+                del self._open[self._leases[lease].start]
+
+    def undone(self, shard: int) -> None:
+        """A shard is to be made again."""
+        if shard in self._done:
+            self._done.discard(shard)
+            lease = self._of[shard]
+            self._left[lease] += 1
+            self._open[self._leases[lease].start] = None
+
+    def lease(self, first: int) -> range:
+        """The lease that begins with a shard."""
+        return self._leases[self._at[first]]
+
+    def after(self, first: int) -> int | None:
+        """The first shard of the next lease, if some of it is to be made."""
+        following = self.lease(first).stop
+        return following if following in self._open else None
+
+    def open(self) -> list[int]:
+        """The first shards of leases of which some are to be made; the single ones at the beginning come first."""
+        first = [i for i in range(self._singles) if i in self]
+        return first or sorted(self._open)
