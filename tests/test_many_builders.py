@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import random
+import threading
 import time
 from pathlib import Path
 
 import pytest
 import torch
 
+from softlabels.builder import build as build_module
 from softlabels.builder.build import build
 from softlabels.builder.plan import plan_build
 from softlabels.core.progress import Silent
 from softlabels.corpora import open_corpora
-from softlabels.errors import PlanError
+from softlabels.errors import CorpusError, PlanError
 from softlabels.making.claims import Claims
 from softlabels.making.job import begin
 from softlabels.making.plan import check_folder
@@ -214,3 +217,61 @@ def test_a_folder_in_which_another_builder_is_planning_is_not_foreign(tmp_path):
         check_folder(tmp_path)
     (tmp_path / "plan.json").touch()  # published since the builder looked for it
     check_folder(tmp_path)
+
+
+def test_of_builders_that_start_at_once_one_plans_and_the_others_wait(
+    tmp_path, corpus, monkeypatch
+):
+    """The second comes while the first reads the corpus; a reader that renews nothing would be taken over from."""
+    planned, notices = [], []
+    original = build_module.plan_build
+
+    class Noted(Silent):
+        def notice(self, message):
+            notices.append(message)
+
+    def plan(config, corpora, teacher, report, planned_before=None):
+        if planned_before is None:
+            planned.append(threading.current_thread().name)
+            other.start()
+            while not notices:
+                time.sleep(0.01)
+        return original(config, corpora, teacher, report, planned_before)
+
+    def work(report):
+        build(
+            config_of(corpus, **CHANGES), tmp_path / "out", teacher=TinyTeacher(), reporter=report
+        )
+
+    monkeypatch.setattr(build_module, "plan_build", plan)
+    other = threading.Thread(target=work, args=(Noted(),), name="other")
+    work(Silent())
+    other.join()
+    assert planned == [threading.current_thread().name]
+    assert notices[0] == "waiting: another builder plans the shards"
+    assert verify_store(tmp_path / "out").problems == []
+
+
+def test_a_dead_planner_is_taken_over_from(tmp_path, corpus):
+    claim = Claims(tmp_path / "out").take([0])
+    assert claim is not None
+    dead = json.loads(claim.path.read_text()) | {"pid": 2**22 + 1}
+    claim.path.write_text(json.dumps(dead))
+    build_tiny(tmp_path / "out", corpus, **CHANGES)
+    assert verify_store(tmp_path / "out").problems == []
+
+
+def test_planning_that_comes_to_nothing_leaves_nothing(tmp_path):
+    (tmp_path / "empty").mkdir()
+    short = {"seq_len": 8, "skip_empty": True}
+    (tmp_path / "empty/a.txt").write_text(" ", encoding="utf-8")
+    with pytest.raises(CorpusError, match="holds no document"):
+        build_tiny(tmp_path / "out", f"text:{tmp_path}/empty/*.txt", **short)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_claim_in_a_foreign_folder_is_not_a_builders(tmp_path):
+    (tmp_path / "claims").mkdir()
+    (tmp_path / "claims/00000-0.json").write_text('{"mine": true}', encoding="utf-8")
+    with pytest.raises(PlanError, match="00000-0"):
+        check_folder(tmp_path)

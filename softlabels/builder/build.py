@@ -3,7 +3,8 @@
 The flow:
  1. read the plan, if there is one; without one the folder must hold nothing;
  2. load the teacher (a plan's dtype wins over `auto`);
- 3. without a plan: find the `--k` that `--mean-k` asks for, pack the whole corpus once and cut it into shards;
+ 3. without a plan: find the `--k` that `--mean-k` asks for, pack the whole corpus once and cut it into shards, or wait
+    for the builder that does (`making/planning.py`);
  4. compare what an engine says of the first rows with a second path from the same weights (`guard.py`);
  5. begin, commit, finish (`softlabels/making/job.py`): of each shard the rows are packed again from where the plan says
     that they begin, compared with the plan, and shown to the teacher; what it says is selected from on its device.
@@ -36,9 +37,10 @@ from softlabels.format.identity import Identity
 from softlabels.format.manifest import Manifest, Plan, PlannedShard
 from softlabels.format.shard import Shard
 from softlabels.making.commit import Reused
-from softlabels.making.job import make_store
+from softlabels.making.job import begin, make_store
 from softlabels.making.one_shard import Made
 from softlabels.making.plan import Passes, begun, check_rows
+from softlabels.making.planning import planning
 from softlabels.making.same_job import RAN_ON, check_command, differences
 from softlabels.making.share import Share
 from softlabels.teachers import MIB, Teacher, TeacherOptions
@@ -73,8 +75,12 @@ def build(
         check_command(store, planned, "build")
     identity = None if planned is None else planned.identity
     teacher = load_teacher(config, identity, report, teacher)
-    config = with_found_k(config, corpora, teacher, identity, report)
-    plan, files = plan_build(config, corpora, teacher, report, planned)
+    with planning(store, report, planned) as (planned, watched):
+        identity = None if planned is None else planned.identity
+        config = with_found_k(config, corpora, teacher, identity, watched)
+        plan, files = plan_build(config, corpora, teacher, watched, planned)
+        if planned is None:
+            plan = begin(store, plan, files, report)
     compare_engine(config, store, teacher, corpora, report)
     job = Taught(config, store, teacher=teacher, corpora=corpora)
     manifest = make_store(job, plan, files, report, share=share)

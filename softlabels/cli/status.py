@@ -15,7 +15,7 @@ from softlabels.core.printable import printable
 from softlabels.core.progress import duration, rate_of
 
 if TYPE_CHECKING:
-    from softlabels.making.status import Status
+    from softlabels.making.status import Held, Status
 
 SHOWN = 20
 """Claims that are listed for people."""
@@ -56,9 +56,16 @@ def _text(status: Status) -> str:
     text = in_columns(lines)
     for held in status.held[:SHOWN]:
         who = "somebody" if held.host is None else f"process {held.pid} of {printable(held.host)}"
-        text += f"\nshard {held.shard}: {who}, {held.state}, last seen {duration(held.silent)} ago"
+        text += f"\n{_what(held)}: {who}, {held.state}, last seen {duration(held.silent)} ago"
     if len(status.held) > SHOWN:
         text += f"\nand {len(status.held) - SHOWN} more (--json lists all)"
     if not status.complete and any(h.state != "working" for h in status.held):
-        text += "\ndead and stale ones lose nothing but that shard: any builder takes over what they hold"
+        text += "\ndead and stale ones lose nothing but the shard in hand: any builder takes over what they hold"
     return text
+
+
+def _what(held: Held) -> str:
+    """What a builder holds."""
+    if held.shards > 1:
+        return f"shards {held.shard} to {held.shard + held.shards - 1}"
+    return f"shard {held.shard}" if held.shards else "the manifest"

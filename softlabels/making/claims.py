@@ -278,6 +278,16 @@ def refuse_living(store: Path) -> None:
         )
 
 
+def is_claim(path: Path) -> bool:
+    """Whether a file is a claim: named like one, in a folder of claims, and says who holds it."""
+    if path.parent.name != CLAIMS or path.is_symlink() or not _NAME.fullmatch(path.name):
+        return False
+    try:
+        return _holder(_read(path)[0]) is not None
+    except OSError:
+        return not path.exists()  # released this moment
+
+
 def claim_files(store: Path) -> list[Path]:
     """All claims of a store, whoever made them; none where the folder is a link, and so another's."""
     folder = store / CLAIMS

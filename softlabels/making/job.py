@@ -29,6 +29,7 @@ from functools import partial
 from pathlib import Path
 
 from softlabels.core.progress import Reporter
+from softlabels.core.records import check_file
 from softlabels.errors import FormatError, IntegrityError
 from softlabels.format.manifest import (
     MANIFEST,
@@ -266,6 +267,8 @@ class _Builder:
                 self._sleep()
                 continue
             with claim:
+                for name, beside in self._plan.files.items():
+                    check_file(self._store / name, sha256=beside.sha256, size=beside.bytes)
                 if not self._read_records(claim):
                     return None
                 commits = [self._commits[s.index] for s in self._plan.shards]

@@ -15,7 +15,6 @@ from softlabels.core.records import (
     FORMAT_VERSION,
     RECORD_LIMIT,
     canonical,
-    check_file,
     file_record,
     is_record,
     read_file,
@@ -25,6 +24,7 @@ from softlabels.core.records import (
 from softlabels.core.rows import BEGINNING, Cursor, InputRow
 from softlabels.errors import CorpusError, FormatError, IntegrityError, PlanError
 from softlabels.format.encoding import container_of
+from softlabels.format.files import LocalFiles, Recorded
 from softlabels.format.identity import Identity
 from softlabels.format.manifest import (
     MANIFEST,
@@ -35,7 +35,7 @@ from softlabels.format.manifest import (
     Provenance,
 )
 from softlabels.format.shard import inputs_digest
-from softlabels.making.claims import CLAIMS
+from softlabels.making.claims import CLAIMS, is_claim
 
 T = TypeVar("T")
 
@@ -199,8 +199,8 @@ def sweep_left(store: Path, notice: Callable[[str], None]) -> None:
 def check_folder(store: Path, files: Mapping[str, bytes] | None = None) -> None:
     """Refuse a folder without a plan that holds anything but what builders leave that have no plan yet.
 
-    These are files beside the shards, with the bytes that we would write; temporary files; and empty folders. All
-    else is foreign, whatever its name: the names of our shards are those of other datasets, too.
+    These are files beside the shards, with the bytes that we would write; the claim on planning; temporary files; and
+    empty folders. All else is foreign, whatever its name: the names of our shards are those of other datasets, too.
 
     Args:
         files: what we would write beside the shards; None: not known yet, so that their content is not compared.
@@ -240,7 +240,7 @@ def _what_it_is(store: Path, path: Path) -> str:
 
 def _left(store: Path, path: Path, files: Mapping[str, bytes] | None) -> bool:
     """Whether a file is such as a builder leaves that has no plan yet."""
-    if is_temporary(path.name):
+    if is_temporary(path.name) or (path.parent.parent == store and is_claim(path)):
         return True
     name = path.relative_to(store).as_posix()
     if path.is_symlink() or name.partition("/")[0] not in BESIDE or "/" not in name:
@@ -284,9 +284,11 @@ def shard_rows_of(store: Path, manifest: Manifest) -> int:
 def load_plan(store: Path) -> Plan | None:
     """The plan of a folder; None if it has none.
 
+    The files beside it are looked at and not read, which whoever finishes the store does.
+
     Raises:
         PlanError: the folder holds something else.
-        IntegrityError: the plan, or a file beside it, is damaged.
+        IntegrityError: the plan is damaged, or a file beside it missing or torn.
     """
     try:
         plan = read_plan(store)
@@ -295,5 +297,5 @@ def load_plan(store: Path) -> Plan | None:
             raise PlanError(f"{store}: is a file, not a folder; choose another --out") from None
         return None
     for name, record in plan.files.items():
-        check_file(store / name, sha256=record.sha256, size=record.bytes)
+        LocalFiles(store).check_present(Recorded(name, record.sha256, record.bytes))
     return plan

@@ -13,8 +13,9 @@ from pathlib import Path
 
 from softlabels.core.durable import explained
 from softlabels.errors import FormatError
-from softlabels.format.manifest import MANIFEST
+from softlabels.format.manifest import MANIFEST, Plan
 from softlabels.making.claims import EXPIRY, Sighting, sightings
+from softlabels.making.leases import cut
 from softlabels.making.plan import read_plan
 
 WINDOW = 1800.0
@@ -23,9 +24,12 @@ WINDOW = 1800.0
 
 @dataclass(frozen=True, kw_only=True)
 class Held:
-    """A shard in a builder's hands."""
+    """A lease in a builder's hands."""
 
     shard: int
+    """The first of the lease; as many as the store has: the manifest."""
+    shards: int
+    """Of the lease; 0: the manifest."""
     host: str | None
     """None: the claim does not say."""
     pid: int | None
@@ -53,7 +57,7 @@ class Status:
 
     @property
     def working(self) -> int:
-        """Shards that a living builder holds."""
+        """Leases that a living builder holds."""
         return sum(h.state == "working" for h in self.held)
 
 
@@ -75,7 +79,13 @@ def status_of(store: Path) -> Status:
         claims = sightings(store)
     complete = (store / MANIFEST).exists()
     now = max([time.time(), *times.values(), *(c.renewed for c in claims)])
-    held = tuple(_held(c, now) for c in claims if c.index not in times and not complete)
+    leases = {lease.start: lease for lease in cut(len(plan.shards), _singles(plan))}
+    leases[len(plan.shards)] = range(0)
+    held = tuple(
+        _held(c, leases[c.index], now)
+        for c in claims
+        if not complete and c.index in leases and not _made(leases[c.index], times)
+    )
     sizes = {s.index: s.positions for s in plan.shards}
     positions, done = sum(sizes.values()), sum(sizes[i] for i in times)
     rate = None if complete else _rate(times, sizes)
@@ -118,12 +128,23 @@ def _rate(times: dict[int, float], sizes: dict[int, int]) -> float | None:
     return sum(sizes[i] for _, i in late[1:]) / (newest - late[0][0])
 
 
-def _held(claim: Sighting, now: float) -> Held:
+def _made(lease: range, times: dict[int, float]) -> bool:
+    """Whether all of a lease is recorded, so that who still holds it has nothing to do."""
+    return bool(lease) and all(i in times for i in lease)
+
+
+def _singles(plan: Plan) -> int:
+    """Shards that a dictionary is trained on, each of which is a lease."""
+    return plan.identity.encoding.dictionary_shards or 0
+
+
+def _held(claim: Sighting, lease: range, now: float) -> Held:
     silent = now - claim.renewed
     state = "dead" if claim.alive is False else "stale" if silent > EXPIRY else "working"
     holder = claim.holder
     return Held(
         shard=claim.index,
+        shards=len(lease),
         host=None if holder is None else holder.host,
         pid=None if holder is None else holder.pid,
         silent=silent,

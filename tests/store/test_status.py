@@ -13,6 +13,7 @@ from softlabels.builder.build import build
 from softlabels.cli.main import main
 from softlabels.core.progress import Silent
 from softlabels.errors import ConfigError, FormatError
+from softlabels.making import leases as leases_module
 from softlabels.making.claims import EXPIRY, Claims
 from softlabels.making.share import Share
 from softlabels.making.status import status_of
@@ -93,6 +94,22 @@ def test_a_dead_builder_is_told_from_one_at_work(begun):
     said = CliRunner().invoke(main, ["status", str(begun)]).output
     assert "none is at work" in said
     assert "any builder takes over" in said
+
+
+def test_a_lease_is_held_until_all_of_it_is_done(begun, monkeypatch):
+    monkeypatch.setattr(leases_module, "FEWEST", 1)
+    monkeypatch.setattr(leases_module, "LONGEST", 3)
+    claims = Claims(begun)
+    lease, end = claims.take([0]), claims.take([8])
+    assert lease is not None
+    assert end is not None
+    assert [(h.shard, h.shards) for h in status_of(begun).held] == [(8, 0)], "0 to 2 are done"
+    lease.release()
+    claims.take([3])
+    assert [(h.shard, h.shards) for h in status_of(begun).held] == [(3, 3), (8, 0)]
+    said = CliRunner().invoke(main, ["status", str(begun)]).output
+    assert "shards 3 to 5: process" in said
+    assert "the manifest: process" in said
 
 
 def test_a_finished_store_and_none(begun, tmp_path):
