@@ -121,6 +121,8 @@ class Taught:
     impossible: Impossible = field(default_factory=Impossible, init=False)
     """Ids of probability 0 in the shards that this process taught."""
     _passes: Passes[tuple[Cursor, InputRow]] | None = field(default=None, init=False)
+    _advance: Callable[[int], None] = field(default=lambda _: None, init=False)
+    """Of the shard in hand: told of nothing while the corpus is read, so that its claim is renewed."""
 
     def __reduce__(self) -> tuple[type[Taught], tuple[Any, ...]]:
         return Taught, (self.config, self.store, self.command, self.old)  # what is open stays here
@@ -136,6 +138,7 @@ class Taught:
             return self.old[index]
         shard, config = plan.shards[index], self.config
         teacher, passes = self._open(plan)
+        self._advance = advance
         rows = [row for _, row in passes.take(shard)]
         check_rows(shard, rows, where=", ".join(config.corpus))
         targets, statistics = teach(
@@ -168,10 +171,15 @@ class Taught:
             corpora = maker.open(config) if corpora is None else corpora
 
             def begin(shard: PlannedShard) -> Iterator[tuple[Cursor, InputRow]]:
-                start = Cursor(shard.document, shard.offset)
-                return maker.rows(
-                    CorpusPass(config=config, corpora=corpora, teacher=teacher, start=start)
+                start = Cursor(shard.document, shard.offset, shard.source)
+                over = CorpusPass(
+                    config=config,
+                    corpora=corpora,
+                    teacher=teacher,
+                    start=start,
+                    alive=lambda: self._advance(0),
                 )
+                return maker.rows(over)
 
             self._passes = Passes(begin)
         self.teacher, self.corpora = teacher, corpora

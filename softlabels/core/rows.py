@@ -20,6 +20,8 @@ from typing import Any, NamedTuple, Protocol, Self
 import numpy as np
 import numpy.typing as npt
 
+from softlabels.core.records import Count, Record
+
 Int32 = npt.NDArray[np.int32]
 Int64 = npt.NDArray[np.int64]
 Bool = npt.NDArray[np.bool_]
@@ -30,11 +32,30 @@ UNLABELLED = -1
 """Label of a position of which only the teacher's opinion is known."""
 
 
+class Location(Record, frozen=True, kw_only=True, omit_defaults=True):
+    """Where a document begins in the files of a job, so that reading can begin there."""
+
+    corpus: Count = 0
+    """Of several, in the order of the job."""
+    file: Count = 0
+    """Of the corpus, in its order."""
+    row: Count = 0
+    """Of the file: its line or row."""
+    byte: Count = 0
+    """Of a file of lines: where the line begins."""
+    view: Count = 0
+    """Of a domain that goes through the corpus several times: how many times before."""
+    document: Count | None = None
+    """There: the document's number in its pass."""
+
+
 class Cursor(NamedTuple):
     """A place in a corpus: token `offset` of document `document`; in other domains than causal-lm its row `offset`."""
 
     document: int
     offset: int
+    location: Location | None = None
+    """Of the document; None: it is found by reading the corpus from its beginning."""
 
 
 BEGINNING = Cursor(0, 0)

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from itertools import islice
+from dataclasses import dataclass, field, replace
+from itertools import dropwhile, islice
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
 from softlabels.core.registry import Registry, split_spec
+from softlabels.core.rows import BEGINNING, Cursor, Location
 from softlabels.errors import ConfigError, CorpusError
 
 BEGIN = 8
@@ -45,6 +47,8 @@ class Document:
     """`[L] int32`: tokens of the teacher's own, taken as they are."""
     learn: npt.NDArray[np.bool_] | None = None
     """`[L] bool`, with `ids`: which tokens are to be learnt."""
+    location: Location | None = field(default=None, compare=False)
+    """Where it begins in the files of its corpus, which can then be read from there; None: only from the beginning."""
 
     def empty(self) -> bool:
         """Whether there is nothing to learn: only white space, or no message with content."""
@@ -87,6 +91,16 @@ class Corpus(ABC):
     @abstractmethod
     def documents(self) -> Iterator[Document]:
         """All documents, always in the same order."""
+
+    def documents_from(self, location: Location) -> Iterator[Document]:
+        """Those from a document on that had this `location`; the same as in a pass from the beginning.
+
+        Asked only of a corpus whose documents have one.
+
+        Raises:
+            CorpusError: what is there now is no document.
+        """
+        return dropwhile(lambda document: document.location != location, self.documents())
 
 
 CORPORA: Registry[Callable[[str], Corpus]] = Registry(
@@ -142,12 +156,35 @@ def check_begin(corpora: Iterable[Corpus], *, skip_empty: bool) -> None:
 
 
 def documents_of(
-    corpora: Sequence[Corpus], *, skip_empty: bool
+    corpora: Sequence[Corpus],
+    *,
+    skip_empty: bool,
+    start: Cursor = BEGINNING,
+    alive: Callable[[], None] = lambda: None,
 ) -> Iterator[tuple[int, Document | None]]:
-    """Number the documents, in order; None is an empty one that is skipped, `CorpusError` one that is not to be."""
-    number = 0
-    for corpus in corpora:
-        for document in corpus.documents():
+    """Number the documents, in order; None is an empty one that is skipped, `CorpusError` one that is not to be.
+
+    Args:
+        start: the document to begin with; without its location the corpora are read from their beginning all the same.
+        alive: called for each document that is read.
+    """
+    location = start.location
+    first = 0 if location is None else location.corpus
+    number = 0 if location is None else start.document
+    for which, corpus in enumerate(corpora[first:], first):
+        if location is not None and which == first:
+            own = msgspec.structs.replace(location, corpus=0, view=0, document=None)
+            documents = corpus.documents_from(own)
+        else:
+            documents = corpus.documents()
+        for document in documents:
+            alive()
+            if number < start.document:
+                number += 1
+                continue
+            if which and document.location is not None:
+                at = msgspec.structs.replace(document.location, corpus=which)
+                document = replace(document, location=at)
             if document.empty():
                 if not skip_empty:
                     raise _nothing_to_teach(document)

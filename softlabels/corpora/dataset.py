@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from softlabels.core.rows import Location
 from softlabels.corpora import BytesRead, Corpus, Document
-from softlabels.corpora.parquet import columns_of, documents_in, split_column
+from softlabels.corpora.parquet import columns_of, documents_in, split_column, without_first
 from softlabels.errors import CorpusError
 
 STATE, SPLITS = "state.json", "dataset_dict.json"
@@ -43,13 +44,19 @@ class SavedDataset(Corpus):
 
     def documents(self) -> Iterator[Document]:
         """One document per row."""
-        for file in self._files():
+        return self.documents_from(Location())
+
+    def documents_from(self, location: Location) -> Iterator[Document]:
+        """From a row on; batches before it are passed over by their heads."""
+        begin = location
+        for number, file in enumerate(self._files()[location.file :], location.file):
             try:
                 with pa.memory_map(str(file)) as source:
                     reader = pa.ipc.open_stream(source)
                     columns = columns_of(reader.schema, self._column, str(file))
-                    batches = (b.select(columns.names) for b in reader)
-                    yield from documents_in(batches, columns, str(file))
+                    batches = (b.select(columns.names) for b in without_first(reader, begin.row))
+                    yield from documents_in(batches, columns, str(file), begin)
+                    begin = Location(file=number + 1)
                     self.read.done += file.stat().st_size
             except (OSError, pa.ArrowException) as e:
                 raise CorpusError(f"{file}: cannot be read as an Arrow stream ({e})") from e

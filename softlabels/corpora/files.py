@@ -6,8 +6,11 @@ import glob
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import BinaryIO
 
+from softlabels.core.rows import Location
 from softlabels.corpora import BytesRead, Corpus, Document
 from softlabels.corpora.records import KINDS, kind_of
 from softlabels.errors import CorpusError
@@ -32,6 +35,17 @@ def _readable(path: Path) -> Iterator[None]:
         raise CorpusError(f"{path}: cannot be read ({e.strerror})") from e
 
 
+def _seek_line(file: BinaryIO, byte: int, where: str) -> None:
+    """Go to where a line begins; `CorpusError` if none begins there."""
+    if byte:
+        file.seek(byte - 1)
+        if file.read(1) != b"\n":
+            raise CorpusError(
+                f"{where}: no line begins at byte {byte} any more, as it did when the shards were planned: the corpus "
+                "changed; restore it, or choose another --out"
+            )
+
+
 class TextFiles(Corpus):
     """Every matching file is one document, in order of path.
 
@@ -45,7 +59,11 @@ class TextFiles(Corpus):
 
     def documents(self) -> Iterator[Document]:
         """One document per file."""
-        for path in self.paths:
+        return self.documents_from(Location())
+
+    def documents_from(self, location: Location) -> Iterator[Document]:
+        """From a file on."""
+        for number, path in enumerate(self.paths[location.file :], location.file):
             with _readable(path):
                 data = path.read_bytes()
             try:
@@ -54,7 +72,7 @@ class TextFiles(Corpus):
                 raise CorpusError(
                     f"{path}: byte {e.start} is not UTF-8; convert the file (iconv -t utf-8)"
                 ) from e
-            yield Document(where=str(path), text=text)
+            yield Document(where=str(path), text=text, location=Location(file=number))
             self.read.done += len(data)
 
 
@@ -68,11 +86,20 @@ class JsonLines(Corpus):
 
     def documents(self) -> Iterator[Document]:
         """One document per line; blank lines are refused like any other line that is not an object."""
-        for path in self.paths:
+        return self.documents_from(Location())
+
+    def documents_from(self, location: Location) -> Iterator[Document]:
+        """From a line on."""
+        row, byte = location.row, location.byte
+        for number, path in enumerate(self.paths[location.file :], location.file):
             with _readable(path), path.open("rb") as f:
-                for number, line in enumerate(f, start=1):
-                    yield self._parse(line, f"{path}:{number}")
+                _seek_line(f, byte, f"{path}:{row + 1}")
+                for line in f:
+                    document = self._parse(line, f"{path}:{row + 1}")
+                    yield replace(document, location=Location(file=number, row=row, byte=byte))
                     self.read.done += len(line)
+                    row, byte = row + 1, byte + len(line)
+            row = byte = 0
 
     def _parse(self, line: bytes, where: str) -> Document:
         try:

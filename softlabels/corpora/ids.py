@@ -12,6 +12,7 @@ memory.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,10 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from softlabels.core.rows import Location
 from softlabels.corpora import BytesRead, Corpus, Document
 from softlabels.corpora.files import matches
-from softlabels.corpora.parquet import ROWS, column_of, split_column
+from softlabels.corpora.parquet import batches_from, column_of, split_column
 from softlabels.errors import CorpusError
 
 COLUMN, MASK = "input_ids", "loss_mask"
@@ -43,27 +45,34 @@ class IdFiles(Corpus):
 
     def documents(self) -> Iterator[Document]:
         """One document per row, or line."""
-        for path in self.paths:
+        return self.documents_from(Location())
+
+    def documents_from(self, location: Location) -> Iterator[Document]:
+        """From a row or line on."""
+        row = location.row
+        for number, path in enumerate(self.paths[location.file :], location.file):
             read = self._parquet if path.suffix == ".parquet" else self._npy
             try:
-                yield from read(path)
+                for at, document in enumerate(read(path, row), row):
+                    yield replace(document, location=Location(file=number, row=at))
+                row = 0
             except (OSError, EOFError, ValueError, pa.ArrowException) as e:
                 if isinstance(e, CorpusError):
                     raise
                 raise CorpusError(f"{path}: cannot be read ({e})") from e
 
-    def _npy(self, path: Path) -> Iterator[Document]:
+    def _npy(self, path: Path, row: int) -> Iterator[Document]:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
         if array.ndim not in (1, 2) or array.dtype.kind not in "iu":
             raise CorpusError(
                 f"{path}: holds {array.dtype} of shape {list(array.shape)}; expected whole numbers [L] or [D, L]"
             )
         lines = array[None] if array.ndim == 1 else array
-        for number, line in enumerate(lines):
+        for number, line in enumerate(lines[row:], row):
             yield _document(np.asarray(line), None, f"{path}:{number}")
             self.read.done += array.nbytes // len(lines)
 
-    def _parquet(self, path: Path) -> Iterator[Document]:
+    def _parquet(self, path: Path, row: int) -> Iterator[Document]:
         file = pq.ParquetFile(path)
         schema = file.schema_arrow
         column = column_of(schema, self._column, (COLUMN,), str(path))
@@ -76,8 +85,8 @@ class IdFiles(Corpus):
                 raise CorpusError(
                     f"{path}: column {name!r} is {kind}; expected lists of whole numbers"
                 )
-        number, size = 0, path.stat().st_size / max(1, file.metadata.num_rows)
-        for batch in file.iter_batches(batch_size=ROWS, columns=columns):
+        number, size = row, path.stat().st_size / max(1, file.metadata.num_rows)
+        for batch in batches_from(file, columns, row):
             of = [_lists(batch.column(name)) for name in columns]
             for values in zip(*of, strict=True):
                 at = f"{path}:{number}"

@@ -8,19 +8,20 @@ Rules, in order:
 - documents that share a row are segments of it: attention and positions do not cross between them.
 
 Rows are as long as they come out (at most S): padding is the reader's affair and is not stored.
-Packing is a pure function of where it begins, so a builder can start at any row of the plan.
+Packing is a pure function of where it begins, the first document of a row and the token in it, and carries nothing else
+from row to row: so a builder starts at any row of the plan, and reads nothing before it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from softlabels.core.rows import BEGINNING, Cursor, Row
+from softlabels.core.rows import BEGINNING, Cursor, Location, Row
 from softlabels.corpora import Corpus, Document, Message, documents_of
 from softlabels.errors import ConfigError, CorpusError
 
@@ -69,14 +70,17 @@ def pack(
     start: Cursor = BEGINNING,
     skip_empty: bool = False,
     counts: CorpusCounts | None = None,
+    alive: Callable[[], None] = lambda: None,
 ) -> Iterator[tuple[Cursor, Row]]:
     """Yield rows and where each begins, from `start` on.
 
     Args:
         seq_len: S, at least 2.
         vocab_size: V of the teacher; an id beyond it is refused.
-        start: a cursor that an earlier pass yielded; documents before it are not tokenised.
+        start: a cursor that an earlier pass yielded; documents before it are not tokenised, and not read if it has
+            their location.
         counts: filled in as rows are yielded.
+        alive: called for each document that is read.
 
     Raises:
         CorpusError: an empty document, one without anything to learn, an id outside the vocabulary.
@@ -86,9 +90,7 @@ def pack(
     counts = counts if counts is not None else CorpusCounts()
     open_row: list[_Piece] = []
     room = seq_len
-    for number, document in documents_of(corpora, skip_empty=skip_empty):
-        if number < start.document:
-            continue
+    for number, document in documents_of(corpora, skip_empty=skip_empty, start=start, alive=alive):
         if document is None:
             counts.skipped_empty += 1
             continue
@@ -106,11 +108,11 @@ def pack(
             open_row, room = [], seq_len
         while length - offset > room:
             assert not open_row, "only a document that fills whole rows is cut"
-            yield _close([_Piece(number, offset, tokens, offset + room)])
+            yield _close([_Piece(number, offset, tokens, offset + room, document.location)])
             offset += (
                 room - 1
             )  # the last token of a piece is the first of the next: it predicts, too
-        open_row.append(_Piece(number, offset, tokens, length))
+        open_row.append(_Piece(number, offset, tokens, length, document.location))
         room -= length - offset
     if open_row:
         yield _close(open_row)
@@ -142,6 +144,7 @@ class _Piece:
     start: int
     tokens: Tokenized
     stop: int
+    location: Location | None
 
 
 def _close(pieces: Sequence[_Piece]) -> tuple[Cursor, Row]:
@@ -157,7 +160,7 @@ def _close(pieces: Sequence[_Piece]) -> tuple[Cursor, Row]:
         documents=np.array([p.document for p in pieces], np.int64),
         label_mask=np.concatenate(masks),
     )
-    return Cursor(pieces[0].document, pieces[0].start), row
+    return Cursor(pieces[0].document, pieces[0].start, pieces[0].location), row
 
 
 def _check_ids(ids: npt.NDArray[np.int32], vocab_size: int, where: str) -> None:

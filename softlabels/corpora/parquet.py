@@ -6,12 +6,14 @@ absent). Files are read a batch of rows at a time, and only the columns that mat
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from softlabels.core.rows import Location
 from softlabels.corpora import BytesRead, Corpus, Document
 from softlabels.corpora.files import matches
 from softlabels.corpora.records import KINDS, Kind, conversation, kind_of
@@ -35,13 +37,19 @@ class ParquetFiles(Corpus):
 
     def documents(self) -> Iterator[Document]:
         """One document per row."""
-        for path in self.paths:
+        return self.documents_from(Location())
+
+    def documents_from(self, location: Location) -> Iterator[Document]:
+        """From a row on; of its row group those before it are decoded, too."""
+        begin = location
+        for number, path in enumerate(self.paths[location.file :], location.file):
             try:
                 file = pq.ParquetFile(path)
                 columns = columns_of(file.schema_arrow, self._column, str(path))
-                batches = file.iter_batches(batch_size=ROWS, columns=columns.names)
                 size = path.stat().st_size / max(1, file.metadata.num_rows)
-                yield from documents_in(self._counted(batches, size), columns, str(path))
+                batches = self._counted(batches_from(file, columns.names, begin.row), size)
+                yield from documents_in(batches, columns, str(path), begin)
+                begin = Location(file=number + 1)
             except (OSError, pa.ArrowException) as e:
                 raise CorpusError(f"{path}: cannot be read as Parquet ({e})") from e
 
@@ -50,6 +58,25 @@ class ParquetFiles(Corpus):
         for batch in batches:
             yield batch
             self.read.done += round(len(batch) * size)
+
+
+def batches_from(file: pq.ParquetFile, columns: list[str], row: int) -> Iterator[pa.RecordBatch]:
+    """Batches of these columns, from a row on."""
+    group = 0
+    while group < file.num_row_groups and row >= (n := file.metadata.row_group(group).num_rows):
+        group, row = group + 1, row - n
+    groups = range(group, file.num_row_groups)
+    return without_first(
+        file.iter_batches(batch_size=ROWS, row_groups=groups, columns=columns), row
+    )
+
+
+def without_first(batches: Iterable[pa.RecordBatch], rows: int) -> Iterator[pa.RecordBatch]:
+    """The batches without their first so many rows."""
+    for batch in batches:
+        if rows < len(batch):
+            yield batch.slice(rows) if rows else batch
+        rows = max(0, rows - len(batch))
 
 
 def split_column(argument: str) -> tuple[str, str | None]:
@@ -139,24 +166,28 @@ def _can_be_class(schema: pa.Schema) -> bool:
 
 
 def documents_in(
-    batches: Iterator[pa.RecordBatch], columns: Columns, where: str
+    batches: Iterator[pa.RecordBatch], columns: Columns, where: str, begin: Location
 ) -> Iterator[Document]:
-    """Documents of batches that hold these columns; `where` gets the row's number, from 0.
+    """Documents of batches that hold these columns.
+
+    Args:
+        where: the file; messages get the row's number, from 0, too.
+        begin: file and row of the first.
 
     Raises:
         CorpusError: a null, or what its kind of record does not allow.
     """
-    number = 0
+    number = begin.row
     for batch in batches:
         values = {columns.renamed[n]: batch.column(n).to_pylist() for n in columns.names}
         for row in zip(*values.values(), strict=True):
-            at = f"{where}:{number}"
+            at, location = f"{where}:{number}", Location(file=begin.file, row=number)
             number += 1
             record = dict(zip(values, map(_present, row), strict=True))
             for name in columns.kind.needs:
                 if record[name] is None:
                     raise CorpusError(f'{at}: "{name}" is null; remove the row')
-            yield columns.kind.make(record, at)
+            yield replace(columns.kind.make(record, at), location=location)
 
 
 def _present(value: Any) -> Any:

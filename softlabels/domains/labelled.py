@@ -24,15 +24,15 @@ class RowEach(RowMaker):
 
     def rows(self, over: CorpusPass) -> Iterator[tuple[Cursor, InputRow]]:
         """Rows in the order of the documents."""
-        for number, document in documents_of(over.corpora, skip_empty=over.config.skip_empty):
-            if number < over.start.document:
-                continue
+        for number, document in documents_of(
+            over.corpora, skip_empty=over.config.skip_empty, start=over.start, alive=over.alive
+        ):
             if document is None:
                 over.counts.skipped_empty += 1
                 continue
             row = self.row(document, number, over)
             over.counts.documents += 1
-            yield Cursor(number, 0), row
+            yield Cursor(number, 0, document.location), row
 
 
 def count_cut(over: CorpusPass, document: Document, *tokens: int) -> None:

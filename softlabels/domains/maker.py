@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -27,7 +27,9 @@ class CorpusPass:
     teacher: Teacher
     """Whose tokenizer or classes rows are made with."""
     start: Cursor = BEGINNING
-    """Yielded by an earlier pass; what comes before it is not tokenised."""
+    """Yielded by an earlier pass; what comes before it is not tokenised, and not read if its location is known."""
+    alive: Callable[[], None] = lambda: None
+    """Called for each document that is read."""
     counts: CorpusCounts = field(default_factory=CorpusCounts)
     """Filled in as rows are yielded."""
 

@@ -16,6 +16,7 @@ from softlabels.core.records import (
     canonical,
     parse_raw,
 )
+from softlabels.core.rows import Location
 from softlabels.errors import FormatError, IntegrityError
 from softlabels.format.certificate import Fidelity
 from softlabels.format.files import Address, LocalFiles, StoreFiles
@@ -90,6 +91,8 @@ class PlannedShard(NumberedShard, frozen=True, kw_only=True, omit_defaults=True)
     """Token of that document at which it begins."""
     inputs_sha256: Sha256
     """Over its rows' input digests: a corpus that changed since the plan is found here."""
+    source: Location | None = None
+    """Where that document begins in the files of the job; absent: it is found by reading them from their beginning."""
 
 
 class Plan(Record, frozen=True, kw_only=True, omit_defaults=True):

@@ -78,6 +78,7 @@ def planned_shard(
         positions=sum(r.n for r in rows),
         document=begin.document,
         offset=begin.offset,
+        source=begin.location,
         inputs_sha256=inputs_digest(rows),
     )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,7 +11,7 @@ import msgspec
 from softlabels.errors import PlanError
 from softlabels.format.dictionaries import FOLDER
 from softlabels.format.identity import Identity
-from softlabels.format.manifest import Plan
+from softlabels.format.manifest import Plan, PlannedShard
 from softlabels.making.plan import command_of
 
 NAMES = ("teacher spec", "teacher name", "corpus specs")
@@ -147,11 +147,16 @@ def _fields(identity: Identity) -> dict[str, Any]:
     return fields
 
 
+def _wherever(shards: Sequence[PlannedShard]) -> list[PlannedShard]:
+    """Shards without where their files lie, which plans of before do not say."""
+    return [msgspec.structs.replace(s, source=None) for s in shards]
+
+
 def _of_plan(plan: Plan) -> dict[str, Any]:
     """What its user chose, and where its rows come from; that decides all else."""
     fields = {**_fields(plan.identity), "shard_rows": plan.shard_rows}
     books = sorted(f.sha256 for name, f in plan.files.items() if name.startswith(f"{FOLDER}/"))
-    fields |= {"dictionaries": books, "shards": plan.shards}
+    fields |= {"dictionaries": books, "shards": _wherever(plan.shards)}
     if (made := plan.provenance) is None:
         return fields
     sources = [f"{s.name} ({s.rows:,} rows, {s.content_digest[:12]}…)" for s in made.sources]

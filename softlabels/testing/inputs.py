@@ -49,6 +49,11 @@ def check_corpus(spec: str) -> None:
     one, two = corpus.documents(), corpus.documents()
     pairs = [(_plain(a), _plain(b)) for a, b in zip(one, two, strict=True)]
     assert all(a == b for a, b in pairs), f"{spec}: two passes at a time disturb each other"
+    locations = [d.location for d in corpus.documents()]
+    for i in sorted({0, 1, len(first) // 2, len(first) - 1} & set(range(len(first)))):
+        if (location := locations[i]) is not None:
+            where = f"{spec}: from the location of document {i} on"
+            _same(where, first[i:], map(_plain, corpus.documents_from(location)), "a pass")
 
 
 def check_images(spec: str) -> None:

@@ -30,6 +30,7 @@ class PackedDocuments(RowMaker):
             start=over.start,
             skip_empty=over.config.skip_empty,
             counts=over.counts,
+            alive=over.alive,
         )
         for cursor, row in packed:
             longest = int(row.segment_lengths.max())

@@ -10,8 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from softlabels.codecs.hidden import HIDDEN_CODECS
-from softlabels.core.rows import Cursor
+from softlabels.core.rows import BEGINNING, Cursor, Location
 from softlabels.corpora import Corpus, documents_of
 from softlabels.domains.maker import CorpusPass, RowMaker
 from softlabels.domains.masked_lm import DOMAIN, MaskedRow
@@ -48,8 +50,17 @@ class MaskedTexts(RowMaker):
         """A cursor's document counts those of earlier views, too, its offset is the piece."""
         config, counts, tokenizer = over.config, over.counts, over.teacher.tokenizer
         masking, ordinal = _masking(config), -1
-        for view in range(masking.views):
-            for number, document in documents_of(over.corpora, skip_empty=config.skip_empty):
+        first, start = 0, BEGINNING
+        if (location := over.start.location) is not None:
+            number = over.start.document if location.document is None else location.document
+            first, start = location.view, Cursor(number, 0, location)
+            ordinal = over.start.document - 1
+        for view in range(first, masking.views):
+            documents = documents_of(
+                over.corpora, skip_empty=config.skip_empty, start=start, alive=over.alive
+            )
+            start = BEGINNING
+            for number, document in documents:
                 ordinal += 1
                 if ordinal < over.start.document:
                     continue
@@ -66,18 +77,25 @@ class MaskedTexts(RowMaker):
                     continue
                 counts.documents += view == 0
                 for piece, ids in enumerate(pieces):
-                    if (ordinal, piece) < over.start:
+                    if (ordinal, piece) < over.start[:2]:
                         continue
                     row = DOMAIN.row(
                         ids, masking, tokenizer.record, document=number, piece=piece, view=view
                     )
-                    yield Cursor(ordinal, piece), row
+                    yield Cursor(ordinal, piece, _in_view(document.location, view, number)), row
 
     def record(
         self, config: BuildConfig, corpora: Sequence[Corpus], teacher: Teacher, *, rows: int
     ) -> dict[str, Any]:
         """How tokens are hidden, and what is kept of the last layer."""
         return {"masking": _masking(config), "hidden": _hidden(config, teacher)}
+
+
+def _in_view(location: Location | None, view: int, number: int) -> Location | None:
+    """A document's location in a view: in the first its number is the cursor's own."""
+    if location is None or view == 0:
+        return location
+    return msgspec.structs.replace(location, view=view, document=number)
 
 
 def _masking(config: BuildConfig) -> MaskingRecord:
