@@ -68,8 +68,9 @@ class BuildConfig:
     """Temperatures at which the store is exact (topk, topp, dense) or unbiased (a sample: one)."""
     seq_len: Corpus[int] = 512
     """Tokens in a row, at most."""
-    shard_rows: Files[int] = 256
-    """Rows in a shard. A killed builder loses at most two: one being taught, one being written."""
+    shard_rows: Files[int | None] = None
+    """Rows in a shard; default 256, or more of a corpus so large that a plan would not hold its shards. A killed
+    builder loses at most two shards: one being taught, one being written."""
     limit_rows: Corpus[int | None] = None
     """Stop after this many rows of the corpus."""
     profile: Files[str] = "open"
@@ -164,7 +165,7 @@ class BuildConfig:
             raise ConfigError(f"--mean-k {self.mean_k}: expected a number above 0")
         self._check_domain()
         for flag, value, most in (
-            ("shard-rows", self.shard_rows, ROWS_LIMIT),
+            ("shard-rows", self.shard_rows or 1, ROWS_LIMIT),
             ("image-size", self.image_size or 1, LARGEST_VIEW),
             ("views", self.views, 2**31 - 1),
         ):

@@ -24,6 +24,7 @@ from softlabels.builder.build import load_teacher
 from softlabels.builder.config import BuildConfig
 from softlabels.builder.draws import with_found_k
 from softlabels.builder.plan import most_rows, plan_build, survey
+from softlabels.builder.shard_size import ROWS, with_shard_rows
 from softlabels.builder.teach import teach
 from softlabels.codecs.codebook import Codebook
 from softlabels.core.progress import Reporter, Silent
@@ -101,6 +102,7 @@ def dry_run(
     if plan is not None:
         asked, _ = plan_build(config, corpora, teacher, report, plan)
         check_same_job(store, plan, asked, command="build")
+    config = with_shard_rows(config, corpora, teacher, report)
     start = time.perf_counter()
     few, corpora, share_of = _beginning(config, corpora)
     identity, shards = survey(few, corpora, teacher, report)
@@ -133,7 +135,8 @@ def dry_run(
             tokens += sum(r.size for r in rows)
     fixed, each = _line(sizes, positions)
     all_rows, all_tokens = round(corpus.rows / share), round(corpus.tokens / share)
-    all_positions, all_shards = round(corpus.positions / share), -(-all_rows // config.shard_rows)
+    all_positions = round(corpus.positions / share)
+    all_shards = -(-all_rows // (config.shard_rows or ROWS))
     data_bytes = round(fixed * all_shards + each * all_positions)
     speed = tokens / seconds
     return Estimate(
@@ -190,13 +193,14 @@ def _sample(
     total: int,
 ) -> list[tuple[int, list[InputRow]]]:
     """Rows from the beginning and from the middle, each with the number of its first; no row twice."""
-    n = min(config.shard_rows, SAMPLE_ROWS, total)
+    shard_rows = config.shard_rows or ROWS
+    n = min(shard_rows, SAMPLE_ROWS, total)
     parts = []
     for begin in (0, max(n, total // 2)):
         count = min(n, total - begin)
         if count == 0:
             continue
-        shard = shards[begin // config.shard_rows]
+        shard = shards[begin // shard_rows]
         start = Cursor(shard.document, shard.offset)
         over = CorpusPass(config=config, corpora=corpora, teacher=teacher, start=start)
         packed = DOMAINS.load(config.domain).maker.rows(over)

@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from softlabels.builder.config import BuildConfig
+from softlabels.builder.shard_size import CANNOT_FIT, ROWS, with_shard_rows
 from softlabels.codecs import make_codec
 from softlabels.core.kept import BUILT_IN
 from softlabels.core.positions import PositionRule
@@ -20,7 +21,7 @@ from softlabels.corpora import Corpus
 from softlabels.corpora.survey import SurveyProgress
 from softlabels.domains import DOMAINS
 from softlabels.domains.maker import CorpusPass, RowMaker
-from softlabels.errors import CorpusError
+from softlabels.errors import CorpusError, PlanError
 from softlabels.format.dictionaries import DICTIONARY
 from softlabels.format.encoding import packages_of
 from softlabels.format.identity import (
@@ -52,17 +53,19 @@ def plan_build(
 
     Raises:
         CorpusError: the corpus cannot be read, or holds nothing to teach.
+        PlanError: a plan cannot hold the shards.
     """
     if planned is not None:
         identity = _as_planned(config, teacher, planned.identity)
-        plan = msgspec.structs.replace(
-            planned, identity=identity, shard_rows=config.shard_rows, provenance=None
-        )
+        rows = planned.shard_rows if config.shard_rows is None else config.shard_rows
+        plan = msgspec.structs.replace(planned, identity=identity, shard_rows=rows, provenance=None)
         return plan, {}
+    config = with_shard_rows(config, corpora, teacher, report)
     identity, shards = survey(config, corpora, teacher, report)
     files = for_store(teacher.tokenizer.files(), report.notice)
     if identity.encoding.dictionary_sha256 is not None:
         files[DICTIONARY] = given_dictionary(config.dictionary, teacher.record.vocab_size)
+    assert config.shard_rows is not None
     plan = make_plan(identity, numbered(shards, identity), files, shard_rows=config.shard_rows)
     return plan, files
 
@@ -101,7 +104,14 @@ def survey(
             yield cursor, row
         progress.end()
 
-    shards = list(plan_shards(watched(), config.shard_rows))
+    shards = []
+    for shard in plan_shards(watched(), config.shard_rows or ROWS):
+        shards.append(shard)
+        if len(shards) > CANNOT_FIT:
+            raise PlanError(
+                f"{', '.join(config.corpus)}: more than {CANNOT_FIT:,} shards of {config.shard_rows} rows, which no "
+                "plan holds; raise --shard-rows"
+            )
     if not shards:
         raise CorpusError(f"{', '.join(config.corpus)}: holds no document to make a row of")
     corpus = CorpusRecord(

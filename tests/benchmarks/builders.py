@@ -1,15 +1,15 @@
-"""What builders cost beside each other: CPU seconds a shard of one and of eight, what a joiner reads, how often they seek.
+"""What builders cost beside each other: CPU seconds a shard of one and of eight, what a joiner reads, who seeks.
 
     python -m tests.benchmarks.builders [--tokens 4000000] [--builders 1 8] [--json FILE]
 
-The corpus is made-up JSON lines, a token is a byte, and the teacher answers at once with the same for every position: so
-what is measured is all else, which is reading the corpus, packing it, encoding, checking and publishing shards, and the
-protocol. Builders are processes that are forked when all is imported, and begin together on a plan that is there. There
-may be more of them than cores, so work is compared by CPU seconds: of builders that did nothing in vain each would do as
-much a second, on a core of its own, as one alone.
+The corpus is made-up JSON lines, a token is a byte, and the teacher answers at once with the same for every position.
+So what is measured is all else: reading the corpus, packing it, encoding, checking and publishing shards, and the
+protocol. Builders are processes that are forked when all is imported, and begin together on a plan that is there.
+There may be more of them than cores, so work is compared by CPU seconds: of builders that did nothing in vain each
+would do as much a second, on a core of its own, as one alone.
 
-The joiner comes to the same store when nine of ten shards are done and another builder is at work: what it read (`rchar`
-of /proc/self/io) from its start until the teacher is shown the first row.
+The joiner comes to the same store when nine of ten shards are done and another builder is at work: what it read
+(`rchar` of /proc/self/io) from its start until the teacher is shown the first row.
 """
 
 from __future__ import annotations
