@@ -24,7 +24,7 @@ import msgspec
 from softlabels.builder.config import BuildConfig
 from softlabels.builder.draws import with_found_k
 from softlabels.builder.guard import guard
-from softlabels.builder.plan import plan_build
+from softlabels.builder.plan import files_beside, plan_build
 from softlabels.builder.teach import Impossible, teach
 from softlabels.core.progress import Reporter, Silent
 from softlabels.core.rows import Cursor, InputRow
@@ -75,7 +75,8 @@ def build(
         check_command(store, planned, "build")
     identity = None if planned is None else planned.identity
     teacher = load_teacher(config, identity, report, teacher)
-    with planning(store, report, planned) as (planned, watched):
+    files = {} if planned is not None else files_beside(config, teacher, Silent())
+    with planning(store, report, planned, files) as (planned, watched):
         identity = None if planned is None else planned.identity
         config = with_found_k(config, corpora, teacher, identity, watched)
         plan, files = plan_build(config, corpora, teacher, watched, planned)

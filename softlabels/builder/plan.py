@@ -62,12 +62,18 @@ def plan_build(
         return plan, {}
     config = with_shard_rows(config, corpora, teacher, report)
     identity, shards = survey(config, corpora, teacher, report)
-    files = for_store(teacher.tokenizer.files(), report.notice)
-    if identity.encoding.dictionary_sha256 is not None:
-        files[DICTIONARY] = given_dictionary(config.dictionary, teacher.record.vocab_size)
+    files = files_beside(config, teacher, report)
     assert config.shard_rows is not None
     plan = make_plan(identity, numbered(shards, identity), files, shard_rows=config.shard_rows)
     return plan, files
+
+
+def files_beside(config: BuildConfig, teacher: Teacher, report: Reporter) -> dict[str, bytes]:
+    """The files of a build that lie beside its shards, as they are before the first of these."""
+    files = for_store(teacher.tokenizer.files(), report.notice)
+    if config.dictionary not in ("auto", "none"):
+        files[DICTIONARY] = given_dictionary(config.dictionary, teacher.record.vocab_size)
+    return files
 
 
 def survey(

@@ -8,14 +8,14 @@ in force, since it is published by create-if-absent.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 from softlabels.core.progress import Reporter
 from softlabels.format.manifest import Plan
 from softlabels.making.claims import CLAIMS, Claims
-from softlabels.making.plan import begun
+from softlabels.making.plan import begun, check_folder
 
 SHORTEST_PAUSE, LONGEST_PAUSE = 0.1, 5.0
 """Seconds between two looks for the plan that another builder makes."""
@@ -43,12 +43,13 @@ class Renewing:
 
 @contextmanager
 def planning(
-    store: Path, report: Reporter, plan: Plan | None
+    store: Path, report: Reporter, plan: Plan | None, files: Mapping[str, bytes]
 ) -> Iterator[tuple[Plan | None, Reporter]]:
     """Wait for the plan that another builder makes, or be the builder that makes it.
 
     Args:
         plan: that is known to be there already, if any.
+        files: what would be written beside the shards: a folder that holds others is left alone.
 
     Yields:
         The plan that is there; or None: it is to be made, reported to the reporter beside it, and published within.
@@ -57,6 +58,8 @@ def planning(
         PlanError: the folder holds something else.
         IntegrityError: the plan, or a file beside it, is damaged.
     """
+    if plan is None:
+        check_folder(store, files)
     new, pause = not store.exists(), SHORTEST_PAUSE
     with closing(Claims(store)) as claims:
         while plan is None and (plan := begun(store, report.notice)) is None:
