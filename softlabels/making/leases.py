@@ -11,7 +11,6 @@ The price of a run: who dies leaves all of it to another builder, less what is r
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
 from types import TracebackType
 
 from softlabels.making.claims import Claim
@@ -39,7 +38,7 @@ def cut(shards: int, singles: int = 0) -> list[range]:
 class Lease:
     """A claim on consecutive shards; a context manager, whose claim is released when no shard of it is in hand."""
 
-    def __init__(self, claim: Claim, shards: Sequence[int]) -> None:
+    def __init__(self, claim: Claim, shards: range) -> None:
         self.claim, self.shards = claim, shards
         self._lock, self._users = threading.Lock(), 0
 
