@@ -138,3 +138,19 @@ def sure_of(
         return np.zeros(weights.shape, np.bool_)
     least = np.take_along_axis(weights, np.maximum(counts - 1, 0)[:, None], axis=1)
     return np.asarray(weights > least * (1 + EQUAL))
+
+
+def entropy_of(targets: SoftTargets, t: float) -> npt.NDArray[np.float64]:
+    """`[N]`: the teacher's entropy, nats; of kept ids and tail where there is no summary; NaN where it is not known."""
+    if targets.summary is not None:
+        return targets.summary.entropy.astype(np.float64)
+    h = np.full(targets.n, np.nan)
+    if targets.keeps.sample:
+        return h
+    soft = targets.soft
+    some = targets[np.flatnonzero(soft)]
+    p = some.probs(t).astype(np.float64)
+    bins = np.concatenate([p, some.tail(t).astype(np.float64)[:, None]], axis=1)
+    logs = np.log(bins, out=np.zeros_like(bins), where=bins > 0)
+    h[soft] = -(bins * logs).sum(axis=1)
+    return h

@@ -20,11 +20,12 @@ import numpy.typing as npt
 import polars as pl
 
 from softlabels.core.rows import LABEL_SHIFT, Row
-from softlabels.core.targets import SoftTargets, main_temperature
+from softlabels.core.targets import main_temperature
 from softlabels.format.encoding import column_bytes
 from softlabels.format.shard import Shard, StoredRow
 from softlabels.report.charts import Bin
-from softlabels.report.readings import Reading, read, sure_of
+from softlabels.report.examples import KINDS, Example, columns_of, example, pick
+from softlabels.report.readings import Reading, entropy_of, read, sure_of
 from softlabels.store.reader import Store
 from softlabels.store.token_text import TokenText
 
@@ -35,7 +36,6 @@ OWN = "(the file's own)"
 TEXTS = 3
 WINDOW = 160
 """Tokens of a text that are shown."""
-CONTEXT = 24
 HEAT = (0.2, 0.4, 0.6, 0.8, 0.95)
 """Shares of the store's positions, calmest first, at which the colour of a token changes."""
 BINS = 20
@@ -49,17 +49,6 @@ class Token:
     entropy: float | None
     """Nats; None: it was not predicted, or nothing is known."""
     reading: Reading | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Hard:
-    """A position to look at."""
-
-    row: int
-    position: int
-    context: str
-    entropy: float | None
-    reading: Reading
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -87,8 +76,10 @@ class StoreFacts:
     """Mean mass of the k largest kept ids, by k; none if they are a sample."""
     column_bytes: dict[str, int]
     """Compressed, over the shards that were read."""
-    hardest: list[Hard]
+    hardest: list[Example]
     """One of a row: those whose label the teacher found least likely, or else those of the largest entropy."""
+    examples: dict[str, list[Example]]
+    """By kind, those of `KINDS` of which there are any."""
     texts: list[tuple[int, list[Token]]]
     """Row numbers and their tokens: the rows with the largest mean entropy."""
     trouble: str | None
@@ -195,14 +186,17 @@ def _table(shard: Shard, t: float) -> pl.DataFrame:
     """A line for each position: the numbers of its row and its own, and what is known of it; NaN: nothing."""
     counts = [r.n for r in shard.rows]
     summary, n = shard.targets.summary, shard.targets.n
+    labels = np.concatenate([np.zeros(0, np.int32), *(r.labels for r in shard.rows)])
     return pl.DataFrame(
         {
             "row": np.repeat(np.arange(len(counts)) + shard.start_row, counts),
             "position": np.concatenate([np.zeros(0, np.int64), *(np.arange(c) for c in counts)]),
-            "entropy": _entropy(shard.targets, t),
+            "label": labels,
+            "entropy": entropy_of(shard.targets, t),
             "label_logp": np.full(n, np.nan)
             if summary is None
             else summary.label_logp.astype(float),
+            **columns_of(shard.targets, labels, t),
         }
     )
 
@@ -256,6 +250,7 @@ def gather(store: Store, *, rows: int) -> StoreFacts:
         mass_at=_mass_at(largest, len(tails)),
         column_bytes=dict(columns.most_common()),
         hardest=_hardest(store, table, t, text),
+        examples={k: found for k in KINDS if (found := pick(store, table, k, t, text))},
         texts=_texts(store, table, t, text),
         trouble=text.trouble,
     )
@@ -267,22 +262,6 @@ def _spread(store: Store, rows: int) -> list[int]:
     each = store.manifest.rows / len(shards)
     count = min(len(shards), max(1, math.ceil(rows / each)))
     return [int(i) for i in np.unique(np.linspace(0, len(shards) - 1, count).round())]
-
-
-def _entropy(targets: SoftTargets, t: float) -> Float64:
-    """`[N]`, nats; NaN where it is not known."""
-    if targets.summary is not None:
-        return targets.summary.entropy.astype(np.float64)
-    h = np.full(targets.n, np.nan)
-    if targets.keeps.sample:
-        return h
-    soft = targets.soft
-    some = targets[np.flatnonzero(soft)]
-    p = some.probs(t).astype(np.float64)
-    bins = np.concatenate([p, some.tail(t).astype(np.float64)[:, None]], axis=1)
-    logs = np.log(bins, out=np.zeros_like(bins), where=bins > 0)
-    h[soft] = -(bins * logs).sum(axis=1)
-    return h
 
 
 def _mass_at(sums: list[Float64], positions: int) -> dict[int, float]:
@@ -300,29 +279,14 @@ def _mass_at(sums: list[Float64], positions: int) -> dict[int, float]:
 # -- where it hesitates ----------------------------------------------------------------------------
 
 
-def _hardest(store: Store, table: pl.DataFrame, t: float, text: TokenText) -> list[Hard]:
+def _hardest(store: Store, table: pl.DataFrame, t: float, text: TokenText) -> list[Example]:
     """The positions whose label is least likely, else those of the largest entropy; one of a row."""
     logp, entropy = pl.col("label_logp"), pl.col("entropy")
     ease = logp if table["label_logp"].is_not_nan().any() else -entropy
     found = table.select("row", "position", ease=ease).filter(pl.col("ease").is_not_nan())
     first = found.sort("ease", maintain_order=True).unique("row", keep="first", maintain_order=True)
     places = first.select("row", "position").head(LISTED).iter_rows()
-    return [_hard(store.row(row), position, t, text) for row, position in places]
-
-
-def _hard(stored: StoredRow, n: int, t: float, text: TokenText) -> Hard:
-    row = stored.row
-    tokens = row.inputs.get("input_ids", np.zeros(0, np.int32))
-    end = int(row.positions[n]) + 1 if isinstance(row, Row) else len(tokens)
-    context = text.many(tokens[max(0, end - CONTEXT) : end].tolist()) if len(tokens) else ""
-    entropy = float(_entropy(stored.targets[n : n + 1], t)[0])
-    return Hard(
-        row=stored.index,
-        position=end - 1 if isinstance(row, Row) else n,
-        context=context,
-        entropy=None if math.isnan(entropy) else entropy,
-        reading=read(stored.targets, n, int(row.labels[n]), t, text),
-    )
+    return [example(store.row(row), position, t, text) for row, position in places]
 
 
 def _texts(
@@ -340,7 +304,7 @@ def _texts(
 def _tokens(stored: StoredRow, t: float, text: TokenText) -> list[Token]:
     row = stored.row
     assert isinstance(row, Row)
-    h = _entropy(stored.targets, t)
+    h = entropy_of(stored.targets, t)
     at = {int(p) + LABEL_SHIFT: n for n, p in enumerate(row.positions)}
     found = []
     for i, token in enumerate(row.input_ids[:WINDOW].tolist()):
