@@ -126,6 +126,7 @@ INVOCATIONS: dict[str, Callable[[Path], list[str]]] = {
     ],
     "softtrain generate": lambda g: ["generate", f"{g}/run", "--prompts", f"{g}/prompts.jsonl"],
     "softtrain report": lambda g: ["report", f"{g}/run", "--store", f"{g}/other"],
+    "softtrain watch": lambda g: ["watch", f"{g}/run", "--once"],
     "softtrain run": lambda g: [
         *("run", "--store", f"{g}/store", "--student", f"hf-config:{g}/student.json"),
         *("--steps", "1", "--batch-size", "2", "--resume"),
@@ -143,6 +144,7 @@ FILES = {
     "softlabels report": "theirs.html",
     "softtrain generate": "theirs.jsonl",
     "softtrain report": "theirs.html",
+    "softtrain watch": "theirs.html",
 }
 """Their `--out` is a file, of such a name."""
 

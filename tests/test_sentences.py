@@ -46,7 +46,8 @@ WRITING = {
     "softtrain eval": "RUN --store HELD --bootstrap 0",
     "softtrain export": "RUN --format safetensors --heldout HELD --rows 2 --out OUT",
     "softtrain generate": "RUN --prompts PROMPTS --max-new-tokens 2 --out OUT.parquet",
-    "softtrain report": "RUN --store HELD --out OUT",
+    "softtrain report": "RUN --store HELD --texts 0 --out OUT",
+    "softtrain watch": "RUN --once --out OUT",
 }
 """Each command that writes, with what it is given."""
 ELSEWHERE = {

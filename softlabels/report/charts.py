@@ -25,6 +25,10 @@ class Series(NamedTuple):
     name: str
     style: str
     points: Sequence[tuple[float, float]]
+    band: Sequence[tuple[float, float, float]] = ()
+    """(x, low, high), drawn pale behind it."""
+    said: str = ""
+    """What is written at its end."""
 
 
 class Dot(NamedTuple):
@@ -148,15 +152,16 @@ def lines(
 ) -> Markup:
     """Lines over a common x; a series of one point is a dot. With `log_y` every y must be above 0.
 
-    `named` writes the name of each series beside its first point.
+    `named` writes the name of each series beside its first point. A band is drawn on a linear y only.
     """
     if log_y:
-        series = [
-            Series(s.name, s.style, [(x, math.log10(y)) for x, y in s.points]) for s in series
-        ]
+        series = [s._replace(points=[(x, math.log10(y)) for x, y in s.points]) for s in series]
     drawn = [s for s in series if s.points]
     xs = [x for s in drawn for x, _ in s.points]
-    low, high = y_range or _bounds([y for s in drawn for _, y in s.points], 0.1 if named else 0.06)
+    every = [y for s in drawn for _, y in s.points] + [
+        y for s in drawn for _, *ys in s.band for y in ys
+    ]
+    low, high = y_range or _bounds(every, 0.1 if named else 0.06)
     first, last = min(xs), max(xs)
     if first == last:
         first, last = first - 0.5, last + 0.5
@@ -189,12 +194,20 @@ def lines(
         parts.append(_text(at(tick, low)[0], bottom + 16, _number(tick), anchor="middle"))
     parts.append(_text(right, bottom + 33, x_name, anchor="end"))
     parts.append(LINE.format(left, bottom, right, bottom, "axis"))
+    for s in drawn:
+        if len(s.band) > 1:
+            edge = [at(x, y) for x, y, _ in s.band] + [at(x, y) for x, _, y in reversed(s.band)]
+            path = " ".join(f"{x:.1f},{y:.1f}" for x, y in edge)
+            parts.append(POLYLINE.format(path, f"band {s.style}", NOTHING))
     for s in reversed(drawn):
         points = [at(x, y) for x, y in s.points]
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
         parts.append(POLYLINE.format(path, f"line {s.style}", _title(s.name)))
         if len(points) <= 12:
             parts += [CIRCLE.format(x, y, 3.5, f"dot {s.style}", NOTHING) for x, y in points]
+        if s.said:
+            x, y = points[-1]
+            parts.append(_text(x, y - 8, s.said, anchor="end", class_="name"))
         if named:
             x, y = points[0]
             anchor = "start" if x < WIDTH / 2 else "end"

@@ -22,8 +22,8 @@ class TokenText:
 
     def __init__(self, store: Store) -> None:
         self._tokenizer: TokenizerProcess | None = None
-        self.trouble: str | None = None
-        """A sentence for people: why ids are shown, although there is a tokenizer; None: nothing went wrong."""
+        self.error: str | None = None
+        """Why the tokenizer that there is cannot be used; None: nothing went wrong."""
         self._classes = store.manifest.identity.classes
         renumbered = store.view is not None and store.view.table is not None
         if renumbered or NAME not in store.manifest.files or find_spec("tokenizers") is None:
@@ -36,7 +36,12 @@ class TokenText:
 
     def _give_up(self, error: TokenizerError) -> None:
         self._tokenizer = None
-        self.trouble = f"{error}; ids are shown instead of text"
+        self.error = str(error)
+
+    @property
+    def trouble(self) -> str | None:
+        """A sentence for people: why ids are shown, although there is a tokenizer; None: nothing went wrong."""
+        return None if self.error is None else f"{self.error}; ids are shown instead of text"
 
     @property
     def known(self) -> bool:

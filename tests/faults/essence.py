@@ -25,7 +25,14 @@ __all__ = [
 ]
 
 TIMES = {
-    *("seconds", "tokens_per_second", "positions_per_second", "loader_wait", "peak_rss_mib"),
+    *(
+        "seconds",
+        "tokens_per_second",
+        "positions_per_second",
+        "loader_wait",
+        "peak_rss_mib",
+        "elapsed",
+    ),
     *(
         "cost",
         "created",
@@ -45,6 +52,7 @@ MADE = ("README.md", "croissant.json")
 QUARANTINED = re.compile(r"(/quarantine/.+)\.[0-9a-f]{8}$")
 """A name that is a file's, and a random token."""
 CLOCK = re.compile(
+    r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d|"
     r"\d[\d.,]* ?(?:s|ms|seconds?|minutes?|hours?|tokens/s|tokens a second|positions/s|MiB)\b|[0-9a-f]{12,64}"
 )
 

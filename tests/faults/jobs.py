@@ -342,6 +342,7 @@ command("resume_short", f"{SHORT} --steps 1 --resume", of=run_softtrain)
 command("eval", "eval run --store b", of=run_softtrain)
 command("ship", "export run --format safetensors --heldout b --out shipped", of=run_softtrain)
 command("run_report", "report run --store b --out out.html", of=run_softtrain)
+command("watch", "watch run --once --out out.html", of=run_softtrain)
 GENERATE = "generate run --prompts prompts.txt --max-new-tokens 4"
 command("generate_jsonl", f"{GENERATE} --out out.jsonl", of=run_softtrain)
 command("generate_parquet", f"{GENERATE} --out out.parquet", of=run_softtrain)

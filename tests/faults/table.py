@@ -221,6 +221,7 @@ WRITERS: dict[str, Writer] = {
             job="run_report",
             declines="is not kept in it",
         ),
+        Writer(name="live page of a run", ground="ground_run", job="watch"),
         Writer(name="generate, texts", ground="ground_run", job="generate_jsonl", once=True),
         Writer(name="generate, ids", ground="ground_run", job="generate_parquet", once=True),
         Writer(name="demo, its student's configuration", ground="ground_store", job="demo_config"),

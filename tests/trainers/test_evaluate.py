@@ -314,7 +314,11 @@ def test_listed_errors_are_of_their_kind_surest_first_and_each_kind_once():
 
 def test_groups_partition_the_positions_and_average_to_the_whole():
     m = random_measured(10, 20, 6)
-    for found in (groups.by_context(m), groups.by_document(m)[0], groups.by_row(m, 100)):
+    for found in (
+        groups.by_context(m),
+        groups.by_document(m, "document {}".format)[0],
+        groups.by_row(m, 100),
+    ):
         assert sum(g.positions for g in found) == m.n
         cells = [g.cells for g in found if g.cells is not None]
         assert sum(c.n for c in cells) == m.judged.sum()
@@ -327,7 +331,7 @@ def test_groups_partition_the_positions_and_average_to_the_whole():
     assert [g.positions for g in by_class] == support.tolist()
     assert [g.accuracy for g in by_class] == pytest.approx(recall)
     assert [g.f1 for g in by_class] == pytest.approx(f1)
-    worst, documents = groups.by_document(m)
+    worst, documents = groups.by_document(m, "document {}".format)
     assert documents == 5
     assert [g.nll for g in worst] == sorted((g.nll for g in worst), reverse=True)
 

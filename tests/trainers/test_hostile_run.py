@@ -13,10 +13,9 @@ from softlabels.errors import RunError, SoftLabelsError, StoreError
 from tests.fakes import build_tiny, write_corpus
 from tests.trainers.test_run_folder import STUDENT, config_of
 from trainers.evaluation.evaluations import find_assessments, weights_digest
-from trainers.report.runs import _curves
 from trainers.run.finished import open_finished
 from trainers.run.folder import read_run
-from trainers.run.metrics import Metrics
+from trainers.run.metrics import Metrics, curves_of
 from trainers.run.setup import train
 from trainers.run.summary import summary_of
 
@@ -85,7 +84,7 @@ def endless(path, kind):
         ("student/model.safetensors", open_finished),
         ("student/tokenizer.json", open_finished),
         ("metrics.jsonl", lambda run: Metrics(run).open(4)),
-        ("metrics.jsonl", _curves),
+        ("metrics.jsonl", curves_of),
         ("metrics.jsonl", summary_of),
         ("evaluations/student-0123456789ab.json", find_assessments),
         ("student/model.safetensors", lambda run: weights_digest(run / "student")),
@@ -111,7 +110,9 @@ def test_metrics_go_into_no_file_outside_the_run(run, tmp_path, link, content):
     metrics.write(5, {"loss": 1.0})
     metrics.close()
     assert outside.read_bytes() == content
-    assert (run / "metrics.jsonl").read_bytes() == content + b'{"step": 5, "loss": 1.0}\n'
+    written = (run / "metrics.jsonl").read_bytes()
+    assert written.startswith(content + b'{"step": 5, "loss": 1.0, "elapsed": ')
+    assert written.count(b"\n") == content.count(b"\n") + 1
 
 
 RECORDED = [

@@ -23,8 +23,10 @@ from trainers.cli import main
 from trainers.evaluation.assess import assess_run
 from trainers.evaluation.config import EvalConfig
 from trainers.evaluation.evaluations import find_assessments, save_assessment
+from trainers.report.entries import difference, entries_of
+from trainers.report.findings import Findings
 from trainers.report.page import render
-from trainers.report.runs import difference, gather
+from trainers.report.runs import gather
 from trainers.run.config import RunConfig
 from trainers.run.setup import train
 
@@ -68,7 +70,9 @@ def runs(ground: Path, tmp_path: Path) -> list[Path]:
 
 
 def report(*arguments: object, exit_code: int = 0) -> str:
-    result = CliRunner().invoke(main, ["report", *map(str, arguments)])
+    words = [str(a) for a in arguments]
+    words += [] if "--texts" in words else ["--texts", "0"]
+    result = CliRunner().invoke(main, ["report", *words])
     assert result.exit_code == exit_code, result.output
     assert "Traceback" not in result.output
     return result.output
@@ -80,7 +84,7 @@ def test_the_page_says_what_was_measured(runs, ground, tmp_path):
     page = out.read_text(encoding="utf-8")
     text = check_page(page)
     soft, hard = gather(runs, digest=None, weights="student")
-    d = difference(soft, hard)
+    d = difference(*entries_of([soft, hard]))
     assert d.value == pytest.approx(hard.found.scores.nll - soft.found.scores.nll)
     assert d.low is not None
     assert d.low < d.value < d.high
@@ -300,9 +304,11 @@ def test_rows_that_do_not_fit_together_give_no_interval(runs):
     soft, hard = gather(runs, digest=None, weights="student")
     short = msgspec.structs.replace(hard.found, row_nll=hard.found.row_nll[:-1])
     object.__setattr__(hard, "found", short)
-    d = difference(soft, hard)
+    d = difference(*entries_of([soft, hard]))
     assert (d.low, d.high, d.clear) == (None, None, False)
-    assert "the rows are too few, or not the same" in check_page(render([soft, hard], command=""))
+    assert "the rows are too few, or not the same" in check_page(
+        render(Findings.of([soft, hard]), command="")
+    )
 
 
 def test_a_certificate_is_shown_where_the_store_has_one(runs):
@@ -335,7 +341,7 @@ def test_a_certificate_is_shown_where_the_store_has_one(runs):
     )
     certified = msgspec.structs.replace(manifest, fidelity=fidelity)
     object.__setattr__(soft, "training_stores", [(spec, certified)])
-    text = check_page(render([soft, hard], command="softtrain report"))
+    text = check_page(render(Findings.of([soft, hard]), command="softtrain report"))
     assert "How faithful the store is" in text
     assert "0.12500.1000 to 0.1500" in text  # the interval is a line of its own in the cell
     assert "T=1" in text
@@ -397,7 +403,7 @@ def test_a_student_of_few_classes_is_looked_at_class_by_class(runs, tmp_path):
     ]
     store = msgspec.structs.replace(a.store, domain="sequence-classification")
     object.__setattr__(soft, "found", msgspec.structs.replace(a, by_class=classes, store=store))
-    text = check_page(render([soft], command="softtrain report"))
+    text = check_page(render(Findings.of([soft]), command="softtrain report"))
     for said in ("By class", "cat & dog", "<b>", "0.250", "macro-F1", "nats per answer"):
         assert said in text
 
@@ -408,13 +414,15 @@ def test_stores_that_are_gone_are_said_to_be(runs, ground):
     record["config"]["store"] = "gone/store"
     (runs[0] / "run.json").write_text(json.dumps(record))
     found = gather(runs, digest=None, weights="student")
-    assert "Not found where the run has it: gone/store." in check_page(render(found, command=""))
+    assert "Not found where the run has it: gone/store." in check_page(
+        render(Findings.of(found), command="")
+    )
 
 
 def test_a_run_that_was_lengthened_is_said_to_be_another(runs):
     record = json.loads((runs[0] / "run.json").read_text())
     record["length"] = {"changes": [{"after": 20, "from": 20, "to": 40}]}
     (runs[0] / "run.json").write_text(json.dumps(record))
-    text = check_page(render(gather(runs, digest=None, weights="student"), command=""))
+    text = check_page(render(Findings.of(gather(runs, digest=None, weights="student")), command=""))
     assert "The steps of soft were changed while it ran (20 to 40)" in text
     assert "The steps of hard" not in text

@@ -18,14 +18,13 @@ from softlabels.format.manifest import FileRecord, load_manifest
 from softlabels.store.reader import open_store
 from tests.fakes import Notices, TinyTeacher, build_tiny, write_corpus
 from tests.students import llama
-from trainers.report.runs import _curves
 from trainers.run import saved
 from trainers.run.checkpoint import newest_intact
 from trainers.run.config import RunConfig
 from trainers.run.ema import Ema
 from trainers.run.finished import open_finished
 from trainers.run.folder import read_run
-from trainers.run.metrics import Metrics
+from trainers.run.metrics import Metrics, curves_of, read_metrics
 from trainers.run.setup import train
 from trainers.run.step import Optimisation
 from trainers.students import make_student
@@ -276,10 +275,22 @@ def test_metrics_are_json_whatever_the_numbers_are(tmp_path):
 
     records = [json.loads(x, parse_constant=strict) for x in path.read_text().splitlines()]
     assert records[0] == {"step": 1, "loss": None}
+    assert records[2].pop("elapsed") >= 0
     assert records[2] == {"step": 3, "loss": None, "grad_norm": None, "lr": 0.5}
-    curves = _curves(tmp_path)
+    curves = curves_of(tmp_path)
     assert curves["loss"] == [(2.0, 1.0)]
     assert curves["lr"] == [(3.0, 0.5)]
+
+
+def test_the_time_of_a_run_goes_on_from_the_line_that_it_goes_on_from(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text(
+        '{"step": 1, "elapsed": 100.5}\n{"step": 2, "elapsed": 900.0}\n'
+    )
+    metrics = Metrics(tmp_path)
+    metrics.open(1)
+    metrics.write(2, {"loss": 1.0})
+    metrics.close()
+    assert 100.5 <= read_metrics(tmp_path)[-1]["elapsed"] < 160
 
 
 def test_a_line_of_metrics_that_is_none_stops_the_run_instead_of_cutting(tmp_path):

@@ -14,6 +14,7 @@ from trainers.cli.report import report_command
 from trainers.cli.run import run_command
 from trainers.cli.student import student_command
 from trainers.cli.sweep import sweep_command
+from trainers.cli.watch import watch_command
 
 
 @click.group(cls=Commands)
@@ -30,3 +31,4 @@ main.add_command(export_command)
 main.add_command(latency_command)
 main.add_command(generate_command)
 main.add_command(report_command)
+main.add_command(watch_command)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from softlabels.core.progress import Reporter
 from softlabels.core.resampling import bootstrap
 from softlabels.core.rows import Row
 from softlabels.core.settings import flags_of
+from softlabels.store.document_names import document_name
 from softlabels.store.reader import Store
 from softlabels.store.token_text import TokenText
 from trainers.evaluation import blind_spots, groups
@@ -20,6 +22,7 @@ from trainers.evaluation.config import EvalConfig
 from trainers.evaluation.evaluate import open_run, open_teacher_states, summarise
 from trainers.evaluation.evaluations import (
     FORMAT,
+    RATIOS,
     VERSION,
     Assessment,
     Bin,
@@ -65,7 +68,9 @@ def assess_run(run: Path, config: EvalConfig, report: Reporter) -> Assessment:
     intervals = bootstrap(sums, scores, replicates=config.bootstrap, seed=config.seed, level=LEVEL)
     folder = run / WEIGHTS[config.weights][0]
     text = TokenText(opened)
-    documents, count = groups.by_document(m)
+    documents, count = groups.by_document(
+        m, lambda d: document_name(opened, d, int(m.row[m.document == d].min()), text)
+    )
     few = opened.vocab_size <= FEW_CLASSES
     assessment = Assessment(
         format=FORMAT,
@@ -98,6 +103,11 @@ def assess_run(run: Path, config: EvalConfig, report: Reporter) -> Assessment:
         blind_spots=_blind_spots(m, opened, text) if m.judged.any() else None,
         row_positions=[int(n) for n in sums["n"]],
         row_nll=[float(x) for x in sums["nll"]],
+        row_sums={
+            name: sums[name].tolist()
+            for name in dict.fromkeys(chain(*RATIOS.values()))
+            if name in sums and name not in ("n", "nll")
+        },
     )
     if text.trouble is not None:
         report.notice(text.trouble)

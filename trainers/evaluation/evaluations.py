@@ -22,6 +22,17 @@ FOLDER = "evaluations"
 FORMAT = "softlabels-evaluation"
 VERSION = 1
 LARGEST_BYTES = 2**28
+RATIOS = {
+    "nll": ("nll", "n"),
+    "accuracy": ("correct", "n"),
+    "kl": ("kl", "kl_count"),
+    "kl_dense": ("kl_dense", "kl_dense_count"),
+    "agreement": ("agree", "known"),
+    "top_k_agreement": ("top_k", "known"),
+    "acceptance_low": ("accept_low", "known"),
+    "acceptance_high": ("accept_high", "known"),
+}
+"""Scores that are one sum over positions divided by another."""
 
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
@@ -243,6 +254,17 @@ class Assessment(_Record, frozen=True, kw_only=True):
     """Positions of each row, in order."""
     row_nll: list[Number]
     """Sum over each row, so that runs can be compared row by row."""
+    row_sums: dict[str, list[Number]] = {}
+    """The other sums of `RATIOS` that there are, over each row; none in evaluations of before they were kept."""
+
+    def sums(self, name: str) -> tuple[list[float], list[float]] | None:
+        """Numerator and denominator of a score of `RATIOS` over each row; None: they are not kept."""
+        kept = self.row_sums | {"n": [float(n) for n in self.row_positions], "nll": self.row_nll}
+        above, below = RATIOS[name]
+        found = kept.get(above), kept.get(below)
+        if found[0] is None or found[1] is None or len(found[0]) != len(found[1]):
+            return None
+        return found[0], found[1]
 
 
 def tensor_files(folder: Path) -> list[Path]:

@@ -64,20 +64,24 @@ def by_context(m: Measured) -> list[Group]:
     return found
 
 
-def by_document(m: Measured) -> tuple[list[Group], int]:
+def by_document(m: Measured, name: Callable[[int], str]) -> tuple[list[Group], int]:
     """The `LISTED` documents with the highest nll, highest first; and how many there are."""
-    return _worst(m, m.document, m.nll, "document {}"), len(np.unique(m.document))
+    return _worst(m, m.document, m.nll, name), len(np.unique(m.document))
 
 
 def by_row(m: Measured, listed: int) -> list[Group]:
     """The rows that are furthest from the teacher by KL, furthest first; by nll where it is not known."""
-    return _worst(m, m.row, m.divergence if m.known.any() else m.nll, "row {}", listed)
+    return _worst(m, m.row, m.divergence if m.known.any() else m.nll, "row {}".format, listed)
 
 
 def _worst(
-    m: Measured, key: Int64, score: npt.NDArray[np.float64], name: str, listed: int = LISTED
+    m: Measured,
+    key: Int64,
+    score: npt.NDArray[np.float64],
+    name: Callable[[int], str],
+    listed: int = LISTED,
 ) -> list[Group]:
     keys, place = np.unique(key, return_inverse=True)
     mean = np.bincount(place, weights=score) / np.bincount(place)
     worst = np.argsort(-mean, kind="stable")[:listed]
-    return [group(m, place == w, name.format(keys[w])) for w in worst]
+    return [group(m, place == w, name(int(keys[w]))) for w in worst]

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from trainers.evaluation.calibration import BINS, Bins, bin_of
+from trainers.evaluation.evaluations import RATIOS
 from trainers.evaluation.measure import Measured
 
 Float64 = npt.NDArray[np.float64]
@@ -89,24 +90,14 @@ def macro_f1(hits: Float64, of_class: Float64, said: Float64) -> Float64:
 def scores(sums: Mapping[str, Float64]) -> dict[str, Float64]:
     """Scores `[…]` from sums with any axes before; NaN where nothing was drawn that a score needs."""
     with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
-        n = sums["n"]
-        nll = sums["nll"] / n
         found = {
-            "nll": nll,
-            "perplexity": np.exp(nll),
-            "accuracy": sums["correct"] / n,
-            "ece": _bins(sums, "bins").ece,
+            name: sums[above] / sums[below]
+            for name, (above, below) in RATIOS.items()
+            if above in sums
         }
-        for name in ("kl", "kl_dense"):
-            if name in sums:
-                found[name] = sums[name] / sums[f"{name}_count"]
+        found |= {"perplexity": np.exp(found["nll"]), "ece": _bins(sums, "bins").ece}
         if "known" in sums:
-            m = sums["known"]
             found |= {
-                "agreement": sums["agree"] / m,
-                "top_k_agreement": sums["top_k"] / m,
-                "acceptance_low": sums["accept_low"] / m,
-                "acceptance_high": sums["accept_high"] / m,
                 "teacher_accuracy": sums["teacher_correct"] / sums["judged"],
                 "teacher_ece": _bins(sums, "teacher_bins").ece,
             }

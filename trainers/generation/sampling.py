@@ -60,6 +60,13 @@ def pick(logits: Tensor, uniforms: Tensor, *, temperature: float, top_p: float) 
     return order.gather(1, torch.minimum(place, last))[:, 0]
 
 
+def end_ids(model: Any, end: int | None) -> frozenset[int]:
+    """What ends a sequence: a tokenizer's end mark, and what the model's own settings add, such as an end of turn."""
+    own = getattr(model.generation_config, "eos_token_id", None)
+    more = own if isinstance(own, list) else [own]
+    return frozenset(int(i) for i in [end, *more] if i is not None)
+
+
 @torch.no_grad()
 def sample(
     student: Student,

@@ -28,7 +28,7 @@ from softlabels.errors import ConfigError, CorpusError, PairingError
 from softlabels.store.reader import open_store
 from trainers.generation.config import GenerateConfig, Sampling
 from trainers.generation.prompts import Prompt, Words, read_prompts
-from trainers.generation.sampling import Sampled, sample
+from trainers.generation.sampling import Sampled, end_ids, sample
 from trainers.run.finished import open_finished
 from trainers.students import load_student
 
@@ -67,7 +67,7 @@ def generate(run: Path, out: Path, config: GenerateConfig, report: Reporter) -> 
     words = Words(finished.folder)
     if prompts.is_dir():
         finished.check_fits(open_store(prompts))
-    ends = _ends(student.model, words)
+    ends = end_ids(student.model, words.end)
     asked = read_prompts(prompts, words, prompt_tokens=config.prompt_tokens)
     repeated = (p for p in islice(asked, config.limit) for _ in range(config.n))
 
@@ -110,13 +110,6 @@ def _check_length(prompts: Path, longest: int, sampling: Sampling, config: Any) 
             "that is more "
             f"than the {most} positions that the student knows"
         )
-
-
-def _ends(model: Any, words: Words) -> frozenset[int]:
-    """What ends a sequence: the tokenizer's end mark and what the model's own settings add, such as an end of turn."""
-    own = getattr(model.generation_config, "eos_token_id", None)
-    more = own if isinstance(own, list) else [own]
-    return frozenset(int(i) for i in [words.end, *more] if i is not None)
 
 
 def _write_jsonl(path: Path, made: Iterator[tuple[Prompt, Sampled]], words: Words) -> int:

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from softlabels.report.charts import Dot, Series, style_of
-from trainers.evaluation.evaluations import Bin, Cells, Group, Interval
-from trainers.report.runs import ReportedRun, difference
+from trainers.evaluation.evaluations import RATIOS, Bin, Cells, Group, Interval
+from trainers.report.entries import Entry, difference, entries_of, joined, same_lines
+from trainers.report.runs import ReportedRun
 
 OF_TEACHER = ("soft", "agreement")
 
@@ -47,12 +48,14 @@ class ScoreLine(NamedTuple):
     score: Score
     teacher: float | None
     found: list[Interval | None]
-    best: float | None
-    """None: there is nothing to be better than."""
+    best: int | None
+    """Which entry is surely better than every other; None: none is, as far as the rows (and seeds) can tell."""
+    beyond: Interval | None
+    """Of two entries: how much more the second has."""
 
 
 class Matched(NamedTuple):
-    """One part of the held-out rows, as each run did on it; None: the run's evaluation does not list it."""
+    """One part of the held-out rows, as each entry did on it; None: its evaluation does not list it."""
 
     name: str
     positions: int
@@ -62,13 +65,13 @@ class Matched(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Findings:
-    """Runs, and how the first of them compares."""
+    """Entries, and how the first of them compares."""
 
-    runs: list[ReportedRun]
+    entries: list[Entry]
     """The best of those that had soft targets first."""
-    best: ReportedRun
-    other: ReportedRun | None
-    """What `best` is compared with; None: there is one run only."""
+    best: Entry
+    other: Entry | None
+    """What `best` is compared with; None: there is one only."""
     difference: Interval | None
     """Of the two."""
     soft_against_hard: bool
@@ -79,20 +82,35 @@ class Findings:
     @classmethod
     def of(cls, runs: Sequence[ReportedRun]) -> Findings:
         """Put in order, and compared."""
-        ordered = sorted(runs, key=lambda r: (r.hard_only, r.found.scores.nll))
-        hard = next((r for r in ordered if r.hard_only), None)
+        ordered = sorted(entries_of(runs), key=lambda e: (e.hard_only, e.nll))
+        hard = next((e for e in ordered if e.hard_only), None)
         both = hard is not None and hard is not ordered[0]
         other = hard if both else ordered[1] if len(ordered) > 1 else None
-        digests = {m.content_digest for r in ordered for _, m in r.training_stores if m is not None}
-        digests |= {r.record["store_digest"] for r in ordered}
+        digests = {m.content_digest for r in runs for _, m in r.training_stores if m is not None}
+        digests |= {r.record["store_digest"] for r in runs}
         return cls(
-            runs=ordered,
+            entries=ordered,
             best=ordered[0],
             other=other,
             difference=None if other is None else difference(ordered[0], other),
             soft_against_hard=both,
             trained_on=ordered[0].found.store.digest in digests,
         )
+
+    @property
+    def runs(self) -> list[ReportedRun]:
+        """All runs, entry by entry."""
+        return [run for entry in self.entries for run in entry.runs]
+
+    @property
+    def styled(self) -> list[tuple[Entry, str]]:
+        """Entries with the styles of their colours."""
+        return [(entry, style_of(i)) for i, entry in enumerate(self.entries)]
+
+    @property
+    def seeded(self) -> list[Entry]:
+        """Entries of several seeds."""
+        return [entry for entry in self.entries if entry.several]
 
     @property
     def times(self) -> float | None:
@@ -104,7 +122,7 @@ class Findings:
         if self.soft_against_hard and self.difference is not None:
             nats = self.difference.value if self.difference.clear else None
         else:
-            nats = None if scores.teacher_nll is None else scores.nll - scores.teacher_nll
+            nats = None if scores.teacher_nll is None else self.best.nll - scores.teacher_nll
         return None if nats is None else math.exp(min(nats, 700))
 
     @property
@@ -114,56 +132,74 @@ class Findings:
 
     @property
     def legend(self) -> list[tuple[str, str]]:
-        """Which colour is which run."""
-        return [(style_of(i), run.name) for i, run in enumerate(self.runs)]
+        """Which colour is which entry."""
+        return [(style, entry.name) for entry, style in self.styled]
 
     def beside(self, name: str) -> float | None:
-        """A score of the run that the first is compared with."""
-        return None if self.other is None else getattr(self.other.found.scores, name)
+        """A score of what the first is compared with."""
+        return None if self.other is None else self.other.mean(name)
 
     def dots(self, name: str, teacher: float | None = None) -> list[Dot]:
-        """A score of each run that has it, and the teacher's own."""
+        """A score of each entry that has it, and the teacher's own."""
         items = [
-            Dot(run.described, style_of(i), x.value, x.low, x.high)
-            for i, run in enumerate(self.runs)
-            if (x := run.score(name)) is not None and x.value is not None
+            Dot(entry.described, style, x.value, x.low, x.high)
+            for entry, style in self.styled
+            if (x := entry.score(name)) is not None and x.value is not None
         ]
         if items and teacher is not None:
             items.insert(0, Dot("the teacher itself", "t", teacher, None, None))
         return items
 
     def table(self) -> list[ScoreLine]:
-        """The scores that a run has."""
+        """The scores that an entry has."""
         return [line for score in SCORES if (line := self._line(score)) is not None]
 
     def _line(self, score: Score) -> ScoreLine | None:
-        found = [run.score(score.name) for run in self.runs]
-        values = [x.value for x in found if x is not None and x.value is not None]
-        first = self.runs[0].found
-        if not values or (score.name == "macro_f1" and not first.by_class):
+        found = [entry.score(score.name) for entry in self.entries]
+        first = self.entries[0].found
+        known = [x is not None and x.value is not None for x in found]
+        if not any(known) or (score.name == "macro_f1" and not first.by_class):
             return None
         teacher = None if score.teacher is None else getattr(first.scores, score.teacher)
-        best = (min if score.lower else max)(values) if len(values) > 1 else None
-        return ScoreLine(score, teacher, found, best)
+        beyond = self._beyond(score, 0, 1) if len(found) == 2 else None
+        return ScoreLine(score, teacher, found, self._surely_best(score), beyond)
+
+    def _beyond(self, score: Score, one: int, other: int) -> Interval | None:
+        """How much more an entry has of a score than another; None: it is no ratio of sums, or not known."""
+        if score.name not in RATIOS:
+            return None
+        return difference(self.entries[one], self.entries[other], score.name)
+
+    def _surely_best(self, score: Score) -> int | None:
+        """The entry whose difference to each of the others is clear, and in its favour."""
+        # a perplexity is as certain as the loss that it is the exponential of
+        asked = score._replace(name="nll") if score.name == "perplexity" else score
+        values = [entry.mean(asked.name) for entry in self.entries]
+        known = [(v if score.lower else -v, i) for i, v in enumerate(values) if v is not None]
+        if len(known) < 2:
+            return None
+        _, best = min(known)
+        beyond = [self._beyond(asked, best, i) for _, i in known if i != best]
+        return best if all(d is not None and d.clear for d in beyond) else None
 
     def curves(self, key: str) -> list[Series]:
         """What was logged; none, where no run logged it twice."""
         return _worth_drawing(
-            Series(run.name, style_of(i), run.curves.get(key, []))
-            for i, run in enumerate(self.runs)
-            if key not in OF_TEACHER or not run.hard_only  # which compares nothing, and logs 0
+            entry.curve(key, style)
+            for entry, style in self.styled
+            if key not in OF_TEACHER or not entry.hard_only  # which compares nothing, and logs 0
         )
 
     def by_length(self, key: str) -> list[Series]:
         """A score by tokens of context."""
         return _worth_drawing(
-            Series(run.name, style_of(i), _by_length(run.found.by_context, key))
-            for i, run in enumerate(self.runs)
+            joined(entry.name, style, [_by_length(r.found.by_context, key) for r in entry.runs])
+            for entry, style in self.styled
         )
 
-    def judged(self) -> list[ReportedRun]:
-        """Runs of which it is known what they do where teacher and truth disagree."""
-        return [r for r in self.runs if r.found.blind_spots and r.found.blind_spots.cells.n]
+    def judged(self) -> list[Entry]:
+        """Entries of which it is known what they do where teacher and truth disagree."""
+        return [e for e in self.entries if e.found.blind_spots and e.found.blind_spots.cells.n]
 
     def by_confidence(self) -> list[Matched]:
         """Bins of the teacher's confidence, over `judged`."""
@@ -171,7 +207,7 @@ class Findings:
 
     def groups(self, which: str) -> list[Matched]:
         """`by_class` or `by_document`."""
-        return _matched([getattr(run.found, which) for run in self.runs])
+        return _matched([getattr(entry.found, which) for entry in self.entries])
 
 
 def answers(cells: Cells) -> list[tuple[str, str, list[tuple[str, float]]]]:
@@ -188,7 +224,7 @@ def answers(cells: Cells) -> list[tuple[str, str, list[tuple[str, float]]]]:
 
 
 def _worth_drawing(series: Iterable[Series]) -> list[Series]:
-    found = list(series)
+    found = same_lines(series)
     return found if any(len(s.points) > 1 for s in found) else []
 
 

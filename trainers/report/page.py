@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import softlabels
@@ -10,16 +9,32 @@ from softlabels.format.fidelity_table import fidelity_rows
 from softlabels.format.figures import figures_of
 from softlabels.format.manifest import Manifest
 from softlabels.report.page import draw
+from trainers.report.costs import costs_of
+from trainers.report.differing import differing
 from trainers.report.findings import Findings, answers, points
-from trainers.report.runs import ReportedRun
 from trainers.report.speed import Speed
+from trainers.report.texts import Texts
 
 TEMPLATES = Path(__file__).with_name("templates")
 
 
-def render(runs: Sequence[ReportedRun], *, command: str, latency: Speed | None = None) -> str:
-    """The page, with the command that repeats it and, if there are any, the figures of `softtrain latency`."""
-    findings = Findings.of(runs)
+def render(
+    findings: Findings,
+    *,
+    command: str,
+    latency: Speed | None = None,
+    texts: Texts | None = None,
+    price: float | None = None,
+) -> str:
+    """The page.
+
+    Args:
+        findings: what it says.
+        command: that repeats it.
+        latency: what `softtrain latency` measured.
+        texts: what the students write.
+        price: of an hour of the machine that trained them.
+    """
     stores: dict[str, Manifest] = {}
     for spec, manifest in (pair for run in findings.runs for pair in run.training_stores):
         if manifest is not None:
@@ -30,7 +45,12 @@ def render(runs: Sequence[ReportedRun], *, command: str, latency: Speed | None =
         TEMPLATES,
         version=softlabels.__version__,
         findings=findings,
+        entries=findings.entries,
         runs=findings.runs,
+        settings=differing(findings.entries),
+        costs=costs_of(findings.entries, price),
+        price=price,
+        texts=texts,
         stores=[(spec, figures_of(manifest)) for spec, manifest in stores.items()],
         certified=[(spec, fidelity, fidelity_rows(fidelity)) for spec, fidelity in certified],
         speed=latency,

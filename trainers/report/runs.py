@@ -9,22 +9,14 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import numpy as np
-
 from softlabels.core.durable import error_number
-from softlabels.core.resampling import bootstrap
 from softlabels.core.settings import flags_of
 from softlabels.errors import RunError, SoftLabelsError
 from softlabels.format.manifest import Manifest, load_manifest
 from trainers.evaluation.evaluations import Assessment, Interval, find_assessments, weights_digest
 from trainers.run.config import RunConfig
-from trainers.run.metrics import read_metrics
+from trainers.run.metrics import curves_of
 from trainers.run.record import EARLIER, WEIGHTS, read_run_record
-
-REPLICATES = 1000
-"""Of a difference between two runs, at most: how many an evaluation had is what a file says."""
-LARGEST = 1e100
-"""Of what a file says was logged."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -46,8 +38,7 @@ class ReportedRun:
     @property
     def hard_only(self) -> bool:
         """Whether the run learnt from labels alone."""
-        config = self.record["config"]
-        return config.get("alpha") == 0 and config.get("alpha_schedule") is None
+        return is_hard_only(self.record)
 
     @property
     def described(self) -> str:
@@ -75,6 +66,12 @@ class ReportedRun:
         """A score with its interval, where the evaluation has it."""
         value = getattr(self.found.scores, name)
         return None if value is None else self.found.intervals.get(name) or Interval(value=value)
+
+
+def is_hard_only(record: Mapping[str, Any]) -> bool:
+    """Whether a run learns from labels alone, and what it logs of a teacher compares nothing."""
+    config = record["config"]
+    return config.get("alpha") == 0 and config.get("alpha_schedule") is None
 
 
 def gather(
@@ -110,7 +107,7 @@ def gather(
             f"{', '.join(map(str, runs))}: evaluated on several stores ({', '.join(paths)}); choose with --store"
         )
     (chosen,) = common
-    names = _names(runs)
+    names = names_of(runs)
     return [
         _reported(run, name, next(a for a in evaluated[run] if a.store.digest == chosen))
         for run, name in zip(runs, names, strict=True)
@@ -147,7 +144,7 @@ def _fresh(run: Path, weights: str) -> tuple[list[Assessment], list[Assessment],
     return every, fresh, digest
 
 
-def _names(runs: Sequence[Path]) -> list[str]:
+def names_of(runs: Sequence[Path]) -> list[str]:
     """The folders' names, or whole paths where these would be the same."""
     names = [run.resolve().name for run in runs]
     return names if len(set(names)) == len(names) else [str(run) for run in runs]
@@ -161,7 +158,7 @@ def _reported(run: Path, name: str, found: Assessment) -> ReportedRun:
         name=name,
         path=run,
         record=record,
-        curves=_curves(run),
+        curves=curves_of(run),
         found=found,
         command=shlex.join(
             [
@@ -191,41 +188,3 @@ def _manifest(spec: str) -> Manifest | None:
             ):
                 raise  # there may be one: it cannot be looked at
     return None
-
-
-def _curves(run: Path) -> dict[str, list[tuple[float, float]]]:
-    """What was logged."""
-    curves: dict[str, list[tuple[float, float]]] = {}
-    try:
-        records = read_metrics(run)
-    except FileNotFoundError:
-        return {}
-    for record in records:
-        for key, value in record.items():
-            # comparing refuses NaN and infinities, and does not overflow
-            if key != "step" and isinstance(value, int | float) and -LARGEST < value < LARGEST:
-                curves.setdefault(str(key), []).append((float(record["step"]), float(value)))
-    return curves
-
-
-def difference(better: ReportedRun, other: ReportedRun) -> Interval:
-    """How many nats lower `better`'s nll is than `other`'s, with an interval by drawing the rows for both together."""
-    a, b = better.found, other.found
-    value = b.scores.nll - a.scores.nll
-    rows = len(a.row_positions)
-    if a.row_positions != b.row_positions or not rows == len(a.row_nll) == len(b.row_nll):
-        return Interval(value=value)
-    sums = {
-        "n": np.array(a.row_positions, np.float64),
-        "a": np.array(a.row_nll, np.float64),
-        "b": np.array(b.row_nll, np.float64),
-    }
-    found = bootstrap(
-        sums,
-        lambda s: {"difference": (s["b"] - s["a"]) / s["n"]},
-        replicates=min(a.replicates, REPLICATES),
-        seed=a.seed,
-        level=a.level,
-    )
-    low, high = found.get("difference", (None, None))
-    return Interval(value=value, low=low, high=high)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -14,12 +15,15 @@ from softlabels.core.records import read_file
 from softlabels.errors import RunError
 
 METRICS = "metrics.jsonl"
+LARGEST = 1e100
+"""Numbers that are shown of what a file says was logged lie between this and its opposite."""
 
 
 class Metrics:
     """Appends one line per logged step; lines after the step that a run resumes from are dropped.
 
-    Each line is JSON: what is NaN or infinite is null.
+    Each line is JSON: what is NaN or infinite is null. `elapsed` is added to each: wall seconds of the run so far, over
+    all commands that went on with it, without the time between them.
 
     Args:
         run: its folder.
@@ -29,6 +33,7 @@ class Metrics:
         self._run, self._path = run, run / METRICS
         self._file: IO[str] | None = None
         self._board: Any = None
+        self._began = 0.0
 
     def open(self, step: int) -> None:
         """Begin, or go on after `step`.
@@ -39,12 +44,14 @@ class Metrics:
         """
         with explained(self._path):
             there = read_metrics(self._run) if self._path.exists() else []
-            kept = "".join(f"{_spelled(record)}\n" for record in there if record["step"] <= step)
+            there = [record for record in there if record["step"] <= step]
+            kept = "".join(f"{_spelled(record)}\n" for record in there)
             # always: what lies there may be another name of a file elsewhere
             replace(self._path, kept.encode())
             self._file = self._path.open("a", encoding="utf-8")
             sync_folder(self._run)
             self._board = _board(self._run, step)
+        self._began = time.monotonic() - _elapsed(there)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Log one step.
@@ -54,7 +61,8 @@ class Metrics:
         """
         assert self._file is not None, "open first"
         with explained(self._path):
-            self._file.write(_spelled({"step": step, **values}) + "\n")
+            elapsed = round(time.monotonic() - self._began, 3)
+            self._file.write(_spelled({"step": step, **values, "elapsed": elapsed}) + "\n")
             self._file.flush()
             if self._board is not None:
                 for name, value in values.items():
@@ -113,6 +121,31 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
             )
         found.append(record)
     return found
+
+
+def curves_of(run: Path) -> dict[str, list[tuple[float, float]]]:
+    """(step, value) of all that was logged, by name; what is no number, or none that is finite, is left out.
+
+    Raises:
+        RunError: as `read_metrics`.
+    """
+    curves: dict[str, list[tuple[float, float]]] = {}
+    try:
+        records = read_metrics(run)
+    except FileNotFoundError:
+        return {}
+    for record in records:
+        for key, value in record.items():
+            # comparing refuses NaN and infinities, and does not overflow
+            if key != "step" and isinstance(value, int | float) and -LARGEST < value < LARGEST:
+                curves.setdefault(str(key), []).append((float(record["step"]), float(value)))
+    return curves
+
+
+def _elapsed(records: list[dict[str, Any]]) -> float:
+    """Seconds that a run had taken at its last line; 0 where that line is of a version that did not say."""
+    last = records[-1].get("elapsed", 0.0) if records else 0.0
+    return float(last) if isinstance(last, int | float) and 0 <= last < 1e9 else 0.0
 
 
 def _spelled(record: Mapping[str, Any]) -> str:
