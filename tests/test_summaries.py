@@ -81,7 +81,7 @@ def check(store, logp: torch.Tensor) -> None:
 def test_it_is_what_the_dense_teacher_says_at_one_whatever_is_kept(tmp_path, corpus, job):
     build_tiny(tmp_path / "s", corpus, limit_rows=3, shard_rows=2, **job)
     store = open_store(tmp_path / "s")
-    assert store.manifest.version == "1.5"
+    assert store.manifest.version == "1.6"
     assert store.manifest.identity.summary.vocab_size == V
     check(store, dense(TinyTeacher(), [stored.row for stored in store]))
 

@@ -23,7 +23,7 @@ def reference_command(model: str, out: Path, **flags: Any) -> None:
     """Make a reference of a model for `softlabels kld`, or finish one that was interrupted.
 
     MODEL is as of `softlabels kld`. The store is a soft-target store like others: it can be verified, signed, pushed
-    and trained from. Every 64th row is kept with more ids, in STORE-wide beside it.
+    and trained from. Some rows are kept with more ids, in STORE-wide beside it.
 
     \b
     Examples:

@@ -30,6 +30,15 @@ class Numbers(NamedTuple):
     """`[N, G] uint32`."""
 
 
+class Rounding(NamedTuple):
+    """How far off what a reader has may be, in nats."""
+
+    gaps: npt.NDArray[np.float64]
+    """Each gap, of the shape of those that were asked for."""
+    odds: float
+    """A log-odds."""
+
+
 class ValueCodec(Protocol):
     """Turns values (nats, `-inf` allowed) into whole numbers and back."""
 
@@ -57,8 +66,15 @@ class ValueCodec(Protocol):
     def label_first(self) -> bool:
         """Whether ids are coded with the label as code 0 (`format/packed.py`)."""
 
+    @property
+    def by_id(self) -> bool:
+        """Whether kept sets are written in order of id rather than of value (`format/by_id.py`)."""
+
     def absolute_error(self, *, sample: bool) -> float:
         """See `relative_error`; the log weights of a sample may have another bound than log-probabilities."""
+
+    def rounding(self, gaps: npt.NDArray[np.float64]) -> Rounding | None:
+        """Of gaps that a reader has, where rounding differs from id to id; None: `absolute_error` says all."""
 
     def to_numbers(self, targets: SoftTargets, uniforms: npt.NDArray[np.float64] | None) -> Numbers:
         """Whole numbers of N targets; `TargetError` if one cannot be held within the bound.
@@ -93,6 +109,7 @@ CODECS: Registry[Callable[..., ValueCodec]] = Registry(
         "nat16": "softlabels.codecs.steps:nat16",
         "nat32": "softlabels.codecs.steps:nat32",
         "nat64": "softlabels.codecs.steps:nat64",
+        "companded": "softlabels.codecs.companded:Companded",
     },
     flag="--values",
 )
@@ -101,12 +118,17 @@ CODECS: Registry[Callable[..., ValueCodec]] = Registry(
 def make_codec(spec: str) -> ValueCodec:
     """Build a registered codec, `NAME` or `NAME?parameter=value`; `ConfigError` if there is none such."""
     codec: ValueCodec = CODECS.make(spec)
-    for declaration in ("samples_only", "unbiased", "label_first"):
+    for declaration in ("samples_only", "unbiased", "label_first", "by_id"):
         if not isinstance(getattr(codec, declaration, None), bool):
             raise ConfigError(
                 f"--values {spec}: declares no `{declaration}`, so nobody knows which targets it is fit for; add it to "
                 "the codec (softlabels.codecs.ValueCodec)"
             )
+    if not callable(getattr(codec, "rounding", None)):
+        raise ConfigError(
+            f"--values {spec}: declares no `rounding`, so nobody knows how far off its gaps may be; add it to the "
+            "codec (softlabels.codecs.ValueCodec)"
+        )
     return codec
 
 

@@ -47,12 +47,16 @@ class Counts:
     plain: ClassVar[bool] = False
     samples_only: ClassVar[bool] = True
     unbiased: ClassVar[bool] = True
+    by_id: ClassVar[bool] = False
     label_first: ClassVar[bool] = True
     relative_error: ClassVar[float] = 0.0
 
     def absolute_error(self, *, sample: bool) -> float:
         """Log 2: a weight of nearly 2 / M may become 1 / M."""
         return float(np.log(2.0))
+
+    def rounding(self, gaps: Float64) -> None:
+        """The bound says all."""
 
     def to_numbers(self, targets: SoftTargets, uniforms: Float64 | None) -> Numbers:
         """Counts of N samples; `uniforms [N, K]` in [0, 1), of which the first of each position is used.

@@ -12,6 +12,7 @@ from softlabels.codecs import Numbers
 from softlabels.core.targets import SoftTargets, main_temperature
 from softlabels.errors import TargetError
 
+Float64 = npt.NDArray[np.float64]
 UInt32 = npt.NDArray[np.uint32]
 
 
@@ -26,6 +27,7 @@ class _Floating:
     plain: ClassVar[bool] = True
     samples_only: ClassVar[bool] = False
     unbiased: ClassVar[bool] = False
+    by_id: ClassVar[bool] = False
     label_first: ClassVar[bool] = False
     dtype: ClassVar[np.dtype[Any]]
     bits: ClassVar[np.dtype[Any]]
@@ -46,6 +48,9 @@ class _Floating:
     def decode(self, encoded: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         """Widen, exactly."""
         return encoded.astype(np.float32, copy=False)
+
+    def rounding(self, gaps: Float64) -> None:
+        """The bound says all."""
 
     def to_numbers(self, targets: SoftTargets, uniforms: npt.NDArray[np.float64] | None) -> Numbers:
         """The bits of what `open` would hold."""

@@ -8,9 +8,7 @@ For log-probabilities, with gaps g, rounded ones q·h and the shift they cause,
 `s = lse(-q·h) - lse(-g) + softplus(λ') - softplus(λ)`, the error of a log-probability is
 `g_k - q_k·h - s`. It is at most h/2 for all k if `q_k = round((g_k - s) / h)`: an equation for s, which
 occurs on both sides. The right side grows with s in jumps, and its mean distance from s lies between 0
-and (h/2)²/6 (plus λ's error), so a solution exists within that; `_solve` finds it.
-
-Of a sample each weight is rounded up or down at random, so that its mean is the weight.
+and (h/2)²/6 (plus λ's error), so a solution exists within that; `_round` finds it.
 """
 
 from __future__ import annotations
@@ -22,27 +20,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from softlabels.codecs import Numbers
-from softlabels.core.targets import SoftTargets
-from softlabels.errors import TargetError
+from softlabels.codecs.gaps import Float, Float64, Gaps
 
-Float64 = npt.NDArray[np.float64]
-Float = npt.NDArray[np.floating[Any]]
-UInt32 = npt.NDArray[np.uint32]
-
-NO_TAIL, NO_HEAD = 0, 2**32 - 1
-"""Stand for log-odds of -inf and +inf; q is written as q + MIDDLE."""
-MIDDLE = 2**31
-LARGEST = 2**31 - 2
-SINGLE = 64.0
-"""Nats below which single precision holds a gap to 4e-6, far less than the room that the bound leaves."""
 ITERATIONS = 64
 """The shift grows with the one it is computed from, so it is approached from one side, by at least the room
 that the bound leaves (1/62 step) each time, and lies within a step: `_search` is for rounding errors only."""
 
 
 @dataclass(frozen=True)
-class Steps:
+class Steps(Gaps):
     """Gaps in steps of 31/(32·n) nat, log-odds in steps of 1/(64·n) nat."""
 
     n: int
@@ -52,9 +38,6 @@ class Steps:
     def id(self) -> str:
         """`nat16` of n = 16."""
         return f"nat{self.n}"
-
-    plain = samples_only = unbiased = label_first = False
-    relative_error = 0.0
 
     def absolute_error(self, *, sample: bool) -> float:
         """Of a log-probability at T=1 (not of a gap), 1/(2n) nat; of a log weight of a sample, two steps."""
@@ -70,67 +53,17 @@ class Steps:
         """Of log-odds, in nats."""
         return 1 / (64 * self.n)
 
-    def to_numbers(self, targets: SoftTargets, uniforms: Float64 | None) -> Numbers:
-        """Gaps and log-odds as whole numbers.
-
-        Args:
-            targets: N positions.
-            uniforms: `[N, K]` in [0, 1), of a sample.
-
-        Raises:
-            TargetError: a gap or log-odds beyond 2^31 steps.
-        """
-        largest = float(targets.gaps.max(initial=0))
-        kept = None if np.isfinite(largest) else targets.kept
-        if kept is not None:
-            largest = float(targets.gaps.max(initial=0, where=kept))
-        gaps = targets.gaps if largest < SINGLE else targets.gaps.astype(np.float64)
-        odds_reach = float(np.abs(targets.log_odds[np.isfinite(targets.log_odds)]).max(initial=0))
-        for what, value, step in (
-            ("a gap", largest, self.step),
-            ("log-odds", odds_reach, self.odds_step),
-        ):
-            if value / step > LARGEST:
-                raise TargetError(
-                    f"{self.id} cannot hold {what} of {value:g} nats, {value / step:.3g} steps (limit 2**31); build "
-                    "with --values float32"
-                )
-        odds = self._odds(targets.log_odds)
-        if targets.keeps.sample:
-            assert uniforms is not None, "the weights of a sample are rounded at random"
-            values = self._at_random(gaps, uniforms)
-        else:
-            at = targets.temperatures.index(1.0)
-            values = self._solve(
-                gaps, targets.log_odds[:, at].astype(np.float64), self.odds(odds[:, at])
-            )
-        if kept is not None:
-            values = np.where(kept, values, 0)
-        return Numbers(values=values.astype(np.uint32), odds=odds)
+    def rounding(self, gaps: Float64) -> None:
+        """The bound says all."""
 
     def scores(self, values: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         """Minus the gaps `float32`, from whole numbers of any shape."""
         scores: npt.NDArray[np.float32] = np.multiply(values, -self.step, dtype=np.float32)
         return scores
 
-    def odds(self, numbers: UInt32) -> npt.NDArray[np.float32]:
-        """Log-odds `float32` from whole numbers."""
-        out = ((numbers.astype(np.int64) - MIDDLE) * self.odds_step).astype(np.float32)
-        out[numbers == NO_TAIL] = -np.inf
-        out[numbers == NO_HEAD] = np.inf
-        return out
-
-    def _odds(self, log_odds: npt.NDArray[np.float32]) -> UInt32:
-        finite = np.isfinite(log_odds)
-        steps = np.rint(np.where(finite, log_odds, 0.0).astype(np.float64) / self.odds_step)
-        out = (steps + MIDDLE).astype(np.uint32)
-        out[np.isneginf(log_odds)] = NO_TAIL
-        out[np.isposinf(log_odds)] = NO_HEAD
-        return out
-
     # -- rounding ---------------------------------------------------------------------------------
 
-    def _solve(
+    def _round(
         self,
         gaps: Float,
         log_odds: Float64,
@@ -190,43 +123,9 @@ class Steps:
         found: Float = q[best]
         return found
 
-    def _at_random(self, gaps: Float, uniforms: Float64) -> Float:
-        """Up or down at random, so that the mean of the normalised weights is the weight.
-
-        Equal gaps go the same way. Rounding alone would leave a bias: a weight that was rounded up makes
-        the sum larger by which it is then divided. Of a group of equal gaps that has the share W of the
-        sum, and the relative variance v of its rounding, that takes W·v, which is added beforehand; what
-        is left is of the third order in the step.
-        """
-        order = np.argsort(gaps, axis=1, kind="stable")
-        g = np.take_along_axis(gaps, order, axis=1).astype(np.float64)
-        weight = np.exp(-g)
-        total = weight.sum(axis=1, keepdims=True)
-        weight /= np.where(total > 0, total, 1.0)  # 0: hard label only
-        g[~np.isfinite(g)] = 0.0
-        first = np.ones(g.shape, bool)
-        first[:, 1:] = g[:, 1:] != g[:, :-1]
-        group = np.maximum.accumulate(np.where(first, np.arange(g.shape[1]), 0), axis=1)
-        share = np.zeros_like(weight)
-        np.add.at(share, (np.arange(len(g))[:, None], group), weight)
-
-        rest = np.mod(g, self.step)
-        up = self._chance_of_up(rest)
-        apart = np.exp(rest) * -np.expm1(-self.step)  # the two values, relative to the weight
-        variance = up * (1 - up) * apart**2
-        g = np.maximum(g - np.log1p(np.take_along_axis(share, group, axis=1) * variance), 0.0)
-
-        below = np.floor(g / self.step)
-        drawn = np.take_along_axis(uniforms, group, axis=1)
-        rounded = below + (drawn < self._chance_of_up(g - below * self.step))
-        out: Float = np.empty_like(rounded)
-        np.put_along_axis(out, order, rounded, axis=1)
-        return out
-
-    def _chance_of_up(self, rest: Float64) -> Float64:
-        """That a gap is rounded up, which leaves the mean of exp(-gap) as it is."""
-        chance: Float64 = np.expm1(-rest) / np.expm1(-self.step)
-        return chance
+    def _cell(self, gaps: Float64) -> tuple[Float64, Float64, Float64]:
+        below = np.floor(gaps / self.step)
+        return below, gaps - below * self.step, np.broadcast_to(self.step, gaps.shape)
 
 
 def _lse(gaps: Float) -> Float64:

@@ -26,7 +26,7 @@ from softlabels.errors import (
 )
 
 FORMAT = "softlabels"
-FORMAT_VERSION = "1.5"
+FORMAT_VERSION = "1.6"
 """MAJOR.MINOR. A reader reads its own major at any minor, and ignores keys it does not know."""
 RECORD_LIMIT = 16 * 2**20
 """Bytes: a larger record file is refused unread. Enough for 50,000 shards."""

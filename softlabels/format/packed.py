@@ -9,7 +9,8 @@ With a codec that says so (`label_first`), code 0 is the label, which the reader
 other codes are one more.
 A position that keeps fewer ids has no entry in the later streams. In a stream positions come in order of
 their input tokens, so that one token's table is read at a time. From place 64 on, places share streams:
-64 to 127, 128 to 255, and so on, one place after the other.
+64 to 127, 128 to 255, and so on, one place after the other. With a codec that says so (`by_id`), ids are in order of
+their codes instead (`by_id.py`).
 
 In the profile `packed-arrays` places do not have streams of their own: `values` and `ids` hold all of them, one place
 after the other, still coded band by band.
@@ -31,6 +32,7 @@ from softlabels.codecs.streams import Stream, exactly, fill, pack
 from softlabels.codecs.training import count, order_of
 from softlabels.core.targets import SoftTargets
 from softlabels.errors import IntegrityError
+from softlabels.format.by_id import read_by_id, streams_by_id
 from softlabels.format.hidden import hidden_of_streams, hidden_streams
 from softlabels.format.identity import PACKED_ARRAYS, Identity
 from softlabels.format.packed_rows import (
@@ -117,6 +119,21 @@ def streams_of(shard: Shard, identity: Identity, dictionary: Codebook | None) ->
     places = np.ascontiguousarray(key[:, :k].T)  # [K, N]
     values = (places >> np.uint64(32)).astype(np.uint32)
     codes = places.astype(np.uint32)
+    summary = summary_streams(t, identity, book, codes, by_token, tokens[by_token], labels)
+    sets = (
+        streams_by_id(values, codes, counts)
+        if codec.by_id
+        else _by_value(values, codes, counts, ragged, identity)
+    )
+    return streams | sets | hidden_streams(t, identity) | summary
+
+
+def _by_value(
+    values: UInt32, codes: UInt32, counts: Int64, ragged: bool, identity: Identity
+) -> dict[str, Stream]:
+    """The streams of numbers and codes `[K, N]`, by value."""
+    k = len(values)
+    streams: dict[str, Stream] = {}
     value_steps, code_steps = np.empty_like(values), np.empty_like(codes)
     value_steps[:1], code_steps[:1] = values[:1], codes[:1]
     for j in range(1, k):
@@ -136,8 +153,7 @@ def streams_of(shard: Shard, identity: Identity, dictionary: Codebook | None) ->
         for begin, end in _bands(k):
             streams[f"values.{begin}"] = pack(cut(value_steps, begin, end))
             streams[f"ids.{begin}"] = pack(cut(code_steps, begin, end))
-    summary = summary_streams(t, identity, book, codes, by_token, tokens[by_token], labels)
-    return streams | hidden_streams(t, identity) | summary
+    return streams
 
 
 def _label_first(codes: UInt32, ids: Int32, labels: Int32 | None) -> UInt32:
@@ -148,7 +164,8 @@ def _label_first(codes: UInt32, ids: Int32, labels: Int32 | None) -> UInt32:
 def attributes_of(identity: Identity) -> dict[str, dict[str, Any]]:
     """Of arrays by name what their numbers stand for: under `CODEC` the configuration of a codec of numcodecs."""
     values = identity.encoding.values
-    kinds = {"values": ("values", values)} | {
+    by_value = {} if make_codec(values).by_id else {"values": ("values", values)}
+    kinds = by_value | {
         log_odds_column(t): ("log_odds", values) for t in identity.targets.temperatures
     }
     if (record := identity.summary) is not None:
@@ -249,17 +266,11 @@ def _kept(
     by_token = np.argsort(tokens, kind="stable")
     sorted_counts = counts[by_token]
     ragged = n > 0 and int(counts.min()) < k
-    values, codes = _steps(sorted_counts, k, ragged, streams, bands, where)
-    # Equal values: the code goes on from the one before.
-    mask = np.empty(n, np.uint32)
-    for j in range(1, k):
-        np.minimum(values[j], 1, out=mask)
-        mask -= np.uint32(1)  # all ones where the value is that before it
-        mask &= codes[j - 1] + np.uint32(1)
-        codes[j] += mask
-        if (codes[j] < mask).any():
-            raise IntegrityError(f"{where}: stream 'ids' leads beyond 2^32 at place {j}")
-        values[j] += values[j - 1]
+    if codec.by_id:
+        values, codes = read_by_id(sorted_counts, k, streams, where)
+    else:
+        values, codes = _steps(sorted_counts, k, ragged, streams, bands, where)
+        _add_up(values, codes, where)
     # In place: fresh pages of memory cost as much as the work.
     ids, gaps = codes.view(np.int32), values.view(np.float32)
     offsets = book.offsets(tokens[by_token])
@@ -285,6 +296,19 @@ def _kept(
         np.ascontiguousarray(ids.T).take(back, axis=0),
         np.ascontiguousarray(gaps.T).take(back, axis=0),
     )
+
+
+def _add_up(values: UInt32, codes: UInt32, where: str) -> None:
+    """Make numbers and codes of steps `[K, N]`; after equal values the code goes on from the one before."""
+    mask = np.empty(values.shape[1], np.uint32)
+    for j in range(1, len(values)):
+        np.minimum(values[j], 1, out=mask)
+        mask -= np.uint32(1)  # all ones where the value is that before it
+        mask &= codes[j - 1] + np.uint32(1)
+        codes[j] += mask
+        if (codes[j] < mask).any():
+            raise IntegrityError(f"{where}: stream 'ids' leads beyond 2^32 at place {j}")
+        values[j] += values[j - 1]
 
 
 def _steps(

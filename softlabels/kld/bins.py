@@ -56,6 +56,8 @@ class Reference:
     """`[n, K+1] float64`: kept ids (`-inf`: not kept), then the tail."""
     slack: Tensor
     """`[n, K+1] float64`: within what each of these is the true one."""
+    rounding: Tensor
+    """`[n, K] float64`: within what the gap of each id to the likeliest was rounded."""
     label: Tensor
     """`[n] int64`; 0 where there is none."""
     top: Tensor
@@ -143,6 +145,7 @@ def see_listed(listed: Listed, reference: Reference) -> tuple[Seen, Reference]:
         kept=both,
         log_p=torch.cat([log_p, p_tail[:, None]], 1),
         slack=torch.cat([reference.slack[:, :-1], reference.slack.amax(1, keepdim=True)], 1),
+        rounding=reference.rounding,
         label=reference.label,
         top=reference.top,
     )
@@ -176,10 +179,10 @@ def rounded(log_p: Tensor, log_q: Tensor, slack: Tensor) -> tuple[Tensor, Tensor
     )
 
 
-def expected_excess(log_p: Tensor, slack: Tensor) -> Tensor:
-    """What rounding of the kept ids adds to the KL over bins `[n, B]` on average, nats `[n]`."""
+def expected_excess(log_p: Tensor, rounding: Tensor) -> Tensor:
+    """What rounding of the kept ids `[n, K]` adds to the KL over bins `[n, K+1]` on average, nats `[n]`."""
     p = log_p[:, :-1].exp()
-    added = p * (1 - p) * slack[:, :-1] ** 2 / 6
+    added = p * (1 - p) * rounding**2 / 6
     return added.sum(1) - added.gather(1, p.argmax(1, keepdim=True))[:, 0]
 
 

@@ -25,7 +25,7 @@ from softlabels.format.identity import EncodingRecord
 from softlabels.format.shard import StoredRow
 from softlabels.kld import bins
 from softlabels.kld.positions import Answered, Bool, Float64, Int64, Said, joined
-from softlabels.kld.said import label_logp, places, slack, tail_entropy, tops
+from softlabels.kld.said import label_logp, places, rounding, slack, tail_entropy, tops
 from softlabels.kld.tails import features, within
 from softlabels.store.reader import Store
 from softlabels.teachers import Teacher
@@ -197,7 +197,7 @@ class _Pass:
             targets = batch.wide[batch.wide_place[at][in_wide]]
             also = self._reference(targets, batch.labels[at][in_wide], home, self._wide_encoding)
             seen = bins.see(logits[torch.from_numpy(in_wide).to(home)], also)
-            measured = within(also.log_p, seen.log_q, also.slack, batch.targets.k)
+            measured = within(also.log_p, seen.log_q, also.rounding, batch.targets.k)
             wide = (in_wide, _array(measured))
         reference = self._reference(batch.targets[at], batch.labels[at], home)
         seen = bins.see(logits, reference)
@@ -211,7 +211,8 @@ class _Pass:
         encoding: EncodingRecord | None = None,
     ) -> bins.Reference:
         """What the reference says, in ids that the candidate has."""
-        off = slack(targets, encoding or self._identity.encoding)
+        encoding = encoding or self._identity.encoding
+        off = slack(targets, encoding)
         log_p, top, width = targets.log_bins(1.0), tops(targets), self._teacher.record.vocab_size
         top = np.where(top < width, top, -1)
         ids, kept = targets.ids.astype(np.int64), targets.kept
@@ -225,12 +226,18 @@ class _Pass:
             kept = kept & ~lacks
             first = ids[np.arange(len(ids)), kept.argmax(1)]
             ids = np.where(kept, ids, first[:, None])
-        ids_t, kept_t, log_t, off_t, label_t, top_t = (
-            torch.from_numpy(np.ascontiguousarray(a)).to(device or "cpu")
-            for a in (ids, kept, log_p, off, np.maximum(labels, 0), top)
-        )
+        held = {
+            "ids": ids,
+            "kept": kept,
+            "log_p": log_p,
+            "slack": off,
+            "rounding": rounding(targets, encoding),
+            "label": np.maximum(labels, 0),
+            "top": top,
+        }
+        home = device or "cpu"
         return bins.Reference(
-            ids=ids_t, kept=kept_t, log_p=log_t, slack=off_t, label=label_t, top=top_t
+            **{n: torch.from_numpy(np.ascontiguousarray(a)).to(home) for n, a in held.items()}
         )
 
     def _judge(
@@ -260,7 +267,7 @@ class _Pass:
             tail=np.exp(_array(log_p[:, -1])),
         )
         least, most = bins.rounded(log_p, log_q, reference.slack)
-        excess = bins.expected_excess(log_p, reference.slack)
+        excess = bins.expected_excess(log_p, reference.rounding)
         answered = Answered(
             bins=_array(bins.divergence(log_p, log_q) - excess),
             least=_array(least),

@@ -26,6 +26,7 @@ from softlabels.algebra.sources import files_of, open_source
 from softlabels.builder.build import build, load_teacher
 from softlabels.builder.config import BuildConfig
 from softlabels.builder.teach import teach
+from softlabels.codecs import make_codec
 from softlabels.core.progress import Reporter, Silent
 from softlabels.estimators.topk import TopK
 from softlabels.format.identity import Identity
@@ -39,6 +40,11 @@ from softlabels.making.same_job import check_command
 from softlabels.teachers import Teacher
 
 COMMAND = "reference"
+WIDE_VALUES = "companded?finest=320&coarsest=32"
+"""Of wide rows: there rare ids are what is looked at, so their steps are finer than a reference's."""
+WIDE_POSITIONS, WIDE_EVERY = 512, 256
+"""A candidate's five coefficients are learnt as well from 512 positions as from 1,500; a wide position takes as many
+bytes as 15 others, so one row in 256 takes 6 % more."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +78,7 @@ def make_reference(
     """
     report = reporter or Silent()
     wide_out = Path(f"{out}{WIDE}")
-    if config.wide_every:
+    if config.wide_every != 0:
         planned = begun(wide_out, report.notice)  # refuses a folder of others, before the work
         if planned is not None:
             check_command(wide_out, planned, COMMAND)
@@ -82,7 +88,7 @@ def make_reference(
     teacher = load_teacher(asked, identity, report, teacher)
     manifest = build(asked, out, reporter=report, teacher=teacher)
     wide = None
-    if config.wide_every and config.k < manifest.identity.teacher.vocab_size:
+    if config.wide_every != 0 and config.k < manifest.identity.teacher.vocab_size:
         wide = _widen(out, wide_out, config, teacher, report)
     return References(manifest=manifest, wide=wide)
 
@@ -121,25 +127,37 @@ def _widen(
     """Every so many rows again, with more ids."""
     store = open_source(out, wide_out)
     old = store.manifest.identity
-    k = min(config.wide_k, old.teacher.vocab_size)
+    k, codec = min(config.wide_k, old.teacher.vocab_size), make_codec(WIDE_VALUES)
     identity = msgspec.structs.replace(
         old,
         targets=msgspec.structs.replace(old.targets, k=k),
         encoding=msgspec.structs.replace(
-            old.encoding, dictionary_shards=None, dictionary_sha256=None
+            old.encoding,
+            values=WIDE_VALUES,
+            relative_error=codec.relative_error,
+            absolute_error=codec.absolute_error(sample=False),
+            dictionary_shards=None,
+            dictionary_sha256=None,
         ),
     )
-    found = survey(store, report, _every(config.wide_every))
+    every = config.wide_every or wide_every(old.corpus.rows, old.corpus.positions)
+    found = survey(store, report, _every(every))
     return rewrite(
         found,
         wide_out,
         identity,
         COMMAND,
-        {"wide_every": str(config.wide_every), "wide_k": str(k)},
+        {"wide_every": str(every), "wide_k": str(k)},
         report,
         change=partial(_taught, identity, teacher, config.batch_tokens),
         files=files_of(store, "tokenizer"),
     )
+
+
+def wide_every(rows: int, positions: int) -> int:
+    """Every how many rows one is wide: `WIDE_EVERY`, or as few as `WIDE_POSITIONS` take."""
+    needed = max(round(WIDE_POSITIONS * rows / max(positions, 1)), 1)
+    return min(max(rows // needed, 1), WIDE_EVERY)
 
 
 def _every(step: int) -> Callable[[Shard], npt.NDArray[np.bool_]]:

@@ -29,13 +29,15 @@ class ReferenceConfig:
     """Stop after this many rows."""
     k: Kept[int] = 64
     """Ids kept at each position."""
-    values: Kept[str] = "nat16"
-    """Codec of the stored numbers, as `softlabels build --values` takes it; packed."""
-    wide_every: Kept[int] = 64
-    """Every so many rows get --wide-k ids in a second store, STORE-wide; 0: none do."""
+    values: Kept[str] = "companded"
+    """Codec of the stored numbers, as `softlabels build --values` takes it; packed. `nat64` and `float32` are more
+    precise."""
+    wide_every: Kept[int | None] = None
+    """Every so many rows get --wide-k ids in a second store, STORE-wide; 0: none do. Default: every 256th, and of a
+    short text as many as have 512 positions."""
     wide_k: Kept[int] = 1024
     """Ids kept at each position of these."""
-    shard_rows: Files[int] = 32
+    shard_rows: Files[int] = 64
     """Rows in a shard."""
     licence: Files[str] = "unknown"
     """Licence of the stored targets, as an SPDX expression if there is one."""
@@ -52,7 +54,7 @@ class ReferenceConfig:
         check_at_least(self, k=1, wide_every=0, wide_k=1)
         if not self.text and not self.corpus:
             raise ConfigError("--text: give at least one, or --corpus")
-        if self.wide_every and self.wide_k <= self.k:
+        if self.wide_every != 0 and self.wide_k <= self.k:
             raise ConfigError(
                 f"--wide-k {self.wide_k}: expected more than --k {self.k}; --wide-every 0 does without"
             )

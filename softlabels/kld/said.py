@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from softlabels.codecs import make_codec
 from softlabels.codecs.summary import entropy_bound
 from softlabels.core.rows import InputRow, Row
 from softlabels.core.summary import UNKNOWN
@@ -40,20 +41,34 @@ def label_logp(targets: SoftTargets, labels: Int64) -> Float64:
     return np.where(np.isnan(exact), kept, exact)
 
 
+def rounding(targets: SoftTargets, encoding: EncodingRecord) -> Float64:
+    """`[n, K]`: within what the gaps of kept ids to the likeliest were rounded, nats."""
+    held = make_codec(encoding.values).rounding(targets.gaps.astype(np.float64))
+    return slack(targets, encoding)[:, :-1] if held is None else held.gaps
+
+
 def slack(targets: SoftTargets, encoding: EncodingRecord) -> Float64:
     """`[n, K+1]`: within what the stored log-probabilities of kept ids and tail are the true ones, nats.
 
     A codec's bound is of the true value v; of a stored one, |v| <= (|v'| + absolute) / (1 - relative). The tail's
     log-odds are held within the same bound, and log P changes by no more than they do. Where errors are relative, a
-    reader's normalising shifts all kept ids by one more, at most log sum p~ exp(error), and by the tail's.
+    reader's normalising shifts all kept ids by one more, at most log sum p~ exp(error), and by the tail's; so it does
+    where the codec says how far off each gap is. Then the bound counts for what was rounded before, by another codec.
     """
     log_p = targets.log_bins(1.0)
     log_p[:, -1] = np.abs(targets.log_odds[:, targets.grid_index(1.0)])
     known = np.isfinite(log_p)
     relative, absolute = encoding.relative_error, encoding.absolute_error
     size = np.abs(np.where(known, log_p, 0.0))
+    codec = make_codec(encoding.values)
+    held = codec.rounding(targets.gaps.astype(np.float64))
+    if held is not None:
+        absolute = max(absolute - codec.absolute_error(sample=False), 0.0)
     error = relative * (size + absolute) / (1 - relative) + absolute
-    if relative > 0:
+    if held is not None:
+        error[:, :-1] += held.gaps
+        error[:, -1] += held.odds
+    if relative > 0 or held is not None:
         p = np.exp(targets.log_bins(1.0)[:, :-1])
         inside = np.maximum(p.sum(1), LEAST_MASS)
         shift = np.log(np.maximum((p * np.exp(error[:, :-1])).sum(1) / inside, 1.0)) + error[:, -1]

@@ -60,7 +60,7 @@ def _moments(values: Tensor, where: Tensor) -> tuple[Tensor, Tensor]:
     return mean, (off * off).sum(1) / count
 
 
-def within(log_p: Tensor, log_q: Tensor, slack: Tensor, k: int) -> Tensor:
+def within(log_p: Tensor, log_q: Tensor, rounding: Tensor, k: int) -> Tensor:
     """KL within what lies beyond the k likeliest ids, nats `[n]`, from the bins `[n, W+1]` of wide rows.
 
     What is beyond these, too, is taken to be as far as their ids beyond k are, of which there are many.
@@ -72,7 +72,7 @@ def within(log_p: Tensor, log_q: Tensor, slack: Tensor, k: int) -> Tensor:
     a, b = a - a.logsumexp(1, keepdim=True), b - b.logsumexp(1, keepdim=True)
     ratio = (kept_p - log_q[:, :-1]).masked_fill(~beyond, 0.0)
     _, variance = _moments(ratio, beyond)
-    known = divergence(a, b) - expected_excess(a, slack)
+    known = divergence(a, b) - expected_excess(a, rounding)
     return known + a[:, -1].exp() * variance / 2
 
 

@@ -144,6 +144,13 @@ def _check_back(codec: ValueCodec, t: SoftTargets, back: SoftTargets, where: str
     bound = relative * np.abs(a) + codec.absolute_error(sample=False) + SLACK
     assert (np.abs(a - b) <= bound).all(), f"{where}: log-odds are further off than the bound"
     kept = t.kept
+    held = codec.rounding(back.gaps.astype(np.float64))
+    if held is not None and not t.keeps.sample:
+        assert (np.abs(a - b) <= held.odds + SLACK).all(), f"{where}: log-odds, beyond `rounding`"
+        off = np.abs(t.gaps[kept] - back.gaps[kept].astype(np.float64))
+        assert (off <= held.gaps[kept] + SLACK * (1 + t.gaps[kept] / 100)).all(), (
+            f"{where}: a gap is further off than `rounding` says"
+        )
     one = t.temperatures[0]
     logp, found = t.log_probs(one), back.log_probs(one)
     # A number of a codec in steps is within the bound; of a float the sum that it is divided by is not exact, either.

@@ -14,9 +14,17 @@ from softlabels.core.summary import Summary
 from softlabels.core.targets import SoftTargets
 from softlabels.format.identity import EncodingRecord
 from softlabels.kld.bins import Reference, accepted, divergence, expected_excess, rounded
-from softlabels.kld.said import slack, tail_entropy
+from softlabels.kld.said import rounding, slack, tail_entropy
 
-CODECS = ("nat8", "nat16", "nat64", "float16", "float32")
+CODECS = (
+    "nat8",
+    "nat16",
+    "nat64",
+    "float16",
+    "float32",
+    "companded",
+    "companded?finest=16&coarsest=1",
+)
 
 
 def stored(logp: np.ndarray, k: int, values: str) -> tuple[SoftTargets, EncodingRecord]:
@@ -100,6 +108,7 @@ def test_the_true_numbers_are_within_the_bounds(values, seed, sharp, noise, k):
         kept=kept,
         log_p=torch.from_numpy(held),
         slack=torch.from_numpy(off),
+        rounding=torch.from_numpy(rounding(targets, encoding)),
         label=nothing,
         top=nothing,
     )
@@ -109,15 +118,17 @@ def test_the_true_numbers_are_within_the_bounds(values, seed, sharp, noise, k):
     assert (share <= high + 1e-12).all()
 
 
-def test_rounding_adds_what_is_expected_of_it():
+@pytest.mark.parametrize("values", ["nat8", "companded?finest=32&coarsest=2"])
+def test_rounding_adds_what_is_expected_of_it(values):
     """Of many positions that are equal to the candidate's: all of their KL is rounding."""
     g = np.random.default_rng(0)
     z = 2 * g.normal(size=(4000, 60))
     logp = z - np.logaddexp.reduce(z, 1, keepdims=True)
-    targets, encoding = stored(logp, 40, "nat8")
+    targets, encoding = stored(logp, 40, values)
     tail = np.log1p(-np.exp(np.take_along_axis(logp, targets.ids, 1)).sum(1))
     q = torch.from_numpy(np.column_stack([np.take_along_axis(logp, targets.ids, 1), tail]))
-    held, off = (torch.from_numpy(x) for x in (targets.log_bins(1.0), slack(targets, encoding)))
+    held = torch.from_numpy(targets.log_bins(1.0))
+    off = torch.from_numpy(rounding(targets, encoding))
     found, expected = divergence(held, q), expected_excess(held, off)
     assert float(found.mean()) > 1e-4
     assert float(found.mean()) == pytest.approx(float(expected.mean()), rel=0.15)

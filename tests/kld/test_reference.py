@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from softlabels import open_store
 from softlabels.cli.main import main
 from softlabels.errors import ConfigError, PlanError
-from softlabels.kld.reference import make_reference
+from softlabels.kld.reference import make_reference, wide_every
 from softlabels.kld.reference_config import ReferenceConfig
 from softlabels.store.verify import verify_store
 from softlabels.teachers import TEACHERS
@@ -110,6 +110,23 @@ def test_a_wide_store_of_another_model_is_said_and_not_taken(text, tmp_path):
     said = CliRunner().invoke(main, ["kld", "near:0", "--store", f"{tmp_path}/a"])
     assert said.exit_code == 0, said.output
     assert "is not taken for the wide rows" in said.stderr
+
+
+@pytest.mark.parametrize(
+    ("rows", "positions", "every"),
+    [
+        (41, 20_951, 41),  # one row has nearly 512
+        (300, 153_300, 256),
+        (5_000, 2_555_000, 256),
+        (100, 1_900, 3),  # 27 rows have 512; 100 // 27
+        (10, 90, 1),
+        (1, 511, 1),
+    ],
+)
+def test_wide_rows_are_512_positions_or_one_in_256(rows, positions, every):
+    assert wide_every(rows, positions) == every
+    taken = -(-rows // every)
+    assert taken * positions / rows >= 500 or taken == rows
 
 
 def test_impossible_settings(text):

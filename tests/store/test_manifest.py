@@ -113,7 +113,7 @@ def test_what_is_written_is_what_is_read(built, name):
     assert canonical(record) == data
     assert seal(record) == record
     assert canonical(msgspec.json.decode(data, type=RECORDS[name])) == data
-    assert json.loads(data)["version"] == FORMAT_VERSION == "1.5"
+    assert json.loads(data)["version"] == FORMAT_VERSION == "1.6"
 
 
 @records

@@ -179,7 +179,7 @@ def test_stores_are_built_so_and_old_ones_go_on_as_they_began(tmp_path, corpus):
     build_tiny(tmp_path / "s", corpus, profile="packed", **job)
     store = open_store(tmp_path / "s")
     assert store.manifest.identity.encoding.profile == "packed-arrays"
-    assert store.manifest.version == "1.5"
+    assert store.manifest.version == "1.6"
     build_tiny(tmp_path / "s", corpus, profile="packed", **job)  # the same job
     build_tiny(tmp_path / "p", corpus, profile="packed", limit_rows=6, shard_rows=3)
     assert open_store(tmp_path / "p").manifest.identity.encoding.profile == "packed"

@@ -19,12 +19,15 @@ class EvenSteps:
     nats: float = 0.05
 
     id = "even-steps"
-    plain = samples_only = unbiased = label_first = False
+    plain = samples_only = unbiased = label_first = by_id = False
     relative_error = 0.0
 
     def absolute_error(self, *, sample: bool) -> float:
         """Half a step of its own, half of the sum that it is divided by, half of the log-odds."""
         return 1.5 * self.nats
+
+    def rounding(self, gaps: npt.NDArray[np.float64]) -> None:
+        """The same for all."""
 
     def to_numbers(self, targets: SoftTargets, uniforms: npt.NDArray[np.float64] | None) -> Numbers:
         gaps = np.where(targets.kept, targets.gaps, 0)
