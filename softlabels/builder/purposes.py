@@ -50,7 +50,13 @@ PURPOSES: Mapping[str, Purpose] = {
         "likeliest ids and exact tails at two temperatures, in columns that polars, DuckDB and pandas read",
     ),
     "reference": Purpose(
-        {"estimator": "topk", "k": 64, "profile": "packed", "shard_rows": 32},
+        {
+            "estimator": "topk",
+            "k": 64,
+            "profile": "packed",
+            "values": "companded",
+            "shard_rows": 64,
+        },
         "what `softlabels kld` compares other models with; `softlabels reference` also keeps wide rows",
     ),
 }

@@ -78,7 +78,7 @@ class Companded(Gaps):
     def scores(self, values: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         """Minus the gaps `float32`, from whole numbers of any shape."""
         last = len(self._ladder) - 1
-        scores = self._falling.take(np.minimum(values, last))
+        scores: npt.NDArray[np.float32] = self._falling.take(np.minimum(values, last))
         beyond = values > last
         if beyond.any():
             more = (values[beyond].astype(np.float64) - last) * self.step
