@@ -6,6 +6,7 @@ import pytest
 
 from softlabels.builder.config import BuildConfig
 from softlabels.builder.purposes import CHOSEN, PURPOSES, purpose_of
+from softlabels.codecs import CODECS
 from softlabels.errors import ConfigError
 from softlabels.kld.reference_config import ReferenceConfig
 
@@ -17,7 +18,8 @@ def test_a_purpose_is_a_build_that_there_can_be_and_says_what_it_chose(name):
     purpose = purpose_of(name, None, {})
     config = BuildConfig.from_sources(None, BUILD, purpose=purpose)
     for setting, value in purpose.settings.items():
-        assert getattr(config, setting) == value
+        expected = CODECS.spelled(value) if setting == "values" else value
+        assert getattr(config, setting) == expected
     assert f"--estimator {config.estimator} --k {config.k}" in str(purpose)
     assert purpose.why in str(purpose)
 
@@ -66,4 +68,4 @@ def test_a_reference_is_what_the_command_makes():
     made = ReferenceConfig(text=("a",))
     for name in ("k", "shard_rows"):
         assert getattr(config, name) == getattr(made, name)
-    assert config.stored_values == made.values
+    assert config.stored_values == CODECS.spelled(made.values)
