@@ -1,22 +1,29 @@
 """What `mkdocs build` does beyond Markdown: pages from beside docs/, and no asset from elsewhere.
 
 Pages link to each other as they lie in the repository. CONTRIBUTING.md and CHANGELOG.md lie above docs/: they are pages
-of the site, too, and links to other files of the repository, which the site does not have, become plain text.
+of the site, too, and links to other files of the repository, which the site does not have, become plain text. The
+notebook is a page with the outputs that it keeps.
 """
 
 from __future__ import annotations
 
+import base64
+import json
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from typing import Any
+
     from mkdocs.config.defaults import MkDocsConfig
     from mkdocs.structure.files import Files
     from mkdocs.structure.pages import Page
 
 ABOVE = ("CONTRIBUTING.md", "CHANGELOG.md")
 """Pages that lie in the folder above docs/."""
+TOUR = "tour"
+"""The notebook's name."""
 LINK = re.compile(r"(?<!!)\[([^\]]*)\]\(([^)\s]+)\)")
 ASSET = re.compile(
     r"<(?:link|script|img|iframe|source|video|audio)\b[^>]*?"
@@ -26,13 +33,45 @@ CODE = re.compile(r"^( {0,3}```.*?^ {0,3}```$|(?: {4}[^\n]*\n)+)", re.DOTALL | r
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add the pages that lie above docs/."""
+    """Add the pages that lie above docs/, and the notebook as a page."""
     from mkdocs.structure.files import File
 
+    docs = Path(config.docs_dir)
     for name in ABOVE:
-        text = (Path(config.docs_dir).parent / name).read_text(encoding="utf-8")
+        text = (docs.parent / name).read_text(encoding="utf-8")
         files.append(File.generated(config, name, content=text))
+    notebook = json.loads((docs / f"{TOUR}.ipynb").read_text(encoding="utf-8"))
+    page, pictures = page_of(notebook)
+    files.append(File.generated(config, f"{TOUR}.md", content=page))
+    for name, content in pictures.items():
+        files.append(File.generated(config, name, content=content))
     return files
+
+
+def page_of(notebook: dict[str, Any]) -> tuple[str, dict[str, bytes]]:
+    """A notebook as Markdown: its cells, and of their outputs texts and pictures.
+
+    Returns:
+        The page, and its pictures by name.
+    """
+    parts: list[str] = []
+    pictures: dict[str, bytes] = {}
+    for cell in notebook["cells"]:
+        source = "".join(cell["source"])
+        if cell["cell_type"] == "markdown":
+            parts.append(source)
+            continue
+        parts.append(f"```python\n{source}\n```")
+        for output in cell["outputs"]:
+            shown = output.get("data", {})
+            if "image/png" in shown:
+                name = f"images/{TOUR}-{len(pictures) + 1}.png"
+                pictures[name] = base64.b64decode("".join(shown["image/png"]))
+                parts.append(f"![What the cell above drew]({name})")
+            else:
+                text = "".join(output.get("text", shown.get("text/plain", "")))
+                parts.append(f"```text\n{text.rstrip()}\n```")
+    return "\n\n".join(parts) + "\n", pictures
 
 
 def on_page_markdown(markdown: str, page: Page, **_: object) -> str:
@@ -49,9 +88,10 @@ def retarget(markdown: str, *, above: bool) -> str:
     """
 
     def link(match: re.Match[str]) -> str:
-        text, target = match[1], match[2]
+        text, target = match.groups()
         if re.match(r"[a-z]+:|#", target):
             return match[0]
+        target = re.sub(rf"\b{TOUR}\.ipynb$", f"{TOUR}.md", target)
         inside = target.removeprefix("docs/" if above else "../")
         name = inside.partition("#")[0]
         here = name in ABOVE or (Path(name).suffix != "" and (inside != target) == above)
