@@ -29,6 +29,7 @@ SMALLER = [
     (r"--max-new-tokens \d+", "--max-new-tokens 4"),
     (r"--limit-rows \d+", "--limit-rows 4"),
     (r"--batch-size \d+", "--batch-size 2"),
+    (r"int4-g64", "int4-g16"),
     (r"--vocab trim:49152", "--vocab trim:400"),
     (r"hf:\$TEACHER", "hf:models/teacher"),
     (r"\$TEACHER", "models/teacher"),
@@ -68,7 +69,7 @@ def write_ground(folder: Path) -> None:
         config.write_text(json.dumps(longer))
     for name in ("A", "B"):
         (folder / name).symlink_to("models/parent" if name == "A" else "models/teacher")
-    for name in ("books", "other", "new"):
+    for name in ("books", "other", "more"):
         (folder / name).mkdir()
         (folder / name / "a.txt").write_text(name + " " + TEXT * 4)
     for name in ("my", "other", "book"):
@@ -79,8 +80,10 @@ def write_ground(folder: Path) -> None:
     build = "softlabels build --teacher hf:models/teacher --seq-len 32 --shard-rows 4"
     done(f"{build} --corpus text:books/*.txt --k 12 --out store")
     done(f"{build} --corpus text:other/*.txt --estimator topk --k 20 --out heldout")
-    for name, texts in (("austen", "books"), ("dickens", "other"), ("new-store", "new")):
+    done(f"{build} --corpus text:more/*.txt --k 12 --out new")
+    for name, texts in (("austen", "books"), ("dickens", "other")):
         done(f"{build} --corpus text:{texts}/*.txt --estimator topk --k 20 --out {name}")
+    done("softlabels card heldout")
     done("softlabels merge austen dickens --out novels")
     done("softlabels states heldout --teacher hf:models/teacher --out heldout-states")
     done("softlabels states store --teacher hf:models/teacher --out states")
