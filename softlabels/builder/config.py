@@ -79,10 +79,10 @@ class BuildConfig:
     """`parquet` or `zarr`, or one that is installed."""
     values: Files[str | None] = None
     """Codec of the stored numbers: `float16` or `float32`. Packed stores take `nat8` to `nat64`, log-probabilities
-    within 1/16 to 1/128 nat; `companded`, finer for likely ids and coarser for rare ones; and `counts`, whole-number
-    weights of a sample, whose mean is exact. One that is installed may have parameters, as in `NAME?parameter=value`.
-    Default: float16 if open. If packed: nat16 (nat8 takes a top-50 from 82 to 76 bytes a position), nat8 for
-    `sampled`, counts for `systematic` and `rs`."""
+    within 1/16 to 1/128 nat, or `companded`, finer for likely ids and coarser for rare ones. Samples take `counts`,
+    too: whole-number weights, whose mean is exact. One that is installed may have parameters, as in
+    `NAME?parameter=value`. Default: float16 if open. If packed: nat16 (nat8 takes a top-50 from 82 to 76 bytes a
+    position), nat8 for `sampled`, counts for `systematic` and `rs`."""
     dictionary: Files[str] = "auto"
     """Dictionary of ids of a packed store: `auto`, `none`, the path of one, or of a store that has one. Where it
     pays, `auto` trains one on the first 200,000 positions."""
