@@ -147,6 +147,9 @@ print(sorted({"torch", "numpy", "pyarrow", "transformers"} & set(sys.modules)))
     [
         ("softlabels", []),
         ("softlabels", ["build"]),
+        ("softlabels", ["init"]),
+        ("softlabels", ["check"]),
+        ("softlabels", ["size"]),
         ("softlabels", ["demo"]),
         ("softlabels", ["inspect"]),
         ("softlabels", ["verify"]),

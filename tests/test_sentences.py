@@ -29,6 +29,7 @@ from trainers.run.setup import train
 STUDENT = llama(max_position_embeddings=512)
 BUILD = "--teacher fake:0 --corpus text:CORPUS/*.txt --k 5 --seq-len 64 --shard-rows 8"
 WRITING = {
+    "softlabels init": "--teacher fake:0 --corpus text:CORPUS/*.txt --out OUT",
     "softlabels build": f"{BUILD} --out OUT",
     "softlabels merge": "STORE HELD --out OUT",
     "softlabels append": "STORE --corpus text:OTHER/*.txt --teacher fake:0 --out OUT",
@@ -52,6 +53,8 @@ WRITING = {
 """Each command that writes, with what it is given."""
 ELSEWHERE = {
     "softlabels demo": "builds and trains for minutes; of the commands above",
+    "softlabels check": "reads",
+    "softlabels size": "reads",
     "softlabels inspect": "reads",
     "softlabels verify": "reads",
     "softlabels diff": "reads",

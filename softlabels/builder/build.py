@@ -1,7 +1,8 @@
 """The builder: corpus -> teacher -> selection -> codec -> store.
 
 The flow:
- 1. read the plan, if there is one; without one the folder must hold nothing;
+ 1. look at the corpora and at the disk (`start/first.py`); read the plan, if there is one; without one the folder must
+    hold nothing;
  2. load the teacher (a plan's dtype wins over `auto`);
  3. without a plan: find the `--k` that `--mean-k` asks for, pack the whole corpus once and cut it into shards, or wait
     for the builder that does (`making/planning.py`);
@@ -29,7 +30,6 @@ from softlabels.builder.teach import Impossible, teach
 from softlabels.core.progress import Reporter, Silent
 from softlabels.core.rows import Cursor, InputRow
 from softlabels.corpora import Corpus
-from softlabels.corpora.overlap import refuse_overlap
 from softlabels.domains import DOMAINS
 from softlabels.domains.maker import CorpusPass, RowMaker
 from softlabels.errors import PairingError
@@ -43,6 +43,7 @@ from softlabels.making.plan import Passes, begun, check_rows
 from softlabels.making.planning import planning
 from softlabels.making.same_job import RAN_ON, check_command, differences
 from softlabels.making.share import Share
+from softlabels.start.first import check_first
 from softlabels.teachers import MIB, Teacher, TeacherOptions
 from softlabels.teachers.ensemble import open_teachers
 from softlabels.teachers.listing import check_listing
@@ -68,8 +69,7 @@ def build(
     """
     report = reporter or Silent()
     store = Path(out)
-    corpora = DOMAINS.load(config.domain).maker.open(config)
-    refuse_overlap(corpora, config.corpus, store)
+    corpora = check_first(config, store, report)
     planned = begun(store, report.notice)
     if planned is not None:
         check_command(store, planned, "build")

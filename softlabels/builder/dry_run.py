@@ -40,6 +40,7 @@ from softlabels.format.shard import Shard
 from softlabels.making.dictionary import given_dictionary
 from softlabels.making.plan import check_folder, load_plan
 from softlabels.making.same_job import check_same_job
+from softlabels.start.sizing import hours_of
 from softlabels.teachers import Teacher
 
 BEGINNING_BYTES = 4_000_000
@@ -151,7 +152,7 @@ def dry_run(
         sample_rows=sum(len(rows) for _, rows in sampled),
         tokens_per_second=speed,
         device=teacher.record.device,
-        hours=(all_tokens / speed + 2 * tokenise_seconds) / 3600,
+        hours=hours_of(all_tokens, speed, tokenise_seconds=tokenise_seconds),
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 from dataclasses import asdict
 from pathlib import Path
@@ -12,7 +11,8 @@ import click
 
 import softlabels
 from softlabels.builder.config import BuildConfig
-from softlabels.builder.purposes import FOR, PURPOSES, purpose_of
+from softlabels.cli.price import price_of
+from softlabels.cli.purpose import config_for, for_option
 from softlabels.console.options import Command, config_options
 from softlabels.console.tables import in_columns
 from softlabels.console.terminal import Bar, LocalPath, emit, json_option
@@ -30,12 +30,7 @@ if TYPE_CHECKING:
     "config_file", metavar="[CONFIG.toml]", required=False, type=click.Path(path_type=Path)
 )
 @click.option("--out", type=LocalPath(), help="Folder of the store (needed, here or in the file).")
-@click.option(
-    f"--{FOR}",
-    "purpose",
-    metavar="PURPOSE",
-    help=f"What the store is for: {', '.join(PURPOSES)}; picks the estimator and what it keeps, and says why.",
-)
+@for_option
 @config_options(BuildConfig)
 @click.option(
     "--shards",
@@ -75,12 +70,9 @@ def build_command(
     """
     if price_per_hour is not None and not dry_run:
         raise ConfigError("--price-per-hour needs --dry-run")
-    price = None if price_per_hour is None else _price(price_per_hour)
-    chosen = purpose_of(purpose, config_file, flags)
-    config = BuildConfig.from_sources(config_file, flags, purpose=chosen)
+    price = None if price_per_hour is None else price_of(price_per_hour)
+    config = config_for(purpose, config_file, flags)
     out = out_from(config_file, out)
-    if chosen is not None:
-        click.echo(f"--for chose {chosen}", err=True)
     if dry_run:
         _dry_run(config, out, price)
         return
@@ -119,20 +111,6 @@ def _teacher(figures: Figures, manifest: Manifest) -> str:
     if figures.accuracy is not None:
         parts.append(f"right about {figures.accuracy:.1%} of the labels")
     return ", ".join([*parts, f"{duration(manifest.cost.seconds)} of work"])
-
-
-def _price(text: str) -> tuple[float, str]:
-    """A number, and the currency that it is in.
-
-    Raises:
-        ConfigError: it is none.
-    """
-    parts = re.fullmatch(r"\s*(\d+(?:\.\d+)?|\.\d+)\s*([A-Za-z]{3})?\s*", text)
-    if parts is None:
-        raise ConfigError(
-            f"--price-per-hour {text}: expected a number of 0 or more, and perhaps a currency, e.g. 2.50 or 2.50EUR"
-        )
-    return float(parts[1]), (parts[2] or "USD").upper()
 
 
 def _dry_run(config: BuildConfig, out: Path, price: tuple[float, str] | None) -> None:

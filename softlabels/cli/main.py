@@ -6,7 +6,9 @@ import click
 
 import softlabels
 from softlabels.cli.build import build_command
+from softlabels.cli.check import check_command
 from softlabels.cli.demo import demo_command
+from softlabels.cli.init import init_command
 from softlabels.cli.inspect import inspect_command
 from softlabels.cli.interchange import export_command, import_command
 from softlabels.cli.kld import kld_command
@@ -15,6 +17,7 @@ from softlabels.cli.merge import append_command, merge_command
 from softlabels.cli.reference import reference_command
 from softlabels.cli.report import report_command
 from softlabels.cli.share import card_command, pull_command, push_command, sign_command
+from softlabels.cli.size import size_command
 from softlabels.cli.states import states_command
 from softlabels.cli.status import status_command
 from softlabels.cli.subset import convert_command, diff_command, subset_command, view_command
@@ -29,6 +32,9 @@ def main() -> None:
 
 
 main.add_command(demo_command)
+main.add_command(init_command)
+main.add_command(check_command)
+main.add_command(size_command)
 main.add_command(build_command)
 main.add_command(status_command)
 main.add_command(inspect_command)

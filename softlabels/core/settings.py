@@ -77,11 +77,23 @@ def out_from(toml: Path | None, flag: Path | None) -> Path:
     Raises:
         ConfigError: neither is given, or the key is no local path, or one in a store.
     """
+    out = out_if_said(toml, flag)
+    if out is None:
+        raise ConfigError("--out is missing (or 'out' in the config file)")
+    return out
+
+
+def out_if_said(toml: Path | None, flag: Path | None) -> Path | None:
+    """The same, or None if neither is given.
+
+    Raises:
+        ConfigError: the key is no local path, or one in a store.
+    """
     if flag is not None:
         return flag
     value = None if toml is None else read_toml(toml).get(OUT)
     if value is None:
-        raise ConfigError("--out is missing (or 'out' in the config file)")
+        return None
     if not isinstance(value, str) or not value:
         raise ConfigError(f"{toml}: key 'out': {value!r}, expected the path of a folder")
     if "://" in value:

@@ -102,6 +102,24 @@ class Corpus(ABC):
         """
         return dropwhile(lambda document: document.location != location, self.documents())
 
+    def tried(self) -> Iterator[Document | CorpusError]:
+        """All documents, with the error of each record that is none in its place.
+
+        A kind of corpus that cannot go on after a bad record ends with its error.
+        """
+        try:
+            yield from self.documents()
+        except CorpusError as e:
+            yield e
+
+
+def sound(tried: Iterable[Document | CorpusError]) -> Iterator[Document]:
+    """Documents up to the first that is none, whose `CorpusError` is raised."""
+    for document in tried:
+        if isinstance(document, CorpusError):
+            raise document
+        yield document
+
 
 CORPORA: Registry[Callable[[str], Corpus]] = Registry(
     "softlabels.corpora",

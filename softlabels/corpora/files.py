@@ -5,13 +5,12 @@ from __future__ import annotations
 import glob
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from softlabels.core.rows import Location
-from softlabels.corpora import BytesRead, Corpus, Document
+from softlabels.corpora import BytesRead, Corpus, Document, sound
 from softlabels.corpora.records import KINDS, kind_of
 from softlabels.errors import CorpusError
 
@@ -25,14 +24,6 @@ def matches(pattern: str, kind: str) -> list[Path]:
             "shell leaves it alone"
         )
     return paths
-
-
-@contextmanager
-def _readable(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as e:
-        raise CorpusError(f"{path}: cannot be read ({e.strerror})") from e
 
 
 def _seek_line(file: BinaryIO, byte: int, where: str) -> None:
@@ -63,17 +54,26 @@ class TextFiles(Corpus):
 
     def documents_from(self, location: Location) -> Iterator[Document]:
         """From a file on."""
+        return sound(self._tried_from(location))
+
+    def tried(self) -> Iterator[Document | CorpusError]:
+        """One document per file, or what is wrong with the file."""
+        return self._tried_from(Location())
+
+    def _tried_from(self, location: Location) -> Iterator[Document | CorpusError]:
         for number, path in enumerate(self.paths[location.file :], location.file):
-            with _readable(path):
-                data = path.read_bytes()
             try:
+                data = path.read_bytes()
                 text = data.decode("utf-8").removeprefix("\ufeff")
+            except OSError as e:
+                yield _unreadable(path, e)
             except UnicodeDecodeError as e:
-                raise CorpusError(
+                yield CorpusError(
                     f"{path}: byte {e.start} is not UTF-8; convert the file (iconv -t utf-8)"
-                ) from e
-            yield Document(where=str(path), text=text, location=Location(file=number))
-            self.read.done += len(data)
+                )
+            else:
+                yield Document(where=str(path), text=text, location=Location(file=number))
+                self.read.done += len(data)
 
 
 class JsonLines(Corpus):
@@ -90,26 +90,48 @@ class JsonLines(Corpus):
 
     def documents_from(self, location: Location) -> Iterator[Document]:
         """From a line on."""
+        return sound(self._tried_from(location))
+
+    def tried(self) -> Iterator[Document | CorpusError]:
+        """One document per line, or what is wrong with the line."""
+        return self._tried_from(Location())
+
+    def _tried_from(self, location: Location) -> Iterator[Document | CorpusError]:
         row, byte = location.row, location.byte
         for number, path in enumerate(self.paths[location.file :], location.file):
-            with _readable(path), path.open("rb") as f:
-                _seek_line(f, byte, f"{path}:{row + 1}")
-                for line in f:
-                    document = self._parse(line, f"{path}:{row + 1}")
-                    yield replace(document, location=Location(file=number, row=row, byte=byte))
-                    self.read.done += len(line)
-                    row, byte = row + 1, byte + len(line)
+            try:
+                with path.open("rb") as f:
+                    _seek_line(f, byte, f"{path}:{row + 1}")
+                    for line in f:
+                        place = Location(file=number, row=row, byte=byte)
+                        yield _parsed(line, f"{path}:{row + 1}", place)
+                        self.read.done += len(line)
+                        row, byte = row + 1, byte + len(line)
+            except OSError as e:
+                yield _unreadable(path, e)
             row = byte = 0
 
-    def _parse(self, line: bytes, where: str) -> Document:
-        try:
-            record = json.loads(line)
-            if b"\\u" in line:  # only an escape can give half a surrogate pair, which is not text
-                json.dumps(record, ensure_ascii=False).encode()
-        except (ValueError, RecursionError) as e:
-            raise CorpusError(
-                f"{where}: not a JSON object ({e}); correct or remove the line"
-            ) from e
-        if not isinstance(record, dict):
-            raise CorpusError(f"{where}: expected an object, found {type(record).__name__}")
-        return kind_of(record, KINDS, where).make(record, where)
+
+def _parsed(line: bytes, where: str, place: Location) -> Document | CorpusError:
+    try:
+        record = json_object(line, where)
+        return replace(kind_of(record, KINDS, where).make(record, where), location=place)
+    except CorpusError as e:
+        return e
+
+
+def json_object(line: bytes, where: str) -> dict[str, Any]:
+    """The fields of one line; `CorpusError` if it is no object of JSON."""
+    try:
+        record = json.loads(line)
+        if b"\\u" in line:  # only an escape can give half a surrogate pair, which is not text
+            json.dumps(record, ensure_ascii=False).encode()
+    except (ValueError, RecursionError) as e:
+        raise CorpusError(f"{where}: not a JSON object ({e}); correct or remove the line") from e
+    if not isinstance(record, dict):
+        raise CorpusError(f"{where}: expected an object, found {type(record).__name__}")
+    return record
+
+
+def _unreadable(path: Path, error: OSError) -> CorpusError:
+    return CorpusError(f"{path}: cannot be read ({error.strerror})")

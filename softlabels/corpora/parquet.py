@@ -53,6 +53,18 @@ class ParquetFiles(Corpus):
             except (OSError, pa.ArrowException) as e:
                 raise CorpusError(f"{path}: cannot be read as Parquet ({e})") from e
 
+    def mapping(self) -> str:
+        """In words, which columns of the first file are read, and as what."""
+        path = self.paths[0]
+        try:
+            schema = pq.read_schema(path)
+        except (OSError, pa.ArrowException) as e:
+            raise CorpusError(f"{path}: cannot be read as Parquet ({e})") from e
+        columns = columns_of(schema, self._column, str(path))
+        left = sorted(set(schema.names) - set(columns.names))
+        said = f"{columns.kind.called}: reads {', '.join(columns.names)}"
+        return f"{said}; leaves {', '.join(left[:8])}" if left else said
+
     def _counted(self, batches: Iterator[pa.RecordBatch], size: float) -> Iterator[pa.RecordBatch]:
         """The batches, each counted as read when the next is asked for; `size` bytes are a row's share."""
         for batch in batches:

@@ -37,6 +37,15 @@ class Kind:
     """Of the fields, and where the record stands; raises a CorpusError that begins with that."""
     first: bool = False
     """Whether a record of this kind is of no other."""
+    called: str = ""
+    """What people call it."""
+
+    def mapping(self, names: Collection[str]) -> str:
+        """In words, what is read of a record with fields of these names, and what is not."""
+        read = [n for n in (*self.needs, *self.may) if n in names]
+        left = sorted(set(names) - set(read))
+        said = f"{self.called}: reads {', '.join(read)}"
+        return f"{said}; leaves {', '.join(left[:8])}" if left else said
 
     def __str__(self) -> str:
         return " and ".join(f'"{name}"' for name in self.needs)
@@ -172,13 +181,13 @@ def _label(value: Any, where: str) -> str | int | None:
 
 
 KINDS = (
-    Kind(("text",), ("label",), _text, first=True),
-    Kind(("messages",), (), _messages, first=True),
-    Kind(("words",), ("labels",), _words, first=True),
-    Kind(("prompt", "completion"), (), _completion),
-    Kind(("source", "target"), (), _pair),
-    Kind(("conversations",), ("system",), _sharegpt),
-    Kind(("instruction", "output"), ("input", "system"), _alpaca),
+    Kind(("text",), ("label",), _text, first=True, called="texts"),
+    Kind(("messages",), (), _messages, first=True, called="conversations"),
+    Kind(("words",), ("labels",), _words, first=True, called="texts in words"),
+    Kind(("prompt", "completion"), (), _completion, called="prompts with completions"),
+    Kind(("source", "target"), (), _pair, called="sources with targets"),
+    Kind(("conversations",), ("system",), _sharegpt, called="conversations as of ShareGPT"),
+    Kind(("instruction", "output"), ("input", "system"), _alpaca, called="turns as of Alpaca"),
 )
 
 

@@ -53,6 +53,11 @@ class Figures:
         return self.dense_fp16_bytes_per_position / self.bytes_per_position
 
 
+def dense_fp16_bytes(vocab_size: int) -> int:
+    """Bytes of a position's logits in 16 bits."""
+    return 2 * vocab_size
+
+
 def figures_of(manifest: Manifest) -> Figures:
     """What a manifest's sums come to."""
     identity, statistics = manifest.identity, manifest.statistics
@@ -72,7 +77,7 @@ def figures_of(manifest: Manifest) -> Figures:
         shards=len(manifest.shards),
         data_bytes=manifest.data_bytes,
         bytes_per_position=manifest.data_bytes / n,
-        dense_fp16_bytes_per_position=2 * identity.teacher.vocab_size,
+        dense_fp16_bytes_per_position=dense_fp16_bytes(identity.teacher.vocab_size),
         estimator=identity.targets.estimator,
         k=identity.targets.k,
         temperatures=identity.targets.temperatures,

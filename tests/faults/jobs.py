@@ -80,6 +80,14 @@ def ground_text() -> None:
 
 
 @job
+def ground_book() -> None:
+    """A text that is large enough for a part to be held out."""
+    rng = random.Random(1)
+    lines = (f"{rng.choice(WORDS.split())} {rng.randrange(1000)}\n" for _ in range(2000))
+    Path("book.txt").write_text("".join(lines), encoding="utf-8")
+
+
+@job
 def ground_stores() -> None:
     """Two stores, and text to append."""
     for name, documents in (("a", 3), ("b", 1)):
@@ -297,6 +305,7 @@ def _empty_bucket() -> None:
 
 # -- writers -----------------------------------------------------------------------------------------------------------
 
+command("init", "init --teacher fake:0 --corpus book.txt --disk-gb 1 --out out")
 command("build", f"{BUILD} --corpus text:text/*.txt --licence CC-BY-4.0")
 command("build_zarr", f"{BUILD} --corpus text:text/*.txt --container zarr")
 
@@ -328,6 +337,8 @@ command("sign", "sign a --key key.pem")
 command("card", "card a")
 command("measure", "measure a --teacher fake:0 --positions 100")
 command("states", "states a --teacher fake:0 --out out")
+command("check", "check --teacher fake:0 --corpus text:text/*.txt --out out")
+command("size", "size --teacher fake:0 --corpus text:text/*.txt")
 command("inspect", "inspect a")
 command("verify", "verify a")
 command("diff", "diff a b")

@@ -67,6 +67,8 @@ EXEMPT: dict[str, str] = {
 """Places that no writer of the table runs, each with the reason."""
 
 READ_ONLY = {
+    "softlabels check": "check",
+    "softlabels size": "size",
     "softlabels inspect": "inspect",
     "softlabels verify": "verify",
     "softlabels diff": "diff",

@@ -102,6 +102,7 @@ _RUN = {
 WRITERS: dict[str, Writer] = {
     w.name: w
     for w in (
+        Writer(name="init", ground="ground_book", job="init", once=True),
         Writer(name="build", ground="ground_text", job="build"),
         Writer(name="build, Zarr", ground="ground_text", job="build_zarr"),
         Writer(name="build, with a dictionary", ground="ground_text", job="build_dictionary"),
