@@ -92,10 +92,12 @@ def write_ground(folder: Path) -> None:
     for name in ("soft", "hard", "draft"):
         shutil.copytree(folder / "run", folder / name)
     shutil.copytree(folder / "run" / "student", folder / "student")
-    result = invoke(
-        "softtrain",
-        ["latency", "run", "--store", "heldout", "--rounds", "1", "--repeats", "1", "--json"],
-    )
+
+
+def write_latency(folder: Path) -> None:
+    """What `softtrain latency` prints; it starts processes, so only where a block asks for it."""
+    words = ["latency", str(folder / "run"), "--store", str(folder / "heldout"), "--json"]
+    result = invoke("softtrain", [*words, "--rounds", "1", "--repeats", "1"])
     assert result.exit_code == 0, result.output
     (folder / "latency.json").write_text(result.stdout)
 
@@ -111,15 +113,18 @@ def write_seq2seq(folder: Path) -> None:
 
 def write_encoders(folder: Path) -> None:
     """For the page on encoders: a classifier, and a masked LM."""
-    long = {"max_position_embeddings": 512}
-    names = dict(enumerate(("negative", "positive")))
-    labels = {"id2label": names, "label2id": {n: i for i, n in names.items()}}
     import transformers
 
-    model = transformers.BertForSequenceClassification(models.config(**labels, **long))
-    model.save_pretrained(folder / "classifier")
-    models.save_tokenizer(folder / "classifier")
-    models.save_masked_lm(folder / "masked", **long)
+    names = dict(enumerate(("negative", "positive")))
+    labels = {"id2label": names, "label2id": {n: i for i, n in names.items()}}
+    for kind, name, settings in (
+        (transformers.BertForSequenceClassification, "classifier", labels),
+        (transformers.BertForMaskedLM, "masked", {}),
+    ):
+        config = models.config(**settings)
+        config.max_position_embeddings = 512
+        kind(config).save_pretrained(folder / name)
+        models.save_tokenizer(folder / name)
     (folder / "data" / "vader").mkdir(parents=True)
     (folder / "data" / "austen" / "train").mkdir(parents=True)
     (folder / "data" / "austen" / "train" / "a.txt").write_text("a good film was sad " * 20)

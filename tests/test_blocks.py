@@ -213,6 +213,8 @@ def test_a_block_runs(block, grounds, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     if block.heading in TEACHERS:
         (tmp_path / "TEACHER").symlink_to(tmp_path / TEACHERS[block.heading])
+    if "latency.json" in block.text:
+        page_ground.write_latency(tmp_path)
     text = page_ground.smaller(block.text)
     if block.language == "sh":
         for line in commands(text):
