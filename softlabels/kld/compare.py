@@ -24,9 +24,10 @@ from softlabels.errors import NonFiniteError, PairingError
 from softlabels.format.identity import EncodingRecord
 from softlabels.format.shard import StoredRow
 from softlabels.kld import bins
-from softlabels.kld.positions import Answered, Bool, Float64, Int64, Said, joined
+from softlabels.kld.positions import Answered, Bool, Float64, Int64, Said
 from softlabels.kld.said import label_logp, places, rounding, slack, tail_entropy, tops
 from softlabels.kld.tails import features, within
+from softlabels.kld.work import Pending, Work, joined_pairs
 from softlabels.store.reader import Store
 from softlabels.teachers import Teacher
 from softlabels.teachers.listing import Listed
@@ -84,6 +85,7 @@ def compare(
     limit_rows: int | None = None,
     batch_tokens: int = 2048,
     list_k: int | None = None,
+    work: Work | None = None,
     advance: Callable[[int], None] = lambda _: None,
 ) -> Compared:
     """Compare one candidate with a reference.
@@ -95,6 +97,7 @@ def compare(
         limit_rows: the first so many only.
         batch_tokens: tokens of a forward pass, padding included.
         list_k: ids to ask of a candidate that lists.
+        work: where what is finished is kept, opened; rows that it holds are not compared again.
         advance: told of the number of rows that were done.
 
     Raises:
@@ -102,24 +105,27 @@ def compare(
         PairingError: none of the rows has a soft target.
     """
     run = _Pass(store, teacher, wide, list_k or store.manifest.identity.targets.k)
-    said: list[Said] = []
-    answered: list[Answered] = []
-    for batch in _batches(store, limit_rows, batch_tokens):
-        for one, other in run.batch(batch):
-            said.append(one)
-            answered.append(other)
+    rows, begin = min(len(store), limit_rows or len(store)), 0 if work is None else work.end
+    pending, before = Pending(work), 0 if work is None else sum(p.beyond for p in work.parts)
+    if begin:
+        advance(begin)
+    for batch in _batches(store, begin, rows, batch_tokens):
+        end = batch[-1].index + 1
+        found = list(run.batch(batch))
+        pending.finished(found, end=end, beyond=run.beyond, last=end == rows)
         advance(len(batch))
-    if not said:
+    said, answered = joined_pairs(pending.all())
+    if said is None or answered is None:
         raise PairingError(
             f"{store.path}: none of the rows that were compared has a soft target; give more --limit-rows"
         )
-    return Compared(said=joined(said), answered=joined(answered), beyond=run.beyond)
+    return Compared(said=said, answered=answered, beyond=before + run.beyond)
 
 
-def _batches(store: Store, limit: int | None, tokens: int) -> Iterator[list[StoredRow]]:
+def _batches(store: Store, begin: int, end: int, tokens: int) -> Iterator[list[StoredRow]]:
     batch: list[StoredRow] = []
     width = 0
-    for index in range(min(len(store), limit or len(store))):
+    for index in range(begin, end):
         stored = store.row(index)
         wider = max(width, stored.row.size)
         if batch and wider * (len(batch) + 1) > tokens:

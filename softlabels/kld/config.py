@@ -10,6 +10,7 @@ from softlabels.errors import ConfigError
 
 T = TypeVar("T")
 Devices = Annotated[T, Group("Device and memory")]
+Files = Annotated[T, Group("Files")]
 Figures = Annotated[T, Group("Figures")]
 
 
@@ -32,6 +33,8 @@ class KldConfig:
     list_k: Figures[int | None] = None
     """Ids to ask of a candidate that lists log-probabilities (vllm:, openai:); default as many as the reference
     keeps."""
+    work: Files[str | None] = None
+    """Folder in which finished rows of each candidate are kept: the same command goes on there after it was stopped."""
     device: Devices[str] = "auto"
     """Where candidates run."""
     dtype: Devices[str] = "auto"

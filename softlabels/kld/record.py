@@ -53,8 +53,9 @@ class CandidateFacts(_Record, frozen=True, kw_only=True):
     """Of its weights on disk; None: not known."""
     vocab_size: int
     seconds: float
-    """Of the pass."""
+    """Of the pass, without the rows that `--work` held."""
     tokens_per_second: float
+    """0: it held all."""
 
 
 class Candidate(_Record, frozen=True, kw_only=True):

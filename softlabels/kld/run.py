@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from itertools import combinations
 from pathlib import Path
@@ -19,6 +20,7 @@ from softlabels.kld.config import KldConfig
 from softlabels.kld.findings import candidate_of, pair_of
 from softlabels.kld.record import Candidate, CandidateFacts, Comparison, ReferenceFacts
 from softlabels.kld.token_classes import classes_of
+from softlabels.kld.work import Work
 from softlabels.store.demand import Demand
 from softlabels.store.reader import Store, open_store
 from softlabels.store.token_text import NAME as TOKENIZER
@@ -90,18 +92,23 @@ def _one(
     teacher = load(model, config, store, report.notice)
     rows = min(len(store), config.limit_rows or len(store))
     report.stage(model.name, rows, "rows")
-    begun = time.monotonic()
-    found = compare(
-        store,
-        teacher,
-        wide=wide,
-        limit_rows=config.limit_rows,
-        batch_tokens=config.batch_tokens,
-        list_k=config.list_k,
-        advance=report.advance,
-    )
-    seconds = time.monotonic() - begun
-    tokens = store.manifest.identity.corpus.tokens * rows // len(store)
+    with _work(teacher, store, wide, config) as work:
+        earlier = 0 if work is None else work.end
+        if work is not None and earlier:
+            report.notice(f"{model.name}: {earlier:,} rows are finished already ({work.folder})")
+        begun = time.monotonic()
+        found = compare(
+            store,
+            teacher,
+            wide=wide,
+            limit_rows=config.limit_rows,
+            batch_tokens=config.batch_tokens,
+            list_k=config.list_k,
+            work=work,
+            advance=report.advance,
+        )
+        seconds = time.monotonic() - begun
+    tokens = store.manifest.identity.corpus.tokens * (rows - earlier) // len(store)
     for remark in teacher.remarks():
         report.notice(remark)
     if found.beyond:
@@ -113,6 +120,34 @@ def _one(
     del teacher
     gc.collect()  # before the next is loaded
     return found, facts
+
+
+@contextmanager
+def _work(
+    teacher: Teacher, store: Store, wide: Wide | None, config: KldConfig
+) -> Iterator[Work | None]:
+    """Where what is finished of a candidate is kept: by all that its numbers depend on."""
+    if config.work is None:
+        yield None
+        return
+    record = teacher.record
+    facts = {
+        "softlabels": softlabels.__version__,
+        "reference": store.digest,
+        "wide": None if wide is None else wide.store.digest,
+        "spec": record.spec,
+        "weights_sha256": record.weights_sha256,
+        "dtype": record.dtype,
+        "device": record.device,
+        "engine": record.engine,
+        "vocab_size": record.vocab_size,
+        "limit_rows": config.limit_rows,
+        "batch_tokens": config.batch_tokens,
+        "head_mib": config.head_mib,
+        "list_k": config.list_k,
+    }
+    with Work(Path(config.work), facts).opened() as work:
+        yield work
 
 
 def _model_facts(model: Model, teacher: Teacher, seconds: float, tokens: int) -> CandidateFacts:

@@ -327,7 +327,7 @@ command("view", "view a --vocab trim:280 --out out")
 command("import", "import axolotl rows.parquet --teacher fake:0 --shard-rows 3 --out out")
 command("export", "export a topk --out out.parquet")
 command("export_base", "export a llama-kld --out out.kld")
-command("kld", "kld fake:0 --store a --bootstrap 0 --out out.html")
+command("kld", "kld fake:0 --store a --bootstrap 0 --work out-work --out out.html")
 command(
     "reference",
     "reference fake:0 --corpus text:text/*.txt --k 4 --wide-k 9 --wide-every 2 --seq-len 24 --shard-rows 3 --out out",
