@@ -264,6 +264,8 @@ class _Builder:
         while not (self._store / MANIFEST).exists():
             claim = claims.take([len(self._plan.shards)])
             if claim is None:
+                if self._pause == SHORTEST_PAUSE:
+                    self._report.notice("waiting: another builder finishes the store")
                 self._sleep()
                 continue
             with claim:

@@ -119,11 +119,6 @@ class Ledger:
         """The lease that begins with a shard."""
         return self._leases[self._at[first]]
 
-    def after(self, first: int) -> int | None:
-        """The first shard of the next lease, if some of it is to be made."""
-        following = self.lease(first).stop
-        return following if following in self._open else None
-
     def open(self) -> list[int]:
         """The first shards of leases of which some are to be made; the single ones at the beginning come first."""
         first = [i for i in range(self._singles) if i in self]

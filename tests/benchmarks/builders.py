@@ -10,6 +10,9 @@ would do as much a second, on a core of its own, as one alone.
 
 The joiner comes to the same store when nine of ten shards are done and another builder is at work: what it read
 (`rchar` of /proc/self/io) from its start until the teacher is shown the first row.
+
+The loop is a builder's own work, of shards that cost nothing: they are links to one file. So many shards are in a plan
+(which needs not fit in a file here), of which the first 480 are still to be made.
 """
 
 from __future__ import annotations
@@ -24,24 +27,30 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import torch
+from msgspec.structs import replace
 
 from softlabels.builder.build import build
 from softlabels.builder.plan import plan_build
 from softlabels.capture import Job, Kept
 from softlabels.core.progress import Silent
+from softlabels.core.records import read_record, sha256_of
 from softlabels.core.rows import Location
 from softlabels.corpora import Document, open_corpora
 from softlabels.corpora.files import JsonLines
+from softlabels.format.manifest import Commit, Plan, Statistics
 from softlabels.making.claims import Claims
-from softlabels.making.job import begin
+from softlabels.making.commit import Reused
+from softlabels.making.job import _Builder, begin
 from softlabels.making.leases import cut
 from softlabels.making.plan import PLAN, read_plan
 from softlabels.making.share import Share
-from tests.fakes import TinyTeacher, config_of
+from tests.fakes import TinyTeacher, build_tiny, config_of
+from tests.fakes import write_corpus as write_text
 
 FORK = multiprocessing.get_context("fork")
 K = 4
@@ -180,8 +189,65 @@ def joiner(out: Path, config: Any) -> dict[str, Any]:
     return found
 
 
+class Linked:
+    """A job whose shards are one file."""
+
+    command, stage = "build", "teach"
+
+    def __init__(self, store: Path, file: Path, statistics: Statistics) -> None:
+        self.store = store
+        self._reused = Reused(
+            file=file,
+            sha256=sha256_of(file),
+            size=file.stat().st_size,
+            statistics=statistics,
+            seconds=0.0,
+        )
+
+    def shard(self, plan: Plan, index: int, advance: Any) -> Reused:
+        return self._reused
+
+
+def own_work(folder: Path, shards: int, left: int = 480) -> dict[str, Any]:
+    """CPU milliseconds of a builder for each shard of a plan of so many, beside what a shard costs."""
+    small = folder / "small"
+    if not small.exists():
+        build_tiny(small, write_text(folder / "text"), limit_rows=8, shard_rows=8)
+    one, store = read_plan(small), folder / f"loop-{shards}"
+    statistics = read_record(small / "commits/00000.json", Commit).statistics
+    like = one.shards[0]
+    plan = replace(
+        one,
+        shards=[
+            replace(
+                like, index=i, start_row=8 * i, name=f"data/train-{i:05d}-of-{shards:05d}.parquet"
+            )
+            for i in range(shards)
+        ],
+    )
+    (store / "commits").mkdir(parents=True)
+    for i in range(left, shards):
+        os.close(os.open(store / f"commits/{i:05d}.json", os.O_CREAT | os.O_WRONLY))
+    job = Linked(store, small / like.name, statistics)
+    begun, at = cpu(), time.monotonic()
+    builder = _Builder(job, plan, Silent(), None)
+    builder._collect()
+    ready = cpu()
+    with closing(Claims(store)) as claims, builder._writer:
+        builder._make_all(claims)
+    return {
+        "shards": shards,
+        "ready_cpu": ready - begun,
+        "ms_a_shard": 1e3 * (cpu() - ready) / left,
+        "seconds": time.monotonic() - at,
+    }
+
+
 def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """All that the tables show."""
+    loop = [own_work(folder, n) for n in args.shards]
+    if not args.builders:
+        return {"loop": loop}
     spec = f"jsonl:{write_corpus(folder / 'corpus', args.tokens)}"
     config = config_of(
         spec, seq_len=512, shard_rows=args.shard_rows, k=K, temperature=(1.0,), batch_tokens=2**14
@@ -220,6 +286,7 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     joined = joiner(out, config)
     size = sum(p.stat().st_size for p in out.rglob("*") if p.is_file())
     return {
+        "loop": loop,
         "crews": crews,
         "joiner": joined | {"store_bytes": size, "plan_bytes": (out / PLAN).stat().st_size},
     }
@@ -228,6 +295,17 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
 def table(found: dict[str, Any]) -> str:
     """Of Markdown."""
     lines = [
+        "| shards in the plan | CPU s until the first claim | CPU ms of its own a shard |",
+        "|---|---|---|",
+        *(
+            f"| {n['shards']:,} | {n['ready_cpu']:.2f} | {n['ms_a_shard']:.1f} |"
+            for n in found["loop"]
+        ),
+        "",
+    ]
+    if "crews" not in found:
+        return "\n".join(lines)
+    lines += [
         "| builders | CPU ms a shard | times the work of one, a core each | seeks, of all | corpus read |",
         "|---|---|---|---|---|",
     ]
@@ -249,7 +327,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--tokens", type=int, default=4_000_000)
     parser.add_argument("--shard-rows", type=int, default=16)
-    parser.add_argument("--builders", type=int, nargs="+", default=[1, 8])
+    parser.add_argument(
+        "--builders", type=int, nargs="*", default=[1, 8], help="none: the loop alone"
+    )
+    parser.add_argument("--shards", type=int, nargs="*", default=[1000, 10_000, 100_000])
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     folder = Path(tempfile.mkdtemp())
