@@ -37,11 +37,11 @@ from softlabels.format.identity import Identity
 from softlabels.format.manifest import Manifest, Plan, PlannedShard
 from softlabels.format.shard import Shard
 from softlabels.making.commit import Reused
-from softlabels.making.job import begin, make_store
+from softlabels.making.job import begin, carry_out
 from softlabels.making.one_shard import Made
 from softlabels.making.plan import Passes, begun, check_rows
 from softlabels.making.planning import planning
-from softlabels.making.same_job import RAN_ON, check_command, differences
+from softlabels.making.same_job import RAN_ON, check_command, check_same_job, differences
 from softlabels.making.share import Share
 from softlabels.start.first import check_first
 from softlabels.teachers import MIB, Teacher, TeacherOptions
@@ -82,9 +82,12 @@ def build(
         plan, files = plan_build(config, corpora, teacher, watched, planned)
         if planned is None:
             plan = begin(store, plan, files, report)
+        else:
+            check_same_job(store, planned, plan, command="build")
+            plan = planned
     compare_engine(config, store, teacher, corpora, report)
     job = Taught(config, store, teacher=teacher, corpora=corpora)
-    manifest = make_store(job, plan, files, report, share=share)
+    manifest = carry_out(job, plan, report, share)
     for remark in job.remarks():
         report.notice(remark)
     return manifest

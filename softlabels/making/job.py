@@ -88,7 +88,13 @@ def make_store(
         PlanError: the folder holds another job, or something else.
         SoftLabelsError: what, where and the way out.
     """
-    plan = begin(job.store, asked, files, report, command=job.command)
+    return carry_out(
+        job, begin(job.store, asked, files, report, command=job.command), report, share
+    )
+
+
+def carry_out(job: Job, plan: Plan, report: Reporter, share: Share | None = None) -> Manifest:
+    """As `make_store`, of the plan that is in force."""
     if (finished := _finished(job.store, report)) is not None:
         return finished
     manifest = _Builder(job, plan, report, share).run()

@@ -4,7 +4,7 @@
 
 The corpus is made-up JSON lines, a token is a byte, and the teacher answers at once with the same for every position.
 So what is measured is all else: reading the corpus, packing it, encoding, checking and publishing shards, and the
-protocol. Builders are processes that are forked when all is imported, and begin together on a plan that is there.
+protocol. Builders are processes that have made a small store already, and begin together on a plan that is there.
 There may be more of them than cores, so work is compared by CPU seconds: of builders that did nothing in vain each
 would do as much a second, on a core of its own, as one alone.
 
@@ -28,11 +28,12 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from msgspec.structs import replace
+from msgspec.structs import replace as record_replace
 
 from softlabels.builder.build import build
 from softlabels.builder.plan import plan_build
@@ -127,6 +128,9 @@ def work(out: Path, config: Any, share: Share | None, start: Any, results: Any) 
     teacher = AtOnce()
     maker = "softlabels.domains.causal_lm.corpus"
     __import__(maker, fromlist=["MAKER"]).MAKER.open = lambda _: [watched]
+    with tempfile.TemporaryDirectory() as folder:  # what happens once in a process
+        build(replace(config, limit_rows=32), folder + "/warm", teacher=AtOnce())
+    watched.seeks = watched.given = 0
     start.wait()
     begun, read, at = cpu(), characters_read(), time.monotonic()
     build(config, out, teacher=teacher, reporter=Silent(), share=share)
@@ -216,7 +220,7 @@ def own_work(folder: Path, shards: int, left: int = 480) -> dict[str, Any]:
     one, store = read_plan(small), folder / f"loop-{shards}"
     statistics = read_record(small / "commits/00000.json", Commit).statistics
     like = one.shards[0]
-    plan = replace(
+    plan = record_replace(
         one,
         shards=[
             replace(
