@@ -19,6 +19,7 @@ from softlabels.builder.plan import plan_build
 from softlabels.core.progress import Silent
 from softlabels.corpora import open_corpora
 from softlabels.errors import CorpusError, PlanError
+from softlabels.making import job as job_module
 from softlabels.making.claims import Claims
 from softlabels.making.job import begin
 from softlabels.making.plan import check_folder
@@ -275,3 +276,39 @@ def test_a_claim_in_a_foreign_folder_is_not_a_builders(tmp_path):
     (tmp_path / "claims/00000-0.json").write_text('{"mine": true}', encoding="utf-8")
     with pytest.raises(PlanError, match="00000-0"):
         check_folder(tmp_path)
+
+
+# -- joining ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("joins", [True, False])
+def test_a_joiner_reads_no_shard_of_others_and_who_is_alone_reads_them_at_the_end(
+    tmp_path, corpus, monkeypatch, joins
+):
+    out = tmp_path / "out"
+    build_tiny(out, corpus, **CHANGES)
+    shards = sorted((out / "data").iterdir())
+    for path in (out / "manifest.json", out / "commits" / f"{len(shards) - 1:05d}.json"):
+        path.unlink()
+    shards[-1].unlink()
+    read, original = [], Path.read_bytes
+
+    def read_bytes(self):
+        read.append(self)
+        return original(self)
+
+    class Noting(TinyTeacher):
+        def logits(self, rows):
+            read.append(out / "taught")
+            yield from super().logits(rows)
+
+    with monkeypatch.context() as m:
+        m.setattr(job_module, "at_work", lambda _store: joins)
+        m.setattr(Path, "read_bytes", read_bytes)
+        build_tiny(out, corpus, teacher=Noting(), **CHANGES)
+    before = read[: read.index(out / "taught")]
+    assert [p.name for p in before if p.parent == out] == ["plan.json"]
+    assert not [p for p in before if p.parent.name in ("data", "commits")], "names alone"
+    seen = {p for p in read if p.parent.name == "data" and not p.name.startswith(".tmp-")}
+    assert seen == (set() if joins else set(shards[:-1]))
+    assert verify_store(out).problems == []

@@ -223,7 +223,7 @@ def own_work(folder: Path, shards: int, left: int = 480) -> dict[str, Any]:
     plan = record_replace(
         one,
         shards=[
-            replace(
+            record_replace(
                 like, index=i, start_row=8 * i, name=f"data/train-{i:05d}-of-{shards:05d}.parquet"
             )
             for i in range(shards)
@@ -249,9 +249,8 @@ def own_work(folder: Path, shards: int, left: int = 480) -> dict[str, Any]:
 
 def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """All that the tables show."""
-    loop = [own_work(folder, n) for n in args.shards]
     if not args.builders:
-        return {"loop": loop}
+        return {"loop": [own_work(folder, n) for n in args.shards]}
     spec = f"jsonl:{write_corpus(folder / 'corpus', args.tokens)}"
     config = config_of(
         spec, seq_len=512, shard_rows=args.shard_rows, k=K, temperature=(1.0,), batch_tokens=2**14
@@ -290,7 +289,9 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     joined = joiner(out, config)
     size = sum(p.stat().st_size for p in out.rglob("*") if p.is_file())
     return {
-        "loop": loop,
+        "loop": [
+            own_work(folder, n) for n in args.shards
+        ],  # after all forks: torch has threads then
         "crews": crews,
         "joiner": joined | {"store_bytes": size, "plan_bytes": (out / PLAN).stat().st_size},
     }
