@@ -61,6 +61,7 @@ POINTS = (
         "trainers.exports.formats:Format",
         "check_export",
     ),
+    Point("tracker", "trainers.trackers", "TRACKERS", "Tracker", "check_tracker"),
     Point("domain's students", "trainers.domains", "DOMAINS", "Domain", "check_student"),
 )
 

@@ -22,6 +22,7 @@ from trainers.domains import DOMAINS as STUDENT_DOMAINS
 from trainers.exports import FORMATS
 from trainers.loss.divergences import DIVERGENCES
 from trainers.students import STUDENTS
+from trainers.trackers import TRACKERS
 
 PACKAGE = Path(__file__).with_name("plugin_package")
 ALL: list[Registry] = [
@@ -37,6 +38,7 @@ ALL: list[Registry] = [
     STUDENTS,
     FORMATS,
     STUDENT_DOMAINS,
+    TRACKERS,
 ]
 """Every registry there is."""
 

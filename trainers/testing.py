@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import tempfile
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import torch
@@ -21,8 +23,9 @@ from trainers.loss.divergences import DIVERGENCES, Divergence, Shape
 from trainers.loss.head_chunks import head_logits
 from trainers.loss.losses import DistillLoss
 from trainers.students import Student, check_vocab, load_student, make_student
+from trainers.trackers import TRACKERS, Tracked
 
-__all__ = ["check_export", "check_loss", "check_student"]
+__all__ = ["check_export", "check_loss", "check_student", "check_tracker"]
 
 N, BINS = 200, 7
 ROWS = 3
@@ -195,3 +198,28 @@ def _like(spec: str, found: Tensor, expected: Tensor, what: str) -> None:
     assert error <= slack, (
         f"{spec}: {what} have logits that differ by {error:.4g}, more than {slack:.4g}"
     )
+
+
+def check_tracker(spec: str, run: Path) -> None:
+    """Check a registered tracker: it takes any number, is resumed, and prints nothing where a command's result goes.
+
+    Args:
+        spec: as `--track` takes it.
+        run: folder of a run, or an empty one.
+
+    Raises:
+        AssertionError: says which part of the contract is broken.
+        ConfigError: there is no such tracker, or it cannot begin.
+    """
+    facts = {"config": {"lr": 0.1, "store": ["a", "b"], "init": None}, "store_digest": "0" * 64}
+    out = io.StringIO()
+    with redirect_stdout(out):
+        for last, steps in ((0, (1, 2, 3)), (2, (3, 4))):  # resumed: step 3 is taken again
+            tracker = TRACKERS.make(spec, tracked=Tracked(run=run, step=last, facts=facts))
+            for step in steps:
+                numbers = {"loss": 1 / step, "nan": float("nan"), "inf": float("inf")}
+                tracker.log(step, numbers)
+                assert len(numbers) == 3, f"{spec}: changes the numbers that it is given"
+            tracker.flush()
+            tracker.close()
+    assert out.getvalue() == "", f"{spec}: prints to stdout: {out.getvalue()[:80]!r}"

@@ -6,14 +6,25 @@ Every chart is 400 units wide: on a phone it is shown at about its own size, so 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from markupsafe import Markup
 
 from softlabels.core.printable import printable
 
-__all__ = ["Bin", "Dot", "Series", "dots", "histogram", "lines", "scatter", "shares", "style_of"]
+__all__ = [
+    "Bin",
+    "Dot",
+    "Series",
+    "dots",
+    "histogram",
+    "lines",
+    "same_lines",
+    "scatter",
+    "shares",
+    "style_of",
+]
 
 WIDTH = 400
 STYLES = 6
@@ -53,6 +64,22 @@ class Bin(NamedTuple):
 def style_of(index: int) -> str:
     """The style of run number `index`: the first has the accent colour."""
     return f"s{index % STYLES}"
+
+
+def same_lines(series: Iterable[Series]) -> list[Series]:
+    """Lines, where those that are the same are one, which says whose it is."""
+    found: dict[object, list[Series]] = {}
+    for s in series:
+        found.setdefault((tuple(s.points), tuple(s.band)), []).append(s)
+    return [
+        same[0] if len(same) == 1 or not same[0].points else _one_of(same)
+        for same in found.values()
+    ]
+
+
+def _one_of(same: Sequence[Series]) -> Series:
+    name = " = ".join(s.name for s in same)
+    return same[0]._replace(name=name, said=name)
 
 
 # -- marks: `format` escapes what it puts into Markup ------------------------------------------------

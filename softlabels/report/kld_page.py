@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from softlabels.kld.gates import USUAL, Gates
 from softlabels.kld.record import Candidate, Comparison
 from softlabels.kld.text import figure_of, kl_of, megabytes, neighbours, notes, table, verdict
-from softlabels.report.charts import Dot, Series, style_of
+from softlabels.report.charts import Dot, Series, same_lines, style_of
 from softlabels.report.page import draw
 
 FLOOR = 1e-7
@@ -74,10 +74,10 @@ def render(found: Comparison, gates: Gates = USUAL) -> str:
             for c in sized
             if c.kl < float("inf")
         ],
-        curves=[
+        curves=same_lines(
             Series(c.name, c.style, [(s * 100, max(kl, FLOOR)) for s, kl in c.candidate.curve])
             for c in choices
-        ],
+        ),
         tops=[_dot(c, "same_top") for c in choices],
         rows=table(found),
         pairs=[(pair, verdict(pair)) for pair in neighbours(found)],

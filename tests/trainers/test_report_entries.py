@@ -11,11 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from softlabels.report.charts import same_lines
 from tests.pages import check_page
 from trainers.evaluation.evaluations import FORMAT, VERSION, Assessment, Scores, StoreFacts
 from trainers.report.costs import costs_of
 from trainers.report.differing import differing
-from trainers.report.entries import Entry, difference, entries_of, joined, same_lines
+from trainers.report.entries import Entry, difference, entries_of, joined
 from trainers.report.findings import Findings
 from trainers.report.page import render
 from trainers.report.runs import ReportedRun

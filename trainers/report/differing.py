@@ -42,7 +42,7 @@ def differing(entries: Sequence[Entry]) -> list[Setting]:
         if _differ(values := [c.get(name, DEFAULTS.get(name)) for c in configs])
     ]
     seeds = [sorted(settings_of(run.record).get("seed", 0) for run in e.runs) for e in entries]
-    if any(len(s) > 1 for s in seeds) or _differ(seeds):
+    if len(entries) == 1 or _differ(seeds):
         found.append(Setting("--seed", [", ".join(map(str, s)) for s in seeds]))
     return found + [
         Setting(words, [_spelled(value)[:64] for value in values])

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from statistics import fmean
@@ -207,19 +207,3 @@ def _over_seeds(each: Float64, draws: np.random.Generator) -> Float64:
         return centre
     drawn = np.take_along_axis(each, draws.integers(s, size=(b, s)), axis=1).mean(axis=1)
     return np.asarray(centre + (drawn - centre) * np.sqrt(s / (s - 1)))
-
-
-def same_lines(series: Iterable[Series]) -> list[Series]:
-    """Lines, where those that are the same are one, which says whose it is."""
-    found: dict[object, list[Series]] = {}
-    for s in series:
-        found.setdefault((tuple(s.points), tuple(s.band)), []).append(s)
-    return [
-        same[0] if len(same) == 1 or not same[0].points else _one_of(same)
-        for same in found.values()
-    ]
-
-
-def _one_of(same: Sequence[Series]) -> Series:
-    name = " = ".join(s.name for s in same)
-    return same[0]._replace(name=name, said=name)

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from softlabels.report.charts import Dot, Series, style_of
+from softlabels.report.charts import Dot, Series, same_lines, style_of
 from trainers.evaluation.evaluations import RATIOS, Bin, Cells, Group, Interval
-from trainers.report.entries import Entry, difference, entries_of, joined, same_lines
+from trainers.report.entries import Entry, difference, entries_of, joined
 from trainers.report.runs import ReportedRun
 
 OF_TEACHER = ("soft", "agreement")

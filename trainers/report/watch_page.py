@@ -8,9 +8,8 @@ from pathlib import Path
 
 import softlabels
 from softlabels.core.progress import duration
-from softlabels.report.charts import Series, style_of
+from softlabels.report.charts import Series, same_lines, style_of
 from softlabels.report.page import draw
-from trainers.report.entries import same_lines
 from trainers.report.runs import is_hard_only
 from trainers.report.watching import Look
 

@@ -19,10 +19,10 @@ from softlabels.core.processes import Process, is_alive
 from softlabels.core.progress import duration
 from trainers.run.metrics import METRICS, curves_of
 from trainers.run.record import is_student, read_run_record
+from trainers.trackers.tensorboard import FOLDER
 
 WINDOW = 20
 """Lines of metrics.jsonl that the rate is taken from, the last ones."""
-TRACKED = "tensorboard"
 LOCK_BYTES = 200
 
 Curve = list[tuple[float, float]]
@@ -108,7 +108,7 @@ class Look:
     @property
     def board(self) -> Path | None:
         """Where TensorBoard's files lie, if there are any."""
-        folder = self.path / TRACKED
+        folder = self.path / FOLDER
         return folder if folder.is_dir() else None
 
 

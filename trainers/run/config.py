@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 from softlabels.core.settings import Group, check_at_least, check_fits, from_sources
 from softlabels.errors import ConfigError
 from softlabels.store.remote.cache import CacheOptions
+from trainers.trackers import check_track
 
 if TYPE_CHECKING:
     from softlabels.store.demand import Demand
@@ -144,6 +145,9 @@ class RunConfig:
     """MiB of logits in memory at a time; default 64 on a CPU, 256 on a GPU."""
     log_every: Saving[int] = 10
     """Steps between lines of metrics.jsonl."""
+    track: Saving[tuple[str, ...]] = ()
+    """Tracker to log to besides metrics.jsonl (repeatable): `tensorboard`, `wandb`, `trackio` or `mlflow`, with
+    parameters of its own as in `wandb?project=NAME`; or `none`. Default TensorBoard, where it is installed."""
     checkpoint_every: Saving[int] = 200
     """Steps between checkpoints; the last step always makes one."""
     keep_last: Saving[int] = 2
@@ -190,6 +194,7 @@ class RunConfig:
                 f"--weight {self.weight}: is read from the store's targets, which --teacher-states does without; leave "
                 "one of the two out"
             )
+        check_track(self.track)
         self.demands()
         self.make_loss()
         self._check_own_text()

@@ -40,6 +40,7 @@ FREE = frozenset(
         "forgetting",
         "vocab",
         "log_every",
+        "track",
         "checkpoint_every",
         "keep_last",
         "heldout",

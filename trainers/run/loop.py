@@ -84,7 +84,7 @@ class Loop:
             if self._done:
                 return self._finish(taken=False)
             notice(f"resuming after step {self.step} from {checkpoint}")
-        metrics = Metrics(self.run)
+        metrics = Metrics(self.run, self.config.track, notice)
         self.ranks.from_first(lambda: metrics.open(self.step))
         self.report.stage("train", self.config.steps, "steps", self.step)
         try:

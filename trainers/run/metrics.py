@@ -1,4 +1,4 @@
-"""A run's numbers: metrics.jsonl, and TensorBoard where it is installed."""
+"""A run's numbers: metrics.jsonl, and the trackers that it is followed with."""
 
 from __future__ import annotations
 
@@ -6,13 +6,15 @@ import json
 import math
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
 from softlabels.core.durable import explained, replace, sync_folder
 from softlabels.core.records import read_file
 from softlabels.errors import RunError
+from trainers.run.record import RUN_RECORD, read_run_record
+from trainers.trackers import Tracked, Tracker, open_trackers
 
 METRICS = "metrics.jsonl"
 LARGEST = 1e100
@@ -27,12 +29,20 @@ class Metrics:
 
     Args:
         run: its folder.
+        track: its trackers, as `--track` has them.
+        notice: told of a tracker that fails.
     """
 
-    def __init__(self, run: Path) -> None:
+    def __init__(
+        self,
+        run: Path,
+        track: Sequence[str] = (),
+        notice: Callable[[str], None] = lambda _: None,
+    ) -> None:
         self._run, self._path = run, run / METRICS
+        self._track, self._notice = track, notice
         self._file: IO[str] | None = None
-        self._board: Any = None
+        self._trackers: list[Tracker] = []
         self._began = 0.0
 
     def open(self, step: int) -> None:
@@ -50,7 +60,11 @@ class Metrics:
             replace(self._path, kept.encode())
             self._file = self._path.open("a", encoding="utf-8")
             sync_folder(self._run)
-            self._board = _board(self._run, step)
+            try:
+                self._trackers = self._followed(step)
+            except BaseException:
+                self.close()
+                raise
         self._began = time.monotonic() - _elapsed(there)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
@@ -64,9 +78,8 @@ class Metrics:
             elapsed = round(time.monotonic() - self._began, 3)
             self._file.write(_spelled({"step": step, **values, "elapsed": elapsed}) + "\n")
             self._file.flush()
-            if self._board is not None:
-                for name, value in values.items():
-                    self._board.add_scalar(name, value, step)
+            for tracker in self._trackers:
+                tracker.log(step, values)
 
     def flush(self) -> None:
         """Make all lines durable: what is saved next is resumed from, and they are not written again.
@@ -78,8 +91,8 @@ class Metrics:
             if self._file is not None:
                 self._file.flush()
                 os.fsync(self._file.fileno())
-            if self._board is not None:
-                self._board.flush()
+            for tracker in self._trackers:
+                tracker.flush()
 
     def close(self) -> None:
         """End the log.
@@ -87,12 +100,18 @@ class Metrics:
         Raises:
             StoreError: the disk is full, …
         """
-        file, board, self._file, self._board = self._file, self._board, None, None
+        file, trackers, self._file, self._trackers = self._file, self._trackers, None, []
         with explained(self._path):
             if file is not None:
                 file.close()
-            if board is not None:
-                board.close()
+            for tracker in trackers:
+                tracker.close()
+
+    def _followed(self, step: int) -> list[Tracker]:
+        facts = read_run_record(self._run) if (self._run / RUN_RECORD).exists() else {}
+        return open_trackers(
+            self._track, Tracked(run=self._run, step=step, facts=facts), self._notice
+        )
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
@@ -154,11 +173,3 @@ def _spelled(record: Mapping[str, Any]) -> str:
         k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()
     }
     return json.dumps(plain, allow_nan=False)
-
-
-def _board(run: Path, step: int) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        return None
-    return SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
