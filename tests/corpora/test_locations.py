@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from msgspec.structs import replace
 
+from softlabels.builder.build import Taught
 from softlabels.builder.plan import plan_build
 from softlabels.core.progress import Silent
 from softlabels.core.rows import BEGINNING, Cursor
@@ -226,3 +227,17 @@ def test_other_domains_begin_at_a_place(name, tmp_path):
     assert {c.location.view for c, _, _ in whole} == ({0, 1, 2} if name == "masked-lm" else {0})
     for i, (cursor, _, _) in enumerate(whole[::3]):
         assert rows(cursor) == whole[3 * i :]
+
+
+def test_a_shard_that_is_far_in_a_corpus_gives_signs_of_life_on_the_way(tmp_path):
+    """What renews the claim is told of each document, though the shard has come no further."""
+    (tmp_path / "corpus").mkdir()
+    spec = write_jsonl(tmp_path / "corpus")
+    config, corpora = config_of(spec, **CHANGES), [Bare(spec)]
+    plan, _ = plan_build(config, corpora, TinyTeacher(), Silent())
+    job = Taught(config, tmp_path / "s", teacher=TinyTeacher(), corpora=corpora)
+    signs: list[int] = []
+    job.shard(plan, len(plan.shards) - 1, signs.append)
+    last = plan.shards[-1]
+    assert signs[: last.document] == [0] * last.document
+    assert sum(signs) == last.positions
