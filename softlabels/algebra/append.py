@@ -98,7 +98,7 @@ def append(
         grown,
         planned,
         files,
-        shard_rows=job.shard_rows,
+        shard_rows=shard_rows_of(store.folder, store.manifest),
         provenance=provenance_of("append", {"generation": str(generation)}, [store]),
     )
     taught = Taught(
