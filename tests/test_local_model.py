@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
 
-from softlabels.core.local_model import find_model
-from softlabels.errors import ConfigError, TeacherError
+from softlabels.core.local_model import find_model, load_weights, loading
+from softlabels.errors import ConfigError, MissingExtraError, TeacherError
 from softlabels.store.reader import open_store
 from softlabels.teachers import TeacherOptions, open_teacher
 from tests.fakes import build_tiny, write_corpus
@@ -155,3 +156,18 @@ def test_a_student_of_the_hub_trains(model, cache, tmp_path):
     )
     assert (train(config, tmp_path / "run") / "model.safetensors").is_file()
     assert len(open_store(tmp_path / "store")) > 0
+
+
+def test_a_quantisers_library_that_is_missing_is_named_and_not_taken_for_ggufs(tmp_path):
+    class Quantised:
+        @staticmethod
+        def from_pretrained(*_, **__):
+            raise ImportError("torchao is not installed")
+
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "model.safetensors").touch()
+    model = find_model(str(tmp_path), where="hf:m", error=TeacherError)
+    with pytest.raises(TeacherError, match="torchao is not installed"), loading("m", TeacherError):
+        load_weights(Quantised, model, dtype=None)
+    with pytest.raises(MissingExtraError, match="GGUF"):
+        load_weights(Quantised, replace(model, gguf="a.gguf"), dtype=None)

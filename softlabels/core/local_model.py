@@ -139,6 +139,8 @@ def load_weights(loader: Any, model: LocalModel, *, dtype: Any, **settings: Any)
     try:
         loaded = loader.from_pretrained(model.folder, dtype=dtype, **model.settings, **settings)
     except ImportError as e:
+        if model.gguf is None:  # a quantiser's library, which transformers names
+            raise
         raise MissingExtraError("gguf", "hf", f"the GGUF file {model.gguf}") from e
     return loaded if model.gguf is None else _clean_copy(loaded)
 
