@@ -20,7 +20,7 @@ from pathlib import Path
 
 PROGRAMS = {"softlabels": "softlabels.cli.main", "softtrain": "trainers.cli"}
 NAME = "softlabels"
-TEXT = 60_000
+TEXT = 24_000
 """Letters of the demo's text that the teacher is shown."""
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from softlabels.builder.config import BuildConfig
+from softlabels.builder.purposes import purpose_of
 from softlabels.cli.purpose import config_for, for_option
 from softlabels.console.options import Command, config_options
 from softlabels.console.terminal import Bar, LocalPath, emit, json_option
@@ -75,7 +76,8 @@ def _heldout(given: tuple[str, ...]) -> tuple[str, ...]:
     corpora: list[str] = []
     for one in given:
         if one.endswith(".toml"):
-            corpora += config_for(None, Path(one), {}).corpus
+            toml = Path(one)
+            corpora += BuildConfig.from_sources(toml, {}, purpose=purpose_of(None, toml, {})).corpus
         else:
             corpora.append(one)
     return tuple(corpora)

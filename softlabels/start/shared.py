@@ -16,8 +16,9 @@ from softlabels.start.texts import SHOWN, digest_of, learnt_of
 
 LONG = 60
 """Letters from which on a line is hardly there twice by chance."""
-MANY = 0.01
-"""Share of the held-out documents, or of their long lines, above which a held-out score is worth nothing."""
+MANY, MANY_LINES = 0.01, 0.1
+"""Shares of the held-out documents, and of their long lines, above which a held-out score is worth nothing. A head or
+a foot that all files have is a line or two of each."""
 
 
 def overlap(train: Sequence[Corpus], heldout: Sequence[Corpus], report: Reporter) -> Finding:
@@ -36,14 +37,14 @@ def overlap(train: Sequence[Corpus], heldout: Sequence[Corpus], report: Reporter
         alike |= {digest: None for digest in _lines(document) if digest in lines}
     places = list(dict.fromkeys([*(whole[d] for d in same), *(lines[d] for d in alike)]))
     where = ", ".join(places[:SHOWN]) + (", …" if len(places) > SHOWN else "")
-    shares = (len(same) / max(1, len(whole)), len(alike) / max(1, len(lines)))
+    many = len(same) > MANY * len(whole) or len(alike) > MANY_LINES * len(lines)
     said = (
         f"{len(same):,} of {len(whole):,} held-out documents and {len(alike):,} of {len(lines):,} of their long lines "
         "are trained on"
     )
     if not places:
         return fine("overlap", said)
-    finding = mend if max(shares) > MANY else look
+    finding = mend if many else look
     return finding("overlap", f"{said}: {where}", "remove them from one of the two")
 
 

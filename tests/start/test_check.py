@@ -139,6 +139,22 @@ def test_held_out_text_that_is_trained_on_must_be_mended(check, tmp_path):
     assert "h.jsonl:2" in found["overlap"][0]["found"]
 
 
+def test_a_line_that_all_files_end_with_is_only_said(check, tmp_path):
+    def text(i: int) -> str:
+        own = "\n".join(
+            f"Line {i}.{j} of a text, which is longer than sixty letters and its own."
+            for j in range(15)
+        )
+        return f"{own}\nCopyright by those who wrote it, in a line longer than sixty letters."
+
+    heldout = tmp_path / "h.jsonl"
+    heldout.write_text(lines({"text": text(0)}))
+    code, found = check(lines({"text": text(1)}, {"text": text(2)}), "--heldout", str(heldout))
+    assert code == 0
+    assert found["overlap"][0]["level"] == "look"
+    assert "1 of 16 of their long lines" in found["overlap"][0]["found"]
+
+
 @pytest.mark.parametrize(
     ("config", "said"),
     [
