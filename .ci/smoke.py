@@ -139,6 +139,7 @@ def job() -> None:
     """From a text to a student and its reports, by the commands that users type."""
     novel = (files("softlabels") / "demo_data/austen/train/emma.txt").read_text(encoding="utf-8")
     Path("my.txt").write_text(novel[:TEXT], encoding="utf-8")
+    Path("prompts.txt").write_text("It was\n", encoding="utf-8")
     write_teacher(Path("teacher"))
     said = run("softlabels init --corpus my.txt --teacher teacher --student new:62k --out d --json")
     for command in json.loads(said)["commands"]:
@@ -156,7 +157,7 @@ def job() -> None:
         "softlabels measure d/heldout --teacher hf:teacher --positions 200",
         "softlabels subset d/store --first 20 --out few",
         "softtrain export d/run --format safetensors --heldout d/heldout --rows 4 --out student",
-        "softtrain generate d/run --prompts my.txt --max-new-tokens 4 --out texts.jsonl --n 1",
+        "softtrain generate d/run --prompts prompts.txt --max-new-tokens 4 --out texts.jsonl --n 1",
     ):
         run(command)
     for name in ("d/report.html", "store.html", "student/README.md", "d/store/README.md"):

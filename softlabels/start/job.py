@@ -19,7 +19,7 @@ from softlabels.core.durable import explained
 from softlabels.core.folders import filling, publish_folder
 from softlabels.core.progress import Reporter
 from softlabels.corpora import check_begin, open_corpora
-from softlabels.errors import ConfigError, PlanError
+from softlabels.errors import ConfigError
 from softlabels.start.disk import free_bytes, likely_positions
 from softlabels.start.lengths import Lengths, lengths_of
 from softlabels.start.places import corpus_specs, teacher_spec
@@ -69,8 +69,8 @@ def begin_job(asked: Asked, out: Path, report: Reporter) -> Begun:
     """Look, choose, and write `out`.
 
     Raises:
-        PlanError: `out` is there, and not an empty folder.
-        ConfigError, CorpusError, TeacherError: corpus or teacher cannot be used; says the way out.
+        ConfigError: `out` is there, and not an empty folder.
+        CorpusError, TeacherError: corpus or teacher cannot be used; says the way out.
     """
     _refuse_taken(out)
     spec = teacher_spec(asked.teacher)
@@ -111,10 +111,10 @@ def _refuse_taken(out: Path) -> None:
         if out.is_dir() and not out.is_symlink() and not any(out.iterdir()):
             if out.resolve() != Path.cwd():
                 return
-            raise PlanError(
+            raise ConfigError(
                 f"--out {out}: is the folder you are in; name one that is not there yet"
             )
-    raise PlanError(
+    raise ConfigError(
         f"--out {out}: is there already, and nothing is ever overwritten; choose a folder that is not there yet"
     )
 

@@ -134,14 +134,14 @@ def test_nothing_that_is_there_is_overwritten(init, there):
     else:
         Path("d").mkdir()
         Path("d/mine").write_text("mine")
-    assert "is there already" in init("--corpus", "a.txt", exit_code=1)
+    assert "is there already" in init("--corpus", "a.txt", exit_code=2)
     assert sorted(p.name for p in Path().iterdir())[:2] == ["a.txt", "d"]
 
 
 def test_the_folder_one_is_in_is_not_taken(init, tmp_path, monkeypatch):
     (tmp_path / "empty").mkdir()
     monkeypatch.chdir(tmp_path / "empty")
-    said = init("--corpus", "../a.txt", exit_code=1, out=".")
+    said = init("--corpus", "../a.txt", exit_code=2, out=".")
     assert "is the folder you are in" in said
 
 
