@@ -39,6 +39,7 @@ from softlabels.format.dictionaries import FOLDER
 from softlabels.format.encoding import container_of
 from softlabels.format.identity import Identity
 from softlabels.format.manifest import Manifest, PlannedShard
+from softlabels.making.commit import recorded
 from softlabels.making.job import make_store
 from softlabels.making.plan import begun, make_plan, shard_rows_of
 from softlabels.making.same_job import differences
@@ -84,7 +85,8 @@ def append(
     before = b"".join(s.digests for s in checked)
     new, unnamed = survey(job, corpora, teacher, report, before=before)
     _check_alike(store, new)
-    compare_engine(job, out, teacher, corpora, report)
+    if not recorded(out):
+        compare_engine(job, teacher, corpora, report)
     generation = _generation(store)
     planned = planned_again(checked, plain=old.encoding.plain, start_row=0, documents=0)
     planned += _numbered_on(store, unnamed, generation, new)

@@ -14,10 +14,12 @@ The flow:
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import msgspec
@@ -37,12 +39,12 @@ from softlabels.format.identity import Identity
 from softlabels.format.manifest import Manifest, Plan, PlannedShard
 from softlabels.format.shard import Shard
 from softlabels.making.commit import Reused
-from softlabels.making.job import begin, carry_out
 from softlabels.making.one_shard import Made
-from softlabels.making.plan import Passes, begun, check_rows
-from softlabels.making.planning import planning
+from softlabels.making.place_plan import Mirror
+from softlabels.making.plan import Passes, check_rows
 from softlabels.making.same_job import RAN_ON, check_command, check_same_job, differences
 from softlabels.making.share import Share
+from softlabels.making.site import FolderSite, PlaceSite, Site
 from softlabels.start.first import check_first
 from softlabels.teachers import MIB, Teacher, TeacherOptions
 from softlabels.teachers.ensemble import open_teachers
@@ -60,6 +62,7 @@ def build(
     """Make a store, or finish one that was begun.
 
     Args:
+        out: folder of the store, or its address in a bucket.
         share: the shards that this builder takes first.
         teacher: used instead of loading `config.teacher`.
 
@@ -67,42 +70,76 @@ def build(
         PlanError: `out` holds a different job.
         CorpusError, TeacherError, StoreError, ConfigError: what, where and the way out.
     """
+    with site_of(out) as site:
+        return build_at(config, site, reporter=reporter, teacher=teacher, share=share)
+
+
+@contextmanager
+def site_of(out: Path | str, *, only_read: bool = False) -> Iterator[Site]:
+    """Where a store is made; of a bucket, which must obey preconditions, with a scratch folder for as long.
+
+    Args:
+        only_read: nothing is to be written there, so a bucket is not tried out.
+
+    Raises:
+        ConfigError: no address of a bucket.
+        RemoteError: the bucket is out of reach, or ignores preconditions.
+    """
+    if "://" not in str(out):
+        yield FolderSite(Path(out))
+        return
+    from softlabels.store.remote.bucket import BucketPlace, probe
+
+    place = BucketPlace(str(out))
+    if not only_read:
+        probe(place)
+    with TemporaryDirectory(prefix="softlabels-") as scratch:
+        yield PlaceSite(Mirror(place, Path(scratch)))
+
+
+def build_at(
+    config: BuildConfig,
+    site: Site,
+    *,
+    reporter: Reporter | None = None,
+    teacher: Teacher | None = None,
+    share: Share | None = None,
+) -> Manifest:
+    """As `build`, at a site."""
     report = reporter or Silent()
-    store = Path(out)
-    corpora = check_first(config, store, report)
-    planned = begun(store, report.notice)
+    corpora = check_first(config, site.folder if isinstance(site.root, Path) else None, report)
+    planned = site.begun(report)
     if planned is not None:
-        check_command(store, planned, "build")
+        check_command(site.root, planned, "build")
     identity = None if planned is None else planned.identity
     teacher = load_teacher(config, identity, report, teacher)
     files = {} if planned is not None else files_beside(config, teacher, Silent())
-    with planning(store, report, planned, files) as (planned, watched):
+    with site.planning(report, planned, files) as (planned, watched):
         identity = None if planned is None else planned.identity
         config = with_found_k(config, corpora, teacher, identity, watched)
         plan, files = plan_build(config, corpora, teacher, watched, planned)
         if planned is None:
-            plan = begin(store, plan, files, report)
+            plan = site.begin(plan, files, report)
         else:
-            check_same_job(store, planned, plan, command="build")
+            check_same_job(site.root, planned, plan, command="build")
             plan = planned
-    compare_engine(config, store, teacher, corpora, report)
-    job = Taught(config, store, teacher=teacher, corpora=corpora)
-    manifest = carry_out(job, plan, report, share)
+    if not site.has_shards():
+        compare_engine(config, teacher, corpora, report)
+    job = Taught(config, site.folder, teacher=teacher, corpora=corpora)
+    manifest = site.make(job, plan, report, share)
     for remark in job.remarks():
         report.notice(remark)
     return manifest
 
 
 def compare_engine(
-    config: BuildConfig, store: Path, teacher: Teacher, corpora: Sequence[Corpus], report: Reporter
+    config: BuildConfig, teacher: Teacher, corpora: Sequence[Corpus], report: Reporter
 ) -> None:
-    """Compare what an engine says of the first rows with a second path, unless `store` has a shard already.
+    """Compare what an engine says of the first rows with a second path.
 
     Raises:
         TeacherError: names the fault.
     """
-    if list((store / "commits").glob("*.json")):
-        return
     over = CorpusPass(config=config, corpora=corpora, teacher=teacher)
     begin = DOMAINS.load(config.domain).maker.rows(over)
     first = (row for _, row in islice(begin, config.limit_rows))

@@ -20,7 +20,7 @@ __all__ = ["build", "measure"]
 @dataclass(frozen=True, kw_only=True)
 class _Build(Reported, BuildConfig):
     out: Path | str
-    """Folder of the store; made if absent."""
+    """Folder of the store, made if absent; or its address in a bucket, `s3://…` or `gs://…`."""
     shards: str | None = None
     """`I/N`, number I of N builders, from 0: the I-th part of the shards is taken first, then what is left."""
 

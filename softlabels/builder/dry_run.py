@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
-from softlabels.builder.build import load_teacher
+from softlabels.builder.build import load_teacher, site_of
 from softlabels.builder.config import BuildConfig
 from softlabels.builder.draws import with_found_k
 from softlabels.builder.plan import most_rows, plan_build, survey
@@ -35,7 +35,7 @@ from softlabels.domains import DOMAINS
 from softlabels.domains.maker import CorpusPass
 from softlabels.format.encoding import encode_shard
 from softlabels.format.identity import Identity
-from softlabels.format.manifest import PlannedShard
+from softlabels.format.manifest import Plan, PlannedShard
 from softlabels.format.shard import Shard
 from softlabels.making.dictionary import given_dictionary
 from softlabels.making.plan import check_folder, load_plan
@@ -92,17 +92,14 @@ def dry_run(
         CorpusError, TeacherError, StoreError, ConfigError: what the build would say.
     """
     report = reporter or Silent()
-    store = Path(out)
     corpora = DOMAINS.load(config.domain).maker.open(config)
-    plan = load_plan(store)
-    if plan is None and store.is_dir():
-        check_folder(store)
+    plan = _planned(out)
     identity = None if plan is None else plan.identity
     teacher = load_teacher(config, identity, report, teacher)
     config = with_found_k(config, corpora, teacher, identity, report)
     if plan is not None:
         asked, _ = plan_build(config, corpora, teacher, report, plan)
-        check_same_job(store, plan, asked, command="build")
+        check_same_job(out, plan, asked, command="build")
     config = with_shard_rows(config, corpora, teacher, report)
     start = time.perf_counter()
     few, corpora, share_of = _beginning(config, corpora)
@@ -154,6 +151,17 @@ def dry_run(
         device=teacher.record.device,
         hours=hours_of(all_tokens, speed, tokenise_seconds=tokenise_seconds),
     )
+
+
+def _planned(out: Path | str) -> Plan | None:
+    """The plan that is there; None: none yet, and nothing of anybody else's."""
+    if "://" in str(out):
+        with site_of(out, only_read=True) as site:
+            return site.begun(Silent())
+    plan = load_plan(Path(out))
+    if plan is None and Path(out).is_dir():
+        check_folder(Path(out))
+    return plan
 
 
 def _beginning(

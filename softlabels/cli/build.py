@@ -15,9 +15,9 @@ from softlabels.cli.price import price_of
 from softlabels.cli.purpose import config_for, for_option
 from softlabels.console.options import Command, config_options
 from softlabels.console.tables import in_columns
-from softlabels.console.terminal import Bar, LocalPath, emit, json_option
+from softlabels.console.terminal import Bar, BuildPlace, emit, json_option
 from softlabels.core.progress import duration
-from softlabels.core.settings import out_from
+from softlabels.core.settings import place_from
 from softlabels.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -29,7 +29,11 @@ if TYPE_CHECKING:
 @click.argument(
     "config_file", metavar="[CONFIG.toml]", required=False, type=click.Path(path_type=Path)
 )
-@click.option("--out", type=LocalPath(), help="Folder of the store (needed, here or in the file).")
+@click.option(
+    "--out",
+    type=BuildPlace(),
+    help="Folder of the store, or its address in a bucket, s3://… or gs://… (needed, here or in the file).",
+)
 @for_option
 @config_options(BuildConfig)
 @click.option(
@@ -48,7 +52,7 @@ if TYPE_CHECKING:
 @json_option
 def build_command(
     config_file: Path | None,
-    out: Path | None,
+    out: Path | str | None,
     purpose: str | None,
     shards: str | None,
     dry_run: bool,
@@ -67,12 +71,13 @@ def build_command(
       softlabels build job.toml --out store --dry-run --price-per-hour 2.50
       softlabels build --for far --teacher hf:models/teacher --corpus books --out store
       softlabels build job.toml --out /shared/store --shards 3/16
+      softlabels build job.toml --out s3://bucket/store
     """
     if price_per_hour is not None and not dry_run:
         raise ConfigError("--price-per-hour needs --dry-run")
     price = None if price_per_hour is None else price_of(price_per_hour)
     config = config_for(purpose, config_file, flags)
-    out = out_from(config_file, out)
+    out = place_from(config_file, out)
     if dry_run:
         _dry_run(config, out, price)
         return
@@ -84,7 +89,7 @@ def build_command(
     emit({"store": str(out), **asdict(figures)}, _closing(out, manifest, figures))
 
 
-def _closing(out: Path, manifest: Manifest, figures: Figures) -> str:
+def _closing(out: Path | str, manifest: Manifest, figures: Figures) -> str:
     """What was built, and what can be done with it next."""
     from softlabels.domains import DOMAINS
 
@@ -113,7 +118,7 @@ def _teacher(figures: Figures, manifest: Manifest) -> str:
     return ", ".join([*parts, f"{duration(manifest.cost.seconds)} of work"])
 
 
-def _dry_run(config: BuildConfig, out: Path, price: tuple[float, str] | None) -> None:
+def _dry_run(config: BuildConfig, out: Path | str, price: tuple[float, str] | None) -> None:
     from softlabels.builder.dry_run import dry_run
 
     with Bar() as bar:

@@ -125,6 +125,16 @@ class LocalPath(click.Path):
         return path
 
 
+class BuildPlace(LocalPath):
+    """Where a store is made: a folder (a `Path`), or an address in a bucket (a `str`)."""
+
+    name = "path|url"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Tell one from the other; an address that cannot be written to is refused when it is opened."""
+        return str(value) if "://" in str(value) else super().convert(value, param, ctx)
+
+
 class StorePlace(click.ParamType):  # type: ignore[type-arg,unused-ignore]
     """Where a store is that is only read: a folder (a `Path`), or an address (a `str`)."""
 

@@ -71,6 +71,13 @@ def read_toml(toml: Path) -> dict[str, Any]:
         raise ConfigError(f"{toml}: not TOML: {e}") from e
 
 
+def place_from(toml: Path | None, flag: Path | str | None) -> Path | str:
+    """As `out_from`, where an address (a `str`) will do, too."""
+    if flag is None and toml is not None and "://" in str(value := read_toml(toml).get(OUT)):
+        return str(value)
+    return flag if isinstance(flag, str) else out_from(toml, flag)
+
+
 def out_from(toml: Path | None, flag: Path | None) -> Path:
     """Where a command writes: `--out`, or the key `out` of the config file.
 

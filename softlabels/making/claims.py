@@ -40,7 +40,7 @@ EXPIRY = 300.0
 RENEWAL = 5.0
 """Seconds between renewals, at least."""
 _NAME = re.compile(r"(\d{5,12})-(\d{1,9})\.json")
-_LIVING: set[str] = set()
+LIVING: set[str] = set()
 """Tokens of this process's builds. A claim of this process with another token is of one that ended."""
 
 
@@ -112,7 +112,7 @@ class Claims:
     def __init__(self, store: Path) -> None:
         self._folder = store / CLAIMS
         self._me = Holder.here()
-        _LIVING.add(self._me.token)
+        LIVING.add(self._me.token)
 
     def take(self, indices: Sequence[int], *, in_order: bool = False) -> Claim | None:
         """Claim one of these shards, if one is free or its holder is dead.
@@ -150,7 +150,7 @@ class Claims:
 
         Such as a claim whose making failed half way; the process itself may live, and build again.
         """
-        _LIVING.discard(self._me.token)
+        LIVING.discard(self._me.token)
 
     def _path(self, index: int, generation: int) -> Path:
         return self._folder / f"{index:05d}-{generation}.json"
@@ -181,7 +181,7 @@ def _is_dead(path: Path, now: float) -> bool:
         return False  # released this moment
     if (holder := _holder(data)) is not None:  # else it is not one of ours, and only its age counts
         if str(holder) == str(this_process()):
-            if holder.token not in _LIVING:
+            if holder.token not in LIVING:
                 return True
         elif is_alive(holder) is False:
             return True

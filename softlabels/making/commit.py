@@ -190,7 +190,16 @@ def record_shard(
     seconds: float,
 ) -> Commit:
     """Publish the commit record of a shard that was published; returns the one in force."""
-    record = seal(
+    path = commit_path(store, shard)
+    publish(path, canonical(record_of(plan, shard, data, statistics, seconds)))
+    return read_record(path, Commit)
+
+
+def record_of(
+    plan: Plan, shard: PlannedShard, data: bytes | Reused, statistics: Statistics, seconds: float
+) -> Commit:
+    """What the commit record of a shard says."""
+    return seal(
         Commit(
             format=FORMAT,
             version=FORMAT_VERSION,
@@ -206,9 +215,6 @@ def record_shard(
             digest="0" * 64,
         )
     )
-    path = commit_path(store, shard)
-    publish(path, canonical(record))
-    return read_record(path, Commit)
 
 
 def is_of(record: Commit, plan: Plan, shard: PlannedShard) -> bool:

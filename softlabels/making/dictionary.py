@@ -113,14 +113,18 @@ class ShardDictionary:
         Raises:
             StoreError: a shard that it would be trained on is damaged.
         """
-        path, identity = self._store / DICTIONARY, self._plan.identity
-        if not self._any or shard.index < self.first or path.exists():
-            return
+        path = self._store / DICTIONARY
+        if self._any and shard.index >= self.first and not path.exists():
+            publish(path, self._trained(report))
+
+    def _trained(self, report: Reporter) -> bytes:
+        """The dictionary, from the shards that are there."""
+        identity = self._plan.identity
         assert self.first, "a dictionary that was given is published with the plan"
         report.notice(f"training a dictionary on the first {self.first} shards")
         shards = [self._read(shard) for shard in self._plan.shards[: self.first]]
         left = identity.corpus.positions - sum(s.targets.n for s in shards)
-        publish(path, trained(shards, identity, report, left=left).to_bytes())
+        return trained(shards, identity, report, left=left).to_bytes()
 
     def _read(self, shard: PlannedShard) -> Shard:
         path = self._store / shard.name

@@ -23,6 +23,7 @@ from softlabels.errors import IntegrityError
 from softlabels.format.containers.parquet import column_bytes
 from softlabels.format.dictionaries import DICTIONARY
 from softlabels.format.files import LocalFiles, Recorded
+from softlabels.format.identity import Identity
 from softlabels.format.manifest import (
     MANIFEST,
     Commit,
@@ -94,12 +95,18 @@ def check_shards(store: Path, shards: Sequence[Commit] | Sequence[ShardRecord]) 
 
 
 def make_manifest(
-    store: Path, plan: Plan, commits: Sequence[Commit], *, before: Manifest | None = None
+    store: Path,
+    plan: Plan,
+    commits: Sequence[Commit],
+    *,
+    before: Manifest | None = None,
+    columns: dict[str, int] | None = None,
 ) -> Manifest:
     """What the manifest of a plan's commits says; its card is still to be added.
 
     Args:
         before: a manifest of the same shards; what was measured and stated of them is kept.
+        columns: bytes of each column in all shards; None: read from their footers, if they have any.
     """
     shards = [
         ShardRecord(
@@ -131,14 +138,18 @@ def make_manifest(
         digest="0" * 64,
         fidelity=None if before is None else before.fidelity,
         stated_licence=None if before is None else before.stated_licence,
-        column_bytes=_column_bytes(store, plan, shards),
+        column_bytes=_column_bytes(store, plan, shards) if columns is None else columns,
         provenance=plan.provenance,
     )
 
 
+def has_columns(identity: Identity) -> bool:
+    """Whether the bytes of each column are recorded: of Parquet's own columns alone."""
+    return (identity.encoding.profile, identity.encoding.container) == ("open", "parquet")
+
+
 def _column_bytes(store: Path, plan: Plan, shards: Sequence[ShardRecord]) -> dict[str, int] | None:
-    encoding = plan.identity.encoding
-    if (encoding.profile, encoding.container) != ("open", "parquet"):
+    if not has_columns(plan.identity):
         return None
     total: Counter[str] = Counter()
     for shard in shards:

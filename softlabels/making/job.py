@@ -163,7 +163,7 @@ class _Builder:
         self._own = None if share is None else share.of(shards)
         self._job, self._store, self._plan, self._report = job, job.store, plan, report
         self._dictionary = ShardDictionary(self._store, plan)
-        self._writer = Writer(report.notice)
+        self._writer = Writer[Commit](report.notice)
         self._todo = Ledger(shards, self._dictionary.first)
         """Shards that neither have a record nor are being written here."""
         self._commits: dict[int, Commit] = {}

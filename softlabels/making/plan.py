@@ -24,7 +24,7 @@ from softlabels.core.records import (
 from softlabels.core.rows import BEGINNING, Cursor, InputRow
 from softlabels.errors import CorpusError, FormatError, IntegrityError, PlanError
 from softlabels.format.encoding import container_of
-from softlabels.format.files import LocalFiles, Recorded
+from softlabels.format.files import Address, LocalFiles, Recorded
 from softlabels.format.identity import Identity
 from softlabels.format.manifest import (
     MANIFEST,
@@ -151,11 +151,11 @@ def make_plan(
     )
 
 
-def publish_plan(store: Path, plan: Plan, files: Mapping[str, bytes]) -> Plan:
-    """Write the files that lie beside the shards, then the plan, sealed; returns what is then in force.
+def plan_content(store: Path | Address, plan: Plan) -> bytes:
+    """The bytes of a plan's file.
 
     Raises:
-        PlanError: the folder holds files of another job, or there are too many shards for one record.
+        PlanError: there are too many shards for one record.
     """
     content = canonical(seal(plan))
     if len(content) > RECORD_LIMIT:
@@ -163,6 +163,16 @@ def publish_plan(store: Path, plan: Plan, files: Mapping[str, bytes]) -> Plan:
             f"{store / PLAN}: {len(plan.shards)} shards make a plan of {len(content)} bytes, and readers refuse one of "
             f"more than {RECORD_LIMIT}; raise --shard-rows (now {plan.shard_rows})"
         )
+    return content
+
+
+def publish_plan(store: Path, plan: Plan, files: Mapping[str, bytes]) -> Plan:
+    """Write the files that lie beside the shards, then the plan, sealed; returns what is then in force.
+
+    Raises:
+        PlanError: the folder holds files of another job, or there are too many shards for one record.
+    """
+    content = plan_content(store, plan)
     check_folder(store, files)
     for name, data in files.items():
         if not publish(store / name, data) and read_file(store / name) != data:

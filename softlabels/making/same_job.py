@@ -10,6 +10,7 @@ import msgspec
 
 from softlabels.errors import PlanError
 from softlabels.format.dictionaries import FOLDER
+from softlabels.format.files import Address
 from softlabels.format.identity import Identity
 from softlabels.format.manifest import Plan, PlannedShard
 from softlabels.making.plan import command_of
@@ -81,7 +82,7 @@ def differences(
     return _differences(_fields(first), _fields(second), without)
 
 
-def check_command(store: Path, planned: Plan, command: str) -> None:
+def check_command(store: Path | Address | str, planned: Plan, command: str) -> None:
     """Refuse to go on with what another command began.
 
     Raises:
@@ -93,7 +94,9 @@ def check_command(store: Path, planned: Plan, command: str) -> None:
         )
 
 
-def check_same_job(store: Path, planned: Plan, asked: Plan, *, command: str) -> None:
+def check_same_job(
+    store: Path | Address | str, planned: Plan, asked: Plan, *, command: str
+) -> None:
     """Refuse to go on with a plan that was made for another job.
 
     Args:
@@ -108,7 +111,7 @@ def check_same_job(store: Path, planned: Plan, asked: Plan, *, command: str) -> 
         raise PlanError(f"{store}: {_sentence(store, found, command)}, or choose another --out")
 
 
-def _sentence(store: Path, found: Difference, command: str) -> str:
+def _sentence(store: Path | Address | str, found: Difference, command: str) -> str:
     field, first, second, flag = *found, found.flag
     if field.startswith("summary"):
         planned_with = "without" if first is None else "with"

@@ -13,9 +13,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
-from softlabels.format.manifest import Commit
+R = TypeVar("R")
 
 LOOK = 1.0
 """Seconds between two renewals of claims while there is nothing to do but wait."""
@@ -36,26 +36,26 @@ class Held(Protocol):
     def __exit__(self, *error: Any) -> None: ...
 
 
-class Writer:
-    """The thread that writes; a context manager that waits for it."""
+class Writer(Generic[R]):
+    """The thread that writes; a context manager that waits for it. `R` is what comes of writing a shard."""
 
     def __init__(self, notice: Callable[[str], None]) -> None:
         """`notice` is told of an error that another error hides."""
         self._notice = notice
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="softlabels-writer")
         self._claim: Held | None = None
-        self._task: Future[Commit] | None = None
+        self._task: Future[R] | None = None
 
     @property
     def index(self) -> int | None:
         """Of the shard that it has in hand, until `finish`; None: it is free."""
         return None if self._claim is None else self._claim.index
 
-    def start(self, claim: Held, write: Callable[[], Commit]) -> None:
+    def start(self, claim: Held, write: Callable[[], R]) -> None:
         """Run `write` on the thread, then release the claim, whatever came of it."""
         assert self._claim is None, "one shard at a time: call finish first"
 
-        def task() -> Commit:
+        def task() -> R:
             with claim:
                 return write()
 
@@ -76,7 +76,7 @@ class Writer:
         else:
             self._claim.renew()
 
-    def finish(self, waiting: Held | None = None) -> tuple[int, Commit] | None:
+    def finish(self, waiting: Held | None = None) -> tuple[int, R] | None:
         """Wait for the shard in hand: its index and record; None if there is no shard.
 
         Args:
@@ -95,7 +95,7 @@ class Writer:
         self._claim = self._task = None
         return claim.index, task.result()
 
-    def __enter__(self) -> Writer:
+    def __enter__(self) -> Writer[R]:
         return self
 
     def __exit__(

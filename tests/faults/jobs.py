@@ -5,12 +5,14 @@ All paths are relative to that folder, so that nothing that is written tells whi
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import random
 import shutil
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from softlabels.teachers import TEACHERS
 
@@ -319,6 +321,42 @@ def build_dictionary() -> None:
     run_softlabels(f"{BUILD} --corpus text:text/*.txt --profile packed --values nat16")
 
 
+@job
+def build_place() -> None:
+    """A packed build in a place that is a folder; a dictionary is trained; who planned died."""
+    import softlabels.making.dictionary
+    import softlabels.making.place_claims
+    from softlabels.core.records import canonical
+    from softlabels.making.claims import Holder
+    from softlabels.making.place import FolderPlace
+    from softlabels.making.place_plan import PLANNING
+
+    softlabels.making.dictionary.POSITIONS = 1
+    softlabels.making.place_claims.RENEWAL = 0.0
+
+    def work() -> None:
+        place = FolderPlace(Path("out"))
+        if not Path("out/plan.json").exists():  # else there is nothing to take over
+            dead = dataclasses.replace(Holder.here(), started="1")
+            place.create(f"claims/{PLANNING}.json", canonical(dead))
+        _build_over(place, Path("scratch"))
+
+    _as_command(work)
+
+
+def _build_over(place: Any, scratch: Path) -> None:
+    from softlabels.builder.build import build_at
+    from softlabels.making.place_plan import Mirror
+    from softlabels.making.site import PlaceSite
+    from tests.fakes import TinyTeacher, config_of
+
+    changes = {"shard_rows": 3, "seq_len": 24, "k": 4, "profile": "packed", "values": "nat16"}
+    site, teacher = PlaceSite(Mirror(place, scratch)), TinyTeacher()
+    config = config_of("text:text/*.txt", **changes)
+    build_at(config, site, teacher=teacher)
+
+
+command("build_bucket", f"{BUILD} --corpus text:text/*.txt".replace(" out", " s3://bucket/built"))
 command("merge", "merge a b --out out")
 command("append", "append a --teacher fake:0 --corpus text:new/*.txt --out out")
 command("subset", "subset a --first 7 --k 3 --out out")

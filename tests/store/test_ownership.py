@@ -120,7 +120,7 @@ def test_a_builder_that_stood_still_leaves_what_another_made_meanwhile(
             stood.append(claim.path)
             os.utime(claim.path, (0, 0))  # not renewed for long
             with monkeypatch.context() as m:
-                m.setattr(claims_module, "_LIVING", set())
+                m.setattr(claims_module, "LIVING", set())
                 build(unfinished, corpus)
             if then == "mended":
                 (unfinished / "manifest.json").unlink()

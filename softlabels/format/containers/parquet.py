@@ -47,12 +47,13 @@ def _write(table: pa.Table, facts: Facts, **how: Any) -> bytes:
     return sink.getvalue()
 
 
-def column_bytes(path: Path) -> dict[str, int]:
+def column_bytes(file: Path | bytes) -> dict[str, int]:
     """Compressed bytes of each column of one file, from its footer alone; `IntegrityError` if it has none."""
     try:
-        footer = pq.read_metadata(path)
+        footer = pq.read_metadata(io.BytesIO(file) if isinstance(file, bytes) else file)
     except (pa.ArrowInvalid, OSError) as e:
-        raise IntegrityError(f"{path}: its footer cannot be read ({e}); copy it again") from e
+        where = "a shard" if isinstance(file, bytes) else file
+        raise IntegrityError(f"{where}: its footer cannot be read ({e}); copy it again") from e
     total: dict[str, int] = {}
     for g in range(footer.num_row_groups):
         group = footer.row_group(g)

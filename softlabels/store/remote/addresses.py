@@ -64,8 +64,11 @@ def hub_place(url: str) -> tuple[str, str | None, str]:
     return match["repository"], match["revision"], match["folder"] or ""
 
 
-def open_address(url: str) -> ObjectStore:
+def open_address(url: str, *, checksums: bool = False) -> ObjectStore:
     """The obstore client of a bucket. Credentials are the environment's.
+
+    Args:
+        checksums: tell an S3 service the sha256 of what it is sent.
 
     Raises:
         MissingExtraError: obstore is not installed.
@@ -90,8 +93,9 @@ def open_address(url: str) -> ObjectStore:
             "max_backoff": timedelta(seconds=1),
         },
     }
+    more: Any = {"checksum_algorithm": "SHA256"} if checksums and url.startswith("s3://") else {}
     try:
-        return from_url(url, client_options=options, retry_config=retries)
+        return from_url(url, client_options=options, retry_config=retries, **more)
     except Exception as e:  # whatever obstore makes of a variable that it cannot use
         raise ConfigError(f"{url}: {first_line(e)}") from e
 

@@ -9,12 +9,13 @@ No more is held of what comes than was asked for, whatever a server says of its 
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import re
 import threading
 import time
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
@@ -36,6 +37,8 @@ PIECE = 2**20
 """Bytes handed on at a time."""
 PROGRESS = 2**16
 """Bytes beyond all that came before, of the same file, that count as progress."""
+PAGE = 1000
+"""Files that one request lists."""
 FILES_LIMIT = 2**20
 """Names that a listing may hold; a manifest names less than a fifth of that."""
 
@@ -51,9 +54,13 @@ class Client:
     A request is given up after `patience` seconds without progress.
     """
 
-    def __init__(self, url: str, *, patience: float = PATIENCE) -> None:
+    def __init__(self, url: str, *, patience: float = PATIENCE, checksums: bool = False) -> None:
+        """`checksums`: an S3 service is told the sha256 of what it is sent."""
         self.root = Address(check_address(url))
         self.patience = patience
+        self.repeats = 0
+        """Requests that were made once more."""
+        self._checksums = checksums
         self._made: ObjectStore | None = None
         self._server: Web | None = None
         self._on_web = str(self.root).startswith(("http://", "https://", "hf://"))
@@ -62,7 +69,7 @@ class Client:
     def _store(self) -> ObjectStore:
         self._refuse_fork()
         if self._made is None:
-            self._made = open_address(str(self.root))
+            self._made = open_address(str(self.root), checksums=self._checksums)
         return self._made
 
     @property
@@ -176,6 +183,21 @@ class Client:
             data += piece
         return bytes(data)
 
+    def read_version(self, name: str, *, limit: int) -> tuple[bytes, str]:
+        """A small file of a bucket, and its version; raises as `read`."""
+
+        def get() -> tuple[bytes, str]:
+            found = self._store.get(name)
+            if found.meta["size"] > limit:
+                raise IntegrityError(
+                    f"{self.root / name}: {found.meta['size']} bytes, expected at most {limit}; refused unread"
+                )
+            return self._bounded(found.stream(min_chunk_size=PIECE), name, limit), _version(
+                found.meta
+            )
+
+        return self._patiently(name, get)
+
     def size(self, name: str) -> int | None:
         """Bytes of a file, 0 if a web server does not say; None: there is none."""
 
@@ -211,45 +233,54 @@ class Client:
 
         return self._in_bucket("", collect)
 
+    def page(self, folder: str, after: str) -> Sequence[tuple[str, str, int]]:
+        """Name, version and bytes of the first files of a folder of a bucket after a name: one request."""
+
+        def first() -> Sequence[tuple[str, str, int]]:
+            # object_store asks for pages of 1,000, and joins them up to `chunk_size`.
+            for some in self._store.list(folder, offset=after or None, chunk_size=PAGE):
+                return [(m["path"], _version(m), int(m["size"])) for m in some]
+            return []
+
+        return self._in_bucket(folder, first)
+
     # -- writing ----------------------------------------------------------------------------------
 
-    def put_new(self, name: str, content: bytes | Path) -> bool:
-        """Create a file, whole or not at all; False: there is one already, and it is left as it is."""
+    def put_new(self, name: str, content: bytes | Path) -> str | None:
+        """Create a file, whole or not at all: its version. None: there is one already, and it is left as it is."""
         store = self._store  # made before its errors are named: who lacks the library is told so
         from obstore.exceptions import AlreadyExistsError
 
         how: Any = {"mode": "create", "use_multipart": False}
         try:
-            self._in_bucket(name, lambda: store.put(name, content, **how))
+            return _version(self._in_bucket(name, lambda: store.put(name, content, **how)))
         except AlreadyExistsError:
-            return False
-        return True
+            return None
+
+    def put_if(self, name: str, content: bytes, version: str) -> str | None:
+        """Replace a file in one step, if it still is of a version: the new one. None: it is not, or is gone."""
+        store = self._store
+        from obstore.exceptions import PreconditionError
+
+        how: Any = {"mode": _update(version), "use_multipart": False}
+        try:
+            return _version(self._patiently(name, lambda: store.put(name, content, **how)))
+        except (PreconditionError, FileNotFoundError):
+            return None
 
     def put_over(self, name: str, content: bytes, expected: Callable[[bytes], bool]) -> bool:
         """Replace a file in one step, if it still is what is `expected`; False: it is not."""
-        from obstore.exceptions import PreconditionError
-
-        def replace() -> bool:
-            found = self._store.get(name)
-            about: Any = found.meta
-            version: Any = {n: about[n] for n in ("e_tag", "version") if about[n] is not None}
-            if not expected(self._bounded(found.stream(), name, RECORD_LIMIT)):
-                return False
-            self._store.put(name, content, mode=version, use_multipart=False)
-            return True
-
-        try:
-            return self._patiently(name, replace)
-        except PreconditionError:
-            return False
+        found, version = self.read_version(name, limit=RECORD_LIMIT)
+        return expected(found) and self.put_if(name, content, version) is not None
 
     def put(self, name: str, content: bytes | Path) -> None:
         """Write a file, whole or not at all, in place of what is there; a large one in parts, each tried again."""
         self._in_bucket(name, lambda: self._store.put(name, content))
 
-    def delete(self, name: str) -> None:
-        """Remove a file."""
-        self._patiently(name, lambda: self._store.delete(name))
+    def delete(self, names: str | Sequence[str]) -> None:
+        """Remove files; of an S3 service a thousand at a time."""
+        where = names if isinstance(names, str) else ""
+        self._patiently(where, lambda: self._store.delete(names))
 
     def _in_bucket(self, name: str, action: Callable[[], T]) -> T:
         """Do what only a missing bucket can make impossible."""
@@ -270,6 +301,7 @@ class Client:
                 return action()
             except Exception as e:
                 patience.after(e)
+                self.repeats += 1
 
 
 class _Patience:
@@ -296,6 +328,16 @@ class _Patience:
         if self._stop.wait(self._pause * random.uniform(0.5, 1.0)):
             raise Cancelled from error
         self._pause = min(2 * self._pause, LONGEST_PAUSE)
+
+
+def _version(about: Mapping[str, Any]) -> str:
+    """What a bucket tells one content of a file from the next by: S3 an ETag, Google a generation."""
+    return json.dumps([about.get("e_tag"), about.get("version")])
+
+
+def _update(version: str) -> dict[str, str]:
+    pair = zip(("e_tag", "version"), json.loads(version), strict=True)
+    return {name: value for name, value in pair if value is not None}
 
 
 def _understood(error: Exception) -> tuple[str, str | None]:

@@ -1,0 +1,127 @@
+"""Committing over a `Place`: the shard, then its record, each created if it is absent.
+
+What is there already was made by another builder of the same plan, or by this one, whose answer was lost: a record of
+the plan counts as it is, and a shard without one is recorded if it is what the plan asks for. Anything else is nobody's
+that we know: it is named and left where it is. An object of a bucket appears whole or not at all, so that no builder
+leaves a torn one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import msgspec
+
+from softlabels.core.records import FILE_LIMIT, RECORD_LIMIT, canonical, parse_record
+from softlabels.errors import IntegrityError
+from softlabels.format.encoding import FindDictionary
+from softlabels.format.manifest import Commit, Plan, PlannedShard, Statistics
+from softlabels.making.commit import is_of, judged, record_of
+from softlabels.making.place import Place, everything
+
+COMMITS = "commits"
+
+
+def commit_name(index: int) -> str:
+    """Where the record of a shard lies."""
+    return f"{COMMITS}/{index:05d}.json"
+
+
+def commit_in(
+    place: Place,
+    plan: Plan,
+    shard: PlannedShard,
+    data: bytes,
+    statistics: Statistics,
+    seconds: float,
+    find: FindDictionary,
+) -> tuple[Commit, bytes, bool]:
+    """Publish a shard and then its record: the record in force, the bytes that it is of, and whether it is ours.
+
+    Args:
+        find: gives the dictionary of a shard that another builder published.
+
+    Raises:
+        IntegrityError: something else has the name of the shard, or of its record.
+    """
+    if place.create(shard.name, data) is None:
+        there, _ = place.read(shard.name, limit=FILE_LIMIT)
+        if there != data:
+            data, statistics, seconds = there, _judged(place, plan, shard, there, find), 0.0
+    record = record_of(plan, shard, data, statistics, seconds)
+    if place.create(commit_name(shard.index), canonical(record)) is not None:
+        return record, data, True
+    return read_commit(place, plan, shard), data, False
+
+
+def _judged(
+    place: Place, plan: Plan, shard: PlannedShard, data: bytes, find: FindDictionary
+) -> Statistics:
+    where = place.root / shard.name
+    statistics, unfit = judged(data, plan.identity, shard, find, where=str(where))
+    if statistics is None:
+        raise IntegrityError(
+            f"{where}: is there already and is not the shard of this plan ({unfit}); nothing was changed: look whose "
+            "it is, and move it away, or choose another --out"
+        )
+    return statistics
+
+
+def read_commit(place: Place, plan: Plan, shard: PlannedShard) -> Commit:
+    """The record of a shard.
+
+    Raises:
+        IntegrityError: it is damaged, or of another plan.
+        FileNotFoundError: there is none.
+    """
+    name = commit_name(shard.index)
+    return parsed(place.read(name, limit=RECORD_LIMIT)[0], plan, shard, place.root / name)
+
+
+def parsed(data: bytes, plan: Plan, shard: PlannedShard, where: object) -> Commit:
+    """The record that some bytes are; `IntegrityError` if it is not that of a shard of a plan."""
+    record = parse_record(data, Commit, where=where)
+    if not is_of(record, plan, shard):
+        raise IntegrityError(
+            f"{where}: belongs to another plan or shard; nothing was changed: choose another --out"
+        )
+    return record
+
+
+def recorded_in(place: Place, shards: range) -> set[int]:
+    """Which of these consecutive shards have a record: one listing, two where the length of names changes."""
+    found: set[int] = set()
+    for part in _equally_long(shards):
+        last = commit_name(part[-1])
+        for entry in place.list(COMMITS, after=commit_name(part[0]).removesuffix(".json")):
+            if entry.name > last:
+                break
+            number = entry.name.removeprefix(f"{COMMITS}/").removesuffix(".json")
+            if number.isdecimal() and int(number) in part:
+                found.add(int(number))
+    return found
+
+
+def all_recorded(place: Place) -> set[int]:
+    """All shards that have a record: a request for a thousand."""
+    names = (e.name for e in everything(place, COMMITS))
+    numbers = (n.removeprefix(f"{COMMITS}/").removesuffix(".json") for n in names)
+    return {int(n) for n in numbers if n.isdecimal()}
+
+
+def _equally_long(shards: range) -> Iterator[range]:
+    """Parts whose names are in the order of their numbers."""
+    at = shards.start
+    while at < shards.stop:
+        end = min(max(10 ** len(str(at)), 10**5), shards.stop)
+        yield range(at, end)
+        at = end
+
+
+class LeaseRecords(msgspec.Struct, frozen=True, kw_only=True):
+    """All records of a lease in one file, so that who finishes the store reads a sixteenth of them."""
+
+    records: list[str]
+    """Each as its own file spells it."""
+    column_bytes: dict[str, int] | None
+    """Of all its shards, as `Manifest.column_bytes`."""

@@ -1,0 +1,163 @@
+"""Finishing a store that was made in a `Place`: one builder of many reads all records, and publishes the manifest."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, TypeVar
+
+import msgspec
+
+from softlabels.core.records import FILE_LIMIT, RECORD_LIMIT, canonical
+from softlabels.errors import IntegrityError
+from softlabels.format.containers.parquet import column_bytes
+from softlabels.format.manifest import (
+    MANIFEST,
+    Commit,
+    Manifest,
+    Plan,
+    ShardRecord,
+    parse_manifest,
+)
+from softlabels.making.card import card
+from softlabels.making.finish import CARD, has_columns, make_manifest, with_files
+from softlabels.making.place import HELD, Place, everything
+from softlabels.making.place_builder import LONGEST_PAUSE, SHORTEST_PAUSE
+from softlabels.making.place_claims import PlaceClaims, done_name, leases_of
+from softlabels.making.place_commit import LeaseRecords, parsed, read_commit
+from softlabels.making.place_plan import Mirror
+
+T = TypeVar("T")
+
+
+def finished_in(place: Place) -> Manifest | None:
+    """The manifest of a store that is finished, with all shards there; None: it is not finished.
+
+    Raises:
+        IntegrityError: a shard is gone, or not as long as recorded.
+    """
+    try:
+        data, _ = place.read(MANIFEST, limit=RECORD_LIMIT)
+    except FileNotFoundError:
+        return None
+    manifest = parse_manifest(data, place.root)
+    check_sizes(place, manifest.shards)
+    return manifest
+
+
+def finish_in(mirror: Mirror, plan: Plan, claims: PlaceClaims) -> Manifest:
+    """Publish the card and the manifest of a store whose shards are all recorded, or wait until another has.
+
+    Raises:
+        IntegrityError: a shard or a record is not there, or damaged; there is no manifest then.
+    """
+    place = mirror.place
+
+    def publish(renew: Callable[[], None]) -> None:
+        commits, columns = collected(place, plan, renew)
+        check_sizes(place, commits)
+        manifest = make_manifest(mirror.folder, plan, commits, columns=columns)
+        made = mirror.put(CARD, card(manifest).encode())
+        place.create(MANIFEST, canonical(with_files(manifest, {CARD: made})))
+
+    return alone_in(claims, "finish", lambda: finished_in(place), publish)
+
+
+def alone_in(
+    claims: PlaceClaims,
+    name: str,
+    done: Callable[[], T | None],
+    work: Callable[[Callable[[], None]], None],
+    *,
+    sleep: Callable[[float], Any] = time.sleep,
+) -> T:
+    """Have one builder of many do something, under a claim of that name; what `done` then gives.
+
+    Args:
+        done: what came of it, whoever did it; None: it is still to be done.
+        work: does it, and calls what it is given now and then, to show that it lives.
+        sleep: seconds.
+    """
+    pause = SHORTEST_PAUSE
+    while (result := done()) is None:
+        lease = claims.take_end(name)
+        if lease is None:
+            sleep(pause * random.uniform(0.5, 1.0))
+            pause = min(2 * pause, LONGEST_PAUSE)
+            continue
+        try:
+            work(partial(claims.renew, lease))
+        finally:
+            claims.release(lease)
+    return result
+
+
+def check_sizes(place: Place, shards: Sequence[Commit] | Sequence[ShardRecord]) -> None:
+    """Refuse a store of which a shard is missing or of another size: a listing, and no bytes are read.
+
+    Raises:
+        IntegrityError: names the first, and how many there are.
+    """
+    there = {e.name: e.bytes for folder in _folders(shards) for e in everything(place, folder)}
+    wrong = [s for s in shards if there.get(s.name) != s.bytes]
+    if wrong:
+        found = there.get(wrong[0].name)
+        raise IntegrityError(
+            f"{place.root / wrong[0].name}: {'missing' if found is None else f'{found} bytes'}, recorded with "
+            f"{wrong[0].bytes} bytes ({len(wrong)} of {len(shards)} shards are not there as recorded); copy them there "
+            "again, or build into another --out"
+        )
+
+
+def _folders(shards: Sequence[Commit] | Sequence[ShardRecord]) -> set[str]:
+    return {s.name.rpartition("/")[0] for s in shards}
+
+
+def clear_in(place: Place) -> None:
+    """Remove what builders held, once the manifest is there; of several that do so each finds less."""
+    while page := place.list(HELD):
+        place.remove(*(e.name for e in page))
+
+
+def collected(
+    place: Place, plan: Plan, renew: Callable[[], None]
+) -> tuple[list[Commit], dict[str, int] | None]:
+    """All records, in order, and the bytes of each column."""
+    commits: list[Commit] = []
+    columns, known = Counter[str](), has_columns(plan.identity)
+    first = plan.identity.encoding.dictionary_shards or 0
+    for shards in leases_of(len(plan.shards), first):
+        renew()
+        found, counted = _lease_records(place, plan, shards)
+        commits += found
+        columns.update(counted or {})
+    return commits, dict(columns) if known else None
+
+
+def _lease_records(
+    place: Place, plan: Plan, shards: range
+) -> tuple[list[Commit], dict[str, int] | None]:
+    """Of one lease: from the one file that has all of them, or else one by one."""
+    name = done_name(shards.start)
+    planned = plan.shards[shards.start : shards.stop]
+    try:
+        page = msgspec.json.decode(place.read(name, limit=RECORD_LIMIT)[0], type=LeaseRecords)
+    except (FileNotFoundError, msgspec.DecodeError):
+        commits = [read_commit(place, plan, s) for s in planned]
+        if not has_columns(plan.identity):
+            return commits, None
+        columns = Counter[str]()
+        for shard in planned:
+            columns.update(column_bytes(place.read(shard.name, limit=FILE_LIMIT)[0]))
+        return commits, dict(columns)
+    if len(page.records) != len(planned):
+        raise IntegrityError(
+            f"{place.root / name}: {len(page.records)} records of {len(planned)} shards; remove it, and run the same "
+            "command again"
+        )
+    where = place.root / name
+    pairs = zip(page.records, planned, strict=True)
+    return [parsed(data.encode(), plan, s, where) for data, s in pairs], page.column_bytes

@@ -1,0 +1,109 @@
+"""A bucket in which a store is made: the six verbs of `making/place.py` as requests on condition.
+
+`create` is a PUT with `If-None-Match: *`; `swap` and `renew` are PUTs with `If-Match` on the version that was seen.
+Each is one request, of which the service lets one of many succeed. The sha256 of what is sent goes with it, so that the
+service refuses what was altered on its way. A service that ignores conditions, of which there are several, would let
+builders overwrite each other unseen: it is found out (`probe`) and refused before anything is made there.
+
+An answer may be lost after the request was carried out, and the request made again then meets its own doing: what is
+there is then compared with what was sent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from secrets import token_hex
+
+from softlabels.errors import ConfigError, IntegrityError, RemoteError
+from softlabels.format.files import Address
+from softlabels.making.place import PROBE, Entry
+from softlabels.store.remote.addresses import writable
+from softlabels.store.remote.client import Client
+
+_HERE = "several who write there at a time would overwrite each other unseen"
+
+
+class BucketPlace:
+    """The files under `s3://BUCKET/PREFIX` or `gs://BUCKET/PREFIX`."""
+
+    def __init__(self, url: str) -> None:
+        """Nothing is asked yet.
+
+        Raises:
+            ConfigError: no such address, or one that cannot be written to file by file.
+        """
+        if not writable(url):
+            raise ConfigError(
+                f"{url}: a store cannot be built there; expected a folder, s3:// or gs:// (build in a folder, and "
+                "`softlabels push` it)"
+            )
+        self.client = Client(url, checksums=True)
+
+    @property
+    def root(self) -> Address:
+        """The address."""
+        return self.client.root
+
+    def create(self, name: str, data: bytes) -> str | None:
+        """PUT, if there is none."""
+        return self._done(name, data, lambda: self.client.put_new(name, data))
+
+    def read(self, name: str, *, limit: int) -> tuple[bytes, str]:
+        """GET."""
+        return self.client.read_version(name, limit=limit)
+
+    def list(self, folder: str, *, after: str = "") -> list[Entry]:
+        """One page of names."""
+        return [Entry(*found) for found in self.client.page(folder, after)]
+
+    def renew(self, name: str, data: bytes, version: str) -> str | None:
+        """PUT, if it is still of a version; an ETag is of the content, which must be another."""
+        return self.swap(name, data, version)
+
+    def swap(self, name: str, data: bytes, version: str) -> str | None:
+        """PUT, if it is still of a version."""
+        return self._done(name, data, lambda: self.client.put_if(name, data, version))
+
+    def remove(self, *names: str) -> None:
+        """DELETE."""
+        if names:
+            self.client.delete(list(names))
+
+    def _done(self, name: str, data: bytes, put: Callable[[], str | None]) -> str | None:
+        """Put; if that was tried more than once, and refused, it may have been done at the first try."""
+        before = self.client.repeats
+        version = put()
+        if version is None and self.client.repeats != before:
+            try:
+                found, there = self.read(name, limit=len(data))
+            except (FileNotFoundError, IntegrityError):
+                return None
+            return there if found == data else None
+        return version
+
+
+def probe(place: BucketPlace) -> None:
+    """Refuse a service that ignores preconditions, by a file of its own that is gone afterwards.
+
+    Raises:
+        RemoteError: it does, or it is out of reach.
+    """
+    name = f"{PROBE}{token_hex(8)}"
+    first = place.create(name, b"first")
+    try:
+        if first is None or place.create(name, b"second") is not None:
+            raise _ignores(place, "a file that was there was created once more", "If-None-Match")
+        second = place.swap(name, b"third", first)
+        if second is None or place.swap(name, b"fourth", first) is not None:
+            raise _ignores(
+                place, "a file was replaced that was not the one that was expected", "If-Match"
+            )
+    finally:
+        place.remove(name)
+
+
+def _ignores(place: BucketPlace, what: str, header: str) -> RemoteError:
+    return RemoteError(
+        f"{place.root}: ignores preconditions ({what}), so {_HERE}; use a service that obeys {header}, or build in a "
+        "folder and `softlabels push` it"
+    )

@@ -1,0 +1,184 @@
+"""Builders that share a bucket and are killed at random; one is stopped for longer than its claim lasts, and wakes up.
+
+    python -m tests.benchmarks.bucket --kills 100 --builders 4 --shards 400
+    python -m tests.benchmarks.bucket --kills 0 --shards 1024    # requests a shard, with leases of 16
+
+What is shown: every shard is created once and recorded once, the digests are those of a build in a folder, and how many
+requests a shard takes, counted by a proxy before the service. The service is moto's, or another with
+`AWS_ENDPOINT_URL` set and `--service`, which must have a bucket `bucket`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import random
+import re
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from softlabels.format.files import LocalFiles
+from softlabels.format.manifest import load_manifest, read_manifest
+from softlabels.store.remote.files import RemoteFiles
+from softlabels.store.verify import verify_store
+from tests.fakes import TinyTeacher, build_tiny
+from tests.faults.service import own_service
+from tests.store.s3 import Proxy, environment
+
+FORK = multiprocessing.get_context("fork")
+LEASE = 4.0
+"""Seconds after which a claim is dead here; 300 in life."""
+CHANGES: dict[str, Any] = {"shard_rows": 1, "seq_len": 24, "k": 4, "batch_tokens": 64}
+
+
+class Slow(TinyTeacher):
+    """Takes its time for each batch."""
+
+    def __init__(self, pause: float) -> None:
+        super().__init__()
+        self.pause = pause
+
+    def logits(self, rows: Any) -> Any:
+        time.sleep(self.pause)
+        yield from super().logits(rows)
+
+
+def _build(url: str, corpus: str, pause: float) -> None:
+    """One builder, in a process that nobody else's host sees."""
+    import softlabels.making.place_builder as builder
+    import softlabels.making.place_claims as claims
+
+    torch.set_num_threads(1)
+    claims.EXPIRY, claims.RENEWAL = LEASE, LEASE / 3
+    builder.LONGEST_PAUSE = 1.0
+    claims._is_gone = lambda _: False  # as if each were on a host of its own
+    build_tiny(url, corpus, teacher=Slow(pause), **CHANGES)  # type: ignore[arg-type]
+
+
+def _write_corpus(folder: Path, shards: int) -> str:
+    """Text of so many rows, a shard each, in which none occurs twice."""
+    rng = random.Random(0)
+    text = "".join(f"{rng.randrange(10**6):07d} " for _ in range(3 * shards - 2))
+    folder.mkdir()
+    (folder / "text.txt").write_text(text, encoding="utf-8")
+    return f"text:{folder}/*.txt"
+
+
+def torment(
+    folder: Path,
+    *,
+    shards: int,
+    builders: int,
+    kills: int,
+    seed: int = 0,
+    pause: float = 0.1,
+    service: str | None = None,
+) -> dict[str, object]:
+    """Build a store in a bucket by builders that are killed; returns what came of it."""
+    corpus, rng = _write_corpus(folder / "corpus", shards), random.Random(seed)
+    with (
+        own_service() if service is None else nullcontext(service) as address,
+        Proxy(address) as proxy,
+        _set(environment(proxy.url, folder / "cache")),
+    ):
+        url = f"s3://bucket/torment-{os.getpid()}"
+        begun = time.perf_counter()
+
+        def start() -> Any:
+            child = FORK.Process(target=_build, args=(url, corpus, pause))
+            child.start()
+            return child
+
+        crew = [start() for _ in range(builders)]
+        killed, paused, wakes = 0, 0, 0.0
+        while any(c.is_alive() for c in crew):
+            time.sleep(rng.uniform(0.2, 1.0))
+            if paused == 0 and _claims(proxy) >= builders and crew[0].is_alive():
+                os.kill(crew[0].pid, signal.SIGSTOP)  # with a lease in hand
+                paused, wakes = 1, time.perf_counter() + 2.5 * LEASE
+            if wakes and time.perf_counter() > wakes:
+                os.kill(crew[0].pid, signal.SIGCONT)
+                wakes = 0.0
+            if killed < kills and paused:
+                slot = rng.randrange(1, builders)
+                if crew[slot].is_alive():
+                    crew[slot].kill()
+                    crew[slot].join()
+                    killed += crew[slot].exitcode == -signal.SIGKILL
+                crew[slot] = start()
+        seconds = time.perf_counter() - begun
+        in_bucket = read_manifest(RemoteFiles(url))
+        requests = list(proxy.requests)
+    build_tiny(folder / "store", corpus, **CHANGES)
+    in_folder = load_manifest(folder / "store")
+    assert verify_store(folder / "store").problems == []
+    found = len(in_folder.shards)
+    return {
+        "shards": found,
+        "builders": builders,
+        "kills": killed,
+        "paused": paused,
+        "seconds": round(seconds, 1),
+        "exit_codes": [c.exitcode for c in crew],
+        "same_digests": in_bucket.content_digest == in_folder.content_digest
+        and [s.sha256 for s in in_bucket.shards] == [s.sha256 for s in in_folder.shards],
+        "shards_created": len(in_bucket.shards),
+        "records_created": LocalFiles(folder / "store").exists("commits/00000.json") and found,
+        "requests_per_shard": round(len(requests) / found, 2),
+        "requests": dict(Counter(map(_kind, requests)).most_common()),
+    }
+
+
+def _claims(proxy: Proxy) -> int:
+    return sum("/claims/0" in r for r in proxy.requests if r.startswith("PUT"))
+
+
+def _kind(request: str) -> str:
+    """Verb and folder."""
+    method, _, path = request.partition(" ")
+    if "list-type" in path:
+        return f"LIST {path.partition('%2F')[2].partition('%2F')[0].partition('&')[0] or 'all'}"
+    match = re.fullmatch(r"/bucket/torment-\d+/([a-z]+/|[^/]*)(.*)", path)
+    return f"{method} {match[1] if match else path}"
+
+
+@contextmanager
+def _set(values: dict[str, str]) -> Any:
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.bucket", description=__doc__)
+    parser.add_argument("--shards", type=int, default=400)
+    parser.add_argument("--builders", type=int, default=4)
+    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--pause", type=float, default=0.1, help="Seconds of the teacher.")
+    parser.add_argument("--service", help="Address of a service that speaks S3; moto's if none.")
+    with tempfile.TemporaryDirectory() as folder:
+        found = torment(Path(folder), **vars(parser.parse_args()))
+    print(json.dumps(found, indent=2))
+    return int(not found["same_digests"])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,186 @@
+"""A simulated bucket with the semantics of S3: each request is one moment, conditions are obeyed, answers take time.
+
+Requests may be throttled (503, asked again after a pause, as the client does), and an answer may be lost after the
+request was carried out. Who dies does so before a request or after it, and nobody tells it which.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import count
+from typing import Any, NamedTuple, TypeVar
+
+from sortedcontainers import SortedList
+
+from softlabels.errors import IntegrityError
+from softlabels.format.files import Address
+from softlabels.making.place import HELD, PAGE, Entry
+from tests.simulate.world import Died, World
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weather:
+    """How a service, and those who use it, behave."""
+
+    latency: float = 0.05
+    """Seconds of a request, on average."""
+    capacity: int = 3500
+    """Requests a second that are answered; others are throttled."""
+    lost: float = 1e-4
+    """Share of answers that are lost."""
+
+
+class Held(NamedTuple):
+    """An object."""
+
+    data: bytes
+    version: str
+
+
+class Bucket:
+    """All objects, for all builders."""
+
+    def __init__(self, world: World, weather: Weather) -> None:
+        self.world, self.weather = world, weather
+        self.objects: dict[str, Held] = {}
+        self.requests: Counter[str] = Counter()
+        """Of each kind, those that were throttled included."""
+        self.throttled = self.lost = 0
+        self.changed: list[str] = []
+        """Names of what was to stay as it was, and was written to again, or removed."""
+        self._names: dict[str, Any] = {}
+        self._second, self._used = -1, 0
+        self._versions = count()
+
+    def admits(self) -> bool:
+        """Whether one request more is answered in this second."""
+        second = int(self.world.now)
+        if second != self._second:
+            self._second, self._used = second, 0
+        self._used += 1
+        return self._used <= self.weather.capacity
+
+    def put(self, name: str, data: bytes) -> str:
+        """Write an object."""
+        if name not in self.objects:
+            folder = name.rpartition("/")[0]
+            self._names.setdefault(folder, SortedList()).add(name)
+        elif not name.startswith(f"{HELD}/"):
+            self.changed.append(name)
+        version = f'"{next(self._versions)}"'
+        self.objects[name] = Held(data, version)
+        return version
+
+    def drop(self, name: str) -> None:
+        """Remove an object, if it is there."""
+        if self.objects.pop(name, None) is not None:
+            self._names[name.rpartition("/")[0]].remove(name)
+            if not name.startswith(f"{HELD}/"):
+                self.changed.append(name)
+
+    def page(self, folder: str, after: str) -> list[Entry]:
+        """The first names of a folder after a name."""
+        names = self._names.get(folder)
+        if names is None:
+            return []
+        begin = names.bisect_right(after)
+        found = ((n, self.objects[n]) for n in names.islice(begin, begin + PAGE))
+        return [Entry(n, o.version, len(o.data)) for n, o in found]
+
+
+class SimulatedPlace:
+    """One builder's way to the bucket: a `Place`.
+
+    Args:
+        fate: called before and after each request; raises `Died` when its time has come, or waits.
+    """
+
+    root = Address("sim://bucket")
+
+    def __init__(self, bucket: Bucket, chance: random.Random, fate: Callable[[], None]) -> None:
+        self._bucket, self._chance, self._fate = bucket, chance, fate
+
+    def create(self, name: str, data: bytes) -> str | None:
+        """PUT, if there is none."""
+
+        def put() -> str | None:
+            return None if name in self._bucket.objects else self._bucket.put(name, data)
+
+        return self._done(f"create {name.partition('/')[0]}", name, data, put)
+
+    def read(self, name: str, *, limit: int) -> tuple[bytes, str]:
+        """GET."""
+        found, _ = self._request(
+            f"read {name.partition('/')[0]}", lambda: self._bucket.objects.get(name)
+        )
+        if found is None:
+            raise FileNotFoundError(name)
+        if len(found.data) > limit:
+            raise IntegrityError(f"{name}: {len(found.data)} bytes, expected at most {limit}")
+        return found.data, found.version
+
+    def list(self, folder: str, *, after: str = "") -> list[Entry]:
+        """One page of names."""
+        return self._request(f"list {folder}", lambda: self._bucket.page(folder, after))[0]
+
+    def renew(self, name: str, data: bytes, version: str) -> str | None:
+        """PUT, if it is still of a version."""
+        return self._swap("renew", name, data, version)
+
+    def swap(self, name: str, data: bytes, version: str) -> str | None:
+        """PUT, if it is still of a version."""
+        return self._swap("swap", name, data, version)
+
+    def remove(self, *names: str) -> None:
+        """DELETE, of a thousand at a time."""
+        for begin in range(0, len(names), PAGE):
+            self._request("remove", lambda some=names[begin : begin + PAGE]: self._drop(some))
+
+    def _drop(self, names: tuple[str, ...]) -> None:
+        for name in names:
+            self._bucket.drop(name)
+
+    def _swap(self, verb: str, name: str, data: bytes, version: str) -> str | None:
+        def put() -> str | None:
+            found = self._bucket.objects.get(name)
+            if found is None or found.version != version:
+                return None
+            return self._bucket.put(name, data)
+
+        return self._done(verb, name, data, put)
+
+    def _done(self, verb: str, name: str, data: bytes, put: Callable[[], str | None]) -> str | None:
+        """As the client of a bucket: what was asked twice, and refused, may have been done at the first try."""
+        version, repeated = self._request(verb, put)
+        if version is None and repeated:
+            found, _ = self._request("read again", lambda: self._bucket.objects.get(name))
+            return found.version if found is not None and found.data == data else None
+        return version
+
+    def _request(self, verb: str, act: Callable[[], T]) -> tuple[T, bool]:
+        """What comes of a request, and whether it was made more than once."""
+        bucket, pause, repeated = self._bucket, 0.1, False
+        while True:
+            self._fate()
+            bucket.requests[verb] += 1
+            bucket.world.sleep(self._chance.expovariate(2 / bucket.weather.latency))
+            if bucket.admits():
+                result = act()
+                bucket.world.sleep(self._chance.expovariate(2 / bucket.weather.latency))
+                self._fate()
+                if self._chance.random() >= bucket.weather.lost:
+                    return result, repeated
+                bucket.lost += 1
+            else:
+                bucket.throttled += 1
+            repeated = True
+            bucket.world.sleep(pause * self._chance.uniform(0.5, 1.0))
+            pause = min(2 * pause, 5.0)
+
+
+__all__ = ["Bucket", "Died", "Held", "SimulatedPlace", "Weather"]

@@ -1,0 +1,61 @@
+"""The shipped protocol in a simulated world: builders die, stand still and wake up late, requests are throttled."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from tests.simulate.__main__ import report
+from tests.simulate.bucket import Bucket, SimulatedPlace, Weather
+from tests.simulate.crew import Settings, Simulation
+from tests.simulate.plans import plan_of
+from tests.simulate.world import World
+from tests.store.places import check_place
+
+
+def simulated(**changes: object) -> Simulation:
+    settings = Settings(**changes)  # type: ignore[arg-type]
+    simulation = Simulation(settings, plan_of(settings.shards))
+    simulation.run()
+    return simulation
+
+
+def test_the_simulated_bucket_is_a_place():
+    world, passed = World(), []
+    bucket = Bucket(world, Weather(lost=0.2))
+
+    def check() -> None:
+        chance = random.Random(0)
+        check_place(lambda: SimulatedPlace(bucket, chance, lambda: None), threads=0)
+        passed.append(True)
+
+    world.start(check)
+    world.run(until=lambda: False)
+    assert passed
+    assert bucket.lost > 0
+
+
+def test_deaths_stalls_and_lost_answers_lose_nothing_and_write_nothing_twice():
+    world = {"deaths_per_hour": 3.0, "stalls_per_hour": 12.0, "weather": Weather(lost=0.02)}
+    simulation = simulated(builders=8, shards=120, **world)
+    found = report(simulation)
+    assert simulation.deaths > 5
+    assert simulation.stalls > 5
+    assert found["lost"] == found["written_again"] == 0
+    assert simulation.finished == 1
+    assert found["made_twice"] > 0  # what a takeover from a living builder costs
+
+
+def test_throttled_requests_are_made_again():
+    weather = Weather(capacity=2)
+    found = report(simulated(builders=12, shards=60, deaths_per_hour=0.0, weather=weather))
+    assert found["throttled"] > 0
+    assert found["lost"] == found["written_again"] == found["made_twice"] == 0
+
+
+@pytest.mark.slow
+def test_a_shard_takes_few_requests_where_builders_are_many():
+    found = report(simulated(builders=100, shards=10_000))
+    assert found["lost"] == found["written_again"] == 0
+    assert found["requests_per_shard"] <= 5.0
