@@ -12,9 +12,10 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
+from softlabels.core.durable import explained, make_folder
 from softlabels.core.progress import Reporter
 from softlabels.format.manifest import Plan
-from softlabels.making.claims import CLAIMS, Claims
+from softlabels.making.claims import CLAIMS, Claims, at_work
 from softlabels.making.plan import begun, check_folder
 
 SHORTEST_PAUSE, LONGEST_PAUSE = 0.1, 5.0
@@ -73,6 +74,11 @@ def planning(
                 finally:
                     _leave(store, new)
                 return
+            if not at_work(store):  # the folder is gone, or there can be none
+                with explained(store):
+                    make_folder(store / CLAIMS)
+                time.sleep(SHORTEST_PAUSE)
+                continue
             if pause == SHORTEST_PAUSE:
                 report.notice("waiting: another builder plans the shards")
             time.sleep(pause)
