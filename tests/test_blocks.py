@@ -196,6 +196,8 @@ def run_line(line: str) -> None:
     if line.startswith("pip install") or re.match(r"\w+=\$\(", line):
         return  # extras are looked at above; a name is set by `smaller`
     program, *words = shlex.split(line)
+    if words[:1] == ["run"] and not {"--steps", "--epochs"} & set(words):
+        words += ["--steps", "2"]  # instead of the default, a thousand
     if program in page_ground.MAINS:
         result = page_ground.invoke(program, words)
         if "which is not installed" in result.output:
