@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from softlabels.core.progress import Silent
-from softlabels.errors import ConfigError
+from softlabels.errors import ConfigError, RunError
 from tests.fakes import build_tiny, write_corpus
 from tests.students import llama
 from trainers.cli import main
@@ -159,12 +159,33 @@ def test_a_sweep_trains_goes_on_and_tells_what_failed(tmp_path):
     assert [e["runs"] for e in found["entries"]] == [1, 1]
     logs = {p: p.read_bytes() for p in (tmp_path / "sweep").glob("*/metrics.jsonl")}
 
-    # one more value, and one that cannot be trained: what is there is left as it is
-    (tmp_path / "sweep" / "lr-0.1").mkdir()
-    (tmp_path / "sweep" / "lr-0.1" / "thesis.tex").write_text("mine")
-    more = CliRunner().invoke(main, [*flags, *vary, "--vary", "lr=0.002", "--vary", "lr=0.1"])
+    # one more value, and a student that cannot be made: what is there is left as it is
+    bad = [
+        "--vary",
+        f"student=hf-config:{tmp_path / 'student.json'}",
+        "--vary",
+        "student=hf:nowhere",
+    ]
+    more = CliRunner().invoke(main, [*flags, *vary[:2], *bad])
     assert more.exit_code == 1
-    assert "1 of 4 runs did not end well (lr-0.1;" in more.output
+    assert "1 of 2 runs did not end well (lr-0.001,student-hf-nowhere;" in more.output
     assert {p: p.read_bytes() for p in logs} == logs
-    assert (tmp_path / "sweep" / "lr-0.002" / "student").is_dir()
-    assert (tmp_path / "sweep" / "lr-0.1" / "thesis.tex").read_text() == "mine"
+    assert (tmp_path / "sweep" / "lr-0.001,student-student.json" / "student").is_dir()
+
+
+@pytest.mark.parametrize("name", ["thesis.tex", "student/config.json", "run.json"])
+def test_a_folder_of_something_else_is_refused_and_left_alone(tmp_path, name):
+    path = tmp_path / "sweep" / name
+    path.parent.mkdir(parents=True)
+    path.write_text("mine")
+    with pytest.raises(RunError, match=f"holds {name.split('/')[0]}, which is no run of a sweep"):
+        sweep(members("seed=0"), tmp_path / "sweep", reporter=Silent(), run=lambda *_: True)
+    assert [p.name for p in (tmp_path / "sweep").rglob("*") if p.is_file()] == [path.name]
+    assert path.read_text() == "mine"
+
+
+def test_what_a_killed_run_left_is_gone_on_with(tmp_path):
+    (tmp_path / "sweep" / "seed-0").mkdir(parents=True)
+    (tmp_path / "sweep" / "seed-0" / ".softtrain.lock").touch()
+    found = sweep(members("seed=0"), tmp_path / "sweep", reporter=Silent(), run=lambda *_: False)
+    assert [o.member.name for o in found] == ["seed-0"]

@@ -79,6 +79,13 @@ def read_run(run: Path, *, resume: bool) -> dict[str, Any] | None:
     return read_run_record(run)
 
 
+def is_run(folder: Path) -> bool:
+    """Whether a folder is that of a run, or one in which a run was killed before it began."""
+    if not folder.is_dir() or folder.is_symlink():
+        return False
+    return (folder / RUN_RECORD).exists() or all(_is_ours(p.name) for p in folder.iterdir())
+
+
 def _is_ours(name: str) -> bool:
     """Whether a run that was killed before `run.json` leaves a file of that name."""
     return name in (LOCK, ".tmp-run.json") or is_temporary(name)

@@ -20,8 +20,9 @@ import msgspec
 from softlabels.core.own_process import own_environment, own_module
 from softlabels.core.progress import Reporter
 from softlabels.core.settings import flag_of, flags_of, from_sources, read_toml
-from softlabels.errors import ConfigError
+from softlabels.errors import ConfigError, RunError
 from trainers.run.config import RunConfig
+from trainers.run.folder import is_run
 from trainers.run.summary import summary_of
 
 VARY = "vary"
@@ -135,6 +136,21 @@ def in_a_process(member: Member, out: Path) -> bool:
     return ended.returncode == 0
 
 
+def check_sweep(out: Path) -> None:
+    """Refuse a folder that holds anything but runs.
+
+    Raises:
+        RunError: names what was found.
+    """
+    if out.exists() and not out.is_dir():
+        raise RunError(f"{out}: is a file; choose another --out")
+    for path in sorted(out.iterdir()) if out.is_dir() else ():
+        if not is_run(path):
+            raise RunError(
+                f"{out}: holds {path.name}, which is no run of a sweep; choose another --out"
+            )
+
+
 def sweep(
     members: Sequence[Member],
     out: Path,
@@ -142,7 +158,12 @@ def sweep(
     reporter: Reporter,
     run: Callable[[Member, Path], bool] = in_a_process,
 ) -> list[Outcome]:
-    """Train each member in a folder of `out`, one after the other; what fails does not stop the others."""
+    """Train each member in a folder of `out`, one after the other; what fails does not stop the others.
+
+    Raises:
+        RunError: `out` holds something else than runs.
+    """
+    check_sweep(out)
     found = []
     for i, member in enumerate(members):
         reporter.notice(f"run {i + 1} of {len(members)}: {member.name}")
