@@ -31,7 +31,11 @@ PAIRS = [
         softlabels.build,
         softlabels_main.commands["build"],
         BuildConfig,
-        {"dry_run": "a command of its own", "price_per_hour": "belongs to --dry-run"},
+        {
+            "dry_run": "a command of its own",
+            "price_per_hour": "belongs to --dry-run",
+            "purpose": "chooses settings, which a program gives itself",
+        },
     ),
     (
         softlabels.measure,

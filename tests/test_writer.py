@@ -75,9 +75,10 @@ def test_at_most_two_shards_exist_however_slow_the_disk(corpus, tmp_path, monkey
 def test_an_error_of_the_writer_stops_the_teacher_in_the_midst_of_a_shard(
     corpus, tmp_path, monkeypatch
 ):
-    failed = threading.Event()
+    begun, failed = threading.Event(), threading.Event()
 
     def fail(*_):
+        begun.wait(timeout=30)
         failed.set()
         raise StoreError("the disk is full")
 
@@ -86,6 +87,7 @@ def test_an_error_of_the_writer_stops_the_teacher_in_the_midst_of_a_shard(
 
         def logits(self, rows):
             if self.seen >= 8 * 63:
+                begun.set()
                 failed.wait(timeout=30)
                 time.sleep(0.1)
             self.rows += len(rows)

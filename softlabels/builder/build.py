@@ -118,13 +118,11 @@ def build_at(
         identity = None if planned is None else planned.identity
         config = with_found_k(config, corpora, teacher, identity, watched)
         plan, files = plan_build(config, corpora, teacher, watched, planned)
-        if planned is None:
-            plan = site.begin(plan, files, report)
-        else:
+        if planned is not None:
             check_same_job(site.root, planned, plan, command="build")
-            plan = planned
-    if not site.has_shards():
-        compare_engine(config, teacher, corpora, report)
+        if planned is None or not site.has_shards():
+            compare_engine(config, teacher, corpora, watched)
+        plan = site.begin(plan, files, report) if planned is None else planned
     job = Taught(config, site.folder, teacher=teacher, corpora=corpora)
     manifest = site.make(job, plan, report, share)
     for remark in job.remarks():

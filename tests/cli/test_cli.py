@@ -95,7 +95,6 @@ def test_what_click_requires(run, command, missing):
 @pytest.mark.parametrize(
     ("run", "command"),
     [
-        (softlabels_, ["build", "--out"]),
         (softlabels_, ["repair"]),
         (softlabels_, ["push"]),
         (softlabels_, ["pull", "s3://bucket/x"]),
@@ -145,7 +144,7 @@ def test_build_without_a_flag_it_needs(missing, tmp_path):
             ["--estimator", "best"],
             "--estimator 'best': expected one of dense, rs, sampled, systematic, topk, topp",
         ),
-        (["--values", "int8"], "--values 'int8': expected one of counts, float16, float32"),
+        (["--values", "int8"], "--values 'int8': expected one of companded, counts, float16"),
         (["--corpus", "csv:x"], "softlabels.corpora: nothing is called 'csv'; known: dataset,"),
         (["--corpus", "x.txt"], "--corpus x.txt: no such file"),
         (["--teacher", "gpt:x"], "softlabels.teachers: nothing is called 'gpt'; known: hf,"),

@@ -26,6 +26,7 @@ GIVEN = {
     "--student": "hf:x",
     "--store": "x",
     "--prompts": "x",
+    "--vary": "lr=0.001",
 }
 
 
