@@ -42,8 +42,8 @@ PURPOSES: Mapping[str, Purpose] = {
         "a student that is far from its teacher learns the mean of many positions, so draws count, not exact heads",
     ),
     "near": Purpose(
-        {"estimator": "topk", "k": 50, "profile": "packed"},
-        "a student that is already near its teacher differs from it by less than the noise of a sample",
+        {"estimator": "sampled", "k": 12, "profile": "packed"},
+        "a student near its teacher learnt as much from 12 sampled ids as from the likeliest 50 and their tail",
     ),
     "inspect": Purpose(
         {"estimator": "topk", "k": 50, "temperature": (1.0, 2.0), "profile": "open"},

@@ -188,8 +188,10 @@ def _files(
             None,
             Chosen(key="seq_len", value=presets.seq_len, why="as the store that is trained on"),
             Chosen(
-                key="for", value="near", why="exact heads, so that a student's distance is measured"
+                key="estimator", value="topk", why="exact heads: a student's distance is measured"
             ),
+            Chosen(key="k", value=50, why=""),
+            Chosen(key="profile", value="packed", why=""),
             None,
             shared[1],
         ]
