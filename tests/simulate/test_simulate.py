@@ -52,7 +52,9 @@ def test_throttled_requests_are_made_again():
     found = report(simulated(builders=12, shards=60, deaths_per_hour=0.0, weather=weather))
     assert found["throttled"] > 0
     assert found["lost"] == found["written_again"] == 0
-    assert found["made_twice"] <= 6  # a renewal that is put off for too long costs work, and nothing else
+    assert (
+        found["made_twice"] <= 6
+    )  # a renewal that is put off for too long costs work, and nothing else
 
 
 @pytest.mark.slow
