@@ -326,6 +326,7 @@ def build_place() -> None:
     """A packed build in a place that is a folder; a dictionary is trained; who planned died."""
     import softlabels.making.dictionary
     import softlabels.making.place_claims
+    from softlabels.core.durable import sweep
     from softlabels.core.records import canonical
     from softlabels.making.claims import Holder
     from softlabels.making.place import FolderPlace
@@ -340,6 +341,9 @@ def build_place() -> None:
             dead = dataclasses.replace(Holder.here(), started="1")
             place.create(f"claims/{PLANNING}.json", canonical(dead))
         _build_over(place, Path("scratch"))
+        sweep(
+            Path("out")
+        )  # a bucket holds nothing temporary; who finishes a folder sweeps it
 
     _as_command(work)
 

@@ -117,8 +117,7 @@ WRITERS: dict[str, Writer] = {
             name="build, in a place",
             ground="ground_text",
             job="build_place",
-            # in a bucket nothing is temporary, so nothing sweeps; a folder stands in for one here alone
-            untold=("scratch/*", "*/quarantine/*", "*/.tmp-*"),
+            untold=("scratch/*", "*/quarantine/*"),
             passing=("*/claims", "*/claims/*", "scratch", "scratch/*"),
         ),
         Writer(name="build, in a bucket", ground="ground_text", job="build_bucket", remote=True),
