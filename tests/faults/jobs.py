@@ -341,9 +341,7 @@ def build_place() -> None:
             dead = dataclasses.replace(Holder.here(), started="1")
             place.create(f"claims/{PLANNING}.json", canonical(dead))
         _build_over(place, Path("scratch"))
-        sweep(
-            Path("out")
-        )  # a bucket holds nothing temporary; who finishes a folder sweeps it
+        sweep(Path("out"))  # a bucket holds nothing temporary; who finishes a folder sweeps it
 
     _as_command(work)
 
