@@ -22,9 +22,11 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # before torch is imported: all cores a
 if MEMORY.is_dir() and shutil.disk_usage(MEMORY).free > ROOM:
     os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
 
-settings.register_profile("fast", max_examples=25, deadline=None)
-settings.register_profile("thorough", max_examples=300, deadline=None)
-settings.load_profile("fast")  # the other: `pytest --hypothesis-profile thorough`, as .ci/run does
+# The suite says the same each time it is run; new examples are looked for with --hypothesis-profile explore.
+settings.register_profile("fast", max_examples=25, deadline=None, derandomize=True)
+settings.register_profile("thorough", max_examples=300, deadline=None, derandomize=True)  # .ci/run
+settings.register_profile("explore", max_examples=2000, deadline=None)
+settings.load_profile("fast")
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:

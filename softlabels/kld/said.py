@@ -19,6 +19,8 @@ from softlabels.kld.positions import Float64, Int64
 
 COMPUTED = 2.0**-18
 """Nats: what single precision makes of logits up to some 60, on either side, is within it."""
+ROUNDED_AS_READ = 3 * 2.0**-24
+"""Of a log-probability's size: a gap is rounded to single precision as it is made, stored and read."""
 LEAST_MASS = 1e-300
 
 
@@ -73,7 +75,7 @@ def slack(targets: SoftTargets, encoding: EncodingRecord) -> Float64:
         inside = np.maximum(p.sum(1), LEAST_MASS)
         shift = np.log(np.maximum((p * np.exp(error[:, :-1])).sum(1) / inside, 1.0)) + error[:, -1]
         error[:, :-1] += shift[:, None]
-    return np.where(known, error + COMPUTED, 0.0)
+    return np.where(known, error + COMPUTED + ROUNDED_AS_READ * size, 0.0)
 
 
 def tail_entropy(log_p: Float64, slack: Float64, targets: SoftTargets) -> Float64:
