@@ -132,6 +132,7 @@ INVOCATIONS: dict[str, Callable[[Path], list[str]]] = {
         *("export", f"{g}/run", "--heldout", f"{g}/other", "--format", "safetensors"),
     ],
     "softtrain generate": lambda g: ["generate", f"{g}/run", "--prompts", f"{g}/prompts.jsonl"],
+    "softtrain opd": lambda g: ["opd", f"{g}/run", "--prompts", f"{g}/prompts.jsonl"],
     "softtrain report": lambda g: ["report", f"{g}/run", "--store", f"{g}/other"],
     "softtrain watch": lambda g: ["watch", f"{g}/run", "--once"],
     "softtrain run": lambda g: [
@@ -155,8 +156,9 @@ FILES = {
 }
 """Their `--out` is a file, of such a name."""
 
-UNTRIED = {"softlabels demo", "softtrain generate", "softtrain sweep"}
-"""Minutes with the real teacher; a tokenizer that is more than bytes; writes as `run` does, into folders of its own."""
+UNTRIED = {"softlabels demo", "softtrain generate", "softtrain opd", "softtrain sweep"}
+"""Minutes with the real teacher; a tokenizer that is more than bytes (twice); writes as `run` does, into folders of its
+own."""
 
 SHAPES = {
     "a dataset": ["data/train-00000-of-00001.parquet", "README.md"],

@@ -67,6 +67,7 @@ ELSEWHERE = {
     "softlabels pull": "tests/store/remote",
     "softlabels sign": "needs a key; amends as card does",
     "softtrain latency": "prints",
+    "softtrain opd": "tests/trainers/test_opd.py; of generate, build and run, in folders of its own",
     "softtrain sweep": "tests/trainers/test_sweep.py; of softtrain run, in processes of its own",
 }
 MAINS = {"softlabels": softlabels, "softtrain": softtrain}

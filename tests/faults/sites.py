@@ -78,6 +78,7 @@ READ_ONLY = {
 COMPOSED = {
     "softlabels demo": "runs the other commands, which the table has; its own file is a writer of the table",
     "softtrain latency": "measures in a scratch folder of the operating system's, and prints",
+    "softtrain opd": "does what generate, build and run do, which the table has; its record is written as run.json is",
     "softtrain sweep": "runs `softtrain run`, which the table has, in processes of its own",
 }
 """Commands that are no writers of their own."""

@@ -10,6 +10,7 @@ from trainers.cli.evaluate import eval_command
 from trainers.cli.export import export_command
 from trainers.cli.generate import generate_command
 from trainers.cli.latency import latency_command
+from trainers.cli.opd import opd_command
 from trainers.cli.report import report_command
 from trainers.cli.run import run_command
 from trainers.cli.student import student_command
@@ -30,5 +31,6 @@ main.add_command(eval_command)
 main.add_command(export_command)
 main.add_command(latency_command)
 main.add_command(generate_command)
+main.add_command(opd_command)
 main.add_command(report_command)
 main.add_command(watch_command)
