@@ -6,6 +6,7 @@ import pytest
 
 from softlabels.builder.config import BuildConfig
 from softlabels.builder.purposes import CHOSEN, PURPOSES, purpose_of
+from softlabels.cli.main import main
 from softlabels.codecs import CODECS
 from softlabels.errors import ConfigError
 from softlabels.kld.reference_config import ReferenceConfig
@@ -69,3 +70,24 @@ def test_a_reference_is_what_the_command_makes():
     for name in ("k", "shard_rows"):
         assert getattr(config, name) == getattr(made, name)
     assert config.stored_values == CODECS.spelled(made.values)
+
+
+@pytest.mark.parametrize(
+    ("estimator", "k"),
+    [("sampled", 12), ("systematic", 35), ("rs", 35), ("topk", 50), ("topp?top-p=0.9", 50)],
+)
+def test_a_k_that_is_not_given_is_the_estimators_own_and_the_help_says_it(estimator, k):
+    flags = BUILD | {"estimator": estimator.partition("?")[0]}
+    if "?" in estimator:
+        flags["top_p"] = 0.9
+    assert BuildConfig.from_sources(None, flags).k == k
+    assert BuildConfig.from_sources(None, flags | {"k": 4}).k == 4
+    (option,) = [p for p in main.commands["build"].params if p.name == "k"]
+    said = " ".join(option.help.split())
+    (what,) = [part for part in said.partition("Default")[2].split(",") if f"{k} for" in part]
+    assert flags["estimator"] in what
+
+
+def test_an_estimator_without_a_default_asks_for_k():
+    with pytest.raises(ConfigError, match="--k is missing: --estimator dense needs it"):
+        BuildConfig.from_sources(None, BUILD | {"estimator": "dense"})

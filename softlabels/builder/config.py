@@ -56,8 +56,9 @@ class BuildConfig:
     estimator: Targets[str] = "sampled"
     """What to keep of each distribution: `sampled`, `systematic`, `topk`, `topp`, `rs` or `dense`, or one that is
     installed, with parameters of its own as in `NAME?parameter=value`."""
-    k: Targets[int] = 12
-    """Ids kept at each position; the most for `topp`, the draws for `systematic` and `rs`, all V for `dense`."""
+    k: Targets[int | None] = None
+    """Ids kept at each position; the most for `topp`, the draws for `systematic` and `rs`, all V for `dense`. Default
+    12 for `sampled`, 35 for `systematic` and `rs`, 50 for `topk` and `topp`."""
     mean_k: Targets[float | None] = None
     """Ids to keep at a position on average: takes the --k that does so on the first rows, for `systematic` and `rs`."""
     top_p: Targets[float | None] = None
@@ -153,7 +154,7 @@ class BuildConfig:
         object.__setattr__(
             self, "corpus", tuple(DOMAINS.load(self.domain).maker.spelled(self.corpus))
         )
-        self.make_estimator()
+        object.__setattr__(self, "k", self.make_estimator().k)
         spelled = ESTIMATORS.spelled(self.estimator, **self._estimator_flags)
         object.__setattr__(self, "estimator", spelled)
         if self.values is not None:

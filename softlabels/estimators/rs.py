@@ -29,7 +29,7 @@ class RandomSampling(Estimator):
     counts: ClassVar[bool] = True
     deals: ClassVar[bool] = True
 
-    k: int
+    k: int = 35
     """Draws at each position: the most distinct ids that can be kept."""
     temperatures: tuple[float, ...] = (1.0,)
     """Exactly one: where the teacher is drawn from."""

@@ -37,7 +37,7 @@ class Sampled(Estimator):
     uniforms: ClassVar[int] = 1
     deals: ClassVar[bool] = True
 
-    k: int
+    k: int = 12
     """Ids kept at each position."""
     temperatures: tuple[float, ...] = (1.0,)
     """Exactly one: a sample is unbiased at the temperature that it was drawn at, and at no other."""

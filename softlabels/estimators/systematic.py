@@ -42,7 +42,7 @@ class Systematic(Estimator):
     uniforms: ClassVar[int] = 1
     deals: ClassVar[bool] = True
 
-    k: int
+    k: int = 35
     """Draws at each position: the most distinct ids that can be kept."""
     temperatures: tuple[float, ...] = (1.0,)
     """Exactly one: where the teacher is drawn from."""

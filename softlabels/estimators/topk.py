@@ -32,7 +32,7 @@ class TopK(Estimator):
     takes_lists: ClassVar[bool] = True
     deals: ClassVar[bool] = True
 
-    k: int
+    k: int = 50
     """Ids kept at each position."""
     temperatures: tuple[float, ...] = (1.0,)
     """The grid. 1 must be in it."""

@@ -29,7 +29,7 @@ class TopP(Estimator):
     gives_whole: ClassVar[bool] = True
     deals: ClassVar[bool] = True
 
-    k: int
+    k: int = 50
     """Ids kept at a position, at most."""
     top_p: float
     """Mass at T=1 that the kept ids reach, unless `k` ends them."""

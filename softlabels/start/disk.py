@@ -22,7 +22,7 @@ def bytes_each(config: BuildConfig, vocab_size: int = MEASURED_VOCABULARY) -> fl
     estimator = config.make_estimator()
     return bytes_per_position(
         estimator=config.estimator,
-        k=min(config.k, vocab_size),
+        k=min(estimator.k, vocab_size),
         vocab_size=vocab_size,
         sample=estimator.keeps.sample,
         temperatures=len(config.temperature),

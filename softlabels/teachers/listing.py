@@ -110,7 +110,7 @@ def check_listing(config: BuildConfig, estimator: Estimator, teacher: Teacher) -
         raise ConfigError(f"--temperature {grid}: {why}, so the tail at another is unknown; use 1")
     if config.positions is not None and config.positions.startswith("entropy"):
         raise ConfigError(f"--positions {config.positions}: {why}; use random:SHARE")
-    teacher.listing.check_k(config.k)
+    teacher.listing.check_k(estimator.k)
 
 
 def listed_of(
