@@ -2,6 +2,8 @@
 
     softlabels demo --out demo-out
     python tests/benchmarks/recipes.py --demo demo-out --seeds 0 1 2
+    softlabels states demo-out/train-store --teacher hf:TEACHER --out states
+    python tests/benchmarks/recipes.py --demo demo-out --seeds 0 1 2 --teacher-states states    # and full distillation
 
 Each recipe is NAME=STORE:ALPHA (a store folder and the share of the soft loss; alpha 0 is hard labels only).
 All recipes of one seed start from the same weights and see the same rows in the same order (the order
@@ -22,6 +24,8 @@ from pathlib import Path
 from softlabels.cli import demo
 
 METRICS = ("nll", "ece", "kl", "agreement")
+FULL = "full"
+"""Recipe that learns from the teacher's whole distribution."""
 
 
 def softtrain(*arguments: object) -> str:
@@ -32,12 +36,14 @@ def softtrain(*arguments: object) -> str:
 def one(
     args: argparse.Namespace, name: str, store: str, alpha: float, seed: int
 ) -> dict[str, float]:
+    states = ("--teacher-states", args.teacher_states) if name == FULL else ()
     run = args.out / f"{name}-seed{seed}"
     start = time.perf_counter()
     softtrain(
         *("run", "--store", store, "--student", f"hf-config:{args.demo / 'student.json'}"),
         *("--out", run, "--alpha", alpha, "--seed", seed, "--steps", args.steps, "--lr", args.lr),
         *("--batch-size", demo.BATCH_SIZE, "--checkpoint-every", args.steps, "--resume"),
+        *states,
     )
     seconds = time.perf_counter() - start
     found = json.loads(softtrain("eval", run, "--store", args.demo / "heldout-store"))
@@ -55,10 +61,15 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=demo.STEPS)
     parser.add_argument("--lr", type=float, default=demo.LR)
+    parser.add_argument(
+        "--teacher-states", type=Path, help="adds full distillation, at the demo's alpha"
+    )
     parser.add_argument("--recipe", action="append", help="NAME=STORE:ALPHA, repeatable")
     args = parser.parse_args()
     store = args.demo / "train-store"
     recipes = args.recipe or [f"soft+hard={store}:{demo.ALPHA}", f"hard={store}:0"]
+    if args.teacher_states:
+        recipes.append(f"{FULL}={store}:{demo.ALPHA}")
     results: dict[str, list[dict[str, float]]] = {}
     for seed in args.seeds:
         for recipe in recipes:
