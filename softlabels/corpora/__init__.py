@@ -24,7 +24,10 @@ from softlabels.errors import ConfigError, CorpusError
 BEGIN = 8
 """Documents that are read before anything else is done."""
 Message = dict[str, Any]
-"""`{"role": "user" | "assistant" | "system" | …, "content": str}`."""
+"""`{"role": "user" | "assistant" | "system" | "tool" | …, "content": str}`, and what else its template knows:
+`tool_calls`, …"""
+Tool = dict[str, Any]
+"""What an assistant may call, as chat templates take it: `{"type": "function", "function": {"name", …}}`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +38,8 @@ class Document:
     """For messages: `FILE`, `FILE:LINE`, or, where a file has rows, `FILE:ROW`, counted from 0."""
     text: str | None = None
     messages: tuple[Message, ...] | None = None
+    tools: tuple[Tool, ...] = ()
+    """Of a conversation: what the assistant may call."""
     prompt: str | None = None
     completion: str | None = None
     """Text of which only the completion is to be learnt; both or neither are there."""

@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from softlabels.core.rows import BEGINNING, Cursor, Location, Row
-from softlabels.corpora import Corpus, Document, Message, documents_of
+from softlabels.corpora import Corpus, Document, Message, Tool, documents_of
 from softlabels.errors import ConfigError, CorpusError
 
 
@@ -47,7 +47,9 @@ class Tokenizer(Protocol):
     def encode_completion(self, prompt: str, completion: str) -> Tokenized:
         """Tokenise both as one document, of which the completion and the end are to be learnt."""
 
-    def encode_chat(self, messages: Sequence[Message], *, where: str) -> Tokenized:
+    def encode_chat(
+        self, messages: Sequence[Message], *, where: str, tools: Sequence[Tool] = ()
+    ) -> Tokenized:
         """Render a conversation with the chat template and tokenise it."""
 
 
@@ -123,7 +125,8 @@ def _tokens(document: Document, tokenizer: Tokenizer) -> Tokenized:
         assert document.learn is not None
         return Tokenized(input_ids=document.ids, learn=document.learn)
     if document.messages is not None:
-        return tokenizer.encode_chat(document.messages, where=document.where)
+        more = {"tools": document.tools} if document.tools else {}  # not all tokenizers know them
+        return tokenizer.encode_chat(document.messages, where=document.where, **more)
     if document.completion is not None:
         return tokenizer.encode_completion(document.prompt or "", document.completion)
     return tokenizer.encode(document.text or "")

@@ -21,7 +21,7 @@ from softlabels.errors import CorpusError
 
 ROWS = 256
 """Read at a time."""
-LABEL = "label"
+LABEL, TOOLS = "label", "tools"
 ROW_KINDS = tuple(k for k in KINDS if "words" not in k.needs)
 TEXT = next(k for k in KINDS if k.needs == ("text",))
 
@@ -160,7 +160,8 @@ def _one_column(schema: pa.Schema, name: str, where: str) -> Columns:
         )
     turns = kind.value_type
     made = conversation([turns.field(i).name for i in range(turns.num_fields)])
-    return Columns(made, [name], {name: made.needs[0]})
+    beside = [n for n in made.may if n == TOOLS and n != name and n in schema.names]
+    return Columns(made, [name, *beside], {name: made.needs[0], TOOLS: TOOLS})
 
 
 def _plain(kind: Any) -> Any:
@@ -203,9 +204,7 @@ def documents_in(
 
 
 def _present(value: Any) -> Any:
-    """Turns without null fields: a struct has every field of the column, a turn has its own."""
-    if not isinstance(value, list):
-        return value
-    return [
-        {k: v for k, v in m.items() if v is not None} if isinstance(m, dict) else m for m in value
-    ]
+    """Turns without null fields, at any depth: a struct has every field of the column, a turn has its own."""
+    if isinstance(value, dict):
+        return {k: _present(v) for k, v in value.items() if v is not None}
+    return [_present(v) for v in value] if isinstance(value, list) else value

@@ -3,7 +3,8 @@
 JSON lines, Parquet and saved datasets all come through here, so that a kind is known to all of them or to none.
 
     {"text": …}                                 a text; with "label", the name or number of its class
-    {"messages": [{"role", "content"}, …]}      a conversation, rendered with the teacher's chat template
+    {"messages": [{"role", "content"}, …]}      a conversation, rendered with the teacher's chat template; with "tools",
+                                                those that the assistant may call
     {"words": […], "labels": […]}               a text in words, each with a class
     {"prompt": …, "completion": …}              a text of which only the completion is learnt; no template
     {"source": …, "target": …}                  the same, also for an encoder and a decoder
@@ -15,11 +16,12 @@ A record that has one of the first three is of that kind, whatever else it holds
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from softlabels.corpora import Document, Message
+from softlabels.corpora import Document, Message, Tool
 from softlabels.errors import CorpusError
 
 Fields = Mapping[str, Any]
@@ -72,18 +74,43 @@ def _text(record: Fields, where: str) -> Document:
 
 
 def _messages(record: Fields, where: str) -> Document:
-    return Document(where=where, messages=_checked(record["messages"], where))
+    messages = _checked(record["messages"], where)
+    return Document(where=where, messages=messages, tools=tools_of(record.get("tools"), where))
 
 
 def _checked(messages: Any, where: str) -> tuple[Message, ...]:
     if not isinstance(messages, list):
         raise CorpusError(f'{where}: "messages" is {type(messages).__name__}, expected a list')
-    for i, m in enumerate(messages):
-        if not isinstance(m, dict) or not isinstance(m.get("role"), str):
-            raise CorpusError(f'{where}: message {i} has no "role"')
-        if not isinstance(m.get("content"), str):
-            raise CorpusError(f'{where}: message {i} has no "content" string')
-    return tuple(messages)
+    return tuple(_message(m, i, where) for i, m in enumerate(messages))
+
+
+def _message(m: Any, number: int, where: str) -> Message:
+    """A turn; one that only calls tools may have no content, which templates want to be empty."""
+    if not isinstance(m, dict) or not isinstance(m.get("role"), str):
+        raise CorpusError(f'{where}: message {number} has no "role"')
+    if m.get("content") is None and m.get("tool_calls"):
+        return m | {"content": ""}
+    if not isinstance(m.get("content"), str):
+        raise CorpusError(f'{where}: message {number} has no "content" string')
+    return m
+
+
+def tools_of(value: Any, where: str) -> tuple[Tool, ...]:
+    """What an assistant may call: a list, or the JSON of one, as data sets keep it; none if there is no value.
+
+    Raises:
+        CorpusError: it is something else.
+    """
+    if isinstance(value, str) and value.strip():
+        try:
+            value = json.loads(value)
+        except ValueError as e:
+            raise CorpusError(f'{where}: "tools" is text and no JSON ({e})') from e
+    if not value:
+        return ()
+    if not isinstance(value, list) or not all(isinstance(t, dict) for t in value):
+        raise CorpusError(f'{where}: "tools" is no list of objects, each a tool')
+    return tuple(value)
 
 
 def _words(record: Fields, where: str) -> Document:
@@ -182,7 +209,7 @@ def _label(value: Any, where: str) -> str | int | None:
 
 KINDS = (
     Kind(("text",), ("label",), _text, first=True, called="texts"),
-    Kind(("messages",), (), _messages, first=True, called="conversations"),
+    Kind(("messages",), ("tools",), _messages, first=True, called="conversations"),
     Kind(("words",), ("labels",), _words, first=True, called="texts in words"),
     Kind(("prompt", "completion"), (), _completion, called="prompts with completions"),
     Kind(("source", "target"), (), _pair, called="sources with targets"),

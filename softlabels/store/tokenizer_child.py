@@ -59,9 +59,11 @@ def template() -> Callable[[str], Callable[[Any], str]]:
     def load(data: str) -> Callable[[Any], str]:
         source, variables = json.loads(data)
 
-        def render(messages: Any) -> str:
+        def render(request: Any) -> str:
+            messages, tools = request
             rendered = render_jinja_template(
                 conversations=[messages],
+                tools=tools or None,
                 chat_template=source,
                 add_generation_prompt=True,
                 **variables,

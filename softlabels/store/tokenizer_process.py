@@ -139,9 +139,11 @@ class ChatTemplate(_Limited):
         data = json.dumps([source, dict(variables)]).encode()
         super().__init__("template", data, where=where, what="chat template")
 
-    def render(self, messages: list[dict[str, Any]]) -> str:
+    def render(
+        self, messages: list[dict[str, Any]], tools: Sequence[Mapping[str, Any]] = ()
+    ) -> str:
         """The text of a conversation; `TokenizerError` if the template refuses it, or takes too much."""
-        return self._text(messages, "rendering a conversation")
+        return self._text([messages, list(tools)], "rendering a conversation")
 
 
 def _environment() -> dict[str, str]:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from softlabels.capture import Job, Kept
     from softlabels.core.linear_head import LinearHead
-    from softlabels.corpora import Message
+    from softlabels.corpora import Message, Tool
     from softlabels.corpora.packing import Tokenized
     from softlabels.teachers.listing import ListingTeacher
 
@@ -70,8 +70,10 @@ class TeacherTokenizer:
         """Tokenise both as one document, of which the completion and the end are to be learnt."""
         raise self._missing("completions")
 
-    def encode_chat(self, messages: Sequence[Message], *, where: str) -> Tokenized:
-        """Render a conversation with the chat template and tokenise it."""
+    def encode_chat(
+        self, messages: Sequence[Message], *, where: str, tools: Sequence[Tool] = ()
+    ) -> Tokenized:
+        """Render a conversation, and the tools that the assistant has, with the chat template and tokenise it."""
         raise self._missing("conversations")
 
     def encode_text(self, text: str, *, most: int) -> tuple[npt.NDArray[np.int32], int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from softlabels.core.local_model import offline_transformers
-from softlabels.corpora import Message
+from softlabels.corpora import Message, Tool
 from softlabels.corpora.packing import Tokenized
 from softlabels.errors import CorpusError, TeacherError
 from softlabels.format.identity import TeacherRecord, TokenizerRecord
@@ -151,41 +152,86 @@ class HFTokenizer(FastTokenizer):
         learn[-1:] |= ids[-1] == eos
         return Tokenized(input_ids=np.array(ids, np.int32), learn=learn)
 
-    def encode_chat(self, messages: Sequence[Message], *, where: str) -> Tokenized:
-        """Tokens of assistant turns are learnt: content and end-of-turn mark, not the header before it."""
+    def encode_chat(
+        self, messages: Sequence[Message], *, where: str, tools: Sequence[Tool] = ()
+    ) -> Tokenized:
+        """Tokens of assistant turns are learnt: content, calls of tools and end-of-turn mark, not the header before."""
         if self._tokenizer.chat_template is None:
             raise CorpusError(
                 f'{where}: holds messages, but the teacher\'s tokenizer has no chat template; use "text" records'
             )
-        text = self._render(messages, where=where)
+        text = self._render(messages, where=where, tools=tools)
+        if tools and text == self._render(messages, where=where):
+            raise CorpusError(
+                f'{where}: the chat template leaves "tools" out, so the teacher would not read them; take a teacher '
+                "that calls tools, or remove them from the records"
+            )
+        _check_arguments(text, messages, where=where)
         spans = []
         for i, message in enumerate(messages):
             if message["role"] != "assistant":
                 continue
-            before = self._render(messages[:i], where=where, prompt=True)
-            after = self._render(messages[: i + 1], where=where).rstrip()
+            before = self._render(messages[:i], where=where, tools=tools, prompt=True)
+            after = self._render(messages[: i + 1], where=where, tools=tools).rstrip()
             if not (text.startswith(after) and after.startswith(before)):
                 raise CorpusError(
                     f"{where}: the chat template renders message {i} differently once more messages follow, so its "
                     'tokens cannot be told apart; render the conversation to "text" yourself'
                 )
+            if message.get("tool_calls"):
+                bare = {k: v for k, v in message.items() if k != "tool_calls"}
+                turns = [*messages[:i], bare]
+                if self._render(turns, where=where, tools=tools).rstrip() == after:
+                    raise CorpusError(
+                        f'{where}: the chat template leaves the "tool_calls" of message {i} out; take a teacher that '
+                        'calls tools, or write the calls into "content" yourself'
+                    )
             spans.append((len(before), len(after)))
         encoded = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         ids = np.array(encoded["input_ids"], np.int32)
         offsets = np.array(encoded["offset_mapping"], np.int64).reshape(-1, 2)
         return Tokenized(input_ids=ids, learn=_inside(offsets, spans))
 
-    def _render(self, messages: Sequence[Message], *, where: str, prompt: bool = False) -> str:
+    def _render(
+        self,
+        messages: Sequence[Message],
+        *,
+        where: str,
+        tools: Sequence[Tool] = (),
+        prompt: bool = False,
+    ) -> str:
         if not messages:  # an assistant that speaks first: templates refuse an empty conversation
             return ""
         try:
             return str(
                 self._tokenizer.apply_chat_template(
-                    list(messages), tokenize=False, add_generation_prompt=prompt
+                    list(messages),
+                    tools=list(tools) or None,
+                    tokenize=False,
+                    add_generation_prompt=prompt,
                 )
             )
         except Exception as e:  # a template is the model's own program and may raise anything
             raise CorpusError(f"{where}: the chat template refuses the conversation: {e}") from e
+
+
+def _check_arguments(text: str, messages: Sequence[Message], *, where: str) -> None:
+    """Refuse arguments of a call that are JSON in a string, as servers give them, where the template quotes them.
+
+    Most templates of transformers write them as JSON themselves; a string comes out as one, which no model calls a tool
+    with.
+    """
+    for i, message in enumerate(messages):
+        for call in message.get("tool_calls") or ():
+            function = call.get("function", call) if isinstance(call, dict) else {}
+            given = function.get("arguments") if isinstance(function, dict) else None
+            if not isinstance(given, str) or not given.lstrip().startswith("{"):
+                continue
+            if any(json.dumps(given, ensure_ascii=ascii) in text for ascii in (False, True)):
+                raise CorpusError(
+                    f'{where}: message {i} calls a tool with "arguments" that are a string, which the chat template '
+                    "writes as a quoted string; give them as a JSON object"
+                )
 
 
 def _inside(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +23,8 @@ class Prompt(NamedTuple):
     """`[L]`, at least one."""
     messages: list[dict[str, Any]] | None
     """The conversation that an assistant's turn is to follow; None of plain text."""
+    tools: tuple[dict[str, Any], ...] = ()
+    """What the assistant may call in it."""
 
 
 class Words:
@@ -58,13 +60,15 @@ class Words:
         ids = [int(i) for i in self.inner(text, add_special_tokens=True)["input_ids"]]
         return ids[:-1] if ids and ids[-1] == self.end else ids
 
-    def encode_chat(self, messages: list[dict[str, Any]]) -> list[int]:
+    def encode_chat(
+        self, messages: list[dict[str, Any]], tools: Sequence[dict[str, Any]] = ()
+    ) -> list[int]:
         """A conversation's tokens, up to where the assistant begins to speak."""
         if self._template is None:
             named = {k: str(v) for k, v in self.inner.special_tokens_map.items()}
             source = self.inner.get_chat_template()
             self._template = ChatTemplate(source, named, where="the student's chat template")
-        text = self._template.render(messages)
+        text = self._template.render(messages, tools)
         return [int(i) for i in self.inner(text, add_special_tokens=False)["input_ids"]]
 
     def decode(self, ids: npt.NDArray[np.int64]) -> str:
@@ -81,7 +85,7 @@ def read_prompts(path: Path, words: Words, *, prompt_tokens: int) -> Iterator[Pr
 
     Args:
         path: a store, of whose rows each document's piece gives its first `prompt_tokens` tokens; `.jsonl`, with
-            `{"prompt": text}` or `{"messages": [...]}` in each line; else text, each line a prompt.
+            `{"prompt": text}` or `{"messages": [...]}` (and `"tools"`) in each line; else text, each line a prompt.
         words: the student's tokenizer.
         prompt_tokens: of a store only.
 
@@ -126,8 +130,12 @@ def _record(line: str, where: str, words: Words) -> Prompt:
         )
     if messages[-1].get("role") == "assistant":
         raise CorpusError(f"{where}: the assistant has spoken last; leave its turn to the student")
+    tools = record.get("tools") or []
+    if not isinstance(tools, list) or not all(isinstance(t, dict) for t in tools):
+        raise CorpusError(f'{where}: "tools" is no list of objects, each a tool')
     try:
-        return Prompt(np.array(words.encode_chat(messages), np.int64), messages)
+        ids = np.array(words.encode_chat(messages, tools), np.int64)
+        return Prompt(ids, messages, tuple(tools))
     except (TokenizerError, ValueError) as e:  # ValueError: there is no template
         raise CorpusError(f"{where}: the chat template refuses the conversation: {e}") from e
 

@@ -122,6 +122,7 @@ def _write_jsonl(path: Path, made: Iterator[tuple[Prompt, Sampled]], words: Word
             if prompt.messages is not None:
                 answer = {"role": "assistant", "content": words.decode(said)}
                 record = {"messages": [*prompt.messages, answer]}
+                record |= {"tools": prompt.tools} if prompt.tools else {}
                 again = words.inner(answer["content"], add_special_tokens=False)["input_ids"]
                 same = list(again) == said.tolist()
             else:
