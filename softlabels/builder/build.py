@@ -35,6 +35,7 @@ from softlabels.corpora import Corpus
 from softlabels.domains import DOMAINS
 from softlabels.domains.maker import CorpusPass, RowMaker
 from softlabels.errors import PairingError
+from softlabels.estimators import native
 from softlabels.format.identity import Identity
 from softlabels.format.manifest import Manifest, Plan, PlannedShard
 from softlabels.format.shard import Shard
@@ -242,6 +243,11 @@ def load_teacher(
     estimator = config.make_estimator()
     check_listing(config, estimator, teacher)
     estimator.check_vocab(teacher.record.vocab_size)
+    of = teacher.record
+    if of.device == "cpu" and of.vocab_size >= native.FEWEST_IDS and not native.built().library:
+        report.notice(
+            f"selection is left to torch, about half as fast as compiled C: {native.built().reason}"
+        )
     return teacher
 
 

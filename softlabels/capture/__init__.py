@@ -12,7 +12,7 @@ Shapes: n positions of a chunk, N of all, K kept ids, G temperatures, D width of
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from softlabels.core.rows import UNLABELLED, InputRow
 from softlabels.errors import NonFiniteError
 from softlabels.estimators import Estimator
 from softlabels.estimators.entropy import whole
+from softlabels.estimators.scan import scan
 from softlabels.estimators.vocab_parallel import VocabPart, summed, taken, vocab_size
 
 if TYPE_CHECKING:
@@ -150,7 +151,11 @@ def keep_logits(
     Raises:
         BadLogitError: a logit that is NaN or `+inf`.
     """
-    impossible = _exclude(logits, part)
+    sought = job.estimator.sought
+    first = None if sought is None else scan(logits, sought, part)
+    impossible = _exclude(logits, logits.sum(dim=1) if first is None else first.totals, part)
+    if impossible is not None and sought is not None:
+        first = scan(logits, sought, part)  # of what is now written there
     own = labels.to(logits.device)
     label_logits = taken(logits, own.clamp(min=0)[:, None], part)[:, 0]
     given = job.estimator.gives_whole
@@ -158,8 +163,10 @@ def keep_logits(
         whole(logits, part) if job.summarise and not given else None
     )  # before `select` overwrites them
     drawn = None if uniforms is None else uniforms.to(logits.device)
-    more = () if part is None else (part,)
-    selection = job.estimator.select(logits, drawn, *more)
+    more: dict[str, Any] = {} if part is None else {"part": part}
+    if first is not None:
+        more["first"] = first
+    selection = job.estimator.select(logits, drawn, **more)
     seen = selection.whole if given else seen
     if seen is not None:
         label_logp = seen.logp(label_logits)
@@ -187,12 +194,11 @@ def keep_logits(
     return kept._replace(entropy=seen.entropy.float(), top=seen.top)
 
 
-def _exclude(logits: Tensor, part: VocabPart | None) -> Tensor | None:
+def _exclude(logits: Tensor, totals: Tensor, part: VocabPart | None) -> Tensor | None:
     """Write `IMPOSSIBLE` for each logit at or below it, and count them, `[n]`; None: there are none.
 
-    One pass finds out: a sum is finite, and no lower than its lowest part, only if every logit is.
+    `totals [n]` tell: a sum is finite, and no lower than its lowest part, only if every logit is.
     """
-    totals = logits.sum(dim=1)
     odd = ~(totals.isfinite() & (totals > IMPOSSIBLE))
     if not bool(summed(odd.any().long(), part)):
         return None

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from softlabels.estimators.entropy import Whole
+    from softlabels.estimators.scan import Sought
 
 
 class Selection(NamedTuple):
@@ -73,6 +74,11 @@ class Estimator(Protocol):
     def deals(self) -> bool:
         """Whether `select` takes a `part` (`vocab_parallel.VocabPart`): some ids in each of several processes."""
         return False
+
+    @property
+    def sought(self) -> Sought | None:
+        """What a first pass is to find, which `select` then takes as `first` (`scan.Scan`); None: it takes none."""
+        return None
 
     def check_vocab(self, vocab_size: int) -> None:
         """Raise `ConfigError` if the rule is impossible with V ids: by default if k is more than these."""

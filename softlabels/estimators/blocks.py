@@ -10,20 +10,51 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
+from softlabels.estimators import native
+from softlabels.estimators.tiles import tiles
 from softlabels.estimators.vocab_parallel import VocabPart, put, summed
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-BLOCK = 64
+BLOCK = native.BLOCK
 """Ids summed together before the search."""
+NOTHING = torch.finfo(torch.float32).min / 2
+"""A logit without mass, of which 0 times it is 0; of -inf it is NaN."""
 
 
-def blocked(mass: Tensor) -> tuple[Tensor, Tensor]:
-    """`mass [n, V] float32`, with zeros up to whole blocks, and the blocks' sums `[n, B] float64`."""
-    if short := -mass.shape[1] % BLOCK:
-        mass = torch.nn.functional.pad(mass, (0, short))
-    return mass, mass.view(len(mass), -1, BLOCK).sum(2).double()
+class Masses(NamedTuple):
+    """Of ids, relative to the largest's: e^y, y = z - max(z)."""
+
+    mass: Tensor
+    """`[n, B * BLOCK] float32`, with zeros up to whole blocks."""
+    blocks: Tensor
+    """`[n, B] float64`: sums of blocks."""
+    spread: Tensor
+    """`[n] float64`: the sum of e^y y."""
+
+
+def masses(logits: Tensor, largest: Tensor, without: Tensor, part: VocabPart | None) -> Masses:
+    """Of `logits [n, v] float32`, which are overwritten, with `largest [n, 1]`; 0 at the ids `without [n, k]`.
+
+    Some rows at a time, so that their sums are taken while they are in the cache.
+    """
+    put(logits, without, NOTHING, part)
+    if short := -logits.shape[1] % BLOCK:
+        logits = torch.nn.functional.pad(logits, (0, short), value=NOTHING)
+    if native.suits(logits):
+        spread, blocks = native.exponentiate(logits, largest)
+        return Masses(logits, blocks, spread)
+    n, v = logits.shape
+    blocks = logits.new_empty(n, v // BLOCK, dtype=torch.float64)
+    spread = logits.new_empty(n, dtype=torch.float64)
+    for rows in tiles(logits):
+        mass = logits[rows]
+        y = mass - largest[rows]
+        torch.exp(y, out=mass)
+        blocks[rows] = mass.view(len(mass), -1, BLOCK).sum(2).double()
+        spread[rows] = y.mul_(mass).sum(1).double()
+    return Masses(logits, blocks, spread)
 
 
 class Line(NamedTuple):
@@ -35,16 +66,17 @@ class Line(NamedTuple):
     """`[n, B] float64`: where its blocks end."""
     rest: Tensor
     """`[n] float64`: of all ids but the largest, with all digits."""
+    spread: Tensor
+    """`[n] float64`: the sum of e^y y."""
 
 
-def line_of(mass: Tensor, top: Tensor, part: VocabPart | None) -> Line:
-    """The line of `mass [n, v] float32` (overwritten), which is 1 at the largest ids `top [n, 1]`."""
-    put(mass, top, 0.0, part)
-    size = mass.shape[1]
-    mass, blocks = blocked(mass)
-    rest = summed(blocks.sum(1), part)
+def line_of(logits: Tensor, largest: Tensor, top: Tensor, part: VocabPart | None) -> Line:
+    """The line of `logits [n, v] float32` (overwritten), which are `largest` at the ids `top`, `[n, 1]` each."""
+    size = logits.shape[1]
+    mass, blocks, spread = masses(logits, largest, top, part)
+    rest, spread = summed(torch.stack([blocks.sum(1), spread]), part)
     add_back(mass, blocks, top, mass.new_ones(top.shape), size, part)
-    return Line(mass, blocks.cumsum(1), rest)
+    return Line(mass, blocks.cumsum(1), rest, spread)
 
 
 def add_back(

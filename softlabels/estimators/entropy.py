@@ -5,26 +5,22 @@ With y = z - max(z) and R the sum of e^y over all ids but the largest, the entro
     log(1 + R) - sum(e^y y) / (1 + R)
 
 Neither term is negative, and R is never added to 1 before its logarithm is taken, so the small entropy of a certain
-teacher keeps its digits. Estimators exponentiate the logits anyway: here that is done some rows at a time, and while
-they are in the cache the second sum is taken, too, which then costs no pass over memory.
+teacher keeps its digits. Estimators exponentiate the logits anyway, and take the second sum in the same pass.
 
 Shapes: n positions, V vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
+from softlabels.estimators.tiles import tiles
 from softlabels.estimators.vocab_parallel import VocabPart, largest_of, put, summed
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-CACHED, LAUNCHED = 3 * 2**18, 2**26
-"""Bytes of a tile: a part of a core's cache; on a GPU, enough that launches of kernels do not count."""
 
 
 class Whole(NamedTuple):
@@ -43,24 +39,6 @@ class Whole(NamedTuple):
         """Log-probabilities `[n] float32` of the ids, one of each position, that have `logits [n]`."""
         gap = self.largest.double() - logits.double()
         return (-gap - self.log_mass).clamp_max(0.0).float()
-
-
-def tiles(logits: Tensor) -> Iterator[slice]:
-    """Rows of `logits [n, V]`, as many at a time as are worth one look."""
-    size = CACHED if logits.device.type == "cpu" else LAUNCHED
-    step = max(1, size // (4 * logits.shape[1]))
-    return (slice(begin, begin + step) for begin in range(0, len(logits), step))
-
-
-def exponentiate(logits: Tensor, largest: Tensor) -> Tensor:
-    """`logits [n, V]` become `e^y`, `y = z - largest [n, 1]`; returns the sum of `e^y y`, `[n] float64`."""
-    spread = logits.new_empty(len(logits), dtype=torch.float64)
-    for rows in tiles(logits):
-        mass = logits[rows]
-        y = mass - largest[rows]
-        torch.exp(y, out=mass)
-        spread[rows] = y.mul_(mass).sum(1).double()
-    return spread
 
 
 def top_of(logits: Tensor, part: VocabPart | None) -> tuple[Tensor, Tensor]:

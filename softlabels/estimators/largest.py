@@ -23,27 +23,37 @@ FEWEST_BLOCKS = 4
 """Blocks for each id wanted: with fewer, the candidates are too large a part of V to be worth a pass."""
 
 
-def largest(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
+def largest(logits: Tensor, k: int, maxima: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """The k largest of `logits [n, V]`, none of them NaN, and their ids: `[n, k]` and `[n, k] int64`.
 
-    In descending order. Of equal logits any may be left out, but the same ones each time.
+    In descending order. Of equal logits any may be left out, but the same ones each time. `maxima [n, V // 64]`: of
+    whole blocks, if these are known.
     """
     # A GPU's own topk is a few passes by thousands of threads, and has not been beaten by more kernels.
     if logits.device.type != "cpu" or logits.shape[1] // BLOCK < FEWEST_BLOCKS * k:
         top, ids = logits.topk(k, dim=1)
         return top, ids
-    candidates, id_of = _candidates(logits, k, BLOCK)
-    fewer, place_of = _candidates(candidates, k, INNER)
+    maxima = maxima_of(logits, BLOCK) if maxima is None else maxima
+    candidates, id_of = _candidates(logits, maxima, k, BLOCK)
+    fewer, place_of = _candidates(candidates, maxima_of(candidates, INNER), k, INNER)
     top, last = fewer.topk(k, dim=1)
     return top, id_of(place_of(last))
 
 
-def _candidates(logits: Tensor, k: int, size: int) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+def maxima_of(logits: Tensor, size: int) -> Tensor:
+    """Of whole blocks."""
+    n, v = logits.shape
+    return logits[:, : v // size * size].view(n, v // size, size).amax(2)
+
+
+def _candidates(
+    logits: Tensor, maxima: Tensor, k: int, size: int
+) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
     """The logits of the k blocks with the largest maxima, and what gives their ids from places among them."""
     n, v = logits.shape
     blocks = v // size
     whole = logits[:, : blocks * size].view(n, blocks, size)
-    block = whole.amax(2).topk(k, dim=1, sorted=False).indices
+    block = maxima.topk(k, dim=1, sorted=False).indices
     rows = torch.arange(n, device=logits.device)[:, None]
     # The last ids, too few to be a block, are candidates always.
     found = torch.cat([whole[rows, block].flatten(1), logits[:, blocks * size :]], dim=1)

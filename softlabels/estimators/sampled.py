@@ -20,10 +20,11 @@ import torch
 
 from softlabels.core.kept import BUILT_IN, KeptSet
 from softlabels.estimators import Estimator, Selection
-from softlabels.estimators.blocks import add_back, blocked, find
-from softlabels.estimators.entropy import Whole, entropy_of, exponentiate
+from softlabels.estimators.blocks import add_back, find, masses
+from softlabels.estimators.entropy import Whole, entropy_of
+from softlabels.estimators.scan import Scan, Sought, scan
 from softlabels.estimators.topk import check_k
-from softlabels.estimators.vocab_parallel import VocabPart, largest_of, put, summed, taken
+from softlabels.estimators.vocab_parallel import VocabPart, merged, summed
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -50,8 +51,17 @@ class Sampled(Estimator):
         """At T=1 alone the logits are exponentiated as they are."""
         return self.temperatures[0] == 1.0
 
+    @property
+    def sought(self) -> Sought:
+        """As many as are kept, of which some are the head."""
+        return Sought(self.k)
+
     def select(
-        self, logits: Tensor, uniforms: Tensor | None = None, part: VocabPart | None = None
+        self,
+        logits: Tensor,
+        uniforms: Tensor | None = None,
+        part: VocabPart | None = None,
+        first: Scan | None = None,
     ) -> Selection:
         """Draw from `logits [n, v] float32` (overwritten) with `uniforms [n, 1] float64` in [0, 1).
 
@@ -61,16 +71,16 @@ class Sampled(Estimator):
             "a random estimator is called with one uniform number per position"
         )
         k = self.k
+        first = first or scan(logits, self.sought, part)
+        top, top_ids = merged(first.top, first.ids, k, part)
         if self.temperatures[0] != 1.0:
             logits.div_(self.temperatures[0])
-        top, top_ids = largest_of(logits, k, part)
-        spread = exponentiate(logits, top[:, :1])
-        mass = logits  # relative to the largest; the buffer is ours
-        top_gap = (top - top[:, :1]).double()
-        top_mass = taken(mass, top_ids, part)
-        put(mass, top_ids, 0.0, part)
-        mass, blocks = blocked(mass)  # the one pass over V after exp
+            top = top / self.temperatures[0]
+        top_gap = top - top[:, :1]
+        top_mass, top_gap = top_gap.exp(), top_gap.double()
+        mass, blocks, spread = masses(logits, top[:, :1], top_ids, part)
         outside, spread = summed(torch.stack([blocks.sum(1), spread]), part)
+        spread = spread + (top_mass.double() * top_gap).sum(1)
 
         # beyond[:, h]: mass ranked after the h largest; tau[:, h]: the threshold if those h are the head.
         beyond = outside[:, None] + top_mass.double().flip(1).cumsum(1).flip(1)

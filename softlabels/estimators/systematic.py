@@ -24,10 +24,11 @@ import torch
 from softlabels.core.kept import KeptSet
 from softlabels.estimators import Estimator, Selection
 from softlabels.estimators.blocks import find, line_of
-from softlabels.estimators.entropy import Whole, entropy_of, exponentiate, top_of
+from softlabels.estimators.entropy import Whole, entropy_of
 from softlabels.estimators.rs import counted
+from softlabels.estimators.scan import Scan, Sought, scan
 from softlabels.estimators.topk import check_k
-from softlabels.estimators.vocab_parallel import VocabPart, summed
+from softlabels.estimators.vocab_parallel import VocabPart, merged
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -58,19 +59,29 @@ class Systematic(Estimator):
     def check_vocab(self, vocab_size: int) -> None:
         """Any number of draws is possible."""
 
+    @property
+    def sought(self) -> Sought:
+        """The likeliest."""
+        return Sought(1)
+
     def select(
-        self, logits: Tensor, uniforms: Tensor | None = None, part: VocabPart | None = None
+        self,
+        logits: Tensor,
+        uniforms: Tensor | None = None,
+        part: VocabPart | None = None,
+        first: Scan | None = None,
     ) -> Selection:
         """Draw from `logits [n, v] float32` (overwritten) with `uniforms [n, 1] float64` in [0, 1).
 
         Slots hold distinct ids in ascending order; free ones repeat the first, not kept.
         """
         assert uniforms is not None, "a random estimator is called with its uniform numbers"
+        first = first or scan(logits, self.sought, part)
+        largest, top = merged(first.top, first.ids, 1, part)
         if self.temperatures[0] != 1.0:
             logits.div_(self.temperatures[0])
-        largest, top = top_of(logits, part)
-        spread = summed(exponentiate(logits, largest), part)
-        mass, ends, rest = line_of(logits, top, part)
+            largest = largest / self.temperatures[0]
+        mass, ends, rest, spread = line_of(logits, largest, top, part)
         total = 1.0 + rest[:, None]
         # 1 - u is in (0, 1]: no tooth can fall before the first id that has a mass.
         teeth = torch.arange(self.k, device=mass.device) + (1.0 - uniforms.double().view(-1, 1))

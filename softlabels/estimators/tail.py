@@ -8,11 +8,15 @@ passes but the first find them in the cache.
 
 from __future__ import annotations
 
+from math import log2
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from softlabels.estimators.entropy import Whole, entropy_of, tiles
+from softlabels.estimators import native
+from softlabels.estimators.blocks import NOTHING
+from softlabels.estimators.entropy import Whole, entropy_of
+from softlabels.estimators.tiles import tiles
 from softlabels.estimators.vocab_parallel import VocabPart, put, summed
 
 if TYPE_CHECKING:
@@ -54,8 +58,7 @@ def log_tail(
     sums = logits.new_zeros((n, grid + 1), dtype=torch.float64)  # the last: of e^y y
     if beyond.shape[1] == 0:
         return Tail(sums[:, :grid].log(), sums[:, grid])
-    # Not -inf, of which 0 times it is NaN; nothing that is less than this has a mass.
-    put(logits, kept, torch.finfo(logits.dtype).min / 2, part)
+    put(logits, kept, NOTHING, part)
     chains = _chains(temperatures)
     for rows in tiles(logits):
         y = logits[rows].sub_(beyond[rows])
@@ -72,6 +75,33 @@ def log_tail(
                     sums[rows, grid] = torch.mul(y, mass, out=y if last else None).sum(1).double()
     sums = summed(sums, part)
     return Tail(sums[:, :grid].log(), sums[:, grid])
+
+
+def native_chains(temperatures: Sequence[float]) -> list[native.Chain]:
+    """The same grid, for `native.scan`."""
+    return [
+        native.Chain(chain[0], max(levels), levels[chain.index(1.0)] if 1.0 in chain else -1)
+        for chain in _chains(temperatures)
+        for levels in [_levels(chain)]
+    ]
+
+
+def tail_of(found: Tensor, temperatures: Sequence[float]) -> Tail:
+    """Of what `native.scan` found, `[n, C, 4]`."""
+    chains = _chains(temperatures)
+    at = {
+        t: (c, j)
+        for c, chain in enumerate(chains)
+        for t, j in zip(chain, _levels(chain), strict=True)
+    }
+    sums = torch.stack([found[:, at[t][0], at[t][1]] for t in temperatures], dim=1)
+    spread = found[:, at[1.0][0], 3] if 1.0 in at else torch.zeros_like(sums[:, 0])
+    return Tail(sums.log(), spread)
+
+
+def _levels(chain: Sequence[float]) -> list[int]:
+    """How often each is halved from the first."""
+    return [round(log2(chain[0] / t)) for t in chain]
 
 
 def _exp(y: Tensor, temperature: float) -> Tensor:

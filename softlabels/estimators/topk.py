@@ -10,8 +10,9 @@ import torch
 from softlabels.core.kept import BUILT_IN, KeptSet
 from softlabels.errors import ConfigError
 from softlabels.estimators import Estimator, Selection
+from softlabels.estimators.scan import Scan, Sought, scan
 from softlabels.estimators.tail import log_odds, log_tail, whole_of
-from softlabels.estimators.vocab_parallel import VocabPart, largest_of
+from softlabels.estimators.vocab_parallel import VocabPart, merged
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -40,14 +41,24 @@ class TopK(Estimator):
     def __post_init__(self) -> None:
         check_k(self.k)
 
+    @property
+    def sought(self) -> Sought:
+        """Its ids, the next one, and the tail beyond them."""
+        return Sought(self.k + 1, self.temperatures)
+
     def select(
-        self, logits: Tensor, uniforms: Tensor | None = None, part: VocabPart | None = None
+        self,
+        logits: Tensor,
+        uniforms: Tensor | None = None,
+        part: VocabPart | None = None,
+        first: Scan | None = None,
     ) -> Selection:
         """Select from `logits [n, v] float32`, which is overwritten."""
         k = self.k
-        top, ids = largest_of(logits, k + 1, part)  # and the largest of the tail
+        first = first or scan(logits, self.sought, part)
+        top, ids = merged(first.top, first.ids, k + 1, part)  # and the largest of the tail
         gaps = top[:, :1].double() - top.double()
-        tail = log_tail(logits, ids[:, :k], top[:, k:], self.temperatures, part)
+        tail = first.tail or log_tail(logits, ids[:, :k], top[:, k:], self.temperatures, part)
         odds = log_odds(gaps[:, :k], None, gaps[:, k:], tail.logs, self.temperatures)
         one = self.temperatures.index(1.0)
         # kept mass = sigmoid(-odds): the normaliser at T=1, without another pass over V.

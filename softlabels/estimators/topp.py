@@ -13,9 +13,10 @@ import torch
 from softlabels.core.kept import BUILT_IN, KeptSet
 from softlabels.errors import ConfigError
 from softlabels.estimators import Estimator, Selection
+from softlabels.estimators.scan import Scan, Sought, scan
 from softlabels.estimators.tail import log_odds, log_tail, whole_of
 from softlabels.estimators.topk import check_k
-from softlabels.estimators.vocab_parallel import VocabPart, largest_of
+from softlabels.estimators.vocab_parallel import VocabPart, merged
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -47,14 +48,24 @@ class TopP(Estimator):
         if not 1 <= self.min_k <= self.k:
             raise ConfigError(f"--min-k {self.min_k}: expected 1 to --k {self.k}")
 
+    @property
+    def sought(self) -> Sought:
+        """All that may be kept, the next one, and the tail beyond them."""
+        return Sought(self.k + 1, self.temperatures)
+
     def select(
-        self, logits: Tensor, uniforms: Tensor | None = None, part: VocabPart | None = None
+        self,
+        logits: Tensor,
+        uniforms: Tensor | None = None,
+        part: VocabPart | None = None,
+        first: Scan | None = None,
     ) -> Selection:
         """Select from `logits [n, v] float32`, which is overwritten."""
         k = self.k
-        top, ids = largest_of(logits, k + 1, part)  # and the largest of the rest
+        first = first or scan(logits, self.sought, part)
+        top, ids = merged(first.top, first.ids, k + 1, part)  # and the largest of the rest
         gaps = top[:, :1].double() - top.double()
-        tail = log_tail(logits, ids[:, :k], top[:, k:], self.temperatures, part)
+        tail = first.tail or log_tail(logits, ids[:, :k], top[:, k:], self.temperatures, part)
         gaps, beyond_gap, ids = gaps[:, :k], gaps[:, k:], ids[:, :k]
         one = self.temperatures.index(1.0)
         rest = tail.logs[:, one] - beyond_gap.sum(1)

@@ -54,16 +54,20 @@ def vocab_size(logits: Tensor, part: VocabPart | None) -> int:
 
 def largest_of(logits: Tensor, k: int, part: VocabPart | None) -> tuple[Tensor, Tensor]:
     """The `min(k, V)` largest of `logits [n, v]` and their ids, `[n, k]` and `[n, k] int64`, in descending order."""
+    return merged(*largest(logits, min(k, logits.shape[1])), k, part)
+
+
+def merged(top: Tensor, ids: Tensor, k: int, part: VocabPart | None) -> tuple[Tensor, Tensor]:
+    """The same, of the `min(k, v)` largest of this process's logits."""
     if part is None:
-        return largest(logits, min(k, logits.shape[1]))
-    top, ids = largest(logits, min(k, logits.shape[1]))
+        return top, ids
     short = k - top.shape[1]
     top = torch.nn.functional.pad(top, (0, short), value=-torch.inf)  # never among the largest
     ids = torch.nn.functional.pad(ids, (0, short)) + part.first
     tops = part.gather(top).movedim(0, 1).flatten(1)
     theirs = part.gather(ids.int()).movedim(0, 1).flatten(1).long()
-    merged, place = tops.topk(min(k, part.vocab_size), dim=1)
-    return merged, theirs.gather(1, place)
+    best, place = tops.topk(min(k, part.vocab_size), dim=1)
+    return best, theirs.gather(1, place)
 
 
 def put(values: Tensor, ids: Tensor, new: Tensor | float, part: VocabPart | None) -> None:

@@ -37,7 +37,7 @@ import torch
 from torch import Tensor
 
 from softlabels.core.bins import acceptance
-from softlabels.estimators.entropy import tiles
+from softlabels.estimators.tiles import tiles
 from softlabels.teachers.listing import Listed
 
 ARITHMETIC = 2.0**-20

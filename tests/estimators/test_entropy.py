@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from softlabels.estimators import entropy, make_estimator
+from softlabels.estimators import make_estimator, tiles
 from softlabels.estimators.entropy import whole
 
 GRIDS = {"topk": (0.5, 1.0, 2.0, 3.0, 4.0), "topp": (1.0, 2.0), "dense": (1.0,)}
@@ -82,7 +82,7 @@ def test_a_sample_at_another_temperature_leaves_it_to_whoever_asks(name):
 def test_it_does_not_depend_on_how_rows_are_taken_together(monkeypatch):
     logits = torch.randn(37, 400, generator=torch.Generator().manual_seed(3)) * 4
     _, together = select("topk", logits, 6)
-    monkeypatch.setattr(entropy, "CACHED", 4 * 400)  # one row at a time
+    monkeypatch.setattr(tiles, "CACHED", 4 * 400)  # one row at a time
     _, alone = select("topk", logits, 6)
     torch.testing.assert_close(together.whole.entropy, alone.whole.entropy, rtol=1e-7, atol=0)
     torch.testing.assert_close(together.log_odds, alone.log_odds, rtol=1e-6, atol=1e-6)
