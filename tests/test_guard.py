@@ -79,6 +79,16 @@ def refused(ground, tmp_path, engine) -> str:
     return str(e.value)
 
 
+def more(ground) -> AppendConfig:
+    return AppendConfig(teacher="hf:x", corpus=(f"text:{ground}/corpus/*.txt",))
+
+
+def engine_lines(store) -> list[str]:
+    """What the card says of a comparison."""
+    lines = (store / "README.md").read_text(encoding="utf-8").splitlines()
+    return [line for line in lines if line.startswith("| engine |")]
+
+
 @pytest.mark.parametrize(
     ("states", "fault"),
     [
@@ -103,9 +113,8 @@ def test_a_fault_of_states_is_told_by_name(ground, hf, tmp_path, states, fault):
 
 def test_what_is_appended_is_compared_too(ground, hf, tmp_path):
     build(config_of(ground, "hf:x"), tmp_path / "s", teacher=hf)
-    config = AppendConfig(teacher="hf:x", corpus=(f"text:{ground}/corpus/*.txt",))
     with pytest.raises(TeacherError, match="a missing final norm"):
-        append(tmp_path / "s", config, tmp_path / "t", teacher=Engine(hf, unnormed))
+        append(tmp_path / "s", more(ground), tmp_path / "t", teacher=Engine(hf, unnormed))
     assert not list((tmp_path / "t").glob("commits/*"))
 
 
@@ -134,6 +143,13 @@ def test_a_sound_engine_passes_in_bfloat16_too(ground, hf, tmp_path):
     manifest = build(config_of(ground, "hf:x"), tmp_path / "s", teacher=engine, reporter=notices)
     assert manifest.identity.corpus.rows > 0
     assert any("comparing" in line and "with transformers" in line for line in notices.lines)
+    assert manifest.compared_rows == manifest.identity.corpus.rows
+    (said,) = engine_lines(tmp_path / "s")
+    assert f"compared with transformers on {manifest.compared_rows} rows" in said
+    grown = append(tmp_path / "s", more(ground), tmp_path / "t", teacher=Engine(hf, last))
+    assert grown.compared_rows is not None
+    assert build(config_of(ground, "hf:x"), tmp_path / "hf", teacher=hf).compared_rows is None
+    assert not engine_lines(tmp_path / "hf")
 
 
 def test_a_model_too_large_for_two_is_not_compared_and_that_is_said(ground, hf, tmp_path):
@@ -143,3 +159,5 @@ def test_a_model_too_large_for_two_is_not_compared_and_that_is_said(ground, hf, 
     build(config_of(ground, "hf:x"), tmp_path / "s", teacher=engine, reporter=notices)
     (said,) = [line for line in notices.lines if "not compared" in line]
     assert "softlabels measure" in said
+    (said,) = engine_lines(tmp_path / "s")
+    assert "not compared with transformers" in said

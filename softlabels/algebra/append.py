@@ -85,8 +85,7 @@ def append(
     before = b"".join(s.digests for s in checked)
     new, unnamed = survey(job, corpora, teacher, report, before=before)
     _check_alike(store, new)
-    if not recorded(out):
-        compare_engine(job, teacher, corpora, report)
+    compared = None if recorded(out) else compare_engine(job, teacher, corpora, report)
     generation = _generation(store)
     planned = planned_again(checked, plain=old.encoding.plain, start_row=0, documents=0)
     planned += _numbered_on(store, unnamed, generation, new)
@@ -103,6 +102,7 @@ def append(
         shard_rows=shard_rows_of(store.folder, store.manifest),
         provenance=provenance_of("append", {"generation": str(generation)}, [store]),
     )
+    plan = msgspec.structs.replace(plan, compared_rows=compared)
     taught = Taught(
         job,
         out,

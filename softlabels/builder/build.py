@@ -122,7 +122,8 @@ def build_at(
         if planned is not None:
             check_same_job(site.root, planned, plan, command="build")
         if planned is None or not site.has_shards():
-            compare_engine(config, teacher, corpora, watched)
+            compared = compare_engine(config, teacher, corpora, watched)
+            plan = msgspec.structs.replace(plan, compared_rows=compared)
         plan = site.begin(plan, files, report) if planned is None else planned
     job = Taught(config, site.folder, teacher=teacher, corpora=corpora)
     manifest = site.make(job, plan, report, share)
@@ -133,8 +134,8 @@ def build_at(
 
 def compare_engine(
     config: BuildConfig, teacher: Teacher, corpora: Sequence[Corpus], report: Reporter
-) -> None:
-    """Compare what an engine says of the first rows with a second path.
+) -> int | None:
+    """Compare what an engine says of the first rows with a second path: how many, as `guard` has it.
 
     Raises:
         TeacherError: names the fault.
@@ -142,7 +143,7 @@ def compare_engine(
     over = CorpusPass(config=config, corpora=corpora, teacher=teacher)
     begin = DOMAINS.load(config.domain).maker.rows(over)
     first = (row for _, row in islice(begin, config.limit_rows))
-    guard(teacher, first, config.make_estimator(), report, seed=config.seed)
+    return guard(teacher, first, config.make_estimator(), report, seed=config.seed)
 
 
 @dataclass

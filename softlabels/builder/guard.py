@@ -39,7 +39,7 @@ ALIKE = 0.9
 
 def guard(
     teacher: Teacher, rows: Iterable[InputRow], estimator: Estimator, report: Reporter, *, seed: int
-) -> None:
+) -> int | None:
     """Refuse an engine that does not say what its weights do.
 
     Args:
@@ -49,11 +49,14 @@ def guard(
         report: told that it is done, or why it is not.
         seed: of the build.
 
+    Returns:
+        How many rows were compared: 0 if the weights are too large for it, None if the teacher has no second path.
+
     Raises:
         TeacherError: names the fault.
     """
     if teacher.second_path is None:
-        return
+        return None
     spec, path = teacher.record.spec, teacher.second_path
     few: list[Row] = []
     for row in islice(rows, ROWS):
@@ -67,7 +70,7 @@ def guard(
             f"{spec}: was not compared with transformers, since its weights are {path.weights_bytes / 1e9:.1f} GB and "
             f"{free / 1e9:.1f} GB of memory are free; where there is more, `softlabels measure --teacher hf:PATH` does"
         )
-        return
+        return 0
     report.notice(f"{spec}: comparing {len(few)} rows with transformers, before the first shard")
     found = _said(teacher, few, estimator, seed)
     reference = path.load()
@@ -77,6 +80,7 @@ def guard(
             f"{spec}: does not say of {len(few)} rows what transformers say with the same weights; what it says is "
             f"that of {fault}. Nothing was stored; use hf:PATH, or another version of the engine"
         )
+    return len(few)
 
 
 def fault_of(found: Kept, reference: HFTeacher, rows: Sequence[Row]) -> str | None:

@@ -107,6 +107,9 @@ class Plan(Record, frozen=True, kw_only=True, omit_defaults=True):
     digest: Sha256
     provenance: Provenance | None = None
     """Of a store that is made from other stores."""
+    compared_rows: Count | None = None
+    """How many rows an engine and transformers were compared on before the first shard; 0: the weights were too large
+    for that; absent: nothing is known of a comparison, or transformers are the engine."""
 
 
 class Statistics(Record, frozen=True, kw_only=True, omit_defaults=True):
@@ -198,6 +201,8 @@ class Manifest(Record, frozen=True, kw_only=True, omit_defaults=True):
     """Bytes of each column in all shards, compressed; absent where columns are not Parquet's own."""
     provenance: Provenance | None = None
     """Of a store that was made from other stores."""
+    compared_rows: Count | None = None
+    """As the plan has it."""
     release: Release | None = None
     """Name and version that its maker signed it with; absent: none. Anybody may have written it, where no signature is
     checked."""

@@ -140,6 +140,7 @@ def make_manifest(
         stated_licence=None if before is None else before.stated_licence,
         column_bytes=_column_bytes(store, plan, shards) if columns is None else columns,
         provenance=plan.provenance,
+        compared_rows=plan.compared_rows,
     )
 
 

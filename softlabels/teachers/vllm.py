@@ -1,6 +1,7 @@
 """`vllm:PATH`: a causal LM in a local folder, run by vLLM on this machine, on one device or several (`?tp=`).
 
     vllm:PATH               its pooler selects, beside the model (`vllm_pool.py`): all that `hf:` gives
+    vllm:PATH?seam=worker   its workers do, in any engine that generates (`vllm_work.py`)
     vllm:PATH?seam=states   it gives last hidden states, and the model's head runs here (`vllm_states.py`)
     vllm:PATH?seam=list     it lists the top ids' log-probabilities at T=1 (`vllm_list.py`)
 
@@ -25,6 +26,7 @@ from softlabels.teachers.vllm_engine import SEAMS, Arguments, Vllm, module_of
 from softlabels.teachers.vllm_list import VllmLists
 from softlabels.teachers.vllm_pool import VllmPools
 from softlabels.teachers.vllm_states import VllmStates
+from softlabels.teachers.vllm_work import VllmWorkers
 
 
 def load_vllm(argument: str, options: TeacherOptions) -> Teacher:
@@ -90,7 +92,7 @@ def load_vllm(argument: str, options: TeacherOptions) -> Teacher:
         return VllmStates(found, options)
     if arguments.seam == "list":
         return VllmLists(found)
-    return VllmPools(found)
+    return VllmWorkers(found) if arguments.seam == "worker" else VllmPools(found)
 
 
 def _dtype(options: TeacherOptions, config: Any, device: str) -> str:

@@ -14,7 +14,7 @@ from softlabels.format.identity import TeacherRecord
 from softlabels.teachers.segments import Segment
 from softlabels.teachers.tokenizer import HFTokenizer
 
-SEAMS = ("pool", "states", "list")
+SEAMS = ("pool", "worker", "states", "list")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from softlabels.capture import BadLogitError, Job, Kept
-from softlabels.capture.vllm_pooler import TASK, Wanted, capturing, request
+from softlabels.capture.vllm_pooler import TASK, capturing
+from softlabels.capture.vllm_request import Wanted, request
 from softlabels.capture.wire import unpacked
 from softlabels.errors import TeacherError
 from softlabels.teachers import Teacher
 from softlabels.teachers.hf import second_path
-from softlabels.teachers.segments import segments_of
+from softlabels.teachers.segments import Segment, segments_of
 from softlabels.teachers.vllm_engine import Vllm
 
 if TYPE_CHECKING:
@@ -54,29 +55,21 @@ class VllmPools(Teacher):
         segments = segments_of(rows)
         if not segments:
             return
-        engine = self._engine_of(job)
         starts = np.cumsum([0, *(len(s.positions) for s in segments)])
         drawn = None if uniforms is None else uniforms.numpy()
-        prompts = [{"prompt_token_ids": s.input_ids.tolist()} for s in segments]
-        parameters = [
-            self._found.vllm.PoolingParams(
-                task=TASK,
-                extra_kwargs=request(
-                    s.positions,
-                    s.labels,
-                    None if drawn is None else drawn[start : start + len(s.positions)],
-                ),
+        asked = [
+            request(
+                s.positions,
+                s.labels,
+                None if drawn is None else drawn[start : start + len(s.positions)],
             )
             for s, start in zip(segments, starts[:-1], strict=True)
         ]
         with self._found.running():
-            answers = engine.encode(prompts, parameters, pooling_task=TASK, use_tqdm=False)
-        for segment, start, answer in zip(segments, starts[:-1], answers, strict=True):
-            self._found.check_answer(answer, segment)
+            answers = self._answers(segments, asked, job)
+        for segment, start, words in zip(segments, starts[:-1], answers, strict=True):
             try:
-                kept = unpacked(
-                    answer.outputs.data, grid=len(job.estimator.temperatures), summarised=True
-                )
+                kept = unpacked(words, grid=len(job.estimator.temperatures), summarised=True)
             except BadLogitError as e:
                 raise BadLogitError(int(start) + e.index, e.shown) from None
             if len(kept.ids) != len(segment.positions):
@@ -86,16 +79,20 @@ class VllmPools(Teacher):
                 )
             yield kept
 
+    def _answers(
+        self, segments: Sequence[Segment], asked: Sequence[dict[str, Any]], job: Job
+    ) -> list[Tensor]:
+        """Of each segment the words of what was kept (`wire.py`)."""
+        engine = self._engine_of(job)
+        parameters = [self._found.vllm.PoolingParams(task=TASK, extra_kwargs=a) for a in asked]
+        answers = engine.encode(prompts_of(segments), parameters, pooling_task=TASK, use_tqdm=False)
+        for segment, answer in zip(segments, answers, strict=True):
+            self._found.check_answer(answer, segment)
+        return [answer.outputs.data for answer in answers]
+
     def _engine_of(self, job: Job) -> Any:
         """The engine that keeps this; another one is stopped first."""
-        wanted = Wanted.of(
-            job._replace(
-                summarise=True
-            ),  # cheap beside the rest, and one engine serves whoever asks
-            architecture=self._found.architecture,
-            head_bytes=self._found.head_bytes,
-            vocab_size=self.record.vocab_size,
-        )
+        wanted = self._wanted_of(job)
         if self._engine is None or wanted != self._wanted:
             self._engine = None
             gc.collect()
@@ -103,3 +100,18 @@ class VllmPools(Teacher):
                 self._engine = self._found.start(runner="pooling")
             self._wanted = wanted
         return self._engine
+
+    def _wanted_of(self, job: Job) -> Wanted:
+        return Wanted.of(
+            job._replace(
+                summarise=True
+            ),  # cheap beside the rest, and one engine serves whoever asks
+            architecture=self._found.architecture,
+            head_bytes=self._found.head_bytes,
+            vocab_size=self.record.vocab_size,
+        )
+
+
+def prompts_of(segments: Sequence[Segment]) -> list[dict[str, list[int]]]:
+    """As vLLM takes them."""
+    return [{"prompt_token_ids": s.input_ids.tolist()} for s in segments]

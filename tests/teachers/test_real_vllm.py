@@ -185,6 +185,24 @@ def test_other_estimators(ground, tmp_path, changes):
     check_close(*both(ground, tmp_path, query, **changes), same=0.99 if drawn else SAME)
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"temperature": (1.0, 2.0, 4.0)},
+        {"estimator": "topp", "top_p": 0.9, "k": 64},
+        {"estimator": "sampled", "k": 12},
+    ],
+    ids=["topk", "topp", "sampled"],
+)
+def test_workers_select(ground, tmp_path, changes):
+    query = f"?seam=worker&max_len={CONTEXT + 1}&step_tokens=96"
+    same = 0.99 if changes.get("estimator") == "sampled" else SAME
+    hf, vllm = both(ground, tmp_path, query, **changes)
+    check_close(hf, vllm, same=same)
+    assert max(stored.row.size for stored in vllm) == CONTEXT
+    assert vllm.manifest.identity.teacher.spec == "vllm:model?seam=worker"
+
+
 def test_states_and_the_head_of_the_folder(ground, tmp_path):
     """From a stock engine, from what `softlabels states` wrote of it, and from files as an engine writes them."""
     spec = f"vllm:{ground}/model?seam=states&max_len={CONTEXT}&step_tokens=96"
@@ -258,9 +276,11 @@ def test_a_server_of_states(ground, tmp_path):
 
 
 @pytest.mark.usefixtures("engines_in_processes")
-def test_two_ranks_that_share_each_layer(ground, tmp_path):
+@pytest.mark.parametrize("seam", ["", "&seam=worker"], ids=["pool", "worker"])
+def test_two_ranks_that_share_each_layer(ground, tmp_path, seam):
     changes = {"estimator": "topp", "top_p": 0.9, "k": 64, "limit_rows": 3}
-    check_close(*both(ground, tmp_path, f"?tp=2&max_len={CONTEXT}&step_tokens=96", **changes))
+    query = f"?tp=2&max_len={CONTEXT + 1}&step_tokens=96{seam}"
+    check_close(*both(ground, tmp_path, query, **changes))
 
 
 @pytest.mark.usefixtures("engines_in_processes")

@@ -20,8 +20,9 @@ from softlabels.builder.build import build
 from softlabels.builder.config import MeasureConfig, StatesConfig
 from softlabels.builder.measure import measure
 from softlabels.builder.states import write_states
-from softlabels.capture.vllm_pooler import VARIABLE, Wanted, register
-from softlabels.capture.vllm_pooler import _Selects as Selects
+from softlabels.capture.vllm_pooler import VARIABLE, register
+from softlabels.capture.vllm_pooler import PoolerSelects as Selects
+from softlabels.capture.vllm_request import Wanted
 from softlabels.core.rows import Row
 from softlabels.errors import ConfigError, MissingExtraError, NonFiniteError, TeacherError
 from softlabels.store.reader import open_store
@@ -77,7 +78,7 @@ class Engine:
         if settings.get("convert") == "embed":
             assert settings["pooler_config"].task == "token_embed"
         elif settings.get("runner") == "pooling":
-            wanted = Wanted.from_environment()
+            wanted = Wanted.parse(os.environ[VARIABLE])
             assert wanted is not None
             assert sys.modules["vllm"].ModelRegistry.models[wanted.architecture] != "vLLM's own"
             self.selects = Selects(self.compute_logits, wanted, wanted.job())
