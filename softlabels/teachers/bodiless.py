@@ -95,7 +95,11 @@ class BodilessTeacher(HFTeacher):
     def states(self, rows: Sequence[Any]) -> Tensor:
         """`[N, D]`: what the head is given at the positions of all rows, in order."""
         parts = [self._between(part) for part in self.given(rows)]
-        return torch.cat(parts) if parts else self._weight.new_empty(0, self._weight.shape[1])
+        return (
+            torch.cat(parts)
+            if parts
+            else self._linear.weight.new_empty(0, self._linear.weight.shape[1])
+        )
 
     @torch.no_grad()
     def logits(self, rows: Sequence[Any]) -> Iterator[Tensor]:
@@ -106,7 +110,7 @@ class BodilessTeacher(HFTeacher):
 
     def _between(self, given: Tensor) -> Tensor:
         """What the head is given where the body gives `given [n, D]`: positions as sequences of one token."""
-        n, width = len(given), self._weight.shape[1]
+        n, width = len(given), self._linear.weight.shape[1]
         if given.dim() != 2 or given.shape[1] != width:
             raise TeacherError(
                 f"{self.record.spec}: states of shape {list(given.shape)}, expected width {width}, that of the head"

@@ -1,7 +1,8 @@
 """Models of transformers with a linear head over the vocabulary, which is applied to chunks of positions.
 
 The model runs once for a batch of rows and gives its head nothing to do; what the head was to be given is caught,
-the positions are picked, and the head computes them in float32, as many at a time as a byte budget holds.
+the positions are picked, and the head computes them in float32 (`head_product.py`), as many at a time as a byte budget
+holds.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from softlabels.core.linear_head import LinearHead
 from softlabels.core.rows import InputRow
 from softlabels.errors import ConfigError, TeacherError
 from softlabels.teachers import Teacher
+from softlabels.teachers.head_product import HeadProduct
 from softlabels.teachers.hf_source import PROBE_IDS, HFSource, check_head, padded_on
 from softlabels.teachers.tokenizer import FastTokenizer, check_covers
 
@@ -66,8 +68,7 @@ class HFHeadTeacher(Teacher):
             )
         self._linear = LinearHead(weight, bias, scale, softcap)
         self.head = self._linear if self._ranks is None else None
-        self._weight = weight.float()
-        self._bias = None if bias is None else bias.float()
+        self._product = HeadProduct.of(weight, bias)
         self.device = model.device
         check_covers(tokenizer.vocab_size, self.record)
         budget = source.options.chunk_bytes(self.device.type)
@@ -93,7 +94,7 @@ class HFHeadTeacher(Teacher):
 
     def to_logits(self, hidden: Tensor) -> Tensor:
         """Logits `[n, V] float32` of what the head is given, `[n, D]`; of this process's ids, if they are dealt out."""
-        z = nn.functional.linear(hidden.float(), self._weight, self._bias)
+        z = self._product(hidden)
         _, _, scale, cap = self._linear
         if scale != 1.0:
             z = z * scale

@@ -7,6 +7,7 @@ import torch
 
 from softlabels.capture import BadLogitError, Job, Kept, keep_logits
 from softlabels.estimators import Estimator, make_estimator
+from softlabels.teachers.head_product import HeadProduct
 from tests.gpu.bench import Bench, Found
 
 ESTIMATORS = {
@@ -72,23 +73,19 @@ def _compare(here: Kept, there: Kept, m: int) -> Found:
 
 
 def head(bench: Bench) -> Found:
-    """The head's product in float32, as builds take it, and from bfloat16 weights with sums in float32."""
+    """The head's product in float32, and from bfloat16 weights with sums in float32, as builds on CUDA take it."""
     found: Found = {}
     n, d = bench.size(2_048, 16), bench.size(4_096, 32)
     for v in (bench.size(49_152, 997), bench.size(152_064, 2_003)):
         g = torch.Generator().manual_seed(v)
         weight = (torch.randn(v, d, generator=g) * d**-0.5).bfloat16().to(bench.device)
         states = torch.randn(n, d, generator=g).bfloat16().to(bench.device)
-        wide = weight.float()
-
-        def full(states=states, wide=wide) -> torch.Tensor:
-            return torch.nn.functional.linear(states.float(), wide)
-
-        ways = {"float32": full}
+        full = HeadProduct(weight.float(), None, halves=False)
+        ways = {"float32": lambda states=states, full=full: full(states)}
         if bench.device.type == "cuda":
-            ways["bfloat16, sums in float32"] = lambda states=states, weight=weight: torch.mm(
-                states, weight.T, out_dtype=torch.float32
-            )
+            own = HeadProduct.of(weight, None)
+            assert own.halves, "a teacher of bfloat16 weights takes them as they are"
+            ways["bfloat16, sums in float32"] = lambda states=states, own=own: own(states)
         exact = states[:8].double().cpu() @ weight.double().cpu().T
         for name, way in ways.items():
             apart = float((way()[:8].double().cpu() - exact).abs().max())
