@@ -29,6 +29,10 @@ ASSET = re.compile(
     r"<(?:link|script|img|iframe|source|video|audio)\b[^>]*?"
     r"""\b(?:src|href)=["']?((?:https?:)?//[^"'> ]+)"""
 )
+CODED = re.compile(r"<code>.*?</code>", re.DOTALL)
+FLAG = re.compile(r"(?<=[\s>'])--?[A-Za-z][\w-]*")
+LINE_END = re.compile(r"\n</span>(?=<span id=|</code>)")
+WORD = re.compile(r"<code>([^\s<]{1,24})</code>")
 CODE = re.compile(r"^( {0,3}```.*?^ {0,3}```$|(?: {4}[^\n]*\n)+)", re.DOTALL | re.MULTILINE)
 
 
@@ -99,6 +103,16 @@ def retarget(markdown: str, *, above: bool) -> str:
 
     parts = CODE.split(markdown)
     return "".join(p if i % 2 else LINK.sub(link, p) for i, p in enumerate(parts))
+
+
+def on_page_content(html: str, **_: object) -> str:
+    """Mark what a browser must not break after its hyphens, a flag and a word of code, for site.css.
+
+    There each line of a command is a box, so its line end comes to lie outside: what is copied has it once.
+    """
+    html = LINE_END.sub("</span>\n", html)
+    flagged = CODED.sub(lambda m: FLAG.sub(r'<span class="word">\g<0></span>', m[0]), html)
+    return WORD.sub(r'<code class="word">\1</code>', flagged)
 
 
 def on_post_page(output: str, page: Page, **_: object) -> str:

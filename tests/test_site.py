@@ -50,6 +50,18 @@ def test_what_a_page_would_fetch_from_elsewhere_is_found(html, foreign):
     assert HOOKS["foreign_assets"](html) == foreign
 
 
+def test_a_flag_is_not_broken_after_its_hyphens():
+    content = HOOKS["on_page_content"]
+    assert content("<p><code>--dry-run</code> - a --b</p>") == (
+        '<p><code><span class="word">--dry-run</span></code> - a --b</p>'
+    )
+    assert content("<code>a-b</code>") == '<code class="word">a-b</code>'
+    line = '<code><span id="__span-0-1"><a id="x-1"></a>run a-b --lr <span class="m">1</span>\n</span></code>'
+    expected = line.replace("--lr", '<span class="word">--lr</span>')
+    assert content(line) == expected.replace("\n</span></code>", "</span>\n</code>")
+    assert ".word {" in (DOCS / "site.css").read_text(encoding="utf-8")
+
+
 def test_a_notebook_is_a_page():
     picture = base64.b64encode(b"PNG").decode()
     code = {"cell_type": "code", "source": ["x = 1\n", "x"]}

@@ -203,6 +203,17 @@ def test_the_page_of_each_kind_of_store(stores, name, tmp_path):
     assert ("What lies outside" in said) == (name not in ("sampled", "warm"))
     assert ("one position alone they say little" in said) == (name in ("sampled", "warm"))
     assert ("T=2" in said) == (name == "warm")
+    surest = gather(store, rows=100).surest("certain")
+    assert ("One id has nearly all of the mass" in said) == (surest >= 0.9)
+    assert ("Even here no id has nearly all" in said) == (0 < surest < 0.9)
+
+
+def test_the_surest_of_a_kind_is_what_the_dense_teacher_gave(stores):
+    store = open_store(stores / "topk")
+    p = torch.cat([torch.softmax(TinyTeacher().dense(r.row).double(), 1) for r in store])
+    found = gather(store, rows=100)
+    assert found.surest("certain") == pytest.approx(float(p.max()), abs=1e-3)
+    assert found.surest("none of these") == 0
 
 
 def test_the_least_expected_positions_come_first_one_of_a_row(stores):

@@ -85,6 +85,11 @@ class StoreFacts:
     trouble: str | None
     """Why ids are shown in the place of text, if the store has a tokenizer that could not be used."""
 
+    def surest(self, kind: str) -> float:
+        """The most that the teacher gave one id among the examples of a kind; 0: there are none."""
+        firsts = [e.reading.expected(1) for e in self.examples.get(kind, [])]
+        return max((p for first in firsts for _, p in first if p is not None), default=0.0)
+
     @property
     def median_entropy(self) -> float:
         """Nats, of the positions that something is known of."""

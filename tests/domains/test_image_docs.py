@@ -43,3 +43,11 @@ def test_the_commands_of_the_page_run(tmp_path, monkeypatch):
     refused = CliRunner().invoke(softtrain_main, ["eval", "run", "--store", "heldout"])
     assert refused.exit_code == 2
     assert "--images is missing" in refused.output
+    for main, words in ((softtrain_main, ["run"]), (softlabels_main, ["heldout"])):
+        drawn = CliRunner().invoke(main, ["report", *words, "--out", "page.html"])
+        assert drawn.exit_code == 0, drawn.output
+        page = Path("page.html").read_text(encoding="utf-8")
+        assert "image, and label" in page
+        assert "text, and" not in page
+        assert "drafts" not in page
+    assert "The teacher saw 40 views of images once" in page

@@ -406,6 +406,7 @@ def test_a_student_of_few_classes_is_looked_at_class_by_class(runs, tmp_path):
     text = check_page(render(Findings.of([soft]), command="softtrain report"))
     for said in ("By class", "cat & dog", "<b>", "0.250", "macro-F1", "nats per answer"):
         assert said in text
+    assert "drafts a teacher accepts" not in text  # nobody drafts a class
 
 
 def test_stores_that_are_gone_are_said_to_be(runs, ground):

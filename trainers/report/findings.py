@@ -7,12 +7,15 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from softlabels.domains import DOMAINS
 from softlabels.report.charts import Dot, Series, same_lines, style_of
 from trainers.evaluation.evaluations import RATIOS, Bin, Cells, Group, Interval
 from trainers.report.entries import Entry, difference, entries_of, joined
 from trainers.report.runs import ReportedRun
 
 OF_TEACHER = ("soft", "agreement")
+OF_DRAFTS = ("acceptance_low", "acceptance_high")
+"""Of students that write: nobody drafts a class."""
 
 
 class Score(NamedTuple):
@@ -152,7 +155,17 @@ class Findings:
 
     def table(self) -> list[ScoreLine]:
         """The scores that an entry has."""
-        return [line for score in SCORES if (line := self._line(score)) is not None]
+        return [
+            line
+            for score in SCORES
+            if (self.writes or score.name not in OF_DRAFTS)
+            and (line := self._line(score)) is not None
+        ]
+
+    @property
+    def writes(self) -> bool:
+        """Whether the students write, a token after a token."""
+        return DOMAINS.load(self.best.found.store.domain).chained
 
     def _line(self, score: Score) -> ScoreLine | None:
         found = [entry.score(score.name) for entry in self.entries]
@@ -160,9 +173,16 @@ class Findings:
         known = [x is not None and x.value is not None for x in found]
         if not any(known) or (score.name == "macro_f1" and not first.by_class):
             return None
+        if score.name == "kl" and self._whole():
+            return None
         teacher = None if score.teacher is None else getattr(first.scores, score.teacher)
         beyond = self._beyond(score, 0, 1) if len(found) == 2 else None
         return ScoreLine(score, teacher, found, self._surely_best(score), beyond)
+
+    def _whole(self) -> bool:
+        """Whether the bins of the KL are the whole distribution, so that it is no bound."""
+        pairs = [(entry.mean("kl"), entry.mean("kl_dense")) for entry in self.entries]
+        return all(a is not None and b is not None and abs(a - b) < 1e-6 for a, b in pairs)
 
     def _beyond(self, score: Score, one: int, other: int) -> Interval | None:
         """How much more an entry has of a score than another; None: it is no ratio of sums, or not known."""
