@@ -205,7 +205,9 @@ def lines(
     for tick in _powers(low, high) if log_y else _ticks(low, high, 4):
         y = at(first, tick)[1]
         words = (
-            _number(10**tick) if abs(tick) < 4 else format(10**tick, ".0e")
+            _number(10**tick)
+            if abs(tick) < 4
+            else format(10**tick, ".0e")
             if log_y
             else _number(tick)
             if y_form is None
