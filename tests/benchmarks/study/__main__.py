@@ -24,7 +24,8 @@ from pathlib import Path
 from softlabels.cli.demo import teacher_folder
 from tests.benchmarks.study.arms import ARMS, FULL, HARD
 from tests.benchmarks.study.cells import Cell, Study, done, train
-from tests.benchmarks.study.page import tables, write_page
+from tests.benchmarks.study.page import shares, tables, write_page
+from tests.benchmarks.study.predict import lines
 from tests.benchmarks.study.texts import AUSTEN, rust
 
 
@@ -99,9 +100,10 @@ def main() -> None:
         )
     results = [json.loads(p.read_text(encoding="utf-8")) for p in study.out.rglob("result.json")]
     (study.out / "study.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    (study.out / "study.md").write_text(tables(results), encoding="utf-8")
+    said = f"{tables(results)}\n{lines(shares(results), study.out)}"
+    (study.out / "study.md").write_text(said, encoding="utf-8")
     write_page(results, study.out / "study.html")
-    print(tables(results))
+    print(said)
 
 
 if __name__ == "__main__":

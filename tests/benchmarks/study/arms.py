@@ -26,6 +26,7 @@ ARMS = (
     Arm("sampled-12", ("--estimator", "sampled", "--k", "12")),
     Arm("sampled-24", ("--estimator", "sampled", "--k", "24")),
     Arm("sampled-48", ("--estimator", "sampled", "--k", "48")),
+    Arm("rs-31", ("--estimator", "rs", "--k", "31")),
     Arm("rs-35", ("--estimator", "rs", "--k", "35")),
     Arm("systematic-12", ("--estimator", "systematic", "--mean-k", "12")),
     Arm("systematic-24", ("--estimator", "systematic", "--mean-k", "24")),
