@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -84,7 +84,6 @@ def site_of(out: Path | str, *, only_read: bool = False) -> Iterator[Site]:
 
     Raises:
         ConfigError: no address of a bucket.
-        RemoteError: the bucket is out of reach, or ignores preconditions.
     """
     if "://" not in str(out):
         yield FolderSite(Path(out))
@@ -92,10 +91,9 @@ def site_of(out: Path | str, *, only_read: bool = False) -> Iterator[Site]:
     from softlabels.store.remote.bucket import BucketPlace, probe
 
     place = BucketPlace(str(out))
-    if not only_read:
-        probe(place)
     with TemporaryDirectory(prefix="softlabels-") as scratch:
-        yield PlaceSite(Mirror(place, Path(scratch)))
+        mirror = Mirror(place, Path(scratch))
+        yield PlaceSite(mirror) if only_read else PlaceSite(mirror, partial(probe, place))
 
 
 def build_at(

@@ -17,7 +17,7 @@ from softlabels.making.claims import Claim
 
 LONGEST = 16
 """Shards of a lease, at most."""
-FEWEST = 64
+FEWEST = 32
 """Leases that are to be left, at least, when one is cut that has more than one shard."""
 SPREAD = 32
 """Shards of a lease, at most, times the share of the plan that is left."""

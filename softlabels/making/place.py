@@ -29,6 +29,8 @@ HELD = "claims"
 """The folder of what changes hands."""
 PROBE = ".probe-"
 """How names begin that are there for a moment, to try a place out."""
+TRIED = f"{HELD}/{PROBE[1:]}again.json"
+"""The file by which a place is tried out in which a store was begun; it stays until the store is finished."""
 PAGE = 1000
 """Files that one listing names, at most."""
 _GENERATION = re.compile(r"(.+)-(\d{1,9})(\.[a-z]+)")

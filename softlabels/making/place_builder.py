@@ -15,6 +15,7 @@ import random
 import time
 from collections import Counter
 from collections.abc import Callable
+from collections.abc import Set as AbstractSet
 from contextlib import closing
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -32,15 +33,12 @@ from softlabels.making.place import Place, exists
 from softlabels.making.place_claims import PlaceClaims, PlaceLease
 from softlabels.making.place_commit import (
     LeaseRecords,
-    all_recorded,
     commit_in,
     read_commit,
     recorded_in,
 )
 from softlabels.making.writer import Writer
 
-COUNTED = 10_000
-"""Of a plan of so many shards a builder asks first which are recorded, ten requests at most."""
 SHORTEST_PAUSE, LONGEST_PAUSE = 1.0, 60.0
 """Seconds between two looks for a lease that is free, or whose holder is dead."""
 
@@ -102,6 +100,8 @@ class PlaceBuilder:
     Args:
         claims: its own; closed at the end.
         writer: the thread that writes.
+        known: shards that were recorded when it began, as far as that is known; the others are asked for where they
+            may be.
         sleep: seconds.
     """
 
@@ -114,6 +114,7 @@ class PlaceBuilder:
         claims: PlaceClaims,
         writer: Writer[Written],
         *,
+        known: AbstractSet[int] = frozenset(),
         sleep: Callable[[float], Any] = time.sleep,
     ) -> None:
         self._place, self._plan, self._work, self._report = place, plan, work, report
@@ -121,14 +122,16 @@ class PlaceBuilder:
         self._columns = has_columns(plan.identity)
         self._open: dict[int, _Open] = {}
         """By the shards that are being written."""
-        self._known: set[int] | None = None
-        """Shards that were recorded when this builder began; None: not known."""
+        self._known = known
         self._pause, self._waited, self._over = SHORTEST_PAUSE, False, False
 
     def run(self) -> None:
         """Go on until every shard is recorded, by whichever builders."""
         first = self._work.first
-        self._ask()
+        if self._known:
+            self._report.notice(
+                f"resuming: {len(self._known)} of {len(self._plan.shards)} shards are done"
+            )
         with closing(self._claims):
             try:
                 with self._writer:
@@ -142,31 +145,21 @@ class PlaceBuilder:
                             first = 0
                             self._claims.open_rest()
                         elif not self._claims.done:
-                            self._wait()
-                            self._look_for_end()
+                            if self._claims.cleared:
+                                self._claims.cleared = False
+                                self._look_for_end()
+                            else:
+                                self._wait()
                     self._settle()
             finally:
                 for held in self._open.values():
                     self._claims.release(held.lease)
 
-    def _ask(self) -> None:
-        """Which shards are recorded already, if that takes few requests."""
-        shards = self._plan.shards
-        if len(shards) > COUNTED:
-            return
-        self._known = all_recorded(self._place)
-        if self._known:
-            self._report.notice(f"resuming: {len(self._known)} of {len(shards)} shards are done")
-
-    def _recorded(self, lease: PlaceLease) -> set[int]:
-        """Which shards of a lease need not be made.
-
-        One that a builder let go of since this one began costs its work again where it is of one shard, and nothing
-        else: that saves a request for each shard.
-        """
-        if len(lease.shards) == 1 and not lease.taken_over and self._known is not None:
-            return self._known & set(lease.shards)
-        return recorded_in(self._place, lease.shards)
+    def _recorded(self, lease: PlaceLease) -> AbstractSet[int]:
+        """Which shards of a lease need not be made: of one that nobody held, those alone that somebody copied there."""
+        if lease.taken_over and not self._known.issuperset(lease.shards):
+            return recorded_in(self._place, lease.shards)
+        return self._known & set(lease.shards)
 
     def _look_for_end(self) -> None:
         """Whether another builder has finished the store, and so removed all claims: free is not what it seems."""
@@ -184,7 +177,8 @@ class PlaceBuilder:
         held = _Open(lease, set(lease.shards) - there)
         self._report.advance(sum(self._plan.shards[i].positions for i in there))
         if not held.left:
-            self._look_for_end()
+            if not lease.taken_over:
+                self._look_for_end()  # the claims may be gone since the store is finished
             if not self._over:
                 self._complete(held)
             return

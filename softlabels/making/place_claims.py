@@ -12,6 +12,9 @@ The flow of a builder:
     which the claim says nothing more; when all leases of a block are done, whoever sees it says so
     (`claims/block-00000.json`), so that nobody looks there again.
 
+A claim is never removed before the store is finished: who lets go of a lease leaves a claim that says that it is free
+(`FREE`). So a claim that could be created tells that nobody had the lease before, and nothing of it is asked for.
+
 A claim whose version stays the same for `EXPIRY` seconds, as one builder sees it by its own clock, is dead, and so is
 one whose process can be looked at from here and is gone. It is swapped on condition that the version is still the one
 that was seen: again one succeeds. No clock of another host matters, nor that of the place.
@@ -25,7 +28,7 @@ from __future__ import annotations
 import random
 import time
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -37,7 +40,7 @@ from softlabels.core.processes import is_alive, this_process
 from softlabels.errors import StoreError
 from softlabels.making.claims import EXPIRY, LIVING, Holder
 from softlabels.making.leases import cut
-from softlabels.making.place import HELD, Entry, Place
+from softlabels.making.place import HELD, PAGE, Entry, Place
 
 RENEWAL = 100.0
 """Seconds between renewals, each of which is a request; two may fail."""
@@ -47,18 +50,21 @@ LOOKS = 3
 """Blocks that are looked at before a builder waits."""
 WATCHED = 256
 """Claims that one builder watches at a time; there is work for hours in so many."""
-FRESH = 90.0
-"""Seconds for which a block in which nothing was free is not looked at again."""
+FRESH = 20.0
+"""Seconds for which who waits does not look again at what was listed; who has work looks less often (`EXPIRY`)."""
 PEEKED = 4
 """Of so few claims in a block each is read once, for its process may be one of this host's."""
+FREE = b"free\n"
+"""Content of a claim that was let go of; its length, which a listing tells, is no other claim's."""
 _NEVER = -1e18
 
 
 @lru_cache(maxsize=4)
-def _cut(shards: int, first: int) -> tuple[tuple[range, ...], tuple[int, ...]]:
-    """The leases of a plan, and where they begin."""
+def _cut(shards: int, first: int) -> tuple[tuple[range, ...], tuple[int, ...], tuple[str, ...]]:
+    """The leases of a plan, where they begin, and the names of their claims."""
     leases = tuple(cut(shards, first))
-    return leases, tuple(lease.start for lease in leases)
+    starts = tuple(lease.start for lease in leases)
+    return leases, starts, tuple(claim_name(start) for start in starts)
 
 
 def leases_of(shards: int, first: int) -> tuple[range, ...]:
@@ -116,7 +122,7 @@ class PlaceClaims:
         chance: random.Random | None = None,
     ) -> None:
         self._place, self._clock = place, clock
-        self._leases, self._starts = _cut(shards, first)
+        self._leases, self._starts, self._names = _cut(shards, first)
         self._chance = random.Random() if chance is None else chance
         self._me = Holder.here() if me is None else me
         LIVING.add(self._me.token)
@@ -126,7 +132,11 @@ class PlaceClaims:
         """Blocks that are not known to be done."""
         self._full: dict[int, float] = {}
         """When a block was seen last in which nothing was free."""
-        self._marks_read = _NEVER
+        self._marks_read = self._dead_looked_for = _NEVER
+        self._idle = False
+        """Whether there was nothing to take."""
+        self.cleared = False
+        """Whether claims are gone that were there, as they are when the store is finished; for the caller to look."""
         self._first = first
         """So many leases must be done before any other is begun."""
 
@@ -134,6 +144,11 @@ class PlaceClaims:
     def done(self) -> bool:
         """Whether all leases are known to be done."""
         return not self._left
+
+    @property
+    def _fresh(self) -> float:
+        """Seconds for which what was listed is not listed again."""
+        return FRESH if self._idle else EXPIRY
 
     def take(self) -> PlaceLease | None:
         """A lease that is free, or whose holder is dead. None: there is none now, or all are done (`done`).
@@ -144,21 +159,27 @@ class PlaceClaims:
             StoreError: the place refuses.
         """
         number, self._next = self._next, None
-        if lease := self._of_one_dead():  # before what is free: it would be waited for at the end
-            return lease
-        if number is not None and number < self._bound and (lease := self._create(number)):
-            return self._took(number, lease)
-        return self._jump()
+        lease = self._of_one_dead()  # before what is free: it would be waited for at the end
+        if lease is None and number is not None and number < self._bound:
+            lease = self._took(number, self._create(number))
+        lease = lease or self._jump()
+        self._idle = lease is None
+        return lease
 
     def take_end(self, name: str) -> PlaceLease | None:
         """What one builder alone does, under a claim of its own, such as finishing the store."""
         name = f"{HELD}/{name}.json"
-        if (lease := self._claim(name, range(0))) is not None:
-            return lease
         found = [e for e in self._place.list(HELD, after=name[:-1])[:1] if e.name == name]
+        if not found:
+            return self._claim(name, range(0))
+        if _is_free(found[0]):
+            return self._swap(name, range(0), found[0].version)
+        self._seen = {
+            n: seen for n, seen in self._seen.items() if n == name
+        }  # nothing else matters now
         self._peek(found)
         self._watch(found)
-        return self._take_over(name, range(0)) if found and self._expired(name) else None
+        return self._take_over(name, range(0)) if self._expired(name) else None
 
     def renew(self, lease: PlaceLease) -> None:
         """Say that the holder lives; cheap enough for every chunk of logits."""
@@ -172,18 +193,18 @@ class PlaceClaims:
     def finish(self, lease: PlaceLease, records: bytes) -> None:
         """All shards of a lease are recorded: publish their records together; the claim then says nothing more."""
         self._place.create(done_name(lease.shards.start), records)
-        number = bisect_right(self._starts, lease.shards.start) - 1
-        self._full.pop(number // BLOCK, None)  # it may have been the last of its block
+        if self._idle:  # it may have been the last of its block
+            number = bisect_right(self._starts, lease.shards.start) - 1
+            self._full.pop(number // BLOCK, None)
 
     def release(self, lease: PlaceLease) -> None:
-        """Let go of a lease that is not finished, unless another has taken over."""
-        if lease.version is None:
-            return
-        try:
-            if self._place.read(lease.name, limit=4096)[0] == lease.content(lease.renewals):
-                self._place.remove(lease.name)
-        except (StoreError, FileNotFoundError):
-            pass  # what stays expires
+        """Let go of a lease that is not finished, unless another has taken over.
+
+        Its claim stays, and says that it is free: so a lease whose claim is made anew was never anybody's.
+        """
+        if lease.version is not None:
+            with suppress(StoreError):  # what stays expires
+                self._place.swap(lease.name, FREE, lease.version)
 
     def close(self) -> None:
         """Whatever was taken here and not let go of is dead from now on."""
@@ -201,19 +222,21 @@ class PlaceClaims:
         self._first = 0
         self._full.clear()
 
-    def _took(self, number: int, lease: PlaceLease) -> PlaceLease:
-        self._next = number + 1
+    def _took(self, number: int, lease: PlaceLease | None) -> PlaceLease | None:
+        if lease is not None:
+            self._next = number + 1
         return lease
 
     def _jump(self) -> PlaceLease | None:
-        """Look at some blocks, those of the largest leases first, which must not be the last that are begun."""
+        """Look at some blocks in which something may be free, those of the largest leases first, then at the others."""
         self._read_marks()
         bound, now = -(-self._bound // BLOCK), self._clock()
-        classes: dict[int, list[int]] = {}
+        classes: dict[tuple[bool, int], list[int]] = {}
         for block in sorted(b for b in self._left if b < bound):
-            if now - self._full.get(block, _NEVER) >= FRESH:
+            seen = self._full.get(block)
+            if seen is None or now - seen >= FRESH:
                 size = len(self._leases[block * BLOCK]).bit_length()
-                classes.setdefault(size, []).append(block)
+                classes.setdefault((seen is None, size), []).append(block)
         for _, some in sorted(classes.items(), reverse=True):
             for block in self._chance.sample(some, min(LOOKS, len(some))):
                 if lease := self._look(block):
@@ -223,44 +246,68 @@ class PlaceClaims:
     def _look(self, block: int) -> PlaceLease | None:
         """Take a lease of a block; mark the block if there is nothing left to do in it."""
         numbers = range(block * BLOCK, min((block + 1) * BLOCK, len(self._starts)))
-        done, standing = set(), {}
-        last = claim_name(self._starts[numbers[-1]])
-        page = self._place.list(HELD, after=f"{HELD}/{self._starts[numbers[0]]:08d}")
-        for entry in page:
-            if entry.name > last:
-                break
-            start = int(entry.name[len(HELD) + 1 :][:8])
-            if entry.name.endswith(_DONE):
-                done.add(start)
-            else:
-                standing[start] = entry
+        done, standing = self._listed(numbers)
         if len(done) == len(numbers):
             self._left.discard(block)
             self._place.create(_mark_name(block), b"done\n")
             return None
-        held = [e for start, e in standing.items() if start not in done]
-        gaps = [
-            n
-            for n in numbers
-            if n < self._bound and self._starts[n] not in done and self._starts[n] not in standing
-        ]
-        if gaps:
-            self._watch(held)
-            most = max(len(self._leases[n]) for n in gaps)
-            gaps = [n for n in gaps if 2 * len(self._leases[n]) >= most]
-            free = set(gaps)
-            some = self._chance.sample(gaps, min(LOOKS, len(gaps)))
-            for number in sorted(some, key=lambda n: _run(n, free), reverse=True):
-                if lease := self._create(number):
-                    return self._took(number, lease)
+        held = [e for name, e in standing.items() if name not in done]
+        let_go = {e.name: e.version for e in held if _is_free(e)}
+        may = range(numbers.start, min(numbers.stop, self._bound))
+        gaps = [n for n in may if self._names[n] not in standing]
+        if gaps and self._full.pop(block, None) is not None:
+            self.cleared = True
             return None
-        self._full[block] = self._clock()
-        self._peek(held)
+        gaps += [self._number(name) for name in let_go]
+        held = [e for e in held if e.name not in let_go]
+        if not gaps:
+            self._full[block] = self._clock()
+            self._peek(held)
         self._watch(held)
-        return self._of_the_dead(held)
+        if lease := self._of_the_dead(held):
+            return lease
+        return self._of_gaps(gaps, let_go) if gaps else None
+
+    def _listed(self, numbers: range) -> tuple[set[str], dict[str, Entry]]:
+        """Claims of consecutive leases: the names of those that are done, and all that there are."""
+        done, standing = set(), {}
+        last = self._names[numbers[-1]]
+        for entry in self._place.list(HELD, after=self._names[numbers[0]][:_LEASE]):
+            name = entry.name
+            if name > last:
+                break
+            if name[_LEASE:] == _DONE:
+                done.add(name[:_LEASE] + ".json")
+            else:
+                standing[name] = entry
+        return done, standing
+
+    def _of_gaps(self, gaps: list[int], let_go: Mapping[str, str]) -> PlaceLease | None:
+        """Take one of the leases that nobody holds, of the long ones, before which most are free.
+
+        Args:
+            let_go: claims that say so, and their versions.
+        """
+        most = max(len(self._leases[n]) for n in gaps)
+        gaps = [n for n in gaps if 2 * len(self._leases[n]) >= most]
+        free = set(gaps)
+        some = self._chance.sample(gaps, min(LOOKS, len(gaps)))
+        for number in sorted(some, key=lambda n: _run(n, free), reverse=True):
+            name, shards = self._names[number], self._leases[number]
+            version = let_go.get(name)
+            lease = (
+                self._claim(name, shards) if version is None else self._swap(name, shards, version)
+            )
+            if lease is not None:
+                return self._took(number, lease)
+        return None
+
+    def _number(self, name: str) -> int:
+        """Of the lease that a claim is on."""
+        return bisect_right(self._starts, int(name[_AT])) - 1
 
     def _read_marks(self) -> None:
-        if len(self._left) < 2 or self._clock() - self._marks_read < RENEWAL:
+        if len(self._left) < 2 or self._clock() - self._marks_read < self._fresh:
             return
         self._marks_read = self._clock()
         for entry in self._place.list(HELD, after=f"{HELD}/{_MARK}"):
@@ -295,35 +342,43 @@ class PlaceClaims:
         return self._clock() - self._seen[name].when > EXPIRY
 
     def _of_one_dead(self) -> PlaceLease | None:
-        """Look again at one of the claims that were seen, and have not been looked at for long."""
+        """Look again at the claims that were seen, and have not been looked at for long: at a page of them."""
         expired = [n for n in self._seen if self._expired(n)]
-        if not expired:
+        if not expired or self._clock() - self._dead_looked_for < self._fresh:
             return None
-        name = self._chance.choice(expired)
-        start = name.removesuffix(".json")
-        there = {e.name: e for e in self._place.list(HELD, after=start)[:2]}
-        if name not in there or start + _DONE in there:
-            del self._seen[name]
-            return None
-        self._watch([there[name]])
-        return self._of_the_dead([there[name]])
+        self._dead_looked_for = self._clock()
+        begin = min(expired)[:_LEASE]
+        page = {e.name: e for e in self._place.list(HELD, after=begin)}
+        last = max(page, default="") if len(page) == PAGE else LAST
+        for name in [n for n in self._seen if begin < n <= last]:
+            if name not in page or name[:_LEASE] + _DONE in page:
+                del self._seen[name]
+        seen = [e for n, e in page.items() if n in self._seen]
+        let_go = {e.name: e.version for e in seen if _is_free(e)}
+        if let_go:
+            return self._of_gaps([self._number(name) for name in let_go], let_go)
+        self._watch(seen)
+        return self._of_the_dead(seen)
 
     def _of_the_dead(self, held: Sequence[Entry]) -> PlaceLease | None:
         """Take over from one of these claims that has not changed for long."""
-        for name in (e.name for e in held if e.name in self._seen and self._expired(e.name)):
-            number = bisect_right(self._starts, int(name[len(HELD) + 1 :][:8])) - 1
+        dead = [e.name for e in held if e.name in self._seen and self._expired(e.name)]
+        for name in self._chance.sample(dead, len(dead)):
+            number = self._number(name)
             if lease := self._take_over(name, self._leases[number]):
                 return self._took(number, lease)
         return None
 
     def _take_over(self, name: str, shards: range) -> PlaceLease | None:
-        seen = self._seen.pop(name)
+        return self._swap(name, shards, self._seen.pop(name).version)
+
+    def _swap(self, name: str, shards: range, seen: str) -> PlaceLease | None:
         content = self._content()
-        version = self._place.swap(name, content(0), seen.version)
+        version = self._place.swap(name, content(0), seen)
         return None if version is None else self._lease(name, shards, version, content, True)
 
     def _create(self, number: int) -> PlaceLease | None:
-        return self._claim(claim_name(self._starts[number]), self._leases[number])
+        return self._claim(self._names[number], self._leases[number])
 
     def _claim(self, name: str, shards: range) -> PlaceLease | None:
         content = self._content()
@@ -361,6 +416,12 @@ def claim_name(start: int) -> str:
 
 
 _DONE, _MARK = ".done.json", "block-"
+_LEASE = len(HELD) + 9
+"""So long is what names of a claim and of its records have in common, `claims/00000032`."""
+_AT = slice(len(HELD) + 1, _LEASE)
+"""Where that has the first shard."""
+LAST = f"{HELD}/~"
+"""Comes after all names."""
 
 
 def done_name(start: int) -> str:
@@ -370,6 +431,10 @@ def done_name(start: int) -> str:
 
 def _mark_name(block: int) -> str:
     return f"{HELD}/{_MARK}{block:05d}.json"
+
+
+def _is_free(entry: Entry) -> bool:
+    return entry.bytes == len(FREE)
 
 
 def _is_gone(holder: Holder) -> bool:

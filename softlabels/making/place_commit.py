@@ -8,7 +8,7 @@ leaves a torn one.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import msgspec
 
@@ -17,7 +17,7 @@ from softlabels.errors import IntegrityError
 from softlabels.format.encoding import FindDictionary
 from softlabels.format.manifest import Commit, Plan, PlannedShard, Statistics
 from softlabels.making.commit import is_of, judged, record_of
-from softlabels.making.place import Place, everything
+from softlabels.making.place import Entry, Place
 
 COMMITS = "commits"
 
@@ -89,7 +89,7 @@ def parsed(data: bytes, plan: Plan, shard: PlannedShard, where: object) -> Commi
 
 
 def recorded_in(place: Place, shards: range) -> set[int]:
-    """Which of these consecutive shards have a record: one listing, two where the length of names changes."""
+    """Which of these consecutive shards have a record: one request, two where the length of names changes."""
     found: set[int] = set()
     for part in _equally_long(shards):
         last = commit_name(part[-1])
@@ -102,10 +102,9 @@ def recorded_in(place: Place, shards: range) -> set[int]:
     return found
 
 
-def all_recorded(place: Place) -> set[int]:
-    """All shards that have a record: a request for a thousand."""
-    names = (e.name for e in everything(place, COMMITS))
-    numbers = (n.removeprefix(f"{COMMITS}/").removesuffix(".json") for n in names)
+def indices(records: Iterable[Entry]) -> set[int]:
+    """The shards whose records a listing names."""
+    numbers = (e.name.removeprefix(f"{COMMITS}/").removesuffix(".json") for e in records)
     return {int(n) for n in numbers if n.isdecimal()}
 
 

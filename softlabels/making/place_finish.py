@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import random
 import time
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import msgspec
 
@@ -30,7 +31,17 @@ from softlabels.making.place_claims import PlaceClaims, done_name, leases_of
 from softlabels.making.place_commit import LeaseRecords, parsed, read_commit
 from softlabels.making.place_plan import Mirror
 
-T = TypeVar("T")
+AT_ONCE = 32
+"""Requests that are under way at a time."""
+
+A, T = TypeVar("A"), TypeVar("T")
+
+
+class Several(Protocol):
+    """Does work on items, some at a time, and gives what comes of it in order."""
+
+    def __call__(self, work: Callable[[A], T], items: Iterable[A], /) -> Iterator[T]:
+        """What comes of each."""
 
 
 def finished_in(place: Place) -> Manifest | None:
@@ -95,6 +106,21 @@ def alone_in(
     return result
 
 
+def in_threads(work: Callable[[A], T], items: Iterable[A]) -> Iterator[T]:
+    """What comes of work on items, in order, `AT_ONCE` at a time."""
+    with ThreadPoolExecutor(AT_ONCE, thread_name_prefix="softlabels-finish") as pool:
+        waiting: deque[Future[T]] = deque()
+        try:
+            for item in items:
+                if len(waiting) == 2 * AT_ONCE:
+                    yield waiting.popleft().result()
+                waiting.append(pool.submit(work, item))
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
 def check_sizes(place: Place, shards: Sequence[Commit] | Sequence[ShardRecord]) -> None:
     """Refuse a store of which a shard is missing or of another size: a listing, and no bytes are read.
 
@@ -123,15 +149,20 @@ def clear_in(place: Place) -> None:
 
 
 def collected(
-    place: Place, plan: Plan, renew: Callable[[], None]
+    place: Place, plan: Plan, renew: Callable[[], None], *, several: Several = in_threads
 ) -> tuple[list[Commit], dict[str, int] | None]:
-    """All records, in order, and the bytes of each column."""
+    """All records, in order, and the bytes of each column.
+
+    Args:
+        renew: shows that this builder lives.
+        several: reads leases, some at a time, and gives them in order.
+    """
     commits: list[Commit] = []
     columns, known = Counter[str](), has_columns(plan.identity)
     first = plan.identity.encoding.dictionary_shards or 0
-    for shards in leases_of(len(plan.shards), first):
+    read = partial(_lease_records, place, plan)
+    for found, counted in several(read, leases_of(len(plan.shards), first)):
         renew()
-        found, counted = _lease_records(place, plan, shards)
         commits += found
         columns.update(counted or {})
     return commits, dict(columns) if known else None

@@ -17,6 +17,7 @@ from softlabels.making.commit import Reused, recorded
 from softlabels.making.dictionary import ShardDictionary
 from softlabels.making.job import begin, carry_out
 from softlabels.making.one_shard import Job, encoded
+from softlabels.making.place import PAGE, everything
 from softlabels.making.place_builder import (
     LONGEST_PAUSE,
     SHORTEST_PAUSE,
@@ -24,7 +25,7 @@ from softlabels.making.place_builder import (
     Written,
 )
 from softlabels.making.place_claims import PlaceClaims
-from softlabels.making.place_commit import COMMITS
+from softlabels.making.place_commit import COMMITS, indices
 from softlabels.making.place_dictionary import PlaceDictionary
 from softlabels.making.place_finish import clear_in, finish_in, finished_in
 from softlabels.making.place_plan import PLANNING, Mirror, begin_in, begun_in
@@ -32,6 +33,9 @@ from softlabels.making.plan import begun
 from softlabels.making.planning import Renewing, planning
 from softlabels.making.share import Share
 from softlabels.making.writer import Writer
+
+COUNTED = 10_000
+"""Of a plan of so many shards a builder asks first which are recorded, ten requests at most."""
 
 
 class Site(Protocol):
@@ -94,8 +98,12 @@ class FolderSite:
 class PlaceSite:
     """A `Place`, some of whose files are in a scratch folder, too."""
 
-    def __init__(self, mirror: Mirror) -> None:
+    def __init__(self, mirror: Mirror, try_out: Callable[[bool], None] = lambda _: None) -> None:
+        """`try_out` refuses a place that cannot be written to by several; it is told whether a store was begun."""
         self._mirror, self.folder = mirror, mirror.folder
+        self._try_out = try_out
+        self._known: set[int] | None = None
+        """Shards that were recorded when that was asked; None: it was not, or there were too many to be listed."""
 
     @property
     def root(self) -> Path | Address:
@@ -104,7 +112,9 @@ class PlaceSite:
 
     def begun(self, report: Reporter) -> Plan | None:
         """The plan that is there."""
-        return begun_in(self._mirror)
+        plan = begun_in(self._mirror)
+        self._try_out(plan is not None)
+        return plan
 
     @contextmanager
     def planning(
@@ -132,26 +142,40 @@ class PlaceSite:
 
     def has_shards(self) -> bool:
         """Whether a shard is recorded."""
-        return bool(self._mirror.place.list(COMMITS))
+        page = self._mirror.place.list(COMMITS)
+        self._known = None if len(page) == PAGE else indices(page)
+        return bool(page)
 
     def make(self, job: Job, plan: Plan, report: Reporter, share: Share | None) -> Manifest:
         """Make the store."""
         place = self._mirror.place
-        if (manifest := finished_in(place)) is not None:
+        known = self._recorded(len(plan.shards))
+        manifest = None
+        if known is None or len(known) == len(plan.shards):
+            manifest = finished_in(place)
+        if manifest is not None:
             report.notice(f"{place.root} is complete already")
         else:
-            manifest = self._made(job, plan, report, share)
+            manifest = self._made(job, plan, report, share, known or set())
         clear_in(place)
         return manifest
 
-    def _made(self, job: Job, plan: Plan, report: Reporter, share: Share | None) -> Manifest:
+    def _recorded(self, shards: int) -> set[int] | None:
+        """Which shards are recorded; None: there are too many for that to be asked."""
+        if self._known is None and shards <= COUNTED:
+            self._known = indices(everything(self._mirror.place, COMMITS))
+        return self._known
+
+    def _made(
+        self, job: Job, plan: Plan, report: Reporter, share: Share | None, known: set[int]
+    ) -> Manifest:
         shards, work = len(plan.shards), _JobWork(job, plan, self._mirror, report)
         begin = None if share is None else share.of(shards).start
         claims = PlaceClaims(self._mirror.place, shards, first=work.first, begin=begin)
         report.stage(job.stage, sum(s.positions for s in plan.shards), "positions")
         try:
             writer = Writer[Written](report.notice)
-            PlaceBuilder(self._mirror.place, plan, work, report, claims, writer).run()
+            PlaceBuilder(self._mirror.place, plan, work, report, claims, writer, known=known).run()
             return finish_in(self._mirror, plan, claims)
         finally:
             claims.close()

@@ -36,7 +36,7 @@ from tests.store.s3 import Proxy, environment
 
 FORK = multiprocessing.get_context("fork")
 LEASE = 4.0
-"""Seconds after which a claim is dead here; 300 in life."""
+"""Seconds after which a claim is dead where builders are killed; 300 in life, and where none is."""
 CHANGES: dict[str, Any] = {"shard_rows": 1, "seq_len": 24, "k": 4, "batch_tokens": 64}
 
 
@@ -52,14 +52,15 @@ class Slow(TinyTeacher):
         yield from super().logits(rows)
 
 
-def _build(url: str, corpus: str, pause: float) -> None:
+def _build(url: str, corpus: str, pause: float, torn: bool) -> None:
     """One builder, in a process that nobody else's host sees."""
     import softlabels.making.place_builder as builder
     import softlabels.making.place_claims as claims
 
     torch.set_num_threads(1)
-    claims.EXPIRY, claims.RENEWAL = LEASE, LEASE / 3
-    builder.LONGEST_PAUSE = 1.0
+    if torn:
+        claims.EXPIRY, claims.RENEWAL, claims.FRESH = LEASE, LEASE / 3, LEASE / 15
+        builder.LONGEST_PAUSE = 1.0
     claims._is_gone = lambda _: False  # as if each were on a host of its own
     build_tiny(url, corpus, teacher=Slow(pause), **CHANGES)  # type: ignore[arg-type]
 
@@ -94,7 +95,7 @@ def torment(
         begun = time.perf_counter()
 
         def start() -> Any:
-            child = FORK.Process(target=_build, args=(url, corpus, pause))
+            child = FORK.Process(target=_build, args=(url, corpus, pause, kills > 0))
             child.start()
             return child
 
@@ -102,7 +103,7 @@ def torment(
         killed, paused, wakes = 0, 0, 0.0
         while any(c.is_alive() for c in crew):
             time.sleep(rng.uniform(0.2, 1.0))
-            if paused == 0 and _claims(proxy) >= builders and crew[0].is_alive():
+            if kills and paused == 0 and _claims(proxy) >= builders and crew[0].is_alive():
                 os.kill(crew[0].pid, signal.SIGSTOP)  # with a lease in hand
                 paused, wakes = 1, time.perf_counter() + 2.5 * LEASE
             if wakes and time.perf_counter() > wakes:

@@ -40,6 +40,8 @@ class Held(NamedTuple):
 
     data: bytes
     version: str
+    entry: Entry
+    """As listings have it."""
 
 
 class Bucket:
@@ -73,7 +75,7 @@ class Bucket:
         elif not name.startswith(f"{HELD}/"):
             self.changed.append(name)
         version = f'"{next(self._versions)}"'
-        self.objects[name] = Held(data, version)
+        self.objects[name] = Held(data, version, Entry(name, version, len(data)))
         return version
 
     def drop(self, name: str) -> None:
@@ -89,8 +91,8 @@ class Bucket:
         if names is None:
             return []
         begin = names.bisect_right(after)
-        found = ((n, self.objects[n]) for n in names.islice(begin, begin + PAGE))
-        return [Entry(n, o.version, len(o.data)) for n, o in found]
+        objects = self.objects
+        return [objects[name].entry for name in names[begin : begin + PAGE]]
 
 
 class SimulatedPlace:

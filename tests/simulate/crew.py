@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar, overload
 
@@ -22,12 +22,12 @@ from softlabels.making.claims import EXPIRY, Holder
 from softlabels.making.place_builder import PlaceBuilder
 from softlabels.making.place_claims import PlaceClaims
 from softlabels.making.place_commit import commit_name, parsed
-from softlabels.making.place_finish import alone_in, check_sizes, clear_in, collected
+from softlabels.making.place_finish import AT_ONCE, alone_in, check_sizes, clear_in, collected
 from softlabels.making.writer import Held
 from tests.simulate.bucket import Bucket, SimulatedPlace, Weather
 from tests.simulate.world import Died, World
 
-R = TypeVar("R")
+A, R = TypeVar("A"), TypeVar("R")
 HOUR = 3600.0
 
 
@@ -236,12 +236,39 @@ class _Builder:
 
     def _finish(self, place: SimulatedPlace, renew: Callable[[], None]) -> None:
         """As `finish_in`; of the manifest alone there is only a sign."""
-        commits, _ = collected(place, self._all.plan, renew)
+        commits, _ = collected(place, self._all.plan, renew, several=self._several)
         check_sizes(place, commits)
         _check(commits, self._all.plan)
         if place.create(MANIFEST, b"{}") is not None:
             self._all.finished += 1
         clear_in(place)
+
+    def _several(self, work: Callable[[A], R], items: Iterable[A], /) -> Iterator[R]:
+        """As `in_threads`, with processes of this world."""
+        world, left, found = self._all.world, enumerate(items), dict[int, Any]()
+        count = 0
+
+        def some() -> None:
+            nonlocal count
+            for number, item in left:
+                count = number + 1
+                try:
+                    found[number] = work(item)
+                except (Died, StoreError, OSError) as error:
+                    found[number] = error
+
+        for _ in range(AT_ONCE):
+            world.start(some)
+        number = 0
+        while number == 0 or number < count:
+            world.sleep(0.05)
+            self._fate()
+            while number in found:
+                result = found.pop(number)
+                if isinstance(result, BaseException):
+                    raise result
+                yield result
+                number += 1
 
     def _wait(self, seconds: float) -> None:
         self._all.idle += seconds

@@ -26,7 +26,7 @@ def test_leases_are_all_shards_in_order_and_no_longer_than_the_end_allows(shards
     for lease in leases:
         left = shards - lease.start
         assert len(lease) in range(1, LONGEST + 1)
-        assert len(lease) == 1 or len(lease) * FEWEST <= left, "no builder of 64 is left idle"
+        assert len(lease) == 1 or len(lease) * FEWEST <= left, "no builder of 32 is left idle"
     assert set(sizes[-min(31, len(sizes)) :]) <= {1}, "who ends last has one shard"
 
 

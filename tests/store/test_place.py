@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from softlabels.errors import ConfigError, RemoteError
-from softlabels.making.place import FolderPlace
+from softlabels.making.place import TRIED, FolderPlace
 from softlabels.store.remote.bucket import BucketPlace, probe
 from softlabels.store.remote.client import Client
 from tests.store.places import check_place
@@ -75,3 +75,24 @@ def test_an_answer_that_was_lost_is_not_taken_for_anothers(bucket, monkeypatch):
     place = BucketPlace(bucket)
     version = place.create("claims/00000000.json", b"mine")
     assert place.read("claims/00000000.json", limit=9) == (b"mine", version)
+
+
+def test_a_service_that_ignores_preconditions_is_refused_where_a_store_was_begun(
+    bucket, monkeypatch
+):
+    place = BucketPlace(bucket)
+    for _ in range(2):  # the first makes the file by which it is tried out
+        probe(place, True)
+    assert list(place.client.list() or ()) == [TRIED]
+
+    def overwrites(client: Client, name: str, content: bytes, *_: object) -> str:
+        client.put(name, content)
+        return "a version"
+
+    for verb, header in (("put_new", "If-None-Match"), ("put_if", "If-Match")):
+        with monkeypatch.context() as m:
+            m.setattr(Client, verb, overwrites)
+            with pytest.raises(
+                RemoteError, match=rf"ignores preconditions .* {header}, or build in"
+            ):
+                probe(place, True)

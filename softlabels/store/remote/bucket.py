@@ -16,10 +16,12 @@ from secrets import token_hex
 
 from softlabels.errors import ConfigError, IntegrityError, RemoteError
 from softlabels.format.files import Address
-from softlabels.making.place import PROBE, Entry
+from softlabels.making.place import PROBE, TRIED, Entry
 from softlabels.store.remote.addresses import writable
-from softlabels.store.remote.client import Client
+from softlabels.store.remote.client import NO_VERSION, Client
 
+_CREATED = "a file that was there was created once more"
+_REPLACED = "a file was replaced that was not the one that was expected"
 _HERE = "several who write there at a time would overwrite each other unseen"
 
 
@@ -82,22 +84,30 @@ class BucketPlace:
         return version
 
 
-def probe(place: BucketPlace) -> None:
-    """Refuse a service that ignores preconditions, by a file of its own that is gone afterwards.
+def probe(place: BucketPlace, begun: bool = False) -> None:
+    """Refuse a service that ignores preconditions, by a file of its own.
+
+    Args:
+        begun: a store was begun there: two requests, and the file stays among the claims. Else it is gone afterwards.
 
     Raises:
         RemoteError: it does, or it is out of reach.
     """
+    if begun:
+        version = place.create(TRIED, b"first")
+        if version is not None and place.create(TRIED, b"second") is not None:
+            raise _ignores(place, _CREATED, "If-None-Match")
+        if place.swap(TRIED, b"third", NO_VERSION) is not None:
+            raise _ignores(place, _REPLACED, "If-Match")
+        return
     name = f"{PROBE}{token_hex(8)}"
     first = place.create(name, b"first")
     try:
         if first is None or place.create(name, b"second") is not None:
-            raise _ignores(place, "a file that was there was created once more", "If-None-Match")
+            raise _ignores(place, _CREATED, "If-None-Match")
         second = place.swap(name, b"third", first)
         if second is None or place.swap(name, b"fourth", first) is not None:
-            raise _ignores(
-                place, "a file was replaced that was not the one that was expected", "If-Match"
-            )
+            raise _ignores(place, _REPLACED, "If-Match")
     finally:
         place.remove(name)
 

@@ -335,6 +335,10 @@ def _version(about: Mapping[str, Any]) -> str:
     return json.dumps([about.get("e_tag"), about.get("version")])
 
 
+NO_VERSION = json.dumps([f'"{"0" * 32}"', "1"])
+"""A version that no file has."""
+
+
 def _update(version: str) -> dict[str, str]:
     pair = zip(("e_tag", "version"), json.loads(version), strict=True)
     return {name: value for name, value in pair if value is not None}
