@@ -64,7 +64,7 @@ class Place(Protocol):
             IntegrityError: it has more than `limit` bytes.
         """
 
-    def list(self, folder: str, *, after: str = "") -> list[Entry]:
+    def list(self, folder: str, *, after: str = "") -> Sequence[Entry]:
         """The first `PAGE` files of a folder whose names come after a name, in order; fewer: there are no more.
 
         Args:

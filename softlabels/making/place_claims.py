@@ -343,10 +343,13 @@ class PlaceClaims:
 
     def _of_one_dead(self) -> PlaceLease | None:
         """Look again at the claims that were seen, and have not been looked at for long: at a page of them."""
-        expired = [n for n in self._seen if self._expired(n)]
-        if not expired or self._clock() - self._dead_looked_for < self._fresh:
+        now = self._clock()
+        if now - self._dead_looked_for < self._fresh:
             return None
-        self._dead_looked_for = self._clock()
+        expired = [name for name, seen in self._seen.items() if now - seen.when > EXPIRY]
+        if not expired:
+            return None
+        self._dead_looked_for = now
         begin = min(expired)[:_LEASE]
         page = {e.name: e for e in self._place.list(HELD, after=begin)}
         last = max(page, default="") if len(page) == PAGE else LAST

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, overload
 
 from sortedcontainers import SortedList
 
@@ -42,6 +42,30 @@ class Held(NamedTuple):
     version: str
     entry: Entry
     """As listings have it."""
+
+
+class Page(Sequence[Entry]):
+    """Entries that are made when they are asked for, at the moment of the listing: most are not."""
+
+    def __init__(self, objects: Mapping[str, Held], names: list[str]) -> None:
+        self._objects, self._names = objects, names
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __iter__(self) -> Iterator[Entry]:
+        return (self._objects[name].entry for name in self._names)
+
+    @overload
+    def __getitem__(self, index: int) -> Entry: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Entry]: ...
+    def __getitem__(self, index: int | slice) -> Entry | Sequence[Entry]:
+        names = self._names[index]
+        return self._objects[names].entry if isinstance(names, str) else Page(self._objects, names)
+
+    def __eq__(self, other: object) -> bool:
+        return list(self) == other
 
 
 class Bucket:
@@ -85,14 +109,13 @@ class Bucket:
             if not name.startswith(f"{HELD}/"):
                 self.changed.append(name)
 
-    def page(self, folder: str, after: str) -> list[Entry]:
+    def page(self, folder: str, after: str) -> Page:
         """The first names of a folder after a name."""
         names = self._names.get(folder)
         if names is None:
-            return []
+            return Page({}, [])
         begin = names.bisect_right(after)
-        objects = self.objects
-        return [objects[name].entry for name in names[begin : begin + PAGE]]
+        return Page(self.objects, names[begin : begin + PAGE])
 
 
 class SimulatedPlace:
@@ -126,7 +149,7 @@ class SimulatedPlace:
             raise IntegrityError(f"{name}: {len(found.data)} bytes, expected at most {limit}")
         return found.data, found.version
 
-    def list(self, folder: str, *, after: str = "") -> list[Entry]:
+    def list(self, folder: str, *, after: str = "") -> Sequence[Entry]:
         """One page of names."""
         return self._request(f"list {folder}", lambda: self._bucket.page(folder, after))[0]
 
