@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from softlabels.builder.config import BuildConfig, MeasureConfig
 from softlabels.core.keywords import Reported, keywords
-from softlabels.core.progress import Reporter
+from softlabels.core.progress import Reporter, Silent
+from softlabels.errors import ConfigError
 
 if TYPE_CHECKING:
     from softlabels.format.certificate import Fidelity
@@ -23,11 +24,21 @@ class _Build(Reported, BuildConfig):
     """Folder of the store, made if absent; or its address in a bucket, `s3://…` or `gs://…`."""
     shards: str | None = None
     """`I/N`, number I of N builders, from 0: the I-th part of the shards is taken first, then what is left."""
+    engine: str | None = None
+    """`ray`: Ray places the builders and starts them again when they die; None: this process is one."""
+    builders: int | None = None
+    """Builders on Ray; one for each GPU of the cluster if None."""
 
 
 @keywords(_Build, BuildConfig)
 def build(
-    config: BuildConfig, *, out: Path | str, shards: str | None, progress: Reporter | None
+    config: BuildConfig,
+    *,
+    out: Path | str,
+    shards: str | None,
+    engine: str | None,
+    builders: int | None,
+    progress: Reporter | None,
 ) -> Manifest:
     """Run a teacher over a corpus and write a store, or finish one that was begun.
 
@@ -43,6 +54,20 @@ def build(
     from softlabels.making.share import Share
 
     share = None if shards is None else Share.parse(shards)
+    if engine == "ray":
+        from softlabels.builder.on_ray import build_on_ray
+
+        if share is not None:
+            raise ConfigError(
+                "--shards numbers builders that --engine ray starts itself; give --builders"
+            )
+        return build_on_ray(config, out, report=progress or Silent(), builders=builders)
+    if engine is not None:
+        raise ConfigError(f"--engine {engine}: expected ray")
+    if builders is not None:
+        raise ConfigError(
+            "--builders needs --engine ray; else start the command as often as you like"
+        )
     return build(config, out, reporter=progress, share=share)
 
 

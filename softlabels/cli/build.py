@@ -42,6 +42,14 @@ if TYPE_CHECKING:
     help="Number of this builder, I of N, from 0: it takes the I-th part of the shards first, then what is left.",
 )
 @click.option(
+    "--engine",
+    type=click.Choice(["ray"]),
+    help="Ray places builders in the cluster of RAY_ADDRESS, or on this host, and starts them again (extra `ray`).",
+)
+@click.option(
+    "--builders", type=int, metavar="N", help="Builders on Ray; one for each GPU if not given."
+)
+@click.option(
     "--dry-run", is_flag=True, help="Try a sample; say what the build would take; write nothing."
 )
 @click.option(
@@ -55,6 +63,8 @@ def build_command(
     out: Path | str | None,
     purpose: str | None,
     shards: str | None,
+    engine: str | None,
+    builders: int | None,
     dry_run: bool,
     price_per_hour: str | None,
     **flags: Any,
@@ -72,6 +82,7 @@ def build_command(
       softlabels build --for far --teacher hf:models/teacher --corpus books --out store
       softlabels build job.toml --out /shared/store --shards 3/16
       softlabels build job.toml --out s3://bucket/store
+      softlabels build job.toml --out /shared/store --engine ray --builders 8
     """
     if price_per_hour is not None and not dry_run:
         raise ConfigError("--price-per-hour needs --dry-run")
@@ -84,7 +95,8 @@ def build_command(
     from softlabels.format.figures import figures_of
 
     with Bar() as bar:
-        manifest = softlabels.build(out=out, shards=shards, progress=bar, **vars(config))
+        many = {"shards": shards, "engine": engine, "builders": builders}
+        manifest = softlabels.build(out=out, progress=bar, **many, **vars(config))
     figures = figures_of(manifest)
     emit({"store": str(out), **asdict(figures)}, _closing(out, manifest, figures))
 
