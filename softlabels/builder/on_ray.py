@@ -1,8 +1,8 @@
 """A build by several builders that Ray places, and starts again when they die.
 
-Each builder is an actor that runs what `softlabels build` runs, in the same store, under claims of its own. So Ray knows
-nothing of shards, and nothing is lost with an actor, with the cluster, or with the process that began it: the same
-command goes on. The cluster is the one of RAY_ADDRESS, or else one that is begun on this host.
+Each builder is an actor that runs what `softlabels build` runs, in the same store, under claims of its own. So Ray
+knows nothing of shards, and nothing is lost with an actor, with the cluster, or with the process that began it: the
+same command goes on. The cluster is the one of RAY_ADDRESS, or else one that is begun on this host.
 
 The price: an actor loads its teacher for itself, and what all builders say at once is left to Ray's log.
 """

@@ -95,7 +95,7 @@ def build_command(
     from softlabels.format.figures import figures_of
 
     with Bar() as bar:
-        many = {"shards": shards, "engine": engine, "builders": builders}
+        many: dict[str, Any] = {"shards": shards, "engine": engine, "builders": builders}
         manifest = softlabels.build(out=out, progress=bar, **many, **vars(config))
     figures = figures_of(manifest)
     emit({"store": str(out), **asdict(figures)}, _closing(out, manifest, figures))

@@ -157,7 +157,7 @@ class PlaceBuilder:
 
     def _recorded(self, lease: PlaceLease) -> AbstractSet[int]:
         """Which shards of a lease need not be made: of one that nobody held, those alone that somebody copied there."""
-        if lease.taken_over and not self._known.issuperset(lease.shards):
+        if lease.taken_over and not set(lease.shards) <= self._known:
             return recorded_in(self._place, lease.shards)
         return self._known & set(lease.shards)
 

@@ -34,7 +34,8 @@ from softlabels.making.place_plan import Mirror
 AT_ONCE = 32
 """Requests that are under way at a time."""
 
-A, T = TypeVar("A"), TypeVar("T")
+A = TypeVar("A")
+T = TypeVar("T")
 
 
 class Several(Protocol):

@@ -27,7 +27,8 @@ from softlabels.making.writer import Held
 from tests.simulate.bucket import Bucket, SimulatedPlace, Weather
 from tests.simulate.world import Died, World
 
-A, R = TypeVar("A"), TypeVar("R")
+A = TypeVar("A")
+R = TypeVar("R")
 HOUR = 3600.0
 
 
