@@ -1,13 +1,15 @@
-"""Rows of 1k to 32k tokens, and short rows packed or padded: what memory and time a step takes.
+"""Rows of 2k to 32k tokens, and short rows packed or padded: what memory and time a step takes.
 
     OMP_NUM_THREADS=1 python tests/benchmarks/packing.py --json packing.json
 
 First table, one row of S tokens, of one document or of `--documents`, each in a process of its own: peak memory above
-what stood before the step, of the body alone (its forward and backward) and of the whole step with `distil_loss`; and
-what float32 logits of positions x vocabulary and their gradient would take beside the body. (With several documents
-transformers make a mask of S x S on a CPU: the body's own.) Second table, the same rows three ways: padded to the
-longest, packed into rows of `--pack` tokens, and end to end in one row. The loss is the same in all three; tokens are
-counted without padding.
+what stood before the step, of the body alone (its forward and backward) and of the whole step with `distil_loss`; what
+float32 logits of positions x vocabulary and their gradient would take beside the body; and how many positions the
+largest tensor holds that has the vocabulary for a dimension, over every operation of forward and backward: logits of
+all positions would make it S. (With several documents transformers make a mask of S x S on a CPU: the body's own.)
+
+Second table, for each `--pack`, the same rows of some `--tokens` three ways: padded to the longest, packed into rows of
+`--pack` tokens, and end to end in one row. The loss is the same in all three; tokens are counted without padding.
 
 The body is a llama of one layer and width 64, of no use to anybody: what grows here is what a bigger one has, too.
 """
@@ -24,6 +26,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from softlabels.core.rows import Row
 from softlabels.core.targets import SoftTargets
@@ -90,6 +94,23 @@ def reset_peak() -> int:
     return peak_kib()
 
 
+class WidestOverVocabulary(TorchDispatchMode):
+    """Of every tensor that an operation makes, and that has the vocabulary for a dimension, the most positions."""
+
+    def __init__(self, vocab: int) -> None:
+        super().__init__()
+        self.vocab, self.positions = vocab, 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for t in tree_leaves(out):
+            if isinstance(t, torch.Tensor) and self.vocab in t.shape:
+                self.positions = max(self.positions, t.numel() // self.vocab)
+        return out
+
+
 def measure(args: argparse.Namespace) -> dict[str, float]:
     """One step on one row, in this process: MiB above what stood before, and seconds."""
     batch = collate([row_of(0, args.length, args, args.documents)])
@@ -100,9 +121,14 @@ def measure(args: argparse.Namespace) -> dict[str, float]:
     start = time.perf_counter()
     if args.measure == "body":
         model.model(**batch.inputs, use_cache=False).last_hidden_state.sum().backward()
+        widest = 0
     else:
-        distil_loss(model, batch, LOSS).loss.backward()
-    return {"mib": (peak_kib() - before) / 1024, "seconds": time.perf_counter() - start}
+        with WidestOverVocabulary(args.vocab) as seen:
+            distil_loss(model, batch, LOSS).loss.backward()
+        widest = seen.positions
+        assert widest > 0, "the head was seen"
+    seconds = time.perf_counter() - start
+    return {"mib": (peak_kib() - before) / 1024, "seconds": seconds, "widest": widest}
 
 
 def apart(args: argparse.Namespace, what: str, length: int, documents: int) -> dict[str, float]:
@@ -117,8 +143,10 @@ def apart(args: argparse.Namespace, what: str, length: int, documents: int) -> d
 
 
 def memory(args: argparse.Namespace) -> list[dict[str, float]]:
-    print("| tokens | documents | body, MiB | step, MiB | the loss adds | logits would add | s |")
-    print("|---|---|---|---|---|---|---|")
+    print(
+        "| tokens | documents | body, MiB | step, MiB | the loss adds | logits would add |", end=""
+    )
+    print(" positions x vocabulary at once | s |\n|---|---|---|---|---|---|---|---|")
     found = []
     for documents in (1, args.documents):
         for length in args.lengths:
@@ -126,7 +154,8 @@ def memory(args: argparse.Namespace) -> list[dict[str, float]]:
             logits = 2 * 4 * length * args.vocab / 2**20
             print(
                 f"| {length:,} | {documents} | {body['mib']:,.0f} | {step['mib']:,.0f} | "
-                f"{step['mib'] - body['mib']:,.0f} | {logits:,.0f} | {step['seconds']:.1f} |",
+                f"{step['mib'] - body['mib']:,.0f} | {logits:,.0f} | {step['widest']:,} | "
+                f"{step['seconds']:.1f} |",
                 flush=True,
             )
             line = {"tokens": length, "documents": documents, "logits_mib": logits}
@@ -134,15 +163,16 @@ def memory(args: argparse.Namespace) -> list[dict[str, float]]:
     return found
 
 
-def layouts(args: argparse.Namespace) -> list[dict[str, Any]]:
+def layouts(args: argparse.Namespace, pack: int) -> list[dict[str, Any]]:
     """Short rows, a few long: median time of a step, tokens counted without padding."""
     draw = np.random.default_rng(0)
-    sizes = np.clip(draw.lognormal(np.log(args.pack / 16), 0.8, args.rows), 8, args.pack)
-    rows = [row_of(i, int(n), args) for i, n in enumerate(sizes)]
-    tokens = sum(r.row.size for r in rows)
+    rows: list[StoredRow] = []
+    while (tokens := sum(r.row.size for r in rows)) < args.tokens:
+        size = float(np.clip(draw.lognormal(np.log(pack / 16), 0.8), 8, pack))
+        rows.append(row_of(len(rows), int(size), args))
     ways = {
         "padded": collate(rows),
-        f"packed into {args.pack:,}": collate_packed(rows, most=args.pack),
+        f"packed into {pack:,}": collate_packed(rows, most=pack),
         "end to end": collate_packed(rows),
     }
     model = model_of(args)
@@ -163,19 +193,19 @@ def layouts(args: argparse.Namespace) -> list[dict[str, Any]]:
             f"{seconds:.2f} | {tokens / seconds:,.0f} |",
             flush=True,
         )
-        line = {"rows": name, "places": places, "loss": out.loss.item()}
+        line = {"pack": pack, "rows": name, "places": places, "loss": out.loss.item()}
         found.append({**line, "seconds": seconds, "tokens_per_second": tokens / seconds})
     return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--lengths", type=int, nargs="+", default=[1024, 8192, 32768])
+    parser.add_argument("--lengths", type=int, nargs="+", default=[2048, 8192, 32768])
     parser.add_argument("--documents", type=int, default=16)
     parser.add_argument("--vocab", type=int, default=32_000)
     parser.add_argument("--k", type=int, default=16)
-    parser.add_argument("--rows", type=int, default=48)
-    parser.add_argument("--pack", type=int, default=2048)
+    parser.add_argument("--tokens", type=int, default=32_768, help="of the second table's rows")
+    parser.add_argument("--pack", type=int, nargs="+", default=[2048, 8192, 32768])
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--measure", choices=["body", "step"], help="One row, in this process.")
@@ -184,7 +214,7 @@ def main() -> None:
     if args.measure:
         print(json.dumps(measure(args)))
         return
-    found = {"memory": memory(args), "layouts": layouts(args)}
+    found = {"memory": memory(args), "layouts": [r for p in args.pack for r in layouts(args, p)]}
     if args.json:
         args.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
 

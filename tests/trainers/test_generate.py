@@ -98,6 +98,17 @@ def test_picks_follow_the_probabilities_of_the_nucleus():
     assert pick(logits, uniforms[:1], temperature=0.0, top_p=1.0).tolist() == [1]
 
 
+def test_extreme_draws_never_pick_what_cannot_be():
+    """Ids without probability stand first, last and between."""
+    logits = torch.randn(50, 999, generator=torch.Generator().manual_seed(0))
+    logits[:, [0, 5, 6, 998]] = -torch.inf
+    logits[:, 997] = -745.0  # its share is lost in the sum
+    for u in (0.0, 0.5, 1 - 2**-53):
+        chosen = pick(logits, torch.full((50,), u, dtype=torch.float64), temperature=1.0, top_p=1.0)
+        assert bool(torch.isfinite(logits.gather(1, chosen[:, None])).all())
+        assert bool((chosen < 997).all())
+
+
 def test_extreme_draws_stay_in_the_nucleus():
     logits = torch.randn(50, 999, generator=torch.Generator().manual_seed(0))
     for u in (0.0, 1 - 2**-53):

@@ -1,7 +1,8 @@
 """TRL's own SFTTrainer with PEFT, on a store of a real teacher: the losses are those of `softtrain run`.
 
-The student is a real one, SmolLM2's first and last layer with its embeddings and head. `SOFTLABELS_TRL_GROUND` names a
-folder with `store` and `student` to take instead (docs/integrations.md: all of SmolLM2).
+The student is a real one, SmolLM2's first and last layer with its embeddings and head; with `SOFTLABELS_TRL_WHOLE=1`
+all of SmolLM2, on rows of 128 tokens (docs/integrations.md). `SOFTLABELS_TRL_GROUND` names a folder with `store` and
+`student` to take instead.
 """
 
 from __future__ import annotations
@@ -48,11 +49,14 @@ def ground(tmp_path_factory):
     if named := os.environ.get("SOFTLABELS_TRL_GROUND"):
         return Path(named)
     import softlabels
+    from tests.trainers.trl_ground import WHOLE
 
     folder = tmp_path_factory.mktemp("trl")
     (folder / "corpus").mkdir()
     book = next((ROOT / "data" / "austen" / "heldout").iterdir())
-    (folder / "corpus" / "a.txt").write_text(book.read_text(encoding="utf-8")[:13_000])
+    (folder / "corpus" / "a.txt").write_text(
+        book.read_text(encoding="utf-8")[: 26_000 if WHOLE else 13_000]
+    )
     smollm2 = Path(MODEL.origin).parent
     softlabels.build(
         teacher=f"hf:{smollm2}",
@@ -60,11 +64,12 @@ def ground(tmp_path_factory):
         out=folder / "store",
         estimator="topk",
         k=16,
-        seq_len=32,
+        seq_len=128 if WHOLE else 32,
         temperature=(1.0, 2.0),
         device="cpu",
     )
-    make_student(f"layers-of:{smollm2}?keep=0,29", seed=0).save(folder / "student")
+    begin = f"hf:{smollm2}" if WHOLE else f"layers-of:{smollm2}?keep=0,29"
+    make_student(begin, seed=0).save(folder / "student")
     return folder
 
 
@@ -176,7 +181,7 @@ def test_lora_in_two_processes_that_share_the_weights(ground, runs, tmp_path):
         capture_output=True,
         text=True,
         check=False,
-        timeout=900,
+        timeout=1800,
     )
     assert done.returncode == 0, done.stderr[-4000:]
     expected, gradients, model = runs(adapter=True)

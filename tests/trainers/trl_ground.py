@@ -17,7 +17,9 @@ from trainers.loss.losses import DistillLoss
 
 LOSS = DistillLoss(temperature=2.0, alpha=0.7)
 STEPS = int(os.environ.get("SOFTLABELS_TRL_STEPS", "20"))
-ROWS = int(os.environ.get("SOFTLABELS_TRL_ROWS", "4"))
+WHOLE = bool(os.environ.get("SOFTLABELS_TRL_WHOLE"))
+"""Whether the student is all of SmolLM2, and rows have 128 tokens: minutes."""
+ROWS = int(os.environ.get("SOFTLABELS_TRL_ROWS", "2" if WHOLE else "4"))
 """Of a step."""
 SEED = 42
 """TRL's own, of adapter and order."""
