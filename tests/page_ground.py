@@ -36,6 +36,8 @@ SMALLER = [
     (r"--max-kl \S+", "--max-kl 20"),
     (r"'mean_entropy > 2 AND positions >= 64'", "'mean_entropy > 0 AND positions >= 2'"),
     (r"--sample 0\.1", "--sample 0.5"),
+    (r"/shared/store", "store"),
+    (r"softtrain watch ", "softtrain watch --once "),  # the process of the ground's runs is this one
 ]
 """What makes a printed command small; all else is as it is printed."""
 CHAT = [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "A man."}]
@@ -73,7 +75,7 @@ def write_ground(folder: Path) -> None:
         (folder / name).mkdir()
         (folder / name / "a.txt").write_text(name + " " + TEXT * 4)
     for name in ("my", "other", "book"):
-        (folder / f"{name}.txt").write_text(name + " " + TEXT * 4)
+        (folder / f"{name}.txt").write_text(name + " " + TEXT * (60 if name == "my" else 4))
     (folder / "chats.jsonl").write_text(f"{json.dumps({'messages': CHAT})}\n" * 4)
     (folder / "web").mkdir()
     pq.write_table(pa.table({"content": [TEXT, TEXT]}), folder / "web" / "a.parquet")
@@ -100,6 +102,16 @@ def write_latency(folder: Path) -> None:
     result = invoke("softtrain", [*words, "--rounds", "1", "--repeats", "1"])
     assert result.exit_code == 0, result.output
     (folder / "latency.json").write_text(result.stdout)
+
+
+def write_seeds(folder: Path) -> None:
+    """Two settings with two seeds each; only where a block asks for them."""
+    for name, alpha in (("soft", 0.9), ("hard", 0.0)):
+        for seed in (0, 1):
+            run = f"softtrain run --store {folder / 'store'} --student {STUDENT} --alpha {alpha}"
+            out = folder / f"{name}-seed{seed}"
+            done(f"{run} --seed {seed} --steps 2 --batch-size 2 --out {out}")
+            done(f"softtrain eval {out} --store {folder / 'heldout'} --bootstrap 50")
 
 
 def write_seq2seq(folder: Path) -> None:

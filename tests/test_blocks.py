@@ -192,10 +192,16 @@ def makes(block: Block) -> set[str]:
     return {name.partition("/")[0] for name in re.findall(r"--out (\S+)", block.text)}
 
 
+def expanded(word: str, line: str) -> list[str]:
+    """What a shell makes of a word: the names that a bare pattern matches."""
+    bare = "*" in word and f"'{word}'" not in line
+    return (sorted(str(p) for p in Path().glob(word)) if bare else []) or [word]
+
+
 def run_line(line: str) -> None:
     if line.startswith("pip install") or re.match(r"\w+=\$\(", line):
         return  # extras are looked at above; a name is set by `smaller`
-    program, *words = shlex.split(line)
+    program, *words = [name for word in shlex.split(line) for name in expanded(word, line)]
     if words[:1] == ["run"] and not {"--steps", "--epochs"} & set(words):
         words += ["--steps", "2"]  # instead of the default, a thousand
     if program in page_ground.MAINS:
@@ -217,6 +223,8 @@ def test_a_block_runs(block, grounds, tmp_path, monkeypatch):
         (tmp_path / "TEACHER").symlink_to(tmp_path / TEACHERS[block.heading])
     if "latency.json" in block.text:
         page_ground.write_latency(tmp_path)
+    if "seed*" in block.text:
+        page_ground.write_seeds(tmp_path)
     text = page_ground.smaller(block.text)
     if block.language == "sh":
         for line in commands(text):
@@ -240,6 +248,15 @@ def test_the_ground_lacks_what_a_block_makes_and_has_the_rest(tmp_path):
     (block,) = blocks_in("```sh\nsoftlabels build --out store\n```\n", "x.md")
     page_ground.lay(ground, folder, without=makes(block))
     assert [p.name for p in folder.iterdir()] == ["run"]
+
+
+def test_a_bare_pattern_is_the_names_that_it_matches(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("b1", "a1", "a2"):
+        Path(name).touch()
+    assert expanded("a*", "report a*") == ["a1", "a2"]
+    assert expanded("a*", "build 'a*'") == ["a*"]
+    assert expanded("c*", "report c*") == ["c*"]
 
 
 def test_marks_languages_and_lines_are_seen():
