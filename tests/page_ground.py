@@ -37,7 +37,10 @@ SMALLER = [
     (r"'mean_entropy > 2 AND positions >= 64'", "'mean_entropy > 0 AND positions >= 2'"),
     (r"--sample 0\.1", "--sample 0.5"),
     (r"/shared/store", "store"),
-    (r"softtrain watch ", "softtrain watch --once "),  # the process of the ground's runs is this one
+    (
+        r"softtrain watch ",
+        "softtrain watch --once ",
+    ),  # the process of the ground's runs is this one
 ]
 """What makes a printed command small; all else is as it is printed."""
 CHAT = [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "A man."}]

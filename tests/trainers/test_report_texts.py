@@ -23,7 +23,7 @@ from tests.teachers.tiny import VOCAB, write_model, write_texts
 from trainers.cli import main
 from trainers.report.findings import Findings
 from trainers.report.runs import gather
-from trainers.report.texts import PROMPT, Asked, continued_texts
+from trainers.report.texts import PROMPT, Asked, Written, continued_texts
 from trainers.run.config import RunConfig
 from trainers.run.setup import train
 from trainers.students import load_student
@@ -120,6 +120,18 @@ def test_a_store_that_is_gone_is_said_to_be(ground, tmp_path):
     assert any(line.startswith("no text is shown: ") for line in told.lines)
     nothing = Asked(prompts=0, tokens=1, seconds=1, teacher=None)
     assert continued_texts(entries, nothing, weights="student", report=told) is None
+
+
+def test_many_empty_lines_are_counted():
+    words = ["the" + "\n" * 40, "\n \n\n\n", "a\n\n\nb", None, ""]
+    written = Written("run", "s0", words)
+    assert [written.shown(n) for n in range(5)] == [
+        "the\n↵ 40 times\n",
+        "\n↵ 4 times\n",
+        "a\n\n\nb",
+        None,
+        "",
+    ]
 
 
 def test_the_page_has_it(ground, tmp_path):

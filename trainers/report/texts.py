@@ -9,6 +9,7 @@ The price is a model's load and some hundred of its steps; it is paid when a pag
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 Int64 = npt.NDArray[np.int64]
 PROMPT = 32
 """Tokens of a prompt."""
+LINES = re.compile(r"\n(?:[ \t]*\n){3,}")
+"""A weak student may write nothing but line ends."""
 LEAST = 8
 """Tokens that a document must have after its prompt, to say how it goes on."""
 
@@ -71,6 +74,15 @@ class Written(NamedTuple):
     """Of its entry; "t" of the teacher."""
     words: list[str | None]
     """None: its time was over."""
+
+    def shown(self, n: int) -> str | None:
+        """A continuation as a page shows it: of more than two empty lines, how many there were."""
+        words = self.words[n]
+        return (
+            words
+            if words is None
+            else LINES.sub(lambda m: f"\n↵ {m[0].count(chr(10))} times\n", words)
+        )
 
 
 class Texts(NamedTuple):
