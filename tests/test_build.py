@@ -1,6 +1,7 @@
 """The builder: exact, resumable, and it loses nothing."""
 
 import contextlib
+import ctypes
 import hashlib
 import multiprocessing
 import random
@@ -11,16 +12,17 @@ import numpy as np
 import pytest
 import torch
 
-from softlabels.builder.build import build
+from softlabels.builder.build import build, load_teacher
 from softlabels.builder.teach import draw_uniforms
 from softlabels.core import durable
 from softlabels.corpora import open_corpora
 from softlabels.corpora.packing import pack
 from softlabels.errors import ConfigError, CorpusError, NonFiniteError, PlanError, StoreError
+from softlabels.estimators import native
 from softlabels.format.manifest import load_manifest
 from softlabels.store.reader import open_store
 from softlabels.store.verify import verify_store
-from tests.fakes import ByteTokenizer, TinyTeacher, build_tiny, config_of, write_corpus
+from tests.fakes import ByteTokenizer, Notices, TinyTeacher, build_tiny, config_of, write_corpus
 
 
 @pytest.fixture
@@ -404,3 +406,17 @@ def test_the_teacher_s_own_loss_is_recorded(corpus, tmp_path):
         for s in open_store(tmp_path / "s")
     )
     assert manifest.statistics.teacher_nll == pytest.approx(expected, rel=1e-5)
+
+
+def test_where_no_c_is_compiled_the_build_says_that_torch_selects(corpus, tmp_path, monkeypatch):
+    reason = "there is no C compiler (cc)"
+    for fewest, built, said in (
+        (1, native.Native(None, reason), [reason]),
+        (301, native.Native(None, reason), []),  # for so few ids nothing is compiled
+        (1, native.Native(ctypes.CDLL(None), ""), []),
+    ):
+        monkeypatch.setattr(native, "FEWEST_IDS", fewest)
+        monkeypatch.setattr(native, "built", lambda built=built: built)
+        notices = Notices()
+        load_teacher(config_of(corpus), None, notices, given=TinyTeacher())
+        assert [line.partition("C: ")[2] for line in notices.lines] == said

@@ -242,10 +242,11 @@ def load_teacher(
     estimator = config.make_estimator()
     check_listing(config, estimator, teacher)
     estimator.check_vocab(teacher.record.vocab_size)
-    of = teacher.record
-    if of.device == "cpu" and of.vocab_size >= native.FEWEST_IDS and not native.built().library:
+    record = teacher.record
+    large = record.device == "cpu" and record.vocab_size >= native.FEWEST_IDS
+    if large and native.built().library is None:
         report.notice(
-            f"selection is left to torch, about half as fast as compiled C: {native.built().reason}"
+            f"selection is left to torch, which takes twice as long as compiled C: {native.built().reason}"
         )
     return teacher
 

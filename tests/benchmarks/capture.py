@@ -4,10 +4,10 @@
 
 Over the same rows, in one process, in turns: the bare teacher (body and head, logits made and dropped), the
 teacher with selection, and a whole build without its planning and loading (rows, teacher, selection,
-encoding, check, fsync). Documents are tokenised whole: give a corpus of about as many rows as --rows, or most
-of "of which reading" is of rows that are not taught. The time is the median of the repeats; a ratio is the
-median of each repeat's own
-ratio, since a shared machine's speed drifts. CPU seconds are of all threads. Prints a table.
+encoding, check, fsync), on a CPU a second time with selection left to torch. Documents are tokenised whole:
+give a corpus of about as many rows as --rows, or most of "of which reading" is of rows that are not taught.
+The time is the median of the repeats; a ratio is the median of each repeat's own ratio, since a shared
+machine's speed drifts. CPU seconds are of all threads. Prints a table.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import time
 from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
+from unittest.mock import patch
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does, before torch
 os.environ.setdefault("GOMP_SPINCOUNT", "2000")
@@ -36,10 +37,11 @@ from softlabels.core.progress import Silent
 from softlabels.corpora import open_corpora
 from softlabels.domains import DOMAINS
 from softlabels.domains.maker import CorpusPass
+from softlabels.estimators import native
 from softlabels.making.job import make_store
 from softlabels.teachers import open_teacher
 
-TARGET = 1.05
+TARGET = 1.04
 """Of the whole build over the bare teacher."""
 
 
@@ -67,6 +69,9 @@ def main() -> None:
     parser.add_argument("--k", type=int, default=50)
     parser.add_argument("--temperature", type=float, nargs="+", default=[1.0, 2.0, 4.0])
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument(
+        "--without", nargs="*", default=[], help="ways that are not measured, as the table has them"
+    )
     parser.add_argument("--json", type=Path, help="write the figures there, too")
     args = parser.parse_args()
     config = BuildConfig(
@@ -89,7 +94,7 @@ def main() -> None:
     positions = sum(len(r.positions) for r in rows)
 
     with tempfile.TemporaryDirectory() as folder:
-        stores = iter(Path(folder) / str(i) for i in range(args.repeats + 2))
+        stores = iter(Path(folder) / str(i) for i in range(2 * (args.repeats + 2)))
         plan, files = plan_build(config, corpora, teacher, quiet)
 
         def bare() -> None:
@@ -112,6 +117,10 @@ def main() -> None:
             job = Taught(config, next(stores), teacher=teacher, corpora=corpora)
             make_store(job, plan, files, quiet)
 
+        def built_by_torch() -> None:
+            with patch.object(native, "FEWEST_IDS", sys.maxsize):
+                built()
+
         def read() -> None:
             list(islice(maker.rows(over), args.rows))
 
@@ -119,8 +128,12 @@ def main() -> None:
             "bare teacher": bare,
             "+ selection": selected,
             "whole build": built,
+            "whole build, selection by torch": built_by_torch,
             "of which reading": read,
         }
+        if native.built().library is None or teacher.record.device != "cpu":
+            del ways["whole build, selection by torch"]  # as it is anyway
+        ways = {name: work for name, work in ways.items() if name not in args.without}
         found: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
         for repeat in range(args.repeats + 1):
             for name, work in ways.items():
@@ -146,8 +159,9 @@ def main() -> None:
             "runs": runs,
         }
         print(f"| {name} | {wall:,.0f} | {ratios[0]:.3f} | {cpu:,.0f} | {ratios[1]:.3f} |")
-    reached = figures["whole build"]["wall_ratio"] <= TARGET
-    print(f"target {TARGET:g} of bare: {'reached' if reached else 'missed'}")
+    for clock in ("wall", "cpu"):
+        reached = figures["whole build"][f"{clock}_ratio"] <= TARGET
+        print(f"target {TARGET:g} of bare, {clock}: {'reached' if reached else 'missed'}")
     if args.json is not None:
         about = {"device": teacher.record.device, "dtype": teacher.record.dtype}
         about |= {"engine": teacher.record.engine, "threads": torch.get_num_threads()}
