@@ -1,7 +1,8 @@
 """From a teacher's hidden states or logits to what a store keeps of them, where the teacher runs.
 
 This is all that has to run beside a model, in an engine's worker for instance: it needs torch and the estimators, and
-knows no rows, stores or engines. It costs one pass over the logits beside what the estimator takes.
+knows no rows, stores or engines. The pass that shows whether logits are numbers also finds what the estimator wants
+first (`estimators/scan.py`).
 
 A logit of `-inf` (or below -1e30, as masks are written) means probability 0 at every temperature: such an id is never
 kept and adds nothing to the tail. NaN, `+inf`, and a position at which every id is impossible are refused.

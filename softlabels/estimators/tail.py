@@ -3,7 +3,7 @@
 The tail is a log-sum-exp over the ids *not* kept, taken relative to the largest of them, never `1 - sum`:
 a tail of e^-90 keeps all its digits. `exp` is the dearest pass over V, so where temperatures are powers
 of two apart (1, 2, 4) it is taken once: `exp(z)` is `exp(z / 2)` squared. Rows are taken so many at a time that all
-passes but the first find them in the cache.
+passes but the first find them in the cache; in C (`native.py`) it is one pass.
 """
 
 from __future__ import annotations
