@@ -45,7 +45,7 @@ class Held(NamedTuple):
 
 
 class Page(Sequence[Entry]):
-    """Entries that are made when they are asked for, at the moment of the listing: most are not."""
+    """Entries that are looked up when they are asked for, which most are not; what was removed meanwhile is left out."""
 
     def __init__(self, objects: Mapping[str, Held], names: list[str]) -> None:
         self._objects, self._names = objects, names
@@ -54,7 +54,7 @@ class Page(Sequence[Entry]):
         return len(self._names)
 
     def __iter__(self) -> Iterator[Entry]:
-        return (self._objects[name].entry for name in self._names)
+        return (self._objects[n].entry for n in self._names if n in self._objects)
 
     @overload
     def __getitem__(self, index: int) -> Entry: ...

@@ -101,15 +101,25 @@ def probe(place: BucketPlace, begun: bool = False) -> None:
             raise _ignores(place, _REPLACED, "If-Match")
         return
     name = f"{PROBE}{token_hex(8)}"
-    first = place.create(name, b"first")
+    refused = _tried(place, name)
     try:
-        if first is None or place.create(name, b"second") is not None:
-            raise _ignores(place, _CREATED, "If-None-Match")
-        second = place.swap(name, b"third", first)
-        if second is None or place.swap(name, b"fourth", first) is not None:
-            raise _ignores(place, _REPLACED, "If-Match")
-    finally:
         place.remove(name)
+    except RemoteError:
+        if refused is None:
+            raise
+    if refused is not None:
+        raise refused
+
+
+def _tried(place: BucketPlace, name: str) -> RemoteError | None:
+    """Why a service is refused, by a file that is there afterwards."""
+    first = place.create(name, b"first")
+    if first is None or place.create(name, b"second") is not None:
+        return _ignores(place, _CREATED, "If-None-Match")
+    second = place.swap(name, b"third", first)
+    if second is None or place.swap(name, b"fourth", first) is not None:
+        return _ignores(place, _REPLACED, "If-Match")
+    return None
 
 
 def _ignores(place: BucketPlace, what: str, header: str) -> RemoteError:
