@@ -45,7 +45,7 @@ class Held(NamedTuple):
 
 
 class Page(Sequence[Entry]):
-    """Entries that are looked up when they are asked for, which most are not; what was removed meanwhile is left out."""
+    """Entries that are looked up when they are asked for, which most are not; what is gone by then is left out."""
 
     def __init__(self, objects: Mapping[str, Held], names: list[str]) -> None:
         self._objects, self._names = objects, names
