@@ -229,7 +229,7 @@ class PlaceClaims:
 
     def _jump(self) -> PlaceLease | None:
         """Look at some blocks in which something may be free, those of the largest leases first, then at the others."""
-        self._read_marks()
+        self._read_marks(self._fresh)
         bound, now = -(-self._bound // BLOCK), self._clock()
         classes: dict[tuple[bool, int], list[int]] = {}
         for block in sorted(b for b in self._left if b < bound):
@@ -237,10 +237,13 @@ class PlaceClaims:
             if seen is None or now - seen >= FRESH:
                 size = len(self._leases[block * BLOCK]).bit_length()
                 classes.setdefault((seen is None, size), []).append(block)
-        for _, some in sorted(classes.items(), reverse=True):
+        for (new, _), some in sorted(classes.items(), reverse=True):
             for block in self._chance.sample(some, min(LOOKS, len(some))):
+                if (new and block in self._full) or block not in self._left:
+                    continue  # a mark said so meanwhile
                 if lease := self._look(block):
                     return lease
+                self._read_marks(FRESH)
         return None
 
     def _look(self, block: int) -> PlaceLease | None:
@@ -261,6 +264,8 @@ class PlaceClaims:
         gaps += [self._number(name) for name in let_go]
         held = [e for e in held if e.name not in let_go]
         if not gaps:
+            if block not in self._full and self._bound == len(self._starts):
+                self._place.create(_mark_name(block, _FULL), b"claimed\n")
             self._full[block] = self._clock()
             self._peek(held)
         self._watch(held)
@@ -306,13 +311,18 @@ class PlaceClaims:
         """Of the lease that a claim is on."""
         return bisect_right(self._starts, int(name[_AT])) - 1
 
-    def _read_marks(self) -> None:
-        if len(self._left) < 2 or self._clock() - self._marks_read < self._fresh:
+    def _read_marks(self, age: float) -> None:
+        """See which blocks are done, and in which all leases are claimed, unless that was seen so many seconds ago."""
+        if len(self._left) < 2 or self._clock() - self._marks_read < age:
             return
         self._marks_read = self._clock()
         for entry in self._place.list(HELD, after=f"{HELD}/{_MARK}"):
             if entry.name.startswith(f"{HELD}/{_MARK}"):
-                self._left.discard(int(entry.name[len(HELD) + 1 + len(_MARK) :][:5]))
+                block = int(entry.name[len(HELD) + 1 + len(_MARK) :][:5])
+                if entry.name.endswith(_FULL):
+                    self._full.setdefault(block, self._clock())
+                else:
+                    self._left.discard(block)
 
     # -- the dead ---------------------------------------------------------------------------------
 
@@ -418,7 +428,7 @@ def claim_name(start: int) -> str:
     return f"{HELD}/{start:08d}.json"
 
 
-_DONE, _MARK = ".done.json", "block-"
+_DONE, _MARK, _FULL = ".done.json", "block-", ".full.json"
 _LEASE = len(HELD) + 9
 """So long is what names of a claim and of its records have in common, `claims/00000032`."""
 _AT = slice(len(HELD) + 1, _LEASE)
@@ -432,8 +442,8 @@ def done_name(start: int) -> str:
     return f"{HELD}/{start:08d}{_DONE}"
 
 
-def _mark_name(block: int) -> str:
-    return f"{HELD}/{_MARK}{block:05d}.json"
+def _mark_name(block: int, kind: str = ".json") -> str:
+    return f"{HELD}/{_MARK}{block:05d}{kind}"
 
 
 def _is_free(entry: Entry) -> bool:
