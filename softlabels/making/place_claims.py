@@ -264,7 +264,7 @@ class PlaceClaims:
         gaps += [self._number(name) for name in let_go]
         held = [e for e in held if e.name not in let_go]
         if not gaps:
-            if block not in self._full and self._bound == len(self._starts):
+            if block not in self._full and BLOCK < len(self._starts) == self._bound:
                 self._place.create(_mark_name(block, _FULL), b"claimed\n")
             self._full[block] = self._clock()
             self._peek(held)
