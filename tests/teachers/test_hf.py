@@ -55,7 +55,7 @@ def dense(teacher, row):
     ids = torch.from_numpy(row.input_ids.astype(np.int64))[None]
     with torch.no_grad():
         hidden = teacher.model.base_model(input_ids=ids, use_cache=False).last_hidden_state[0]
-    return hidden.double()[torch.from_numpy(row.positions)] @ teacher._weight.double().T
+    return hidden.double()[torch.from_numpy(row.positions)] @ teacher._product.weight.double().T
 
 
 class TestRealTeacher:
@@ -205,7 +205,7 @@ class TestRealTeacher:
         hidden = torch.randn(5, 576).bfloat16()
         with torch.no_grad():
             found = teacher.to_logits(hidden)
-        exact = hidden.double() @ teacher._weight.double().T
+        exact = hidden.double() @ teacher._product.weight.double().T
         assert found.dtype == torch.float32
         # bfloat16 logits would be off by up to 1/16 here; the products are exact, only sums round.
         assert float((found - exact).abs().max()) < 1e-3

@@ -215,7 +215,7 @@ class TestRealTeacher:
         monkeypatch.syspath_prepend(tmp_path)
         import smollm_py
 
-        smollm_py.body, smollm_py.weight = hf.model.base_model, hf._weight
+        smollm_py.body, smollm_py.weight = hf.model.base_model, hf._product.weight
         py = open_teacher(f"py:smollm_py.logits?tokenizer={tmp_path}", TeacherOptions())
         assert py.tokenizer.record == hf.tokenizer.record
         (tmp_path / "t").mkdir()
