@@ -8,7 +8,6 @@ from typing import Annotated, TypeVar
 
 from softlabels.core.settings import Group, check_at_least, check_fits
 from trainers.generation.config import GenerateConfig
-from trainers.loss.settings import SAMPLED
 from trainers.run.config import RunConfig
 
 T = TypeVar("T")
@@ -79,6 +78,8 @@ class OpdConfig:
 
     def run_on(self, store: Path, *, init: Path) -> RunConfig:
         """How the student of a run learns from the store of its text."""
+        from trainers.loss.settings import SAMPLED
+
         return RunConfig(
             store=str(store),
             init=str(init),
