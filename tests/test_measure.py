@@ -184,8 +184,8 @@ def test_values_keep_the_promise_of_their_encoding(corpus, tmp_path, changes):
 def test_a_broken_promise_is_found(corpus, tmp_path, monkeypatch):
     select = TopK.select
 
-    def off(self, logits, uniforms=None):
-        found = select(self, logits, uniforms)
+    def off(self, logits, uniforms=None, **first):
+        found = select(self, logits, uniforms, **first)
         found.logp[:, 3] -= 0.2
         return found
 
@@ -225,8 +225,8 @@ def no_tail(monkeypatch) -> None:
     """Builds from now on forget the tail, as other tools do."""
     select = TopK.select
 
-    def without(self, logits, uniforms=None):
-        found = select(self, logits, uniforms)
+    def without(self, logits, uniforms=None, **first):
+        found = select(self, logits, uniforms, **first)
         return found._replace(log_odds=torch.full_like(found.log_odds, -torch.inf))
 
     monkeypatch.setattr(TopK, "select", without)

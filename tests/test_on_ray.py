@@ -14,7 +14,7 @@ import pytest
 from softlabels.builder.build import build
 from softlabels.builder.on_ray import build_on_ray
 from softlabels.core.progress import Silent
-from softlabels.errors import ConfigError, PlanError
+from softlabels.errors import ConfigError, MissingExtraError, PlanError
 from softlabels.format.manifest import load_manifest
 from softlabels.store.verify import verify_store
 from tests.fakes import TinyTeacher, build_tiny, config_of, write_corpus
@@ -49,7 +49,7 @@ def _recorded(store: Path) -> int:
 def test_without_ray_a_sentence_says_what_to_install(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(
-        ConfigError, match=r"--engine ray needs Ray: pip install 'softlabels\[ray\]'"
+        MissingExtraError, match=r"--engine ray needs Ray, which is not installed: pip install"
     ):
         build_on_ray(config_of("text:x"), tmp_path / "s", report=Silent())
     with pytest.raises(ConfigError, match="--builders 0: expected 1 or more"):
@@ -73,7 +73,7 @@ def _pids(folder: Path, count: int) -> list[int]:
 
 @pytest.mark.slow
 def test_two_actors_one_killed_twice_and_a_driver_that_begins_again(tmp_path):
-    pytest.importorskip("ray", reason="needs Ray: pip install 'softlabels[ray]'")
+    pytest.importorskip("ray", reason="needs the extra `ray`")
     corpus, store = write_corpus(tmp_path), tmp_path / "store"
     driver = _driver(store, corpus)
     for number in range(2):  # whoever began last
@@ -94,7 +94,7 @@ def test_two_actors_one_killed_twice_and_a_driver_that_begins_again(tmp_path):
 
 @pytest.mark.slow
 def test_an_error_of_a_builder_is_the_builds(tmp_path):
-    ray = pytest.importorskip("ray", reason="needs Ray: pip install 'softlabels[ray]'")
+    ray = pytest.importorskip("ray", reason="needs the extra `ray`")
     (tmp_path / "store").mkdir()
     (tmp_path / "store" / "notes.txt").write_text("mine")
     try:

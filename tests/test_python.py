@@ -110,7 +110,7 @@ def test_build_makes_the_store_of_the_command(tiny, tmp_path):
 def test_what_cannot_be_is_refused_as_at_the_command_line(tmp_path):
     with pytest.raises(ConfigError, match="--k 0: at least one id"):
         softlabels.build(teacher="hf:x", corpus=("text:x",), k=0, out=tmp_path)
-    with pytest.raises(ConfigError, match="key 'k': expected `int`, got `str`"):
+    with pytest.raises(ConfigError, match=r"key 'k': expected `int \| null`, got `str`"):
         softlabels.build(teacher="hf:x", corpus=("text:x",), k="5", out=tmp_path)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="missing a required argument: 'corpus'"):
         softlabels.build(teacher="hf:x", out=tmp_path)  # type: ignore[call-arg]

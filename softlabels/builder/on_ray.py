@@ -18,7 +18,14 @@ from typing import Any
 from softlabels.builder.build import build
 from softlabels.builder.config import BuildConfig
 from softlabels.core.progress import Reporter
-from softlabels.errors import ConfigError, PlanError, SoftLabelsError, StoreError, first_line
+from softlabels.errors import (
+    ConfigError,
+    MissingExtraError,
+    PlanError,
+    SoftLabelsError,
+    StoreError,
+    first_line,
+)
 from softlabels.format.manifest import Manifest
 from softlabels.making.status import status_of
 
@@ -46,7 +53,8 @@ def build_on_ray(
         work: what each actor does.
 
     Raises:
-        ConfigError: Ray is not installed, or there is no such number of builders.
+        MissingExtraError: Ray is not installed.
+        ConfigError: there is no such number of builders.
         StoreError: actors died too often, or the cluster is out of reach.
         SoftLabelsError: as `build`, of the first builder that fails.
     """
@@ -55,7 +63,7 @@ def build_on_ray(
     try:
         import ray
     except ImportError as e:
-        raise ConfigError("--engine ray needs Ray: pip install 'softlabels[ray]'") from e
+        raise MissingExtraError("Ray", "ray", "--engine ray") from e
 
     ours = not ray.is_initialized()
     if ours:

@@ -77,7 +77,9 @@ def test_a_store_in_a_bucket_is_the_one_in_a_folder(server, bucket, corpus, tmp_
         for kind in ("/data/", "/commits/", ".done.json"):
             assert sum(kind in r for r in puts) == shards
         before = len(proxy.requests)
-        assert before <= 5 * shards + 36  # with leases of several shards there are less
+        assert (
+            before <= 5 * shards + 45
+        )  # a slow machine renews more; with leases of several shards there are less
     assert in_bucket.content_digest == in_folder.content_digest
     assert in_bucket.column_bytes == in_folder.column_bytes
     check_same(there(server, bucket), tmp_path / "store")

@@ -164,8 +164,9 @@ class Findings:
 
     @property
     def writes(self) -> bool:
-        """Whether the students write, a token after a token."""
-        return DOMAINS.load(self.best.found.store.domain).chained
+        """Whether the students write, a token after a token; of a domain that is not installed they may."""
+        domain = self.best.found.store.domain
+        return domain not in DOMAINS.names() or DOMAINS.load(domain).chained
 
     def _line(self, score: Score) -> ScoreLine | None:
         found = [entry.score(score.name) for entry in self.entries]
