@@ -128,6 +128,8 @@ class PlaceClaims:
         LIVING.add(self._me.token)
         self._next = None if begin is None else bisect_right(self._starts, begin) - 1
         self._seen: dict[str, Seen] = {}
+        self._unread: set[str] = set()
+        """Claims that could not be read, which are read again."""
         self._left = set(range(-(-len(self._starts) // BLOCK)))
         """Blocks that are not known to be done."""
         self._full: dict[int, float] = {}
@@ -338,13 +340,17 @@ class PlaceClaims:
 
     def _peek(self, entries: Sequence[Entry]) -> None:
         """Read claims that were not seen before: a process of this host that is gone is dead at once."""
-        new = [e for e in entries if e.name not in self._seen]
+        new = [e for e in entries if e.name not in self._seen or e.name in self._unread]
         for entry in new if len(entries) <= PEEKED else ():
+            self._unread.discard(entry.name)
             try:
                 data, version = self._place.read(entry.name, limit=4096)
                 holder = msgspec.json.decode(data, type=Holder)
-            except (FileNotFoundError, StoreError, msgspec.DecodeError):
+            except (FileNotFoundError, msgspec.DecodeError):
                 continue  # released this moment, or not one of ours: only its age counts
+            except StoreError:
+                self._unread.add(entry.name)
+                continue
             if _is_gone(holder):
                 self._seen[entry.name] = Seen(version, _NEVER)
 

@@ -162,8 +162,8 @@ class TestRealTeacher:
             check_gate(figures("shifted", 256, Shifted()), 0.6, where="shifted")
         select = TopK.select
 
-        def no_tail(self, logits, uniforms=None):
-            found = select(self, logits, uniforms)
+        def no_tail(self, logits, uniforms=None, **first):
+            found = select(self, logits, uniforms, **first)
             return found._replace(log_odds=torch.full_like(found.log_odds, -torch.inf))
 
         monkeypatch.setattr(TopK, "select", no_tail)
