@@ -32,6 +32,7 @@ ARMS = (
     Arm("systematic-24", ("--estimator", "systematic", "--mean-k", "24")),
     Arm("systematic-35", ("--estimator", "systematic", "--k", "35")),
     Arm("rs-95", ("--estimator", "rs", "--k", "95")),
+    Arm("rs-190", ("--estimator", "rs", "--k", "190")),
     Arm("systematic-95", ("--estimator", "systematic", "--k", "95")),
     Arm("topk-12", ("--estimator", "topk", "--k", "12")),
     Arm("topk-50", ("--estimator", "topk", "--k", "50")),
