@@ -2,6 +2,9 @@
 
     python -m tests.benchmarks.study --out study-out --minutes 110
     python -m tests.benchmarks.study --out study-out --text rust=/usr/share/doc/rust-doc/html …
+    python -m tests.benchmarks.study --out study-8192 --vocabulary 8192 --epochs 4 …
+
+A folder is of one vocabulary and one number of epochs.
 
 Every arm of a text and seed starts from the same weights and reads the same rows in the same order (--order corpus).
 Cells are trained until the time is up; the same command goes on. After each run the tables (study.md), the curves
@@ -26,6 +29,7 @@ from tests.benchmarks.study.arms import ARMS, FULL, HARD
 from tests.benchmarks.study.cells import Cell, Study, done, train
 from tests.benchmarks.study.page import shares, tables, write_page
 from tests.benchmarks.study.predict import lines
+from tests.benchmarks.study.small_vocabulary import small_teacher
 from tests.benchmarks.study.texts import AUSTEN, rust
 
 
@@ -64,6 +68,10 @@ def main() -> None:
     parser.add_argument("--temperatures", type=float, nargs="+", default=[1.0])
     parser.add_argument("--alphas", type=float, nargs="+", default=[1.0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument(
+        "--vocabulary", type=int, help="of the teacher, its first ids; default: all"
+    )
+    parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--rows", type=int, default=300, help="of 256 tokens, to learn from")
     parser.add_argument("--heldout-rows", type=int, default=60)
     parser.add_argument("--dense", action="store_true", help="KL over the whole vocabulary, too")
@@ -76,12 +84,16 @@ def main() -> None:
             parser.error(f"--text {spec}: expected rust=FOLDER")
         texts[name] = rust(Path(folder), args.out / "rust" / "text")
     args.texts = args.texts or list(texts)
+    teacher = args.teacher or teacher_folder()
+    if args.vocabulary:
+        teacher = small_teacher(teacher, args.vocabulary, args.out)
     study = Study(
         out=args.out.resolve(),
-        teacher=args.teacher or teacher_folder(),
+        teacher=teacher.resolve(),
         texts=texts,
         rows=args.rows,
         heldout_rows=args.heldout_rows,
+        epochs=args.epochs,
         dense=args.dense,
     )
     begin = time.monotonic()

@@ -22,7 +22,6 @@ from tests.benchmarks.study.starts import start
 
 SEQ_LEN = 256
 BATCH = 8
-EPOCHS = 3
 LR = {"far": 3e-3, "middle": 2e-3, "near": 3e-4}
 RESULT = "result.json"
 
@@ -56,6 +55,7 @@ class Study:
     """Folder with `train` and `heldout` of each text."""
     rows: int
     heldout_rows: int
+    epochs: int
     dense: bool = False
     """Whether students are also compared over the whole vocabulary, which takes longer than the rest of a cell."""
 
@@ -135,7 +135,7 @@ def train(study: Study, cell: Cell) -> dict[str, Any]:
     tool(
         *("trainers", "run", "--store", store, "--student", made, "--out", run, "--order"),
         *("corpus", "--seed", cell.seed, "--temperature", cell.temperature, "--steps"),
-        *(steps * EPOCHS, "--batch-size", BATCH, "--lr", LR[cell.student], *flags),
+        *(steps * study.epochs, "--batch-size", BATCH, "--lr", LR[cell.student], *flags),
         *("--checkpoint-every", steps, "--keep-last", 1, "--resume"),
     )
     seconds = time.perf_counter() - begin
