@@ -32,15 +32,27 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import lru_cache
-from typing import NamedTuple
 
 import msgspec
 
-from softlabels.core.processes import is_alive, this_process
 from softlabels.errors import StoreError
 from softlabels.making.claims import EXPIRY, LIVING, Holder
 from softlabels.making.leases import cut
 from softlabels.making.place import HELD, PAGE, Entry, Place
+from softlabels.making.place_names import (
+    AT,
+    DONE,
+    FREE,
+    FULL,
+    LAST,
+    LEASE,
+    MARK,
+    claim_name,
+    done_name,
+    is_free,
+    mark_name,
+)
+from softlabels.making.place_watch import NEVER, Watched
 
 RENEWAL = 100.0
 """Seconds between renewals, each of which is a request; two may fail."""
@@ -48,15 +60,8 @@ BLOCK = 256
 """Leases that one listing shows, with what is left of their claims."""
 LOOKS = 3
 """Blocks that are looked at before a builder waits."""
-WATCHED = 256
-"""Claims that one builder watches at a time; there is work for hours in so many."""
 FRESH = 20.0
 """Seconds for which who waits does not look again at what was listed; who has work looks less often (`EXPIRY`)."""
-PEEKED = 4
-"""Of so few claims in a block each is read once, for its process may be one of this host's."""
-FREE = b"free\n"
-"""Content of a claim that was let go of; its length, which a listing tells, is no other claim's."""
-_NEVER = -1e18
 
 
 @lru_cache(maxsize=4)
@@ -70,14 +75,6 @@ def _cut(shards: int, first: int) -> tuple[tuple[range, ...], tuple[int, ...], t
 def leases_of(shards: int, first: int) -> tuple[range, ...]:
     """The leases of a plan, of whose shards so many first ones must be committed before any other is begun."""
     return _cut(shards, first)[0]
-
-
-class Seen(NamedTuple):
-    """A claim, as it was seen first in this version."""
-
-    version: str
-    when: float
-    """By this builder's clock."""
 
 
 @dataclass(eq=False)
@@ -127,14 +124,12 @@ class PlaceClaims:
         self._me = Holder.here() if me is None else me
         LIVING.add(self._me.token)
         self._next = None if begin is None else bisect_right(self._starts, begin) - 1
-        self._seen: dict[str, Seen] = {}
-        self._unread: set[str] = set()
-        """Claims that could not be read, which are read again."""
+        self._watched = Watched(place, clock)
         self._left = set(range(-(-len(self._starts) // BLOCK)))
         """Blocks that are not known to be done."""
         self._full: dict[int, float] = {}
         """When a block was seen last in which nothing was free."""
-        self._marks_read = self._dead_looked_for = _NEVER
+        self._marks_read = self._dead_looked_for = NEVER
         self._idle = False
         """Whether there was nothing to take."""
         self.cleared = False
@@ -174,14 +169,12 @@ class PlaceClaims:
         found = [e for e in self._place.list(HELD, after=name[:-1])[:1] if e.name == name]
         if not found:
             return self._claim(name, range(0))
-        if _is_free(found[0]):
+        if is_free(found[0]):
             return self._swap(name, range(0), found[0].version)
-        self._seen = {
-            n: seen for n, seen in self._seen.items() if n == name
-        }  # nothing else matters now
-        self._peek(found)
-        self._watch(found)
-        return self._take_over(name, range(0)) if self._expired(name) else None
+        self._watched.keep({name})  # nothing else matters now
+        self._watched.peek(found)
+        self._watched.watch(found)
+        return self._take_over(name, range(0)) if self._watched.expired(name) else None
 
     def renew(self, lease: PlaceLease) -> None:
         """Say that the holder lives; cheap enough for every chunk of logits."""
@@ -254,10 +247,10 @@ class PlaceClaims:
         done, standing = self._listed(numbers)
         if len(done) == len(numbers):
             self._left.discard(block)
-            self._place.create(_mark_name(block), b"done\n")
+            self._place.create(mark_name(block), b"done\n")
             return None
         held = [e for name, e in standing.items() if name not in done]
-        let_go = {e.name: e.version for e in held if _is_free(e)}
+        let_go = {e.name: e.version for e in held if is_free(e)}
         may = range(numbers.start, min(numbers.stop, self._bound))
         gaps = [n for n in may if self._names[n] not in standing]
         if gaps and self._full.pop(block, None) is not None:
@@ -267,10 +260,10 @@ class PlaceClaims:
         held = [e for e in held if e.name not in let_go]
         if not gaps:
             if block not in self._full and BLOCK < len(self._starts) == self._bound:
-                self._place.create(_mark_name(block, _FULL), b"claimed\n")
+                self._place.create(mark_name(block, FULL), b"claimed\n")
             self._full[block] = self._clock()
-            self._peek(held)
-        self._watch(held)
+            self._watched.peek(held)
+        self._watched.watch(held)
         if lease := self._of_the_dead(held):
             return lease
         return self._of_gaps(gaps, let_go) if gaps else None
@@ -279,12 +272,12 @@ class PlaceClaims:
         """Claims of consecutive leases: the names of those that are done, and all that there are."""
         done, standing = set(), {}
         last = self._names[numbers[-1]]
-        for entry in self._place.list(HELD, after=self._names[numbers[0]][:_LEASE]):
+        for entry in self._place.list(HELD, after=self._names[numbers[0]][:LEASE]):
             name = entry.name
             if name > last:
                 break
-            if name[_LEASE:] == _DONE:
-                done.add(name[:_LEASE] + ".json")
+            if name[LEASE:] == DONE:
+                done.add(name[:LEASE] + ".json")
             else:
                 standing[name] = entry
         return done, standing
@@ -311,77 +304,52 @@ class PlaceClaims:
 
     def _number(self, name: str) -> int:
         """Of the lease that a claim is on."""
-        return bisect_right(self._starts, int(name[_AT])) - 1
+        return bisect_right(self._starts, int(name[AT])) - 1
 
     def _read_marks(self, age: float) -> None:
         """See which blocks are done, and in which all leases are claimed, unless that was seen so many seconds ago."""
         if len(self._left) < 2 or self._clock() - self._marks_read < age:
             return
         self._marks_read = self._clock()
-        for entry in self._place.list(HELD, after=f"{HELD}/{_MARK}"):
-            if entry.name.startswith(f"{HELD}/{_MARK}"):
-                block = int(entry.name[len(HELD) + 1 + len(_MARK) :][:5])
-                if entry.name.endswith(_FULL):
+        for entry in self._place.list(HELD, after=f"{HELD}/{MARK}"):
+            if entry.name.startswith(f"{HELD}/{MARK}"):
+                block = int(entry.name[len(HELD) + 1 + len(MARK) :][:5])
+                if entry.name.endswith(FULL):
                     self._full.setdefault(block, self._clock())
                 else:
                     self._left.discard(block)
 
     # -- the dead ---------------------------------------------------------------------------------
 
-    def _watch(self, entries: Sequence[Entry]) -> None:
-        """Remember since when each claim has its version, by this builder's clock."""
-        now = self._clock()
-        for entry in entries:
-            seen = self._seen.get(entry.name)
-            if seen is None and len(self._seen) >= WATCHED:
-                continue
-            if seen is None or seen.version != entry.version:
-                self._seen[entry.name] = Seen(entry.version, now)
-
-    def _peek(self, entries: Sequence[Entry]) -> None:
-        """Read claims that were not seen before: a process of this host that is gone is dead at once."""
-        new = [e for e in entries if e.name not in self._seen or e.name in self._unread]
-        for entry in new if len(entries) <= PEEKED else ():
-            self._unread.discard(entry.name)
-            try:
-                data, version = self._place.read(entry.name, limit=4096)
-                holder = msgspec.json.decode(data, type=Holder)
-            except (FileNotFoundError, msgspec.DecodeError):
-                continue  # released this moment, or not one of ours: only its age counts
-            except StoreError:
-                self._unread.add(entry.name)
-                continue
-            if _is_gone(holder):
-                self._seen[entry.name] = Seen(version, _NEVER)
-
-    def _expired(self, name: str) -> bool:
-        return self._clock() - self._seen[name].when > EXPIRY
-
     def _of_one_dead(self) -> PlaceLease | None:
         """Look again at the claims that were seen, and have not been looked at for long: at a page of them."""
         now = self._clock()
         if now - self._dead_looked_for < self._fresh:
             return None
-        expired = [name for name, seen in self._seen.items() if now - seen.when > EXPIRY]
+        expired = [name for name in self._watched if self._watched.expired(name)]
         if not expired:
             return None
         self._dead_looked_for = now
-        begin = min(expired)[:_LEASE]
+        begin = min(expired)[:LEASE]
         page = {e.name: e for e in self._place.list(HELD, after=begin)}
         last = max(page, default="") if len(page) == PAGE else LAST
-        for name in [n for n in self._seen if begin < n <= last]:
-            if name not in page or name[:_LEASE] + _DONE in page:
-                del self._seen[name]
-        seen = [e for n, e in page.items() if n in self._seen]
-        let_go = {e.name: e.version for e in seen if _is_free(e)}
+        self._watched.keep(
+            {
+                name
+                for name in self._watched
+                if not begin < name <= last or (name in page and name[:LEASE] + DONE not in page)
+            }
+        )
+        seen = [e for n, e in page.items() if n in self._watched]
+        let_go = {e.name: e.version for e in seen if is_free(e)}
         if let_go:
             return self._of_gaps([self._number(name) for name in let_go], let_go)
-        self._watch(seen)
+        self._watched.watch(seen)
         return self._of_the_dead(seen)
 
     def _of_the_dead(self, held: Sequence[Entry]) -> PlaceLease | None:
         """Take over from one of these claims that has not changed for long."""
-        dead = [e.name for e in held if e.name in self._seen and self._expired(e.name)]
+        dead = [e.name for e in held if e.name in self._watched and self._watched.expired(e.name)]
         for name in self._chance.sample(dead, len(dead)):
             number = self._number(name)
             if lease := self._take_over(name, self._leases[number]):
@@ -389,7 +357,7 @@ class PlaceClaims:
         return None
 
     def _take_over(self, name: str, shards: range) -> PlaceLease | None:
-        return self._swap(name, shards, self._seen.pop(name).version)
+        return self._swap(name, shards, self._watched.pop(name).version)
 
     def _swap(self, name: str, shards: range, seen: str) -> PlaceLease | None:
         content = self._content()
@@ -427,37 +395,3 @@ def _run(number: int, free: set[int]) -> int:
     while end in free:
         end += 1
     return end - number
-
-
-def claim_name(start: int) -> str:
-    """Of the lease that begins with a shard."""
-    return f"{HELD}/{start:08d}.json"
-
-
-_DONE, _MARK, _FULL = ".done.json", "block-", ".full.json"
-_LEASE = len(HELD) + 9
-"""So long is what names of a claim and of its records have in common, `claims/00000032`."""
-_AT = slice(len(HELD) + 1, _LEASE)
-"""Where that has the first shard."""
-LAST = f"{HELD}/~"
-"""Comes after all names."""
-
-
-def done_name(start: int) -> str:
-    """Of the records of the lease that begins with a shard."""
-    return f"{HELD}/{start:08d}{_DONE}"
-
-
-def _mark_name(block: int, kind: str = ".json") -> str:
-    return f"{HELD}/{_MARK}{block:05d}{kind}"
-
-
-def _is_free(entry: Entry) -> bool:
-    return entry.bytes == len(FREE)
-
-
-def _is_gone(holder: Holder) -> bool:
-    """Whether a holder can be looked at from here, and is no more."""
-    if str(holder) == str(this_process()):
-        return holder.token not in LIVING
-    return is_alive(holder) is False

@@ -27,8 +27,9 @@ from softlabels.making.card import card
 from softlabels.making.finish import CARD, has_columns, make_manifest, with_files
 from softlabels.making.place import HELD, Place, everything
 from softlabels.making.place_builder import LONGEST_PAUSE, SHORTEST_PAUSE
-from softlabels.making.place_claims import PlaceClaims, done_name, leases_of
+from softlabels.making.place_claims import PlaceClaims, leases_of
 from softlabels.making.place_commit import LeaseRecords, parsed, read_commit
+from softlabels.making.place_names import done_name
 from softlabels.making.place_plan import Mirror
 
 AT_ONCE = 32

@@ -34,7 +34,9 @@ from tests.fakes import TinyTeacher, build_tiny
 from tests.faults.service import own_service
 from tests.store.s3 import Proxy, environment
 
-FORK = multiprocessing.get_context("fork")
+CREW = multiprocessing.get_context("forkserver")
+"""Builders begin in a process that has read no bucket: a fork of one that has cannot."""
+CREW.set_forkserver_preload(["tests.benchmarks.bucket"])
 LEASE = 4.0
 """Seconds after which a claim is dead where builders are killed; 300 in life, and where none is."""
 CHANGES: dict[str, Any] = {"shard_rows": 1, "seq_len": 24, "k": 4, "batch_tokens": 64}
@@ -52,16 +54,19 @@ class Slow(TinyTeacher):
         yield from super().logits(rows)
 
 
-def _build(url: str, corpus: str, pause: float, torn: bool) -> None:
+def _build(url: str, corpus: str, pause: float, torn: bool, settings: dict[str, str]) -> None:
     """One builder, in a process that nobody else's host sees."""
     import softlabels.making.place_builder as builder
     import softlabels.making.place_claims as claims
+    import softlabels.making.place_watch as watch
 
+    os.environ.update(settings)
     torch.set_num_threads(1)
     if torn:
-        claims.EXPIRY, claims.RENEWAL, claims.FRESH = LEASE, LEASE / 3, LEASE / 15
+        claims.EXPIRY = watch.EXPIRY = LEASE
+        claims.RENEWAL, claims.FRESH = LEASE / 3, LEASE / 15
         builder.LONGEST_PAUSE = 1.0
-    claims._is_gone = lambda _: False  # as if each were on a host of its own
+    watch._is_gone = lambda _: False  # as if each were on a host of its own
     build_tiny(url, corpus, teacher=Slow(pause), **CHANGES)  # type: ignore[arg-type]
 
 
@@ -89,13 +94,13 @@ def torment(
     with (
         own_service() if service is None else nullcontext(service) as address,
         Proxy(address) as proxy,
-        _set(environment(proxy.url, folder / "cache")),
+        _set(there := environment(proxy.url, folder / "cache")),
     ):
         url = f"s3://bucket/torment-{os.getpid()}"
         begun = time.perf_counter()
 
         def start() -> Any:
-            child = FORK.Process(target=_build, args=(url, corpus, pause, kills > 0))
+            child = CREW.Process(target=_build, args=(url, corpus, pause, kills > 0, there))
             child.start()
             return child
 

@@ -18,7 +18,8 @@ from softlabels.errors import ConfigError, IntegrityError, PlanError
 from softlabels.format.manifest import Commit, load_manifest
 from softlabels.making.claims import EXPIRY, Holder
 from softlabels.making.place import FolderPlace
-from softlabels.making.place_claims import FRESH, RENEWAL, PlaceClaims, claim_name, done_name
+from softlabels.making.place_claims import FRESH, RENEWAL, PlaceClaims
+from softlabels.making.place_names import claim_name, done_name
 from softlabels.making.place_plan import Mirror
 from softlabels.making.site import PlaceSite
 from tests.fakes import Notices, TinyTeacher, build_tiny, config_of, write_corpus

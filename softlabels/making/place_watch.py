@@ -1,0 +1,98 @@
+"""Other builders' claims as one builder sees them: since when each says the same, and whose process is gone.
+
+No clock of another host matters, nor that of the place: an age is counted by the clock of who watches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence, Set
+from typing import NamedTuple
+
+import msgspec
+
+from softlabels.core.processes import is_alive, this_process
+from softlabels.errors import StoreError
+from softlabels.making.claims import EXPIRY, LIVING, Holder
+from softlabels.making.place import Entry, Place
+
+WATCHED = 256
+"""Claims that one builder watches at a time; there is work for hours in so many."""
+PEEKED = 4
+"""Of so few claims in a block each is read once, for its process may be one of this host's."""
+NEVER = -1e18
+"""Before all times of a clock."""
+
+
+class Seen(NamedTuple):
+    """A claim, as it was seen first in this version."""
+
+    version: str
+    when: float
+    """By this builder's clock."""
+
+
+class Watched:
+    """Claims that one builder watches.
+
+    Args:
+        place: where the store is made.
+        clock: seconds, of this builder alone.
+    """
+
+    def __init__(self, place: Place, clock: Callable[[], float]) -> None:
+        self._place, self._clock = place, clock
+        self._seen: dict[str, Seen] = {}
+        self._unread: set[str] = set()
+        """Claims that could not be read, which are read again."""
+
+    def __iter__(self) -> Iterator[str]:
+        """Their names."""
+        return iter(self._seen)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._seen
+
+    def keep(self, names: Set[str]) -> None:
+        """Forget all other claims."""
+        self._seen = {name: seen for name, seen in self._seen.items() if name in names}
+
+    def pop(self, name: str) -> Seen:
+        """Forget a claim, and say how it was seen."""
+        return self._seen.pop(name)
+
+    def watch(self, entries: Sequence[Entry]) -> None:
+        """Remember since when each claim has its version, by this builder's clock."""
+        now = self._clock()
+        for entry in entries:
+            seen = self._seen.get(entry.name)
+            if seen is None and len(self._seen) >= WATCHED:
+                continue
+            if seen is None or seen.version != entry.version:
+                self._seen[entry.name] = Seen(entry.version, now)
+
+    def peek(self, entries: Sequence[Entry]) -> None:
+        """Read claims that were not seen before: a process of this host that is gone is dead at once."""
+        new = [e for e in entries if e.name not in self._seen or e.name in self._unread]
+        for entry in new if len(entries) <= PEEKED else ():
+            self._unread.discard(entry.name)
+            try:
+                data, version = self._place.read(entry.name, limit=4096)
+                holder = msgspec.json.decode(data, type=Holder)
+            except (FileNotFoundError, msgspec.DecodeError):
+                continue  # released this moment, or not one of ours: only its age counts
+            except StoreError:
+                self._unread.add(entry.name)
+                continue
+            if _is_gone(holder):
+                self._seen[entry.name] = Seen(version, NEVER)
+
+    def expired(self, name: str) -> bool:
+        """Whether a claim that is watched has not changed for so long that its holder is dead."""
+        return self._clock() - self._seen[name].when > EXPIRY
+
+
+def _is_gone(holder: Holder) -> bool:
+    """Whether a holder can be looked at from here, and is no more."""
+    if str(holder) == str(this_process()):
+        return holder.token not in LIVING
+    return is_alive(holder) is False
