@@ -42,8 +42,8 @@ class Watched:
     def __init__(self, place: Place, clock: Callable[[], float]) -> None:
         self._place, self._clock = place, clock
         self._seen: dict[str, Seen] = {}
-        self._unread: set[str] = set()
-        """Claims that could not be read, which are read again."""
+        self._read: set[str] = set()
+        """Claims that were read."""
 
     def __iter__(self) -> Iterator[str]:
         """Their names."""
@@ -55,9 +55,11 @@ class Watched:
     def keep(self, names: Set[str]) -> None:
         """Forget all other claims."""
         self._seen = {name: seen for name, seen in self._seen.items() if name in names}
+        self._read &= names
 
     def pop(self, name: str) -> Seen:
         """Forget a claim, and say how it was seen."""
+        self._read.discard(name)
         return self._seen.pop(name)
 
     def watch(self, entries: Sequence[Entry]) -> None:
@@ -71,18 +73,18 @@ class Watched:
                 self._seen[entry.name] = Seen(entry.version, now)
 
     def peek(self, entries: Sequence[Entry]) -> None:
-        """Read claims that were not seen before: a process of this host that is gone is dead at once."""
-        new = [e for e in entries if e.name not in self._seen or e.name in self._unread]
+        """Read claims that were not read before: a process of this host that is gone is dead at once."""
+        new = [e for e in entries if e.name not in self._read]
         for entry in new if len(entries) <= PEEKED else ():
-            self._unread.discard(entry.name)
             try:
                 data, version = self._place.read(entry.name, limit=4096)
                 holder = msgspec.json.decode(data, type=Holder)
-            except (FileNotFoundError, msgspec.DecodeError):
-                continue  # released this moment, or not one of ours: only its age counts
             except StoreError:
-                self._unread.add(entry.name)
+                continue  # it is read again
+            except (FileNotFoundError, msgspec.DecodeError):
+                self._read.add(entry.name)  # let go of, or not one of ours: only its age counts
                 continue
+            self._read.add(entry.name)
             if _is_gone(holder):
                 self._seen[entry.name] = Seen(version, NEVER)
 

@@ -267,6 +267,20 @@ def test_a_process_of_this_host_that_is_gone_is_dead_at_once(tmp_path):
         assert claims.take() is not None
 
 
+def test_it_is_dead_even_if_its_claim_was_listed_while_there_was_other_work(tmp_path):
+    place = FolderPlace(tmp_path)
+    me = dataclasses.replace(Holder.here(), started="1")
+    assert place.create(claim_name(0), canonical(me)) is not None
+    with closing(PlaceClaims(place, 2)) as claims:
+        other = claims.take()
+        assert other is not None
+        assert other.shards.start == 1
+        claims.finish(other, b"{}")
+        taken = claims.take()
+        assert taken is not None
+        assert taken.shards.start == 0
+
+
 def test_a_lease_that_was_let_go_of_is_free_soon_and_known_to_have_been_somebodys(tmp_path):
     place, clock = FolderPlace(tmp_path), Clock()
     a, b, c = (builder(place, clock, name) for name in "abc")
