@@ -2,7 +2,7 @@
 
     python -m tests.benchmarks.study --out study-out --minutes 110
     python -m tests.benchmarks.study --out study-out --text rust=/usr/share/doc/rust-doc/html …
-    python -m tests.benchmarks.study --out study-8192 --vocabulary 8192 --epochs 4 …
+    python -m tests.benchmarks.study --out study-small --small-vocabulary --epochs 4 --texts rust …
 
 A folder is of one vocabulary and one number of epochs.
 
@@ -26,7 +26,7 @@ from pathlib import Path
 
 from softlabels.cli.demo import teacher_folder
 from tests.benchmarks.study.arms import ARMS, FULL, HARD
-from tests.benchmarks.study.cells import Cell, Study, done, train
+from tests.benchmarks.study.cells import SEQ_LEN, Cell, Study, done, train
 from tests.benchmarks.study.page import shares, tables, write_page
 from tests.benchmarks.study.predict import lines
 from tests.benchmarks.study.small_vocabulary import small_teacher
@@ -85,8 +85,11 @@ def main() -> None:
         texts[name] = rust(Path(folder), args.out / "rust" / "text")
     args.texts = args.texts or list(texts)
     teacher = args.teacher or teacher_folder()
-    if args.vocabulary:
-        teacher = small_teacher(teacher, args.vocabulary, args.out)
+    if args.small_vocabulary:
+        if len(args.texts) > 1:
+            parser.error("--small-vocabulary: give one of --texts")
+        tokens = {"train": args.rows * SEQ_LEN, "heldout": args.heldout_rows * SEQ_LEN}
+        teacher = small_teacher(teacher, texts[args.texts[0]], tokens, args.out / "teacher")
     study = Study(
         out=args.out.resolve(),
         teacher=teacher.resolve(),
