@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 PYPROJECT = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
 PROJECT = tomllib.loads(PYPROJECT)["project"]
 EXTRAS = PROJECT["optional-dependencies"]
-UNTESTED = ("timm", "vllm")
+UNTESTED = ("sglang", "timm", "vllm")
 """Extras whose wheels need a build of torch with CUDA."""
 PINNED = {
     canonicalize_name(r.name): r

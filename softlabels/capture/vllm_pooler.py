@@ -6,7 +6,7 @@ its architecture, so that a pooling engine runs it with its head, and its pooler
 the chunk's hidden states are there. Only interfaces that vLLM documents for models and plugins are used; they are the
 same in its two model runners, and the pooler's memory is in the engine's own profile.
 
-A request says in its `extra_kwargs` what is asked of its tokens (`vllm_request.py`). What was kept of a chunk waits in
+A request says in its `extra_kwargs` what is asked of its tokens (`request.py`). What was kept of a chunk waits in
 vLLM's own state of the request until the prompt is done. A request that was preempted begins again, and so does what is
 kept of it.
 """
@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from softlabels.capture.vllm_request import KEY, Asked, Selects, Wanted
+from softlabels.capture.request import KEY, Asked, Selects, Wanted
 from softlabels.capture.wire import stacked
 
 if TYPE_CHECKING:

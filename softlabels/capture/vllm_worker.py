@@ -14,20 +14,15 @@ worker until it is taken. A request that was preempted in its prompt begins agai
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from functools import wraps
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from softlabels.capture.vllm_request import KEY, Asked, Selects, Wanted
-from softlabels.capture.wire import stacked
+from softlabels.capture.request import KEY, Prompts, Selects, Wanted
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-NUMBER = "number"
-"""Of a request: it is taken by this."""
 
 
 class Selecting:
@@ -54,30 +49,6 @@ class Selecting:
             (number, list(words.shape), words.cpu().contiguous().numpy().tobytes())
             for number, words in done.items()
         ]
-
-
-@dataclass
-class Prompts:
-    """What was kept of them."""
-
-    selects: Selects
-    parts: dict[int, list[Tensor]] = field(default_factory=dict)
-    """Of those that are not done."""
-    done: dict[int, Tensor] = field(default_factory=dict)
-
-    def add(self, chunk: Tensor, begin: int, size: int, extra: Mapping[str, Any] | None) -> None:
-        """Select from the tokens from `begin` on, `chunk [n, D]`, of a prompt of `size`, if its request asks for it."""
-        asked = (extra or {}).get(KEY)
-        chunk = chunk[: max(0, size - begin)]
-        if asked is None or not len(chunk):
-            return
-        number = int(asked[NUMBER])
-        if begin == 0:  # for the second time if it was preempted
-            self.parts[number] = []
-        job = self.selects.job
-        self.parts[number] += self.selects.part(chunk, begin, Asked.of(asked, len(chunk), job))
-        if begin + len(chunk) == size:
-            self.done[number] = stacked(self.parts.pop(number))
 
 
 def _wrap(runner: Any) -> None:

@@ -97,7 +97,7 @@ def _spec_of(path: Path) -> str:
 
 def _weights(kind: str, where: str) -> list[Path]:
     """The files that hold its weights, where they can be seen."""
-    if kind in ("hf", "vllm"):
+    if kind in ("hf", "sglang", "vllm"):
         return find_model(
             where.partition("?")[0], where=f"{kind}:{where}", error=TeacherError
         ).weight_files

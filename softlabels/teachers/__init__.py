@@ -203,6 +203,7 @@ TEACHERS: Registry[Callable[[str, TeacherOptions], Teacher]] = Registry(
         "openai": "softlabels.teachers.openai:OpenAITeacher",
         "pooling": "softlabels.teachers.pooling:PoolingTeacher",
         "py": "softlabels.teachers.py:CallableTeacher",
+        "sglang": "softlabels.teachers.sglang:load_sglang",
         "timm": "softlabels.teachers.vision:load_timm",
         "torchvision": "softlabels.teachers.vision:load_torchvision",
         "vllm": "softlabels.teachers.vllm:load_vllm",

@@ -1,74 +1,23 @@
-"""vLLM on this machine: what a `vllm:` teacher may be given, the module for its device, and the engine of a seam."""
+"""vLLM on this machine: its module for a device, and the engine of a seam."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
-from softlabels.core.local_model import LocalModel
-from softlabels.errors import ConfigError, MissingExtraError, TeacherError, first_line
-from softlabels.format.identity import TeacherRecord
+from softlabels.errors import MissingExtraError, TeacherError
+from softlabels.teachers.local_engine import Arguments, LocalEngine
 from softlabels.teachers.segments import Segment
-from softlabels.teachers.tokenizer import HFTokenizer
-
-SEAMS = ("pool", "worker", "states", "list")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Arguments:
-    """What may stand after the `?`."""
-
-    tp: int = 1
-    """Devices that share each layer."""
-    gpu_memory: float | None = None
-    """Share of a device's memory that vLLM takes."""
-    max_len: int | None = None
-    """Tokens of a document, at most, if that is less than the model reads."""
-    step_tokens: int | None = None
-    """Tokens that vLLM schedules at a time; longer documents are computed in pieces."""
-    seam: str = "pool"
-
-    @staticmethod
-    def parse(written: Sequence[tuple[str, str]], *, spec: str) -> Arguments:
-        """Of names and values, as of `tp=8&gpu_memory=0.85`.
-
-        Raises:
-            ConfigError: an unknown name, or a value that is none.
-        """
-        kinds = {"tp": int, "gpu_memory": float, "max_len": int, "step_tokens": int, "seam": str}
-        assert set(kinds) == {f.name for f in fields(Arguments)}
-        try:
-            given = {n: kinds[n](v) for n, v in written}
-            found = Arguments(**given)
-            counts = [n for n in (found.tp, found.max_len, found.step_tokens) if n is not None]
-            share = 1.0 if found.gpu_memory is None else found.gpu_memory
-            if min(counts) < 1 or not 0 < share <= 1 or found.seam not in SEAMS:
-                raise ValueError
-        except (KeyError, ValueError) as e:
-            raise ConfigError(
-                f"--teacher {spec}: expected vllm:PATH, or after a ? some of tp=DEVICES, gpu_memory=SHARE, "
-                f"max_len=TOKENS, step_tokens=TOKENS and seam={'|'.join(SEAMS)}, joined by &"
-            ) from e
-        return found
-
-
-@dataclass(frozen=True, kw_only=True)
-class Vllm:
+class Vllm(LocalEngine):
     """A model that is here, and the vLLM that is to run it."""
 
-    vllm: Any
-    """The module."""
-    model: LocalModel
-    arguments: Arguments
-    record: TeacherRecord
-    tokenizer: HFTokenizer
-    architecture: str
-    context: int | None
-    """Tokens that it reads at a time."""
-    head_bytes: int
+    kind: ClassVar[str] = "vllm"
+    called: ClassVar[str] = "vLLM"
+    seams: ClassVar[tuple[str, ...]] = ("pool", "worker", "states", "list")
 
     def start(self, **more: Any) -> Any:
         """The engine, with settings of a seam.
@@ -86,7 +35,7 @@ class Vllm:
         if self.record.device == "cpu":
             settings["enforce_eager"] = True  # compiling takes longer than it saves
         with self.running():
-            return self.vllm.LLM(
+            return self.module.LLM(
                 model=str(self.model.folder),
                 tokenizer=str(self.model.folder),
                 dtype=self.record.dtype,
@@ -96,21 +45,6 @@ class Vllm:
                 disable_log_stats=True,
                 **settings,
             )
-
-    @contextmanager
-    def running(self) -> Iterator[None]:
-        """What vLLM raises, as a sentence.
-
-        Raises:
-            TeacherError: it failed.
-        """
-        try:
-            yield
-        except Exception as e:  # whatever an engine of many libraries may raise
-            raise TeacherError(
-                f"{self.record.spec}: vLLM failed: {first_line(e)}; its own messages are above. If it ran out of "
-                "memory, give ?gpu_memory=SHARE, a smaller ?max_len=TOKENS, or more devices with ?tp=DEVICES"
-            ) from e
 
     def check_answer(self, answer: Any, segment: Segment) -> None:
         """Refuse an answer to something else than was asked.

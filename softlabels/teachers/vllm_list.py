@@ -43,7 +43,7 @@ class VllmLists(ListingTeacher):
             return
         if self._engine is None:  # a shard alone (`make_shard`) asks nothing before
             self.check_k(k)
-        parameters = self._found.vllm.SamplingParams(
+        parameters = self._found.module.SamplingParams(
             prompt_logprobs=k, max_tokens=1, detokenize=False
         )
         prompts = [{"prompt_token_ids": s.input_ids.tolist()} for s in segments]

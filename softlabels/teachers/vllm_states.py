@@ -71,7 +71,7 @@ class VllmStates(BodilessTeacher):
             self._engine = self._found.start(
                 runner="pooling", convert="embed", pooler_config=settings
             )
-        parameters = self._found.vllm.PoolingParams(task=TASK, use_activation=False)
+        parameters = self._found.module.PoolingParams(task=TASK, use_activation=False)
         prompts = [{"prompt_token_ids": s.input_ids.tolist()} for s in segments]
         with self._found.running():
             answers = self._engine.encode(prompts, parameters, pooling_task=TASK, use_tqdm=False)

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 
 from softlabels.capture import Job
-from softlabels.capture.vllm_request import KEY
-from softlabels.capture.vllm_worker import NUMBER, Selecting
+from softlabels.capture.request import KEY, NUMBER
+from softlabels.capture.vllm_worker import Selecting
 from softlabels.errors import TeacherError
 from softlabels.teachers.segments import Segment
 from softlabels.teachers.vllm_engine import Vllm
@@ -36,7 +36,7 @@ class VllmWorkers(VllmPools):
     ) -> list[Tensor]:
         engine = self._engine_of(job)
         parameters = [
-            self._found.vllm.SamplingParams(
+            self._found.module.SamplingParams(
                 max_tokens=1, detokenize=False, extra_args={KEY: a[KEY] | {NUMBER: i}}
             )
             for i, a in enumerate(asked)

@@ -191,7 +191,9 @@ def test_other_mistakes_are_refused(there):
         load("logits", there, dtype="bfloat16")
 
 
-@pytest.mark.parametrize("spec", ["py:a.b", "onnx:a", "vllm:a", "openai:http://h/v1?tokenizer=t"])
+@pytest.mark.parametrize(
+    "spec", ["py:a.b", "onnx:a", "vllm:a", "sglang:a", "openai:http://h/v1?tokenizer=t"]
+)
 def test_another_domain_is_refused(spec):
     with pytest.raises(ConfigError, match="serves causal-lm only; use hf:PATH"):
         open_teacher(spec, TeacherOptions(domain="sequence-classification"))

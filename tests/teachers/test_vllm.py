@@ -20,9 +20,9 @@ from softlabels.builder.build import build
 from softlabels.builder.config import MeasureConfig, StatesConfig
 from softlabels.builder.measure import measure
 from softlabels.builder.states import write_states
+from softlabels.capture.request import Wanted
 from softlabels.capture.vllm_pooler import VARIABLE, register
 from softlabels.capture.vllm_pooler import PoolerSelects as Selects
-from softlabels.capture.vllm_request import Wanted
 from softlabels.core.rows import Row
 from softlabels.errors import ConfigError, MissingExtraError, NonFiniteError, TeacherError
 from softlabels.store.reader import open_store

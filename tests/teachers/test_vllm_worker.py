@@ -12,15 +12,16 @@ import pytest
 import torch
 
 from softlabels.capture import BadLogitError, Job, keep_logits
-from softlabels.capture.vllm_request import KEY, Wanted, request
-from softlabels.capture.vllm_worker import NUMBER, Selecting
+from softlabels.capture.request import KEY, NUMBER, Wanted, request
+from softlabels.capture.vllm_worker import Selecting
 from softlabels.capture.wire import unpacked
 from softlabels.core.registry import name_of
 from softlabels.errors import ConfigError, TeacherError
 from softlabels.estimators import make_estimator
 from softlabels.teachers import TeacherOptions, open_teacher
+from softlabels.teachers.local_engine import Arguments
 from softlabels.teachers.segments import Segment
-from softlabels.teachers.vllm_engine import Arguments
+from softlabels.teachers.vllm_engine import Vllm
 from softlabels.teachers.vllm_work import VllmWorkers
 
 V, D = 300, 8
@@ -189,7 +190,7 @@ def teacher_of(engine, monkeypatch) -> VllmWorkers:
     record = types.SimpleNamespace(vocab_size=V, spec="vllm:model?seam=worker", dtype="float32")
     started: list = []
     found = types.SimpleNamespace(
-        vllm=types.SimpleNamespace(SamplingParams=types.SimpleNamespace),
+        module=types.SimpleNamespace(SamplingParams=types.SimpleNamespace),
         record=record,
         tokenizer=None,
         model=types.SimpleNamespace(weight_files=()),
@@ -206,7 +207,7 @@ def teacher_of(engine, monkeypatch) -> VllmWorkers:
     teacher = VllmWorkers(found)
     teacher.started = started
     monkeypatch.setattr(
-        "softlabels.teachers.vllm_pool.segments_of", lambda rows: [r.segment for r in rows]
+        "softlabels.teachers.local_engine.segments_of", lambda rows: [r.segment for r in rows]
     )
     return teacher
 
@@ -235,8 +236,8 @@ def test_documents_come_back_in_order_and_none_may_be_missing(monkeypatch):
 
 def test_the_seam_has_a_name():
     _, written = name_of("m?seam=worker")
-    assert Arguments.parse(written, spec="vllm:m").seam == "worker"
+    assert Arguments.parse(written, spec="vllm:m", seams=Vllm.seams).seam == "worker"
     with pytest.raises(ConfigError, match="joined by"):
-        Arguments.parse([("seam", "other")], spec="vllm:m")
+        Arguments.parse([("seam", "other")], spec="vllm:m", seams=Vllm.seams)
     with pytest.raises(TeacherError, match="no such folder"):
         open_teacher("vllm:nowhere?seam=worker", TeacherOptions())

@@ -1,6 +1,6 @@
-"""What is asked of a vLLM engine, and what its workers do for it, whichever of its seams they are reached by.
+"""What is asked of an engine, and what its workers do for it, whichever seam they are reached by.
 
-A request says which of its tokens have a target, the labels, and the uniform numbers. vLLM schedules a prompt in
+A request says which of its tokens have a target, the labels, and the uniform numbers. Engines schedule a prompt in
 chunks; what was kept of a chunk waits until the prompt is done.
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -16,12 +16,14 @@ import numpy as np
 import torch
 
 from softlabels.capture import BadLogitError, Job, keep
-from softlabels.capture.wire import packed, refusal
+from softlabels.capture.wire import packed, refusal, stacked
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 KEY = "softlabels"
+NUMBER = "number"
+"""Of a request: it is taken by this."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,6 +142,30 @@ class Asked:
             _array(asked["labels"], "<i8"),
             None if uniforms is None else uniforms.view(-1, u),
         )
+
+
+@dataclass
+class Prompts:
+    """What was kept of them."""
+
+    selects: Selects
+    parts: dict[int, list[Tensor]] = field(default_factory=dict)
+    """Of those that are not done."""
+    done: dict[int, Tensor] = field(default_factory=dict)
+
+    def add(self, chunk: Tensor, begin: int, size: int, extra: Mapping[str, Any] | None) -> None:
+        """Select from the tokens from `begin` on, `chunk [n, D]`, of a prompt of `size`, if its request asks for it."""
+        asked = (extra or {}).get(KEY)
+        chunk = chunk[: max(0, size - begin)]
+        if asked is None or not len(chunk):
+            return
+        number = int(asked[NUMBER])
+        if begin == 0:  # for the second time if it was preempted
+            self.parts[number] = []
+        job = self.selects.job
+        self.parts[number] += self.selects.part(chunk, begin, Asked.of(asked, len(chunk), job))
+        if begin + len(chunk) == size:
+            self.done[number] = stacked(self.parts.pop(number))
 
 
 def _array(data: bytes, dtype: str) -> Tensor:
