@@ -35,7 +35,8 @@ class BuildConfig:
 
     teacher: Teacher[tuple[str, ...] | str]
     """`hf:PATH`, `onnx:FILE`, `py:MODULE.FUNCTION`, `vllm:PATH`, `sglang:PATH`, `openai:URL`,
-    `pooling:URL?head=MODEL`, `hidden:DIR?head=MODEL`; several, as `hf:PATH=WEIGHT`, are averaged. See docs/teachers.md."""
+    `pooling:URL?head=MODEL`, `hidden:DIR?head=MODEL`; several, as `hf:PATH=WEIGHT`, are averaged. See
+    docs/teachers.md."""
     corpus: Corpus[tuple[str, ...]]
     """`text:GLOB`, `jsonl:GLOB`, `parquet:GLOB#COLUMN`, `dataset:PATH#COLUMN`, `ids:GLOB`; a path alone goes by its
     suffix (`book.txt`, `chats.jsonl`, a folder of such files). Records are texts, conversations, prompts with
