@@ -68,9 +68,7 @@ def main() -> None:
     parser.add_argument("--temperatures", type=float, nargs="+", default=[1.0])
     parser.add_argument("--alphas", type=float, nargs="+", default=[1.0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument(
-        "--vocabulary", type=int, help="of the teacher, its first ids; default: all"
-    )
+    parser.add_argument("--small-vocabulary", action="store_true", help="the text's ids; one text")
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--rows", type=int, default=300, help="of 256 tokens, to learn from")
     parser.add_argument("--heldout-rows", type=int, default=60)
