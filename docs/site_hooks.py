@@ -30,9 +30,17 @@ ASSET = re.compile(
     r"""\b(?:src|href)=["']?((?:https?:)?//[^"'> ]+)"""
 )
 CODED = re.compile(r"<code>.*?</code>", re.DOTALL)
-FLAG = re.compile(r"(?<=[\s>'])--?[A-Za-z][\w-]*")
+FLAG = re.compile(r"(?<![^\s>'])--?[A-Za-z][\w-]*")
 LINE_END = re.compile(r"\n</span>(?=<span id=|</code>)")
-WORD = re.compile(r"<code>([^\s<]{1,24})</code>")
+WORD = 24
+"""Characters of a word of code that a sentence keeps on one line."""
+SHORT = 16
+"""Characters for which a table's cell has room on a telephone."""
+RUN = re.compile(r"(?<![^\s'])[^\s']{2,}(?![^\s'])")
+SEAM = re.compile(r"[/:,=?_+.-](?=\w)|(?<=[a-z])(?=[A-Z])")
+"""Where a longer word may be broken."""
+FIGURE = re.compile(r"(?<=\d) (?=[±%])|(?<=±) (?=\d)|(<code\b.*?</code>)", re.DOTALL)
+"""A space in a figure, or code, whose spaces stay."""
 CODE = re.compile(r"^( {0,3}```.*?^ {0,3}```$|(?: {4}[^\n]*\n)+)", re.DOTALL | re.MULTILINE)
 
 
@@ -106,13 +114,37 @@ def retarget(markdown: str, *, above: bool) -> str:
 
 
 def on_page_content(html: str, **_: object) -> str:
-    """Mark what a browser must not break after its hyphens, a flag and a word of code, for site.css.
+    """Keep together what a browser must not break: figures, and by site.css flags and words of code.
 
     There each line of a command is a box, so its line end comes to lie outside: what is copied has it once.
     """
     html = LINE_END.sub("</span>\n", html)
-    flagged = CODED.sub(lambda m: FLAG.sub(r'<span class="word">\g<0></span>', m[0]), html)
-    return WORD.sub(r'<code class="word">\1</code>', flagged)
+    html = FIGURE.sub(lambda m: m[1] or "\u00a0", html)
+    return CODED.sub(
+        lambda m: mark_words(m[0].removeprefix("<code>").removesuffix("</code>")), html
+    )
+
+
+def mark_words(code: str) -> str:
+    """Code with its words marked: of a command that is highlighted the flags, else all."""
+    if "<" in code:
+        return f"<code>{FLAG.sub(mark_word, code)}</code>"
+    flag = FLAG.fullmatch(code) is not None
+    if flag or re.search(r"\s", code):
+        return f"<code>{RUN.sub(mark_word, code)}</code>"
+    kept = ("word " if len(code) <= WORD else "") + ("long" if len(code) > SHORT else "")
+    return f'<code class="{kept.strip()}">{seamed(code)}</code>'
+
+
+def mark_word(word: re.Match[str]) -> str:
+    """A flag or a short word, marked; a longer word with its seams."""
+    kept = len(word[0]) <= SHORT or word[0].startswith("-")
+    return f'<span class="word">{word[0]}</span>' if kept else seamed(word[0])
+
+
+def seamed(word: str) -> str:
+    """A long word, with the places where it may be broken."""
+    return word if len(word) <= SHORT else SEAM.sub(r"\g<0><wbr>", word)
 
 
 def on_post_page(output: str, page: Page, **_: object) -> str:

@@ -59,6 +59,16 @@ def test_a_flag_is_not_broken_after_its_hyphens():
     line = '<code><span id="__span-0-1"><a id="x-1"></a>run a-b --lr <span class="m">1</span>\n</span></code>'
     expected = line.replace("--lr", '<span class="word">--lr</span>')
     assert content(line) == expected.replace("\n</span></code>", "</span>\n</code>")
+    assert content("<code>systematic --mean-k</code>") == (
+        '<code><span class="word">systematic</span> <span class="word">--mean-k</span></code>'
+    )
+    long = content("<code>DistillationTrainer</code><code>a (max_position_embeddings), b</code>")
+    assert '<code class="word long">Distillation<wbr>Trainer</code>' in long
+    assert "(max_<wbr>position_<wbr>embeddings), b" in long
+    assert content("<td>2 ± 0.1 %<code>2 % 3</code>") == (
+        "<td>2\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}0.1\N{NO-BREAK SPACE}%<code>2 % 3</code>"
+    )
+    assert content("<code>a <x></code>") == "<code>a <x></code>"
     assert ".word {" in (DOCS / "site.css").read_text(encoding="utf-8")
 
 

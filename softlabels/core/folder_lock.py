@@ -7,6 +7,7 @@ import os
 import re
 import stat
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from softlabels.core.durable import explained, make_folder
@@ -33,6 +34,8 @@ class FolderLock:
         self._file: int | None = None
         self._ours = False
         """Whether the file says what we write there, or nothing."""
+        self._named = False
+        """Whether it says that this process has it."""
 
     def acquire(self) -> None:
         """Take it.
@@ -66,6 +69,7 @@ class FolderLock:
         with explained(path):
             os.ftruncate(self._file, 0)
             os.write(self._file, f"{this_process()}\n".encode())
+            self._named = True
 
     def _open(self, path: Path) -> int:
         """The lock's file, made if it is not there; `RunError` for what is not ours, and is not written to."""
@@ -85,10 +89,13 @@ class FolderLock:
         return file
 
     def release(self) -> None:
-        """Give it back, if it is held."""
+        """Give it back, if it is held: a process may live on after its run, and then must not be taken for it."""
         if self._file is not None:
+            if self._named:
+                with suppress(OSError):  # whoever watches the run then waits for this process's end
+                    os.ftruncate(self._file, 0)
             os.close(self._file)
-            self._file = None
+            self._file, self._named = None, False
 
     def __enter__(self) -> FolderLock:
         return self

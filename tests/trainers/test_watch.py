@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from softlabels.core.folder_lock import LOCK
+from softlabels.core.folder_lock import LOCK, FolderLock
 from softlabels.core.processes import this_process
 from softlabels.errors import RunError
 from tests.pages import HOSTILE, check_page
@@ -95,6 +95,20 @@ def test_a_run_whose_process_is_gone_has_stopped_or_finished(tmp_path, gone):
     (run / LOCK).write_text(f"{this_process()}\n")  # it is being lengthened
     assert look(run).state is State.RUNS
     assert look(write_run(tmp_path / "none")).state is State.STOPPED
+
+
+def test_a_run_has_finished_though_its_process_lives_on(tmp_path):
+    run = write_run(tmp_path / "run")
+    with FolderLock(run, [].append) as lock:
+        lock.acquire()
+        assert look(run).state is State.RUNS
+        other = FolderLock(run, [].append)
+        with pytest.raises(RunError, match="another run"):
+            other.acquire()
+        assert look(run).state is State.RUNS  # who was refused does not give back what another has
+        (run / "student").mkdir()
+        (run / "student" / "config.json").write_text("{}")
+    assert look(run).state is State.FINISHED
 
 
 def test_a_process_of_another_host_is_judged_by_what_we_saw(tmp_path):

@@ -63,7 +63,8 @@ def _scores(a: Assessment) -> str:
     for name, label, form in SCORES:
         value = getattr(a.scores, name)
         twice = name == "kl" and value == a.scores.kl_dense  # of a store that keeps all ids
-        if value is not None and not twice:
+        of_tokens = name == "macro_f1" and not a.by_class  # too many classes for a mean over them
+        if value is not None and not (twice or of_tokens):
             x = a.intervals.get(name)
             both = "" if x is None else f"{form.format(x.low)} to {form.format(x.high)}"
             rows.append((label.format(one), form.format(value), both))

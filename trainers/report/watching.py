@@ -164,5 +164,7 @@ def _alive(run: Path) -> bool | None:
                 content = f.read(LOCK_BYTES).decode(errors="replace")
         except FileNotFoundError:
             return False
+    if not content:
+        return False  # given back
     process = Process.parse(content.removesuffix("\n"))
     return None if process is None else is_alive(process)
