@@ -195,6 +195,11 @@ class SoftTargets:
         """`[N]`: False where a position is hard-label only: it keeps no id."""
         return np.asarray(self.kept.any(axis=1))
 
+    def lacks_tail(self, temperature: float) -> bool:
+        """Whether no position has mass outside, although ids are missing: a head cut off and renormalised."""
+        odds = self.log_odds[:, self.grid_index(temperature)]
+        return bool(self.n and np.isneginf(odds).all() and self.k < self.vocab_size)
+
     # -- probabilities ----------------------------------------------------------------------------
 
     def grid_index(self, temperature: float) -> int:

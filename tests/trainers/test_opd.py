@@ -199,7 +199,7 @@ def test_one_command_is_the_three_and_the_teacher_is_in_a_process_of_its_own(gro
     )
     assert (tmp_path / "t.parquet").read_bytes() == (out / "round-1/text.parquet").read_bytes()
     score = {"teacher": f"hf:{ground}/teacher", "corpus": (f"ids:{tmp_path}/t.parquet",)}
-    build(BuildConfig(**score, device="cpu"), tmp_path / "own")
+    build(BuildConfig(**score, estimator="topk", device="cpu"), tmp_path / "own")
     trainers.train(
         store=tmp_path / "own",
         init=str(ground / "run"),

@@ -27,18 +27,62 @@ from trainers.run.setup import train
 from trainers.students import load_student
 
 
-def test_over_all_tokens_it_is_the_reverse_kl_and_its_gradient():
+@pytest.mark.parametrize("kept", [0, 1, 4, 10, 11])
+def test_over_all_tokens_it_is_the_reverse_kl_and_its_gradient(kept):
+    """Each token once, weighed by q: value and gradient of the dense loss, whatever ids are kept."""
     g = torch.Generator().manual_seed(0)
-    log_p = torch.randn(7, 11, generator=g, dtype=torch.float64).log_softmax(1)
-    z = torch.randn(7, 11, generator=g, dtype=torch.float64, requires_grad=True)
-    q = z.log_softmax(1)
-    dense = (q.exp() * (q - log_p)).sum()
-    (expected,) = torch.autograd.grad(dense, z, retain_graph=True)
-    drawn = sampled_reverse_kl(log_p.flatten(), q.flatten())  # each token once, weighed by q
-    mean = (q.detach().exp().flatten() * drawn).sum()
-    (found,) = torch.autograd.grad(mean, z)
-    assert torch.allclose(mean, dense, rtol=1e-12)
+    n, v = 7, 11
+    log_p = torch.randn(n, v, generator=g, dtype=torch.float64).log_softmax(1)
+    z = torch.randn(n, v, generator=g, dtype=torch.float64, requires_grad=True)
+    dense = (z.log_softmax(1).exp() * (z.log_softmax(1) - log_p)).sum()
+    (expected,) = torch.autograd.grad(dense, z)
+    top = log_p.topk(kept).indices
+    values, gradients = estimates(log_p, z, top)
+    weights = z.detach().softmax(1)
+    assert torch.allclose((weights * values).sum(), dense, rtol=1e-12)
+    found = (weights[:, :, None] * gradients).sum(1)
     assert torch.allclose(found, expected, atol=1e-12)
+
+
+def test_what_is_known_of_the_kept_ids_takes_variance_away():
+    g = torch.Generator().manual_seed(0)
+    log_p = (3 * torch.randn(7, 31, generator=g, dtype=torch.float64)).log_softmax(1)
+    z = (3 * torch.randn(7, 31, generator=g, dtype=torch.float64)).requires_grad_()
+    weights = z.detach().softmax(1)[:, :, None]
+
+    def variance(kept):
+        found = estimates(log_p, z, log_p.topk(kept).indices)[1]
+        mean = (weights * found).sum(1, keepdim=True)
+        return float((weights * (found - mean) ** 2).sum())
+
+    alone, some, most = (variance(k) for k in (0, 8, 24))
+    print(alone, some, most)
+    assert most < some / 4 < alone / 8
+    assert variance(31) < 1e-20
+
+
+def estimates(log_p, z, top):
+    """Of every token at each position the estimate `[n, V]`, and its gradient by the logits `[n, V, V]`."""
+    n, v = z.shape
+    among = torch.zeros(n, v, dtype=torch.bool).scatter(1, top, True)
+
+    def bins(log):
+        tail = log.masked_fill(among, -torch.inf).logsumexp(1, keepdim=True)
+        return torch.cat([log.gather(1, top), tail], dim=1)
+
+    def of(z):
+        log_q = z.log_softmax(1)
+        return torch.stack(
+            [
+                sampled_reverse_kl(log_p[:, y], log_q[:, y], bins(log_p), bins(log_q), ~among[:, y])
+                for y in range(v)
+            ],
+            dim=1,
+        )
+
+    values = of(z)
+    gradients = [torch.autograd.grad(of(z)[:, y].sum(), z)[0] for y in range(v)]
+    return values.detach(), torch.stack(gradients, dim=1)
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +90,7 @@ def ground(tmp_path_factory):
     folder = tmp_path_factory.mktemp("own-text")
     corpus = write_corpus(folder / "corpus")
     build_tiny(folder / "store", corpus, estimator="sampled", k=8)
+    build_tiny(folder / "top", corpus, estimator="topk", k=8)
     build_tiny(folder / "bare", corpus, position_summary=False)
     build_tiny(folder / "other", corpus, teacher=TinyTeacher(seed=1))
     (folder / "llama.json").write_text(json.dumps(LLAMA))
@@ -55,8 +100,9 @@ def ground(tmp_path_factory):
 
 
 @pytest.mark.parametrize("chunk_bytes", [None, 300 * 8 * 5])
-def test_value_and_gradients_are_those_of_a_dense_loss(ground, chunk_bytes):
-    opened = open_store(ground / "store")
+@pytest.mark.parametrize("name", ["store", "top"])
+def test_value_and_gradients_are_those_of_a_dense_loss(ground, name, chunk_bytes):
+    opened = open_store(ground / name)
     batch = collate([opened.row(0), opened.row(1)])
     g = torch.Generator().manual_seed(1)
     hidden = torch.randn(batch.positions, 12, generator=g, dtype=torch.float64, requires_grad=True)
@@ -65,12 +111,23 @@ def test_value_and_gradients_are_those_of_a_dense_loss(ground, chunk_bytes):
     out = loss(hidden, Head(weight=weight), batch)
     found = torch.autograd.grad(out.loss, (hidden, weight))
     teacher = TinyTeacher()
-    dense = torch.cat([teacher.dense(opened.row(i).row) for i in (0, 1)]).double().log_softmax(1)
+    log_p = torch.cat([teacher.dense(opened.row(i).row) for i in (0, 1)]).double().log_softmax(1)
+    log_q = (hidden @ weight.T).log_softmax(1)
     labels = batch.labels[:, None]
-    log_q = (hidden @ weight.T).log_softmax(1).gather(1, labels)[:, 0]
-    gap = log_q - dense.gather(1, labels)[:, 0]
-    expected = torch.autograd.grad((gap.detach() * log_q).mean(), (hidden, weight))
-    assert out.loss.item() == pytest.approx(gap.mean().item(), rel=1e-3)  # as stores hold numbers
+    drawn = log_q.gather(1, labels)[:, 0]
+    gap = (drawn - log_p.gather(1, labels)[:, 0]).detach()
+    expected, value = gap * drawn, gap
+    if name == "top":
+        among = torch.zeros_like(log_p, dtype=torch.bool)
+        among.scatter_(1, torch.from_numpy(batch.targets.ids).long(), True)
+        assert 0 < among.gather(1, labels).sum() < len(labels)  # tokens of both kinds
+        tail_p, tail_q = (x.masked_fill(among, -torch.inf).logsumexp(1) for x in (log_p, log_q))
+        known = torch.where(among, log_q.exp() * (log_q - log_p), 0.0).sum(1)
+        known = known + tail_q.exp() * (tail_q - tail_p)
+        rest = torch.where(among.gather(1, labels)[:, 0], 0.0, gap - (tail_q - tail_p)).detach()
+        expected, value = known + rest * drawn, known + rest
+    expected = torch.autograd.grad(expected.mean(), (hidden, weight))
+    assert out.loss.item() == pytest.approx(value.mean().item(), rel=1e-3)  # as stores hold numbers
     for one, other in zip(found, expected, strict=True):
         assert torch.allclose(one, other, rtol=1e-3, atol=1e-3 * float(other.abs().max()))
 
@@ -132,6 +189,13 @@ def test_settings_that_do_not_go_with_it(changes, message):
     values = {"store": "store", "init": "run", "loss": SAMPLED, "alpha": 1.0}
     with pytest.raises(ConfigError, match=message):
         RunConfig(**(values | changes)).make_loss().at(1)
+
+
+@pytest.mark.parametrize(("name", "told"), [("store", True), ("top", False)])
+def test_a_store_of_samples_is_told_what_it_costs(ground, name, told):
+    targets = open_store(ground / name).manifest.identity.targets
+    found = DistillLoss(divergence=SAMPLED, alpha=1.0).notices(targets)
+    assert [("--estimator topk" in line) for line in found] == [True] * told
 
 
 @pytest.mark.slow

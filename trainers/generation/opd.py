@@ -2,7 +2,7 @@
 
     OUT/opd.json                    what was asked for, and the digest of the student that began
     OUT/round-1/text.parquet        what the student wrote: the very ids
-    OUT/round-1/store               the teacher's log-probability of each token of it
+    OUT/round-1/store               the teacher's log-probability of each token of it, its top k and their tail
     OUT/round-1/run                 the student that learnt from it, an ordinary run; it writes the text of round 2
 
 1. Write `text.parquet`, unless it is there.
@@ -49,6 +49,9 @@ FREE = frozenset({"teacher", "rounds", "judge", "device", "generate_batch_size"}
 """What may change when it goes on: where the teacher lies, how long it is, and where and how it computes."""
 ROW = 512
 """Tokens of a store's row, at least: several texts share one."""
+TARGETS = ("--estimator", "topk")
+"""What is kept of the teacher: with its likeliest ids and their tail, `sampled_reverse_kl` estimates only what lies in
+the tail (`trainers/loss/sampled.py`)."""
 STDERR = 2
 
 
@@ -182,7 +185,7 @@ def _write(
     if (store / "manifest.json").is_file():
         return None
     corpus = f"ids:{glob.escape(str(text))}"
-    words = ("--corpus", corpus, "--seq-len", max(ROW, _longest(text)), "--out", store)
+    words = ("--corpus", corpus, *TARGETS, "--seq-len", max(ROW, _longest(text)), "--out", store)
     if config.teacher is None:
         command = shlex.join(["softlabels", "build", *map(str, words)])
         return Unscored(round=number, text=text, command=command)

@@ -77,16 +77,17 @@ class StoreChunkLoss:
     def _soft(self, out: Columns, part: slice) -> list[Tensor]:
         """Sums over the chunk's soft positions: divergence, both tails, agreement, weighted divergence."""
         columns, tail_top = out.columns, out.tail_top
+        label_log_q = out.label_logit - out.lse
         here = part
         if not self.all_soft:
             first, last = np.searchsorted(self.places, [part.start, part.stop])
             here = slice(int(first), int(last))
             rows = torch.from_numpy(self.places[here] - part.start).to(self.device)
             columns, tail_top = columns.index_select(0, rows), tail_top.index_select(0, rows)
+            label_log_q = label_log_q.index_select(0, rows)
         log_p = self.log_p[here]
         log_q = torch.log_softmax(columns, dim=1)
-        shape = Shape(self.loss.beta, self.loss.skew)
-        soft = DIVERGENCES.load(self.loss.divergence)(log_p, log_q, shape)
+        soft = self._apart(log_p, log_q, label_log_q, here)
         weighted = soft if self.weights is None else soft * self.weights[here]
         agree = soft.new_zeros(())
         if len(soft) and columns.shape[1] > 1:
@@ -95,6 +96,12 @@ class StoreChunkLoss:
             agree = (heads.gather(1, self.top_slot[here])[:, 0] >= best).sum().to(soft.dtype)
         tails = log_p[:, -1].exp().sum(), log_q[:, -1].exp().sum()
         return [soft.sum(), *tails, agree, weighted.sum()]
+
+    def _apart(self, log_p: Tensor, log_q: Tensor, label_log_q: Tensor, here: slice) -> Tensor:
+        """The divergence `[n]` over the bins of the soft positions `here`; labels do not matter to it."""
+        return DIVERGENCES.load(self.loss.divergence)(
+            log_p, log_q, Shape(self.loss.beta, self.loss.skew)
+        )
 
 
 class FullChunkLoss(StoreChunkLoss):

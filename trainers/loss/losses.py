@@ -40,7 +40,7 @@ from trainers.loss.chunk_losses import FullChunkLoss, StoreChunkLoss
 from trainers.loss.divergences import DIVERGENCES
 from trainers.loss.full import full_loss
 from trainers.loss.head_chunks import Chunks, Head, accumulator
-from trainers.loss.sampled import SampledChunkLoss
+from trainers.loss.sampled import SampledChunkLoss, kept_ids
 from trainers.loss.settings import SAMPLED, LossSettings
 from trainers.loss.topk_tail import topk_tail_loss
 from trainers.loss.totals import StepTotals, add_up
@@ -110,6 +110,11 @@ class DistillLoss(LossSettings):
 
     def notices(self, targets: TargetRecord) -> list[str]:
         """What to know of this loss on this store, in one sentence each."""
+        if self.divergence == SAMPLED and targets.keeps.sample:
+            return [
+                f"--loss {SAMPLED} learns from each token's own log-probability alone, for a {targets.estimator!r} "
+                "store says no probability of an id; scored with --estimator topk the gradient varies far less"
+            ]
         if self.alpha > 0 and self.weight != "even" and targets.keeps.sample:
             return [
                 f"--weight {self.weight} reads its weight from the same {targets.estimator!r} sample as the loss, so "
@@ -172,10 +177,13 @@ class DistillLoss(LossSettings):
         return SampledChunkLoss if self.divergence == SAMPLED else StoreChunkLoss
 
     def _columns(self, hidden: Tensor, head: Head | CalledHead, batch: Batch) -> Chunks:
-        soft_on, targets = self.alpha > 0 and self.divergence != SAMPLED, batch.targets
-        if soft_on:
+        soft_on, targets = self.alpha > 0, batch.targets
+        k = 0
+        if soft_on and self.divergence == SAMPLED:
+            k = kept_ids(targets)
+        elif soft_on:
             self._check_targets(targets)
-        k = targets.k if soft_on else 0
+            k = targets.k
         return head.chunks(
             hidden,
             torch.from_numpy(targets.ids[:, :k].astype(np.int64)).to(hidden.device),
@@ -209,7 +217,7 @@ class DistillLoss(LossSettings):
                 raise PairingError(
                     f"{self.divergence} does not go with {targets.estimator!r} targets: {known.refuses_samples}"
                 )
-        elif known.needs_tail and _lacks_tail(targets, self.temperature):
+        elif known.needs_tail and targets.lacks_tail(self.temperature):
             raise PairingError(
                 f"{self.divergence} needs the teacher's tail, and these {targets.estimator!r} targets keep "
                 f"{targets.k} of {targets.vocab_size} ids and no mass outside: the student would be pushed out of the "
@@ -233,9 +241,3 @@ def cosine_distance(layer: Tensor | None, targets: SoftTargets) -> Tensor:
         )
     theirs = torch.from_numpy(stored).to(layer.device, accumulator(layer))
     return 1.0 - torch.cosine_similarity(layer.to(theirs.dtype), theirs, dim=1)
-
-
-def _lacks_tail(targets: SoftTargets, temperature: float) -> bool:
-    """Whether no position has mass outside, although ids are missing: a head cut off and renormalised."""
-    odds = targets.log_odds[:, targets.grid_index(temperature)]
-    return bool(targets.n and np.isneginf(odds).all() and targets.k < targets.vocab_size)
