@@ -8,8 +8,10 @@ float32 logits of positions x vocabulary and their gradient would take beside th
 largest tensor holds that has the vocabulary for a dimension, over every operation of forward and backward: logits of
 all positions would make it S. (With several documents transformers make a mask of S x S on a CPU: the body's own.)
 
-Second table, for each `--pack`, the same rows of some `--tokens` three ways: padded to the longest, packed into rows of
-`--pack` tokens, and end to end in one row. The loss is the same in all three; tokens are counted without padding.
+Second table, for each `--pack`, the same rows of some `--tokens` four ways: padded to the longest, in micro-batches of
+`--pack` tokens by length (`softtrain run --batch-tokens`), packed into rows of `--pack` tokens, and end to end in one
+row. The loss is the same in all four; tokens are counted without padding. `--lengths` without a number leaves the first
+table out.
 
 The body is a llama of one layer and width 64, of no use to anybody: what grows here is what a bigger one has, too.
 """
@@ -21,6 +23,7 @@ import json
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +37,7 @@ from softlabels.core.targets import SoftTargets
 from softlabels.format.shard import StoredRow
 from trainers import DistillLoss, distil_loss
 from trainers.data.batch import collate
+from trainers.data.microbatches import batches_of_tokens, grouped_by_tokens
 from trainers.data.packing import collate_packed
 
 LOSS = DistillLoss(temperature=1.0, alpha=0.9)
@@ -170,37 +174,42 @@ def layouts(args: argparse.Namespace, pack: int) -> list[dict[str, Any]]:
     while (tokens := sum(r.row.size for r in rows)) < args.tokens:
         size = float(np.clip(draw.lognormal(np.log(pack / 16), 0.8), 8, pack))
         rows.append(row_of(len(rows), int(size), args))
+    padded = collate(rows)
     ways = {
-        "padded": collate(rows),
-        f"packed into {pack:,}": collate_packed(rows, most=pack),
-        "end to end": collate_packed(rows),
+        "padded": [padded],
+        f"by {pack:,} tokens": list(batches_of_tokens(padded, grouped_by_tokens(padded, pack))),
+        f"packed into {pack:,}": [collate_packed(rows, most=pack)],
+        "end to end": [collate_packed(rows)],
     }
+    loss = replace(LOSS, totals=LOSS.count(padded))
     model = model_of(args)
     print(f"\n{len(rows)} rows of {tokens:,} tokens, the longest {max(r.row.size for r in rows):,}")
     print("\n| rows | places | padding | loss | s | tokens/s |\n|---|---|---|---|---|---|")
     found = []
-    for name, batch in ways.items():
+    for name, batches in ways.items():
         times = []
         for _ in range(args.repeats + 1):
-            start = time.perf_counter()
-            out = distil_loss(model, batch, LOSS)
-            out.loss.backward()
+            start, value = time.perf_counter(), 0.0
+            for batch in batches:
+                out = distil_loss(model, batch, loss)
+                out.loss.backward()
+                value += out.loss.item()
             times.append(time.perf_counter() - start)
         seconds = float(np.median(times[1:]))
-        places = batch.inputs["input_ids"].numel()
+        places = sum(batch.inputs["input_ids"].numel() for batch in batches)
         print(
-            f"| {name} | {places:,} | {1 - tokens / places:.0%} | {out.loss.item():.5f} | "
+            f"| {name} | {places:,} | {1 - tokens / places:.0%} | {value:.5f} | "
             f"{seconds:.2f} | {tokens / seconds:,.0f} |",
             flush=True,
         )
-        line = {"pack": pack, "rows": name, "places": places, "loss": out.loss.item()}
+        line = {"pack": pack, "rows": name, "places": places, "loss": value}
         found.append({**line, "seconds": seconds, "tokens_per_second": tokens / seconds})
     return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--lengths", type=int, nargs="+", default=[2048, 8192, 32768])
+    parser.add_argument("--lengths", type=int, nargs="*", default=[2048, 8192, 32768])
     parser.add_argument("--documents", type=int, default=16)
     parser.add_argument("--vocab", type=int, default=32_000)
     parser.add_argument("--k", type=int, default=16)

@@ -171,11 +171,12 @@ def test_lora_in_one_process(ground, runs, tmp_path, layout):
         check_adapter(ground, tmp_path / "adapter", made.model)
 
 
-def test_lora_in_two_processes_that_share_the_weights(ground, runs, tmp_path):
-    """FSDP2 over gloo: layers, embeddings and head are sharded, and the loss is still computed on the whole head."""
+@pytest.mark.parametrize("parallel", ["fsdp", "ddp"])
+def test_lora_in_two_processes(ground, runs, tmp_path, parallel):
+    """Over gloo; with FSDP2 layers, embeddings and head are sharded, and the loss is computed on the whole head."""
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     done = subprocess.run(
-        [*launch, "-m", "tests.trainers.trl_ground", str(ground), str(tmp_path)],
+        [*launch, "-m", "tests.trainers.trl_ground", str(ground), str(tmp_path), parallel],
         cwd=ROOT,
         env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         capture_output=True,

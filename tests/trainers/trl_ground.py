@@ -1,6 +1,7 @@
 """What tests of `SoftLabelSFTTrainer`, and the processes that they start, train: a real student's first and last layer.
 
-python tests/trainers/trl_ground.py GROUND OUT     one process of those that share the weights (FSDP2)
+python tests/trainers/trl_ground.py GROUND OUT fsdp     one process of those that share the weights (FSDP2)
+python tests/trainers/trl_ground.py GROUND OUT ddp      one of those that have all of them
 """
 
 from __future__ import annotations
@@ -101,40 +102,42 @@ def losses(made: Any) -> list[float]:
     return [line["loss"] for line in made.state.log_history if "loss" in line]
 
 
-def run_sharded(ground: Path, out: Path) -> None:
-    """Train on the weights that all processes share, and write what came of it."""
-    from accelerate import state
-    from accelerate.utils import DistributedType
-
-    begin = state.AcceleratorState.__init__
-
-    def shared(self: Any, *args: Any, **kwargs: Any) -> None:
-        """Accelerate shards weights over GPUs and the like only: for it, these CPUs are some."""
-        begin(self, *args, **kwargs)
-        if kwargs.get("fsdp_plugin") is not None:
-            self.distributed_type, self.fsdp_plugin = DistributedType.FSDP, kwargs["fsdp_plugin"]
-            state.PartialState._shared_state["distributed_type"] = DistributedType.FSDP
-
-    state.AcceleratorState.__init__ = shared
+def run_of_several(ground: Path, out: Path, *, sharded: bool) -> None:
+    """Train as one of several processes, and write what came of it."""
     world = int(os.environ["WORLD_SIZE"])
-    made = trainer(
-        ground,
-        out / "out",
-        per_device_train_batch_size=ROWS // world,
-        ddp_backend="gloo",
-        fsdp=True,
-        fsdp_config={"transformer_layer_cls_to_wrap": ["LlamaDecoderLayer"]},
-    )
+    how: dict[str, Any] = {"ddp_backend": "gloo", "per_device_train_batch_size": ROWS // world}
+    if sharded:
+        pretend_cpus_can_share()
+        layers = {"transformer_layer_cls_to_wrap": ["LlamaDecoderLayer"]}
+        how |= {"fsdp": True, "fsdp_config": layers}
+    made = trainer(ground, out / "out", **how)
     made.train()
-    assert type(made.accelerator.state.distributed_type) is DistributedType
-    assert made.accelerator.is_fsdp2
-    sharded = [n for n, p in made.model.named_parameters() if hasattr(p, "full_tensor")]
-    assert any("lm_head" in n or "embed" in n for n in sharded), sharded[:5]
+    assert made.accelerator.num_processes == world
+    if sharded:
+        assert made.accelerator.is_fsdp2
+        shared = [n for n, p in made.model.named_parameters() if hasattr(p, "full_tensor")]
+        assert any("lm_head" in n or "embed" in n for n in shared), shared[:5]
     made.save_model(str(out / "adapter"))
     if made.args.process_index == 0:
         torch.save(made.gradients, out / "gradients.pt")
         (out / "losses.json").write_text(json.dumps(losses(made)))
 
 
+def pretend_cpus_can_share() -> None:
+    """Accelerate shards weights over GPUs and the like only: for it, these CPUs are some."""
+    from accelerate import state
+    from accelerate.utils import DistributedType
+
+    begin = state.AcceleratorState.__init__
+
+    def shared(self: Any, *args: Any, **kwargs: Any) -> None:
+        begin(self, *args, **kwargs)
+        if kwargs.get("fsdp_plugin") is not None:
+            self.distributed_type, self.fsdp_plugin = DistributedType.FSDP, kwargs["fsdp_plugin"]
+            state.PartialState._shared_state["distributed_type"] = DistributedType.FSDP
+
+    state.AcceleratorState.__init__ = shared
+
+
 if __name__ == "__main__":
-    run_sharded(Path(sys.argv[1]), Path(sys.argv[2]))
+    run_of_several(Path(sys.argv[1]), Path(sys.argv[2]), sharded=sys.argv[3] == "fsdp")

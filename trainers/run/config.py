@@ -100,6 +100,9 @@ class RunConfig:
     """Rows in an optimiser step, over all processes together."""
     accumulate: Devices[int] = 1
     """Micro-batches in a step, over all processes together, at least one on each; must divide batch_size."""
+    batch_tokens: Devices[int | None] = None
+    """Most tokens of a micro-batch, padding included, in place of --accumulate: the rows of a step are put together by
+    length, in as few micro-batches as hold them. Memory is then that of so many tokens, however long rows are."""
     exact_ranks: Devices[bool] = False
     """Add up micro-batches so that CPU runs with the same accumulate, a power of two, agree to the bit on 1, 2, 4, … up
     to accumulate processes. It takes memory: log2(micro-batches on a process) - 1 more copies of the gradients."""
@@ -204,6 +207,7 @@ class RunConfig:
             steps=1,
             batch_size=1,
             accumulate=1,
+            batch_tokens=1,
             log_every=1,
             checkpoint_every=1,
             keep_last=1,
@@ -219,6 +223,11 @@ class RunConfig:
         if self.batch_size % self.accumulate:
             raise ConfigError(
                 f"--accumulate {self.accumulate}: must divide --batch-size {self.batch_size}"
+            )
+        if self.batch_tokens is not None and (self.accumulate > 1 or self.exact_ranks):
+            raise ConfigError(
+                "--batch-tokens says by itself how many micro-batches a step has; leave --accumulate and --exact-ranks "
+                "out"
             )
         if self.parallel == "fsdp" and self.exact_ranks:
             raise ConfigError(

@@ -78,6 +78,7 @@ def _train(config: RunConfig, run: Path, ranks: Ranks, report: Reporter, *, resu
         teacher = FullTeacher.open(config.teacher_states, store)
     loss = config.make_loss().on(store.manifest.identity.targets, whole=teacher is not None)
     _check_stores(config, loss, [opened for opened, _ in stores], report)
+    _check_tokens(config, [opened for opened, _ in stores])
     watched = open_watched(config.forgetting, store, vocab=config.vocab, cache=config.cache_options)
     heldout = None
     if config.heldout is not None:
@@ -206,6 +207,22 @@ def _student(config: RunConfig, store: Store, to_fit: Sequence[Store], report: R
             "with the store's nor saved beside it"
         )
     return student
+
+
+def _check_tokens(config: RunConfig, stores: Sequence[Store]) -> None:
+    """Refuse --batch-tokens of which a row may have more, or where rows have no tokens."""
+    most = config.batch_tokens
+    for store in stores if most is not None else ():
+        longest = store.manifest.identity.corpus.seq_len
+        if store.manifest.identity.images is not None:
+            raise ConfigError(
+                f"--batch-tokens {most}: {store.path} is of images, which have no tokens; use --accumulate"
+            )
+        if most is not None and longest > most:
+            raise ConfigError(
+                f"--batch-tokens {most}: rows of {store.path} may have {longest:,} tokens, and are never cut; give "
+                f"{longest} or more, or build the store with --seq-len {most}"
+            )
 
 
 def _check_statistics(config: RunConfig, student: Student, ranks: Ranks, report: Reporter) -> None:

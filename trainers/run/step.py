@@ -1,6 +1,6 @@
 """One optimiser step, whatever number of processes it is taken on.
 
-1. A rank's rows are cut into micro-batches, and all ranks add up what these count: `StepTotals`.
+1. A rank's rows are cut into micro-batches, equally many on each, and all ranks add up what these count: `StepTotals`.
 2. Of each micro-batch: body in mixed precision, loss on the head in chunks, divided by the step's totals, backward.
 3. The gradients of all micro-batches on all ranks are added (`gradients.py`), and what the losses were made of, too.
 4. The gradient's norm is clipped, AdamW takes the step.
@@ -23,7 +23,13 @@ from torch import Tensor, nn
 from softlabels.core.devices import Choice
 from softlabels.errors import RunError, SoftLabelsError
 from trainers.data.batch import Batch
-from trainers.data.microbatches import split_batch, widen
+from trainers.data.microbatches import (
+    batches_of_tokens,
+    grouped_by_tokens,
+    in_as_many,
+    split_batch,
+    widen,
+)
 from trainers.loss.losses import DistillLoss, LossOutput
 from trainers.loss.totals import StepTotals
 from trainers.run.config import RunConfig
@@ -158,17 +164,18 @@ class Optimisation:
     ) -> tuple[LossOutput, StepTotals]:
         """Forward and backward: the gradient of the whole step is in each `parameter.grad`; its sums, its totals."""
         ranks = self._ranks
-        micro_batches = list(split_batch(batch, self._parts))
+        micro_batches = self._micro_batches(batch)
+        parts, by_tokens = len(micro_batches), self._config.batch_tokens is not None
         totals = StepTotals.over(ranks.rows(loss.count(m) for m in micro_batches))
         loss = replace(loss, totals=totals)
         outputs: list[list[float]] = []
         for i, micro in enumerate(micro_batches):
-            last = i == self._parts - 1
+            last = i == parts - 1
             with self._named(micro, step):
-                torch.manual_seed(self._dropout_seed(step, ranks.rank * self._parts + i))
+                torch.manual_seed(self._dropout_seed(step, ranks.rank * parts + i))
                 self._tree.before(i)
                 with self._spread.micro_batch(last=last):
-                    out = self._spread.module(loss, widen(micro, totals))
+                    out = self._spread.module(loss, micro if by_tokens else widen(micro, totals))
                     (out.loss * self._spread.scale).backward()
                 self._tree.after(last=last)
                 outputs.append([out.loss.item(), *out[1:]])
@@ -180,8 +187,17 @@ class Optimisation:
             raise not_finite(f"{place}: the loss is {total.loss.item()}", lr)
         return total, totals
 
+    def _micro_batches(self, batch: Batch) -> list[Batch]:
+        """This rank's; on every rank equally many."""
+        most = self._config.batch_tokens
+        if most is None:
+            return list(split_batch(batch, self._parts))
+        groups = grouped_by_tokens(batch, most)
+        parts = max(int(count) for (count,) in self._ranks.gather([len(groups)]))
+        return list(batches_of_tokens(batch, in_as_many(groups, parts)))
+
     def _dropout_seed(self, step: int, micro_batch: int) -> int:
-        """So that what is dropped depends on neither the number of ranks nor on where a run was resumed."""
+        """So that what is dropped does not depend on where a run was resumed, nor, without --batch-tokens, on ranks."""
         words = f"softlabels dropout 1\n{self._config.seed}\n{step}\n{micro_batch}"
         return int.from_bytes(hashlib.sha256(words.encode()).digest()[:8], "little") >> 1
 
