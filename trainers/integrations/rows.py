@@ -29,6 +29,9 @@ class StoreRows(Dataset[StoredRow]):
         lanes: of the order; None: as many as a run takes for the rows of a step, once it is known how many they are.
     """
 
+    column_names = None
+    """Of a table, which this is not; axolotl asks."""
+
     def __init__(
         self,
         store: Path | str,
