@@ -114,7 +114,7 @@ class BuildConfig:
     batch_tokens: Devices[int] = 2048
     """Tokens in one forward pass of the teacher, padding included."""
     head_mib: Devices[int | None] = None
-    """MiB of logits that exist at a time; default 16 on a CPU, 256 on a GPU."""
+    """MiB of logits that exist at a time; default 64 on a CPU, 256 on a GPU."""
 
     def __post_init__(self) -> None:
         from softlabels.codecs import (  # NumPy and torch, which --help can do without
@@ -285,7 +285,7 @@ class AppendConfig:
     batch_tokens: int = 2048
     """Tokens in one forward pass of the teacher, padding included."""
     head_mib: int | None = None
-    """MiB of logits that exist at a time; default 16 on a CPU, 256 on a GPU."""
+    """MiB of logits that exist at a time; default 64 on a CPU, 256 on a GPU."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -303,7 +303,7 @@ class MeasureConfig:
     dtype: str = "auto"
     """Number type in which the teacher's body computes; `auto`: the one that it had for the store."""
     head_mib: int | None = None
-    """MiB of logits that exist at a time; default 16 on a CPU, 256 on a GPU. The comparison takes ten times that."""
+    """MiB of logits that exist at a time; default 64 on a CPU, 256 on a GPU. The comparison takes ten times that."""
 
     def __post_init__(self) -> None:
         check_at_least(self, positions=1, seed=0, head_mib=1)

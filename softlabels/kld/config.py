@@ -42,7 +42,7 @@ class KldConfig:
     batch_tokens: Devices[int] = 2048
     """Tokens in one forward pass, padding included."""
     head_mib: Devices[int | None] = None
-    """MiB of logits that exist at a time; default 16 on a CPU, 256 on a GPU."""
+    """MiB of logits that exist at a time; default 64 on a CPU, 256 on a GPU."""
 
     def __post_init__(self) -> None:
         check_at_least(

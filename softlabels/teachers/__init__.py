@@ -45,7 +45,7 @@ class TeacherOptions:
 
     def chunk_bytes(self, device: str) -> int:
         """`head_bytes` on a kind of device, such as `cuda`."""
-        return self.head_bytes or (256 if device == "cuda" else 16) * MIB
+        return self.head_bytes or (256 if device == "cuda" else 64) * MIB
 
 
 class TeacherTokenizer:

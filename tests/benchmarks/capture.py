@@ -1,13 +1,16 @@
 """What does keeping the targets cost, over running the teacher alone?
 
     python tests/benchmarks/capture.py --teacher hf:models/teacher --corpus 'text:data/austen/train/*.txt'
+    python tests/benchmarks/capture.py --teacher hf:models/teacher hf:wide --dtype bfloat16 …
 
 Over the same rows, in one process, in turns: the bare teacher (body and head, logits made and dropped), the
 teacher with selection, and a whole build without its planning and loading (rows, teacher, selection,
 encoding, check, fsync), on a CPU a second time with selection left to torch. Documents are tokenised whole:
 give a corpus of about as many rows as --rows, or most of "of which reading" is of rows that are not taught.
-The time is the median of the repeats; a ratio is the median of each repeat's own ratio, since a shared
-machine's speed drifts. CPU seconds are of all threads. Prints a table.
+The time is the median of the repeats; a ratio is the median of each repeat's own ratio, with the quarters on
+both sides of it, since a shared machine's speed drifts; every other repeat runs backwards. CPU seconds are of
+all threads. Prints a table for each teacher. With --make-wide FOLDER it writes `wide` from a teacher's folder:
+random weights in the shape of Qwen2.5-0.5B, with the tokenizer of that teacher.
 """
 
 from __future__ import annotations
@@ -39,7 +42,7 @@ from softlabels.domains import DOMAINS
 from softlabels.domains.maker import CorpusPass
 from softlabels.estimators import native
 from softlabels.making.job import make_store
-from softlabels.teachers import open_teacher
+from softlabels.teachers import TeacherOptions, open_teacher
 
 TARGET = 1.04
 """Of the whole build over the bare teacher."""
@@ -54,12 +57,45 @@ def timed(work: Callable[[], object]) -> tuple[float, float]:
     return time.perf_counter() - wall, time.process_time() - cpu
 
 
+def make_wide(teacher: str, out: Path) -> None:
+    """A vocabulary of 151,936 ids; weights are random, which costs as much as any others."""
+    import transformers
+
+    torch.manual_seed(0)
+    config = transformers.Qwen2Config(
+        vocab_size=151_936,
+        hidden_size=896,
+        intermediate_size=4864,
+        num_hidden_layers=24,
+        num_attention_heads=14,
+        num_key_value_heads=2,
+        max_position_embeddings=32_768,
+        tie_word_embeddings=True,
+        initializer_range=0.05,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    model = transformers.Qwen2ForCausalLM._from_config(config, dtype=torch.bfloat16)
+    model.save_pretrained(out)
+    tokenizer = open_teacher(teacher, TeacherOptions(device="cpu", dtype="float32")).tokenizer
+    for name, content in tokenizer.files().items():
+        (out / name).write_bytes(content)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--teacher", required=True, help="as `softlabels build` takes it")
-    parser.add_argument("--corpus", required=True, help="as `softlabels build` takes it")
+    parser.add_argument(
+        "--teacher",
+        nargs="+",
+        required=True,
+        help="as `softlabels build` takes it; several in turn",
+    )
+    parser.add_argument("--corpus", help="as `softlabels build` takes it")
+    parser.add_argument("--make-wide", type=Path, help="write a wide teacher there, and end")
+    parser.add_argument("--dtype", default="auto", help="of the teacher's body")
+    parser.add_argument("--head-mib", type=int)
     parser.add_argument("--rows", type=int, default=16)
     parser.add_argument("--seq-len", type=int, default=256)
     parser.add_argument(
@@ -68,14 +104,26 @@ def main() -> None:
     parser.add_argument("--estimator", default="topk")
     parser.add_argument("--k", type=int, default=50)
     parser.add_argument("--temperature", type=float, nargs="+", default=[1.0, 2.0, 4.0])
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=5, help="two at least")
     parser.add_argument(
         "--without", nargs="*", default=[], help="ways that are not measured, as the table has them"
     )
     parser.add_argument("--json", type=Path, help="write the figures there, too")
     args = parser.parse_args()
+    if args.make_wide is not None:
+        make_wide(args.teacher[0], args.make_wide)
+        return
+    if args.corpus is None:
+        parser.error("--corpus is needed")
+    results = [measured(spec, args) for spec in args.teacher]
+    if args.json is not None:
+        args.json.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+
+
+def measured(spec: str, args: argparse.Namespace) -> dict[str, object]:
+    """Of one teacher, printed and for `--json`."""
     config = BuildConfig(
-        teacher=args.teacher,
+        teacher=spec,
         corpus=(args.corpus,),
         estimator=args.estimator,
         k=args.k,
@@ -83,6 +131,8 @@ def main() -> None:
         seq_len=args.seq_len,
         shard_rows=args.shard_rows,
         limit_rows=args.rows,
+        dtype=args.dtype,
+        head_mib=args.head_mib,
     )
     quiet = Silent()
     teacher = open_teacher(config.teacher, teacher_options(config, None))
@@ -136,7 +186,7 @@ def main() -> None:
         ways = {name: work for name, work in ways.items() if name not in args.without}
         found: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
         for repeat in range(args.repeats + 1):
-            for name, work in ways.items():
+            for name, work in list(ways.items())[:: -1 if repeat % 2 else 1]:
                 seconds = timed(work)
                 if repeat > 0:  # the first pays for what happens once
                     found[name].append(seconds)
@@ -144,13 +194,18 @@ def main() -> None:
 
     figures = {}
     base = found["bare teacher"]
-    print(f"| {positions:,} positions | wall µs each | of bare | CPU µs each | of bare |")
-    print("|---|---|---|---|---|")
+    record = teacher.record
+    threads = torch.get_num_threads()
+    print(f"{spec}, {record.dtype} on {record.device}, V={record.vocab_size:,}, {threads} threads")
+    print(
+        f"| {positions:,} positions | wall µs each | of bare | CPU µs each | of bare | quarters |"
+    )
+    print("|---|---|---|---|---|---|")
     for name, runs in found.items():
         wall, cpu = (statistics.median(r[i] for r in runs) / positions * 1e6 for i in (0, 1))
-        ratios = [
-            statistics.median(r[i] / b[i] for r, b in zip(runs, base, strict=True)) for i in (0, 1)
-        ]
+        own = [[r[i] / b[i] for r, b in zip(runs, base, strict=True)] for i in (0, 1)]
+        ratios = [statistics.median(r) for r in own]
+        low, _, high = statistics.quantiles(own[1], n=4, method="inclusive")
         figures[name] = {
             "wall_us": wall,
             "cpu_us": cpu,
@@ -158,16 +213,15 @@ def main() -> None:
             "cpu_ratio": ratios[1],
             "runs": runs,
         }
-        print(f"| {name} | {wall:,.0f} | {ratios[0]:.3f} | {cpu:,.0f} | {ratios[1]:.3f} |")
+        columns = f"{wall:,.0f} | {ratios[0]:.3f} | {cpu:,.0f} | {ratios[1]:.3f}"
+        print(f"| {name} | {columns} | {low:.3f} to {high:.3f} |")
     for clock in ("wall", "cpu"):
         reached = figures["whole build"][f"{clock}_ratio"] <= TARGET
         print(f"target {TARGET:g} of bare, {clock}: {'reached' if reached else 'missed'}")
-    if args.json is not None:
-        about = {"device": teacher.record.device, "dtype": teacher.record.dtype}
-        about |= {"engine": teacher.record.engine, "threads": torch.get_num_threads()}
-        settings = {k: str(v) for k, v in vars(args).items() if k != "json"}
-        result = {"settings": settings, **about, "positions": positions, "figures": figures}
-        args.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    settings = {k: str(v) for k, v in vars(args).items() if k != "json"}
+    about = {"device": record.device, "dtype": record.dtype, "engine": record.engine}
+    about |= {"teacher": spec, "threads": threads, "positions": positions}
+    return {"settings": settings, **about, "figures": figures}
 
 
 if __name__ == "__main__":

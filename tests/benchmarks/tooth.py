@@ -3,10 +3,10 @@
     python tests/benchmarks/tooth.py
 
 Logits of V ids, and the same with normal errors of 8e-6 nats, as between two engines in float32. With the same uniform
-numbers, the share of drawn ids that differ: of `sampled` k=12; of its comb over a line whose ends are rounded to a
-grid; of priority sampling (Duffield, Lund and Thorup, J. ACM 54(6), 2007), which has a uniform number for each id.
-Beside them the least that is possible of any rule with these inclusion probabilities: half of the distance between
-those of both.
+numbers, the share of drawn ids that differ: of `sampled` k=12, and the share of the weight that they have; of its comb
+over a line whose ends are rounded to a grid; of priority sampling (Duffield, Lund and Thorup, J. ACM 54(6), 2007),
+which has a uniform number for each id. Beside them the least that is possible of any rule with these inclusion
+probabilities: half of the distance between those of both.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from softlabels.estimators import Selection
 from softlabels.estimators.sampled import Sampled
 
 V, POSITIONS, ROUNDS, K, ERROR, GRID = 49_152, 48, 6, 12, 8e-6, 1e-3
@@ -42,17 +43,28 @@ def moved(a: Tensor, b: Tensor) -> float:
     return 1 - same / a.numel()
 
 
+def heavy(a: Selection, b: Selection) -> float:
+    """Share of the weight of one that is at ids that the other has not."""
+    lost = torch.ones_like(a.ids, dtype=torch.bool)
+    for at in range(a.ids.shape[1]):
+        lost[:, at] = ~(b.ids == a.ids[:, at : at + 1]).any(1)
+    weights = a.logp.double().exp()
+    return float((weights * lost).sum() / weights.sum())
+
+
 def main() -> None:
     torch.manual_seed(0)
-    print("| logits' deviation | comb | comb on a grid | narrower ids | priority | least |")
-    print("|---|---|---|---|---|---|")
+    print(
+        "| logits' deviation | comb | of its weight | comb on a grid | narrower ids | priority | least |"
+    )
+    print("|---|---|---|---|---|---|---|")
     for deviation in (2.0, 3.5):
-        found = torch.zeros(5, dtype=torch.float64)
+        found = torch.zeros(6, dtype=torch.float64)
         for _ in range(ROUNDS):
             both = [torch.randn(POSITIONS, V) * deviation]
             both.append(both[0] + torch.randn(POSITIONS, V) * ERROR)
             uniforms = torch.rand(POSITIONS, 1, dtype=torch.float64)
-            combs = [Sampled(k=K).select(z.clone(), uniforms).ids for z in both]
+            combs = [Sampled(k=K).select(z.clone(), uniforms) for z in both]
             p = [z.double().softmax(1) for z in both]
             kept = [inclusion(q) for q in p]
             grids = [on_a_grid(q, uniforms) for q in kept]
@@ -61,7 +73,8 @@ def main() -> None:
             first = [(q / own).topk(K, 1).indices for q in p]
             found += torch.tensor(
                 [
-                    moved(*combs),
+                    moved(*(c.ids for c in combs)),
+                    heavy(*combs),
                     (grids[0] != grids[1])[there].double().mean(),
                     kept[0][kept[0] < GRID].sum() / POSITIONS / K,
                     moved(*first),

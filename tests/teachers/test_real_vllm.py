@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import gc
 import json
+import math
 import os
 import signal
 import socket
@@ -140,11 +141,17 @@ def ranks_of(ground: Path) -> int:
 
 
 def check_close(
-    hf: Store, vllm: Store, *, same: float = SAME, close: float = CLOSE, odds: bool = True
+    hf: Store,
+    vllm: Store,
+    *,
+    same: float = SAME,
+    close: float = CLOSE,
+    odds: bool = True,
 ) -> None:
     """Kept ids, log-probabilities and log-odds of all rows, at each temperature, and what is said of the whole."""
     assert len(hf) == len(vllm)
     equal = total = 0
+    moved, whole, worst = 0.0, 0.0, 0.0
     for mine, theirs in zip(hf, vllm, strict=True):
         np.testing.assert_array_equal(mine.row.input_ids, theirs.row.input_ids)
         x, y = mine.targets, theirs.targets
@@ -153,6 +160,9 @@ def check_close(
             b = dict(zip(y.ids[n][y.kept[n]].tolist(), y.logp[n][y.kept[n]].tolist(), strict=True))
             apart = [abs(a[i] - b[i]) for i in a.keys() & b.keys()]
             equal, total = equal + sum(d <= close for d in apart), total + len(a)
+            worst = max(worst, *apart)
+            moved += sum(math.exp(a[i]) for i in a.keys() - b.keys())
+            whole += sum(map(math.exp, a.values()))
             assert max(apart) <= close or same < SAME
         if odds and same == SAME:  # a sample has none
             finite = np.isfinite(x.log_odds)
@@ -161,7 +171,9 @@ def check_close(
         if not np.isnan(y.summary.entropy).any():
             np.testing.assert_allclose(y.summary.entropy, x.summary.entropy, atol=0.06)
         assert (x.summary.top == y.summary.top).mean() >= 0.99
-    assert equal / total >= same, f"{equal} of {total} kept ids are the same"
+    said = f"{equal} of {total} kept ids are the same, {1 - moved / whole:.5f} of their weight; {worst:.1e} nats apart"
+    print(said)  # for `pytest -s`: the figures of docs/teachers.md
+    assert equal / total >= same, said
 
 
 def test_every_temperature_with_chunked_prefill_and_rows_that_fill_the_context(ground, tmp_path):
