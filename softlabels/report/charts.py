@@ -204,15 +204,7 @@ def lines(
     parts: list[Markup] = [_text(0, 10, y_name)]
     for tick in _powers(low, high) if log_y else _ticks(low, high, 4):
         y = at(first, tick)[1]
-        words = (
-            _number(10**tick)
-            if abs(tick) < 4
-            else format(10**tick, ".0e")
-            if log_y
-            else _number(tick)
-            if y_form is None
-            else format(tick, y_form)
-        )
+        words = _power(tick) if log_y else format(tick, y_form) if y_form else _number(tick)
         parts += [
             LINE.format(left, y, right, y, "grid"),
             _text(left - 6, y + 4, words, anchor="end"),
@@ -250,6 +242,12 @@ def lines(
                 )
             )
     return _svg(bottom + 38, label, parts)
+
+
+def _power(logarithm: float) -> str:
+    """The number of a logarithm, as an axis has it."""
+    number = 10**logarithm
+    return _number(number) if abs(logarithm) < 4 else format(number, ".0e")
 
 
 def _powers(low: float, high: float) -> list[float]:
@@ -330,7 +328,7 @@ def histogram(bins: Sequence[Bin], *, form: str, x_name: str) -> Markup:
         y = bottom - tick / most * (bottom - top)
         parts += [
             LINE.format(left, y, right, y, "grid"),
-            _text(left - 6, y + 4, f"{tick:.0%}", anchor="end"),
+            _text(left - 6, y + 4, f"{tick * 100:g}%", anchor="end"),
         ]
     every = max(1, math.ceil(len(bins) / 9))
     for i, b in enumerate(bins):
