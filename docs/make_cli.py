@@ -17,7 +17,7 @@ from trainers.cli import main as softtrain_main
 
 PATH = Path(__file__).with_name("cli.md")
 COMMAND = "python docs/make_cli.py"
-WIDTH = 100
+WIDTH = 92
 
 HEAD = f"""# Command lines
 
