@@ -8,14 +8,16 @@ import sys
 import pytest
 
 from softlabels.core import allocator
-from softlabels.core.allocator import ARROW, CHOSEN, keep_memory
+from softlabels.core.allocator import ARROW, CHOSEN, give_back, keep_memory
 
 PROGRAM = """
 import json, resource, sys
 import numpy as np
-from softlabels.core.allocator import keep_memory
+from softlabels.core.allocator import give_back, keep_memory
 
-said = keep_memory() if sys.argv[1] == "kept" else None
+said = keep_memory() if sys.argv[1].startswith("kept") else None
+if sys.argv[1] == "kept, then given back":
+    said = give_back()
 
 def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -56,10 +58,18 @@ def test_pages_are_not_faulted_in_again():
     assert kept["faults"] < 100 < 1000 < given_back["faults"]
 
 
+@pytest.mark.skipif(not allocator._is_glibc(), reason="of Linux with glibc")
+def test_who_needs_memory_may_have_it_given_back_again():
+    found = run("kept, then given back")
+    assert found["said"] is True
+    assert found["faults"] > 1000
+
+
 def test_who_has_chosen_otherwise_is_left_alone(monkeypatch):
     for name in CHOSEN:
         monkeypatch.setenv(name, "glibc.malloc.trim_threshold=131072")
         assert keep_memory() is False
+        assert give_back() is False
         monkeypatch.delenv(name)
 
 

@@ -43,11 +43,10 @@ def peak() -> int:
 
 def rank(spec: dict[str, Any]) -> None:
     """One process of a run."""
-    number, seen = os.environ.get("RANK", "0"), dict[str, int]()
+    number, seen = os.environ.get("RANK", "0"), {"libraries": peak()}
     step = torch.optim.AdamW.step
 
     def watched(optimizer: torch.optim.AdamW, *args: Any, **settings: Any) -> Any:
-        seen.setdefault("before", peak())
         result = step(optimizer, *args, **settings)
         weights = [p for group in optimizer.param_groups for p in group["params"]]
         state = [t for p in weights for t in optimizer.state[p].values()]
@@ -84,6 +83,7 @@ def measured(folder: Path, processes: int, config: dict[str, Any]) -> dict[str, 
         "optimiser_MB": round(most["optimiser"] / MB, 1),
         "both_MB": round(state / MB, 1),
         "peak_MB": round(most["peak"] / MB),
+        "of_which_libraries_MB": round(most["libraries"] / MB),
     }
 
 

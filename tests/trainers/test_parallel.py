@@ -1,5 +1,6 @@
 """Runs on several processes, started by torchrun as a user does: the same to the bit as on one."""
 
+import gc
 import json
 import os
 import random
@@ -8,12 +9,15 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from safetensors.torch import load_file
 
+from softlabels.core.devices import Choice
 from softlabels.errors import ConfigError
 from softlabels.store.reader import open_store
 from tests.fakes import build_tiny, write_corpus
@@ -24,7 +28,10 @@ from trainers.loss.losses import DistillLoss
 from trainers.run.config import RunConfig
 from trainers.run.gradients import GradientTree
 from trainers.run.reduce import Ranks
+from trainers.run.sharded import is_sharded
+from trainers.run.step import Optimisation
 from trainers.run.stopping import StopRequest
+from trainers.students import make_student
 
 ROOT = Path(__file__).parents[2]
 
@@ -203,6 +210,28 @@ def test_a_student_dealt_out_over_processes_agrees_and_resumes_elsewhere(ground,
     finish(start(2, config | {"parallel": "fsdp"}, run))
     for (_, a, _), (_, b, _) in zip(losses(tmp_path / "one"), losses(run), strict=True):
         assert b == pytest.approx(a, rel=1e-5)
+
+
+def test_weights_that_were_dealt_out_are_nowhere_whole(tmp_path):
+    """In one process that stands for several: what it had of the student before is let go of."""
+    (tmp_path / "still.json").write_text(json.dumps(LLAMA))
+    student = make_student(f"hf-config:{tmp_path / 'still.json'}", seed=0)
+    config = RunConfig(store="store", student="new:1M", steps=1, batch_size=1, parallel="fsdp")
+
+    class Alone(Ranks):
+        several = True
+
+    before = [weakref.ref(p) for p in student.parameters()]
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        choice = Choice(torch.device("cpu"), torch.float32, "")
+        kept = Optimisation(student, choice, Alone(), config)
+        gc.collect()
+        assert [ref() for ref in before] == [None] * len(before)
+        assert all(is_sharded(p) for p in student.parameters())
+        del kept
+    finally:
+        dist.destroy_process_group()
 
 
 def fifty_steps(ground: Path) -> dict:

@@ -24,6 +24,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from softlabels.core.allocator import give_back
 from trainers.run.reduce import Ranks
 
 _SYNC_BUFFERS = (  # renamed in torch 2.13
@@ -98,7 +99,8 @@ class Local:
 class Sharded(Local):
     """The gradients of several processes that share one student's weights (FSDP2).
 
-    Each layer is made whole when it is needed; each micro-batch's gradients are sharded at once, to save memory.
+    Each layer is made whole when it is needed; each micro-batch's gradients are sharded at once, to save memory. A
+    student on the host goes to the device layer by layer, so that no device ever holds all of it.
     """
 
     def __init__(
@@ -108,6 +110,8 @@ class Sharded(Local):
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import fully_shard
 
+        if device.type == "cpu":
+            give_back()
         mesh = init_device_mesh(device.type, (ranks.world_size,))
         for layer in layers:
             fully_shard(layer, mesh=mesh)

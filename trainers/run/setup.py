@@ -138,7 +138,9 @@ def _train(config: RunConfig, run: Path, ranks: Ranks, report: Reporter, *, resu
                 f"--forgetting: {len(watched)} stores are evaluated before the first step"
             )
             ranks.from_first(lambda: forgetting.before(student))
-        student = student.to(choice.device).train()
+        student = student.train()
+        if not (ranks.several and config.parallel == "fsdp"):  # which is shared out first
+            student = student.to(choice.device)
         student.head_dtype = choice.dtype if choice.dtype != torch.float32 else None
         masks = frozenset(n for n, b in student.named_buffers() if not is_finite(b))
         config = replace(config, warmup=length.warmup)

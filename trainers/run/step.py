@@ -81,14 +81,13 @@ class Optimisation:
     def __init__(self, student: Student, choice: Choice, ranks: Ranks, config: RunConfig) -> None:
         self._student, self._ranks, self._config = student, ranks, config
         self._parts = config.micro_batches(ranks.world_size)
-        self._tree = GradientTree(student.parameters(), branches=config.exact_ranks)
         computation = Computation(student, choice)
-        self._spread: Local | DataParallel | Sharded
-        if not ranks.several:
-            self._spread = Local(computation)
-        elif config.parallel == "fsdp":
+        self._spread: Local | DataParallel | Sharded = Local(computation)
+        if ranks.several and config.parallel == "fsdp":
             self._spread = Sharded(computation, student.layers(), ranks, choice.device)
-        else:
+        # of the parameters that there are now: those that were sharded are let go of
+        self._tree = GradientTree(student.parameters(), branches=config.exact_ranks)
+        if ranks.several and config.parallel != "fsdp":
             self._spread = DataParallel(computation, self._tree, ranks, choice.device)
         learning = [p for p in student.parameters() if p.requires_grad]
         decayed = [p for p in learning if p.dim() >= 2]
