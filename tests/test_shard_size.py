@@ -1,4 +1,4 @@
-"""Rows of a shard: as many as it takes that plan and manifest can be read, said before the corpus is."""
+"""Rows of a shard: more where there would be too many shards, said before the corpus is read."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ import pytest
 from softlabels.builder import plan as plan_module
 from softlabels.builder import shard_size
 from softlabels.builder.plan import plan_build
-from softlabels.builder.shard_size import CANNOT_FIT, FIT, LARGEST, ROWS, SMALLEST, with_shard_rows
+from softlabels.builder.shard_size import LARGE_ROWS, MOST, ROWS, USUAL, with_shard_rows
 from softlabels.core.progress import Silent
-from softlabels.core.records import RECORD_LIMIT, canonical
+from softlabels.core.records import ENTRIES_LIMIT, RECORD_LIMIT, canonical
 from softlabels.core.rows import Location
 from softlabels.corpora import BytesRead, Corpus, Document, open_corpora
 from softlabels.errors import PlanError
 from softlabels.format.manifest import PlannedShard
+from softlabels.format.pages import PAGED_ABOVE
 from softlabels.making.plan import read_plan
 from tests.fakes import TinyTeacher, build_tiny, config_of, write_corpus
 
@@ -52,8 +53,18 @@ def test_a_large_corpus_has_larger_shards_and_says_so(sampled):
     rows = 10**9
     shard_rows, notices = asked(None, 100 * rows)
     assert shard_rows % ROWS == 0
-    assert 1.2 * rows / shard_rows <= FIT, "with room for doubt"
-    assert 1.5 * rows / shard_rows > FIT, "and no larger than needed"
+    assert shard_rows == LARGE_ROWS, (
+        "what a builder holds in memory, and then there are more shards"
+    )
+    assert USUAL < rows / shard_rows < MOST
+    few = 10**8
+    smaller, _ = asked(None, 100 * few)
+    assert ROWS < smaller < LARGE_ROWS
+    assert 1.2 * few / smaller <= USUAL, "with room for doubt"
+    assert 1.5 * few / smaller > USUAL, "and no larger than needed"
+    larger, _ = asked(None, 1000 * 10**10)
+    assert larger > LARGE_ROWS
+    assert 1.2 * 10**11 / larger <= MOST
     (said,) = notices
     assert f"{shard_rows:,} in a shard (--shard-rows)" in said
 
@@ -75,14 +86,14 @@ def test_a_number_that_cannot_fit_is_refused_before_the_pass(sampled):
 def test_a_pass_ends_as_soon_as_its_shards_cannot_fit(tmp_path, monkeypatch):
     monkeypatch.setattr(plan_module, "CANNOT_FIT", 3)
     config = config_of(write_corpus(tmp_path / "corpus"), shard_rows=1)
-    with pytest.raises(PlanError, match="more than 3 shards of 1 rows, which no plan holds"):
+    with pytest.raises(PlanError, match="more than 3 shards of 1 rows, which is more than a build"):
         plan_build(config, open_corpora(config.corpus), TinyTeacher(), Silent())
 
 
-def test_the_bounds_are_those_of_records():
-    """Of numbers as long as they can be, and of none longer than a digit, as a plan lists them."""
-    long, short = 10**13 - 1, 1
-    largest, smallest = (
+def test_a_plan_without_pages_fits_in_a_record():
+    """Of numbers as long as they can be."""
+    long = 10**13 - 1
+    (largest,) = (
         PlannedShard(
             name=f"data/train-{n:05d}-of-{n:05d}.parquet",
             start_row=n,
@@ -94,21 +105,12 @@ def test_the_bounds_are_those_of_records():
             inputs_sha256="0" * 64,
             source=source,
         )
-        for n, source in (
-            (long, Location(corpus=9, file=10**5, row=10**9, byte=long)),
-            (short, None),
-        )
+        for n, source in ((long, Location(corpus=9, file=10**5, row=10**9, byte=long)),)
     )
 
-    def each(shard: PlannedShard) -> float:
-        def size(count: int) -> int:
-            return len(canonical({"shards": [msgspec.to_builtins(shard)] * count}))
-
-        return (size(20) - size(10)) / 10
-
-    assert SMALLEST <= each(smallest) < each(largest) <= LARGEST
-    assert FIT * LARGEST <= RECORD_LIMIT
-    assert FIT < CANNOT_FIT
+    plan = canonical({"shards": [msgspec.to_builtins(largest)] * PAGED_ABOVE})
+    assert len(plan) < RECORD_LIMIT
+    assert sum(plan.count(c) for c in (b",", b"[", b"{")) < ENTRIES_LIMIT
 
 
 def test_a_build_goes_on_with_the_rows_that_were_planned(tmp_path):

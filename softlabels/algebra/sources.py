@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 
 from softlabels.core.progress import Reporter
-from softlabels.core.records import FORMAT_VERSION, check_file
+from softlabels.core.records import PAGED_VERSION, check_file
 from softlabels.domains import DOMAINS
 from softlabels.errors import FormatError, IntegrityError, PlanError
 from softlabels.format.encoding import input_digests, read_statistics
@@ -41,10 +41,10 @@ def open_source(path: Path, out: Path) -> Store:
         PlanError: it is the folder that is to be written.
     """
     store = open_store(path, cached_shards=1)
-    ours, theirs = (int(v.split(".")[1]) for v in (FORMAT_VERSION, store.manifest.version))
+    ours, theirs = (int(v.split(".")[1]) for v in (PAGED_VERSION, store.manifest.version))
     if theirs > ours:
         raise FormatError(
-            f"{path}: format version {store.manifest.version}, this softlabels writes {FORMAT_VERSION}, and what the "
+            f"{path}: format version {store.manifest.version}, this softlabels reads {PAGED_VERSION}, and what the "
             "later version added would be lost; upgrade softlabels"
         )
     if out.resolve() == path.resolve():

@@ -115,8 +115,8 @@ def survey(
         shards.append(shard)
         if len(shards) > CANNOT_FIT:
             raise PlanError(
-                f"{', '.join(config.corpus)}: more than {CANNOT_FIT:,} shards of {config.shard_rows} rows, which no "
-                "plan holds; raise --shard-rows"
+                f"{', '.join(config.corpus)}: more than {CANNOT_FIT:,} shards of {config.shard_rows} rows, which is "
+                "more than a build plans; raise --shard-rows"
             )
     if not shards:
         raise CorpusError(f"{', '.join(config.corpus)}: holds no document to make a row of")

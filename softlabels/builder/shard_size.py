@@ -1,7 +1,8 @@
-"""How many rows a shard has, so that the records of all shards fit, said before the corpus is read.
+"""How many rows a shard has, said before the corpus is read.
 
-Plan and manifest are records, of which readers refuse more than `RECORD_LIMIT` bytes. A corpus of so many bytes that it
-could need more shards is estimated from its beginning; without `--shard-rows` its shards then have more rows.
+A corpus of many bytes is estimated from its beginning. Without `--shard-rows` its shards then have more rows, so that
+there are no more than `USUAL` of them. What a builder holds in memory is bounded by `LARGE_ROWS`: of a corpus for which
+such shards are too small there are more, up to `MOST`. Above some thousands their records lie in pages.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ from itertools import islice
 
 from softlabels.builder.config import BuildConfig
 from softlabels.core.progress import Reporter
-from softlabels.core.records import RECORD_LIMIT
 from softlabels.corpora import Corpus
 from softlabels.corpora.beginning import beginnings, share_taken
 from softlabels.domains import DOMAINS
@@ -22,10 +22,14 @@ from softlabels.teachers import Teacher
 
 ROWS = 256
 """In a shard, where nothing asks for more."""
-LARGEST, SMALLEST = 480, 268
-"""Bytes of a plan for each shard: of numbers of 13 digits, and the fewest that there can be."""
-FIT, CANNOT_FIT = RECORD_LIMIT // LARGEST, RECORD_LIMIT // SMALLEST
-"""Shards that any plan can hold, and that none can."""
+USUAL = 32_768
+"""Shards of a store, where larger ones make up for it: a folder of as many names is listed in no time."""
+LARGE_ROWS = 8_192
+"""Rows of a shard, of which a builder holds two: a GB, if a row has 512 tokens."""
+MOST = 2**20
+"""Shards of a store for which rows are chosen."""
+CANNOT_FIT = 2 * MOST
+"""Shards that no build plans: each takes half a kB of memory until all are known."""
 LARGE = 2**28
 """Bytes of files from which on a corpus is estimated: a smaller one needs fewer shards."""
 SAMPLE = 2**20
@@ -40,25 +44,33 @@ def with_shard_rows(
     """The same build, with the rows of a shard.
 
     Raises:
-        PlanError: `--shard-rows` is so small that no plan can hold the shards.
+        PlanError: `--shard-rows` is so small that there would be too many shards.
     """
     rows = estimated_rows(config, corpora, teacher)
     if rows is None:
         return config if config.shard_rows is not None else replace(config, shard_rows=ROWS)
-    least = -(-round(rows * DOUBT) // FIT)
+    least = -(-round(rows * DOUBT) // MOST)
     if config.shard_rows is None:
-        chosen = max(ROWS, -(-least // ROWS) * ROWS)
+        chosen = chosen_rows(rows)
         if chosen > ROWS:
+            shards = -(-rows // chosen)
             report.notice(
-                f"about {rows:,} rows: {chosen:,} in a shard (--shard-rows), since a plan holds {FIT:,} shards"
+                f"about {rows:,} rows: {chosen:,} in a shard (--shard-rows), about {shards:,} shards"
             )
         return replace(config, shard_rows=chosen)
     if rows / DOUBT / config.shard_rows > CANNOT_FIT:
         raise PlanError(
-            f"--shard-rows {config.shard_rows}: the corpus has about {rows:,} rows, and a plan holds {FIT:,} shards; "
-            f"use --shard-rows {least} or more, or leave it out"
+            f"--shard-rows {config.shard_rows}: the corpus has about {rows:,} rows, and a store has at most "
+            f"{CANNOT_FIT:,} shards; use --shard-rows {least} or more, or leave it out"
         )
     return config
+
+
+def chosen_rows(rows: int) -> int:
+    """Rows of a shard of a corpus of about so many rows."""
+    usual, least = (-(-round(rows * DOUBT) // shards) for shards in (USUAL, MOST))
+    wanted = max(min(usual, LARGE_ROWS), least)
+    return max(ROWS, -(-wanted // ROWS) * ROWS)
 
 
 def estimated_rows(config: BuildConfig, corpora: Sequence[Corpus], teacher: Teacher) -> int | None:

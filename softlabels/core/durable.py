@@ -251,7 +251,8 @@ def sweep(folder: Path) -> list[Path]:
 def leftovers(folder: Path) -> list[Path]:
     """Our temporary files whose process is gone, here and below; `StoreError` if a folder cannot be listed."""
     with explained(folder):
-        paths = sorted(Path(root, n) for root, _, names in walk(folder) for n in names)
+        ours = (Path(at, n) for at, _, names in walk(folder) for n in names if is_temporary(n))
+        paths = sorted(ours)
     return [path for path in paths if is_left(path)]
 
 

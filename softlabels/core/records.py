@@ -27,9 +27,12 @@ from softlabels.errors import (
 
 FORMAT = "softlabels"
 FORMAT_VERSION = "1.6"
-"""MAJOR.MINOR. A reader reads its own major at any minor, and ignores keys it does not know."""
+"""MAJOR.MINOR of what is written, without pages. A reader reads its own major at any minor, and ignores keys it does
+not know."""
+PAGED_VERSION = "1.7"
+"""Of a record whose shards lie in pages, which older readers refuse; the newest that this version reads whole."""
 RECORD_LIMIT = 16 * 2**20
-"""Bytes: a larger record file is refused unread. Enough for 50,000 shards."""
+"""Bytes: a larger record file is refused unread."""
 ENTRIES_LIMIT = 2**20
 """Commas and opening brackets: an entry of two bytes would become an object of a hundred."""
 DEPTH_LIMIT = 32

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -64,7 +65,7 @@ class StoreFiles(Protocol):
             IntegrityError: as `checked`.
         """
 
-    def ahead(self, wanted: Sequence[Recorded]) -> None:
+    def ahead(self, wanted: Iterable[Recorded]) -> None:
         """These, and no others, are read next: fetch them meanwhile, if that takes time."""
 
     def give_up(self) -> None:
@@ -73,8 +74,8 @@ class StoreFiles(Protocol):
     def go_on(self) -> None:
         """Wait again, after `give_up`."""
 
-    def names(self) -> list[str] | None:
-        """The names of all files, sorted; None: they cannot be listed there."""
+    def names(self) -> Iterable[str] | None:
+        """The names of all files, in any order; None: they cannot be listed there."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,7 @@ class LocalFiles:
                 f"{path}: {size} bytes, the manifest says {file.bytes}: torn; copy it again from its source"
             )
 
-    def ahead(self, wanted: Sequence[Recorded]) -> None:
+    def ahead(self, wanted: Iterable[Recorded]) -> None:
         """Nothing: they are here."""
 
     def give_up(self) -> None:
@@ -120,8 +121,15 @@ class LocalFiles:
     def go_on(self) -> None:
         """Nothing: no read waits."""
 
-    def names(self) -> list[str] | None:
-        """The names of all files, sorted."""
-        return sorted(
-            p.relative_to(self.root).as_posix() for p in self.root.rglob("*") if p.is_file()
-        )
+    def names(self) -> Iterable[str] | None:
+        """The names of all files, as they are listed: there may be millions."""
+        return _names(self.root, "")
+
+
+def _names(folder: Path, before: str) -> Iterator[str]:
+    with os.scandir(folder) as found:
+        for entry in found:
+            if entry.is_dir(follow_symlinks=False):
+                yield from _names(folder / entry.name, f"{before}{entry.name}/")
+            elif entry.is_file():
+                yield before + entry.name

@@ -18,6 +18,7 @@ from softlabels.errors import IntegrityError, PairingError
 from softlabels.format.encoding import input_digests
 from softlabels.format.files import Recorded, StoreFiles
 from softlabels.format.manifest import Manifest
+from softlabels.format.pages import starts_of
 from softlabels.format.shard import Shard
 
 CACHED_SHARDS = 4
@@ -49,7 +50,7 @@ class Inputs:
         names = np.frombuffer(data, np.dtype("S16"))
         self._order = np.argsort(names, kind="stable")
         self._names = names[self._order]
-        self._starts = np.array([s.start_row for s in manifest.shards], np.int64)
+        self._starts = starts_of(manifest.shards)
         self._rows_of = lru_cache(CACHED_SHARDS)(lambda shard: read_shard(shard).rows)
         self._lock = Lock()
 
@@ -88,5 +89,5 @@ class Inputs:
         return found
 
     def _row(self, number: int) -> InputRow:
-        shard = int(np.searchsorted(self._starts, number, side="right")) - 1
-        return self._rows_of(shard)[number - int(self._starts[shard])]
+        shard, place = self._starts.find(number)
+        return self._rows_of(shard)[place]

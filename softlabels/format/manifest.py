@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
 
 from softlabels.core.kept import LARGEST_GRID
 from softlabels.core.records import (
@@ -19,7 +23,7 @@ from softlabels.core.records import (
 from softlabels.core.rows import Location
 from softlabels.errors import FormatError, IntegrityError
 from softlabels.format.certificate import Fidelity
-from softlabels.format.files import Address, LocalFiles, StoreFiles
+from softlabels.format.files import LocalFiles, StoreFiles
 from softlabels.format.identity import (
     OPEN_PARTS,
     PACKED_ARRAYS,
@@ -28,7 +32,12 @@ from softlabels.format.identity import (
     Name,
     Number,
 )
+from softlabels.format.page_file import Layout, counts_of, rows_of
+from softlabels.format.pages import PageFiles, PageRecord, Pages, check_sum
 from softlabels.format.release import Release
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 MANIFEST = "manifest.json"
 SIGNATURE = f"{MANIFEST}.sig"
@@ -38,6 +47,10 @@ SIGNATURE = f"{MANIFEST}.sig"
 ROWS_ALWAYS, ROWS_PER_BYTE = 2**16, 64
 """A shard of more rows has a byte for each so many of them. Real ones have a byte and more for each; images of one
 label without targets, in the profile `packed`, were measured at 9 rows a byte."""
+
+
+COUNTED = ("open", "packed", PACKED_ARRAYS)
+"""Profiles whose files number their rows as the store does."""
 
 
 class NumberedShard(Record, frozen=True, kw_only=True, omit_defaults=True):
@@ -56,6 +69,17 @@ class NumberedShard(Record, frozen=True, kw_only=True, omit_defaults=True):
     def first_row(self) -> int:
         """The number that the file gives its first row; a store that shares the file may count otherwise."""
         return self.start_row if self.counts_from is None else self.counts_from
+
+
+NUMBERED: Layout = {
+    "name": "text",
+    "start_row": "count",
+    "rows": "count",
+    "positions": "count",
+    "counts_from": "count?",
+    "documents_from": "count?",
+}
+"""Columns of what the records of a shard share, in pages."""
 
 
 class SourceRecord(Record, frozen=True, kw_only=True):
@@ -95,6 +119,38 @@ class PlannedShard(NumberedShard, frozen=True, kw_only=True, omit_defaults=True)
     """Where that document begins in the files of the job; absent: it is found by reading them from their beginning."""
 
 
+class PlanPages(Pages, frozen=True, kw_only=True):
+    """The shards of a plan, in pages."""
+
+    LAYOUT: ClassVar[Layout] = {
+        **NUMBERED,
+        "document": "count",
+        "offset": "count",
+        "inputs_sha256": "digest",
+        **{f"source_{name}": "count?" for name in Location.__struct_fields__},
+    }
+    KIND: ClassVar[type[Record]] = PlannedShard
+    STEM: ClassVar[str] = "plan"
+
+    @classmethod
+    def _row(cls, shard: PlannedShard) -> dict[str, Any]:
+        own = {n: getattr(shard, n) for n in cls.LAYOUT if not n.startswith("source_")}
+        at = Location.__struct_fields__
+        return own | {f"source_{n}": getattr(shard.source, n, None) for n in at}
+
+    @classmethod
+    def _raw(cls, row: dict[str, Any], index: int) -> dict[str, Any]:
+        own = {n: v for n, v in row.items() if not n.startswith("source_")}
+        source = {n.removeprefix("source_"): row[n] for n in row.keys() - own.keys()}
+        return own | {"index": index} | ({"source": source} if source else {})
+
+
+if TYPE_CHECKING:
+    PlannedShards = Sequence[PlannedShard]
+else:  # what the record may say; both are sequences
+    PlannedShards = list[PlannedShard] | PlanPages
+
+
 class Plan(Record, frozen=True, kw_only=True, omit_defaults=True):
     """The immutable list of shards to make. Written first."""
 
@@ -103,7 +159,8 @@ class Plan(Record, frozen=True, kw_only=True, omit_defaults=True):
     identity: Identity
     shard_rows: Positive
     files: dict[Name, FileRecord]
-    shards: list[PlannedShard]
+    shards: PlannedShards
+    """One by one or, above some thousands, in pages."""
     digest: Sha256
     provenance: Provenance | None = None
     """Of a store that is made from other stores."""
@@ -173,6 +230,66 @@ class ShardRecord(NumberedShard, frozen=True, kw_only=True, omit_defaults=True):
     bytes: Positive
 
 
+class ManifestPage(PageRecord, frozen=True, kw_only=True):
+    """A page of a manifest."""
+
+    data_bytes: Positive
+    """Bytes of its shards."""
+    content: Sha256
+    """Over the names and digests of its shards."""
+
+
+class ManifestPages(Pages, frozen=True, kw_only=True):
+    """The shards of a finished store, in pages."""
+
+    pages: list[ManifestPage]  # type: ignore[assignment]
+    """In order."""
+
+    LAYOUT: ClassVar[Layout] = {**NUMBERED, "sha256": "digest", "bytes": "count"}
+    KIND: ClassVar[type[Record]] = ShardRecord
+    STEM: ClassVar[str] = "manifest"
+
+    @classmethod
+    def _row(cls, shard: ShardRecord) -> dict[str, Any]:
+        return {n: getattr(shard, n) for n in cls.LAYOUT}
+
+    @classmethod
+    def _raw(cls, row: dict[str, Any], index: int) -> dict[str, Any]:
+        return row
+
+    @classmethod
+    def _page(cls, about: dict[str, Any], shards: Sequence[ShardRecord]) -> ManifestPage:
+        named = [(s.name, s.sha256) for s in shards]
+        return ManifestPage(
+            **about, data_bytes=sum(s.bytes for s in shards), content=_page_content(named)
+        )
+
+    def _compare(self, page: ManifestPage, table: pa.Table, where: str) -> None:
+        check_sum(table, "bytes", page.data_bytes, where=where)
+        try:
+            named = [(r["name"], r["sha256"]) for r in rows_of(table, _NAMED)]
+        except UnicodeDecodeError as e:
+            raise FormatError(f"{where}: not a valid page: {e}") from e
+        if _page_content(named) != page.content:
+            raise IntegrityError(
+                f"{where}: its shards are not those of the manifest's content digest; copy the store again from its "
+                "source"
+            )
+
+
+_NAMED: Layout = {"name": "text", "sha256": "digest"}
+
+if TYPE_CHECKING:
+    ShardRecords = Sequence[ShardRecord]
+else:  # what the record may say; both are sequences
+    ShardRecords = list[ShardRecord] | ManifestPages
+
+
+def _page_content(named: Sequence[tuple[str, str]]) -> str:
+    """sha256 over a line of name and digest for each shard."""
+    return hashlib.sha256("".join(f"{n} {sha}\n" for n, sha in named).encode()).hexdigest()
+
+
 class CostRecord(Record, frozen=True, kw_only=True):
     """What the store cost to make."""
 
@@ -187,7 +304,8 @@ class Manifest(Record, frozen=True, kw_only=True, omit_defaults=True):
     version: str
     created_by: str
     identity: Identity
-    shards: list[ShardRecord]
+    shards: ShardRecords
+    """One by one or, above some thousands, in pages."""
     files: dict[Name, FileRecord]
     statistics: Statistics
     cost: CostRecord
@@ -223,18 +341,25 @@ class Manifest(Record, frozen=True, kw_only=True, omit_defaults=True):
     @property
     def data_bytes(self) -> int:
         """Bytes of all shards."""
+        if isinstance(self.shards, ManifestPages):
+            return sum(p.data_bytes for p in self.shards.pages)
         return sum(s.bytes for s in self.shards)
 
 
-def content_digest(identity: Identity | dict[str, Any], shards: list[ShardRecord]) -> str:
-    """sha256 over the identity and the shards' names and digests.
+def content_digest(
+    identity: Identity | dict[str, Any], shards: Sequence[ShardRecord] | ManifestPages
+) -> str:
+    """sha256 over the identity and the shards' names and digests, or those of the pages that they are in.
 
     Of a file that was read it is computed over the identity as the file spells it: a struct would leave
     out what a later version wrote, and fill in what an earlier one did not know.
     """
-    return hashlib.sha256(
-        canonical({"identity": identity, "shards": [[s.name, s.sha256] for s in shards]})
-    ).hexdigest()
+    named: Any
+    if isinstance(shards, ManifestPages):
+        named = {"pages": [[p.shards, p.content] for p in shards.pages]}
+    else:
+        named = [[s.name, s.sha256] for s in shards]
+    return hashlib.sha256(canonical({"identity": identity, "shards": named})).hexdigest()
 
 
 def load_manifest(store: Path) -> Manifest:
@@ -244,7 +369,7 @@ def load_manifest(store: Path) -> Manifest:
 
 def read_manifest(files: StoreFiles) -> Manifest:
     """As `load_manifest`, wherever the store is."""
-    return parse_manifest(read_manifest_bytes(files), files.root)
+    return parse_manifest(read_manifest_bytes(files), files)
 
 
 def read_manifest_bytes(files: StoreFiles) -> bytes:
@@ -261,16 +386,21 @@ def read_manifest_bytes(files: StoreFiles) -> bytes:
         raise FormatError(f"{store}: not a store (no {MANIFEST}); is the path right?") from e
 
 
-def parse_manifest(data: bytes, store: Path | Address) -> Manifest:
-    """The manifest that some bytes are, checked in itself; messages name `store`, where they lie.
+def parse_manifest(data: bytes, files: PageFiles, *, name: str = MANIFEST) -> Manifest:
+    """The manifest that some bytes are, checked in itself; pages are checked when they are read.
+
+    Args:
+        files: of the store, its pages among them.
+        name: of the file that the bytes are of, for messages.
 
     Raises:
         FormatError: malformed, or of a newer major version.
         IntegrityError: altered.
     """
-    where = store / MANIFEST
+    where = files.root / name
     manifest, raw = parse_raw(data, Manifest, where=where)
-    if manifest.content_digest != content_digest(raw["identity"], manifest.shards):
+    shards = manifest.shards
+    if manifest.content_digest != content_digest(raw["identity"], shards):
         raise IntegrityError(f"{where}: content_digest does not match identity and shards")
     grid = manifest.identity.targets.temperatures
     if len(grid) > LARGEST_GRID:
@@ -280,31 +410,67 @@ def parse_manifest(data: bytes, store: Path | Address) -> Manifest:
             f"{where}: {len(manifest.statistics.kept_mass)} entries of kept_mass for temperatures {grid[:8]}; "
             "expected one for each, and each once"
         )
+    profile = manifest.identity.encoding.profile
+    if isinstance(shards, ManifestPages):
+        shards.opened(files, where=where, check=partial(_check_page, profile))
+        held = sum(p.rows for p in shards.pages)
+    else:
+        held = _check_shards(shards, profile, str(where))
+    if held != manifest.identity.corpus.rows:
+        raise FormatError(
+            f"{where}: shards hold {held} rows, the corpus record says {manifest.identity.corpus.rows}"
+        )
+    return manifest
+
+
+def _check_shards(shards: Sequence[ShardRecord], profile: str, where: str) -> int:
+    """Refuse shards that do not follow one another; how many rows they have."""
     start = 0
-    for shard in manifest.shards:
+    for shard in shards:
         if shard.start_row != start:
             raise FormatError(
                 f"{where}: shard {shard.name} begins at row {shard.start_row}, expected {start}"
             )
-        # More rows than the bytes of a shard can hold: they are counted on long before it is decoded.
-        most = min(ROWS_LIMIT, max(ROWS_ALWAYS, ROWS_PER_BYTE * shard.bytes))
-        if shard.rows > most:
-            raise FormatError(
-                f"{where}: says that shard {shard.name} holds {shard.rows:,} rows in {shard.bytes:,} bytes; at most "
-                f"{most:,} are accepted. Copy the store again from a source that you trust; in a build, lower "
-                "--shard-rows"
-            )
-        profile = manifest.identity.encoding.profile
-        if shard.counts_from is not None and profile in ("open", "packed", PACKED_ARRAYS):
-            raise FormatError(
-                f"{where}: shard {shard.name} counts its rows from {shard.counts_from}, which belongs to the profile "
-                f"{OPEN_PARTS!r}, not {profile!r}; copy the store again from its source"
-            )
+        if shard.rows > most_rows(shard.bytes):
+            raise _too_many(shard.name, shard.rows, shard.bytes, where)
+        if shard.counts_from is not None and profile in COUNTED:
+            raise _miscounted(shard.name, shard.counts_from, profile, where)
         start += shard.rows
-    if start != manifest.identity.corpus.rows:
-        raise FormatError(
-            f"{where}: shards hold {start} rows, the corpus record says {manifest.identity.corpus.rows}"
-        )
-    if len({s.name for s in manifest.shards}) != len(manifest.shards):
+    if len({s.name for s in shards}) != len(shards):
         raise FormatError(f"{where}: a shard is named twice")
-    return manifest
+    return start
+
+
+def _check_page(profile: str, table: pa.Table, where: str) -> None:
+    """As `_check_shards`, of a page."""
+    rows, size = (counts_of(table, name, where=where) for name in ("rows", "bytes"))
+    most = np.minimum(ROWS_LIMIT, np.maximum(ROWS_ALWAYS, ROWS_PER_BYTE * size))
+    names = table.column("name")
+    if (over := np.flatnonzero((rows > most) | (size < 1))).size:
+        i = int(over[0])
+        raise _too_many(names[i].as_py(), int(rows[i]), int(size[i]), where)
+    if profile in COUNTED and table.column("counts_from").null_count < len(table):
+        i = table.column("counts_from").is_valid().to_pylist().index(True)
+        counted = table.column("counts_from")[i].as_py()
+        raise _miscounted(names[i].as_py(), counted, profile, where)
+    if len(names.unique()) != len(names):
+        raise FormatError(f"{where}: a shard is named twice")
+
+
+def most_rows(size: int) -> int:
+    """More rows than the bytes of a shard can hold: they are counted on long before it is decoded."""
+    return min(ROWS_LIMIT, max(ROWS_ALWAYS, ROWS_PER_BYTE * size))
+
+
+def _too_many(name: str, rows: int, size: int, where: str) -> FormatError:
+    return FormatError(
+        f"{where}: says that shard {name} holds {rows:,} rows in {size:,} bytes; at most {most_rows(size):,} are "
+        "accepted. Copy the store again from a source that you trust; in a build, lower --shard-rows"
+    )
+
+
+def _miscounted(name: str, counted: int, profile: str, where: str) -> FormatError:
+    return FormatError(
+        f"{where}: shard {name} counts its rows from {counted}, which belongs to the profile {OPEN_PARTS!r}, not "
+        f"{profile!r}; copy the store again from its source"
+    )

@@ -13,6 +13,7 @@ from typing import Any
 from softlabels.core.printable import for_markdown, printable_record
 from softlabels.domains import DOMAINS
 from softlabels.format.manifest import Manifest, ShardRecord
+from softlabels.format.pages import PageRecord, Pages
 from softlabels.format.plain import log_odds_column
 from softlabels.making.licences import UNKNOWN
 
@@ -61,7 +62,7 @@ def croissant(manifest: Manifest) -> str:
         "version": "1.0.0",
         "isLiveDataset": False,
         "keywords": ["softlabels", "knowledge distillation", "soft targets"],
-        "distribution": [_file(shard, parquet=parquet) for shard in manifest.shards],
+        "distribution": _files(manifest, parquet=parquet),
     }
     if manifest.licence.lower() != UNKNOWN:
         value["license"] = manifest.licence
@@ -90,7 +91,14 @@ def _description(manifest: Manifest) -> str:
     )
 
 
-def _file(shard: ShardRecord, *, parquet: bool) -> dict[str, Any]:
+def _files(manifest: Manifest, *, parquet: bool) -> list[dict[str, Any]]:
+    """The shards or, of a store that has them in pages, the pages, which vouch for them."""
+    if isinstance(manifest.shards, Pages):
+        return [_file(page, parquet=True) for page in manifest.shards.pages]
+    return [_file(shard, parquet=parquet) for shard in manifest.shards]
+
+
+def _file(shard: ShardRecord | PageRecord, *, parquet: bool) -> dict[str, Any]:
     return {
         "@type": "cr:FileObject",
         "@id": shard.name,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import repeat
 from pathlib import Path
 from typing import TypeVar
 
@@ -71,9 +72,9 @@ def diagnose(path: Path, plan: Plan, manifest: Manifest | None, report: Reporter
     found = Diagnosis()
     find = Dictionaries(path, plan.identity.teacher.vocab_size)
     report.stage("repair", len(plan.shards), "shards")
-    for i, shard in enumerate(plan.shards):
-        listed = None if manifest is None else manifest.shards[i].sha256
-        _look_at(path, plan, shard, listed, find, found)
+    records = repeat(None) if manifest is None else manifest.shards
+    for shard, record in zip(plan.shards, records, strict=False):
+        _look_at(path, plan, shard, None if record is None else record.sha256, find, found)
         report.advance(1)
     return found
 

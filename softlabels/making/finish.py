@@ -13,6 +13,7 @@ from softlabels.core.durable import publish, sync_folder
 from softlabels.core.records import (
     FORMAT,
     FORMAT_VERSION,
+    PAGED_VERSION,
     FileRecord,
     canonical,
     file_record,
@@ -29,14 +30,17 @@ from softlabels.format.manifest import (
     Commit,
     CostRecord,
     Manifest,
+    ManifestPages,
     Plan,
     ShardRecord,
     content_digest,
     load_manifest,
 )
+from softlabels.format.pages import Pages
 from softlabels.format.statistics import total
 from softlabels.making.card import card
 from softlabels.making.croissant import CROISSANT, croissant
+from softlabels.making.pages import clear_pages, publish_page
 from softlabels.making.quarantine import retract, sighting
 
 CARD = "README.md"
@@ -59,7 +63,9 @@ def finish(
     check_shards(store, commits)
     for folder in {(store / c.name).parent for c in commits} | {store / "commits"}:
         sync_folder(folder)  # a builder that died may have published without this
-    manifest = make_manifest(store, plan, commits, before=before)
+    manifest, pages = make_manifest(store, plan, commits, before=before)
+    for name, page in pages.items():
+        publish_page(store, name, page)
     publish(store / CARD, card(manifest).encode())
     made = {name: store / name for name in MADE if (store / name).exists()}
     manifest = with_files(manifest, {name: read_file(path) for name, path in made.items()})
@@ -71,7 +77,9 @@ def finish(
     except IntegrityError:
         retract(store, store / MANIFEST, seen, lambda aside: aside.read_bytes() == ours)
         raise
-    return load_manifest(store)
+    manifest = load_manifest(store)
+    clear_pages(store, plan.shards, manifest.shards)
+    return manifest
 
 
 def check_shards(store: Path, shards: Sequence[Commit] | Sequence[ShardRecord]) -> None:
@@ -101,8 +109,8 @@ def make_manifest(
     *,
     before: Manifest | None = None,
     columns: dict[str, int] | None = None,
-) -> Manifest:
-    """What the manifest of a plan's commits says; its card is still to be added.
+) -> tuple[Manifest, dict[str, bytes]]:
+    """What the manifest of a plan's commits says, and its pages, if the plan has pages; the card is still to be added.
 
     Args:
         before: a manifest of the same shards; what was measured and stated of them is kept.
@@ -122,7 +130,7 @@ def make_manifest(
         for p, c in zip(plan.shards, commits, strict=True)
     ]
     seconds = sum(c.seconds for c in commits)
-    return Manifest(
+    manifest = Manifest(
         format=FORMAT,
         version=FORMAT_VERSION,
         created_by=f"softlabels {softlabels.__version__}",
@@ -142,6 +150,21 @@ def make_manifest(
         provenance=plan.provenance,
         compared_rows=plan.compared_rows,
     )
+    if not isinstance(plan.shards, Pages):
+        return manifest, {}
+    return _paged(manifest, plan.shards)
+
+
+def _paged(manifest: Manifest, plan: Pages) -> tuple[Manifest, dict[str, bytes]]:
+    """With its shards in pages like the plan's, which are still to be published."""
+    shards, files = ManifestPages.written(manifest.shards, like=plan)
+    paged = msgspec.structs.replace(
+        manifest,
+        version=PAGED_VERSION,
+        shards=shards,
+        content_digest=content_digest(manifest.identity, shards),
+    )
+    return paged, files
 
 
 def has_columns(identity: Identity) -> bool:

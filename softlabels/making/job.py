@@ -39,6 +39,7 @@ from softlabels.format.manifest import (
     PlannedShard,
     load_manifest,
 )
+from softlabels.format.pages import positions_of
 from softlabels.format.part import refuse_part
 from softlabels.making.claims import Claim, Claims, at_work, clear_claims
 from softlabels.making.commit import (
@@ -55,7 +56,8 @@ from softlabels.making.dictionary import ShardDictionary
 from softlabels.making.finish import check_shards, finish
 from softlabels.making.leases import Lease, Ledger
 from softlabels.making.one_shard import Job, Made, encoded
-from softlabels.making.plan import begun, publish_plan, sweep_left
+from softlabels.making.pages import clear_pages
+from softlabels.making.plan import begun, load_plan, publish_plan, sweep_left, sweep_paged
 from softlabels.making.quarantine import QUARANTINE
 from softlabels.making.repair import repair_store
 from softlabels.making.same_job import check_same_job
@@ -65,7 +67,9 @@ from softlabels.making.writer import Writer
 SHORTEST_PAUSE, LONGEST_PAUSE = 0.1, 5.0
 """Seconds between two looks at the shards that other builders have in hand."""
 LISTING = 5.0
-"""Seconds between two listings of all records, while there is something to make."""
+"""Seconds between two listings of all records, at least, while there is something to make."""
+RARELY = 20
+"""Times as long as a listing took, at least: of a million names it takes a second."""
 
 
 def make_store(
@@ -144,6 +148,9 @@ def _finished(store: Path, report: Reporter) -> Manifest | None:
     else:
         report.notice(f"{store} is complete already")
         clear_claims(store)  # of a builder that died when all was done
+        if (plan := load_plan(store)) is not None:
+            clear_pages(store, plan.shards, manifest.shards)
+            sweep_paged(store, plan, report.notice)
         return manifest
     mended = repair_store(store)
     for action in mended.actions:
@@ -171,7 +178,8 @@ class _Builder:
         self._unsure = set[int]()
         """Shards whose bytes are to be read before the store is finished."""
         self._following: int | None = None
-        self._pause, self._waited, self._listed = SHORTEST_PAUSE, False, -LISTING
+        self._pause, self._waited = SHORTEST_PAUSE, False
+        self._listed, self._every = -LISTING, LISTING
 
     def run(self) -> Manifest:
         """Go on until the store is finished, by this builder or by another."""
@@ -191,7 +199,8 @@ class _Builder:
 
     def _make_all(self, claims: Claims) -> None:
         """Until every shard is recorded, by whichever builders."""
-        left = sum(s.positions for s in self._plan.shards if s.index in self._todo)
+        shards = self._plan.shards
+        left = positions_of(shards) - positions_of(shards, self._todo.made)
         self._report.stage(self._job.stage, left, "positions")
         while len(self._todo) or self._writer.index is not None:
             claim = self._claim(claims)
@@ -222,7 +231,7 @@ class _Builder:
         with Lease(claim, self._todo.lease(claim.index)) as lease:
             self._following = lease.shards.stop
             for index in lease.shards:
-                if time.monotonic() > self._listed + LISTING:
+                if time.monotonic() > self._listed + self._every:
                     self._collect()
                 if index in self._todo:
                     self._take(lease, self._plan.shards[index])
@@ -236,13 +245,15 @@ class _Builder:
 
     def _collect(self) -> None:
         """Count as made what others recorded: one listing, and no record is read before the store is finished."""
-        positions = 0
-        for index in recorded(self._store):
-            if index in self._todo and index not in self._damaged:
-                self._todo.done(index)
-                positions += self._plan.shards[index].positions
+        begun = time.monotonic()
+        made = self._todo.all_done(self._recorded())
         self._listed = time.monotonic()
-        self._report.advance(positions)
+        self._every = max(LISTING, RARELY * (self._listed - begun))
+        self._report.advance(positions_of(self._plan.shards, made))
+
+    def _recorded(self) -> set[int]:
+        found = recorded(self._store)
+        return found - self._damaged if self._damaged else found
 
     def _wait(self, left: int) -> None:
         if not self._waited:
@@ -279,7 +290,8 @@ class _Builder:
                     check_file(self._store / name, sha256=beside.sha256, size=beside.bytes)
                 if not self._read_records(claim):
                     return None
-                commits = [self._commits[s.index] for s in self._plan.shards]
+                sweep_paged(self._store, self._plan, self._report.notice)
+                commits = [self._commits[i] for i in range(len(self._plan.shards))]
                 return finish(self._store, self._plan, commits)
         return load_manifest(self._store)
 

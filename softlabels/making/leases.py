@@ -11,7 +11,10 @@ The price of a run: who dies leaves all of it to another builder, less what is r
 from __future__ import annotations
 
 import threading
+from bisect import bisect_right
 from types import TracebackType
+
+import numpy as np
 
 from softlabels.making.claims import Claim
 
@@ -84,40 +87,59 @@ class Ledger:
 
     def __init__(self, shards: int, singles: int) -> None:
         self._leases = cut(shards, singles)
-        self._at = {lease.start: n for n, lease in enumerate(self._leases)}
-        self._of = [n for n, lease in enumerate(self._leases) for _ in lease]
+        self._starts = [lease.start for lease in self._leases]
+        self._firsts = np.array(self._starts, np.int64)
         self._left = [len(lease) for lease in self._leases]
-        self._open = dict.fromkeys(self._at)
-        self._singles, self._done = singles, set[int]()
+        self._open = dict.fromkeys(self._starts)
+        self._shards, self._singles, self._done = shards, singles, set[int]()
 
     def __len__(self) -> int:
         """How many shards are still to be made."""
-        return len(self._of) - len(self._done)
+        return self._shards - len(self._done)
+
+    @property
+    def made(self) -> set[int]:
+        """The shards that are not still to be made. Not to be changed."""
+        return self._done
 
     def __contains__(self, shard: int) -> bool:
         """Whether a shard is still to be made."""
-        return shard < len(self._of) and shard not in self._done
+        return shard < self._shards and shard not in self._done
 
     def done(self, shard: int) -> None:
         """A shard is recorded."""
-        if shard in self:
-            self._done.add(shard)
-            lease = self._of[shard]
-            self._left[lease] -= 1
+        self.all_done({shard})
+
+    def all_done(self, shards: set[int]) -> set[int]:
+        """These are recorded; those of them that were not before."""
+        new = shards - self._done
+        if new and max(new) >= self._shards:
+            new = {shard for shard in new if shard < self._shards}
+        self._done |= new
+        made = np.fromiter(new, np.int64, len(new))
+        found = np.searchsorted(self._firsts, made, side="right") - 1
+        counted = (a.tolist() for a in np.unique(found, return_counts=True))
+        for lease, count in zip(*counted, strict=True):
+            self._left[lease] -= count
             if not self._left[lease]:
-                del self._open[self._leases[lease].start]
+                del self._open[self._starts[lease]]
+        return new
+
+    def _of(self, shard: int) -> int:
+        """Number of the lease that a shard is in."""
+        return bisect_right(self._starts, shard) - 1
 
     def undone(self, shard: int) -> None:
         """A shard is to be made again."""
         if shard in self._done:
             self._done.discard(shard)
-            lease = self._of[shard]
+            lease = self._of(shard)
             self._left[lease] += 1
-            self._open[self._leases[lease].start] = None
+            self._open[self._starts[lease]] = None
 
     def lease(self, first: int) -> range:
         """The lease that begins with a shard."""
-        return self._leases[self._at[first]]
+        return self._leases[self._of(first)]
 
     def open(self) -> list[int]:
         """The first shards of leases of which some are to be made; the single ones at the beginning come first."""

@@ -8,6 +8,8 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
+from hashlib import sha256
+from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import msgspec
@@ -15,6 +17,7 @@ import msgspec
 from softlabels.core.records import FILE_LIMIT, RECORD_LIMIT, canonical
 from softlabels.errors import IntegrityError
 from softlabels.format.containers.parquet import column_bytes
+from softlabels.format.files import Address, Recorded
 from softlabels.format.manifest import (
     MANIFEST,
     Commit,
@@ -56,9 +59,32 @@ def finished_in(place: Place) -> Manifest | None:
         data, _ = place.read(MANIFEST, limit=RECORD_LIMIT)
     except FileNotFoundError:
         return None
-    manifest = parse_manifest(data, place.root)
+    manifest = parse_manifest(data, PlacePages(place))
     check_sizes(place, manifest.shards)
     return manifest
+
+
+class PlacePages:
+    """Reads the pages of a record in a place."""
+
+    def __init__(self, place: Place) -> None:
+        self._place = place
+
+    @property
+    def root(self) -> Path | Address:
+        """The place."""
+        return self._place.root
+
+    def checked(self, file: Recorded) -> bytes:
+        """A page whose size and sha256 were found equal to the record's."""
+        where = self.root / file.name
+        try:
+            data, _ = self._place.read(file.name, limit=file.bytes)
+        except FileNotFoundError as e:
+            raise IntegrityError(f"{where}: missing, and the manifest names it") from e
+        if (len(data), sha256(data).hexdigest()) != (file.bytes, file.sha256):
+            raise IntegrityError(f"{where}: is not what the manifest says; copy it there again")
+        return data
 
 
 def finish_in(mirror: Mirror, plan: Plan, claims: PlaceClaims) -> Manifest:
@@ -72,7 +98,14 @@ def finish_in(mirror: Mirror, plan: Plan, claims: PlaceClaims) -> Manifest:
     def publish(renew: Callable[[], None]) -> None:
         commits, columns = collected(place, plan, renew)
         check_sizes(place, commits)
-        manifest = make_manifest(mirror.folder, plan, commits, columns=columns)
+        manifest, pages = make_manifest(mirror.folder, plan, commits, columns=columns)
+        for name, page in pages.items():
+            if mirror.put(name, page) != page:
+                raise IntegrityError(
+                    f"{place.root / name}: is there already with other content; remove it, and run the same command "
+                    "again"
+                )
+            renew()
         made = mirror.put(CARD, card(manifest).encode())
         place.create(MANIFEST, canonical(with_files(manifest, {CARD: made})))
 

@@ -10,11 +10,19 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from softlabels.core.durable import publish
-from softlabels.core.records import FILE_LIMIT, RECORD_LIMIT, Record, check_file, parse_record
+from softlabels.core.records import (
+    FILE_LIMIT,
+    RECORD_LIMIT,
+    FileRecord,
+    Record,
+    check_file,
+    parse_record,
+)
 from softlabels.errors import IntegrityError, PlanError, StoreError
 from softlabels.format.manifest import MANIFEST, Manifest, Plan
+from softlabels.format.pages import pages_of
 from softlabels.making.place import HELD, PROBE, Place
-from softlabels.making.plan import BESIDE, PLAN, load_plan, plan_content
+from softlabels.making.plan import BESIDE, PLAN, load_plan, paged_plan, plan_content
 from softlabels.making.same_job import check_same_job
 
 PLANNING = "plan"
@@ -57,7 +65,8 @@ def begun_in(mirror: Mirror) -> Plan | None:
         _check_empty(mirror.place)
         return None
     plan = parse_record(data, Plan, where=mirror.place.root / PLAN)
-    for name, record in plan.files.items():
+    pages = {p.name: FileRecord(sha256=p.sha256, bytes=p.bytes) for p in pages_of(plan.shards)}
+    for name, record in (plan.files | pages).items():
         try:
             mirror.fetch(name, limit=record.bytes)
         except FileNotFoundError as e:
@@ -76,8 +85,9 @@ def begin_in(mirror: Mirror, asked: Plan, files: Mapping[str, bytes], *, command
     """
     planned = begun_in(mirror)
     if planned is None:
-        content = plan_content(mirror.place.root, asked)
-        for name, data in files.items():
+        paged, pages = paged_plan(asked)
+        content = plan_content(mirror.place.root, paged)
+        for name, data in (dict(files) | pages).items():
             if mirror.put(name, data) != data:
                 raise PlanError(
                     f"{mirror.place.root / name}: is there already with other content; another job was begun there: "

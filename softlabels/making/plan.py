@@ -13,6 +13,7 @@ from softlabels.core.durable import explained, is_temporary, publish, sweep, wal
 from softlabels.core.records import (
     FORMAT,
     FORMAT_VERSION,
+    PAGED_VERSION,
     RECORD_LIMIT,
     canonical,
     file_record,
@@ -32,15 +33,18 @@ from softlabels.format.manifest import (
     Manifest,
     Plan,
     PlannedShard,
+    PlanPages,
     Provenance,
 )
+from softlabels.format.pages import FOLDER as PAGES
+from softlabels.format.pages import PageFiles, Pages, column, in_pages, pages_of, recorded_page
 from softlabels.format.shard import inputs_digest
 from softlabels.making.claims import CLAIMS, is_claim
 
 T = TypeVar("T")
 
 PLAN = "plan.json"
-BESIDE = ("tokenizer", "dictionaries")
+BESIDE = ("tokenizer", "dictionaries", PAGES)
 """Folders of what is written before the plan."""
 IMPORTED = " files, imported"
 """How the engine of a teacher ends that was not run: another tool's numbers are taken for its own."""
@@ -151,6 +155,14 @@ def make_plan(
     )
 
 
+def paged_plan(plan: Plan) -> tuple[Plan, dict[str, bytes]]:
+    """The plan, in pages where it has so many shards, and the files of its pages; not sealed yet."""
+    if isinstance(plan.shards, Pages) or not in_pages(len(plan.shards)):
+        return plan, {}
+    pages, files = PlanPages.written(plan.shards)
+    return msgspec.structs.replace(plan, version=PAGED_VERSION, shards=pages), files
+
+
 def plan_content(store: Path | Address, plan: Plan) -> bytes:
     """The bytes of a plan's file.
 
@@ -167,12 +179,16 @@ def plan_content(store: Path | Address, plan: Plan) -> bytes:
 
 
 def publish_plan(store: Path, plan: Plan, files: Mapping[str, bytes]) -> Plan:
-    """Write the files that lie beside the shards, then the plan, sealed; returns what is then in force.
+    """Write the files that lie beside the shards, and the plan's pages, then the plan, sealed.
+
+    Returns:
+        What is then in force.
 
     Raises:
         PlanError: the folder holds files of another job, or there are too many shards for one record.
     """
-    content = plan_content(store, plan)
+    plan, pages = paged_plan(plan)
+    content, files = plan_content(store, plan), {**files, **pages}
     check_folder(store, files)
     for name, data in files.items():
         if not publish(store / name, data) and read_file(store / name) != data:
@@ -181,7 +197,7 @@ def publish_plan(store: Path, plan: Plan, files: Mapping[str, bytes]) -> Plan:
                 "--out"
             )
     publish(store / PLAN, content)
-    return read_record(store / PLAN, Plan)
+    return opened_plan(read_record(store / PLAN, Plan), LocalFiles(store))
 
 
 def begun(store: Path, notice: Callable[[str], None]) -> Plan | None:
@@ -196,9 +212,15 @@ def begun(store: Path, notice: Callable[[str], None]) -> Plan | None:
     plan = load_plan(store)
     if plan is None:
         check_folder(store)
-    else:
+    elif not isinstance(plan.shards, Pages):
         sweep_left(store, notice)
     return plan
+
+
+def sweep_paged(store: Path, plan: Plan, notice: Callable[[str], None]) -> None:
+    """As `sweep_left`, where a listing of all files takes seconds: when all is done, and not whenever it is gone on."""
+    if isinstance(plan.shards, Pages):
+        sweep_left(store, notice)
 
 
 def sweep_left(store: Path, notice: Callable[[str], None]) -> None:
@@ -271,12 +293,25 @@ def read_plan(store: Path) -> Plan:
         StoreError: it is damaged, or of a newer version.
         FileNotFoundError, NotADirectoryError: there is none.
     """
-    plan = read_record(store / PLAN, Plan)
+    plan = opened_plan(read_record(store / PLAN, Plan), LocalFiles(store))
+    if isinstance(plan.shards, Pages):
+        return plan  # each page is checked when it is read
     start = 0
     for i, shard in enumerate(plan.shards):
         if shard.index != i or shard.start_row != start:
             raise FormatError(f"{store / PLAN}: shard {i} is out of order")
         start += shard.rows
+    return plan
+
+
+def opened_plan(plan: Plan, files: PageFiles) -> Plan:
+    """The same, whose pages, if it has any, are read from these files.
+
+    Raises:
+        FormatError: what it says of its pages cannot be.
+    """
+    if isinstance(plan.shards, Pages):
+        plan.shards.opened(files, where=files.root / PLAN)
     return plan
 
 
@@ -289,7 +324,7 @@ def shard_rows_of(store: Path, manifest: Manifest) -> int:
     try:
         return read_plan(store).shard_rows
     except FileNotFoundError:
-        return max(s.rows for s in manifest.shards)
+        return int(column(manifest.shards, "rows").max())
 
 
 def load_plan(store: Path) -> Plan | None:
@@ -309,4 +344,6 @@ def load_plan(store: Path) -> Plan | None:
         return None
     for name, record in plan.files.items():
         LocalFiles(store).check_present(Recorded(name, record.sha256, record.bytes))
+    for page in pages_of(plan.shards):
+        LocalFiles(store).check_present(recorded_page(page))
     return plan

@@ -39,11 +39,13 @@ from softlabels.format.manifest import (
     ShardRecord,
     load_manifest,
 )
+from softlabels.format.pages import check_pages, pages_of
 from softlabels.format.part import refuse_part
 from softlabels.making.claims import claim_files, clear_claims, refuse_living
 from softlabels.making.commit import Seen, adopt_shard, commit_path, withdraw
 from softlabels.making.diagnosis import Diagnosis, attempt, diagnose, trouble
 from softlabels.making.finish import CARD, MADE, finish, make_manifest
+from softlabels.making.pages import clear_pages, left_pages
 from softlabels.making.plan import PLAN, command_of, read_plan
 from softlabels.making.quarantine import QUARANTINE, quarantined, retract, sighting
 from softlabels.store.reader import check_known
@@ -98,7 +100,7 @@ def repair_store(path: Path, *, dry_run: bool = False, reporter: Reporter | None
     check_known(path / PLAN, plan.identity)
     if not dry_run:
         refuse_living(path)
-    manifest, manifest_problem = attempt(lambda: load_manifest(path))
+    manifest, manifest_problem = attempt(lambda: _manifest(path))
     if manifest is not None and not _same_shape(plan, manifest):
         raise IntegrityError(
             f"{path}: {PLAN} and {MANIFEST} are of two builds; put the right one back (nothing was changed)"
@@ -133,6 +135,7 @@ def repair_store(path: Path, *, dry_run: bool = False, reporter: Reporter | None
         work.finish(found, (stale or "missing") + _recorded_later(manifest))
     else:
         work.mend_made(found, manifest)
+        work.clear_pages(manifest)
     return Repair(
         actions=work.actions,
         rebuild=[plan.shards[i].name for i in sorted(found.rebuild)],
@@ -161,7 +164,9 @@ def _recorded_later(manifest: Manifest | None) -> str:
 
 def _plan(path: Path) -> Plan:
     try:
-        return read_plan(path)
+        plan = read_plan(path)
+        check_pages(plan.shards)
+        return plan
     except (FileNotFoundError, NotADirectoryError) as e:
         if not (path / MANIFEST).exists():
             raise FormatError(
@@ -170,7 +175,7 @@ def _plan(path: Path) -> Plan:
         problem = f"{path / PLAN}: missing"
     except StoreError as e:
         problem = str(e)
-    manifest, _ = attempt(lambda: load_manifest(path))
+    manifest, _ = attempt(lambda: _manifest(path))
     if manifest is not None:
         raise IntegrityError(
             f"{problem}. The plan cannot be made from the other files; nothing was changed. The store can still be "
@@ -183,13 +188,21 @@ def _plan(path: Path) -> Plan:
     )
 
 
+def _manifest(path: Path) -> Manifest:
+    """The manifest, with every page of it."""
+    manifest = load_manifest(path)
+    check_pages(manifest.shards)
+    return manifest
+
+
 def _same_shape(plan: Plan, manifest: Manifest) -> bool:
-    def shape(shards: list[PlannedShard] | list[ShardRecord]) -> list[tuple[str, int, int, int]]:
-        return [(s.name, s.start_row, s.rows, s.positions) for s in shards]
+    def shape(shard: PlannedShard | ShardRecord) -> tuple[str, int, int, int]:
+        return shard.name, shard.start_row, shard.rows, shard.positions
 
     return (
         plan.identity == manifest.identity
-        and shape(plan.shards) == shape(manifest.shards)
+        and len(plan.shards) == len(manifest.shards)
+        and all(shape(a) == shape(b) for a, b in zip(plan.shards, manifest.shards, strict=True))
         and plan.files == {n: f for n, f in manifest.files.items() if n in plan.files}
     )
 
@@ -212,6 +225,9 @@ def _beside(path: Path, plan: Plan, manifest: Manifest | None) -> list[str]:
 
 def _strangers(path: Path, plan: Plan, manifest: Manifest | None) -> list[str]:
     known = {PLAN, MANIFEST, SIGNATURE, CARD, *plan.files}
+    root, _ = attempt(lambda: load_manifest(path))  # it names its pages, though one be damaged
+    known |= {p.name for p in pages_of(plan.shards, None if root is None else root.shards)}
+    known |= {page.relative_to(path).as_posix() for page in left_pages(path)}
     known |= set(MADE if manifest is None else manifest.files)
     known |= {claim.relative_to(path).as_posix() for claim in claim_files(path)}
     if plan.identity.encoding.dictionary_shards is not None:
@@ -258,6 +274,14 @@ class _Work:
             self.note("remove", claim, "all shards are there, so nobody needs it")
         if not self.dry_run:
             clear_claims(self.path)
+
+    def clear_pages(self, manifest: Manifest) -> None:
+        """Remove the pages that neither record names."""
+        records = (self._plan.shards, manifest.shards)
+        for page in left_pages(self.path, *records):
+            self.note("remove", page, "a page of a record that is not in force")
+        if not self.dry_run:
+            clear_pages(self.path, *records)
 
     def withdraw(self, shard: PlannedShard, reason: str, seen: Seen) -> None:
         for file in (self.path / shard.name, commit_path(self.path, shard)):
@@ -312,7 +336,7 @@ class _Work:
         self.withdraw_made(MANIFEST, reason)
         commits = [found.commits[i] for i in sorted(found.commits)]
         if len(commits) == len(self._plan.shards):  # else a dry run, in which records are to come
-            new = make_manifest(self.path, self._plan, commits, before=before)
+            new, _ = make_manifest(self.path, self._plan, commits, before=before)
             for name, make in MADE.items():
                 present, problem = attempt(partial(read_file, self.path / name))
                 right = make(new).encode()

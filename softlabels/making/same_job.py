@@ -13,6 +13,7 @@ from softlabels.format.dictionaries import FOLDER
 from softlabels.format.files import Address
 from softlabels.format.identity import Identity
 from softlabels.format.manifest import Plan, PlannedShard
+from softlabels.format.pages import Pages
 from softlabels.making.plan import command_of
 
 NAMES = ("teacher spec", "teacher name", "corpus specs")
@@ -107,7 +108,9 @@ def check_same_job(
         PlanError: names what differs, and the flag that decides it.
     """
     check_command(store, planned, command)
-    for found in _differences(_of_plan(planned), _of_plan(asked), OBSERVED):
+    ours, theirs = _of_plan(planned), _of_plan(asked)
+    ours["shards"], theirs["shards"] = True, same_shards(planned.shards, asked.shards)
+    for found in _differences(ours, theirs, OBSERVED):
         raise PlanError(f"{store}: {_sentence(store, found, command)}, or choose another --out")
 
 
@@ -150,16 +153,22 @@ def _fields(identity: Identity) -> dict[str, Any]:
     return fields
 
 
-def _wherever(shards: Sequence[PlannedShard]) -> list[PlannedShard]:
-    """Shards without where their files lie, which plans of before do not say."""
-    return [msgspec.structs.replace(s, source=None) for s in shards]
+def same_shards(a: Sequence[PlannedShard], b: Sequence[PlannedShard]) -> bool:
+    """Whether shards are the same but for where their files lie, which plans of before do not say."""
+    if isinstance(a, Pages) and a == b:
+        return True
+    return len(a) == len(b) and all(map(_same, a, b))
+
+
+def _same(a: PlannedShard, b: PlannedShard) -> bool:
+    return a == b or a == msgspec.structs.replace(b, source=a.source)
 
 
 def _of_plan(plan: Plan) -> dict[str, Any]:
     """What its user chose, and where its rows come from; that decides all else."""
     fields = {**_fields(plan.identity), "shard_rows": plan.shard_rows}
     books = sorted(f.sha256 for name, f in plan.files.items() if name.startswith(f"{FOLDER}/"))
-    fields |= {"dictionaries": books, "shards": _wherever(plan.shards)}
+    fields["dictionaries"] = books
     if (made := plan.provenance) is None:
         return fields
     sources = [f"{s.name} ({s.rows:,} rows, {s.content_digest[:12]}…)" for s in made.sources]

@@ -13,6 +13,7 @@ from softlabels.core.progress import Reporter
 from softlabels.format.encoding import FindDictionary
 from softlabels.format.files import Address
 from softlabels.format.manifest import Manifest, Plan, PlannedShard, Statistics
+from softlabels.format.pages import positions_of
 from softlabels.making.commit import Reused, recorded
 from softlabels.making.dictionary import ShardDictionary
 from softlabels.making.job import begin, carry_out
@@ -172,7 +173,7 @@ class PlaceSite:
         shards, work = len(plan.shards), _JobWork(job, plan, self._mirror, report)
         begin = None if share is None else share.of(shards).start
         claims = PlaceClaims(self._mirror.place, shards, first=work.first, begin=begin)
-        report.stage(job.stage, sum(s.positions for s in plan.shards), "positions")
+        report.stage(job.stage, positions_of(plan.shards), "positions")
         try:
             writer = Writer[Written](report.notice)
             PlaceBuilder(self._mirror.place, plan, work, report, claims, writer, known=known).run()

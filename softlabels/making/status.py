@@ -14,6 +14,7 @@ from pathlib import Path
 from softlabels.core.durable import explained
 from softlabels.errors import FormatError
 from softlabels.format.manifest import MANIFEST, Plan
+from softlabels.format.pages import column
 from softlabels.making.claims import EXPIRY, Sighting, sightings
 from softlabels.making.leases import cut
 from softlabels.making.plan import read_plan
@@ -86,7 +87,7 @@ def status_of(store: Path) -> Status:
         for c in claims
         if not complete and c.index in leases and not _made(leases[c.index], times)
     )
-    sizes = {s.index: s.positions for s in plan.shards}
+    sizes = dict(enumerate(column(plan.shards, "positions").tolist()))
     positions, done = sum(sizes.values()), sum(sizes[i] for i in times)
     rate = None if complete else _rate(times, sizes)
     left = None

@@ -94,7 +94,7 @@ def read_vouched(files: StoreFiles, demand: Demand | None = None) -> Vouched:
     """
     demand = demand or Demand()
     data = read_manifest_bytes(files)
-    manifest = parse_manifest(data, files.root)
+    manifest = parse_manifest(data, files)
     key = None if demand.key is None else PublicKey(Path(demand.key))
     if key is not None:
         key.check(files, data)

@@ -9,8 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
-
 from softlabels.codecs import CODECS, make_codec
 from softlabels.core.kept import BUILT_IN
 from softlabels.core.registry import Registry, name_of
@@ -26,6 +24,7 @@ from softlabels.format.files import Address, Recorded, StoreFiles
 from softlabels.format.identity import PACKED_ARRAYS, Identity
 from softlabels.format.inputs import Inputs
 from softlabels.format.manifest import Manifest, ShardRecord, Statistics
+from softlabels.format.pages import Pages, starts_of
 from softlabels.format.part import Part, part_manifest
 from softlabels.format.pictures import open_views
 from softlabels.format.shard import Reading, Shard, StoredRow
@@ -71,7 +70,7 @@ class Store:
         self.inputs = None if manifest.identity.encoding.has_inputs else inputs
         self.images = images
         self._dropped: dict[int, Dropped] = {}
-        self._starts = np.array([s.start_row for s in self.manifest.shards], np.int64)
+        self._starts = starts_of(self.manifest.shards)
         self._cache: OrderedDict[int, Shard] = OrderedDict()
         self._cached_shards = cached_shards
         self._last = -1
@@ -122,8 +121,7 @@ class Store:
         """
         if not 0 <= row < len(self):
             raise IndexError(f"{self.path}: row {row} is outside 0..{len(self) - 1}")
-        shard = int(np.searchsorted(self._starts, row, side="right")) - 1
-        return shard, row - int(self._starts[shard])
+        return self._starts.find(row)
 
     def shard(self, index: int) -> Shard:
         """Decode shard `index`, or take it from the cache."""
@@ -187,7 +185,7 @@ class Store:
 
     def ahead(self, shards: Sequence[int]) -> None:
         """These shards, and no others, are read next; of a remote store they are fetched meanwhile."""
-        self.files.ahead([_recorded(self.manifest.shards[i]) for i in shards])
+        self.files.ahead(_recorded(self.manifest.shards[i]) for i in shards)
 
     def give_up(self) -> None:
         """Of a remote store: reads fail where they would wait for the network, until `go_on`.
@@ -278,7 +276,8 @@ def open_store(
         view: the earlier name of `vocab`.
 
     The manifest is read and checked, and in a folder every shard must be present at its recorded size; contents are
-    checked as they are read (`softlabels verify` checks all at once). Of an address no more is fetched than is read.
+    checked as they are read (`softlabels verify` checks all at once). Of an address no more is fetched than is read;
+    of a store whose shards lie in pages, in a folder too, a shard is looked at when it is read.
 
     Raises:
         FormatError: not a store, unfinished, malformed or of a newer major version.
@@ -308,8 +307,9 @@ def open_store(
         images=views,
         vouched=vouched,
     )
-    for shard in store.manifest.shards:
-        files.check_present(_recorded(shard))
+    if not isinstance(store.manifest.shards, Pages):
+        for shard in store.manifest.shards:
+            files.check_present(_recorded(shard))
     return store
 
 

@@ -64,8 +64,9 @@ def sign_store(
     except Exception as e:  # OSError, ValueError, TypeError, AttributeError, UnsupportedAlgorithm …
         raise bad_key(key, "private", e) from e
     refuse_part(store)
-    data = read_manifest_bytes(LocalFiles(store))
-    manifest = parse_manifest(data, store)
+    files = LocalFiles(store)
+    data = read_manifest_bytes(files)
+    manifest = parse_manifest(data, files)
     sweep(store)  # what a process that died while it signed has left would count as a problem
     report = verify_store(store)
     if report.problems:

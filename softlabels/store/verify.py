@@ -5,7 +5,7 @@ Of a part, the figures of its unsigned `part.json` are counted again from its sh
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,12 +14,14 @@ from softlabels.core.durable import TEMPORARY
 from softlabels.core.progress import Reporter, Silent
 from softlabels.errors import SoftLabelsError
 from softlabels.format.files import Recorded, StoreFiles
-from softlabels.format.manifest import MANIFEST, SIGNATURE
+from softlabels.format.manifest import MANIFEST, SIGNATURE, ShardRecord
+from softlabels.format.pages import chunks, pages_of
 from softlabels.format.part import PART, Counting
 from softlabels.making.finish import MADE
 from softlabels.making.plan import PLAN
 from softlabels.making.quarantine import QUARANTINE
 from softlabels.store.demand import Demand, Vouched, read_vouched
+from softlabels.store.known import KnownNames
 from softlabels.store.reader import Store
 from softlabels.store.remote.cache import CacheOptions
 from softlabels.store.remote.files import files_of
@@ -75,11 +77,7 @@ def verify_store(
     store = Store(source, manifest, part=part, cached_shards=1)
     problems: list[str] = []
     files = size = rows = positions = 0
-    known = {MANIFEST, PLAN, SIGNATURE}
-    if part is not None:
-        known |= {PART, *(s.name for s in manifest.shards)}  # more of them may have been pulled
-        known |= {commit_name(i) for i in range(len(manifest.shards))}
-
+    known = KnownNames([MANIFEST, PLAN, SIGNATURE])
     for name, record in manifest.files.items():
         known.add(name)
         again = f"; `softlabels repair {path}` makes it again" if name in MADE else ""
@@ -89,40 +87,60 @@ def verify_store(
     plan = None
     with _noted(problems):
         plan = read_plan_record(source)
+    for page in pages_of(None if plan is None else plan.shards, manifest.shards):
+        known.add(page.name)
+        files, size = files + 1, size + page.bytes  # and read below
+    for chunk in chunks(() if plan is None else plan.shards):
+        with _noted(problems):
+            chunk.read()
 
     counting, progress = Counting(), reporter or Silent()
     progress.stage("verify", len(store.manifest.shards), "shards")
-    numbers = range(len(manifest.shards)) if part is None else part.shards
-    for i, (number, shard) in enumerate(zip(numbers, store.manifest.shards, strict=True)):
-        commit = commit_name(number)
-        known |= {shard.name, commit}
+    names = KnownNames()
+    if part is not None:
+        known.add(PART)
+        for i, shard in enumerate(manifest.shards):  # more of them may have been pulled
+            known.add(shard.name)
+            known.add(commit_name(i))
+    for chunk in chunks(store.manifest.shards):
+        shards: Sequence[ShardRecord] = ()
         with _noted(problems):
-            check_commit(read_beside(source, commit), plan, shard.sha256, root / commit)
-            if deep:
-                content, statistics = store.read_counted(i)
-                content.targets.validate(where=str(root / shard.name))
-                counting.add(content, statistics)
-            else:
-                source.checked(Recorded(shard.name, shard.sha256, shard.bytes))
-            files, size = files + 1, size + shard.bytes
-            rows, positions = rows + shard.rows, positions + shard.positions
-        progress.advance(1)
+            shards = chunk.read()
+        for i, shard in enumerate(shards, chunk.first):
+            commit = commit_name(i if part is None else part.shards[i])
+            names.add(shard.name)
+            known.add(shard.name)
+            known.add(commit)
+            with _noted(problems):
+                check_commit(read_beside(source, commit), plan, shard.sha256, root / commit)
+                if deep:
+                    content, statistics = store.read_counted(i)
+                    content.targets.validate(where=str(root / shard.name))
+                    counting.add(content, statistics)
+                else:
+                    source.checked(Recorded(shard.name, shard.sha256, shard.bytes))
+                files, size = files + 1, size + shard.bytes
+                rows, positions = rows + shard.rows, positions + shard.positions
+            progress.advance(1)
+    if names.repeated():
+        problems.append(f"{root / MANIFEST}: {names.repeated()} shards have the name of another")
     corpus = store.manifest.identity.corpus
     if deep and not problems:
         if part is not None:
             problems += counting.differences(part, where=root / PART)
         elif counting.fingerprint != corpus.fingerprint:
             problems.append(f"{root / MANIFEST}: the rows are not those of the corpus fingerprint")
-    names = source.names()
-    problems += _strangers(source, names or [], known)
+    listing = source.names()
+    strangers, quarantine = _strangers(source, listing or (), known)
+    problems += strangers
     return Report(
         files=files + 1,
         bytes=size,
         rows=rows,
         positions=positions,
         problems=problems,
-        quarantine=[n for n in names or [] if n.startswith(f"{QUARANTINE}/")],
-        listed=names is not None,
+        quarantine=quarantine,
+        listed=listing is not None,
         vouched=vouched,
     )
 
@@ -136,17 +154,21 @@ def _noted(problems: list[str], way_out: str = "") -> Iterator[None]:
         problems.append(f"{e}{way_out}")
 
 
-def _strangers(source: StoreFiles, names: list[str], known: set[str]) -> list[str]:
-    """Files of the store that no record names."""
-    found = []
-    for name in names:
+def _strangers(
+    source: StoreFiles, names: Iterable[str], known: KnownNames
+) -> tuple[list[str], list[str]]:
+    """A sentence for each file that no record names, and the names of those that were moved aside."""
+    found, aside = [], []
+    for name in sorted(known.strangers(names)):
         file = source.root / name
         if name.rpartition("/")[2].startswith(TEMPORARY):
             found.append(
                 f"{file}: left by a builder that died; run the same command again, which removes it"
             )
-        elif name not in known and not name.startswith(f"{QUARANTINE}/"):
+        elif name.startswith(f"{QUARANTINE}/"):
+            aside.append(name)
+        else:
             found.append(
                 f"{file}: no record of the store names it; look at it, and move it to where it belongs"
             )
-    return found
+    return found, aside

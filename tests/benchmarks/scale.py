@@ -7,7 +7,8 @@ Nothing is run. Each figure below says where it is from; change one and the tabl
 
 from __future__ import annotations
 
-from softlabels.builder.shard_size import DOUBT, FIT, LARGEST, ROWS
+from softlabels.builder.shard_size import chosen_rows
+from softlabels.format.pages import PAGED_ABOVE
 
 SEQ_LEN = 512
 TOKENS = (10**9, 10**10, 10**11, 10**12)
@@ -23,6 +24,8 @@ TOKENISED = 413_000
 """Tokens that a core plans in a second, with a tokenizer of 49,152 ids."""
 OWN = 2.2e-3
 """CPU seconds of a builder's own for a shard (python -m tests.benchmarks.builders)."""
+PLANNED = (480, 37)
+"""Bytes of a plan for a shard, at most (tests/test_shard_size.py), and in pages (python -m tests.benchmarks.pages)."""
 OF_SHARE = 1.3
 """Shards that a rank reads, at most, of those that are its share."""
 
@@ -45,8 +48,7 @@ GB_MONTH, MILLION_PUTS = 0.023, 5.0
 
 def shard_rows(tokens: float) -> int:
     """What a build chooses (`softlabels/builder/shard_size.py`)."""
-    least = -(-round(tokens / SEQ_LEN * DOUBT) // FIT)
-    return max(ROWS, -(-least // ROWS) * ROWS)
+    return chosen_rows(round(tokens / SEQ_LEN))
 
 
 def power(tokens: float) -> str:
@@ -63,10 +65,10 @@ def store_table() -> list[str]:
     for tokens in TOKENS:
         rows = shard_rows(tokens)
         shards = -(-tokens // (SEQ_LEN * rows))
-        size = tokens * BYTES
+        size, plan = tokens * BYTES, shards * PLANNED[shards > PAGED_ABOVE]
         lines.append(
             f"| {power(tokens)} | {size / 1e9:,.0f} GB | ${size / 1e9 * GB_MONTH:,.2f} | {rows:,} | {shards:,} | "
-            f"{size / shards / 1e6:,.1f} | {shards * LARGEST / 1e6:.1f} MB | {shards * REQUESTS:,} | "
+            f"{size / shards / 1e6:,.1f} | {plan / 1e6:.1f} MB | {shards * REQUESTS:,} | "
             f"${shards * REQUESTS / 1e6 * MILLION_PUTS:.2f} |"
         )
     return lines

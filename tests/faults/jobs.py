@@ -106,6 +106,35 @@ def ground_store() -> None:
 
 
 @job
+def ground_paged() -> None:
+    """One store, in pages."""
+    _in_pages()
+    ground_store()
+
+
+def _in_pages() -> None:
+    """Have every store of this process in pages, of a shard each."""
+    from softlabels.format import pages
+
+    pages.PAGED_ABOVE = pages.PAGE_SHARDS = 1
+
+
+@job
+def ground_torn_page() -> None:
+    """A store of which a page of the manifest is torn."""
+    ground_paged()
+    page = sorted(Path("a/pages").glob("manifest-*"))[1]
+    page.write_bytes(page.read_bytes()[:-1])
+
+
+@job
+def ground_paged_address() -> None:
+    """A store in pages, which is at an address, too."""
+    ground_paged()
+    _upload()
+
+
+@job
 def ground_dense() -> None:
     """A store of whole distributions."""
     from tests.fakes import build_tiny
@@ -310,6 +339,13 @@ def _empty_bucket() -> None:
 command("init", "init --teacher fake:0 --corpus book.txt --disk-gb 1 --out out")
 command("build", f"{BUILD} --corpus text:text/*.txt --licence CC-BY-4.0")
 command("build_zarr", f"{BUILD} --corpus text:text/*.txt --container zarr")
+
+
+@job
+def build_pages() -> None:
+    """A build whose plan and manifest are in pages."""
+    _in_pages()
+    run_softlabels(f"{BUILD} --corpus text:text/*.txt")
 
 
 @job

@@ -105,6 +105,7 @@ WRITERS: dict[str, Writer] = {
         Writer(name="init", ground="ground_book", job="init", once=True),
         Writer(name="build", ground="ground_text", job="build"),
         Writer(name="build, Zarr", ground="ground_text", job="build_zarr"),
+        Writer(name="build, in pages", ground="ground_text", job="build_pages"),
         Writer(name="build, with a dictionary", ground="ground_text", job="build_dictionary"),
         Writer(name="build, beside another", ground="ground_text", job="build", beside=True),
         Writer(
@@ -155,6 +156,13 @@ WRITERS: dict[str, Writer] = {
             exits=1,
             says="1 shards must be built",
         ),
+        Writer(
+            name="repair, in pages",
+            ground="ground_torn_page",
+            job="repair",
+            may_change=("a/manifest.json", "a/README.md", "a/pages/manifest-00001-*"),
+            may_go=("a/manifest.json", "a/pages/manifest-00001-*"),
+        ),
         Writer(name="sign", ground="ground_keys", job="sign"),
         Writer(
             name="card",
@@ -171,6 +179,8 @@ WRITERS: dict[str, Writer] = {
         Writer(name="states of a teacher", ground="ground_store", job="states"),
         Writer(name="report of a store", ground="ground_store", job="store_report"),
         Writer(name="push", ground="ground_store", job="push", remote=True),
+        Writer(name="push, in pages", ground="ground_paged", job="push", remote=True),
+        Writer(name="pull, in pages", ground="ground_paged_address", job="pull", remote=True),
         Writer(name="pull", ground="ground_address", job="pull", remote=True),
         Writer(
             name="pull, growing",

@@ -27,6 +27,7 @@ from softlabels.store.remote.pull import pull
 from softlabels.store.remote.push import probe, push
 from softlabels.store.verify import verify_store
 from tests.fakes import build_tiny, write_corpus
+from tests.fixtures.make import small_pages
 from tests.store.made_up import files_of, reseal
 from tests.store.s3 import Proxy, delete, environment, get, put, s3_server
 
@@ -455,3 +456,61 @@ def test_the_commands(made, url, proxy, tmp_path):
     )
     assert run(main, ["pull", str(made), str(tmp_path / "c")]).exit_code == 2
     assert run(main, ["verify", str(tmp_path / "b")]).exit_code == 0
+
+
+# -- a store in pages -------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def paged(tmp_path_factory) -> Path:
+    """As `made`, in pages of four shards. Read only."""
+    folder = tmp_path_factory.mktemp("paged")
+    corpus = write_corpus(folder / "text", documents=4)
+    with small_pages(4):
+        build_tiny(folder / "store", corpus, shard_rows=4, limit_rows=40, licence="CC-BY-4.0")
+    return folder / "store"
+
+
+def test_pages_travel_with_the_store(paged, url, proxy, tmp_path):
+    push(paged, url)
+    names = [r.rpartition("/")[2] for r in proxy.requests if r.startswith("PUT")]
+    assert sum(n.startswith(("plan-", "manifest-")) for n in names) == 6
+    assert names[-1] == MANIFEST
+    proxy.requests.clear()
+    store = open_store(url)
+    assert store.row(21).targets.n
+    read = [r for r in proxy.requests if "pages/" in r]
+    assert len(read) == 1, "the one that the row is in"
+    pull(url, tmp_path / "whole")
+    assert files_of(tmp_path / "whole") == files_of(paged)
+    assert verify_store(tmp_path / "whole").problems == []
+    assert pull(url, tmp_path / "whole").files_moved == 0
+
+
+def test_a_part_of_a_store_in_pages_grows(paged, url, proxy, tmp_path):
+    push(paged, url)
+    done = pull(url, tmp_path / "part", rows=10)
+    assert (done.shards, done.of) == (3, 10)
+    assert verify_store(tmp_path / "part").problems == []
+    assert len(list(open_store(tmp_path / "part"))) == 12
+    pull(url, tmp_path / "part")
+    assert files_of(tmp_path / "part") == files_of(paged)
+
+
+@pytest.mark.parametrize("stem", ["manifest-00001", "plan-00002", "train-00005"])
+def test_a_pull_of_pages_that_broke_off_goes_on(paged, url, proxy, tmp_path, stem, monkeypatch):
+    push(paged, url)
+    real = pulling._Receiver._bring
+
+    def bring(self, file):
+        if stem in file.name:
+            raise OSError("the network is gone")
+        real(self, file)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pulling._Receiver, "_bring", bring)
+        with pytest.raises(OSError, match="the network is gone"):
+            pull(url, tmp_path / "s")
+    assert not (tmp_path / "s" / MANIFEST).exists()
+    pull(url, tmp_path / "s")
+    assert files_of(tmp_path / "s") == files_of(paged)

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from softlabels.errors import ConfigError, RunError
+from softlabels.format.pages import column
 from softlabels.store.reader import Store, open_store
 from trainers.data.batch import Batch, collate
 from trainers.data.blocks import BlockReader
@@ -339,7 +340,10 @@ def orders_of(
     seen: list[str] = []
     block = block_parts(lanes, block_shards)
     for store in stores:
-        sizes, corpus = [s.rows for s in store.manifest.shards], store.manifest.identity.corpus
+        sizes, corpus = (
+            column(store.manifest.shards, "rows").tolist(),
+            store.manifest.identity.corpus,
+        )
         if order == "store":
             found.append(RowOrder(sizes, store.digest, seed, block_shards=block, shuffle=shuffle))
             continue

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import threading
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from concurrent.futures import CancelledError, Future
 from functools import partial
 from pathlib import Path
@@ -55,10 +55,9 @@ class RemoteFiles:
     def check_present(self, file: Recorded) -> None:
         """Nothing: what is missing is found when it is read, or by `softlabels verify`."""
 
-    def names(self) -> list[str] | None:
-        """The names of all files, sorted; a web server does not tell."""
-        found = self.client.list()
-        return None if found is None else sorted(found)
+    def names(self) -> Iterable[str] | None:
+        """The names of all files; a web server does not tell."""
+        return self.client.list()
 
     def checked(self, file: Recorded) -> bytes:
         """A file whose size and sha256 were found equal to the record's."""
@@ -130,8 +129,9 @@ class RemoteFiles:
             if self._stop.is_set():
                 self._stop = threading.Event()
 
-    def ahead(self, wanted: Sequence[Recorded]) -> None:
+    def ahead(self, wanted: Iterable[Recorded]) -> None:
         """Fetch these on threads, at most `FETCHERS` at a time and in this order; give up all others."""
+        wanted = list(wanted)
         digests = {f.sha256 for f in wanted}
         with self._lock:
             if self._stop.is_set():

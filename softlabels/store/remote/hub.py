@@ -25,6 +25,7 @@ from softlabels.errors import (
     first_line,
 )
 from softlabels.format.manifest import MANIFEST, SIGNATURE, Manifest, load_manifest
+from softlabels.format.pages import pages_of
 from softlabels.store.remote.addresses import hub_place
 from softlabels.store.remote.push import shareable
 from softlabels.store.remote.transfer import Transfer, check_grown, transferred
@@ -146,7 +147,10 @@ class _Repository:
         if self._prefix + MANIFEST not in self._there:
             return None
         path = self._api.hf_hub_download(filename=self._prefix + MANIFEST, **self._where)
-        return load_manifest(Path(path).parent)
+        manifest = load_manifest(Path(path).parent)
+        for page in pages_of(manifest.shards):
+            self._api.hf_hub_download(filename=self._prefix + page.name, **self._where)
+        return manifest
 
     def commit(self, names: Sequence[str], message: str) -> None:
         """Add files in one commit, on condition that nobody else has committed meanwhile."""

@@ -3,7 +3,8 @@
 The flow:
  1. read the manifest there, choose shards: those of the smallest digests first, so that a larger share contains
     a smaller one, and the same part is chosen by all who ask for it;
- 2. refuse a folder that holds anything else, and mark it as ours: the marker is the manifest of what is coming;
+ 2. refuse a folder that holds anything else, and mark it as ours: the marker is the manifest of what is coming, whose
+    pages follow, if it has any;
  3. fetch them, then the files beside them, each into a temporary file that gets its name when its digest is right;
     a file that broke off is gone on with;
  4. of a part: decode its shards, and write `part.json`;
@@ -34,7 +35,7 @@ from softlabels.core.records import (
     FORMAT,
     FORMAT_VERSION,
     canonical,
-    read_record,
+    read_record_file,
     seal,
     sha256_of,
 )
@@ -46,8 +47,11 @@ from softlabels.format.manifest import (
     Manifest,
     Plan,
     load_manifest,
+    parse_manifest,
 )
+from softlabels.format.pages import pages_of, recorded_page
 from softlabels.format.part import PART, Counting, Part
+from softlabels.making.pages import clear_pages, left_pages
 from softlabels.making.plan import PLAN
 from softlabels.store.demand import Demand, read_vouched
 from softlabels.store.reader import Store, check_known
@@ -154,8 +158,10 @@ def _check_folder(folder: Path, manifest: Manifest) -> None:
         check_grown(old, manifest, folder)
         ours |= _names_of(old)
     if (folder / MARKER).exists():
-        ours |= _names_of(read_record(folder / MARKER, Manifest))
+        ours |= _marked(folder)
+    ours |= {page.relative_to(folder).as_posix() for page in left_pages(folder)}
     recorded = {s.name: s.sha256 for s in manifest.shards}
+    recorded |= {page.name: page.sha256 for page in pages_of(manifest.shards)}
     recorded |= {name: record.sha256 for name, record in manifest.files.items()}
     for name in LocalFiles(folder).names() or []:
         last = name.rpartition("/")[2]
@@ -172,7 +178,17 @@ def _check_folder(folder: Path, manifest: Manifest) -> None:
 def _names_of(manifest: Manifest) -> set[str]:
     """All files of a store, and of a part of it."""
     names = {s.name for s in manifest.shards} | {*manifest.files, MANIFEST, PLAN, PART, SIGNATURE}
+    names |= {p.name for p in pages_of(manifest.shards)}
     return names | {commit_name(i) for i in range(len(manifest.shards))}
+
+
+def _marked(folder: Path) -> set[str]:
+    """The files of a pull that broke off."""
+    data = read_record_file(folder / MARKER)
+    manifest = parse_manifest(data, LocalFiles(folder), name=MARKER)
+    if any(not (folder / page.name).exists() for page in pages_of(manifest.shards)):
+        return {PLAN}  # shards come after all pages
+    return _names_of(manifest)
 
 
 def _mark(folder: Path, data: bytes) -> None:
@@ -193,12 +209,14 @@ class _Receiver:
     def receive(self, wanted: Sequence[int], report: Reporter) -> Transfer:
         """Bring these shards, and all that belongs to them; those that are there stay."""
         shards, plan = self._manifest.shards, read_plan_record(self._origin)
+        several(self._bring, map(recorded_page, pages_of(shards)))
         had = {i for i, s in enumerate(shards) if (self._folder / s.name).exists()}
         chosen = sorted(had | set(wanted))
         files = [Recorded(shards[i].name, shards[i].sha256, shards[i].bytes) for i in chosen]
         report.stage("pull", len(files), "shards")
         several(self._bring, files, report.advance)
         beside = [Recorded(n, r.sha256, r.bytes) for n, r in self._manifest.files.items()]
+        beside += map(recorded_page, pages_of(plan.shards))
         several(self._bring, beside)
         self._write(PLAN, read_beside(self._origin, PLAN))
         several(lambda i: self._bring_commit(i, plan), chosen)
@@ -213,6 +231,7 @@ class _Receiver:
         for name in () if old is None else old.files.keys() - self._manifest.files.keys():
             if old and _digest(self._folder / name) == old.files[name].sha256:
                 (self._folder / name).unlink(missing_ok=True)
+        clear_pages(self._folder, plan.shards, shards)
         return transferred(self._manifest, self._moved, part)
 
     def _bring(self, file: Recorded) -> None:

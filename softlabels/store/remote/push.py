@@ -23,9 +23,10 @@ from softlabels.core.records import RECORD_LIMIT
 from softlabels.errors import ConfigError, FormatError, IntegrityError, RemoteError, StoreError
 from softlabels.format.files import LocalFiles
 from softlabels.format.manifest import MANIFEST, SIGNATURE, Manifest, load_manifest, read_manifest
+from softlabels.format.pages import pages_of
 from softlabels.format.part import refuse_part
 from softlabels.making.licences import require_spdx
-from softlabels.making.plan import PLAN
+from softlabels.making.plan import PLAN, read_plan
 from softlabels.store.remote.addresses import writable
 from softlabels.store.remote.client import Client
 from softlabels.store.remote.files import RemoteFiles
@@ -56,7 +57,9 @@ def shareable(store: Path) -> tuple[Manifest, list[str]]:
     problems = verify_store(store, deep=False).problems
     if problems:
         raise IntegrityError(f"{problems[0]} ({len(problems)} problems in all; nothing was sent)")
-    beside = [*manifest.files, PLAN, *(commit_name(i) for i in range(len(manifest.shards)))]
+    pages = [p.name for p in pages_of(read_plan(store).shards, manifest.shards)]
+    commits = (commit_name(i) for i in range(len(manifest.shards)))
+    beside = [*manifest.files, *pages, PLAN, *commits]
     return manifest, beside + ([SIGNATURE] if (store / SIGNATURE).exists() else [])
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
+from itertools import islice
 from typing import TypeVar
 
 import msgspec
@@ -14,10 +15,12 @@ from softlabels.errors import IntegrityError
 from softlabels.format.files import StoreFiles
 from softlabels.format.manifest import Commit, Manifest, Plan
 from softlabels.format.part import Part, part_digest
-from softlabels.making.plan import PLAN
+from softlabels.making.plan import PLAN, opened_plan
 
 AT_ONCE = 8
 """Files that travel at the same time."""
+SUBMITTED = 4096
+"""Files that are waited for together: each takes a kB of memory."""
 
 T = TypeVar("T")
 
@@ -42,15 +45,14 @@ class Transfer:
 
 def transferred(manifest: Manifest, moved: Mapping[str, int], part: Part | None = None) -> Transfer:
     """What was done, of the bytes of each file that travelled; of a part which shards are there now."""
-    shards = manifest.shards if part is None else [manifest.shards[i] for i in part.shards]
     return Transfer(
         digest=part_digest(manifest, part),
-        shards=len(shards),
+        shards=len(manifest.shards if part is None else part.shards),
         of=len(manifest.shards),
-        shards_moved=sum(shard.name in moved for shard in shards),
+        shards_moved=sum(shard.name in moved for shard in manifest.shards),
         files_moved=len(moved),
         bytes_moved=sum(moved.values()),
-        rows=sum(shard.rows for shard in shards),
+        rows=manifest.rows if part is None else part.corpus.rows,
     )
 
 
@@ -89,7 +91,8 @@ def read_beside(source: StoreFiles, name: str) -> bytes:
 
 def read_plan_record(source: StoreFiles) -> Plan:
     """The plan of a finished store; `IntegrityError` if it is missing or altered."""
-    return parse_record(read_beside(source, PLAN), Plan, where=source.root / PLAN)
+    plan = parse_record(read_beside(source, PLAN), Plan, where=source.root / PLAN)
+    return opened_plan(plan, source)
 
 
 def check_commit(data: bytes, plan: Plan | None, sha256: str, where: object) -> None:
@@ -100,14 +103,16 @@ def check_commit(data: bytes, plan: Plan | None, sha256: str, where: object) -> 
 
 
 def several(
-    work: Callable[[T], None], items: Sequence[T], advance: Callable[[int], None] | None = None
+    work: Callable[[T], None], items: Iterable[T], advance: Callable[[int], None] | None = None
 ) -> None:
     """Do work on items, some at a time; `advance` hears of each that is done. After an error no other is begun."""
     with ThreadPoolExecutor(AT_ONCE, thread_name_prefix="softlabels-transfer") as pool:
+        source = iter(items)
         try:
-            for future in as_completed([pool.submit(work, item) for item in items]):
-                future.result()
-                if advance is not None:
-                    advance(1)
+            while some := list(islice(source, SUBMITTED)):
+                for future in as_completed([pool.submit(work, item) for item in some]):
+                    future.result()
+                    if advance is not None:
+                        advance(1)
         finally:
             pool.shutdown(cancel_futures=True)
