@@ -17,7 +17,7 @@ import pytest
 from softlabels import open_store
 from softlabels.algebra.convert import convert
 from softlabels.cli.main import main as softlabels_main
-from softlabels.core.records import FORMAT_VERSION
+from softlabels.core.records import FORMAT_VERSION, PAGED_VERSION
 from tests.blocks import to_run
 from tests.fakes import build_tiny, write_corpus
 from trainers.cli import main as softtrain_main
@@ -165,7 +165,7 @@ def test_schema_refuses(stores, where, value):
 
 def test_schema_allows_what_a_later_minor_version_adds(stores):
     manifest = json.loads((stores["topk"] / "manifest.json").read_text(encoding="utf-8"))
-    manifest["version"] = "1.7"
+    manifest["version"] = "1.8"
     manifest["news"] = manifest["identity"]["news"] = {"a": 1}
     _validate(manifest, "Manifest")
 
@@ -174,7 +174,8 @@ def test_schema_allows_what_a_later_minor_version_adds(stores):
 
 
 def test_format_page_names_its_version():
-    assert FORMAT_MD.splitlines()[0].endswith(f"format {FORMAT_VERSION}")
+    assert FORMAT_MD.splitlines()[0].endswith(f"format {PAGED_VERSION}")
+    assert FORMAT_VERSION < PAGED_VERSION  # of stores without pages
 
 
 def test_format_page_names_every_column_and_only_those(stores):
