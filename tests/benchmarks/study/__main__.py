@@ -4,7 +4,7 @@
     python -m tests.benchmarks.study --out study-out --text rust=/usr/share/doc/rust-doc/html …
     python -m tests.benchmarks.study --out study-small --small-vocabulary --epochs 4 --texts rust …
 
-A folder is of one vocabulary and one number of epochs.
+A folder is of one vocabulary, one number of epochs and one of lanes.
 
 Every arm of a text and seed starts from the same weights and reads the same rows in the same order (--order corpus).
 Cells are trained until the time is up; the same command goes on. After each run the tables (study.md), the curves
@@ -70,6 +70,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--small-vocabulary", action="store_true", help="the text's ids; one text")
     parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--lanes", type=int, default=8, help="of the order of rows")
     parser.add_argument("--rows", type=int, default=300, help="of 256 tokens, to learn from")
     parser.add_argument("--heldout-rows", type=int, default=60)
     parser.add_argument("--dense", action="store_true", help="KL over the whole vocabulary, too")
@@ -95,6 +96,7 @@ def main() -> None:
         rows=args.rows,
         heldout_rows=args.heldout_rows,
         epochs=args.epochs,
+        lanes=args.lanes,
         dense=args.dense,
     )
     begin = time.monotonic()

@@ -56,6 +56,8 @@ class Study:
     rows: int
     heldout_rows: int
     epochs: int
+    lanes: int
+    """Of the order of rows (`--lanes`); cells are compared with those of the same."""
     dense: bool = False
     """Whether students are also compared over the whole vocabulary, which takes longer than the rest of a cell."""
 
@@ -134,7 +136,16 @@ def train(study: Study, cell: Cell) -> dict[str, Any]:
     begin = time.perf_counter()
     tool(
         *("trainers", "run", "--store", store, "--student", made, "--out", run, "--order"),
-        *("corpus", "--seed", cell.seed, "--temperature", cell.temperature, "--steps"),
+        *(
+            "corpus",
+            "--lanes",
+            study.lanes,
+            "--seed",
+            cell.seed,
+            "--temperature",
+            cell.temperature,
+            "--steps",
+        ),
         *(steps * study.epochs, "--batch-size", BATCH, "--lr", LR[cell.student], *flags),
         *("--checkpoint-every", steps, "--keep-last", 1, "--resume"),
     )
@@ -151,6 +162,7 @@ def train(study: Study, cell: Cell) -> dict[str, Any]:
         "found": found,
         "bytes_per_position": None if arm.full or arm.hard else figures.bytes_per_position,
         "seconds": seconds,
+        "lanes": study.lanes,
     }
     shutil.copy(run / "metrics.jsonl", folder)
     (folder / RESULT).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")

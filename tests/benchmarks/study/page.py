@@ -17,24 +17,27 @@ Result = dict[str, Any]
 
 
 def shares(results: Sequence[Result]) -> list[Result]:
-    """Each cell with `share`: (hard - arm) / (hard - full) in held-out NLL, of the same text, student and seed.
+    """Each cell with `share`: (hard - arm) / (hard - full) in held-out NLL, of the same text, student, seed and rows.
 
     A cell whose hard or full one is missing has None.
     """
     anchors: dict[tuple[Any, ...], float] = {}
     for r in results:
         if r["arm"] in (HARD.name, FULL.name):
-            anchors[(r["text"], r["student"], r["seed"], r["arm"], *_setting(r))] = r["found"][
-                "nll"
-            ]
+            anchors[(*_rows(r), r["arm"], *_setting(r))] = r["found"]["nll"]
     out = []
     for r in results:
-        key = (r["text"], r["student"], r["seed"])
+        key = _rows(r)
         hard = anchors.get((*key, HARD.name))
         full = anchors.get((*key, FULL.name, r["temperature"], 1.0))
         known = hard is not None and full is not None
         out.append({**r, "share": (hard - r["found"]["nll"]) / (hard - full) if known else None})
     return out
+
+
+def _rows(result: Result) -> tuple[Any, ...]:
+    """What must be the same for the rows to be: cells of before there were lanes have one."""
+    return (result["text"], result["student"], result["seed"], result.get("lanes", 1))
 
 
 def _setting(result: Result) -> tuple[float, ...]:
