@@ -4,7 +4,7 @@
     python -m tests.benchmarks.study --out study-out --text rust=/usr/share/doc/rust-doc/html …
     python -m tests.benchmarks.study --out study-small --small-vocabulary --epochs 4 --texts rust …
 
-A folder is of one vocabulary, one number of epochs and one of lanes.
+A folder is of one vocabulary, one number of epochs and of lanes, one rate of learning.
 
 Every arm of a text and seed starts from the same weights and reads the same rows in the same order (--order corpus).
 Cells are trained until the time is up; the same command goes on. After each run the tables (study.md), the curves
@@ -71,6 +71,9 @@ def main() -> None:
     parser.add_argument("--small-vocabulary", action="store_true", help="the text's ids; one text")
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--lanes", type=int, default=8, help="of the order of rows")
+    parser.add_argument(
+        "--rate", type=float, default=1.0, help="of learning, in parts of the usual"
+    )
     parser.add_argument("--rows", type=int, default=300, help="of 256 tokens, to learn from")
     parser.add_argument("--heldout-rows", type=int, default=60)
     parser.add_argument("--dense", action="store_true", help="KL over the whole vocabulary, too")
@@ -97,6 +100,7 @@ def main() -> None:
         heldout_rows=args.heldout_rows,
         epochs=args.epochs,
         lanes=args.lanes,
+        rate=args.rate,
         dense=args.dense,
     )
     begin = time.monotonic()

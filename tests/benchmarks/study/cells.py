@@ -58,6 +58,8 @@ class Study:
     epochs: int
     lanes: int
     """Of the order of rows (`--lanes`); cells are compared with those of the same."""
+    rate: float = 1.0
+    """Of learning, in parts of `LR`."""
     dense: bool = False
     """Whether students are also compared over the whole vocabulary, which takes longer than the rest of a cell."""
 
@@ -146,7 +148,14 @@ def train(study: Study, cell: Cell) -> dict[str, Any]:
             cell.temperature,
             "--steps",
         ),
-        *(steps * study.epochs, "--batch-size", BATCH, "--lr", LR[cell.student], *flags),
+        *(
+            steps * study.epochs,
+            "--batch-size",
+            BATCH,
+            "--lr",
+            study.rate * LR[cell.student],
+            *flags,
+        ),
         *("--checkpoint-every", steps, "--keep-last", 1, "--resume"),
     )
     seconds = time.perf_counter() - begin
