@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -202,6 +203,8 @@ class SelectingTeacher(Teacher):
         self.tokenizer, self.record = found.tokenizer, found.record
         self.second_path = second_path(found.model, found.record.dtype)
         self.context = found.context
+        self._engine: Any = None
+        self._wanted: Wanted | None = None
 
     def logits(self, rows: Sequence[Any]) -> Iterator[Tensor]:
         """Refused: they never leave the engine.
@@ -248,6 +251,25 @@ class SelectingTeacher(Teacher):
         self, segments: Sequence[Segment], asked: Sequence[dict[str, Any]], job: Job
     ) -> list[Tensor]:
         """Of each segment the words of what was kept (`wire.py`); an error of the engine is told by `running`."""
+
+    def _engine_of(self, job: Job) -> Any:
+        """The engine that keeps this; one that keeps something else is stopped first."""
+        wanted = self._wanted_of(job)
+        if self._engine is None or wanted != self._wanted:
+            if self._engine is not None:
+                self._stop()
+                self._engine = None
+                gc.collect()
+            self._engine = self._start(wanted)
+            self._wanted = wanted
+        return self._engine
+
+    @abstractmethod
+    def _start(self, wanted: Wanted) -> Any:
+        """An engine that keeps this."""
+
+    def _stop(self) -> None:
+        """End the engine, where letting go of it is not enough."""
 
     def _wanted_of(self, job: Job) -> Wanted:
         return Wanted.of(

@@ -80,11 +80,6 @@ class SglangTeacher(SelectingTeacher):
 
     _found: Sglang
 
-    def __init__(self, found: Sglang) -> None:
-        super().__init__(found)
-        self._engine: Any = None
-        self._wanted: Wanted | None = None
-
     def _answers(
         self, segments: Sequence[Segment], asked: Sequence[dict[str, Any]], job: Job
     ) -> list[Tensor]:
@@ -112,17 +107,12 @@ class SglangTeacher(SelectingTeacher):
             )
         return torch.from_numpy(words[0])
 
-    def _engine_of(self, job: Job) -> Any:
-        """The engine that keeps this; another one is stopped first."""
-        wanted = self._wanted_of(job)
-        if self._engine is None or wanted != self._wanted:
-            if self._engine is not None:
-                self._engine.shutdown()
-                self._engine = None
-            with capturing(wanted):
-                self._engine = self._found.start()
-            self._wanted = wanted
-        return self._engine
+    def _start(self, wanted: Wanted) -> Any:
+        with capturing(wanted):
+            return self._found.start()
+
+    def _stop(self) -> None:
+        self._engine.shutdown()
 
 
 def module_of(arguments: Arguments) -> tuple[Any, str]:

@@ -6,7 +6,6 @@ document may fill the context. What comes back is a few numbers a position, not 
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -26,11 +25,6 @@ class VllmPools(SelectingTeacher):
 
     _found: Vllm
 
-    def __init__(self, found: Vllm) -> None:
-        super().__init__(found)
-        self._engine: Any = None
-        self._wanted: Wanted | None = None
-
     def _answers(
         self, segments: Sequence[Segment], asked: Sequence[dict[str, Any]], job: Job
     ) -> list[Tensor]:
@@ -42,16 +36,9 @@ class VllmPools(SelectingTeacher):
             self._found.check_answer(answer, segment)
         return [answer.outputs.data for answer in answers]
 
-    def _engine_of(self, job: Job) -> Any:
-        """The engine that keeps this; another one is stopped first."""
-        wanted = self._wanted_of(job)
-        if self._engine is None or wanted != self._wanted:
-            self._engine = None
-            gc.collect()
-            with capturing(wanted):
-                self._engine = self._found.start(runner="pooling")
-            self._wanted = wanted
-        return self._engine
+    def _start(self, wanted: Wanted) -> Any:
+        with capturing(wanted):
+            return self._found.start(runner="pooling")
 
 
 def prompts_of(segments: Sequence[Segment]) -> list[dict[str, list[int]]]:

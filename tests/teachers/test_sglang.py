@@ -14,7 +14,6 @@ from enum import Enum
 from typing import Any, ClassVar
 
 import msgspec
-import numpy as np
 import pytest
 import torch
 
@@ -24,6 +23,7 @@ from softlabels.capture.sglang_hook import TARGET, VARIABLE, register
 from softlabels.errors import ConfigError, MissingExtraError, NonFiniteError, TeacherError
 from softlabels.store.reader import open_store
 from softlabels.teachers import TeacherOptions, open_teacher
+from tests.teachers.same_targets import check_same_targets
 from tests.teachers.test_openai import config_of
 from tests.teachers.tiny import write_model, write_texts
 
@@ -201,16 +201,7 @@ def test_a_hook_gives_the_targets_of_hf(ground, sglang, tmp_path, changes):
     spec = f"sglang:{ground}/model?tp=2&step_tokens=10&max_len=48&gpu_memory=0.5"
     manifest = build(config_of(ground, spec, dtype="float32", **changes), tmp_path / "sglang")
     a, b = open_store(tmp_path / "hf"), open_store(tmp_path / "sglang")
-    for mine, theirs in zip(a, b, strict=True):
-        x, y = mine.targets, theirs.targets
-        np.testing.assert_array_equal(x.soft, y.soft)
-        t = x.temperatures[-1]
-        np.testing.assert_allclose(x.dense(t), y.dense(t), atol=1e-4)
-        np.testing.assert_allclose(x.log_odds, y.log_odds, atol=1e-3)
-        assert (x.summary is None) == (y.summary is None) == ("position_summary" in changes)
-        if x.summary is not None:
-            np.testing.assert_allclose(x.summary.label_logp, y.summary.label_logp, rtol=1e-3)
-            np.testing.assert_array_equal(x.summary.top, y.summary.top)
+    check_same_targets(a, b, summarised="position_summary" not in changes)
     record = manifest.identity.teacher
     assert (record.spec, record.engine) == ("sglang:model", "sglang 0.5.23")
     mine = open_store(tmp_path / "hf").manifest.identity.teacher

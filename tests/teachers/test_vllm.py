@@ -27,6 +27,7 @@ from softlabels.core.rows import Row
 from softlabels.errors import ConfigError, MissingExtraError, NonFiniteError, TeacherError
 from softlabels.store.reader import open_store
 from softlabels.teachers import TeacherOptions, open_teacher, vllm_states
+from tests.teachers.same_targets import check_same_targets
 from tests.teachers.test_openai import check_equal, config_of
 from tests.teachers.tiny import VOCAB, log_probs, write_model, write_texts
 
@@ -281,17 +282,7 @@ def test_a_pooler_gives_the_targets_of_hf(ground, vllm, tmp_path, changes):
     spec = f"vllm:{ground}/model?tp=2&step_tokens=10&max_len=48"
     manifest = build(config_of(ground, spec, dtype="float32", **changes), tmp_path / "vllm")
     a, b = open_store(tmp_path / "hf"), open_store(tmp_path / "vllm")
-    for mine, theirs in zip(a, b, strict=True):
-        x, y = mine.targets, theirs.targets
-        np.testing.assert_array_equal(x.soft, y.soft)
-        t = x.temperatures[-1]
-        np.testing.assert_allclose(x.dense(t), y.dense(t), atol=1e-4)
-        np.testing.assert_allclose(x.log_odds, y.log_odds, atol=1e-3)
-        assert (x.summary is None) == (y.summary is None) == ("position_summary" in changes)
-        if x.summary is not None:
-            np.testing.assert_allclose(x.summary.label_logp, y.summary.label_logp, rtol=1e-3)
-            np.testing.assert_allclose(x.summary.entropy, y.summary.entropy, atol=1e-2)
-            np.testing.assert_array_equal(x.summary.top, y.summary.top)
+    check_same_targets(a, b, summarised="position_summary" not in changes)
     if "position_summary" not in changes:
         nlls = [s.manifest.statistics.teacher_nll for s in (a, b)]
         assert nlls[0] == pytest.approx(nlls[1], rel=1e-5)
