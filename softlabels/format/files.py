@@ -131,5 +131,8 @@ def _names(folder: Path, before: str) -> Iterator[str]:
         for entry in found:
             if entry.is_dir(follow_symlinks=False):
                 yield from _names(folder / entry.name, f"{before}{entry.name}/")
+            elif entry.is_symlink():  # to itself, or to nothing: no file
+                if Path(entry.path).is_file():
+                    yield before + entry.name
             elif entry.is_file():
                 yield before + entry.name

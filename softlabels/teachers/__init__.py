@@ -39,7 +39,7 @@ class TeacherOptions:
     dtype: str = "auto"
     """`auto`, `float32`, `bfloat16`, `float16`: of the body; the head always computes in float32."""
     head_bytes: int | None = None
-    """Byte budget of a chunk of logits `[n, V] float32`; None: 16 MiB on a CPU, 256 MiB on a GPU."""
+    """Byte budget of a chunk of logits `[n, V] float32`; None: as `chunk_bytes` says."""
     notice: Callable[[str], None] = lambda _: None
     """Told what was chosen, and why."""
 
