@@ -81,6 +81,7 @@ def doors() -> None:
         ("console_scripts", "softlabels"),
         ("console_scripts", "softtrain"),
         ("numcodecs.codecs", "softlabels.numbers"),
+        ("sglang.srt.plugins", "softlabels"),
         ("vllm.general_plugins", "softlabels"),
     }, points
     tried = 0
