@@ -15,11 +15,11 @@ import msgspec
 
 from softlabels.core import kept, records
 from softlabels.core.settings import field_help
-from softlabels.format import certificate, identity, manifest, part
+from softlabels.format import certificate, identity, manifest, pages, part, shard_records
 
 PATH = Path(__file__).with_name("manifest.schema.json")
 COMMAND = "python docs/make_schema.py"
-MODULES = (kept, certificate, identity, manifest, part)
+MODULES = (kept, certificate, identity, pages, shard_records, manifest, part)
 ROOTS = (manifest.Manifest, manifest.Plan, manifest.Commit, part.Part)
 
 

@@ -15,7 +15,7 @@ from softlabels.algebra.subset_config import SubsetConfig
 from softlabels.builder.build import Taught, _cached_teacher, build
 from softlabels.builder.config import AppendConfig
 from softlabels.errors import CorpusError, PairingError
-from softlabels.making import job as job_module
+from softlabels.making.builder import Builder
 from softlabels.making.one_shard import make_shard
 from softlabels.making.plan import load_plan
 from softlabels.store.reader import open_store
@@ -77,14 +77,14 @@ def test_another_process_makes_the_same_bytes(tmp_path, monkeypatch):
 def jobs(monkeypatch):
     """What each command gives to the protocol, as it comes out of a pickle."""
     found = []
-    real = job_module._Builder.run
+    real = Builder.run
 
     def run(builder):
         commits = real(builder)
         found.append(pickle.loads(pickle.dumps((builder._job, builder._plan))))
         return commits
 
-    monkeypatch.setattr(job_module._Builder, "run", run)
+    monkeypatch.setattr(Builder, "run", run)
     return found
 
 

@@ -19,7 +19,7 @@ from softlabels.builder.plan import plan_build
 from softlabels.core.progress import Silent
 from softlabels.corpora import open_corpora
 from softlabels.errors import CorpusError, PlanError
-from softlabels.making import job as job_module
+from softlabels.making import builder as builder_module
 from softlabels.making.claims import Claims
 from softlabels.making.job import begin
 from softlabels.making.plan import check_folder
@@ -303,7 +303,7 @@ def test_a_joiner_reads_no_shard_of_others_and_who_is_alone_reads_them_at_the_en
             yield from super().logits(rows)
 
     with monkeypatch.context() as m:
-        m.setattr(job_module, "at_work", lambda _store: joins)
+        m.setattr(builder_module, "at_work", lambda _store: joins)
         m.setattr(Path, "read_bytes", read_bytes)
         build_tiny(out, corpus, teacher=Noting(), **CHANGES)
     before = read[: read.index(out / "taught")]

@@ -14,8 +14,9 @@ from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from softlabels.builder.config import BuildConfig, config_of
+from softlabels.builder.config import BuildConfig
 from softlabels.builder.plan import survey
+from softlabels.builder.recorded import config_of
 from softlabels.cli.main import main
 from softlabels.console.options import _click_type, _group
 from softlabels.core.progress import Silent

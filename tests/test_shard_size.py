@@ -14,8 +14,8 @@ from softlabels.core.records import ENTRIES_LIMIT, RECORD_LIMIT, canonical
 from softlabels.core.rows import Location
 from softlabels.corpora import BytesRead, Corpus, Document, open_corpora
 from softlabels.errors import PlanError
-from softlabels.format.manifest import PlannedShard
 from softlabels.format.pages import PAGED_ABOVE
+from softlabels.format.shard_records import PlannedShard
 from softlabels.making.plan import read_plan
 from tests.fakes import TinyTeacher, build_tiny, config_of, write_corpus
 

@@ -9,8 +9,8 @@ import torch
 from softlabels.builder.build import build
 from softlabels.errors import NonFiniteError, StoreError
 from softlabels.format.manifest import load_manifest
+from softlabels.making.builder import Builder
 from softlabels.making.claims import Claims, claim_files
-from softlabels.making.job import _Builder
 from softlabels.making.writer import Writer
 from softlabels.store.reader import open_store
 from softlabels.store.verify import verify_store
@@ -26,7 +26,7 @@ def test_the_teacher_is_at_the_next_shard_while_one_is_written(corpus, tmp_path,
     """The first shard's writing waits until the teacher was asked for a row of the second."""
     second = threading.Event()
     overlapped, in_hand = [], []
-    real = _Builder._write
+    real = Builder._write
 
     class Watched(TinyTeacher):
         def logits(self, rows):
@@ -40,7 +40,7 @@ def test_the_teacher_is_at_the_next_shard_while_one_is_written(corpus, tmp_path,
             overlapped.append(second.wait(timeout=30))
         return real(builder, shard, *rest)
 
-    monkeypatch.setattr(_Builder, "_write", write)
+    monkeypatch.setattr(Builder, "_write", write)
     build_tiny(tmp_path / "s", corpus, teacher=Watched())
     assert overlapped == [True]
     assert max(in_hand) <= 2
@@ -50,7 +50,7 @@ def test_the_teacher_is_at_the_next_shard_while_one_is_written(corpus, tmp_path,
 
 def test_at_most_two_shards_exist_however_slow_the_disk(corpus, tmp_path, monkeypatch):
     taught, written, most = [0], [0], [0]
-    teach, write = _Builder._make, _Builder._write
+    teach, write = Builder._make, Builder._write
 
     def counting_teach(*args):
         most[0] = max(most[0], taught[0] + 1 - written[0])
@@ -64,8 +64,8 @@ def test_at_most_two_shards_exist_however_slow_the_disk(corpus, tmp_path, monkey
         written[0] += 1
         return found
 
-    monkeypatch.setattr(_Builder, "_make", counting_teach)
-    monkeypatch.setattr(_Builder, "_write", slow_write)
+    monkeypatch.setattr(Builder, "_make", counting_teach)
+    monkeypatch.setattr(Builder, "_write", slow_write)
     build_tiny(tmp_path / "s", corpus, shard_rows=2)
     assert taught == written
     assert taught[0] > 10
@@ -93,7 +93,7 @@ def test_an_error_of_the_writer_stops_the_teacher_in_the_midst_of_a_shard(
             self.rows += len(rows)
             yield from super().logits(rows)
 
-    monkeypatch.setattr(_Builder, "_write", fail)
+    monkeypatch.setattr(Builder, "_write", fail)
     teacher = Waits()
     with pytest.raises(StoreError, match="disk is full"):
         build_tiny(tmp_path / "s", corpus, teacher=teacher, batch_tokens=64)
@@ -102,13 +102,13 @@ def test_an_error_of_the_writer_stops_the_teacher_in_the_midst_of_a_shard(
 
 
 def test_an_error_of_the_teacher_waits_for_the_shard_that_is_written(corpus, tmp_path, monkeypatch):
-    real = _Builder._write
+    real = Builder._write
 
     def slow(*args):
         time.sleep(0.3)
         return real(*args)
 
-    monkeypatch.setattr(_Builder, "_write", slow)
+    monkeypatch.setattr(Builder, "_write", slow)
     teacher = TinyTeacher()
     teacher.poison = (8 * 63 + 5, float("nan"))
     with pytest.raises(NonFiniteError):
@@ -136,7 +136,7 @@ def test_of_two_errors_the_teacher_s_is_raised_and_the_writer_s_is_told(
         time.sleep(0.3)
         raise StoreError("the disk is full")
 
-    monkeypatch.setattr(_Builder, "_write", slow_failure)
+    monkeypatch.setattr(Builder, "_write", slow_failure)
     teacher = TinyTeacher()
     teacher.poison = (8 * 63 + 5, float("nan"))
     with pytest.raises(NonFiniteError):

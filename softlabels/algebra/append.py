@@ -29,8 +29,9 @@ from softlabels.algebra.combine import (
 )
 from softlabels.algebra.sources import checked_shards, files_of, open_source, provenance_of
 from softlabels.builder.build import Taught, check_teacher, compare_engine, load_teacher
-from softlabels.builder.config import AppendConfig, BuildConfig, config_of
+from softlabels.builder.config import AppendConfig, BuildConfig
 from softlabels.builder.plan import survey
+from softlabels.builder.recorded import config_of
 from softlabels.core.progress import Reporter, Silent
 from softlabels.corpora.overlap import refuse_overlap
 from softlabels.domains import DOMAINS
@@ -38,7 +39,8 @@ from softlabels.errors import PairingError
 from softlabels.format.dictionaries import FOLDER
 from softlabels.format.encoding import container_of
 from softlabels.format.identity import Identity
-from softlabels.format.manifest import Manifest, PlannedShard
+from softlabels.format.manifest import Manifest
+from softlabels.format.shard_records import PlannedShard
 from softlabels.making.commit import recorded
 from softlabels.making.job import make_store
 from softlabels.making.plan import begun, make_plan, shard_rows_of
@@ -85,7 +87,7 @@ def append(
     before = b"".join(s.digests for s in checked)
     new, unnamed = survey(job, corpora, teacher, report, before=before)
     _check_alike(store, new)
-    compared = None if recorded(out) else compare_engine(job, teacher, corpora, report)
+    compared = None if recorded(out).size else compare_engine(job, teacher, corpora, report)
     generation = _generation(store)
     planned = planned_again(checked, plain=old.encoding.plain, start_row=0, documents=0)
     planned += _numbered_on(store, unnamed, generation, new)

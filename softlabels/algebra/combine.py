@@ -18,7 +18,7 @@ from softlabels.format.identity import (
     Identity,
     TeacherRecord,
 )
-from softlabels.format.manifest import PlannedShard
+from softlabels.format.shard_records import PlannedShard
 from softlabels.making.same_job import RAN_ON, differences
 from softlabels.store.reader import Store
 

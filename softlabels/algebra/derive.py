@@ -8,7 +8,8 @@ from pathlib import Path
 
 from softlabels.core.progress import Reporter
 from softlabels.format.identity import Identity
-from softlabels.format.manifest import Manifest, Plan, PlannedShard, Provenance
+from softlabels.format.manifest import Manifest, Plan, Provenance
+from softlabels.format.shard_records import PlannedShard
 from softlabels.making.commit import Reused
 from softlabels.making.job import make_store
 from softlabels.making.one_shard import Made

@@ -31,7 +31,8 @@ from softlabels.algebra.derive import derive
 from softlabels.algebra.sources import checked_shards, files_of, open_source, provenance_of
 from softlabels.core.progress import Reporter, Silent
 from softlabels.errors import ConfigError
-from softlabels.format.manifest import Manifest, PlannedShard
+from softlabels.format.manifest import Manifest
+from softlabels.format.shard_records import PlannedShard
 from softlabels.making.commit import Reused
 
 

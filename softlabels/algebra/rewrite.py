@@ -30,8 +30,9 @@ from softlabels.errors import ConfigError, IntegrityError
 from softlabels.format.dictionaries import FOLDER
 from softlabels.format.encoding import read_statistics
 from softlabels.format.identity import OPEN_PARTS, CorpusRecord, Identity
-from softlabels.format.manifest import Manifest, PlannedShard, ShardRecord, Statistics
+from softlabels.format.manifest import Manifest, Statistics
 from softlabels.format.shard import Shard, inputs_digest, joined, take
+from softlabels.format.shard_records import PlannedShard, ShardRecord
 from softlabels.format.statistics import statistics_of
 from softlabels.making.commit import Reused
 from softlabels.making.one_shard import Made

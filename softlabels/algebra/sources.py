@@ -14,7 +14,8 @@ from softlabels.core.records import PAGED_VERSION, check_file
 from softlabels.domains import DOMAINS
 from softlabels.errors import FormatError, IntegrityError, PlanError
 from softlabels.format.encoding import input_digests, read_statistics
-from softlabels.format.manifest import Manifest, Provenance, ShardRecord, SourceRecord, Statistics
+from softlabels.format.manifest import Manifest, Provenance, SourceRecord, Statistics
+from softlabels.format.shard_records import ShardRecord
 from softlabels.making.commit import Reused
 from softlabels.store.reader import Store, open_store
 

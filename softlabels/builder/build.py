@@ -37,8 +37,9 @@ from softlabels.domains.maker import CorpusPass, RowMaker
 from softlabels.errors import PairingError
 from softlabels.estimators import native
 from softlabels.format.identity import Identity
-from softlabels.format.manifest import Manifest, Plan, PlannedShard
+from softlabels.format.manifest import Manifest, Plan
 from softlabels.format.shard import Shard
+from softlabels.format.shard_records import PlannedShard
 from softlabels.making.commit import Reused
 from softlabels.making.one_shard import Made
 from softlabels.making.place_plan import Mirror

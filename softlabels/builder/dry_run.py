@@ -35,8 +35,9 @@ from softlabels.domains import DOMAINS
 from softlabels.domains.maker import CorpusPass
 from softlabels.format.encoding import encode_shard
 from softlabels.format.identity import Identity
-from softlabels.format.manifest import Plan, PlannedShard
+from softlabels.format.manifest import Plan
 from softlabels.format.shard import Shard
+from softlabels.format.shard_records import PlannedShard
 from softlabels.making.dictionary import given_dictionary
 from softlabels.making.plan import check_folder, load_plan
 from softlabels.making.same_job import check_same_job

@@ -31,7 +31,8 @@ from softlabels.format.identity import (
     TargetRecord,
     held_profile,
 )
-from softlabels.format.manifest import Plan, PlannedShard
+from softlabels.format.manifest import Plan
+from softlabels.format.shard_records import PlannedShard
 from softlabels.format.summaries import summary_record
 from softlabels.making.dictionary import first_shards, given_dictionary
 from softlabels.making.plan import make_plan, numbered, plan_shards

@@ -221,10 +221,10 @@ class Pages(Record, frozen=True, kw_only=True, dict=True):
         """The entries of one page in a column of counts."""
         return counts_of(self._table(number), name, where=self._where(number))
 
-    def positions_of(self, chosen: set[int]) -> int:
+    def positions_of(self, chosen: Int64) -> int:
         """How many positions some of the shards have; a page of which all or none are chosen is not read."""
         first, total = self._state.first, 0
-        numbers = np.sort(np.fromiter(chosen, np.int64, len(chosen)))
+        numbers = np.sort(chosen)
         ends = np.searchsorted(numbers, first)
         for number, page in enumerate(self.pages):
             own = numbers[ends[number] : ends[number + 1]]
@@ -374,10 +374,10 @@ def starts_of(shards: Sequence[Any]) -> Starts | Pages:
     return shards if isinstance(shards, Pages) else Starts(column(shards, "start_row"))
 
 
-def positions_of(shards: Sequence[Any], chosen: set[int] | None = None) -> int:
+def positions_of(shards: Sequence[Any], chosen: Int64 | None = None) -> int:
     """How many positions some of the shards have, or all of them."""
     if chosen is None:
         return sum(s.positions for s in (shards.pages if isinstance(shards, Pages) else shards))
     if isinstance(shards, Pages):
         return shards.positions_of(chosen)
-    return sum(shards[i].positions for i in chosen)
+    return sum(shards[i].positions for i in chosen.tolist())

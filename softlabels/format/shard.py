@@ -17,7 +17,7 @@ from softlabels.core.rows import InputRow
 from softlabels.core.summary import Summary
 from softlabels.core.targets import SoftTargets
 from softlabels.format.identity import Identity
-from softlabels.format.manifest import NumberedShard
+from softlabels.format.shard_records import NumberedShard
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

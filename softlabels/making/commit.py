@@ -30,12 +30,14 @@ from softlabels.core.records import (
     read_record,
     seal,
 )
+from softlabels.core.rows import Int64
 from softlabels.errors import IntegrityError, SoftLabelsError
 from softlabels.format.dictionaries import Dictionaries
 from softlabels.format.encoding import FindDictionary, decode_shard, dictionary_of, read_statistics
 from softlabels.format.identity import Identity
-from softlabels.format.manifest import Commit, Plan, PlannedShard, Statistics
+from softlabels.format.manifest import Commit, Plan, Statistics
 from softlabels.format.shard import Reading, inputs_digest
+from softlabels.format.shard_records import PlannedShard
 from softlabels.making.quarantine import Sighting, move_aside, retract, sighting
 
 _RECORDS = re.compile(r"(?:[0-9]{1,18}+\.json/)++")
@@ -47,15 +49,16 @@ def commit_path(store: Path, shard: PlannedShard) -> Path:
     return store / "commits" / f"{shard.index:05d}.json"
 
 
-def recorded(store: Path) -> set[int]:
-    """Indices of the shards that have a commit record, from one listing."""
+def recorded(store: Path) -> Int64:
+    """Indices of the shards that have a commit record, from one listing; in no order."""
     with suppress(FileNotFoundError, NotADirectoryError):
         names = os.listdir(store / "commits")  # noqa: PTH208  names are wanted
         text = "/".join([*names, ""])
         if _RECORDS.fullmatch(text):  # a million names in 0.2 s, which takes 0.4 s one by one
-            return set(np.fromstring(text.replace(".json/", " "), np.int64, sep=" ").tolist())
-        return {int(n[:-5]) for n in names if n.endswith(".json") and n[:-5].isdecimal()}
-    return set()
+            return np.fromstring(text.replace(".json/", " "), np.int64, sep=" ")
+        known = (n for n in names if n.endswith(".json") and n[:-5].isdecimal() and len(n) < 24)
+        return np.array([int(n[:-5]) for n in known], np.int64)
+    return np.array([], np.int64)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,9 +12,10 @@ from typing import Any
 
 from softlabels.core.printable import for_markdown, printable_record
 from softlabels.domains import DOMAINS
-from softlabels.format.manifest import Manifest, ShardRecord
+from softlabels.format.manifest import Manifest
 from softlabels.format.pages import PageRecord, Pages
 from softlabels.format.plain import log_odds_column
+from softlabels.format.shard_records import ShardRecord
 from softlabels.making.licences import UNKNOWN
 
 CROISSANT = "croissant.json"

@@ -13,7 +13,8 @@ from softlabels.core.progress import Reporter
 from softlabels.core.records import FileRecord, check_file, read_file, read_record
 from softlabels.errors import IntegrityError, SoftLabelsError, UnreadableError
 from softlabels.format.dictionaries import Dictionaries
-from softlabels.format.manifest import Commit, Manifest, Plan, PlannedShard
+from softlabels.format.manifest import Commit, Manifest, Plan
+from softlabels.format.shard_records import PlannedShard
 from softlabels.making.commit import Seen, commit_path, is_of, judged, look
 from softlabels.making.plan import PLAN
 

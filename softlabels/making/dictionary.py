@@ -28,8 +28,9 @@ from softlabels.errors import ConfigError, IntegrityError
 from softlabels.format.dictionaries import DICTIONARY, Dictionaries
 from softlabels.format.encoding import decode_shard, encode_shard
 from softlabels.format.identity import Identity
-from softlabels.format.manifest import Plan, PlannedShard, Statistics
+from softlabels.format.manifest import Plan, Statistics
 from softlabels.format.shard import Reading, Shard, joined, take
+from softlabels.format.shard_records import PlannedShard
 from softlabels.making.commit import committed
 
 POSITIONS = 200_000

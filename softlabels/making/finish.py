@@ -30,13 +30,12 @@ from softlabels.format.manifest import (
     Commit,
     CostRecord,
     Manifest,
-    ManifestPages,
     Plan,
-    ShardRecord,
     content_digest,
     load_manifest,
 )
 from softlabels.format.pages import Pages
+from softlabels.format.shard_records import ManifestPages, ShardRecord
 from softlabels.format.statistics import total
 from softlabels.making.card import card
 from softlabels.making.croissant import CROISSANT, croissant

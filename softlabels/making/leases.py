@@ -16,6 +16,7 @@ from types import TracebackType
 
 import numpy as np
 
+from softlabels.core.rows import Int64
 from softlabels.making.claims import Claim
 
 LONGEST = 16
@@ -91,36 +92,38 @@ class Ledger:
         self._firsts = np.array(self._starts, np.int64)
         self._left = [len(lease) for lease in self._leases]
         self._open = dict.fromkeys(self._starts)
-        self._shards, self._singles, self._done = shards, singles, set[int]()
+        self._singles = singles
+        self._done = np.zeros(shards, bool)
+        self._undone = shards
 
     def __len__(self) -> int:
         """How many shards are still to be made."""
-        return self._shards - len(self._done)
+        return self._undone
 
     @property
-    def made(self) -> set[int]:
-        """The shards that are not still to be made. Not to be changed."""
-        return self._done
+    def made(self) -> Int64:
+        """The shards that are not still to be made, in order."""
+        return np.flatnonzero(self._done)
 
     def __contains__(self, shard: int) -> bool:
         """Whether a shard is still to be made."""
-        return shard < self._shards and shard not in self._done
+        return 0 <= shard < len(self._done) and not self._done[shard]
 
     def done(self, shard: int) -> None:
         """A shard is recorded."""
-        self.all_done({shard})
+        self.all_done(np.array([shard], np.int64))
 
-    def all_done(self, shards: set[int]) -> set[int]:
-        """These are recorded; those of them that were not before."""
-        new = shards - self._done
-        if new and max(new) >= self._shards:
-            new = {shard for shard in new if shard < self._shards}
-        self._done |= new
-        made = np.fromiter(new, np.int64, len(new))
-        found = np.searchsorted(self._firsts, made, side="right") - 1
-        counted = (a.tolist() for a in np.unique(found, return_counts=True))
-        for lease, count in zip(*counted, strict=True):
-            self._left[lease] -= count
+    def all_done(self, shards: Int64) -> Int64:
+        """These are recorded, in any order; those of them that were not before, in order."""
+        recorded = np.zeros_like(self._done)
+        recorded[shards[shards < len(recorded)]] = True
+        new = np.flatnonzero(recorded & ~self._done)
+        self._done |= recorded
+        self._undone -= len(new)
+        found = np.searchsorted(self._firsts, new, side="right") - 1
+        counts = np.bincount(found)
+        for lease in np.flatnonzero(counts).tolist():
+            self._left[lease] -= int(counts[lease])
             if not self._left[lease]:
                 del self._open[self._starts[lease]]
         return new
@@ -131,8 +134,9 @@ class Ledger:
 
     def undone(self, shard: int) -> None:
         """A shard is to be made again."""
-        if shard in self._done:
-            self._done.discard(shard)
+        if self._done[shard]:
+            self._done[shard] = False
+            self._undone += 1
             lease = self._of(shard)
             self._left[lease] += 1
             self._open[self._starts[lease]] = None

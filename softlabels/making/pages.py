@@ -14,8 +14,8 @@ from pathlib import Path
 from softlabels.core.durable import publish
 from softlabels.core.records import read_file, sha256_of
 from softlabels.errors import UnreadableError
-from softlabels.format.manifest import ManifestPages, PlannedShard, PlanPages, ShardRecord
 from softlabels.format.pages import FOLDER, pages_of
+from softlabels.format.shard_records import ManifestPages, PlannedShard, PlanPages, ShardRecord
 from softlabels.making.quarantine import move_aside, retract, sighting
 
 NAMES = re.compile(rf"({PlanPages.STEM}|{ManifestPages.STEM})-\d{{5,}}-([0-9a-f]{{12}})\.parquet")

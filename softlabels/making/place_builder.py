@@ -27,7 +27,8 @@ from softlabels.core.progress import Reporter
 from softlabels.core.records import FILE_LIMIT, canonical
 from softlabels.format.containers.parquet import column_bytes
 from softlabels.format.encoding import FindDictionary
-from softlabels.format.manifest import MANIFEST, Commit, Plan, PlannedShard, Statistics
+from softlabels.format.manifest import MANIFEST, Commit, Plan, Statistics
+from softlabels.format.shard_records import PlannedShard
 from softlabels.making.finish import has_columns
 from softlabels.making.place import Place, exists
 from softlabels.making.place_claims import PlaceClaims, PlaceLease

@@ -15,7 +15,8 @@ import msgspec
 from softlabels.core.records import FILE_LIMIT, RECORD_LIMIT, canonical, parse_record
 from softlabels.errors import IntegrityError
 from softlabels.format.encoding import FindDictionary
-from softlabels.format.manifest import Commit, Plan, PlannedShard, Statistics
+from softlabels.format.manifest import Commit, Plan, Statistics
+from softlabels.format.shard_records import PlannedShard
 from softlabels.making.commit import is_of, judged, record_of
 from softlabels.making.place import Entry, Place
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from softlabels.core.progress import Reporter
 from softlabels.format.dictionaries import DICTIONARY
-from softlabels.format.manifest import Plan, PlannedShard
+from softlabels.format.manifest import Plan
+from softlabels.format.shard_records import PlannedShard
 from softlabels.making.dictionary import ShardDictionary
 from softlabels.making.place_commit import commit_name
 from softlabels.making.place_plan import Mirror

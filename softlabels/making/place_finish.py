@@ -18,14 +18,8 @@ from softlabels.core.records import FILE_LIMIT, RECORD_LIMIT, canonical
 from softlabels.errors import IntegrityError
 from softlabels.format.containers.parquet import column_bytes
 from softlabels.format.files import Address, Recorded
-from softlabels.format.manifest import (
-    MANIFEST,
-    Commit,
-    Manifest,
-    Plan,
-    ShardRecord,
-    parse_manifest,
-)
+from softlabels.format.manifest import MANIFEST, Commit, Manifest, Plan, parse_manifest
+from softlabels.format.shard_records import ShardRecord
 from softlabels.making.card import card
 from softlabels.making.finish import CARD, has_columns, make_manifest, with_files
 from softlabels.making.place import HELD, Place, everything

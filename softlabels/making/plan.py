@@ -27,18 +27,11 @@ from softlabels.errors import CorpusError, FormatError, IntegrityError, PlanErro
 from softlabels.format.encoding import container_of
 from softlabels.format.files import Address, LocalFiles, Recorded
 from softlabels.format.identity import Identity
-from softlabels.format.manifest import (
-    MANIFEST,
-    Commit,
-    Manifest,
-    Plan,
-    PlannedShard,
-    PlanPages,
-    Provenance,
-)
+from softlabels.format.manifest import MANIFEST, Commit, Manifest, Plan, Provenance
 from softlabels.format.pages import FOLDER as PAGES
 from softlabels.format.pages import PageFiles, Pages, column, in_pages, pages_of, recorded_page
 from softlabels.format.shard import inputs_digest
+from softlabels.format.shard_records import PlannedShard, PlanPages
 from softlabels.making.claims import CLAIMS, is_claim
 
 T = TypeVar("T")

@@ -29,18 +29,10 @@ from softlabels.core.progress import Reporter, Silent
 from softlabels.core.records import is_record, read_file
 from softlabels.errors import FormatError, IntegrityError, StoreError
 from softlabels.format.dictionaries import DICTIONARY
-from softlabels.format.manifest import (
-    MANIFEST,
-    SIGNATURE,
-    Commit,
-    Manifest,
-    Plan,
-    PlannedShard,
-    ShardRecord,
-    load_manifest,
-)
+from softlabels.format.manifest import MANIFEST, SIGNATURE, Commit, Manifest, Plan, load_manifest
 from softlabels.format.pages import check_pages, pages_of
 from softlabels.format.part import refuse_part
+from softlabels.format.shard_records import PlannedShard, ShardRecord
 from softlabels.making.claims import claim_files, clear_claims, refuse_living
 from softlabels.making.commit import Seen, adopt_shard, commit_path, withdraw
 from softlabels.making.diagnosis import Diagnosis, attempt, diagnose, trouble

@@ -12,8 +12,9 @@ from softlabels.errors import PlanError
 from softlabels.format.dictionaries import FOLDER
 from softlabels.format.files import Address
 from softlabels.format.identity import Identity
-from softlabels.format.manifest import Plan, PlannedShard
+from softlabels.format.manifest import Plan
 from softlabels.format.pages import Pages
+from softlabels.format.shard_records import PlannedShard
 from softlabels.making.plan import command_of
 
 NAMES = ("teacher spec", "teacher name", "corpus specs")

@@ -12,8 +12,9 @@ from typing import Protocol
 from softlabels.core.progress import Reporter
 from softlabels.format.encoding import FindDictionary
 from softlabels.format.files import Address
-from softlabels.format.manifest import Manifest, Plan, PlannedShard, Statistics
+from softlabels.format.manifest import Manifest, Plan, Statistics
 from softlabels.format.pages import positions_of
+from softlabels.format.shard_records import PlannedShard
 from softlabels.making.commit import Reused, recorded
 from softlabels.making.dictionary import ShardDictionary
 from softlabels.making.job import begin, carry_out
@@ -89,7 +90,7 @@ class FolderSite:
 
     def has_shards(self) -> bool:
         """Whether a shard is recorded."""
-        return bool(recorded(self.folder))
+        return recorded(self.folder).size > 0
 
     def make(self, job: Job, plan: Plan, report: Reporter, share: Share | None) -> Manifest:
         """Make the store."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import shlex
 
 import softlabels
-from softlabels.builder.config import BuildConfig, ImportConfig, config_of
+from softlabels.builder.config import BuildConfig, ImportConfig
+from softlabels.builder.recorded import config_of
 from softlabels.core.settings import flags_of
 from softlabels.errors import ConfigError
 from softlabels.format.fidelity_table import fidelity_rows

@@ -23,11 +23,12 @@ from softlabels.format.encoding import CONTAINERS, READABLE, decode_shard, read_
 from softlabels.format.files import Address, Recorded, StoreFiles
 from softlabels.format.identity import PACKED_ARRAYS, Identity
 from softlabels.format.inputs import Inputs
-from softlabels.format.manifest import Manifest, ShardRecord, Statistics
+from softlabels.format.manifest import Manifest, Statistics
 from softlabels.format.pages import Pages, starts_of
 from softlabels.format.part import Part, part_manifest
 from softlabels.format.pictures import open_views
 from softlabels.format.shard import Reading, Shard, StoredRow
+from softlabels.format.shard_records import ShardRecord
 from softlabels.store.demand import Demand, Vouched, read_vouched
 from softlabels.store.remote.cache import CacheOptions
 from softlabels.store.remote.files import files_of

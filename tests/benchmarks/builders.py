@@ -44,9 +44,10 @@ from softlabels.core.rows import Location
 from softlabels.corpora import Document, open_corpora
 from softlabels.corpora.files import JsonLines
 from softlabels.format.manifest import Commit, Plan, Statistics
+from softlabels.making.builder import Builder
 from softlabels.making.claims import Claims
 from softlabels.making.commit import Reused
-from softlabels.making.job import _Builder, begin
+from softlabels.making.job import begin
 from softlabels.making.leases import cut
 from softlabels.making.plan import PLAN, read_plan
 from softlabels.making.share import Share
@@ -234,7 +235,7 @@ def own_work(folder: Path, shards: int, left: int = 480) -> dict[str, Any]:
         os.close(os.open(store / f"commits/{i:05d}.json", os.O_CREAT | os.O_WRONLY))
     job = Linked(store, small / like.name, statistics)
     begun, at = cpu(), time.monotonic()
-    builder = _Builder(job, plan, Silent(), None)
+    builder = Builder(job, plan, Silent(), None)
     builder._collect()
     ready = cpu()
     with closing(Claims(store)) as claims, builder._writer:

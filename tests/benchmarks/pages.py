@@ -27,16 +27,10 @@ from msgspec.structs import replace
 
 from softlabels.core.progress import Silent
 from softlabels.core.records import PAGED_VERSION, canonical, file_record, read_record, seal
-from softlabels.format.manifest import (
-    MANIFEST,
-    Commit,
-    Manifest,
-    ManifestPages,
-    content_digest,
-    load_manifest,
-)
+from softlabels.format.manifest import MANIFEST, Commit, Manifest, content_digest, load_manifest
 from softlabels.format.pages import positions_of
-from softlabels.making.job import _Builder
+from softlabels.format.shard_records import ManifestPages
+from softlabels.making.builder import Builder
 from softlabels.making.plan import begun, make_plan, publish_plan, read_plan
 from softlabels.making.same_job import check_same_job
 from softlabels.store.reader import open_store
@@ -191,7 +185,7 @@ def gone_on(store: Path) -> dict[str, Any]:
         plan = begun(store, print)
         assert plan is not None
         check_same_job(store, plan, read_plan(store), command="build")
-        builder = _Builder(_Nothing(store), plan, Silent(), None)  # type: ignore[arg-type]
+        builder = Builder(_Nothing(store), plan, Silent(), None)  # type: ignore[arg-type]
         builder._collect()
         assert positions_of(plan.shards) > positions_of(plan.shards, builder._todo.made)
         return len(builder._todo.open())

@@ -28,7 +28,7 @@ from softlabels.format.manifest import load_manifest
 from softlabels.interchange import importing
 from softlabels.interchange.exporting import export_store
 from softlabels.interchange.importing import import_store
-from softlabels.making import job
+from softlabels.making import builder
 from softlabels.making.repair import repair_store
 from softlabels.store.verify import verify_store
 from softlabels.teachers import TEACHERS
@@ -411,7 +411,7 @@ def test_rows_of_different_k(tmp_path):
 
 def test_an_interrupted_import_goes_on(axolotl, tmp_path, monkeypatch):
     run("axolotl", axolotl, tmp_path / "whole")
-    real, calls = job.commit_shard, []
+    real, calls = builder.commit_shard, []
 
     def dies(*arguments: Any, **options: Any):
         if len(calls) == 2:
@@ -420,7 +420,7 @@ def test_an_interrupted_import_goes_on(axolotl, tmp_path, monkeypatch):
         return real(*arguments, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(job, "commit_shard", dies)
+        patch.setattr(builder, "commit_shard", dies)
         with pytest.raises(KeyboardInterrupt):
             run("axolotl", axolotl, tmp_path / "store")
     first = {n: d for n, d in files_of(tmp_path / "store").items() if n.startswith("commits/")}

@@ -17,7 +17,8 @@ from typing import Any, TypeVar, overload
 from softlabels.core.progress import Silent
 from softlabels.core.records import RECORD_LIMIT
 from softlabels.errors import StoreError
-from softlabels.format.manifest import MANIFEST, Commit, Plan, PlannedShard, Statistics
+from softlabels.format.manifest import MANIFEST, Commit, Plan, Statistics
+from softlabels.format.shard_records import PlannedShard
 from softlabels.making.claims import EXPIRY, Holder
 from softlabels.making.place_builder import PlaceBuilder
 from softlabels.making.place_claims import PlaceClaims

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from softlabels.builder.build import build
 from softlabels.core.progress import Silent
-from softlabels.making import job as job_module
+from softlabels.making import builder as builder_module
 from softlabels.making import leases as leases_module
 from softlabels.making.claims import Claims, claim_files
 from softlabels.making.leases import FEWEST, LONGEST, Lease, Ledger, cut
@@ -103,7 +103,7 @@ def test_a_builder_with_leases_makes_the_store_of_one_without(
                 taken.append(claim.index)
             return claim
 
-    monkeypatch.setattr(job_module, "Claims", Counted)
+    monkeypatch.setattr(builder_module, "Claims", Counted)
     build_tiny(tmp_path / "leased", corpus, **CHANGES)
     assert taken == [0, 4, 8, 10, 11, 12], "a claim for each lease, and one on the manifest"
     monkeypatch.setattr(leases_module, "LONGEST", 1)

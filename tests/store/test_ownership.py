@@ -15,10 +15,10 @@ from softlabels.errors import IntegrityError, StoreError, UnreadableError
 from softlabels.format.manifest import Commit, load_manifest
 from softlabels.making import claims as claims_module
 from softlabels.making import finish as finish_module
+from softlabels.making.builder import Builder
 from softlabels.making.claims import Claims
 from softlabels.making.commit import commit_path
 from softlabels.making.finish import finish
-from softlabels.making.job import _Builder
 from softlabels.making.plan import load_plan
 from softlabels.making.quarantine import quarantined
 from softlabels.making.repair import repair_store
@@ -112,7 +112,7 @@ def test_a_builder_that_stood_still_leaves_what_another_made_meanwhile(
 ):
     """It has seen damage, loses its claim, and wakes up when the shard is good, or the whole store done."""
     damage(unfinished)
-    taking = _Builder._may_withdraw
+    taking = Builder._may_withdraw
     stood = []
 
     def stand_still(self, claim, shard, seen):
@@ -126,7 +126,7 @@ def test_a_builder_that_stood_still_leaves_what_another_made_meanwhile(
                 (unfinished / "manifest.json").unlink()
         return taking(self, claim, shard, seen)
 
-    monkeypatch.setattr(_Builder, "_may_withdraw", stand_still)
+    monkeypatch.setattr(Builder, "_may_withdraw", stand_still)
     build(unfinished, corpus)
     assert stood
     assert len(quarantined(unfinished)) == 1  # the damaged one, moved by the other
@@ -160,7 +160,7 @@ def test_without_its_claim_a_builder_does_not_withdraw(unfinished, corpus, monke
         raise Stalled
 
     monkeypatch.setattr(claims_module.Claim, "in_force", lambda _self: False)
-    monkeypatch.setattr(_Builder, "_wait", wait)
+    monkeypatch.setattr(Builder, "_wait", wait)
     with pytest.raises(Stalled):
         build(unfinished, corpus)
     after = {n: d for n, d in files_of(unfinished).items() if not n.startswith("claims/")}

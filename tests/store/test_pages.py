@@ -22,8 +22,9 @@ from softlabels.algebra.subset_config import SubsetConfig
 from softlabels.core.records import canonical, digest_of, file_record
 from softlabels.errors import FormatError, IntegrityError, PlanError
 from softlabels.format import pages
-from softlabels.format.manifest import MANIFEST, ManifestPages, content_digest, load_manifest
+from softlabels.format.manifest import MANIFEST, content_digest, load_manifest
 from softlabels.format.pages import Pages, chunks, column, positions_of
+from softlabels.format.shard_records import ManifestPages
 from softlabels.making.plan import read_plan
 from softlabels.making.repair import repair_store
 from softlabels.store.known import KnownNames
@@ -97,7 +98,8 @@ def test_the_plan_is_in_pages_and_says_the_same(both):
     assert {p.name.partition("-")[0] for p in (both[1] / "pages").iterdir()} == {"plan", "manifest"}
     assert len(page_files(both[1], "plan")) == 3
     assert positions_of(found.shards) == positions_of(single.shards)
-    for chosen in ({0, 1, 2}, set(), {4}, {1, 3}):
+    for some in ([0, 1, 2], [], [4], [3, 1]):
+        chosen = np.array(some, np.int64)
         assert positions_of(found.shards, chosen) == positions_of(single.shards, chosen)
     np.testing.assert_array_equal(column(found.shards, "rows"), column(single.shards, "rows"))
 
