@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from softlabels.builder import on_ray
 from softlabels.builder.build import build
 from softlabels.builder.on_ray import build_on_ray
 from softlabels.core.progress import Silent
@@ -18,6 +19,7 @@ from softlabels.errors import ConfigError, MissingExtraError, PlanError
 from softlabels.format.manifest import load_manifest
 from softlabels.store.verify import verify_store
 from tests.fakes import TinyTeacher, build_tiny, config_of, write_corpus
+from tests.store.s3 import environment, s3_server
 
 CHANGES = {"shard_rows": 1, "seq_len": 24, "batch_tokens": 64}
 
@@ -104,6 +106,45 @@ def test_an_error_of_a_builder_is_the_builds(tmp_path):
             )
     finally:
         ray.shutdown()
+
+
+def plain(config, out):
+    """What an actor does."""
+    return build(config, out, teacher=TinyTeacher())
+
+
+class Heard(Silent):
+    """Keeps what is told."""
+
+    def __init__(self) -> None:
+        self.total, self.done = 0, 0
+
+    def stage(self, name, total, unit, done=0):
+        assert (name, unit) == ("build", "shards")
+        self.total = total
+
+    def advance(self, amount, note=None):
+        self.done += amount
+
+
+@pytest.mark.slow
+def test_progress_is_told_of_a_bucket_too(tmp_path, monkeypatch):
+    ray = pytest.importorskip("ray", reason="needs the extra `ray`")
+    monkeypatch.setattr(on_ray, "LOOK_IN_BUCKET", 0.2)
+    heard = Heard()
+    with s3_server() as url:
+        for name, value in environment(url, tmp_path / "cache").items():
+            monkeypatch.setenv(name, value)
+        config = config_of(write_corpus(tmp_path), **CHANGES)
+        try:
+            made = build_on_ray(config, "s3://bucket/store", report=heard, builders=2, work=plain)
+        finally:
+            ray.shutdown()
+    assert heard.total == heard.done == len(made.shards) > 20
+    assert (
+        made.content_digest
+        == build_tiny(tmp_path / "plain", write_corpus(tmp_path), **CHANGES).content_digest
+    )
 
 
 if __name__ == "__main__":

@@ -21,7 +21,6 @@ from softlabels.core.progress import Reporter
 from softlabels.errors import (
     ConfigError,
     MissingExtraError,
-    PlanError,
     SoftLabelsError,
     StoreError,
     first_line,
@@ -33,6 +32,8 @@ RESTARTS = 100
 """How often one actor is started again: a spot machine is, and what dies of itself must come to an end."""
 LOOK = 2.0
 """Seconds between two looks at how far the store is."""
+LOOK_IN_BUCKET = 30.0
+"""The same, where each is some requests."""
 
 
 def build_on_ray(
@@ -48,7 +49,7 @@ def build_on_ray(
     Args:
         config: of the build; its paths, and `out`, must mean the same on every host of the cluster.
         out: folder of the store, or its address in a bucket.
-        report: hears how many shards are done, of a folder.
+        report: hears how many shards are done.
         builders: actors; one for each GPU of the cluster if None, and one where there is none.
         work: what each actor does.
 
@@ -116,9 +117,9 @@ def _join(ray: Any) -> None:
 
 def _first(ray: Any, builds: list[Any], out: Path | str, report: Reporter) -> Manifest:
     """What the first builder gives that sees the store finished, or its error."""
-    done = 0
+    done, every = 0, LOOK if isinstance(out, Path) else LOOK_IN_BUCKET
     while True:
-        ready, _ = ray.wait(builds, timeout=LOOK)
+        ready, _ = ray.wait(builds, timeout=every)
         done = _tell(out, done, report)
         if not ready:
             continue
@@ -138,12 +139,12 @@ def _first(ray: Any, builds: list[Any], out: Path | str, report: Reporter) -> Ma
 
 def _tell(out: Path | str, done: int, report: Reporter) -> int:
     """Report the shards that were recorded since; returns how many are."""
-    if not isinstance(out, Path):
-        return done
     try:
         status = status_of(out)
-    except (PlanError, StoreError):
-        return done  # nobody has planned yet
+    except StoreError:
+        return done  # nobody has begun, or it is out of reach for a while
+    if not status.planned:
+        return done
     if not done:
         report.stage("build", status.shards, "shards")
     report.advance(status.shards_done - done)

@@ -10,7 +10,7 @@ import click
 
 from softlabels.console.options import Command
 from softlabels.console.tables import in_columns
-from softlabels.console.terminal import LocalPath, emit, json_option
+from softlabels.console.terminal import StorePlace, emit, json_option
 from softlabels.core.printable import printable
 from softlabels.core.progress import duration, rate_of
 
@@ -22,16 +22,18 @@ SHOWN = 20
 
 
 @click.command("status", cls=Command)
-@click.argument("store", type=LocalPath(file_okay=False))
+@click.argument("store", type=StorePlace())
 @json_option
-def status_command(store: Path) -> None:
+def status_command(store: Path | str) -> None:
     """Show how far a store is that builders are at work on: shards done, rate, time left, and who holds what.
 
-    Nothing is written and no shard is read, so it may be asked at any time, from any host that sees the folder.
+    Nothing is written and no shard is read, so it may be asked at any time, from any host that sees the folder or
+    the bucket.
 
     \b
     Examples:
       softlabels status /shared/store
+      softlabels status s3://bucket/store
       watch -n 30 softlabels status /shared/store
     """
     from softlabels.making.status import status_of
@@ -41,6 +43,9 @@ def status_command(store: Path) -> None:
 
 
 def _text(status: Status) -> str:
+    if not status.planned:
+        text = in_columns({"store": f"{status.store}, the shards are being planned"})
+        return text + _claims(status)
     share = status.positions_done / status.positions if status.positions else 1.0
     lines = {
         "store": f"{status.store}, {'complete' if status.complete else 'not finished'}",
@@ -53,10 +58,15 @@ def _text(status: Status) -> str:
         left = status.seconds_left
         lines["left"] = "not known" if left is None else f"about {duration(left)}"
         lines["builders"] = f"{status.working} at work" if status.working else "none is at work"
-    text = in_columns(lines)
+    return in_columns(lines) + _claims(status)
+
+
+def _claims(status: Status) -> str:
+    """A line for each claim."""
+    text = ""
     for held in status.held[:SHOWN]:
         who = "somebody" if held.host is None else f"process {held.pid} of {printable(held.host)}"
-        text += f"\n{_what(held)}: {who}, {held.state}, last seen {duration(held.silent)} ago"
+        text += f"\n{_what(held, status.planned)}: {who}, {held.state}, last seen {duration(held.silent)} ago"
     if len(status.held) > SHOWN:
         text += f"\nand {len(status.held) - SHOWN} more (--json lists all)"
     if not status.complete and any(h.state != "working" for h in status.held):
@@ -64,8 +74,10 @@ def _text(status: Status) -> str:
     return text
 
 
-def _what(held: Held) -> str:
+def _what(held: Held, planned: bool) -> str:
     """What a builder holds."""
     if held.shards > 1:
         return f"shards {held.shard} to {held.shard + held.shards - 1}"
-    return f"shard {held.shard}" if held.shards else "the manifest"
+    if held.shards:
+        return f"shard {held.shard}"
+    return "the manifest" if planned else "the plan"

@@ -44,6 +44,8 @@ class Entry(NamedTuple):
     version: str
     """Another after each change; nothing else is to be read from it."""
     bytes: int
+    modified: float
+    """When it was written or renewed, in seconds of the place's own clock: to be shown, and never decided by."""
 
 
 class Place(Protocol):
@@ -140,7 +142,9 @@ class FolderPlace:
             for name, generation in sorted(found.items())[:PAGE]:
                 path = self._generation(name, generation) if _is_held(name) else self._root / name
                 with suppress(FileNotFoundError):  # removed this moment
-                    page.append(Entry(name, _version(generation, path), path.stat().st_size))
+                    seen = path.stat()
+                    version = _version(generation, path)
+                    page.append(Entry(name, version, seen.st_size, seen.st_mtime))
             return page
 
     def renew(self, name: str, data: bytes, version: str) -> str | None:

@@ -29,6 +29,8 @@ from softlabels.making.place_commit import LeaseRecords, parsed, read_commit
 from softlabels.making.place_names import done_name
 from softlabels.making.place_plan import Mirror
 
+FINISH = "finish"
+"""The claim of who publishes the manifest."""
 AT_ONCE = 32
 """Requests that are under way at a time."""
 
@@ -103,7 +105,7 @@ def finish_in(mirror: Mirror, plan: Plan, claims: PlaceClaims) -> Manifest:
         made = mirror.put(CARD, card(manifest).encode())
         place.create(MANIFEST, canonical(with_files(manifest, {CARD: made})))
 
-    return alone_in(claims, "finish", lambda: finished_in(place), publish)
+    return alone_in(claims, FINISH, lambda: finished_in(place), publish)
 
 
 def alone_in(

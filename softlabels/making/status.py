@@ -1,22 +1,27 @@
 """How far a store is that builders are at work on, from outside: its plan, one listing of records, and its claims.
 
 Nothing is written, and no shard is read. Ages are seen by this host's clock, or by the newest file's where that is
-ahead; what becomes of a claim is decided by builders, who look more closely (`claims.py`).
+ahead; what becomes of a claim is decided by builders, who look more closely (`claims.py`). `place_status.py` looks at
+a store in a bucket.
 """
 
 from __future__ import annotations
 
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from softlabels.core.durable import explained
 from softlabels.errors import FormatError
+from softlabels.format.files import Address
 from softlabels.format.manifest import MANIFEST, Plan
 from softlabels.format.pages import column
 from softlabels.making.claims import EXPIRY, Sighting, sightings
 from softlabels.making.leases import cut
+from softlabels.making.place import Place, exists
+from softlabels.making.place_status import plan_in, recorded_times, sightings_in
 from softlabels.making.plan import read_plan
 
 WINDOW = 1800.0
@@ -28,9 +33,9 @@ class Held:
     """A lease in a builder's hands."""
 
     shard: int
-    """The first of the lease; as many as the store has: the manifest."""
+    """The first of the lease; as many as the store has: the manifest, or the plan while there is none."""
     shards: int
-    """Of the lease; 0: the manifest."""
+    """Of the lease; 0: the manifest, or the plan while there is none."""
     host: str | None
     """None: the claim does not say."""
     pid: int | None
@@ -45,6 +50,8 @@ class Status:
     """How far a store is."""
 
     store: str
+    planned: bool
+    """Whether there is a plan; else a builder is making it, and nothing is counted yet."""
     complete: bool
     shards: int
     shards_done: int
@@ -62,29 +69,93 @@ class Status:
         return sum(h.state == "working" for h in self.held)
 
 
-def status_of(store: Path) -> Status:
+@dataclass(frozen=True, kw_only=True)
+class Seen:
+    """What was found of a store that has a plan."""
+
+    plan: Plan
+    times: dict[int, float]
+    """When each shard was recorded."""
+    claims: Sequence[Sighting]
+    """Those in force; the one on shard number `len(plan.shards)` is the one on the manifest."""
+    complete: bool
+
+
+def status_of(store: Path | str) -> Status:
     """Look at a store once.
 
+    Args:
+        store: its folder, or its address in a bucket.
+
     Raises:
+        ConfigError: no address of a bucket.
         FormatError: it is none, not even one that was begun.
         StoreError: its plan is damaged, or it cannot be read.
     """
+    if "://" not in str(store):
+        return _status_of_folder(Path(store))
+    from softlabels.store.remote.bucket import BucketPlace
+
+    return status_in(BucketPlace(str(store)))
+
+
+def status_in(place: Place) -> Status:
+    """As `status_of`, of a store that is made in a place (`place_status.py` says how many requests it takes)."""
+    plan = plan_in(place)
+    if plan is None:
+        return _planning(place.root, sightings_in(place, 0, lambda _: False))
+    shards = len(plan.shards)
+    times, complete = recorded_times(place, shards), exists(place, MANIFEST)
+    leases = _leases(plan)
+
+    def made(first: int) -> bool:
+        return first not in leases or _made(leases[first], times)
+
+    claims = [] if complete else sightings_in(place, shards, made)
+    return _counted(place.root, Seen(plan=plan, times=times, claims=claims, complete=complete))
+
+
+def _status_of_folder(store: Path) -> Status:
     try:
         plan = read_plan(store)
     except (FileNotFoundError, NotADirectoryError):
-        raise FormatError(
-            f"{store}: holds no plan, so no build was begun there; give the folder that was a build's --out"
-        ) from None
+        with explained(store):
+            claims = sightings(store) if store.is_dir() else []
+        return _planning(store, [c for c in claims if c.index == 0])
     with explained(store):
-        times = _recorded(store / "commits", len(plan.shards))
-        claims = sightings(store)
+        times, claims = _recorded(store / "commits", len(plan.shards)), sightings(store)
     complete = (store / MANIFEST).exists()
-    now = max([time.time(), *times.values(), *(c.renewed for c in claims)])
-    leases = {lease.start: lease for lease in cut(len(plan.shards), _singles(plan))}
-    leases[len(plan.shards)] = range(0)
+    return _counted(store, Seen(plan=plan, times=times, claims=claims, complete=complete))
+
+
+def _planning(root: Path | Address, claims: Sequence[Sighting]) -> Status:
+    """Of a store without a plan, which a builder is making."""
+    if not claims:
+        raise FormatError(
+            f"{root}: holds no plan, so no build was begun there; give what was a build's --out"
+        )
+    now = max([time.time(), *(c.renewed for c in claims)])
+    return Status(
+        store=str(root),
+        planned=False,
+        complete=False,
+        shards=0,
+        shards_done=0,
+        positions=0,
+        positions_done=0,
+        positions_per_second=None,
+        seconds_left=None,
+        held=tuple(_held(c, range(0), now) for c in claims),
+    )
+
+
+def _counted(root: Path | Address, seen: Seen) -> Status:
+    plan, times, complete = seen.plan, seen.times, seen.complete
+    now = max([time.time(), *times.values(), *(c.renewed for c in seen.claims)])
+    leases = _leases(plan)
     held = tuple(
         _held(c, leases[c.index], now)
-        for c in claims
+        for c in seen.claims
         if not complete and c.index in leases and not _made(leases[c.index], times)
     )
     sizes = dict(enumerate(column(plan.shards, "positions").tolist()))
@@ -94,7 +165,8 @@ def status_of(store: Path) -> Status:
     if rate and any(h.state == "working" for h in held):
         left = (positions - done) / rate
     return Status(
-        store=str(store),
+        store=str(root),
+        planned=True,
         complete=complete,
         shards=len(plan.shards),
         shards_done=len(times),
@@ -104,6 +176,12 @@ def status_of(store: Path) -> Status:
         seconds_left=left,
         held=held,
     )
+
+
+def _leases(plan: Plan) -> dict[int, range]:
+    """The leases of a plan by their first shards; that of the manifest is empty."""
+    leases = {lease.start: lease for lease in cut(len(plan.shards), _singles(plan))}
+    return leases | {len(plan.shards): range(0)}
 
 
 def _recorded(commits: Path, shards: int) -> dict[int, float]:

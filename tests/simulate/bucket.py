@@ -99,7 +99,7 @@ class Bucket:
         elif not name.startswith(f"{HELD}/"):
             self.changed.append(name)
         version = f'"{next(self._versions)}"'
-        self.objects[name] = Held(data, version, Entry(name, version, len(data)))
+        self.objects[name] = Held(data, version, Entry(name, version, len(data), self.world.now))
         return version
 
     def drop(self, name: str) -> None:

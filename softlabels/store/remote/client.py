@@ -233,13 +233,16 @@ class Client:
 
         return self._in_bucket("", collect)
 
-    def page(self, folder: str, after: str) -> Sequence[tuple[str, str, int]]:
-        """Name, version and bytes of the first files of a folder of a bucket after a name: one request."""
+    def page(self, folder: str, after: str) -> Sequence[tuple[str, str, int, float]]:
+        """Name, version, bytes and time of the first files of a folder of a bucket after a name: one request."""
 
-        def first() -> Sequence[tuple[str, str, int]]:
+        def first() -> Sequence[tuple[str, str, int, float]]:
             # object_store asks for pages of 1,000, and joins them up to `chunk_size`.
             for some in self._store.list(folder, offset=after or None, chunk_size=PAGE):
-                return [(m["path"], _version(m), int(m["size"])) for m in some]
+                return [
+                    (m["path"], _version(m), int(m["size"]), m["last_modified"].timestamp())
+                    for m in some
+                ]
             return []
 
         return self._in_bucket(folder, first)

@@ -1,0 +1,96 @@
+"""What tells how far a store is that is made in a `Place`: its plan, listings, and what the claims in force say.
+
+Nothing is written, and no shard or record is read. The requests: one for the plan and one for each page of it; one for
+every thousand records, and every thousand files of claims, at least one of each; one for the manifest; one for each
+claim that somebody holds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from functools import partial
+
+import msgspec
+
+from softlabels.core.processes import is_alive
+from softlabels.core.records import RECORD_LIMIT, parse_record
+from softlabels.format.manifest import Plan
+from softlabels.making.claims import Holder, Sighting
+from softlabels.making.place import HELD, Entry, Place, everything
+from softlabels.making.place_commit import COMMITS, indices
+from softlabels.making.place_finish import FINISH, PlacePages, in_threads
+from softlabels.making.place_names import AT, DONE, FREE, LEASE, is_free
+from softlabels.making.place_plan import PLANNING
+from softlabels.making.plan import PLAN, opened_plan
+
+
+def plan_in(place: Place) -> Plan | None:
+    """The plan of a place, without what lies beside it; None: there is none.
+
+    Raises:
+        StoreError: it is damaged, or the place is out of reach.
+    """
+    try:
+        data, _ = place.read(PLAN, limit=RECORD_LIMIT)
+    except FileNotFoundError:
+        return None
+    return opened_plan(parse_record(data, Plan, where=place.root / PLAN), PlacePages(place))
+
+
+def recorded_times(place: Place, shards: int) -> dict[int, float]:
+    """When each shard was recorded."""
+    times = {}
+    for entry in everything(place, COMMITS):
+        for index in indices([entry]):
+            if index < shards:
+                times[index] = entry.modified
+    return times
+
+
+def sightings_in(place: Place, shards: int, made: Callable[[int], bool]) -> list[Sighting]:
+    """The claims that somebody holds, each read once; the one on the manifest as that of shard number `shards`.
+
+    Args:
+        shards: of the plan; 0: there is none yet, and only who plans is looked for.
+        made: whether the lease that begins with a shard is all recorded, so that its claim says nothing more.
+    """
+    entries = list(everything(place, HELD))
+    done = {e.name[:LEASE] for e in entries if e.name[LEASE:] == DONE}
+    held = []
+    for entry in entries:
+        index = _index(entry.name, shards)
+        if index is None or is_free(entry) or entry.name[:LEASE] in done:
+            continue
+        if index == shards or not made(index):
+            held.append((index, entry))
+    return [s for s in in_threads(partial(_seen, place), _by_index(held)) if s is not None]
+
+
+def _by_index(held: Iterable[tuple[int, Entry]]) -> list[tuple[int, Entry]]:
+    return sorted(held, key=lambda one: one[0])
+
+
+def _index(name: str, shards: int) -> int | None:
+    """The shard that a claim is on; None: it is on none, or no claim at all."""
+    if name == f"{HELD}/{FINISH if shards else PLANNING}.json":
+        return shards
+    number = name[AT]
+    of_lease = number.isdecimal() and len(number) == LEASE - len(HELD) - 1
+    return int(number) if of_lease and name[LEASE:] == ".json" and int(number) < shards else None
+
+
+def _seen(place: Place, one: tuple[int, Entry]) -> Sighting | None:
+    """What a claim says; None: it was let go of this moment."""
+    index, entry = one
+    try:
+        data, _ = place.read(entry.name, limit=4096)
+    except FileNotFoundError:
+        return None
+    if data == FREE:
+        return None
+    try:
+        holder = msgspec.json.decode(data, type=Holder)
+    except msgspec.DecodeError:  # not one of ours
+        holder = None
+    alive = None if holder is None else is_alive(holder)
+    return Sighting(index=index, holder=holder, renewed=entry.modified, alive=alive)
