@@ -22,78 +22,20 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 
 from softlabels.core.kept import KeptSet
-from softlabels.estimators import Estimator, Selection
-from softlabels.estimators.blocks import find, line_of
-from softlabels.estimators.entropy import Whole, entropy_of
-from softlabels.estimators.rs import counted
-from softlabels.estimators.scan import Scan, Sought, scan
-from softlabels.estimators.topk import check_k
-from softlabels.estimators.vocab_parallel import VocabPart, merged
+from softlabels.estimators.drawn import Draws
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
-class Systematic(Estimator):
+class Systematic(Draws):
     """Draw k times by one comb at one temperature; keep each distinct id at its share of the draws."""
 
     keeps: ClassVar[KeptSet] = KeptSet(sample=True, tail=False)
-    counts: ClassVar[bool] = True
     uniforms: ClassVar[int] = 1
-    deals: ClassVar[bool] = True
 
-    k: int = 35
-    """Draws at each position: the most distinct ids that can be kept."""
-    temperatures: tuple[float, ...] = (1.0,)
-    """Exactly one: where the teacher is drawn from."""
-
-    def __post_init__(self) -> None:
-        check_k(self.k)
-
-    @property
-    def gives_whole(self) -> bool:
-        """At T=1 alone the logits are exponentiated as they are."""
-        return self.temperatures[0] == 1.0
-
-    def check_vocab(self, vocab_size: int) -> None:
-        """Any number of draws is possible."""
-
-    @property
-    def sought(self) -> Sought:
-        """The likeliest."""
-        return Sought(1)
-
-    def select(
-        self,
-        logits: Tensor,
-        uniforms: Tensor | None = None,
-        part: VocabPart | None = None,
-        first: Scan | None = None,
-    ) -> Selection:
-        """Draw from `logits [n, v] float32` (overwritten) with `uniforms [n, 1] float64` in [0, 1).
-
-        Slots hold distinct ids in ascending order; free ones repeat the first, not kept.
-        """
-        assert uniforms is not None, "a random estimator is called with its uniform numbers"
-        first = first or scan(logits, self.sought, part)
-        largest, top = merged(first.top, first.ids, 1, part)
-        if self.temperatures[0] != 1.0:
-            logits.div_(self.temperatures[0])
-            largest = largest / self.temperatures[0]
-        mass, ends, rest, spread = line_of(logits, largest, top, part)
-        total = 1.0 + rest[:, None]
-        # 1 - u is in (0, 1]: no tooth can fall before the first id that has a mass.
-        teeth = torch.arange(self.k, device=mass.device) + (1.0 - uniforms.double().view(-1, 1))
-        drawn = find(mass, ends, teeth * (total / self.k), part)
-        ids, counts = counted(drawn)
-        return Selection(
-            ids,
-            (counts.log() - torch.tensor(float(self.k)).log()).float(),
-            torch.full_like(largest, -torch.inf),
-            largest[:, 0] + rest.log1p().float(),
-            self.temperatures[0],
-            Whole(top[:, 0], largest[:, 0], rest.log1p(), entropy_of(rest, spread))
-            if self.gives_whole
-            else None,
-        )
+    def points(self, uniforms: Tensor, length: Tensor) -> Tensor:
+        """The teeth of a comb."""
+        teeth = torch.arange(self.k, device=length.device) + (1.0 - uniforms.view(-1, 1))
+        return teeth * (length / self.k)
