@@ -34,10 +34,14 @@ class Ranks:
         return dist.get_rank(self.group)
 
     @property
+    def each(self) -> int:
+        """How many ids a process has, at most."""
+        return -(-self.vocab_size // dist.get_world_size(self.group))
+
+    @property
     def ids(self) -> range:
         """Those of this process."""
-        size, count = dist.get_world_size(self.group), self.vocab_size
-        each = -(-count // size)
+        each, count = self.each, self.vocab_size
         return range(min(self.rank * each, count), min((self.rank + 1) * each, count))
 
     @property
@@ -51,10 +55,19 @@ class Ranks:
         dist.all_gather(list(found.unbind()), own.contiguous(), group=self.group)
         return found
 
+    def total(self, own: Tensor) -> Tensor:
+        """The sum over all processes, in each of them the same; of its dtype, in its place."""
+        dist.all_reduce(own, dist.ReduceOp.SUM, group=self.group)
+        return own
+
+    def largest(self, own: Tensor) -> Tensor:
+        """The largest of all processes, in its place."""
+        dist.all_reduce(own, dist.ReduceOp.MAX, group=self.group)
+        return own
+
     def whole(self, own: Tensor) -> Tensor:
         """`[n, V]` of each process's `[n, v]`."""
-        short = -(-self.vocab_size // dist.get_world_size(self.group)) - own.shape[1]
-        parts = self.gather(torch.nn.functional.pad(own, (0, short)))
+        parts = self.gather(torch.nn.functional.pad(own, (0, self.each - own.shape[1])))
         return parts.movedim(0, 1).flatten(1)[:, : self.vocab_size]
 
 

@@ -24,7 +24,15 @@ from trainers.data.batch import Batch
 from trainers.data.packing import flattened
 from trainers.loss.losses import DistillLoss, LossOutput
 from trainers.loss.totals import StepTotals
-from trainers.students.model_head import bare_model, cap_of, head_of, head_width, instead
+from trainers.students.model_head import (
+    as_output,
+    bare_model,
+    cap_of,
+    head_of,
+    head_width,
+    instead,
+    states_here,
+)
 
 
 def distil_loss(
@@ -62,13 +70,14 @@ def forward_loss(model: Any, batch: Batch, loss: DistillLoss) -> tuple[LossOutpu
     cap = cap_of(model, batch.inputs)
     found: list[LossOutput] = []
 
-    def compute(hidden: Tensor, *_: Any, **__: Any) -> Tensor:
+    def compute(given: Tensor, *_: Any, **__: Any) -> Tensor:
+        hidden = states_here(given)
         _check_states(hidden, batch, calls=len(found))
         layer = head_of(head, before, cap, hidden.device)
         out = loss(hidden, layer, batch.to(hidden.device))
         found.append(out)
         empty = (hidden.shape[0], 0) if hidden.dim() == 3 else (0,)
-        return out.loss.expand(*empty, head_width(head))
+        return as_output(out.loss.expand(*empty, head_width(head)), given)
 
     with instead(head, compute) as before:
         outputs = model(**batch.inputs, use_cache=False)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from trainers.loss.head_chunks import CHUNK_BYTES, Cap, Chunks, accumulator
+from trainers.loss.vocabulary import Vocabulary
 
 WIDE = 4
 """Rows of V numbers that a layer's forward and backward hold of a position, beside the chunk's own buffers."""
@@ -84,7 +85,7 @@ class CalledChunks(Chunks):
         wide = WIDE + 1 + (temperature != 1.0) + (head.cap.softcap is not None)
         super().__init__(
             hidden,
-            vocab_size=head.vocab_size,
+            vocabulary=Vocabulary(head.vocab_size),
             cap=head.cap,
             ids=ids,
             kept=kept,

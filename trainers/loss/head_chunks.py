@@ -22,6 +22,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from softlabels.capture.ranks import Ranks
+from softlabels.errors import ConfigError
+from trainers.loss.vocabulary import DealtVocabulary, Sums, Vocabulary
+
 CHUNK_BYTES = {"cpu": 64 * 2**20, "cuda": 256 * 2**20}
 """Default budget of all that is V wide. On one CPU core at D=576 and V=49k the three products over 1,024 rows take
 2.3 s in chunks of 64 rows, 1.8 s in chunks of 256 or more; this budget holds 340."""
@@ -49,15 +53,35 @@ class Head:
     """A linear head over the vocabulary, as the primitive needs it."""
 
     weight: Tensor
-    """`[V, D]`."""
+    """`[V, D]`; of a head that is dealt out `[v, D]`, the rows of this process's ids."""
     bias: Tensor | None = None
-    """`[V]`."""
+    """`[V]`, or `[v]`."""
     softcap: float | None = None
     """Logits become `softcap * tanh(logits / softcap)`."""
     scale: float = 1.0
     """Logits are multiplied by it, before the cap."""
     compute_dtype: torch.dtype | None = None
     """In what the products run (None: as the weight is); sums are float32 at least."""
+    ranks: Ranks | None = None
+    """The processes that it is dealt out over, with the same hidden states in each; None: it is whole."""
+
+    def __post_init__(self) -> None:
+        if self.ranks is not None and len(self.weight) != len(self.ranks.ids):
+            raise ConfigError(
+                f"the head has {len(self.weight)} rows in process {self.ranks.rank}, where {len(self.ranks.ids)} of "
+                f"its {self.ranks.vocab_size} are expected; deal it out as torch chunks a tensor: as many to each "
+                "process, the rest to the last"
+            )
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """Where its logits lie."""
+        return Vocabulary(len(self.weight)) if self.ranks is None else DealtVocabulary(self.ranks)
+
+    @property
+    def width(self) -> int:
+        """Logits of a position in a process, at most: of all processes the same, so that all cut the same chunks."""
+        return len(self.weight) if self.ranks is None else self.ranks.each
 
     @property
     def cap(self) -> Cap:
@@ -113,9 +137,7 @@ def row_bytes(head: Head, dtype: torch.dtype, temperature: float, *, gradients: 
     """Bytes of all V-wide buffers for one row."""
     wide = 1 + (temperature != 1.0) + (gradients and head.softcap is not None)
     compute = head.compute_dtype or head.weight.dtype
-    return head.weight.shape[0] * (
-        wide * dtype.itemsize + (compute.itemsize if compute != dtype else 0)
-    )
+    return head.width * (wide * dtype.itemsize + (compute.itemsize if compute != dtype else 0))
 
 
 def chunk_rows(
@@ -147,7 +169,7 @@ class Chunks(ABC):
 
     Args:
         hidden: `[N, D]`, only the positions that count.
-        vocab_size: V.
+        vocabulary: where the logits of ids lie; `_products` gives those of the ids here.
         cap: of the logits that `_products` gives.
         ids: `[N, K] int64`, unique among the kept ones of a row; K may be 0.
         kept: `[N, K] bool`; False marks padding. A row that keeps none has everything in its tail.
@@ -165,7 +187,7 @@ class Chunks(ABC):
         self,
         hidden: Tensor,
         *,
-        vocab_size: int,
+        vocabulary: Vocabulary,
         cap: Cap,
         ids: Tensor,
         kept: Tensor,
@@ -178,7 +200,8 @@ class Chunks(ABC):
         self.hidden, self.ids, self.kept, self.labels = hidden.detach(), ids, kept, labels
         self.t, self.with_mean, self.training, self.cap = temperature, with_mean, training, cap
         self.dtype = accumulator(hidden)
-        shape = (min(rows, max(len(ids), 1)), vocab_size)
+        self.vocabulary = vocabulary
+        shape = (min(rows, max(len(ids), 1)), vocabulary.here)
         new = hidden.new_empty
         self._z = new(shape, dtype=self.dtype)
         self._other = new(shape, dtype=self.dtype) if temperature != 1.0 else None
@@ -216,13 +239,12 @@ class Chunks(ABC):
         """The chunk's columns; none of them refers to a buffer."""
         ids, kept, t = self.ids[part], self.kept[part], self.t
         z = self._logits(part)
-        label = z.gather(1, self.labels[part, None])[:, 0]
-        mean = z.mean(dim=1) if self.with_mean else torch.zeros_like(label)
-        found = z.gather(1, ids)
-        s = found.masked_fill(~kept, -torch.inf)
+        vocabulary = self.vocabulary
+        label, found = vocabulary.at(z, self.labels[part, None])[:, 0], vocabulary.at(z, ids)
+        mean = z.sum(dim=1) / vocabulary.size if self.with_mean else None
         # Padding repeats a kept id, so only a row without any has ids that must stay as they are.
-        z.scatter_(1, ids, found.masked_fill(kept.any(dim=1, keepdim=True), -torch.inf))
-        top = z.amax(dim=1, keepdim=True)
+        vocabulary.take_out(z, ids, found, kept.any(dim=1, keepdim=True))
+        top = vocabulary.largest(z.amax(dim=1, keepdim=True))
         shift = top.masked_fill(top == -torch.inf, 0.0)
         z.sub_(shift)
         if self._other is None:
@@ -235,6 +257,8 @@ class Chunks(ABC):
             torch.pow(z, hot / min(t, 1.0), out=other)
             self._at_t, self._at_1 = (z, other) if t > 1.0 else (other, z)
             sum_t, sum_1 = self._at_t.sum(dim=1), self._at_1.sum(dim=1)
+        found, label, sum_t, sum_1, mean = vocabulary.added(Sums(found, label, sum_t, sum_1, mean))
+        s = found.masked_fill(~kept, -torch.inf)
         tail_t = sum_t.log() + shift[:, 0] / t
         tail_1 = sum_1.log() + shift[:, 0]
         lse = torch.logsumexp(torch.cat([s, tail_1[:, None]], dim=1), dim=1)
@@ -243,6 +267,8 @@ class Chunks(ABC):
         self._tail_1 = (tail_1 - lse).exp_() / sum_1.masked_fill(sum_1 == 0, 1.0)
         self._tail_t = 1.0 / (t * sum_t.masked_fill(sum_t == 0, 1.0))
         columns = torch.cat([s / t, tail_t[:, None]], dim=1)
+        if mean is None:
+            mean = torch.zeros_like(label)
         return Columns(columns, label, lse, mean, top[:, 0] / t)
 
     def gradients(
@@ -257,10 +283,11 @@ class Chunks(ABC):
             dz.mul_((g_columns[:, k] * self._tail_t)[:, None])
             dz.addcmul_(self._at_1, (g_lse * self._tail_1)[:, None])
         d_kept = g_columns[:, :k] / self.t + g_lse[:, None] * self._shares
-        dz.scatter_add_(1, self.ids[part], d_kept.masked_fill_(~self.kept[part], 0.0))
-        dz.scatter_add_(1, self.labels[part, None], g_label[:, None])
+        vocabulary = self.vocabulary
+        vocabulary.add_at(dz, self.ids[part], d_kept.masked_fill_(~self.kept[part], 0.0))
+        vocabulary.add_at(dz, self.labels[part, None], g_label[:, None])
         if self.with_mean:
-            dz.add_(g_mean[:, None] / dz.shape[1])
+            dz.add_(g_mean[:, None] / vocabulary.size)
         if self._capped is not None:
             capped = self._capped[: len(dz)]
             dz.addcmul_(dz, capped.square_(), value=-1.0)  # times 1 - tanh²
@@ -303,7 +330,7 @@ class HeadChunks(Chunks):
         )
         super().__init__(
             hidden,
-            vocab_size=head.weight.shape[0],
+            vocabulary=head.vocabulary,
             cap=head.cap,
             ids=ids,
             kept=kept,
@@ -360,8 +387,11 @@ class HeadChunks(Chunks):
         """Gradients of hidden, weight and bias."""
         _, weight, bias = self.leaves
         assert weight is not None
+        d_hidden = self.d_hidden
+        if d_hidden is not None:
+            d_hidden = self.vocabulary.total(d_hidden)
         return (
-            self.d_hidden,
+            d_hidden,
             None if self.d_weight is None else self.d_weight.to(weight.dtype),
             None if self.d_bias is None or bias is None else self.d_bias.to(bias.dtype),
         )

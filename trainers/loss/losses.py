@@ -154,10 +154,11 @@ class DistillLoss(LossSettings):
         # Ignored positions end here, before any product with the head.
         hidden = batch.at_positions(hidden)
         if self.alpha > 0 and batch.teacher is not None:
-            if isinstance(head, CalledHead):
+            if isinstance(head, CalledHead) or head.ranks is not None:
                 raise PairingError(
-                    "the student's head is more than a matrix (an adapter, or quantised), and a teacher's states are "
-                    "learnt from through a plain head only; leave the head as it is, or learn from the store's targets"
+                    "the student's head is more than a matrix in one process (an adapter, quantised, dealt out), and a "
+                    "teacher's states are learnt from through a plain head only; leave the head as it is, or learn "
+                    "from the store's targets"
                 )
             full = FullChunkLoss(self, batch, totals, hidden)
             loss = full_loss(

@@ -5,6 +5,9 @@ adapter, a quantised layer) is called (`trainers/loss/called_head.py`). What the
 scale, as of Cohere and Granite, a soft cap, as of Gemma) is not read off a list of families but measured, once for a
 model: its head is made to give numbers that are known, on two tokens, and what comes out must be a number of its
 configuration, for a scale that is learnt would get no gradient.
+
+A linear layer that torch deals out by its rows (`ColwiseParallel`) is its own rows and the processes that have the
+others; its hidden states and its output are then `DTensor`s, the same in each process.
 """
 
 from __future__ import annotations
@@ -12,14 +15,18 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
 
+from softlabels.capture.ranks import Ranks
 from softlabels.errors import ConfigError
 from trainers.loss.called_head import CalledHead
 from trainers.loss.head_chunks import Cap, Head
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 SMALL, LARGE = 2.0**-10, 2.0**24
 PROBE = (SMALL, LARGE, 1.0, 8.0, 64.0, -1.0, -8.0, -64.0)
@@ -82,11 +89,12 @@ def head_of(
     plain = _plain(module)
     if plain is not None:
         return Head(
-            weight=plain.weight,
-            bias=plain.bias,
+            weight=_local(plain.weight),
+            bias=None if plain.bias is None else _local(plain.bias),
             scale=cap.scale,
             softcap=cap.softcap,
             compute_dtype=autocast,
+            ranks=_ranks(plain.weight),
         )
     trained = tuple(p for p in module.parameters() if p.requires_grad)
     return CalledHead(
@@ -106,8 +114,58 @@ def _plain(module: nn.Module) -> nn.Linear | None:
         module = copies[active[0]]
     if not isinstance(module, nn.Linear) or type(module).forward is not nn.Linear.forward:
         return None
-    weight = type(module.weight.data) is Tensor  # not one of a quantised or distributed kind
+    weight = type(module.weight.data) is Tensor or _is_dealt(module.weight)  # not a quantised kind
     return module if weight and not _changed(module) else None
+
+
+def _is_dealt(tensor: object) -> TypeGuard[DTensor]:
+    """Told without the import, which a single process can do without."""
+    return hasattr(tensor, "device_mesh")
+
+
+def _ranks(weight: object) -> Ranks | None:
+    """The processes that a head is dealt out over, each with some of its rows; None: it is whole.
+
+    Raises:
+        ConfigError: it is dealt out in another way.
+    """
+    if not _is_dealt(weight):
+        return None
+    mesh, ways = weight.device_mesh, weight.placements
+    if mesh.ndim != 1 or not ways[0].is_shard(0):
+        raise ConfigError(
+            f"the model's head is dealt out as {tuple(ways)} over {mesh.ndim} dimensions of processes; deal it out by "
+            "its rows over one (ColwiseParallel)"
+        )
+    return Ranks(weight.shape[0], mesh.get_group())
+
+
+def _local(tensor: Tensor) -> Tensor:
+    return tensor.to_local() if _is_dealt(tensor) else tensor
+
+
+def states_here(hidden: Tensor) -> Tensor:
+    """The states that a head is given, which are the same in all processes of a head that is dealt out.
+
+    Raises:
+        ConfigError: each process has others.
+    """
+    if not _is_dealt(hidden):
+        return hidden
+    ways = hidden.placements
+    if not all(way.is_replicate() for way in ways):
+        raise ConfigError(
+            f"the model's head is given states that are dealt out as {tuple(ways)}; let every process have all of them "
+            "(input_layouts=Replicate())"
+        )
+    return hidden.to_local(grad_placements=ways)
+
+
+def as_output(out: Tensor, hidden: Tensor) -> Tensor:
+    """What a head gives in the place of its logits, the same in all processes, as its own output would be."""
+    if not _is_dealt(hidden):
+        return out
+    return type(hidden).from_local(out, hidden.device_mesh, hidden.placements, run_check=False)
 
 
 def _changed(module: nn.Module) -> bool:
@@ -163,19 +221,23 @@ def _measured(model: Any, bare: Any, head: nn.Module, inputs: Mapping[str, Tenso
     known = torch.tensor(PROBE)
 
     def give(hidden: Tensor, *_: Any, **__: Any) -> Tensor:
-        out = torch.zeros(v, device=hidden.device)
-        out[: len(known)] = known.to(hidden.device)[:v]
-        return out.expand(*hidden.shape[:-1], v)
+        out = known.to(hidden.device).repeat(-(-v // len(known)))[:v]
+        return as_output(out.expand(*hidden.shape[:-1], v), hidden)
 
     devices = {t.device for t in inputs.values() if t.device.type == "cuda"}
     with instead(head, give), torch.no_grad(), torch.random.fork_rng(devices=list(devices)):
         logits = getattr(model(**inputs, use_cache=False), "logits", None)
+    if logits is not None and _is_dealt(logits):
+        logits = logits.full_tensor()
+    ranks, first = _ranks(getattr(head, "weight", None)), 0
+    if logits is not None and ranks is not None and logits.shape[-1] == len(ranks.ids):
+        v, first = len(ranks.ids), ranks.first  # each process has the logits of its own ids
     if logits is None or logits.shape[-1] != v:
         raise ConfigError(
             f"{where}: its forward does not return the {v} logits that its head gives at each position; give a causal "
             "language model whose output has `logits`"
         )
-    found = logits.reshape(-1, v)[0, : len(known)].float().cpu()
+    found = logits.reshape(-1, v)[0, : len(known)].float().cpu().roll(first)
     near = 1e-5 if logits.dtype == torch.float32 else 1e-2
     numbers = _numbers(bare.config)
     scale = _nearest(float(found[0]) / SMALL, numbers, near)
