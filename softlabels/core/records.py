@@ -87,6 +87,16 @@ def digest_of(raw: dict[str, Any]) -> str:
     return hashlib.sha256(canonical(rest)).hexdigest()
 
 
+def _digest_in(spelling: bytes, digest: Any) -> str:
+    """`digest_of` a record with this canonical spelling, whose line of the digest is left out.
+
+    A line break in a string is spelled otherwise, and two spaces alone are before keys of the outermost object.
+    """
+    line = b'\n  "digest": ' + msgspec.json.encode(digest)
+    rest = spelling.replace(line + b",", b"", 1).replace(b"," + line + b"\n", b"\n", 1)
+    return hashlib.sha256(rest).hexdigest()
+
+
 def read_record(path: Path, kind: type[R]) -> R:
     """Read and check one record file.
 
@@ -151,13 +161,15 @@ def parse_raw(
         version: that this softlabels reads and writes.
         remedy: what to do about a damaged one.
     """
-    if sum(data.count(c) for c in (b",", b"[", b"{")) > ENTRIES_LIMIT:
+    brackets = data.count(b"[") + data.count(b"{")
+    if brackets + data.count(b",") > ENTRIES_LIMIT:
         raise FormatError(
             f"{where}: more than {ENTRIES_LIMIT} entries; such a record is refused unread"
         )
     try:
         raw = msgspec.json.decode(data)
-        _check_depth(raw, where, remedy)
+        if brackets > DEPTH_LIMIT:  # else it cannot be deeper
+            _check_depth(raw, where, remedy)
         spelling = canonical(raw)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as e:
         raise IntegrityError(
@@ -166,7 +178,7 @@ def parse_raw(
     if not isinstance(raw, dict) or raw.get("format") != format:
         raise FormatError(f'{where}: not a softlabels record (its "format" is not {format!r})')
     _check_version(raw.get("version"), version, where)
-    found, expected = raw.get("digest"), digest_of(raw)
+    found, expected = raw.get("digest"), _digest_in(spelling, raw.get("digest"))
     if found != expected or spelling != data:
         raise IntegrityError(
             f"{where}: its digest is {found}, its content gives {expected}; the file was altered: {remedy}"

@@ -42,6 +42,8 @@ from softlabels.making.writer import Writer
 
 SHORTEST_PAUSE, LONGEST_PAUSE = 1.0, 60.0
 """Seconds between two looks for a lease that is free, or whose holder is dead."""
+OF_SHARD = 0.25
+"""The first of these pauses, at least, as a share of what a shard takes: before that there is little to see."""
 
 
 class Written(NamedTuple):
@@ -124,7 +126,8 @@ class PlaceBuilder:
         self._open: dict[int, _Open] = {}
         """By the shards that are being written."""
         self._known = known
-        self._pause, self._waited, self._over = SHORTEST_PAUSE, False, False
+        self._pause = self._first_pause = SHORTEST_PAUSE
+        self._waited, self._over = False, False
 
     def run(self) -> None:
         """Go on until every shard is recorded, by whichever builders."""
@@ -138,8 +141,8 @@ class PlaceBuilder:
                 with self._writer:
                     while not (self._claims.done or self._over):
                         if (lease := self._claims.take()) is not None:
-                            self._pause = SHORTEST_PAUSE
                             self._make_lease(lease)
+                            self._pause = self._first_pause
                         elif self._writer.index is not None:
                             self._settle()
                         elif first and len(recorded_in(self._place, range(first))) == first:
@@ -220,6 +223,8 @@ class PlaceBuilder:
         if written is None:
             return
         index, result = written
+        took = OF_SHARD * result.record.seconds
+        self._first_pause = min(max(SHORTEST_PAUSE, took), LONGEST_PAUSE)
         if not result.ours:
             self._look_for_end()
         held = self._open.pop(index)

@@ -30,15 +30,14 @@ import time
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
-from functools import lru_cache
-
-import msgspec
+from dataclasses import dataclass
+from functools import lru_cache, partial
 
 from softlabels.errors import StoreError
 from softlabels.making.claims import EXPIRY, LIVING, Holder
 from softlabels.making.leases import cut
 from softlabels.making.place import HELD, PAGE, Entry, Place
+from softlabels.making.place_blocks import BLOCK, LOOKS, Blocks
 from softlabels.making.place_names import (
     AT,
     DONE,
@@ -46,30 +45,28 @@ from softlabels.making.place_names import (
     FULL,
     LAST,
     LEASE,
-    MARK,
+    claim_content,
     claim_name,
     done_name,
     is_free,
-    mark_name,
 )
 from softlabels.making.place_watch import NEVER, Watched
 
 RENEWAL = 100.0
 """Seconds between renewals, each of which is a request; two may fail."""
-BLOCK = 256
-"""Leases that one listing shows, with what is left of their claims."""
-LOOKS = 3
-"""Blocks that are looked at before a builder waits."""
 FRESH = 20.0
 """Seconds for which who waits does not look again at what was listed; who has work looks less often (`EXPIRY`)."""
 
 
 @lru_cache(maxsize=4)
-def _cut(shards: int, first: int) -> tuple[tuple[range, ...], tuple[int, ...], tuple[str, ...]]:
-    """The leases of a plan, where they begin, and the names of their claims."""
+def _cut(
+    shards: int, first: int
+) -> tuple[tuple[range, ...], tuple[int, ...], tuple[str, ...], tuple[int, ...]]:
+    """The leases of a plan, where they begin, the names of their claims, and the shards of each block's first lease."""
     leases = tuple(cut(shards, first))
     starts = tuple(lease.start for lease in leases)
-    return leases, starts, tuple(claim_name(start) for start in starts)
+    names = tuple(claim_name(start) for start in starts)
+    return leases, starts, names, tuple(len(lease) for lease in leases[::BLOCK])
 
 
 def leases_of(shards: int, first: int) -> tuple[range, ...]:
@@ -119,17 +116,14 @@ class PlaceClaims:
         chance: random.Random | None = None,
     ) -> None:
         self._place, self._clock = place, clock
-        self._leases, self._starts, self._names = _cut(shards, first)
+        self._leases, self._starts, self._names, sizes = _cut(shards, first)
         self._chance = random.Random() if chance is None else chance
         self._me = Holder.here() if me is None else me
         LIVING.add(self._me.token)
         self._next = None if begin is None else bisect_right(self._starts, begin) - 1
-        self._watched = Watched(place, clock)
-        self._left = set(range(-(-len(self._starts) // BLOCK)))
-        """Blocks that are not known to be done."""
-        self._full: dict[int, float] = {}
-        """When a block was seen last in which nothing was free."""
-        self._marks_read = self._dead_looked_for = NEVER
+        self._watched = Watched(place, clock, self._me)
+        self._blocks = Blocks(place, sizes, clock)
+        self._dead_looked_for = NEVER
         self._idle = False
         """Whether there was nothing to take."""
         self.cleared = False
@@ -140,7 +134,7 @@ class PlaceClaims:
     @property
     def done(self) -> bool:
         """Whether all leases are known to be done."""
-        return not self._left
+        return not self._blocks.left
 
     @property
     def _fresh(self) -> float:
@@ -190,7 +184,7 @@ class PlaceClaims:
         self._place.create(done_name(lease.shards.start), records)
         if self._idle:  # it may have been the last of its block
             number = bisect_right(self._starts, lease.shards.start) - 1
-            self._full.pop(number // BLOCK, None)
+            self._blocks.may_have(number // BLOCK)
 
     def release(self, lease: PlaceLease) -> None:
         """Let go of a lease that is not finished, unless another has taken over.
@@ -215,7 +209,7 @@ class PlaceClaims:
     def open_rest(self) -> None:
         """The first leases are done: all others may be begun."""
         self._first = 0
-        self._full.clear()
+        self._blocks.all_may_have()
 
     def _took(self, number: int, lease: PlaceLease | None) -> PlaceLease | None:
         if lease is not None:
@@ -223,22 +217,13 @@ class PlaceClaims:
         return lease
 
     def _jump(self) -> PlaceLease | None:
-        """Look at some blocks in which something may be free, those of the largest leases first, then at the others."""
-        self._read_marks(self._fresh)
-        bound, now = -(-self._bound // BLOCK), self._clock()
-        classes: dict[tuple[bool, int], list[int]] = {}
-        for block in sorted(b for b in self._left if b < bound):
-            seen = self._full.get(block)
-            if seen is None or now - seen >= FRESH:
-                size = len(self._leases[block * BLOCK]).bit_length()
-                classes.setdefault((seen is None, size), []).append(block)
-        for (new, _), some in sorted(classes.items(), reverse=True):
-            for block in self._chance.sample(some, min(LOOKS, len(some))):
-                if (new and block in self._full) or block not in self._left:
-                    continue  # a mark said so meanwhile
-                if lease := self._look(block):
-                    return lease
-                self._read_marks(FRESH)
+        """Look at some blocks in which something may be free; who waits anyway looks at fewer."""
+        self._blocks.read_marks(self._fresh)
+        bound, again = -(-self._bound // BLOCK), 1 if self._idle else LOOKS
+        for block in self._blocks.where_to_look(bound, self._chance, fresh=FRESH, again=again):
+            if lease := self._look(block):
+                return lease
+            self._blocks.read_marks(FRESH)
         return None
 
     def _look(self, block: int) -> PlaceLease | None:
@@ -246,22 +231,23 @@ class PlaceClaims:
         numbers = range(block * BLOCK, min((block + 1) * BLOCK, len(self._starts)))
         done, standing = self._listed(numbers)
         if len(done) == len(numbers):
-            self._left.discard(block)
-            self._place.create(mark_name(block), b"done\n")
+            self._blocks.done(block)
+            self._blocks.mark(block)
             return None
         held = [e for name, e in standing.items() if name not in done]
         let_go = {e.name: e.version for e in held if is_free(e)}
         may = range(numbers.start, min(numbers.stop, self._bound))
         gaps = [n for n in may if self._names[n] not in standing]
-        if gaps and self._full.pop(block, None) is not None:
+        if gaps and self._blocks.is_full(block):
+            self._blocks.may_have(block)
             self.cleared = True
             return None
         gaps += [self._number(name) for name in let_go]
         held = [e for e in held if e.name not in let_go]
         if not gaps:
-            if block not in self._full and BLOCK < len(self._starts) == self._bound:
-                self._place.create(mark_name(block, FULL), b"claimed\n")
-            self._full[block] = self._clock()
+            if not self._blocks.is_full(block) and BLOCK < len(self._starts) == self._bound:
+                self._blocks.mark(block, FULL)
+            self._blocks.full(block)
             self._watched.peek(held)
         self._watched.watch(held)
         if lease := self._of_the_dead(held):
@@ -306,19 +292,6 @@ class PlaceClaims:
         """Of the lease that a claim is on."""
         return bisect_right(self._starts, int(name[AT])) - 1
 
-    def _read_marks(self, age: float) -> None:
-        """See which blocks are done, and in which all leases are claimed, unless that was seen so many seconds ago."""
-        if len(self._left) < 2 or self._clock() - self._marks_read < age:
-            return
-        self._marks_read = self._clock()
-        for entry in self._place.list(HELD, after=f"{HELD}/{MARK}"):
-            if entry.name.startswith(f"{HELD}/{MARK}"):
-                block = int(entry.name[len(HELD) + 1 + len(MARK) :][:5])
-                if entry.name.endswith(FULL):
-                    self._full.setdefault(block, self._clock())
-                else:
-                    self._left.discard(block)
-
     # -- the dead ---------------------------------------------------------------------------------
 
     def _of_one_dead(self) -> PlaceLease | None:
@@ -326,13 +299,14 @@ class PlaceClaims:
         now = self._clock()
         if now - self._dead_looked_for < self._fresh:
             return None
-        expired = [name for name in self._watched if self._watched.expired(name)]
-        if not expired:
+        first = self._watched.first_expired()
+        if first is None:
             return None
         self._dead_looked_for = now
-        begin = min(expired)[:LEASE]
-        page = {e.name: e for e in self._place.list(HELD, after=begin)}
-        last = max(page, default="") if len(page) == PAGE else LAST
+        begin = first[:LEASE]
+        listed = self._place.list(HELD, after=begin)
+        page = {e.name: e for e in listed}
+        last = listed[-1].name if len(listed) == PAGE else LAST
         self._watched.keep(
             {
                 name
@@ -340,7 +314,7 @@ class PlaceClaims:
                 if not begin < name <= last or (name in page and name[:LEASE] + DONE not in page)
             }
         )
-        seen = [e for n, e in page.items() if n in self._watched]
+        seen = [page[name] for name in sorted(self._watched) if name in page]
         let_go = {e.name: e.version for e in seen if is_free(e)}
         if let_go:
             return self._of_gaps([self._number(name) for name in let_go], let_go)
@@ -384,9 +358,7 @@ class PlaceClaims:
 
     def _content(self) -> Callable[[int], bytes]:
         """What a claim says; a version is of the content, so that no two claims say the same."""
-        salt = f"{self._chance.getrandbits(64):016x}"
-        me = asdict(self._me) | {"lease": salt}
-        return lambda renewals: msgspec.json.encode(me | {"renewals": renewals})
+        return partial(claim_content, self._me, f"{self._chance.getrandbits(64):016x}")
 
 
 def _run(number: int, free: set[int]) -> int:

@@ -33,6 +33,8 @@ FINISH = "finish"
 """The claim of who publishes the manifest."""
 AT_ONCE = 32
 """Requests that are under way at a time."""
+OF_RECORDS = 1e-4
+"""Seconds for each shard that who waits for the manifest waits at first: before that it is hardly there."""
 
 A = TypeVar("A")
 T = TypeVar("T")
@@ -105,7 +107,13 @@ def finish_in(mirror: Mirror, plan: Plan, claims: PlaceClaims) -> Manifest:
         made = mirror.put(CARD, card(manifest).encode())
         place.create(MANIFEST, canonical(with_files(manifest, {CARD: made})))
 
-    return alone_in(claims, FINISH, lambda: finished_in(place), publish)
+    pause = first_pause(plan)
+    return alone_in(claims, FINISH, lambda: finished_in(place), publish, pause=pause)
+
+
+def first_pause(plan: Plan) -> float:
+    """Seconds after which who waits for the manifest looks again first."""
+    return min(max(SHORTEST_PAUSE, OF_RECORDS * len(plan.shards)), LONGEST_PAUSE)
 
 
 def alone_in(
@@ -114,6 +122,7 @@ def alone_in(
     done: Callable[[], T | None],
     work: Callable[[Callable[[], None]], None],
     *,
+    pause: float = SHORTEST_PAUSE,
     sleep: Callable[[float], Any] = time.sleep,
 ) -> T:
     """Have one builder of many do something, under a claim of that name; what `done` then gives.
@@ -121,9 +130,9 @@ def alone_in(
     Args:
         done: what came of it, whoever did it; None: it is still to be done.
         work: does it, and calls what it is given now and then, to show that it lives.
+        pause: seconds before a second look, which become more.
         sleep: seconds.
     """
-    pause = SHORTEST_PAUSE
     while (result := done()) is None:
         lease = claims.take_end(name)
         if lease is None:

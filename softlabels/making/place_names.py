@@ -1,7 +1,17 @@
-"""Names of claims in a place: of leases, of their records, and of the marks of blocks; and what a free one says."""
+"""Names of claims in a place: of leases, of their records, and of the marks of blocks; and what a claim says.
+
+A listing tells the length of a claim, and so that tells two things: whether somebody let go of it (`FREE`), and which
+claims may be of one host, whose processes can be looked at from there. So a builder reads few claims of other hosts.
+"""
 
 from __future__ import annotations
 
+from zlib import crc32
+
+import msgspec
+
+from softlabels.core.processes import Process
+from softlabels.making.claims import Holder
 from softlabels.making.place import HELD, Entry
 
 
@@ -36,3 +46,25 @@ FREE = b"free\n"
 def is_free(entry: Entry) -> bool:
     """Whether a claim was let go of."""
     return entry.bytes == len(FREE)
+
+
+HOSTS = 64
+"""Hosts that the length of a claim tells apart."""
+
+
+def claim_content(holder: Holder, salt: str, renewals: int) -> bytes:
+    """What a claim says that was renewed so many times; white space brings its length to that of its host's claims."""
+    said = msgspec.json.encode(holder)[:-1] + b',"lease":"%s","renewals":%d}' % (
+        salt.encode(),
+        renewals,
+    )
+    return said.ljust(len(said) + (_remainder(holder) - len(said)) % HOSTS)
+
+
+def may_be_beside(entry: Entry, process: Process) -> bool:
+    """Whether a claim may be of a process that this one can look at, by its length."""
+    return entry.bytes % HOSTS == _remainder(process) and not is_free(entry)
+
+
+def _remainder(process: Process) -> int:
+    return crc32(f"{process.host} {process.boot} {process.space}".encode()) % HOSTS

@@ -14,6 +14,7 @@ from softlabels.core.processes import is_alive, this_process
 from softlabels.errors import StoreError
 from softlabels.making.claims import EXPIRY, LIVING, Holder
 from softlabels.making.place import Entry, Place
+from softlabels.making.place_names import may_be_beside
 
 WATCHED = 256
 """Claims that one builder watches at a time; there is work for hours in so many."""
@@ -37,10 +38,11 @@ class Watched:
     Args:
         place: where the store is made.
         clock: seconds, of this builder alone.
+        me: this builder.
     """
 
-    def __init__(self, place: Place, clock: Callable[[], float]) -> None:
-        self._place, self._clock = place, clock
+    def __init__(self, place: Place, clock: Callable[[], float], me: Holder) -> None:
+        self._place, self._clock, self._me = place, clock, me
         self._seen: dict[str, Seen] = {}
         self._read: set[str] = set()
         """Claims that were read."""
@@ -73,9 +75,11 @@ class Watched:
                 self._seen[entry.name] = Seen(entry.version, now)
 
     def peek(self, entries: Sequence[Entry]) -> None:
-        """Read claims that were not read before: a process of this host that is gone is dead at once."""
-        new = [e for e in entries if e.name not in self._read]
-        for entry in new if len(entries) <= PEEKED else ():
+        """Read claims that were not read before and may be of this host, of which a process that is gone is dead."""
+        if len(entries) > PEEKED:
+            return
+        new = [e for e in entries if e.name not in self._read and may_be_beside(e, self._me)]
+        for entry in new:
             try:
                 data, version = self._place.read(entry.name, limit=4096)
                 holder = msgspec.json.decode(data, type=Holder)
@@ -91,6 +95,11 @@ class Watched:
     def expired(self, name: str) -> bool:
         """Whether a claim that is watched has not changed for so long that its holder is dead."""
         return self._clock() - self._seen[name].when > EXPIRY
+
+    def first_expired(self) -> str | None:
+        """The first of these claims; None: there is none."""
+        latest = self._clock() - EXPIRY
+        return min((name for name, seen in self._seen.items() if seen.when < latest), default=None)
 
 
 def _is_gone(holder: Holder) -> bool:

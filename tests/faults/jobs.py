@@ -363,9 +363,9 @@ def build_place() -> None:
     import softlabels.making.dictionary
     import softlabels.making.place_claims
     from softlabels.core.durable import sweep
-    from softlabels.core.records import canonical
     from softlabels.making.claims import Holder
     from softlabels.making.place import FolderPlace
+    from softlabels.making.place_names import claim_content
     from softlabels.making.place_plan import PLANNING
 
     softlabels.making.dictionary.POSITIONS = 1
@@ -375,7 +375,7 @@ def build_place() -> None:
         place = FolderPlace(Path("out"))
         if not Path("out/plan.json").exists():  # else there is nothing to take over
             dead = dataclasses.replace(Holder.here(), started="1")
-            place.create(f"claims/{PLANNING}.json", canonical(dead))
+            place.create(f"claims/{PLANNING}.json", claim_content(dead, "", 0))
         _build_over(place, Path("scratch"))
         sweep(Path("out"))  # a bucket holds nothing temporary; who finishes a folder sweeps it
 

@@ -6,6 +6,7 @@ python -m tests.simulate --builders 10000 --shards 1000000
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import resource
 import sys
@@ -24,6 +25,7 @@ def main() -> int:
         parser.add_argument(flag, type=type(default), default=default, metavar="N")
     settings = Settings(**vars(parser.parse_args()))
     begun = time.perf_counter()
+    gc.disable()  # it would look at millions of objects again and again, of which none is ever garbage
     simulation = Simulation(settings, plan_of(settings.shards))
     simulation.run()
     took = time.perf_counter() - begun

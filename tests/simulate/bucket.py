@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import count
-from typing import Any, NamedTuple, TypeVar, overload
+from typing import Any, NamedTuple, TypeVar
 
 from sortedcontainers import SortedList
 
@@ -21,6 +21,8 @@ from softlabels.making.place import HELD, PAGE, Entry
 from tests.simulate.world import Died, World
 
 T = TypeVar("T")
+LAST = "~"
+"""Comes after all versions."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,33 +41,8 @@ class Held(NamedTuple):
     """An object."""
 
     data: bytes
-    version: str
     entry: Entry
     """As listings have it."""
-
-
-class Page(Sequence[Entry]):
-    """Entries that are looked up when they are asked for, which most are not; what is gone by then is left out."""
-
-    def __init__(self, objects: Mapping[str, Held], names: list[str]) -> None:
-        self._objects, self._names = objects, names
-
-    def __len__(self) -> int:
-        return len(self._names)
-
-    def __iter__(self) -> Iterator[Entry]:
-        return (self._objects[n].entry for n in self._names if n in self._objects)
-
-    @overload
-    def __getitem__(self, index: int) -> Entry: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Entry]: ...
-    def __getitem__(self, index: int | slice) -> Entry | Sequence[Entry]:
-        names = self._names[index]
-        return self._objects[names].entry if isinstance(names, str) else Page(self._objects, names)
-
-    def __eq__(self, other: object) -> bool:
-        return list(self) == other
 
 
 class Bucket:
@@ -79,7 +56,8 @@ class Bucket:
         self.throttled = self.lost = 0
         self.changed: list[str] = []
         """Names of what was to stay as it was, and was written to again, or removed."""
-        self._names: dict[str, Any] = {}
+        self._entries: dict[str, Any] = {}
+        """Of each folder, in order of names: a page is a slice."""
         self._second, self._used = -1, 0
         self._versions = count()
 
@@ -93,29 +71,34 @@ class Bucket:
 
     def put(self, name: str, data: bytes) -> str:
         """Write an object."""
-        if name not in self.objects:
-            folder = name.rpartition("/")[0]
-            self._names.setdefault(folder, SortedList()).add(name)
-        elif not name.startswith(f"{HELD}/"):
-            self.changed.append(name)
+        folder = name.rpartition("/")[0]
+        if (entries := self._entries.get(folder)) is None:
+            entries = self._entries[folder] = SortedList()
+        if (before := self.objects.get(name)) is not None:
+            entries.remove(before.entry)
+            if folder != HELD:
+                self.changed.append(name)
         version = f'"{next(self._versions)}"'
-        self.objects[name] = Held(data, version, Entry(name, version, len(data), self.world.now))
+        entry = Entry(name, version, len(data), self.world.now)
+        entries.add(entry)
+        self.objects[name] = Held(data, entry)
         return version
 
     def drop(self, name: str) -> None:
         """Remove an object, if it is there."""
-        if self.objects.pop(name, None) is not None:
-            self._names[name.rpartition("/")[0]].remove(name)
-            if not name.startswith(f"{HELD}/"):
+        if (before := self.objects.pop(name, None)) is not None:
+            folder = name.rpartition("/")[0]
+            self._entries[folder].remove(before.entry)
+            if folder != HELD:
                 self.changed.append(name)
 
-    def page(self, folder: str, after: str) -> Page:
-        """The first names of a folder after a name."""
-        names = self._names.get(folder)
-        if names is None:
-            return Page({}, [])
-        begin = names.bisect_right(after)
-        return Page(self.objects, names[begin : begin + PAGE])
+    def page(self, folder: str, after: str) -> list[Entry]:
+        """The first entries of a folder after a name."""
+        entries = self._entries.get(folder)
+        if entries is None:
+            return []
+        begin = entries.bisect_right((after, LAST))
+        return list(entries[begin : begin + PAGE])
 
 
 class SimulatedPlace:
@@ -147,9 +130,9 @@ class SimulatedPlace:
             raise FileNotFoundError(name)
         if len(found.data) > limit:
             raise IntegrityError(f"{name}: {len(found.data)} bytes, expected at most {limit}")
-        return found.data, found.version
+        return found.data, found.entry.version
 
-    def list(self, folder: str, *, after: str = "") -> Sequence[Entry]:
+    def list(self, folder: str, *, after: str = "") -> list[Entry]:
         """One page of names."""
         return self._request(f"list {folder}", lambda: self._bucket.page(folder, after))[0]
 
@@ -173,7 +156,7 @@ class SimulatedPlace:
     def _swap(self, verb: str, name: str, data: bytes, version: str) -> str | None:
         def put() -> str | None:
             found = self._bucket.objects.get(name)
-            if found is None or found.version != version:
+            if found is None or found.entry.version != version:
                 return None
             return self._bucket.put(name, data)
 
@@ -184,7 +167,7 @@ class SimulatedPlace:
         version, repeated = self._request(verb, put)
         if version is None and repeated:
             found, _ = self._request("read again", lambda: self._bucket.objects.get(name))
-            return found.version if found is not None and found.data == data else None
+            return found.entry.version if found is not None and found.data == data else None
         return version
 
     def _request(self, verb: str, act: Callable[[], T]) -> tuple[T, bool]:

@@ -23,7 +23,14 @@ from softlabels.making.claims import EXPIRY, Holder
 from softlabels.making.place_builder import PlaceBuilder
 from softlabels.making.place_claims import PlaceClaims
 from softlabels.making.place_commit import commit_name, parsed
-from softlabels.making.place_finish import AT_ONCE, alone_in, check_sizes, clear_in, collected
+from softlabels.making.place_finish import (
+    AT_ONCE,
+    alone_in,
+    check_sizes,
+    clear_in,
+    collected,
+    first_pause,
+)
 from softlabels.making.writer import Held
 from tests.simulate.bucket import Bucket, SimulatedPlace, Weather
 from tests.simulate.world import Died, World
@@ -208,6 +215,7 @@ class _Builder:
                 "finish",
                 lambda: self._is_finished(place),
                 lambda renew: self._finish(place, renew),
+                pause=first_pause(plan),
                 sleep=self._wait,
             )
         claims.close()

@@ -12,14 +12,23 @@ import pytest
 import softlabels
 from softlabels.builder.build import build, build_at, site_of
 from softlabels.builder.dry_run import dry_run
-from softlabels.core.records import canonical, read_record
+from softlabels.core.records import read_record
 from softlabels.core.settings import place_from
 from softlabels.errors import ConfigError, IntegrityError, PlanError
 from softlabels.format.manifest import Commit, load_manifest
 from softlabels.making.claims import EXPIRY, Holder
 from softlabels.making.place import FolderPlace
+from softlabels.making.place_blocks import Blocks
 from softlabels.making.place_claims import FRESH, RENEWAL, PlaceClaims
-from softlabels.making.place_names import claim_name, done_name
+from softlabels.making.place_names import (
+    FREE,
+    FULL,
+    claim_content,
+    claim_name,
+    done_name,
+    is_free,
+    may_be_beside,
+)
 from softlabels.making.place_plan import Mirror
 from softlabels.making.site import PlaceSite
 from tests.fakes import Notices, TinyTeacher, build_tiny, config_of, write_corpus
@@ -262,7 +271,7 @@ def test_one_of_many_takes_over(tmp_path):
 def test_a_process_of_this_host_that_is_gone_is_dead_at_once(tmp_path):
     place = FolderPlace(tmp_path)
     me = dataclasses.replace(Holder.here(), started="1")
-    assert place.create(claim_name(0), canonical(me)) is not None
+    assert place.create(claim_name(0), claim_content(me, "", 0)) is not None
     with closing(PlaceClaims(place, 1)) as claims:
         assert claims.take() is not None
 
@@ -270,7 +279,7 @@ def test_a_process_of_this_host_that_is_gone_is_dead_at_once(tmp_path):
 def test_it_is_dead_even_if_its_claim_was_listed_while_there_was_other_work(tmp_path):
     place = FolderPlace(tmp_path)
     me = dataclasses.replace(Holder.here(), started="1")
-    assert place.create(claim_name(0), canonical(me)) is not None
+    assert place.create(claim_name(0), claim_content(me, "", 0)) is not None
     with closing(PlaceClaims(place, 2)) as claims:
         other = claims.take()
         assert other is not None
@@ -279,6 +288,47 @@ def test_it_is_dead_even_if_its_claim_was_listed_while_there_was_other_work(tmp_
         taken = claims.take()
         assert taken is not None
         assert taken.shards.start == 0
+
+
+def test_the_length_of_a_claim_tells_its_host_whoever_renews_it_how_often(tmp_path):
+    place, here = FolderPlace(tmp_path), Holder.here()
+    there = dataclasses.replace(here, host="another")
+    for i, (holder, renewals) in enumerate([(here, 0), (here, 10**6), (there, 0), (there, 7)]):
+        place.create(claim_name(i), claim_content(holder, f"{i:016x}", renewals))
+    place.create(claim_name(4), FREE)
+    beside = [may_be_beside(entry, here) for entry in place.list("claims")]
+    assert beside == [True, True, False, False, False]
+    assert [is_free(entry) for entry in place.list("claims")] == [False] * 4 + [True]
+
+
+def test_claims_of_other_hosts_are_not_read(tmp_path, monkeypatch):
+    place, clock = FolderPlace(tmp_path), Clock()
+    read = []
+    monkeypatch.setattr(place, "read", lambda name, limit: read.append(name))
+    assert builder(place, clock, "a").take() is not None
+    assert builder(place, clock, "b").take() is None
+    assert read == []
+
+
+def test_marks_of_blocks_beyond_a_page_are_seen_when_those_before_are_done(tmp_path, monkeypatch):
+    monkeypatch.setattr("softlabels.making.place.PAGE", 4)
+    place, clock = FolderPlace(tmp_path), Clock()
+    teller, told = (Blocks(place, [1] * 7, clock) for _ in range(2))
+    for block in range(6):
+        teller.mark(block, FULL)
+        if block < 5:
+            teller.mark(block)
+    told.read_marks(FRESH)
+    assert told.left == 5
+    told.read_marks(FRESH)  # it was seen this moment
+    assert told.left == 5
+    for left in (3, 2, 2):
+        clock.now += FRESH
+        told.read_marks(FRESH)
+        assert told.left == left
+    assert told.is_full(5)
+    where = told.where_to_look(7, random.Random(0), fresh=FRESH, again=1)
+    assert list(where) == [6, 5]  # what nobody said is full comes first
 
 
 def test_a_lease_that_was_let_go_of_is_free_soon_and_known_to_have_been_somebodys(tmp_path):

@@ -1,0 +1,110 @@
+"""Blocks of leases as one builder knows them: which are done, in which nothing was free, and where to look next.
+
+A builder cannot list all claims of a large plan, so it looks at one block of leases at a time, and what it sees there
+it tells the others by a mark: that all leases of a block are done (`claims/block-00000.json`), or that all are claimed
+(`claims/block-00000.full.json`).
+
+The price: a few bytes for each block in each builder, and one listing of marks when it has none to go on with.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+
+from softlabels.making.place import HELD, Place
+from softlabels.making.place_names import FULL, MARK, mark_name
+from softlabels.making.place_watch import NEVER
+
+BLOCK = 256
+"""Leases that one listing shows, with what is left of their claims."""
+LOOKS = 3
+"""Blocks that are looked at before a builder waits."""
+_NEW = 64
+"""More than a size has bits."""
+
+
+class Blocks:
+    """What one builder knows of the blocks of a plan.
+
+    Args:
+        place: where the store is made.
+        sizes: shards of the first lease of each block.
+        clock: seconds, of this builder alone.
+    """
+
+    def __init__(self, place: Place, sizes: Sequence[int], clock: Callable[[], float]) -> None:
+        self._place, self._clock = place, clock
+        self._classes = np.array([size.bit_length() for size in sizes], np.int64)
+        self._seen = np.full(len(sizes), NEVER)
+        """When each was seen last with nothing free in it; `NEVER`: it was not."""
+        self._done = np.zeros(len(sizes), bool)
+        self.left = len(sizes)
+        """Blocks that are not known to be done."""
+        self._marks_read = NEVER
+
+    def is_full(self, block: int) -> bool:
+        """Whether nothing was free in it when it was seen last."""
+        return bool(self._seen[block] != NEVER)
+
+    def full(self, block: int) -> None:
+        """Nothing is free in it now."""
+        self._seen[block] = self._clock()
+
+    def may_have(self, block: int) -> None:
+        """Something may be free in it."""
+        self._seen[block] = NEVER
+
+    def all_may_have(self) -> None:
+        """Something may be free in any."""
+        self._seen[:] = NEVER
+
+    def done(self, block: int) -> None:
+        """All its leases are done."""
+        if not self._done[block]:
+            self._done[block] = True
+            self.left -= 1
+
+    def mark(self, block: int, kind: str = ".json") -> None:
+        """Tell other builders that all its leases are done, or claimed (`FULL`)."""
+        self._place.create(mark_name(block, kind), b"claimed\n" if kind == FULL else b"done\n")
+
+    def read_marks(self, age: float) -> None:
+        """See what others tell of the blocks that are left, unless that was seen so many seconds ago.
+
+        One page: it begins at the first block that is left, and blocks are done more or less in order.
+        """
+        if self.left < 2 or self._clock() - self._marks_read < age:
+            return
+        self._marks_read = self._clock()
+        begin = mark_name(int(self._done.argmin()), "")
+        for entry in self._place.list(HELD, after=begin):
+            if entry.name.startswith(f"{HELD}/{MARK}"):
+                block = int(entry.name[len(HELD) + 1 + len(MARK) :][:5])
+                if not entry.name.endswith(FULL):
+                    self.done(block)
+                elif not self.is_full(block):
+                    self.full(block)
+
+    def where_to_look(
+        self, bound: int, chance: random.Random, *, fresh: float, again: int
+    ) -> Iterator[int]:
+        """Blocks, by chance, in which something may be free: those of the largest leases first, then those seen before.
+
+        What is learnt of a block meanwhile counts.
+
+        Args:
+            bound: blocks before which leases may be begun.
+            fresh: seconds for which a block in which nothing was free is not looked at again.
+            again: blocks of those, at most; of others `LOOKS` of each size.
+        """
+        seen = self._seen[:bound]
+        may = np.flatnonzero(~self._done[:bound] & (self._clock() - seen >= fresh))
+        kinds = self._classes[may] + (seen[may] == NEVER) * _NEW
+        for kind in np.unique(kinds)[::-1].tolist():
+            some, new = may[kinds == kind].tolist(), kind >= _NEW
+            for block in chance.sample(some, min(LOOKS if new else again, len(some))):
+                if not self._done[block] and (not new or not self.is_full(block)):
+                    yield block
