@@ -10,7 +10,7 @@ import click
 
 from softlabels.cli.demands import demand_options
 from softlabels.console.options import Command
-from softlabels.console.terminal import Bar, LocalPath, StorePlace, emit, json_option, say
+from softlabels.console.terminal import Bar, StorePlace, emit, json_option, say
 
 
 @click.command("verify", cls=Command)
@@ -36,6 +36,7 @@ def verify_command(ctx: click.Context, /, store: Path | str, deep: bool, **deman
       softlabels verify store --key maker.pem --release maker/austen@2
     """
     from softlabels.store.demand import Demand
+    from softlabels.store.remote.addresses import writable
     from softlabels.store.verify import verify_store
 
     asked = Demand(**demand)
@@ -71,6 +72,11 @@ def verify_command(ctx: click.Context, /, store: Path | str, deep: bool, **deman
         text,
     )
     if report.problems:
+        if "://" not in str(store) or writable(str(store)):
+            say(
+                f"`softlabels repair {store}` makes again what it can, and withdraws damaged shards, so that the "
+                "command that made the store makes those again; with --dry-run it changes nothing"
+            )
         ctx.exit(1)
 
 
@@ -88,26 +94,34 @@ def _state(facts: dict[str, Any], problems: list[str]) -> str:
 
 
 @click.command("repair", cls=Command)
-@click.argument("store", type=LocalPath())
+@click.argument("store", type=StorePlace())
 @click.option("--dry-run", is_flag=True, help="Say what would be done; change nothing.")
 @json_option
 @click.pass_context
-def repair_command(ctx: click.Context, store: Path, dry_run: bool) -> None:
+def repair_command(ctx: click.Context, store: Path | str, dry_run: bool) -> None:
     """Mend a damaged store; exit with 1 if a build, or you, must finish the job.
 
     Records, card and manifest are made again from what is intact. Shards that are missing or damaged are
     withdrawn: run the store's `softlabels build` again, and it makes exactly those. Nothing intact is deleted,
     and what is damaged is moved into the store's folder `quarantine`. Nothing is done while a builder is at work.
 
+    In a bucket (s3:// or gs://) it first watches claims that stand there, for up to five minutes, to see whether
+    their builders live.
+
     \b
     Examples:
       softlabels repair store --dry-run
       softlabels repair store
+      softlabels repair s3://bucket/store
     """
+    from softlabels.making.place_repair import repair_at
     from softlabels.making.repair import repair_store
 
     with Bar() as bar:
-        done = repair_store(store, dry_run=dry_run, reporter=bar)
+        if isinstance(store, str):
+            done = repair_at(store, dry_run=dry_run, reporter=bar)
+        else:
+            done = repair_store(store, dry_run=dry_run, reporter=bar)
     would = "would " if dry_run else ""
     lines = [f"{would}{a.action} {a.file}: {a.reason}" for a in done.actions]
     if done.whole:

@@ -1,4 +1,4 @@
-"""What is wrong with a store: each shard looked at, nothing changed."""
+"""What is wrong with a store, in a folder or a bucket: each shard looked at, nothing changed."""
 
 from __future__ import annotations
 
@@ -7,25 +7,75 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import repeat
 from pathlib import Path
-from typing import TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from softlabels.core.progress import Reporter
 from softlabels.core.records import FileRecord, check_file, read_file, read_record
-from softlabels.errors import IntegrityError, SoftLabelsError, UnreadableError
+from softlabels.errors import IntegrityError, RemoteError, SoftLabelsError, UnreadableError
 from softlabels.format.dictionaries import Dictionaries
+from softlabels.format.encoding import FindDictionary
+from softlabels.format.files import Address
 from softlabels.format.manifest import Commit, Manifest, Plan
 from softlabels.format.shard_records import PlannedShard
 from softlabels.making.commit import Seen, commit_path, is_of, judged, look
+from softlabels.making.place_commit import commit_name
 from softlabels.making.plan import PLAN
 
 T = TypeVar("T")
+S = TypeVar("S")
+S_co = TypeVar("S_co", covariant=True)
+
+
+class Shelf(Protocol[S_co]):
+    """Where the shards lie that are judged."""
+
+    find: FindDictionary
+
+    @property
+    def root(self) -> Path | Address:
+        """The store."""
+
+    def look(self, shard: PlannedShard) -> S_co:
+        """Which files lie at a shard's names; asked for before they are judged."""
+
+    def data(self, shard: PlannedShard) -> bytes:
+        """The bytes of a shard; raises as `attempt` understands."""
+
+    def record(self, shard: PlannedShard) -> Commit:
+        """Its record; raises as `attempt` understands."""
+
+    def fits(self, shard: PlannedShard, data: bytes) -> None:
+        """A shard is the planned one: note what is needed of its bytes later."""
+
+
+class FolderShelf:
+    """The shards of a folder."""
+
+    def __init__(self, root: Path, plan: Plan) -> None:
+        self.root = root
+        self.find: FindDictionary = Dictionaries(root, plan.identity.teacher.vocab_size)
+
+    def look(self, shard: PlannedShard) -> Seen:
+        """Which files they are."""
+        return look(self.root, shard)
+
+    def data(self, shard: PlannedShard) -> bytes:
+        """The bytes of a shard."""
+        return read_file(self.root / shard.name)
+
+    def record(self, shard: PlannedShard) -> Commit:
+        """Its record."""
+        return read_record(commit_path(self.root, shard), Commit)
+
+    def fits(self, shard: PlannedShard, data: bytes) -> None:
+        """Nothing: they can be read again."""
 
 
 @dataclass(kw_only=True)
-class Diagnosis:
+class Diagnosis(Generic[S]):
     """Of all shards, by their index."""
 
-    seen: dict[int, Seen] = field(default_factory=dict)
+    seen: dict[int, S] = field(default_factory=dict)
     """The files that were judged."""
     commits: dict[int, Commit] = field(default_factory=dict)
     """The records of those that are as they must be."""
@@ -41,13 +91,13 @@ def attempt(check: Callable[[], T]) -> tuple[T | None, str | None]:
     """The result, or why there is none.
 
     Raises:
-        UnreadableError: the reason is no proof of damage.
+        UnreadableError, RemoteError: the reason is no proof of damage.
     """
     try:
         return check(), None
     except (FileNotFoundError, NotADirectoryError):
         return None, "missing"
-    except UnreadableError:
+    except (UnreadableError, RemoteError):
         raise
     except SoftLabelsError as e:
         if isinstance(e.__cause__, FileNotFoundError | NotADirectoryError):
@@ -60,7 +110,9 @@ def trouble(file: Path, record: FileRecord) -> str | None:
     return attempt(lambda: check_file(file, sha256=record.sha256, size=record.bytes))[1]
 
 
-def diagnose(path: Path, plan: Plan, manifest: Manifest | None, report: Reporter) -> Diagnosis:
+def diagnose(
+    shelf: Shelf[S], plan: Plan, manifest: Manifest | None, report: Reporter
+) -> Diagnosis[S]:
     """Look at every shard, one at a time in memory.
 
     Args:
@@ -68,32 +120,30 @@ def diagnose(path: Path, plan: Plan, manifest: Manifest | None, report: Reporter
 
     Raises:
         IntegrityError: a shard and its record are intact, but of another build.
-        UnreadableError: a file cannot be read, for a reason that is not damage.
+        UnreadableError, RemoteError: a file cannot be read, for a reason that is not damage.
     """
-    found = Diagnosis()
-    find = Dictionaries(path, plan.identity.teacher.vocab_size)
+    found = Diagnosis[S]()
     report.stage("repair", len(plan.shards), "shards")
     records = repeat(None) if manifest is None else manifest.shards
     for shard, record in zip(plan.shards, records, strict=False):
-        _look_at(path, plan, shard, None if record is None else record.sha256, find, found)
+        _look_at(shelf, plan, shard, None if record is None else record.sha256, found)
         report.advance(1)
     return found
 
 
 def _look_at(
-    path: Path,
+    shelf: Shelf[S],
     plan: Plan,
     shard: PlannedShard,
     listed: str | None,
-    find: Dictionaries,
-    found: Diagnosis,
+    found: Diagnosis[S],
 ) -> None:
     """Decide about one shard; `listed` is its sha256 in an intact manifest."""
-    i, file, record = shard.index, path / shard.name, commit_path(path, shard)
-    found.seen[i] = look(path, shard)
-    data, missing = attempt(lambda: read_file(file))
+    i, file, record = shard.index, shelf.root / shard.name, shelf.root / commit_name(shard.index)
+    found.seen[i] = shelf.look(shard)
+    data, missing = attempt(lambda: shelf.data(shard))
     sha256 = None if data is None else hashlib.sha256(data).hexdigest()
-    commit, no_commit = attempt(lambda: read_record(record, Commit))
+    commit, no_commit = attempt(lambda: shelf.record(shard))
     ours = commit is not None and is_of(commit, plan, shard)
     recorded = {listed} if listed is not None else set()
     if ours and commit is not None:
@@ -103,7 +153,7 @@ def _look_at(
     elif recorded and sha256 not in recorded:  # not decoded: it may be anything
         unfit = f"{file}: sha256 is {sha256}, its records say otherwise: torn or altered"
     else:
-        _, unfit = judged(data, plan.identity, shard, find, where=str(file))
+        _, unfit = judged(data, plan.identity, shard, shelf.find, where=str(file))
     if commit is not None and not ours:
         if unfit is not None and commit.sha256 == sha256 and commit.name == shard.name:
             raise IntegrityError(
@@ -111,6 +161,8 @@ def _look_at(
                 "move both files away (nothing was changed)"
             )
         no_commit = f"{record}: belongs to another plan or shard"
+    if data is not None and unfit is None:
+        shelf.fits(shard, data)
     if ours and commit is not None and commit.sha256 == sha256 and unfit is None:
         found.commits[i] = commit
         if listed not in (None, sha256):

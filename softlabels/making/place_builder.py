@@ -24,7 +24,7 @@ from typing import Any, NamedTuple, Protocol
 import msgspec
 
 from softlabels.core.progress import Reporter
-from softlabels.core.records import FILE_LIMIT, canonical
+from softlabels.core.records import canonical
 from softlabels.format.containers.parquet import column_bytes
 from softlabels.format.encoding import FindDictionary
 from softlabels.format.manifest import MANIFEST, Commit, Plan, Statistics
@@ -36,6 +36,7 @@ from softlabels.making.place_commit import (
     LeaseRecords,
     commit_in,
     read_commit,
+    read_shard,
     recorded_in,
 )
 from softlabels.making.writer import Writer
@@ -247,5 +248,4 @@ class PlaceBuilder:
         record = read_commit(self._place, self._plan, shard)
         if not self._columns:
             return Written(record, None, False)
-        data, _ = self._place.read(shard.name, limit=FILE_LIMIT)
-        return Written(record, column_bytes(data), False)
+        return Written(record, column_bytes(read_shard(self._place, shard)), False)

@@ -46,7 +46,7 @@ def commit_in(
         IntegrityError: something else has the name of the shard, or of its record.
     """
     if place.create(shard.name, data) is None:
-        there, _ = place.read(shard.name, limit=FILE_LIMIT)
+        there = read_shard(place, shard)
         if there != data:
             data, statistics, seconds = there, _judged(place, plan, shard, there, find), 0.0
     record = record_of(plan, shard, data, statistics, seconds)
@@ -63,20 +63,34 @@ def _judged(
     if statistics is None:
         raise IntegrityError(
             f"{where}: is there already and is not the shard of this plan ({unfit}); nothing was changed: look whose "
-            "it is, and move it away, or choose another --out"
+            f"it is, and run `softlabels repair {place.root}`, which moves it aside, or choose another --out"
         )
     return statistics
 
 
 def read_commit(place: Place, plan: Plan, shard: PlannedShard) -> Commit:
-    """The record of a shard.
+    """The record of a shard that is recorded.
 
     Raises:
-        IntegrityError: it is damaged, or of another plan.
-        FileNotFoundError: there is none.
+        IntegrityError: it is damaged, of another plan, or gone.
     """
     name = commit_name(shard.index)
-    return parsed(place.read(name, limit=RECORD_LIMIT)[0], plan, shard, place.root / name)
+    return parsed(_read(place, name, RECORD_LIMIT), plan, shard, place.root / name)
+
+
+def read_shard(place: Place, shard: PlannedShard) -> bytes:
+    """The bytes of a shard that is published; `IntegrityError` if it is gone."""
+    return _read(place, shard.name, FILE_LIMIT)
+
+
+def _read(place: Place, name: str, limit: int) -> bytes:
+    try:
+        return place.read(name, limit=limit)[0]
+    except FileNotFoundError as e:
+        raise IntegrityError(
+            f"{place.root / name}: was there, and is gone: somebody withdrew it; run `softlabels repair {place.root}`, "
+            "and then the same command again"
+        ) from e
 
 
 def parsed(data: bytes, plan: Plan, shard: PlannedShard, where: object) -> Commit:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from hashlib import sha256
@@ -14,7 +14,7 @@ from typing import Any, Protocol, TypeVar
 
 import msgspec
 
-from softlabels.core.records import FILE_LIMIT, RECORD_LIMIT, canonical
+from softlabels.core.records import RECORD_LIMIT, canonical
 from softlabels.errors import IntegrityError
 from softlabels.format.containers.parquet import column_bytes
 from softlabels.format.files import Address, Recorded
@@ -25,7 +25,7 @@ from softlabels.making.finish import CARD, has_columns, make_manifest, with_file
 from softlabels.making.place import HELD, Place, everything
 from softlabels.making.place_builder import LONGEST_PAUSE, SHORTEST_PAUSE
 from softlabels.making.place_claims import PlaceClaims, leases_of
-from softlabels.making.place_commit import LeaseRecords, parsed, read_commit
+from softlabels.making.place_commit import LeaseRecords, parsed, read_commit, read_shard
 from softlabels.making.place_names import done_name
 from softlabels.making.place_plan import Mirror
 
@@ -97,15 +97,7 @@ def finish_in(mirror: Mirror, plan: Plan, claims: PlaceClaims) -> Manifest:
         commits, columns = collected(place, plan, renew)
         check_sizes(place, commits)
         manifest, pages = make_manifest(mirror.folder, plan, commits, columns=columns)
-        for name, page in pages.items():
-            if mirror.put(name, page) != page:
-                raise IntegrityError(
-                    f"{place.root / name}: is there already with other content; remove it, and run the same command "
-                    "again"
-                )
-            renew()
-        made = mirror.put(CARD, card(manifest).encode())
-        place.create(MANIFEST, canonical(with_files(manifest, {CARD: made})))
+        publish_in(mirror, manifest, pages, {}, renew)
 
     pause = first_pause(plan)
     return alone_in(claims, FINISH, lambda: finished_in(place), publish, pause=pause)
@@ -114,6 +106,29 @@ def finish_in(mirror: Mirror, plan: Plan, claims: PlaceClaims) -> Manifest:
 def first_pause(plan: Plan) -> float:
     """Seconds after which who waits for the manifest looks again first."""
     return min(max(SHORTEST_PAUSE, OF_RECORDS * len(plan.shards)), LONGEST_PAUSE)
+
+
+def publish_in(
+    mirror: Mirror,
+    manifest: Manifest,
+    pages: Mapping[str, bytes],
+    made: Mapping[str, bytes],
+    renew: Callable[[], None],
+) -> None:
+    """Publish the pages, the card, which is kept if there is one, and the manifest.
+
+    Args:
+        made: files that were made from the manifest and are there.
+    """
+    root = mirror.place.root
+    for name, page in pages.items():
+        if mirror.put(name, page) != page:
+            raise IntegrityError(
+                f"{root / name}: is there already with other content; run `softlabels repair {root}`"
+            )
+        renew()
+    kept = mirror.put(CARD, card(manifest).encode())
+    mirror.place.create(MANIFEST, canonical(with_files(manifest, {**made, CARD: kept})))
 
 
 def alone_in(
@@ -173,8 +188,8 @@ def check_sizes(place: Place, shards: Sequence[Commit] | Sequence[ShardRecord]) 
         found = there.get(wrong[0].name)
         raise IntegrityError(
             f"{place.root / wrong[0].name}: {'missing' if found is None else f'{found} bytes'}, recorded with "
-            f"{wrong[0].bytes} bytes ({len(wrong)} of {len(shards)} shards are not there as recorded); copy them there "
-            "again, or build into another --out"
+            f"{wrong[0].bytes} bytes ({len(wrong)} of {len(shards)} shards are not there as recorded); run `softlabels "
+            f"repair {place.root}`, which withdraws them, and then the same command again"
         )
 
 
@@ -222,7 +237,7 @@ def _lease_records(
             return commits, None
         columns = Counter[str]()
         for shard in planned:
-            columns.update(column_bytes(place.read(shard.name, limit=FILE_LIMIT)[0]))
+            columns.update(column_bytes(read_shard(place, shard)))
         return commits, dict(columns)
     if len(page.records) != len(planned):
         raise IntegrityError(

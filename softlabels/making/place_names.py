@@ -6,6 +6,8 @@ claims may be of one host, whose processes can be looked at from there. So a bui
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from zlib import crc32
 
 import msgspec
@@ -68,3 +70,17 @@ def may_be_beside(entry: Entry, process: Process) -> bool:
 
 def _remainder(process: Process) -> int:
     return crc32(f"{process.host} {process.boot} {process.space}".encode()) % HOSTS
+
+
+_CLAIM = re.compile(rf"{HELD}/(?:[0-9]{{8}}|[a-z]+)\.json")
+"""Of a lease, or of what one builder alone does."""
+
+
+def in_force(entries: Sequence[Entry]) -> list[Entry]:
+    """The claims that somebody holds, of all files in `claims/`: neither let go of, nor of a lease that is done."""
+    done = {e.name[:LEASE] for e in entries if e.name[LEASE:] == DONE}
+    return [
+        e
+        for e in entries
+        if _CLAIM.fullmatch(e.name) and not is_free(e) and e.name[:LEASE] not in done
+    ]

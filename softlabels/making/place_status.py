@@ -19,7 +19,7 @@ from softlabels.making.claims import Holder, Sighting
 from softlabels.making.place import HELD, Entry, Place, everything
 from softlabels.making.place_commit import COMMITS, indices
 from softlabels.making.place_finish import FINISH, PlacePages, in_threads
-from softlabels.making.place_names import AT, DONE, FREE, LEASE, is_free
+from softlabels.making.place_names import AT, FREE, in_force
 from softlabels.making.place_plan import PLANNING
 from softlabels.making.plan import PLAN, opened_plan
 
@@ -54,14 +54,10 @@ def sightings_in(place: Place, shards: int, made: Callable[[int], bool]) -> list
         shards: of the plan; 0: there is none yet, and only who plans is looked for.
         made: whether the lease that begins with a shard is all recorded, so that its claim says nothing more.
     """
-    entries = list(everything(place, HELD))
-    done = {e.name[:LEASE] for e in entries if e.name[LEASE:] == DONE}
     held = []
-    for entry in entries:
+    for entry in in_force(list(everything(place, HELD))):
         index = _index(entry.name, shards)
-        if index is None or is_free(entry) or entry.name[:LEASE] in done:
-            continue
-        if index == shards or not made(index):
+        if index is not None and (index == shards or not made(index)):
             held.append((index, entry))
     return [s for s in in_threads(partial(_seen, place), _by_index(held)) if s is not None]
 
@@ -75,8 +71,7 @@ def _index(name: str, shards: int) -> int | None:
     if name == f"{HELD}/{FINISH if shards else PLANNING}.json":
         return shards
     number = name[AT]
-    of_lease = number.isdecimal() and len(number) == LEASE - len(HELD) - 1
-    return int(number) if of_lease and name[LEASE:] == ".json" and int(number) < shards else None
+    return int(number) if number.isdecimal() and int(number) < shards else None
 
 
 def _seen(place: Place, one: tuple[int, Entry]) -> Sighting | None:

@@ -89,7 +89,7 @@ class Watched:
                 self._read.add(entry.name)  # let go of, or not one of ours: only its age counts
                 continue
             self._read.add(entry.name)
-            if _is_gone(holder):
+            if is_gone(holder):
                 self._seen[entry.name] = Seen(version, NEVER)
 
     def expired(self, name: str) -> bool:
@@ -102,7 +102,7 @@ class Watched:
         return min((name for name, seen in self._seen.items() if seen.when < latest), default=None)
 
 
-def _is_gone(holder: Holder) -> bool:
+def is_gone(holder: Holder) -> bool:
     """Whether a holder can be looked at from here, and is no more."""
     if str(holder) == str(this_process()):
         return holder.token not in LIVING

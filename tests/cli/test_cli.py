@@ -95,7 +95,7 @@ def test_what_click_requires(run, command, missing):
 @pytest.mark.parametrize(
     ("run", "command"),
     [
-        (softlabels_, ["repair"]),
+        (softlabels_, ["card"]),
         (softlabels_, ["push"]),
         (softlabels_, ["pull", "s3://bucket/x"]),
         (softtrain, ["run", "--out"]),

@@ -409,6 +409,7 @@ command(
     "reference fake:0 --corpus text:text/*.txt --k 4 --wide-k 9 --wide-every 2 --seq-len 24 --shard-rows 3 --out out",
 )
 command("repair", "repair a")
+command("repair_bucket", f"repair {ADDRESS}")
 command("sign", "sign a --key key.pem")
 command("card", "card a")
 command("measure", "measure a --teacher fake:0 --positions 100")

@@ -163,6 +163,14 @@ WRITERS: dict[str, Writer] = {
             may_change=("a/manifest.json", "a/README.md", "a/pages/manifest-00001-*"),
             may_go=("a/manifest.json", "a/pages/manifest-00001-*"),
         ),
+        Writer(
+            name="repair, in a bucket",
+            ground="ground_flipped",
+            job="repair_bucket",
+            remote=True,
+            exits=1,
+            says="1 shards must be built",
+        ),
         Writer(name="sign", ground="ground_keys", job="sign"),
         Writer(
             name="card",
