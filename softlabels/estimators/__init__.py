@@ -83,7 +83,9 @@ class Estimator(Protocol):
     def check_vocab(self, vocab_size: int) -> None:
         """Raise `ConfigError` if the rule is impossible with V ids: by default if k is more than these."""
         if self.k > vocab_size:
-            raise ConfigError(f"--k {self.k}: the teacher's vocabulary has only {vocab_size} ids")
+            raise ConfigError(
+                f"--k {self.k}: the teacher's vocabulary has only {vocab_size} ids; give --k {vocab_size} or fewer"
+            )
 
     def select(self, logits: Tensor, uniforms: Tensor | None) -> Selection:
         """Select from `logits [n, V] float32`, all finite, which may be overwritten.
