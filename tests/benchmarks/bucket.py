@@ -1,11 +1,19 @@
-"""Builders that share a bucket and are killed at random; one is stopped for longer than its claim lasts, and wakes up.
+r"""Builders that share a bucket and are killed at random; one is stopped for longer than its claim lasts, and wakes up.
 
     python -m tests.benchmarks.bucket --kills 100 --builders 4 --shards 400
     python -m tests.benchmarks.bucket --kills 0 --shards 1024    # requests a shard, with leases of 16
 
 What is shown: every shard has the digest of a build in a folder (each is created only where it is absent), and how many
-requests a shard takes, counted by a proxy before the service. The service is moto's, or another with
-`AWS_ENDPOINT_URL` set and `--service`, which must have a bucket `bucket`.
+requests a shard takes, counted by a proxy before the service. The service is moto's, or the one of
+`--service`, which must have a bucket `bucket`. LocalStack's S3, in an environment of its own:
+
+    pip install 'localstack-core[base-runtime]==4.7.0' cbor2==5.6.5 pyopenssl==24.2.1 'cryptography<44' \
+        'service-identity<25'
+    SERVICES=s3 STRICT_SERVICE_LOADING=1 DISABLE_EVENTS=1 SKIP_SSL_CERT_DOWNLOAD=1 FILESYSTEM_ROOT=. \
+        GATEWAY_LISTEN=127.0.0.1:4570 python -m localstack.runtime.main
+    curl -X PUT http://127.0.0.1:4570/bucket -H 'Authorization: AWS4-HMAC-SHA256 Credential=test/20260101/\
+    us-east-1/s3/aws4_request, SignedHeaders=host, Signature=0'
+    python -m tests.benchmarks.bucket --service http://127.0.0.1:4570 --kills 100 --shards 400
 """
 
 from __future__ import annotations
