@@ -94,7 +94,7 @@ def survey(
         CorpusError: it cannot be read, or holds nothing to teach.
     """
     maker: RowMaker = DOMAINS.load(config.domain).maker
-    over = CorpusPass(config=config, corpora=corpora, teacher=teacher)
+    over = CorpusPass(config=config, corpora=corpora, teacher=teacher, ahead=True)
     counts = over.counts
     digests = hashlib.sha256(before)
     tokens = 0

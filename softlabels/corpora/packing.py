@@ -23,6 +23,7 @@ import numpy.typing as npt
 
 from softlabels.core.rows import BEGINNING, Cursor, Location, Row
 from softlabels.corpora import Corpus, Document, Message, Tool, documents_of
+from softlabels.corpora.ahead import BatchTokenizer, tokenized_ahead
 from softlabels.errors import ConfigError, CorpusError
 
 
@@ -73,6 +74,7 @@ def pack(
     skip_empty: bool = False,
     counts: CorpusCounts | None = None,
     alive: Callable[[], None] = lambda: None,
+    ahead: bool = False,
 ) -> Iterator[tuple[Cursor, Row]]:
     """Yield rows and where each begins, from `start` on.
 
@@ -83,6 +85,8 @@ def pack(
             their location.
         counts: filled in as rows are yielded.
         alive: called for each document that is read.
+        ahead: read and tokenise documents some at a time (`ahead.py`), if the tokenizer gains by that; for a pass that
+            goes far.
 
     Raises:
         CorpusError: an empty document, one without anything to learn, an id outside the vocabulary.
@@ -92,11 +96,16 @@ def pack(
     counts = counts if counts is not None else CorpusCounts()
     open_row: list[_Piece] = []
     room = seq_len
-    for number, document in documents_of(corpora, skip_empty=skip_empty, start=start, alive=alive):
+    documents = documents_of(corpora, skip_empty=skip_empty, start=start, alive=alive)
+    if ahead and isinstance(tokenizer, BatchTokenizer):
+        taken = tokenized_ahead(documents, tokenizer)
+    else:
+        taken = ((number, document, None) for number, document in documents)
+    for number, document, known in taken:
         if document is None:
             counts.skipped_empty += 1
             continue
-        tokens = _tokens(document, tokenizer)
+        tokens = _tokens(document, tokenizer) if known is None else known
         _check_ids(tokens.input_ids, vocab_size, document.where)
         if not tokens.learn[1:].any():
             _check_can_learn(document)

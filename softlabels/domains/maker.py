@@ -30,6 +30,8 @@ class CorpusPass:
     """Yielded by an earlier pass; what comes before it is not tokenised, and not read if its location is known."""
     alive: Callable[[], None] = lambda: None
     """Called for each document that is read."""
+    ahead: bool = False
+    """Whether documents may be read and tokenised before their rows are asked for; for a pass that goes far."""
     counts: CorpusCounts = field(default_factory=CorpusCounts)
     """Filled in as rows are yielded."""
 

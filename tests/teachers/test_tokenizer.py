@@ -268,3 +268,25 @@ def test_what_needs_no_repair_is_silent(declared):
     repair_pre_tokenizer(tokenizer, declared, notices.append)
     assert notices == []
     assert tokenizer.backend_tokenizer.to_str() == before
+
+
+@pytest.mark.parametrize("eos", ["<|endoftext|>", None])
+def test_many_texts_at_a_time_have_the_tokens_of_each(eos):
+    tokenizer = HFTokenizer(make(eos=eos))
+    texts = [TEXT, "a", "", "1 <|im_end|> \u00e9\U0001f600", "ends<|endoftext|>", *TEXT.split(".")]
+    for one, text in zip(tokenizer.encode_texts(texts), texts, strict=True):
+        alone = tokenizer.encode(text)
+        assert one.input_ids.tolist() == alone.input_ids.tolist()
+        assert one.input_ids.dtype == alone.input_ids.dtype
+        assert one.learn.tolist() == alone.learn.tolist()
+    assert tokenizer.encode_texts([]) == []
+
+
+def test_a_derived_tokenizer_with_an_encode_of_its_own_is_asked_for_it():
+    class Lower(HFTokenizer):
+        def encode(self, text):
+            return super().encode(text.lower())
+
+    tokenizer = Lower(make())
+    (one,) = tokenizer.encode_texts(["ABC"])
+    assert one.input_ids.tolist() == tokenizer.encode("abc").input_ids.tolist()

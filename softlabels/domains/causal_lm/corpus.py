@@ -31,6 +31,7 @@ class PackedDocuments(RowMaker):
             skip_empty=over.config.skip_empty,
             counts=over.counts,
             alive=over.alive,
+            ahead=over.ahead,
         )
         for cursor, row in packed:
             longest = int(row.segment_lengths.max())
