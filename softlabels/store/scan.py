@@ -13,7 +13,7 @@ memory at a time, every one checked like those that a trainer reads.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -61,10 +61,8 @@ def scan(url: str | Path, *, temperature: float | None = None, **how: Any) -> pl
         FormatError, IntegrityError, …: as `open_store`; while the frame is collected, as reading a shard does.
     """
     store = open_store(url, **how)
-    grid = store.manifest.identity.targets.temperatures
-    at = main_temperature(grid) if temperature is None else temperature
-    rows_alone(0, (), store.manifest.identity, None).targets.grid_index(at)  # or refused
-    schema = {name: SCHEMA[name] for name in _columns_of(store)}
+    at = temperature_of(store, temperature)
+    schema = {name: SCHEMA[name] for name in columns_of(store)}
 
     def read(
         wanted: list[str] | None, predicate: pl.Expr | None, n_rows: int | None, _: int | None
@@ -74,7 +72,15 @@ def scan(url: str | Path, *, temperature: float | None = None, **how: Any) -> pl
     return register_io_source(read, schema=schema)
 
 
-def _columns_of(store: Store) -> list[str]:
+def temperature_of(store: Store, asked: float | None) -> float:
+    """The temperature of `logp` and `tail`; `PairingError` if the one that is asked for is not of the grid."""
+    grid = store.manifest.identity.targets.temperatures
+    at = main_temperature(grid) if asked is None else asked
+    rows_alone(0, (), store.manifest.identity, None).targets.grid_index(at)  # or refused
+    return at
+
+
+def columns_of(store: Store) -> list[str]:
     """What is known of the positions of a store."""
     identity = store.manifest.identity
     missing = set() if identity.summary is not None else set(SUMMARIES)
@@ -99,14 +105,29 @@ def _read(
         if n_rows is not None and n_rows <= 0:
             return
         store.ahead(numbers[i : i + READ_AHEAD])
-        targets = bool(needed & TARGETS) or store.view is not None
-        shard = store.read_shard(number, named=not needed & INPUTS, targets=targets)
-        frame = positions_of(shard, [c for c in SCHEMA if c in needed], temperature)[:n_rows]
+        frame = _frame(store, number, needed, temperature)[:n_rows]
         n_rows = None if n_rows is None else n_rows - len(frame)
         yield (frame if predicate is None else frame.filter(predicate)).select(wanted)
 
 
-def _narrowed(store: Store, needed: set[str], temperature: float) -> Store:
+def shard_frame(
+    store: Store, number: int, columns: Sequence[str], temperature: float
+) -> pl.DataFrame:
+    """These columns of one shard, as `scan` gives them; no more is decoded than they need."""
+    needed = set(columns)
+    return _frame(_narrowed(store, needed, temperature), number, needed, temperature).select(
+        columns
+    )
+
+
+def _frame(store: Store, number: int, needed: Set[str], temperature: float) -> pl.DataFrame:
+    """Of a store that was narrowed."""
+    targets = bool(needed & TARGETS) or store.view is not None
+    shard = store.read_shard(number, named=not needed & INPUTS, targets=targets)
+    return positions_of(shard, [c for c in SCHEMA if c in needed], temperature)
+
+
+def _narrowed(store: Store, needed: Set[str], temperature: float) -> Store:
     """The store as if it held no more than what is needed: the rest is not decoded."""
     identity = store.manifest.identity
     narrow = msgspec.structs.replace(
