@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 import warnings
 from pathlib import Path
 
 import pytest
 
+import trainers
 from tests.blocks import blocks_of, to_run
+from tests.integrations_ground import lay, own_losses, write_ground
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "integrations.md").read_text(encoding="utf-8")
@@ -21,22 +24,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def ground(tmp_path_factory):
     pytest.importorskip("transformers", reason="needs the extra hf")
-    import softlabels
-    from tests.fakes import TEXT
-    from tests.teachers.tiny import write_model
-
-    folder = tmp_path_factory.mktemp("page")
-    write_model(folder / "teacher")
-    write_model(folder / "student", seed=5)
-    (folder / "a.txt").write_text(TEXT * 8, encoding="utf-8")
-    softlabels.build(
-        teacher=f"hf:{folder / 'teacher'}",
-        corpus=(f"text:{folder}/a.txt",),
-        out=folder / "store",
-        seq_len=32,
-        device="cpu",
-    )
-    return folder
+    return write_ground(tmp_path_factory.mktemp("page"))
 
 
 def test_four_scripts_of_seven_are_run():
@@ -51,8 +39,7 @@ def test_a_script_runs(ground, tmp_path, monkeypatch, text):
         if f"from {name}" in text or f"import {name}" in text:
             pytest.importorskip(name, reason=f"needs {name}")
     monkeypatch.chdir(tmp_path)
-    for name in ("store", "student"):
-        (tmp_path / name).symlink_to(ground / name)
+    lay(ground, tmp_path)
     assert text.count("2000") == 1
     text = text.replace("2000", "2").replace(
         ", max_steps=2)", ', max_steps=2, use_cpu=True, report_to="none")'
@@ -65,6 +52,23 @@ def test_a_script_runs(ground, tmp_path, monkeypatch, text):
         exec(compile(text, "integrations.md", "exec"), {"__name__": "snippet"})
     if "adapter" in text:
         assert (tmp_path / "adapter" / "adapter_model.safetensors").is_file()
+
+
+def test_the_loop_of_ones_own_has_the_losses_of_a_run(ground, tmp_path):
+    """Of the first step, whose rows are those of `softtrain run`."""
+    (own,) = own_losses(ground, rows=8, steps=1)
+    trainers.train(
+        store=ground / "store",
+        student=f"hf:{ground / 'student'}",
+        out=tmp_path / "run",
+        steps=1,
+        batch_size=8,
+        alpha=0.9,
+        device="cpu",
+        dtype="float32",
+    )
+    (line,) = (tmp_path / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    assert json.loads(line)["loss"] == pytest.approx(own.loss.item(), abs=1e-6)
 
 
 def test_the_versions_named_are_those_that_are_tested():
