@@ -42,7 +42,7 @@ from softlabels.format.shard import Shard
 from softlabels.format.shard_records import PlannedShard
 from softlabels.making.commit import Reused
 from softlabels.making.one_shard import Made
-from softlabels.making.place_plan import Mirror
+from softlabels.making.place.plan import Mirror
 from softlabels.making.plan import Passes, check_rows
 from softlabels.making.same_job import RAN_ON, check_command, check_same_job, differences
 from softlabels.making.share import Share

@@ -114,7 +114,7 @@ def repair_command(ctx: click.Context, store: Path | str, dry_run: bool) -> None
       softlabels repair store
       softlabels repair s3://bucket/store
     """
-    from softlabels.making.place_repair import repair_at
+    from softlabels.making.place.repair import repair_at
     from softlabels.making.repair import repair_store
 
     with Bar() as bar:

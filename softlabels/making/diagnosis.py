@@ -18,7 +18,7 @@ from softlabels.format.files import Address
 from softlabels.format.manifest import Commit, Manifest, Plan
 from softlabels.format.shard_records import PlannedShard
 from softlabels.making.commit import Seen, commit_path, is_of, judged, look
-from softlabels.making.place_commit import commit_name
+from softlabels.making.place.commit import commit_name
 from softlabels.making.plan import PLAN
 
 T = TypeVar("T")

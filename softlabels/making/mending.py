@@ -23,7 +23,7 @@ from softlabels.format.pages import check_pages, pages_of
 from softlabels.format.shard_records import PlannedShard, ShardRecord
 from softlabels.making.diagnosis import Diagnosis, S, attempt
 from softlabels.making.finish import CARD, MADE
-from softlabels.making.place_commit import commit_name
+from softlabels.making.place.commit import commit_name
 from softlabels.making.plan import PLAN
 from softlabels.making.quarantine import QUARANTINE
 

@@ -7,7 +7,7 @@ The flow:
     a shard that fits the plan but has no good record gets one;
     the card and the manifest are made again if all shards are there, else withdrawn;
     what a dead builder left is removed;
- 3. unless it is a dry run, and unless a builder is at work, do it (`mending.py`; in a bucket `place_repair.py`).
+ 3. unless it is a dry run, and unless a builder is at work, do it (`mending.py`; in a bucket `place/repair.py`).
 
 What is withdrawn is deleted if it is proven to be the store's own (a sealed record, a card as the manifest has it), and
 else moved into `quarantine/`; in either case only if it is still the file that was judged.

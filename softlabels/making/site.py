@@ -20,17 +20,17 @@ from softlabels.making.dictionary import ShardDictionary
 from softlabels.making.job import begin, carry_out
 from softlabels.making.one_shard import Job, encoded
 from softlabels.making.place import PAGE, everything
-from softlabels.making.place_builder import (
+from softlabels.making.place.builder import (
     LONGEST_PAUSE,
     SHORTEST_PAUSE,
     PlaceBuilder,
     Written,
 )
-from softlabels.making.place_claims import PlaceClaims
-from softlabels.making.place_commit import COMMITS, indices
-from softlabels.making.place_dictionary import PlaceDictionary
-from softlabels.making.place_finish import clear_in, finish_in, finished_in
-from softlabels.making.place_plan import PLANNING, Mirror, begin_in, begun_in
+from softlabels.making.place.claims import PlaceClaims
+from softlabels.making.place.commit import COMMITS, indices
+from softlabels.making.place.dictionary import PlaceDictionary
+from softlabels.making.place.finish import clear_in, finish_in, finished_in
+from softlabels.making.place.plan import PLANNING, Mirror, begin_in, begun_in
 from softlabels.making.plan import begun
 from softlabels.making.planning import Renewing, planning
 from softlabels.making.share import Share

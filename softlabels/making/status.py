@@ -1,7 +1,7 @@
 """How far a store is that builders are at work on, from outside: its plan, one listing of records, and its claims.
 
 Nothing is written, and no shard is read. Ages are seen by this host's clock, or by the newest file's where that is
-ahead; what becomes of a claim is decided by builders, who look more closely (`claims.py`). `place_status.py` looks at
+ahead; what becomes of a claim is decided by builders, who look more closely (`claims.py`). `place/status.py` looks at
 a store in a bucket.
 """
 
@@ -21,7 +21,7 @@ from softlabels.format.pages import column
 from softlabels.making.claims import EXPIRY, Sighting, sightings
 from softlabels.making.leases import cut
 from softlabels.making.place import Place, exists
-from softlabels.making.place_status import plan_in, recorded_times, sightings_in
+from softlabels.making.place.status import plan_in, recorded_times, sightings_in
 from softlabels.making.plan import read_plan
 
 WINDOW = 1800.0
@@ -100,7 +100,7 @@ def status_of(store: Path | str) -> Status:
 
 
 def status_in(place: Place) -> Status:
-    """As `status_of`, of a store that is made in a place (`place_status.py` says how many requests it takes)."""
+    """As `status_of`, of a store that is made in a place (`place/status.py` says how many requests it takes)."""
     plan = plan_in(place)
     if plan is None:
         return _planning(place.root, sightings_in(place, 0, lambda _: False))

@@ -64,9 +64,9 @@ class Slow(TinyTeacher):
 
 def _build(url: str, corpus: str, pause: float, torn: bool, settings: dict[str, str]) -> None:
     """One builder, in a process that nobody else's host sees."""
-    import softlabels.making.place_builder as builder
-    import softlabels.making.place_claims as claims
-    import softlabels.making.place_watch as watch
+    import softlabels.making.place.builder as builder
+    import softlabels.making.place.claims as claims
+    import softlabels.making.place.watch as watch
 
     os.environ.update(settings)
     torch.set_num_threads(1)

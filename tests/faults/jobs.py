@@ -361,15 +361,15 @@ def build_dictionary() -> None:
 def build_place() -> None:
     """A packed build in a place that is a folder; a dictionary is trained; who planned died."""
     import softlabels.making.dictionary
-    import softlabels.making.place_claims
+    import softlabels.making.place.claims
     from softlabels.core.durable import sweep
     from softlabels.making.claims import Holder
     from softlabels.making.place import FolderPlace
-    from softlabels.making.place_names import claim_content
-    from softlabels.making.place_plan import PLANNING
+    from softlabels.making.place.names import claim_content
+    from softlabels.making.place.plan import PLANNING
 
     softlabels.making.dictionary.POSITIONS = 1
-    softlabels.making.place_claims.RENEWAL = 0.0
+    softlabels.making.place.claims.RENEWAL = 0.0
 
     def work() -> None:
         place = FolderPlace(Path("out"))
@@ -384,7 +384,7 @@ def build_place() -> None:
 
 def _build_over(place: Any, scratch: Path) -> None:
     from softlabels.builder.build import build_at
-    from softlabels.making.place_plan import Mirror
+    from softlabels.making.place.plan import Mirror
     from softlabels.making.site import PlaceSite
     from tests.fakes import TinyTeacher, config_of
 

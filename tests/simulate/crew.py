@@ -20,10 +20,10 @@ from softlabels.errors import StoreError
 from softlabels.format.manifest import MANIFEST, Commit, Plan, Statistics
 from softlabels.format.shard_records import PlannedShard
 from softlabels.making.claims import EXPIRY, Holder
-from softlabels.making.place_builder import PlaceBuilder
-from softlabels.making.place_claims import PlaceClaims
-from softlabels.making.place_commit import commit_name, parsed
-from softlabels.making.place_finish import (
+from softlabels.making.place.builder import PlaceBuilder
+from softlabels.making.place.claims import PlaceClaims
+from softlabels.making.place.commit import commit_name, parsed
+from softlabels.making.place.finish import (
     AT_ONCE,
     alone_in,
     check_sizes,

@@ -18,9 +18,9 @@ from softlabels.errors import ConfigError, IntegrityError, PlanError
 from softlabels.format.manifest import Commit, load_manifest
 from softlabels.making.claims import EXPIRY, Holder
 from softlabels.making.place import FolderPlace
-from softlabels.making.place_blocks import Blocks
-from softlabels.making.place_claims import FRESH, RENEWAL, PlaceClaims
-from softlabels.making.place_names import (
+from softlabels.making.place.blocks import Blocks
+from softlabels.making.place.claims import FRESH, RENEWAL, PlaceClaims
+from softlabels.making.place.names import (
     FREE,
     FULL,
     claim_content,
@@ -29,7 +29,7 @@ from softlabels.making.place_names import (
     is_free,
     may_be_beside,
 )
-from softlabels.making.place_plan import Mirror
+from softlabels.making.place.plan import Mirror
 from softlabels.making.site import PlaceSite
 from tests.fakes import Notices, TinyTeacher, build_tiny, config_of, write_corpus
 from tests.store.made_up import files_of

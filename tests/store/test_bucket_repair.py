@@ -15,14 +15,14 @@ from softlabels.cli.main import main
 from softlabels.core.records import canonical
 from softlabels.errors import ConfigError, FormatError, IntegrityError, StoreError
 from softlabels.making import leases as leases_module
-from softlabels.making import place_claims
 from softlabels.making.claims import EXPIRY, Holder
 from softlabels.making.mending import Repair
-from softlabels.making.place_claims import PlaceClaims
-from softlabels.making.place_names import claim_name, done_name
-from softlabels.making.place_plan import Mirror
-from softlabels.making.place_quarantine import WITHDRAWN, retract_in
-from softlabels.making.place_repair import repair_at, repair_in
+from softlabels.making.place import claims as place_claims
+from softlabels.making.place.claims import PlaceClaims
+from softlabels.making.place.names import claim_name, done_name
+from softlabels.making.place.plan import Mirror
+from softlabels.making.place.quarantine import WITHDRAWN, retract_in
+from softlabels.making.place.repair import repair_at, repair_in
 from softlabels.making.site import PlaceSite
 from softlabels.store.remote.bucket import BucketPlace
 from softlabels.store.verify import verify_store

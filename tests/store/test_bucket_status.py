@@ -19,8 +19,8 @@ from softlabels.core.records import canonical
 from softlabels.errors import ConfigError, FormatError, RemoteError
 from softlabels.making.claims import EXPIRY, Holder
 from softlabels.making.place import PAGE, Entry, FolderPlace
-from softlabels.making.place_claims import PlaceClaims
-from softlabels.making.place_names import FREE, claim_name, done_name
+from softlabels.making.place.claims import PlaceClaims
+from softlabels.making.place.names import FREE, claim_name, done_name
 from softlabels.making.status import status_in, status_of
 from softlabels.store.remote.bucket import BucketPlace
 from tests.fakes import TinyTeacher, build_tiny, write_corpus

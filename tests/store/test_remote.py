@@ -372,6 +372,6 @@ def test_inspect_and_verify_take_addresses(url, proxy):
     checked = CliRunner().invoke(main, ["verify", url])
     assert checked.exit_code == 0
     assert f"{url}: whole" in checked.output
-    refused = CliRunner().invoke(main, ["repair", url])
+    refused = CliRunner().invoke(main, ["card", url])
     assert refused.exit_code == 2
     assert "in a local folder only" in refused.output

@@ -1,4 +1,4 @@
-"""A bucket in which a store is made: the six verbs of `making/place.py` as requests on condition.
+"""A bucket in which a store is made: the six verbs of `making/place/__init__.py` as requests on condition.
 
 `create` is a PUT with `If-None-Match: *`; `swap` and `renew` are PUTs with `If-Match` on the version that was seen.
 Each is one request, of which the service lets one of many succeed. The sha256 of what is sent goes with it, so that the

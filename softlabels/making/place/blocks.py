@@ -15,8 +15,8 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 
 from softlabels.making.place import HELD, Place
-from softlabels.making.place_names import FULL, MARK, mark_name
-from softlabels.making.place_watch import NEVER
+from softlabels.making.place.names import FULL, MARK, mark_name
+from softlabels.making.place.watch import NEVER
 
 BLOCK = 256
 """Leases that one listing shows, with what is left of their claims."""

@@ -1,10 +1,10 @@
-"""Mending a store in a bucket: the diagnosis and the decisions of a folder (`repair.py`), by the verbs of a `Place`.
+"""Mending a store in a bucket: diagnosis and decisions of a folder (`making/repair.py`), by the verbs of a `Place`.
 
 The flow:
  1. read the plan; look at every shard and record, one at a time in memory, changing nothing;
- 2. if there is anything to do: refuse builders at work (`place_living.py`), then take the claim of who finishes the
+ 2. if there is anything to do: refuse builders at work (`living.py`), then take the claim of who finishes the
     store, so that no manifest is published meanwhile, and no other repair is at work;
- 3. do it: the manifest goes first, then each damaged shard and its record (`place_quarantine.py`);
+ 3. do it: the manifest goes first, then each damaged shard and its record (`quarantine.py`);
  4. leave claims as builders would have left them: of a lease that is whole its records together, so that nobody reads
     it again; of each other one a claim that is free, so that whoever takes it asks what is recorded;
  5. if no shard is to be made, publish card and manifest, and remove the claims.
@@ -52,15 +52,15 @@ from softlabels.making.mending import (
     strangers,
 )
 from softlabels.making.place import HELD, Place, everything
-from softlabels.making.place_claims import PlaceClaims, PlaceLease, leases_of
-from softlabels.making.place_commit import LeaseRecords, commit_name
-from softlabels.making.place_finish import FINISH, PlacePages, clear_in, in_threads, publish_in
-from softlabels.making.place_living import Standing
-from softlabels.making.place_names import FREE, MARK, claim_name, done_name
-from softlabels.making.place_plan import Mirror
-from softlabels.making.place_quarantine import retract_in
-from softlabels.making.place_shelf import PlaceShelf, Seen
-from softlabels.making.place_status import plan_in
+from softlabels.making.place.claims import PlaceClaims, PlaceLease, leases_of
+from softlabels.making.place.commit import LeaseRecords, commit_name
+from softlabels.making.place.finish import FINISH, PlacePages, clear_in, in_threads, publish_in
+from softlabels.making.place.living import Standing
+from softlabels.making.place.names import FREE, MARK, claim_name, done_name
+from softlabels.making.place.plan import Mirror
+from softlabels.making.place.quarantine import retract_in
+from softlabels.making.place.shelf import PlaceShelf, Seen
+from softlabels.making.place.status import plan_in
 from softlabels.making.plan import PLAN, command_of
 from softlabels.making.quarantine import QUARANTINE
 from softlabels.store.reader import check_known

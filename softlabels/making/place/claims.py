@@ -1,7 +1,7 @@
 """Claims over a `Place`: how any number of builders share one plan in a bucket, in three requests a shard.
 
-A claim is on a lease, which is consecutive shards (`leases.py`): `claims/00000032.json` for the one that begins with
-shard 32.
+A claim is on a lease, which is consecutive shards (`making/leases.py`): `claims/00000032.json` for the one that begins
+with shard 32.
 
 The flow of a builder:
  1. it creates the claim of the lease that follows the one it had; of many that try, one succeeds;
@@ -19,7 +19,7 @@ A claim whose version stays the same for `EXPIRY` seconds, as one builder sees i
 one whose process can be looked at from here and is gone. It is swapped on condition that the version is still the one
 that was seen: again one succeeds. No clock of another host matters, nor that of the place.
 
-Safety never rests on a claim: shards and records are created if they are absent (`place_commit.py`). A builder that
+Safety never rests on a claim: shards and records are created if they are absent (`commit.py`). A builder that
 stood still and was taken over from finds that what it made is there already.
 """
 
@@ -37,8 +37,8 @@ from softlabels.errors import StoreError
 from softlabels.making.claims import EXPIRY, LIVING, Holder
 from softlabels.making.leases import cut
 from softlabels.making.place import HELD, PAGE, Entry, Place
-from softlabels.making.place_blocks import BLOCK, LOOKS, Blocks
-from softlabels.making.place_names import (
+from softlabels.making.place.blocks import BLOCK, LOOKS, Blocks
+from softlabels.making.place.names import (
     AT,
     DONE,
     FREE,
@@ -50,7 +50,7 @@ from softlabels.making.place_names import (
     done_name,
     is_free,
 )
-from softlabels.making.place_watch import NEVER, Watched
+from softlabels.making.place.watch import NEVER, Watched
 
 RENEWAL = 100.0
 """Seconds between renewals, each of which is a request; two may fail."""

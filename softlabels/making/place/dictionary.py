@@ -7,8 +7,8 @@ from softlabels.format.dictionaries import DICTIONARY
 from softlabels.format.manifest import Plan
 from softlabels.format.shard_records import PlannedShard
 from softlabels.making.dictionary import ShardDictionary
-from softlabels.making.place_commit import commit_name
-from softlabels.making.place_plan import Mirror
+from softlabels.making.place.commit import commit_name
+from softlabels.making.place.plan import Mirror
 
 
 class PlaceDictionary(ShardDictionary):

@@ -14,7 +14,7 @@ from softlabels.core.processes import is_alive, this_process
 from softlabels.errors import StoreError
 from softlabels.making.claims import EXPIRY, LIVING, Holder
 from softlabels.making.place import Entry, Place
-from softlabels.making.place_names import may_be_beside
+from softlabels.making.place.names import may_be_beside
 
 WATCHED = 256
 """Claims that one builder watches at a time; there is work for hours in so many."""

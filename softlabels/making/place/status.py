@@ -17,10 +17,10 @@ from softlabels.core.records import RECORD_LIMIT, parse_record
 from softlabels.format.manifest import Plan
 from softlabels.making.claims import Holder, Sighting
 from softlabels.making.place import HELD, Entry, Place, everything
-from softlabels.making.place_commit import COMMITS, indices
-from softlabels.making.place_finish import FINISH, PlacePages, in_threads
-from softlabels.making.place_names import AT, FREE, in_force
-from softlabels.making.place_plan import PLANNING
+from softlabels.making.place.commit import COMMITS, indices
+from softlabels.making.place.finish import FINISH, PlacePages, in_threads
+from softlabels.making.place.names import AT, FREE, in_force
+from softlabels.making.place.plan import PLANNING
 from softlabels.making.plan import PLAN, opened_plan
 
 

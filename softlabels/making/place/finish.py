@@ -23,11 +23,11 @@ from softlabels.format.shard_records import ShardRecord
 from softlabels.making.card import card
 from softlabels.making.finish import CARD, has_columns, make_manifest, with_files
 from softlabels.making.place import HELD, Place, everything
-from softlabels.making.place_builder import LONGEST_PAUSE, SHORTEST_PAUSE
-from softlabels.making.place_claims import PlaceClaims, leases_of
-from softlabels.making.place_commit import LeaseRecords, parsed, read_commit, read_shard
-from softlabels.making.place_names import done_name
-from softlabels.making.place_plan import Mirror
+from softlabels.making.place.builder import LONGEST_PAUSE, SHORTEST_PAUSE
+from softlabels.making.place.claims import PlaceClaims, leases_of
+from softlabels.making.place.commit import LeaseRecords, parsed, read_commit, read_shard
+from softlabels.making.place.names import done_name
+from softlabels.making.place.plan import Mirror
 
 FINISH = "finish"
 """The claim of who publishes the manifest."""

@@ -1,4 +1,4 @@
-"""The shards of a store in a `Place`, as `diagnosis.py` judges them: one shard and its record in memory."""
+"""The shards of a store in a `Place`, as `making/diagnosis.py` judges them: one shard and its record in memory."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from softlabels.format.files import Address
 from softlabels.format.manifest import Commit, Plan
 from softlabels.format.shard_records import PlannedShard
 from softlabels.making.finish import has_columns
-from softlabels.making.place_commit import commit_name
-from softlabels.making.place_plan import Mirror
+from softlabels.making.place.commit import commit_name
+from softlabels.making.place.plan import Mirror
 
 
 class Seen(NamedTuple):

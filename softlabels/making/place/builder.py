@@ -1,9 +1,9 @@
 """A builder at work on a plan in a `Place`, whatever others do meanwhile.
 
 The flow, until all leases are done:
- 1. take a lease (`place_claims.py`), those of the shards that a dictionary is trained on first;
+ 1. take a lease (`claims.py`), those of the shards that a dictionary is trained on first;
  2. list which of its shards were recorded meanwhile; have the job make the others, in order, and, on a thread of its
-    own and while the job is at the next, encode, check by decoding, publish, record (`place_commit.py`);
+    own and while the job is at the next, encode, check by decoding, publish, record (`commit.py`);
  3. when all are recorded, publish their records together and let go of the lease.
 
 It holds two shards at most, and two leases: the one that it makes, and the one whose last shard is being written.
@@ -31,8 +31,8 @@ from softlabels.format.manifest import MANIFEST, Commit, Plan, Statistics
 from softlabels.format.shard_records import PlannedShard
 from softlabels.making.finish import has_columns
 from softlabels.making.place import Place, exists
-from softlabels.making.place_claims import PlaceClaims, PlaceLease
-from softlabels.making.place_commit import (
+from softlabels.making.place.claims import PlaceClaims, PlaceLease
+from softlabels.making.place.commit import (
     LeaseRecords,
     commit_in,
     read_commit,

@@ -15,8 +15,8 @@ from softlabels.core.processes import is_alive
 from softlabels.errors import StoreError
 from softlabels.making.claims import EXPIRY, Holder
 from softlabels.making.place import HELD, Place, everything
-from softlabels.making.place_names import in_force
-from softlabels.making.place_watch import is_gone
+from softlabels.making.place.names import in_force
+from softlabels.making.place.watch import is_gone
 
 LOOK = 20.0
 """Seconds between two looks."""
