@@ -28,6 +28,14 @@ class Ranks:
     vocab_size: int
     group: Any = None
 
+    def __post_init__(self) -> None:
+        size = dist.get_world_size(self.group)
+        if (size - 1) * self.each >= self.vocab_size:
+            raise ConfigError(
+                f"{self.vocab_size} ids over {size} processes, {self.each} to each: none are left for the last; use "
+                "fewer processes"
+            )
+
     @property
     def rank(self) -> int:
         """Of this process, in the group."""

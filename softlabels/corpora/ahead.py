@@ -57,9 +57,10 @@ def _batches(documents: Iterator[Numbered]) -> Iterator[list[Numbered]]:
         try:
             for number, document in islice(documents, most):
                 batch.append((number, document))
-                characters += len(_text(document))
-                if characters >= CHARACTERS:
-                    break
+                text = _text(document)
+                characters += len(text)
+                if characters >= CHARACTERS or not text:
+                    break  # of what is not tokenised here, nothing is gained by more
         except Exception as e:
             error = e
         if batch:

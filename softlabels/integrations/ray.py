@@ -57,10 +57,16 @@ def read_store(
         FormatError, IntegrityError, …: as `open_store`; while the dataset is consumed, as reading a shard does, inside
             of Ray's own error.
     """
-    if "://" not in str(url):
-        url = Path(url).absolute()  # Ray's processes work elsewhere
-    source = StoreSource(url, columns, temperature, how)
+    elsewhere = {
+        n: _anywhere(how[n]) for n in ("inputs", "key") if isinstance(how.get(n), str | Path)
+    }
+    source = StoreSource(_anywhere(url), columns, temperature, how | elsewhere)
     return ray.data.read_datasource(source, override_num_blocks=max(1, source.shards))
+
+
+def _anywhere(place: str | Path) -> str | Path:
+    """A place that means the same to Ray's processes, which work elsewhere."""
+    return place if "://" in str(place) else Path(place).absolute()
 
 
 class StoreSource(ray.data.Datasource):

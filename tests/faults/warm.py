@@ -147,6 +147,7 @@ class Warm:
 OPTIONAL = (
     *(
         "softlabels.teachers.",
+        "softlabels.integrations",
         "trainers.integrations",
         "trainers.exports.onnx",
         "trainers.exports.latency_worker",

@@ -1,12 +1,13 @@
 """A student's head that is dealt out over processes: loss and gradients are those of the whole one. Real gloo."""
 
-from contextlib import nullcontext
+import importlib.util
 from itertools import product
 
 import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.distributed.tensor.parallel import (
     ColwiseParallel,
@@ -128,22 +129,39 @@ def _model_rank(rank, rendezvous, store, size):
     dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=size)
     mesh = dist.device_mesh.init_device_mesh("cpu", (size,))
     batch = SoftTargetStream(store, batch_size=4, prefetch=0).batch_at(0)
-    for outputs in (Replicate(), Shard(-1)):
+    for outputs, here in product((Replicate(), Shard(-1)), (True, False)):
         model = _model()
         expected = _gradients(model, batch)
         model = _model()
-        parallelize_module(model, mesh, {"lm_head": ColwiseParallel(output_layouts=outputs)})
+        how = ColwiseParallel(output_layouts=outputs, use_local_output=here)
+        parallelize_module(model, mesh, {"lm_head": how})
         assert isinstance(model.lm_head.weight, DTensor)
         same(_gradients(model, batch), expected)
-    for how, reason in (
-        (ColwiseParallel(output_layouts=Replicate(), use_local_output=False), None),
-        (RowwiseParallel(input_layouts=Replicate()), "deal it out by its rows over one"),
-    ):
-        model = _model()
-        parallelize_module(model, mesh, {"lm_head": how})
-        with pytest.raises(ConfigError, match=reason) if reason else nullcontext():
-            distil_loss(model, batch)
+    model = _model()
+    parallelize_module(model, mesh, {"lm_head": RowwiseParallel(input_layouts=Replicate())})
+    with pytest.raises(ConfigError, match="deal it out by its rows over one"):
+        distil_loss(model, batch)
+    _sharded(batch, size)
     dist.destroy_process_group()
+
+
+def _sharded(batch, size):
+    """FSDP gathers a head for its own forward, on a mesh of any shape; what it gathers inside of one is refused."""
+    wide = dist.device_mesh.init_device_mesh("cpu", (1, size), mesh_dim_names=("again", "shard"))
+    model = _model()
+    expected = _gradients(model, batch)
+    model = _model()
+    fully_shard(model.lm_head, mesh=wide)
+    fully_shard(model, mesh=wide)
+    same(_gradients(model, batch), expected)
+    if importlib.util.find_spec("peft") is not None:
+        from peft import LoraConfig, get_peft_model
+
+        kept = LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["lm_head"])
+        model = get_peft_model(_model(), kept)
+        fully_shard(model.get_output_embeddings().modules_to_save["default"])
+        with pytest.raises(ConfigError, match="head as one layer"):
+            distil_loss(model, batch)
 
 
 @pytest.mark.slow

@@ -31,6 +31,7 @@ from trainers.students.model_head import (
     head_of,
     head_width,
     instead,
+    local,
     states_here,
 )
 
@@ -73,7 +74,7 @@ def forward_loss(model: Any, batch: Batch, loss: DistillLoss) -> tuple[LossOutpu
     def compute(given: Tensor, *_: Any, **__: Any) -> Tensor:
         hidden = states_here(given)
         _check_states(hidden, batch, calls=len(found))
-        layer = head_of(head, before, cap, hidden.device)
+        layer = head_of(head, before, cap, given)
         out = loss(hidden, layer, batch.to(hidden.device))
         found.append(out)
         empty = (hidden.shape[0], 0) if hidden.dim() == 3 else (0,)
@@ -88,7 +89,7 @@ def forward_loss(model: Any, batch: Batch, loss: DistillLoss) -> tuple[LossOutpu
             "hidden states yourself and call DistillLoss on them"
         )
     out = found[0]
-    return out._replace(loss=out.loss + outputs.logits.sum()), outputs
+    return out._replace(loss=out.loss + local(outputs.logits).sum()), outputs
 
 
 def _check_vocab(head: Any, batch: Batch, where: str) -> None:

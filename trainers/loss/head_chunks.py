@@ -155,7 +155,11 @@ def chunk_rows(
 
 
 def head_logits(hidden: Tensor, head: Head) -> Tensor:
-    """Logits `[n, V]` of a few positions, float32 (float64 if `hidden` is)."""
+    """Logits `[n, V]` of a few positions, float32 (float64 if `hidden` is), of a head that is whole."""
+    if head.ranks is not None:
+        raise ConfigError(
+            "the student's head is dealt out over processes, and all its logits are asked for; score it in one process"
+        )
     compute = head.compute_dtype or head.weight.dtype
     bias = None if head.bias is None else head.bias.to(compute)
     z = torch.nn.functional.linear(hidden.to(compute), head.weight.to(compute), bias)

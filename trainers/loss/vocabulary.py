@@ -3,7 +3,8 @@
 Where a head is dealt out, each process has the rows of its own ids, all have the same hidden states, and each makes its
 part of the logits. What the others have to know is K + 3 numbers a position at T=1, one more at another T and one with
 label smoothing: the largest logit outside the kept set, then, added up, what each has of kept logits, label and
-exponentials. So all have the same columns, and each the gradient of its own rows.
+exponentials. So all have the same columns, and each the gradient of its own rows. That of the states, D numbers a
+position, is added up once.
 
 Shapes: n positions, V ids, of which v are here, K kept ids.
 """

@@ -74,7 +74,7 @@ def head_width(head: nn.Module) -> int:
 
 
 def head_of(
-    module: nn.Module, call: Callable[[Tensor], Tensor], cap: Cap, device: torch.device
+    module: nn.Module, call: Callable[[Tensor], Tensor], cap: Cap, given: Tensor
 ) -> Head | CalledHead:
     """A head for the loss, as it is now, from within a forward (so that its weights are there, and autocast is on).
 
@@ -82,15 +82,19 @@ def head_of(
         module: the head's layer.
         call: its forward.
         cap: what becomes of its output.
-        device: where it computes.
+        given: the states that it was given.
+
+    Raises:
+        ConfigError: it is dealt out in a way that it cannot be learnt through.
     """
-    on = torch.is_autocast_enabled(device.type)
-    autocast = torch.get_autocast_dtype(device.type) if on else None
-    plain = _plain(module)
+    on = torch.is_autocast_enabled(given.device.type)
+    autocast = torch.get_autocast_dtype(given.device.type) if on else None
+    _check_in_one(module)
+    plain = _plain(module, dealt=_is_dealt(given))
     if plain is not None:
         return Head(
-            weight=_local(plain.weight),
-            bias=None if plain.bias is None else _local(plain.bias),
+            weight=local(plain.weight),
+            bias=None if plain.bias is None else local(plain.bias),
             scale=cap.scale,
             softcap=cap.softcap,
             compute_dtype=autocast,
@@ -102,8 +106,22 @@ def head_of(
     )
 
 
-def _plain(module: nn.Module) -> nn.Linear | None:
-    """The linear layer that a head is, also behind PEFT's `modules_to_save`; None: it is more than a matrix."""
+def _check_in_one(head: nn.Module) -> None:
+    """Refuse a head whose layers FSDP gathers one by one, which only their own forwards would do."""
+    for name, part in head.named_modules():
+        if name and callable(getattr(part, "unshard", None)):
+            raise ConfigError(
+                f"the model's head is sharded in parts ({name}): its weights are not whole where the loss is computed; "
+                "give fully_shard the head as one layer, or the model alone"
+            )
+
+
+def _plain(module: nn.Module, *, dealt: bool) -> nn.Linear | None:
+    """The linear layer that a head is, also behind PEFT's `modules_to_save`; None: it is more than a matrix.
+
+    Args:
+        dealt: whether its states are the same in several processes, as those of a head that is dealt out are.
+    """
     wrapper: Any = module
     copies = getattr(wrapper, "modules_to_save", None)
     if isinstance(copies, nn.ModuleDict):
@@ -114,7 +132,7 @@ def _plain(module: nn.Module) -> nn.Linear | None:
         module = copies[active[0]]
     if not isinstance(module, nn.Linear) or type(module).forward is not nn.Linear.forward:
         return None
-    weight = type(module.weight.data) is Tensor or _is_dealt(module.weight)  # not a quantised kind
+    weight = type(module.weight.data) is Tensor or (dealt and _is_dealt(module.weight))
     return module if weight and not _changed(module) else None
 
 
@@ -140,7 +158,8 @@ def _ranks(weight: object) -> Ranks | None:
     return Ranks(weight.shape[0], mesh.get_group())
 
 
-def _local(tensor: Tensor) -> Tensor:
+def local(tensor: Tensor) -> Tensor:
+    """What of a tensor lies in this process."""
     return tensor.to_local() if _is_dealt(tensor) else tensor
 
 
@@ -229,9 +248,11 @@ def _measured(model: Any, bare: Any, head: nn.Module, inputs: Mapping[str, Tenso
         logits = getattr(model(**inputs, use_cache=False), "logits", None)
     if logits is not None and _is_dealt(logits):
         logits = logits.full_tensor()
-    ranks, first = _ranks(getattr(head, "weight", None)), 0
-    if logits is not None and ranks is not None and logits.shape[-1] == len(ranks.ids):
-        v, first = len(ranks.ids), ranks.first  # each process has the logits of its own ids
+    first = 0
+    if logits is not None and logits.shape[-1] != v:
+        ranks = _ranks(getattr(head, "weight", None))
+        if ranks is not None and logits.shape[-1] == len(ranks.ids):
+            v, first = len(ranks.ids), ranks.first  # each process has the logits of its own ids
     if logits is None or logits.shape[-1] != v:
         raise ConfigError(
             f"{where}: its forward does not return the {v} logits that its head gives at each position; give a causal "
