@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from softlabels.capture import Job, Kept, keep, labels_of
-from softlabels.capture.ranks import Ranks, dealt
 from softlabels.core.head_input import head_input
 from softlabels.core.linear_head import LinearHead
+from softlabels.core.ranks import Ranks, dealt
 from softlabels.core.rows import InputRow
 from softlabels.errors import ConfigError, TeacherError
 from softlabels.teachers import Teacher

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from softlabels.capture.ranks import agreed, join
+from softlabels.capture.torchrun import agreed, join
 from softlabels.core.devices import Choice, choose
 from softlabels.core.local_model import LocalModel, loading
 from softlabels.core.records import sha256_of_files

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch.distributed as dist
 
 from softlabels.capture import BadLogitError, Job, Kept
-from softlabels.capture.ranks import agreed
+from softlabels.capture.torchrun import agreed
 from softlabels.teachers import Teacher
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ import torch.multiprocessing as mp
 from softlabels.builder.build import build
 from softlabels.builder.config import BuildConfig
 from softlabels.capture import Job, keep
-from softlabels.capture.ranks import Ranks, dealt
+from softlabels.core.ranks import Ranks, dealt
 from softlabels.errors import ConfigError
 from softlabels.estimators import make_estimator
 from softlabels.store.reader import open_store

@@ -15,7 +15,7 @@ from torch.distributed.tensor.parallel import (
     parallelize_module,
 )
 
-from softlabels.capture.ranks import Ranks, dealt
+from softlabels.core.ranks import Ranks, dealt
 from softlabels.errors import ConfigError
 from tests.fakes import build_tiny, write_corpus
 from tests.students import llama

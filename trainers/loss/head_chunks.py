@@ -22,7 +22,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from softlabels.capture.ranks import Ranks
+from softlabels.core.ranks import Ranks
 from softlabels.errors import ConfigError
 from trainers.loss.vocabulary import DealtVocabulary, Sums, Vocabulary
 

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from softlabels.capture.ranks import Ranks
+from softlabels.core.ranks import Ranks
 
 
 class Sums(NamedTuple):

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 import torch
 from torch import Tensor, nn
 
-from softlabels.capture.ranks import Ranks
+from softlabels.core.ranks import Ranks
 from softlabels.errors import ConfigError
 from trainers.loss.called_head import CalledHead
 from trainers.loss.head_chunks import Cap, Head
