@@ -70,6 +70,8 @@ def is_alive(process: Process) -> bool | None:
         return None
     if _LINUX and not (me.boot and me.space):
         return None  # here or there, the namespace is not known
+    if process.pid <= 0:
+        return None  # no process, but a group of them, to who would ask
     try:
         os.kill(process.pid, 0)
     except (ProcessLookupError, OverflowError):

@@ -179,7 +179,7 @@ def _is_dead(path: Path, now: float) -> bool:
         data, renewed = _read(path)
     except FileNotFoundError:
         return False  # released this moment
-    if (holder := _holder(data)) is not None:  # else it is not one of ours, and only its age counts
+    if (holder := holder_of(data)) is not None:  # else only its age counts
         if str(holder) == str(this_process()):
             if holder.token not in LIVING:
                 return True
@@ -195,10 +195,11 @@ def _read(path: Path) -> tuple[bytes, float]:
         return f.read(4096), os.fstat(f.fileno()).st_mtime
 
 
-def _holder(data: bytes) -> Holder | None:
+def holder_of(data: bytes) -> Holder | None:
+    """Whom the bytes of a claim name; None: nobody, so that only its age counts."""
     try:
         return msgspec.json.decode(data, type=Holder)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
 
 
@@ -234,7 +235,7 @@ def sightings(store: Path) -> list[Sighting]:
             data, renewed = _read(folder / f"{index:05d}-{generation}.json")
         except FileNotFoundError:
             continue  # released this moment
-        holder = _holder(data)
+        holder = holder_of(data)
         alive = None if holder is None else is_alive(holder)
         found.append(Sighting(index=index, holder=holder, renewed=renewed, alive=alive))
     return found
@@ -268,7 +269,7 @@ def refuse_living(store: Path) -> None:
     for index, path in _living(store):
         with explained(path):
             try:
-                holder = _holder(_read(path)[0])
+                holder = holder_of(_read(path)[0])
             except FileNotFoundError:
                 continue  # released this moment
         who = f"process {holder.pid} of {holder.host}" if holder else "somebody"
@@ -283,7 +284,7 @@ def is_claim(path: Path) -> bool:
     if path.parent.name != CLAIMS or path.is_symlink() or not _NAME.fullmatch(path.name):
         return False
     try:
-        return _holder(_read(path)[0]) is not None
+        return holder_of(_read(path)[0]) is not None
     except OSError:
         return not path.exists()  # released this moment
 

@@ -286,25 +286,23 @@ def read_plan(store: Path) -> Plan:
         StoreError: it is damaged, or of a newer version.
         FileNotFoundError, NotADirectoryError: there is none.
     """
-    plan = opened_plan(read_record(store / PLAN, Plan), LocalFiles(store))
-    if isinstance(plan.shards, Pages):
-        return plan  # each page is checked when it is read
-    start = 0
-    for i, shard in enumerate(plan.shards):
-        if shard.index != i or shard.start_row != start:
-            raise FormatError(f"{store / PLAN}: shard {i} is out of order")
-        start += shard.rows
-    return plan
+    return opened_plan(read_record(store / PLAN, Plan), LocalFiles(store))
 
 
 def opened_plan(plan: Plan, files: PageFiles) -> Plan:
     """The same, whose pages, if it has any, are read from these files.
 
     Raises:
-        FormatError: what it says of its pages cannot be.
+        FormatError: what it says of its pages cannot be, or its shards are out of order.
     """
     if isinstance(plan.shards, Pages):
         plan.shards.opened(files, where=files.root / PLAN)
+        return plan  # each page is checked when it is read
+    start = 0
+    for i, shard in enumerate(plan.shards):
+        if shard.index != i or shard.start_row != start:
+            raise FormatError(f"{files.root / PLAN}: shard {i} is out of order")
+        start += shard.rows
     return plan
 
 

@@ -30,7 +30,8 @@ from softlabels.making.place.claims import PlaceClaims
 from softlabels.making.place.commit import COMMITS, indices
 from softlabels.making.place.dictionary import PlaceDictionary
 from softlabels.making.place.finish import clear_in, finish_in, finished_in
-from softlabels.making.place.plan import PLANNING, Mirror, begin_in, begun_in
+from softlabels.making.place.names import PLANNING
+from softlabels.making.place.plan import Mirror, begin_in, begun_in
 from softlabels.making.plan import begun
 from softlabels.making.planning import Renewing, planning
 from softlabels.making.share import Share

@@ -365,8 +365,7 @@ def build_place() -> None:
     from softlabels.core.durable import sweep
     from softlabels.making.claims import Holder
     from softlabels.making.place import FolderPlace
-    from softlabels.making.place.names import claim_content
-    from softlabels.making.place.plan import PLANNING
+    from softlabels.making.place.names import PLANNING, claim_content
 
     softlabels.making.dictionary.POSITIONS = 1
     softlabels.making.place.claims.RENEWAL = 0.0

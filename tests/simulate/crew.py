@@ -12,6 +12,7 @@ import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeVar, overload
 
 from softlabels.core.progress import Silent
@@ -214,7 +215,7 @@ class _Builder:
                 claims,
                 "finish",
                 lambda: self._is_finished(place),
-                lambda renew: self._finish(place, renew),
+                lambda lease: self._finish(place, partial(claims.renew, lease)),
                 pause=first_pause(plan),
                 sleep=self._wait,
             )

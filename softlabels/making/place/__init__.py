@@ -101,7 +101,7 @@ def everything(place: Place, folder: str) -> Iterator[Entry]:
 def exists(place: Place, name: str) -> bool:
     """Whether there is a file, without its bytes: one listing."""
     folder = name.rpartition("/")[0]
-    return any(e.name == name for e in place.list(folder, after=name[:-1])[:1])
+    return any(e.name == name for e in place.list(folder, after=name[:-1]))
 
 
 class FolderPlace:

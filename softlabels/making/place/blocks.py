@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 
 from softlabels.making.place import HELD, Place
-from softlabels.making.place.names import FULL, MARK, mark_name
+from softlabels.making.place.names import FULL, block_of, mark_name
 from softlabels.making.place.watch import NEVER
 
 BLOCK = 256
@@ -81,8 +81,8 @@ class Blocks:
         self._marks_read = self._clock()
         begin = mark_name(int(self._done.argmin()), "")
         for entry in self._place.list(HELD, after=begin):
-            if entry.name.startswith(f"{HELD}/{MARK}"):
-                block = int(entry.name[len(HELD) + 1 + len(MARK) :][:5])
+            block = block_of(entry.name)
+            if block is not None and block < len(self._done):
                 if not entry.name.endswith(FULL):
                     self.done(block)
                 elif not self.is_full(block):

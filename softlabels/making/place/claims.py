@@ -160,7 +160,7 @@ class PlaceClaims:
     def take_end(self, name: str) -> PlaceLease | None:
         """What one builder alone does, under a claim of its own, such as finishing the store."""
         name = f"{HELD}/{name}.json"
-        found = [e for e in self._place.list(HELD, after=name[:-1])[:1] if e.name == name]
+        found = [e for e in self._place.list(HELD, after=name[:-1]) if e.name == name]
         if not found:
             return self._claim(name, range(0))
         if is_free(found[0]):
@@ -172,12 +172,21 @@ class PlaceClaims:
 
     def renew(self, lease: PlaceLease) -> None:
         """Say that the holder lives; cheap enough for every chunk of logits."""
-        if lease.version is None or self._clock() - lease.renewed < RENEWAL:
-            return
-        lease.renewed, lease.renewals = self._clock(), lease.renewals + 1
-        with suppress(StoreError):  # if it fails for long the claim expires, which is safe
+        if self._clock() - lease.renewed >= RENEWAL:
+            with suppress(StoreError):  # if it fails for long the claim expires, which is safe
+                self.holds(lease)
+
+    def holds(self, lease: PlaceLease) -> bool:
+        """Renew now; whether the lease is still this builder's: one that stood still may have been taken over from.
+
+        Raises:
+            StoreError: the place refuses.
+        """
+        if lease.version is not None:
+            lease.renewed, lease.renewals = self._clock(), lease.renewals + 1
             content = lease.content(lease.renewals)
             lease.version = self._place.renew(lease.name, content, lease.version)
+        return lease.version is not None
 
     def finish(self, lease: PlaceLease, records: bytes) -> None:
         """All shards of a lease are recorded: publish their records together; the claim then says nothing more."""
@@ -258,14 +267,15 @@ class PlaceClaims:
         """Claims of consecutive leases: the names of those that are done, and all that there are."""
         done, standing = set(), {}
         last = self._names[numbers[-1]]
+        claims = set(self._names[numbers.start : numbers.stop])
         for entry in self._place.list(HELD, after=self._names[numbers[0]][:LEASE]):
             name = entry.name
             if name > last:
                 break
-            if name[LEASE:] == DONE:
-                done.add(name[:LEASE] + ".json")
-            else:
+            if name in claims:
                 standing[name] = entry
+            elif name[LEASE:] == DONE and (claim := f"{name[:LEASE]}.json") in claims:
+                done.add(claim)
         return done, standing
 
     def _of_gaps(self, gaps: list[int], let_go: Mapping[str, str]) -> PlaceLease | None:

@@ -139,3 +139,11 @@ class LeaseRecords(msgspec.Struct, frozen=True, kw_only=True):
     """Each as its own file spells it."""
     column_bytes: dict[str, int] | None
     """Of all its shards, as `Manifest.column_bytes`."""
+
+    @classmethod
+    def of(cls, data: bytes) -> LeaseRecords | None:
+        """What the bytes of such a file say; None: they are of none."""
+        try:
+            return msgspec.json.decode(data, type=cls)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            return None

@@ -12,9 +12,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-import msgspec
-
-from softlabels.core.records import RECORD_LIMIT, canonical
+from softlabels.core.records import FILE_LIMIT, RECORD_LIMIT, canonical
 from softlabels.errors import IntegrityError
 from softlabels.format.containers.parquet import column_bytes
 from softlabels.format.files import Address, Recorded
@@ -24,13 +22,12 @@ from softlabels.making.card import card
 from softlabels.making.finish import CARD, has_columns, make_manifest, with_files
 from softlabels.making.place import HELD, Place, everything
 from softlabels.making.place.builder import LONGEST_PAUSE, SHORTEST_PAUSE
-from softlabels.making.place.claims import PlaceClaims, leases_of
+from softlabels.making.place.claims import PlaceClaims, PlaceLease, leases_of
 from softlabels.making.place.commit import LeaseRecords, parsed, read_commit, read_shard
-from softlabels.making.place.names import done_name
+from softlabels.making.place.names import FINISH, done_name, is_ours
 from softlabels.making.place.plan import Mirror
+from softlabels.making.place.quarantine import retract_in
 
-FINISH = "finish"
-"""The claim of who publishes the manifest."""
 AT_ONCE = 32
 """Requests that are under way at a time."""
 OF_RECORDS = 1e-4
@@ -77,7 +74,7 @@ class PlacePages:
         """A page whose size and sha256 were found equal to the record's."""
         where = self.root / file.name
         try:
-            data, _ = self._place.read(file.name, limit=file.bytes)
+            data, _ = self._place.read(file.name, limit=min(file.bytes, FILE_LIMIT))
         except FileNotFoundError as e:
             raise IntegrityError(f"{where}: missing, and the manifest names it") from e
         if (len(data), sha256(data).hexdigest()) != (file.bytes, file.sha256):
@@ -93,11 +90,12 @@ def finish_in(mirror: Mirror, plan: Plan, claims: PlaceClaims) -> Manifest:
     """
     place = mirror.place
 
-    def publish(renew: Callable[[], None]) -> None:
+    def publish(lease: PlaceLease) -> None:
+        renew = partial(claims.renew, lease)
         commits, columns = collected(place, plan, renew)
         check_sizes(place, commits)
         manifest, pages = make_manifest(mirror.folder, plan, commits, columns=columns)
-        publish_in(mirror, manifest, pages, {}, renew)
+        publish_in(mirror, manifest, pages, {}, renew, partial(claims.holds, lease))
 
     pause = first_pause(plan)
     return alone_in(claims, FINISH, lambda: finished_in(place), publish, pause=pause)
@@ -114,13 +112,19 @@ def publish_in(
     pages: Mapping[str, bytes],
     made: Mapping[str, bytes],
     renew: Callable[[], None],
+    holds: Callable[[], bool],
 ) -> None:
     """Publish the pages, the card, which is kept if there is one, and the manifest.
 
     Args:
         made: files that were made from the manifest and are there.
+        renew: shows that this process lives.
+        holds: whether the store is still this process's to finish; else no manifest is published.
+
+    Raises:
+        IntegrityError: a page is another's, or a shard was withdrawn meanwhile; there is no manifest of this call then.
     """
-    root = mirror.place.root
+    place, root = mirror.place, mirror.place.root
     for name, page in pages.items():
         if mirror.put(name, page) != page:
             raise IntegrityError(
@@ -128,14 +132,22 @@ def publish_in(
             )
         renew()
     kept = mirror.put(CARD, card(manifest).encode())
-    mirror.place.create(MANIFEST, canonical(with_files(manifest, {**made, CARD: kept})))
+    ours = canonical(with_files(manifest, {**made, CARD: kept}))
+    if not holds():
+        return
+    version = place.create(MANIFEST, ours)
+    try:
+        check_sizes(place, manifest.shards)  # `repair` may have withdrawn one since
+    except IntegrityError:
+        retract_in(place, MANIFEST, version, lambda data: data == ours)
+        raise
 
 
 def alone_in(
     claims: PlaceClaims,
     name: str,
     done: Callable[[], T | None],
-    work: Callable[[Callable[[], None]], None],
+    work: Callable[[PlaceLease], None],
     *,
     pause: float = SHORTEST_PAUSE,
     sleep: Callable[[float], Any] = time.sleep,
@@ -144,7 +156,7 @@ def alone_in(
 
     Args:
         done: what came of it, whoever did it; None: it is still to be done.
-        work: does it, and calls what it is given now and then, to show that it lives.
+        work: does it, under a lease that it renews now and then.
         pause: seconds before a second look, which become more.
         sleep: seconds.
     """
@@ -155,7 +167,7 @@ def alone_in(
             pause = min(2 * pause, LONGEST_PAUSE)
             continue
         try:
-            work(partial(claims.renew, lease))
+            work(lease)
         finally:
             claims.release(lease)
     return result
@@ -199,8 +211,7 @@ def _folders(shards: Sequence[Commit] | Sequence[ShardRecord]) -> set[str]:
 
 def clear_in(place: Place) -> None:
     """Remove what builders held, once the manifest is there; of several that do so each finds less."""
-    while page := place.list(HELD):
-        place.remove(*(e.name for e in page))
+    place.remove(*[e.name for e in everything(place, HELD) if is_ours(e.name)])
 
 
 def collected(
@@ -230,8 +241,10 @@ def _lease_records(
     name = done_name(shards.start)
     planned = plan.shards[shards.start : shards.stop]
     try:
-        page = msgspec.json.decode(place.read(name, limit=RECORD_LIMIT)[0], type=LeaseRecords)
-    except (FileNotFoundError, msgspec.DecodeError):
+        page = LeaseRecords.of(place.read(name, limit=RECORD_LIMIT)[0])
+    except FileNotFoundError:
+        page = None
+    if page is None:
         commits = [read_commit(place, plan, s) for s in planned]
         if not has_columns(plan.identity):
             return commits, None

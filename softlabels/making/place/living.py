@@ -7,25 +7,17 @@ one's, and so is one whose process can be looked at from here and is gone. No cl
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
-
-import msgspec
+from typing import Any
 
 from softlabels.core.processes import is_alive
 from softlabels.errors import StoreError
 from softlabels.making.claims import EXPIRY, Holder
 from softlabels.making.place import HELD, Place, everything
 from softlabels.making.place.names import in_force
-from softlabels.making.place.watch import is_gone
+from softlabels.making.place.watch import Claim, is_gone, read_claim
 
 LOOK = 20.0
 """Seconds between two looks."""
-
-
-class _Held(NamedTuple):
-    version: str
-    holder: Holder | None
-    """None: it does not say."""
 
 
 class Standing:
@@ -73,26 +65,21 @@ class Standing:
         for name, now in self._look(but).items():
             raise self._at_work(name, now.holder)
 
-    def _look(self, but: str = "") -> dict[str, _Held]:
+    def _look(self, but: str = "") -> dict[str, Claim]:
         """The claims in force, without those whose processes are gone."""
         held = {}
         for entry in in_force(list(everything(self._place, HELD))):
             if entry.name == but:
                 continue
-            try:
-                data, version = self._place.read(entry.name, limit=4096)
-            except FileNotFoundError:
-                continue  # removed this moment
-            try:
-                holder = msgspec.json.decode(data, type=Holder)
-            except msgspec.DecodeError:
-                holder = None
-            if holder is not None and is_gone(holder):
-                self._dead[entry.name] = version
+            claim = read_claim(self._place, entry)
+            if claim is None:
                 continue
-            if holder is not None and is_alive(holder):
-                raise self._at_work(entry.name, holder)
-            held[entry.name] = _Held(version, holder)
+            if claim.holder is not None and is_gone(claim.holder):
+                self._dead[entry.name] = claim.version
+                continue
+            if claim.holder is not None and is_alive(claim.holder):
+                raise self._at_work(entry.name, claim.holder)
+            held[entry.name] = claim
         return held
 
     def _at_work(self, name: str, holder: Holder | None) -> StoreError:

@@ -14,7 +14,10 @@ import msgspec
 
 from softlabels.core.processes import Process
 from softlabels.making.claims import Holder
-from softlabels.making.place import HELD, Entry
+from softlabels.making.place import HELD, TRIED, Entry
+
+PLANNING, FINISH = "plan", "finish"
+"""Claims of what one builder alone does: who plans, and who publishes the manifest."""
 
 
 def claim_name(start: int) -> str:
@@ -72,8 +75,27 @@ def _remainder(process: Process) -> int:
     return crc32(f"{process.host} {process.boot} {process.space}".encode()) % HOSTS
 
 
-_CLAIM = re.compile(rf"{HELD}/(?:[0-9]{{8}}|[a-z]+)\.json")
+_CLAIM = re.compile(rf"{HELD}/(?:([0-9]{{8}})|{PLANNING}|{FINISH})\.json")
 """Of a lease, or of what one builder alone does."""
+_DONE = re.compile(rf"{HELD}/[0-9]{{8}}{re.escape(DONE)}")
+_MARK = re.compile(rf"{HELD}/{MARK}([0-9]{{5}})(?:{re.escape(FULL)}|\.json)")
+
+
+def is_ours(name: str) -> bool:
+    """Whether a file is one that builders hold; whatever else lies in `claims/` is somebody's, and left alone."""
+    return name == TRIED or any(p.fullmatch(name) for p in (_CLAIM, _DONE, _MARK))
+
+
+def shard_of(name: str) -> int | None:
+    """The first shard of the lease that a claim is on; None: it is no claim on a lease."""
+    match = _CLAIM.fullmatch(name)
+    return int(match[1]) if match is not None and match[1] is not None else None
+
+
+def block_of(name: str) -> int | None:
+    """The block that a mark is of; None: it is no mark."""
+    match = _MARK.fullmatch(name)
+    return None if match is None else int(match[1])
 
 
 def in_force(entries: Sequence[Entry]) -> list[Entry]:

@@ -22,11 +22,9 @@ from softlabels.errors import IntegrityError, PlanError, StoreError
 from softlabels.format.manifest import MANIFEST, Manifest, Plan
 from softlabels.format.pages import pages_of
 from softlabels.making.place import HELD, PROBE, Place
+from softlabels.making.place.names import PLANNING
 from softlabels.making.plan import BESIDE, PLAN, load_plan, paged_plan, plan_content
 from softlabels.making.same_job import check_same_job
-
-PLANNING = "plan"
-"""The claim of who plans."""
 
 
 class Mirror:

@@ -15,7 +15,7 @@ Whoever dies in between leaves less than was there and nothing wrong: the same c
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from contextlib import closing, suppress
 from functools import partial
 from pathlib import Path
@@ -52,11 +52,20 @@ from softlabels.making.mending import (
     strangers,
 )
 from softlabels.making.place import HELD, Place, everything
+from softlabels.making.place.blocks import BLOCK
 from softlabels.making.place.claims import PlaceClaims, PlaceLease, leases_of
 from softlabels.making.place.commit import LeaseRecords, commit_name
-from softlabels.making.place.finish import FINISH, PlacePages, clear_in, in_threads, publish_in
+from softlabels.making.place.finish import PlacePages, clear_in, in_threads, publish_in
 from softlabels.making.place.living import Standing
-from softlabels.making.place.names import FREE, MARK, claim_name, done_name
+from softlabels.making.place.names import (
+    FINISH,
+    FREE,
+    block_of,
+    claim_name,
+    done_name,
+    is_ours,
+    mark_name,
+)
 from softlabels.making.place.plan import Mirror
 from softlabels.making.place.quarantine import retract_in
 from softlabels.making.place.shelf import PlaceShelf, Seen
@@ -117,7 +126,7 @@ def repair_in(
     problems = beside(place.root, plan, manifest, work.trouble)
     problems += _strangers(place, plan, versions)
     work.mend(found, problem)
-    if standing is not None and work.actions:
+    if standing is not None and (work.actions or _mislead(plan, found, versions)):
         try_out()
         dead = standing.wait(sleep, report.notice)
         work = _Work(mirror, plan, manifest, shelf, versions)
@@ -154,9 +163,25 @@ def _manifest(place: Place, *, pages: bool = True) -> Manifest:
 
 def _strangers(place: Place, plan: Plan, names: dict[str, str]) -> list[str]:
     root, _ = attempt(lambda: _manifest(place, pages=False))
-    return strangers(
-        place.root, plan, root, (n for n in names if not n.startswith(f"{HELD}/")), set()
-    )
+    return strangers(place.root, plan, root, (n for n in names if not is_ours(n)), set())
+
+
+def _leases(plan: Plan) -> tuple[range, ...]:
+    return leases_of(len(plan.shards), plan.identity.encoding.dictionary_shards or 0)
+
+
+def _mislead(plan: Plan, found: Diagnosis[Seen], names: Container[str]) -> bool:
+    """Whether files of builders say other than the records, as they do when a repair died: see `_leave_leases`."""
+    if not found.rebuild:
+        return False
+    for number, shards in enumerate(_leases(plan)):
+        made = [i not in found.rebuild for i in shards]
+        done = (done_name(shards.start), mark_name(number // BLOCK))
+        if not all(made) and any(name in names for name in done):
+            return True  # nobody would make them
+        if any(made) and claim_name(shards.start) not in names:
+            return True  # those would be made again
+    return False
 
 
 class _Work(Mender[Seen]):
@@ -177,6 +202,7 @@ class _Work(Mender[Seen]):
         self._mirror, self._place, self._shelf = mirror, mirror.place, shelf
         self._versions = versions
         self._renew: Callable[[], None] = lambda: None
+        self._holds: Callable[[], bool] = lambda: True
 
     def mend_alone(
         self, claims: PlaceClaims, standing: Standing, found: Diagnosis[Seen], problem: str | None
@@ -189,13 +215,28 @@ class _Work(Mender[Seen]):
                 "it has ended (nothing was changed)"
             )
         self._renew = partial(self._keep, claims, lease)
+        self._holds = partial(claims.holds, lease)
         try:
             standing.check_alone(lease.name)
+            self._check_unchanged(found)
             self.mend(found, problem)
             if found.rebuild:
                 self._leave_leases(found)
         finally:
             claims.release(lease)
+
+    def _check_unchanged(self, found: Diagnosis[Seen]) -> None:
+        """Refuse to go on if another finished the store, or made what is to be taken out, while it was looked at."""
+        now = {e.name: e.version for e in everything(self._place, "")}
+        judged = {MANIFEST: self._versions.get(MANIFEST)}
+        for index in found.rebuild.keys() | found.adopt.keys():
+            judged[self._plan.shards[index].name] = found.seen[index].shard
+            judged[commit_name(index)] = found.seen[index].record
+        for name, version in judged.items():
+            if now.get(name) != version:
+                raise StoreError(
+                    f"{self.root / name}: changed meanwhile; run the same command again (nothing was changed)"
+                )
 
     def _keep(self, claims: PlaceClaims, lease: PlaceLease) -> None:
         """Say that this process lives; stop, if it stood still for so long that another took over."""
@@ -207,10 +248,10 @@ class _Work(Mender[Seen]):
 
     def _leave_leases(self, found: Diagnosis[Seen]) -> None:
         """Leave claims as builders would have left them."""
-        marks = (e.name for e in everything(self._place, HELD))
-        self._place.remove(*(n for n in marks if n.startswith(f"{HELD}/{MARK}")))
-        first = self._plan.identity.encoding.dictionary_shards or 0
-        for _ in in_threads(partial(self._leave, found), leases_of(len(self._plan.shards), first)):
+        self._renew()
+        held = [e.name for e in everything(self._place, HELD)]
+        self._place.remove(*(n for n in held if block_of(n) is not None))
+        for _ in in_threads(partial(self._leave, found), _leases(self._plan)):
             self._renew()
 
     def _leave(self, found: Diagnosis[Seen], shards: range) -> None:
@@ -219,8 +260,9 @@ class _Work(Mender[Seen]):
             records = [canonical(found.commits[i]).decode() for i in shards]
             page = LeaseRecords(records=records, column_bytes=self._shelf.all_columns(shards))
             self._place.create(done_name(shards.start), msgspec.json.encode(page))
+            self._place.create(claim_name(shards.start), FREE)  # else it was never anybody's
         elif self._place.create(claim_name(shards.start), FREE) is None:
-            held, version = self._place.read(claim_name(shards.start), limit=4096)
+            held, version = self._place.read(claim_name(shards.start), limit=FILE_LIMIT)
             if held != FREE:
                 self._place.swap(claim_name(shards.start), FREE, version)
 
@@ -234,6 +276,7 @@ class _Work(Mender[Seen]):
         return attempt(lambda: PlacePages(self._place).checked(file))[1]
 
     def create(self, name: str, content: bytes) -> None:
+        self._renew()
         self._place.create(name, content)
 
     def withdraw(self, shard: PlannedShard, reason: str, seen: Seen) -> None:
@@ -247,11 +290,12 @@ class _Work(Mender[Seen]):
             retract_in(self._place, record, seen.record, partial(_is, Commit))
 
     def withdraw_made(self, name: str, reason: str, *, again: bool = False) -> None:
+        self._renew()
         seen = self._versions.get(name)
         if again:
             if self.dry_run:
                 return
-            found = self._place.list("", after=name[:-1])[:1]
+            found = self._place.list("", after=name[:-1])
             seen = next((e.version for e in found if e.name == name), None)
         if seen is None:
             return
@@ -267,6 +311,7 @@ class _Work(Mender[Seen]):
             retract_in(self._place, name, seen, ours)
 
     def adopt(self, shard: PlannedShard, reason: str, seen: Seen) -> Commit | None:
+        self._renew()
         record = commit_name(shard.index)
         if seen.record is not None:
             self.note("withdraw", record, reason)
@@ -301,7 +346,9 @@ class _Work(Mender[Seen]):
             pages,
             {n: d for n, d in more.items() if d is not None},
             self._renew,
+            self._holds,
         )
+        self._renew()  # it stops if another took over: nothing was published then
 
     def _made(
         self, commits: Sequence[Commit], before: Manifest | None
@@ -314,7 +361,7 @@ class _Work(Mender[Seen]):
     def clear_claims(self) -> None:
         """They are removed at the end: until then one of them is this process's."""
         for name in self._versions:
-            if name.startswith(f"{HELD}/"):
+            if is_ours(name):
                 self.note("remove", name, "all shards are there, so nobody needs it")
 
     def clear_pages(self, manifest: Manifest) -> None:

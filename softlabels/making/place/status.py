@@ -10,17 +10,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from functools import partial
 
-import msgspec
-
 from softlabels.core.processes import is_alive
 from softlabels.core.records import RECORD_LIMIT, parse_record
 from softlabels.format.manifest import Plan
-from softlabels.making.claims import Holder, Sighting
+from softlabels.making.claims import Sighting
 from softlabels.making.place import HELD, Entry, Place, everything
 from softlabels.making.place.commit import COMMITS, indices
-from softlabels.making.place.finish import FINISH, PlacePages, in_threads
-from softlabels.making.place.names import AT, FREE, in_force
-from softlabels.making.place.plan import PLANNING
+from softlabels.making.place.finish import PlacePages, in_threads
+from softlabels.making.place.names import FINISH, PLANNING, in_force, shard_of
+from softlabels.making.place.watch import read_claim
 from softlabels.making.plan import PLAN, opened_plan
 
 
@@ -70,22 +68,15 @@ def _index(name: str, shards: int) -> int | None:
     """The shard that a claim is on; None: it is on none, or no claim at all."""
     if name == f"{HELD}/{FINISH if shards else PLANNING}.json":
         return shards
-    number = name[AT]
-    return int(number) if number.isdecimal() and int(number) < shards else None
+    number = shard_of(name)
+    return number if number is not None and number < shards else None
 
 
 def _seen(place: Place, one: tuple[int, Entry]) -> Sighting | None:
     """What a claim says; None: it was let go of this moment."""
     index, entry = one
-    try:
-        data, _ = place.read(entry.name, limit=4096)
-    except FileNotFoundError:
+    claim = read_claim(place, entry)
+    if claim is None:
         return None
-    if data == FREE:
-        return None
-    try:
-        holder = msgspec.json.decode(data, type=Holder)
-    except msgspec.DecodeError:  # not one of ours
-        holder = None
-    alive = None if holder is None else is_alive(holder)
-    return Sighting(index=index, holder=holder, renewed=entry.modified, alive=alive)
+    alive = None if claim.holder is None else is_alive(claim.holder)
+    return Sighting(index=index, holder=claim.holder, renewed=entry.modified, alive=alive)

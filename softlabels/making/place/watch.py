@@ -8,18 +8,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence, Set
 from typing import NamedTuple
 
-import msgspec
-
 from softlabels.core.processes import is_alive, this_process
-from softlabels.errors import StoreError
-from softlabels.making.claims import EXPIRY, LIVING, Holder
+from softlabels.errors import IntegrityError, StoreError
+from softlabels.making.claims import EXPIRY, LIVING, Holder, holder_of
 from softlabels.making.place import Entry, Place
-from softlabels.making.place.names import may_be_beside
+from softlabels.making.place.names import FREE, may_be_beside
 
 WATCHED = 256
 """Claims that one builder watches at a time; there is work for hours in so many."""
 PEEKED = 4
 """Of so few claims in a block each is read once, for its process may be one of this host's."""
+LONGEST = 4096
+"""Bytes of a claim that is read, at most."""
 NEVER = -1e18
 """Before all times of a clock."""
 
@@ -81,16 +81,12 @@ class Watched:
         new = [e for e in entries if e.name not in self._read and may_be_beside(e, self._me)]
         for entry in new:
             try:
-                data, version = self._place.read(entry.name, limit=4096)
-                holder = msgspec.json.decode(data, type=Holder)
+                claim = read_claim(self._place, entry)
             except StoreError:
                 continue  # it is read again
-            except (FileNotFoundError, msgspec.DecodeError):
-                self._read.add(entry.name)  # let go of, or not one of ours: only its age counts
-                continue
-            self._read.add(entry.name)
-            if is_gone(holder):
-                self._seen[entry.name] = Seen(version, NEVER)
+            self._read.add(entry.name)  # let go of, or of nobody known: only its age counts
+            if claim is not None and claim.holder is not None and is_gone(claim.holder):
+                self._seen[entry.name] = Seen(claim.version, NEVER)
 
     def expired(self, name: str) -> bool:
         """Whether a claim that is watched has not changed for so long that its holder is dead."""
@@ -100,6 +96,25 @@ class Watched:
         """The first of these claims; None: there is none."""
         latest = self._clock() - EXPIRY
         return min((name for name, seen in self._seen.items() if seen.when < latest), default=None)
+
+
+class Claim(NamedTuple):
+    """What a claim says."""
+
+    version: str
+    holder: Holder | None
+    """None: it does not say."""
+
+
+def read_claim(place: Place, entry: Entry) -> Claim | None:
+    """What a claim says that was listed; None: it was let go of this moment."""
+    try:
+        data, version = place.read(entry.name, limit=LONGEST)
+    except FileNotFoundError:
+        return None
+    except IntegrityError:  # no builder writes so much
+        return Claim(entry.version, None)
+    return None if data == FREE else Claim(version, holder_of(data))
 
 
 def is_gone(holder: Holder) -> bool:
