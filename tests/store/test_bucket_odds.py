@@ -78,16 +78,28 @@ def unfinished(tmp_path, corpus, monkeypatch) -> MemoryPlace:
 # -- repairs that died, and stores that lost files ------------------------------------------------
 
 
-def test_of_many_shards_in_few_leases_those_alone_are_made_that_were_withdrawn(
-    built, tmp_path, corpus, monkeypatch
-):
-    """A page of records does not name them all, so that a builder knows by claims alone what is done."""
+@pytest.fixture
+def many(monkeypatch) -> None:
+    """Shards count as too many to be listed: a builder knows by claims alone what is done."""
     monkeypatch.setattr("softlabels.making.site.COUNTED", 0)
     monkeypatch.setattr("softlabels.making.site.PAGE", 3)
+
+
+def test_of_many_shards_in_few_leases_those_alone_are_made_that_were_withdrawn(
+    built, tmp_path, corpus, many
+):
     place = in_memory(built)
     damage(place, SHARDS[2])
     assert repaired(place, tmp_path / "a").rebuild == [SHARDS[2]]
     assert build_over(place, tmp_path / "b", corpus) == 2
+
+
+def test_a_mark_of_a_block_of_which_a_shard_was_deleted(unfinished, tmp_path, corpus):
+    for name in (SHARDS[1], "commits/00001.json", done_name(1)):
+        unfinished.files.pop(name)
+    assert mark_name(0) in unfinished.files
+    assert repaired(unfinished, tmp_path / "b").rebuild == [SHARDS[1]]
+    assert build_over(unfinished, tmp_path / "c", corpus) == 2
 
 
 @pytest.mark.parametrize("record", [True, False])
@@ -124,15 +136,17 @@ def first_change(files: dict, scratch: Path) -> int:
     return next(i for i, r in enumerate(place.requests) if not r.startswith(("read", "list")))
 
 
-def test_a_repair_of_an_unfinished_store_may_die_at_some_requests(unfinished, tmp_path, corpus):
+def test_a_repair_of_an_unfinished_store_may_die_at_some_requests(
+    unfinished, tmp_path, corpus, many
+):
     damage(unfinished, SHARDS[1])
     at = 2 * first_change(unfinished.files, tmp_path / "count")
     while die(unfinished.files, tmp_path, corpus, at):
-        at += 7
+        at += 5
 
 
 @pytest.mark.slow
-def test_a_repair_of_an_unfinished_store_may_die_at_any_request(unfinished, tmp_path, corpus):
+def test_a_repair_of_an_unfinished_store_may_die_at_any_request(unfinished, tmp_path, corpus, many):
     damage(unfinished, SHARDS[1])
     at = 2 * first_change(unfinished.files, tmp_path / "count")
     while die(unfinished.files, tmp_path, corpus, at):

@@ -228,12 +228,10 @@ class _Work(Mender[Seen]):
     def _check_unchanged(self, found: Diagnosis[Seen]) -> None:
         """Refuse to go on if another finished the store, or made what is to be taken out, while it was looked at."""
         now = {e.name: e.version for e in everything(self._place, "")}
-        judged = {MANIFEST: self._versions.get(MANIFEST)}
-        for index in found.rebuild.keys() | found.adopt.keys():
-            judged[self._plan.shards[index].name] = found.seen[index].shard
-            judged[commit_name(index)] = found.seen[index].record
-        for name, version in judged.items():
-            if now.get(name) != version:
+        shards = sorted(found.rebuild.keys() | found.adopt.keys())
+        names = [n for i in shards for n in (self._plan.shards[i].name, commit_name(i))]
+        for name in (MANIFEST, *names):
+            if now.get(name) != self._versions.get(name):
                 raise StoreError(
                     f"{self.root / name}: changed meanwhile; run the same command again (nothing was changed)"
                 )
