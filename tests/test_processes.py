@@ -85,3 +85,9 @@ def test_where_proc_is_not_of_this_namespace_nothing_is_judged(monkeypatch, tmp_
         assert is_alive(dataclasses.replace(me, pid=999_999)) is None
     finally:
         processes._named.cache_clear()
+
+
+@pytest.mark.parametrize("pid", [0, -1, -(2**70)])
+def test_no_process_has_such_a_number(pid):
+    me = this_process()
+    assert is_alive(Process(me.host, pid, me.boot, me.space, me.started)) is None

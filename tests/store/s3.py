@@ -37,6 +37,12 @@ def s3_server() -> Iterator[str]:
         server.stop()
 
 
+def keep_versions(endpoint: str) -> None:
+    """Have the bucket keep what is replaced or deleted."""
+    said = b"<VersioningConfiguration><Status>Enabled</Status></VersioningConfiguration>"
+    _request(f"{endpoint}/bucket?versioning", "PUT", said)
+
+
 def environment(endpoint: str, cache: Path) -> dict[str, str]:
     """What tells a process to use that server, and a cache of its own."""
     return {

@@ -10,10 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from softlabels.core.processes import Process, is_alive, this_process
 from softlabels.core.records import canonical, digest_of
 from softlabels.errors import FormatError, IntegrityError, StoreError
-from softlabels.format.files import Recorded
 from softlabels.format.manifest import MANIFEST
 from softlabels.making.claims import EXPIRY, Holder, holder_of
 from softlabels.making.leases import cut
@@ -21,7 +19,7 @@ from softlabels.making.place import TRIED, exists
 from softlabels.making.place import finish as place_finish
 from softlabels.making.place.blocks import Blocks
 from softlabels.making.place.claims import PlaceClaims
-from softlabels.making.place.finish import PlacePages, clear_in
+from softlabels.making.place.finish import clear_in
 from softlabels.making.place.names import (
     FINISH,
     FREE,
@@ -34,9 +32,10 @@ from softlabels.making.place.names import (
 )
 from softlabels.making.place.repair import repair_at
 from softlabels.making.status import status_in
+from softlabels.store.remote.bucket import BucketPlace
 from tests.fakes import Notices, build_tiny, write_corpus
 from tests.store.memory_place import Died, MemoryPlace
-from tests.store.s3 import environment, get, put, s3_server, upload
+from tests.store.s3 import delete, environment, get, keep_versions, put, s3_server, upload
 from tests.store.test_bucket_repair import (
     FAR,
     JOB,
@@ -233,6 +232,23 @@ def test_a_manifest_is_retracted_if_a_shard_goes_while_it_is_published(
     assert MANIFEST not in unfinished.files
 
 
+def test_a_bucket_that_keeps_versions(built, tmp_path, monkeypatch, corpus):
+    """A listing of one does not tell the version that a read tells."""
+    with s3_server() as server:
+        for name, value in environment(server, tmp_path / "cache").items():
+            monkeypatch.setenv(name, value)
+        keep_versions(server)
+        bucket = upload(built, server, "kept")
+        place = BucketPlace(bucket)
+        (listed,) = (e for e in place.list("") if e.name == MANIFEST)
+        assert listed.version == place.read(MANIFEST, limit=2**30)[1]
+        delete(server, f"kept/{SHARDS[1]}")
+        assert repair_at(bucket).rebuild == [SHARDS[1]]
+        assert not exists(place, MANIFEST)
+        build_tiny(bucket, corpus, **JOB)
+        assert repair_at(bucket).whole
+
+
 # -- what is not a builder's ----------------------------------------------------------------------
 
 FOREIGN = [
@@ -360,19 +376,6 @@ def test_a_plan_whose_shards_are_out_of_order(built, tmp_path):
         repaired(place, tmp_path / "a")
 
 
-def test_a_page_is_not_read_beyond_any_file(monkeypatch):
-    place, limits = MemoryPlace(), []
-
-    def read(name: str, *, limit: int) -> tuple[bytes, str]:
-        limits.append(limit)
-        raise FileNotFoundError(name)
-
-    monkeypatch.setattr(place, "read", read)
-    with pytest.raises(IntegrityError, match="missing"):
-        PlacePages(place).checked(Recorded("pages/a", "0" * 64, 2**60))
-    assert limits == [place_finish.FILE_LIMIT]
-
-
 def test_a_file_hides_none_whose_name_begins_alike(built):
     place = in_memory(built)
     place.put("manifest.jsoa", b"mine")
@@ -384,9 +387,3 @@ def test_a_file_hides_none_whose_name_begins_alike(built):
         assert lease is not None
         claims.release(lease)
         assert claims.take_end(FINISH) is not None
-
-
-@pytest.mark.parametrize("pid", [0, -1, -(2**70)])
-def test_no_process_has_such_a_number(pid):
-    me = this_process()
-    assert is_alive(Process(me.host, pid, me.boot, me.space, me.started)) is None

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from softlabels.errors import ConfigError, RemoteError
+from softlabels.core.records import FILE_LIMIT
+from softlabels.errors import ConfigError, IntegrityError, RemoteError
+from softlabels.format.files import Recorded
 from softlabels.making.place import TRIED, FolderPlace
+from softlabels.making.place.finish import PlacePages
 from softlabels.store.remote.bucket import BucketPlace, probe
 from softlabels.store.remote.client import Client
+from tests.store.memory_place import MemoryPlace
 from tests.store.places import check_place
 from tests.store.s3 import environment, s3_server
 
@@ -96,3 +100,16 @@ def test_a_service_that_ignores_preconditions_is_refused_where_a_store_was_begun
                 RemoteError, match=rf"ignores preconditions .* {header}, or build in"
             ):
                 probe(place, True)
+
+
+def test_a_page_is_not_read_beyond_any_file(monkeypatch):
+    place, limits = MemoryPlace(), []
+
+    def read(name: str, *, limit: int) -> tuple[bytes, str]:
+        limits.append(limit)
+        raise FileNotFoundError(name)
+
+    monkeypatch.setattr(place, "read", read)
+    with pytest.raises(IntegrityError, match="missing"):
+        PlacePages(place).checked(Recorded("pages/a", "0" * 64, 2**60))
+    assert limits == [FILE_LIMIT]

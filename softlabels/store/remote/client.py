@@ -192,9 +192,8 @@ class Client:
                 raise IntegrityError(
                     f"{self.root / name}: {found.meta['size']} bytes, expected at most {limit}; refused unread"
                 )
-            return self._bounded(found.stream(min_chunk_size=PIECE), name, limit), _version(
-                found.meta
-            )
+            data = self._bounded(found.stream(min_chunk_size=PIECE), name, limit)
+            return data, self._version(found.meta)
 
         return self._patiently(name, get)
 
@@ -240,7 +239,7 @@ class Client:
             # object_store asks for pages of 1,000, and joins them up to `chunk_size`.
             for some in self._store.list(folder, offset=after or None, chunk_size=PAGE):
                 return [
-                    (m["path"], _version(m), int(m["size"]), m["last_modified"].timestamp())
+                    (m["path"], self._version(m), int(m["size"]), m["last_modified"].timestamp())
                     for m in some
                 ]
             return []
@@ -256,7 +255,7 @@ class Client:
 
         how: Any = {"mode": "create", "use_multipart": False}
         try:
-            return _version(self._in_bucket(name, lambda: store.put(name, content, **how)))
+            return self._version(self._in_bucket(name, lambda: store.put(name, content, **how)))
         except AlreadyExistsError:
             return None
 
@@ -267,7 +266,7 @@ class Client:
 
         how: Any = {"mode": _update(version), "use_multipart": False}
         try:
-            return _version(self._patiently(name, lambda: store.put(name, content, **how)))
+            return self._version(self._patiently(name, lambda: store.put(name, content, **how)))
         except (PreconditionError, FileNotFoundError):
             return None
 
@@ -284,6 +283,14 @@ class Client:
         """Remove files; of an S3 service a thousand at a time."""
         where = names if isinstance(names, str) else ""
         self._patiently(where, lambda: self._store.delete(names))
+
+    def _version(self, about: Mapping[str, Any]) -> str:
+        """What a bucket tells one content of a file from the next by: S3 an ETag, Google a generation.
+
+        S3 numbers versions, too, where a bucket keeps them, but a listing does not say them.
+        """
+        version = None if str(self.root).startswith("s3://") else about.get("version")
+        return json.dumps([about.get("e_tag"), version])
 
     def _in_bucket(self, name: str, action: Callable[[], T]) -> T:
         """Do what only a missing bucket can make impossible."""
@@ -331,11 +338,6 @@ class _Patience:
         if self._stop.wait(self._pause * random.uniform(0.5, 1.0)):
             raise Cancelled from error
         self._pause = min(2 * self._pause, LONGEST_PAUSE)
-
-
-def _version(about: Mapping[str, Any]) -> str:
-    """What a bucket tells one content of a file from the next by: S3 an ETag, Google a generation."""
-    return json.dumps([about.get("e_tag"), about.get("version")])
 
 
 NO_VERSION = json.dumps([f'"{"0" * 32}"', "1"])
