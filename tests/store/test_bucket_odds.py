@@ -98,6 +98,7 @@ def test_a_mark_of_a_block_of_which_a_shard_was_deleted(unfinished, tmp_path, co
         unfinished.files.pop(name)
     assert mark_name(0) in unfinished.files
     assert repaired(unfinished, tmp_path / "b").rebuild == [SHARDS[1]]
+    assert mark_name(0) not in unfinished.files, "nobody would look there"
     assert build_over(unfinished, tmp_path / "c", corpus) == 2
 
 
