@@ -118,9 +118,13 @@ def test_kill_minus_9_at_random_moments(folder, tmp_path):
     command = [sys.executable, "-m", "softlabels", "convert", str(folder / "a")]
     command += ["--profile", "packed", "--values", "nat16", "--out", str(tmp_path / "out")]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    start = time.perf_counter()
-    subprocess.run([*command[:-1], str(tmp_path / "timed")], cwd=ROOT, env=environment, check=True)
-    whole = time.perf_counter() - start
+    times = []
+    for i in range(2):  # the first may read all libraries from a disk
+        start = time.perf_counter()
+        again = [*command[:-1], str(tmp_path / f"timed{i}")]
+        subprocess.run(again, cwd=ROOT, env=environment, check=True)
+        times.append(time.perf_counter() - start)
+    whole = min(times)
     rng = random.Random(0)
     killed = 0
     for _ in range(8):
