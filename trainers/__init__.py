@@ -23,7 +23,7 @@ _LAZY = {
     "SoftTargetDataset": "trainers.data.dataset",
     "Batch": "trainers.data.batch",
     "DistillLoss": "trainers.loss.losses",
-    "Head": "trainers.loss.head_chunks",
+    "Head": "trainers.loss.head",
     "distil_loss": "trainers.integrations.distil",
     "StepTotals": "trainers.loss.totals",
     "RunConfig": "trainers.run.config",
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from trainers.data.mixing import MixedStream as MixedStream
     from trainers.data.stream import SoftTargetStream as SoftTargetStream
     from trainers.integrations.distil import distil_loss as distil_loss
-    from trainers.loss.head_chunks import Head as Head
+    from trainers.loss.head import Head as Head
     from trainers.loss.losses import DistillLoss as DistillLoss
     from trainers.loss.totals import StepTotals as StepTotals
     from trainers.run.config import RunConfig as RunConfig

@@ -20,7 +20,7 @@ from trainers.exports.domains import exported
 from trainers.exports.record import read_export
 from trainers.exports.student import export
 from trainers.loss.divergences import DIVERGENCES, Divergence, Shape
-from trainers.loss.head_chunks import head_logits
+from trainers.loss.head import head_logits
 from trainers.loss.losses import DistillLoss
 from trainers.students import Student, check_vocab, load_student, make_student
 from trainers.trackers import TRACKERS, Tracked

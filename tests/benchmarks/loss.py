@@ -34,7 +34,7 @@ from torch import Tensor
 
 from softlabels.core.targets import SoftTargets
 from trainers.data.batch import Batch
-from trainers.loss.head_chunks import Head
+from trainers.loss.head import Head
 from trainers.loss.losses import DistillLoss
 
 MIB = 2**20

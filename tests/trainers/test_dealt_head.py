@@ -22,7 +22,8 @@ from tests.students import llama
 from tests.trainers.test_losses import batch_of
 from trainers import SoftTargetStream, distil_loss
 from trainers.loss.divergences import DIVERGENCES
-from trainers.loss.head_chunks import Head, HeadChunks
+from trainers.loss.head import Head
+from trainers.loss.head_chunks import HeadChunks
 from trainers.loss.losses import DistillLoss
 from trainers.loss.topk_tail import topk_tail
 

@@ -15,7 +15,8 @@ from softlabels.errors import ConfigError, PairingError
 from softlabels.format.identity import TargetRecord
 from trainers.data.batch import Batch
 from trainers.loss.divergences import DIVERGENCES
-from trainers.loss.head_chunks import Head, HeadChunks
+from trainers.loss.head import Head
+from trainers.loss.head_chunks import HeadChunks
 from trainers.loss.losses import DistillLoss, LossOutput
 from trainers.loss.position_weights import WEIGHTS
 from trainers.loss.schedules import LossSchedule

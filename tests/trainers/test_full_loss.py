@@ -15,7 +15,7 @@ from trainers.data.microbatches import split_batch
 from trainers.evaluation.whole import compare_whole
 from trainers.loss import full
 from trainers.loss.divergences import DIVERGENCES
-from trainers.loss.head_chunks import Head
+from trainers.loss.head import Head
 from trainers.loss.losses import DistillLoss
 from trainers.loss.schedules import LossSchedule
 from trainers.loss.totals import StepTotals

@@ -12,7 +12,7 @@ from softlabels.estimators import make_estimator
 from softlabels.format.identity import TargetRecord
 from trainers.data.batch import Batch
 from trainers.loss.divergences import DIVERGENCES
-from trainers.loss.head_chunks import Head
+from trainers.loss.head import Head
 from trainers.loss.losses import DistillLoss
 from trainers.loss.totals import StepTotals
 

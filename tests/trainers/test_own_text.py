@@ -18,7 +18,7 @@ from tests.fakes import TinyTeacher, build_tiny, write_corpus
 from tests.students import LLAMA, llama
 from tests.teachers.tiny import VOCAB, write_model, write_texts
 from trainers.data.batch import collate
-from trainers.loss.head_chunks import Head
+from trainers.loss.head import Head
 from trainers.loss.losses import DistillLoss
 from trainers.loss.sampled import sampled_reverse_kl
 from trainers.loss.settings import SAMPLED

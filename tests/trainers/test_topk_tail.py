@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from trainers.loss.head_chunks import Head, HeadChunks
+from trainers.loss.head import Head
+from trainers.loss.head_chunks import HeadChunks
 from trainers.loss.topk_tail import topk_tail, topk_tail_loss
 
 

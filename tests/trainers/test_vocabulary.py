@@ -18,7 +18,7 @@ from tests.fakes import Notices, TinyTeacher, build_tiny, write_corpus
 from tests.students import LLAMA, evaluate_run
 from trainers.data.batch import collate
 from trainers.data.stream import SoftTargetStream
-from trainers.loss.head_chunks import Head
+from trainers.loss.head import Head
 from trainers.loss.losses import DistillLoss
 from trainers.run.config import RunConfig
 from trainers.run.setup import train

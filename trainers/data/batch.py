@@ -12,7 +12,7 @@ from torch import Tensor
 from softlabels.core.rows import UNLABELLED
 from softlabels.core.targets import SoftTargets
 from softlabels.format.shard import StoredRow
-from trainers.loss.head_chunks import Head
+from trainers.loss.head import Head
 
 COUNTED = "position_ids"
 """The input that only rows with several documents ask for; beyond their end it counts on."""

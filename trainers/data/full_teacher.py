@@ -25,7 +25,7 @@ from softlabels.format.shard import StoredRow
 from softlabels.store.reader import Store
 from softlabels.store.states import TeacherStates
 from trainers.data.batch import TeacherLogits
-from trainers.loss.head_chunks import Head
+from trainers.loss.head import Head
 
 
 @dataclass(frozen=True, kw_only=True)

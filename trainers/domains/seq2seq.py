@@ -19,7 +19,7 @@ from trainers.data.tasks import Task
 from trainers.domains import SizedDomain
 from trainers.exports.domains import Example, Laid, Wrapped
 from trainers.exports.texts import Texts, text_example
-from trainers.loss.head_chunks import Head
+from trainers.loss.head import Head
 from trainers.students.encoders import EncoderStudent, token_head
 from trainers.students.made import heads
 

@@ -24,7 +24,8 @@ from trainers.data.batch import Batch, collate
 from trainers.data.full_teacher import FullTeacher
 from trainers.evaluation.whole import compare_whole
 from trainers.loss.divergences import Shape, forward_kl
-from trainers.loss.head_chunks import Head, HeadChunks, chunk_rows, head_logits
+from trainers.loss.head import Head, chunk_rows, head_logits
+from trainers.loss.head_chunks import HeadChunks
 from trainers.loss.topk_tail import topk_tail
 from trainers.students import Student, check_vocab
 from trainers.students.context import check_context

@@ -13,7 +13,7 @@ from torch import Tensor
 from trainers.data.batch import TeacherLogits
 from trainers.loss.divergences import Shape, forward_kl
 from trainers.loss.full import chunks_of, teacher_log_probs
-from trainers.loss.head_chunks import CHUNK_BYTES, Head, accumulator, head_logits
+from trainers.loss.head import CHUNK_BYTES, Head, accumulator, head_logits
 
 
 class Whole(NamedTuple):

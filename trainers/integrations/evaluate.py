@@ -23,7 +23,7 @@ from softlabels.store.reader import Store
 from trainers.evaluation.config import EvalConfig
 from trainers.evaluation.evaluate import open_run
 from trainers.evaluation.measure import asked, measure
-from trainers.loss.head_chunks import head_logits
+from trainers.loss.head import head_logits
 from trainers.students import Student
 
 Int64 = npt.NDArray[np.int64]

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from trainers.loss.head_chunks import CHUNK_BYTES, Cap, Chunks, accumulator
+from trainers.loss.head import CHUNK_BYTES, Cap, accumulator
+from trainers.loss.head_chunks import Chunks
 from trainers.loss.vocabulary import Vocabulary
 
 WIDE = 4
@@ -37,29 +38,6 @@ class CalledHead:
     """From its output to logits."""
     autocast: torch.dtype | None = None
     """In what its products run; None: as it is."""
-
-    def chunks(
-        self,
-        hidden: Tensor,
-        ids: Tensor,
-        kept: Tensor,
-        labels: Tensor,
-        *,
-        temperature: float = 1.0,
-        chunk_bytes: int | None = None,
-        with_mean: bool = False,
-    ) -> CalledChunks:
-        """The chunks of its logits; arguments as of `HeadChunks`."""
-        return CalledChunks(
-            hidden,
-            self,
-            ids,
-            kept,
-            labels,
-            temperature=temperature,
-            chunk_bytes=chunk_bytes,
-            with_mean=with_mean,
-        )
 
 
 class CalledChunks(Chunks):

@@ -10,7 +10,8 @@ from softlabels.core.rows import UNLABELLED
 from trainers.data.batch import Batch
 from trainers.loss.divergences import DIVERGENCES, Shape
 from trainers.loss.full import teacher_log_probs
-from trainers.loss.head_chunks import Columns, accumulator
+from trainers.loss.head import accumulator
+from trainers.loss.head_chunks import Columns
 from trainers.loss.settings import LossSettings
 from trainers.loss.totals import StepTotals
 

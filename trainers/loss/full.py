@@ -22,7 +22,8 @@ import torch
 from torch import Tensor
 
 from trainers.data.batch import TeacherLogits
-from trainers.loss.head_chunks import CHUNK_BYTES, SLICE, Columns, Head, accumulator
+from trainers.loss.head import CHUNK_BYTES, Head, accumulator
+from trainers.loss.head_chunks import SLICE, Columns
 from trainers.loss.topk_tail import ChunkLoss
 
 WIDE = 16

@@ -25,7 +25,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -35,11 +35,12 @@ from softlabels.core.targets import SoftTargets
 from softlabels.errors import PairingError
 from softlabels.format.identity import TargetRecord
 from trainers.data.batch import COUNTED, Batch
-from trainers.loss.called_head import CalledHead
+from trainers.loss.called_head import CalledChunks, CalledHead
 from trainers.loss.chunk_losses import FullChunkLoss, StoreChunkLoss
 from trainers.loss.divergences import DIVERGENCES
 from trainers.loss.full import full_loss
-from trainers.loss.head_chunks import Chunks, Head, accumulator
+from trainers.loss.head import Head, accumulator
+from trainers.loss.head_chunks import Chunks, HeadChunks
 from trainers.loss.sampled import SampledChunkLoss, kept_ids
 from trainers.loss.settings import SAMPLED, LossSettings
 from trainers.loss.topk_tail import topk_tail_loss
@@ -185,15 +186,19 @@ class DistillLoss(LossSettings):
         elif soft_on:
             self._check_targets(targets)
             k = targets.k
-        return head.chunks(
-            hidden,
+        kept = (
             torch.from_numpy(targets.ids[:, :k].astype(np.int64)).to(hidden.device),
             torch.from_numpy(targets.kept[:, :k]).to(hidden.device),
             batch.labels.clamp(min=0),
-            temperature=self.temperature if soft_on else 1.0,
-            chunk_bytes=self.chunk_bytes,
-            with_mean=self.label_smoothing > 0,
         )
+        options: dict[str, Any] = {
+            "temperature": self.temperature if soft_on else 1.0,
+            "chunk_bytes": self.chunk_bytes,
+            "with_mean": self.label_smoothing > 0,
+        }
+        if isinstance(head, CalledHead):
+            return CalledChunks(hidden, head, *kept, **options)
+        return HeadChunks(hidden, head, *kept, **options)
 
     def _output(
         self,

@@ -27,7 +27,7 @@ from softlabels.errors import ConfigError, PairingError, TokenizerError
 from softlabels.store.reader import Store
 from trainers.data.batch import Batch
 from trainers.data.tasks import CAUSAL, Task
-from trainers.loss.head_chunks import Head
+from trainers.loss.head import Head
 from trainers.students.fake_quant import rounded_state, seen_weight
 from trainers.students.model_head import head_width
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from softlabels.core.head_input import head_input
 from softlabels.errors import ConfigError
 from trainers.data.batch import Batch
-from trainers.loss.head_chunks import Head
+from trainers.loss.head import Head
 from trainers.students import Student
 from trainers.students.fake_quant import seen_weight
 

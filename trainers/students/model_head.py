@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from softlabels.core.ranks import Ranks
 from softlabels.errors import ConfigError
 from trainers.loss.called_head import CalledHead
-from trainers.loss.head_chunks import Cap, Head
+from trainers.loss.head import Cap, Head
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
