@@ -25,7 +25,7 @@ def learnt(folder: Path, batches: int) -> dict:
 
     model = AutoModelForCausalLM.from_pretrained(folder / "student", dtype=torch.float32)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    stream = SoftTargetStream(folder / "store", batch_size=8, order="corpus", lanes=8)
+    stream = SoftTargetStream(folder / "store", batch_size=8)
     for _, batch in zip(range(batches), stream, strict=False):
         distil_loss(model, batch, DistillLoss(alpha=0.9)).loss.backward()
         optimizer.step()

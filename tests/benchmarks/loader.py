@@ -56,6 +56,8 @@ VOCAB = 49_152
 PARTS = ("speeds", "ranks", "waits", "elasticity")
 TARGET = 10.0
 """Of the loader over the collation of lists."""
+ONE: dict[str, Any] = {"order": "store", "lanes": 1}
+"""Shards one after the other, as the figures of docs/benchmarks.md were measured."""
 
 
 class Words(ByteTokenizer):
@@ -172,7 +174,7 @@ def speeds(stores: dict[str, Path], args: argparse.Namespace) -> dict[str, dict[
 
     def streamed(path: Path) -> Callable[[], None]:
         def work() -> None:
-            stream = SoftTargetStream(path, batch_size=args.batch_size, prefetch=0)
+            stream = SoftTargetStream(path, batch_size=args.batch_size, prefetch=0, **ONE)
             for _ in islice(stream, batches):
                 pass
 
@@ -188,7 +190,7 @@ def speeds(stores: dict[str, Path], args: argparse.Namespace) -> dict[str, dict[
             store.read_shard(i)
 
     kept = SoftTargetStream(
-        stores["open"], batch_size=args.batch_size, prefetch=0, block_shards=10**6
+        stores["open"], batch_size=args.batch_size, prefetch=0, block_shards=10**6, **ONE
     )
     next(iter(kept))  # decodes all
 
@@ -239,6 +241,7 @@ def ranks(store: Path, args: argparse.Namespace) -> dict[str, dict[int, float]]:
             stream = SoftTargetStream(
                 store,
                 batch_size=batch,
+                order="store",
                 lanes=int(name.split()[0]),
                 rank=rank % world,
                 world_size=world,
@@ -257,7 +260,7 @@ def waits(store: Path, args: argparse.Namespace) -> dict[str, float]:
     shares, worst = [], 0.0
     for seed in range(args.repeats):
         batches = iter(
-            SoftTargetStream(store, batch_size=args.batch_size, seed=seed, block_shards=2)
+            SoftTargetStream(store, batch_size=args.batch_size, seed=seed, block_shards=2, **ONE)
         )
         next(batches)
         waited = total = 0.0

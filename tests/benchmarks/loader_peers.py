@@ -110,7 +110,9 @@ def of_stream(store: Path, args: argparse.Namespace) -> Way:
     def epoch() -> Iterator[
         Any
     ]:  # a stream of its own: one that goes on may hold all shards decoded
-        stream = SoftTargetStream(store, batch_size=args.batch_size, prefetch=0)
+        stream = SoftTargetStream(
+            store, batch_size=args.batch_size, order="store", lanes=1, prefetch=0
+        )
         return islice(iter(stream), args.rows // args.batch_size)
 
     return Way(epoch, store / "data", "all: SHA-256, CRC-32 of pages or streams")

@@ -51,7 +51,9 @@ def one(args: argparse.Namespace) -> dict[str, float]:
     learning = [p for p in student.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(learning, lr=1e-4, foreach=False)
     loss = DistillLoss(alpha=1.0, temperature=1.0)
-    batches = iter(SoftTargetStream(store, batch_size=args.batch_size, seed=0))
+    batches = iter(
+        SoftTargetStream(store, batch_size=args.batch_size, seed=0, order="store", lanes=1)
+    )
     values = []
     for _ in range(args.steps):
         batch = next(batches)

@@ -64,7 +64,7 @@ def one(args: argparse.Namespace) -> dict[str, float]:
         estimator = make_estimator(
             "topk", {"k": identity.targets.k, "temperatures": tuple(identity.targets.temperatures)}
         )
-    stream = SoftTargetStream(store, batch_size=args.batch_size, seed=0)
+    stream = SoftTargetStream(store, batch_size=args.batch_size, seed=0, order="store", lanes=1)
     seconds, tokens = [], args.batch_size * identity.corpus.seq_len
     batches = iter(stream)
     for _ in range(args.steps + 1):

@@ -113,9 +113,9 @@ def resume(store: Path, position: int, batch_size: int) -> dict[str, float]:
     marks = [now()]
     opened = open_store(store)
     marks.append(now())
-    stream = SoftTargetStream(opened, batch_size=batch_size, prefetch=0)
+    stream = SoftTargetStream(opened, batch_size=batch_size, order="store", lanes=1, prefetch=0)
     stream.load_state_dict(stream.state_dict() | {"position": position})
-    stream._order.take(position, batch_size)
+    stream._reader.lanes.order.take(position, batch_size)
     marks.append(now())
     next(iter(stream))
     marks.append(now())

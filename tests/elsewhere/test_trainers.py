@@ -184,10 +184,7 @@ def loss_with(adapter: Path, ground: Path, *, rows: int, seed: int) -> float:
 
     base = AutoModelForCausalLM.from_pretrained(ground / "student", dtype=torch.float32)
     model = PeftModel.from_pretrained(base, adapter)
-    stream = SoftTargetStream(
-        ground / "store", batch_size=rows, order="corpus", lanes=rows, seed=seed
-    )
-    batch = stream.batch_at(0)
+    batch = SoftTargetStream(ground / "store", batch_size=rows, seed=seed).batch_at(0)
     with torch.no_grad():
         return distil_loss(model, batch, DistillLoss(alpha=0.9)).loss.item()
 

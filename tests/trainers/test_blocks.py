@@ -13,6 +13,8 @@ from tests.fakes import build_tiny, write_corpus
 from trainers.data.stream import SoftTargetStream
 
 BLOCK = 2
+SHARDS = {"order": "store", "lanes": 1, "block_shards": BLOCK}
+"""Whole shards in blocks, one block after the other."""
 
 
 @pytest.fixture(scope="module")
@@ -62,9 +64,7 @@ def settled(watched):
 def test_no_more_than_two_blocks_are_held(store, prefetch, batch):
     watched = Watched(store)
     assert len(watched.store.manifest.shards) == 5 * BLOCK
-    batches = iter(
-        SoftTargetStream(watched.store, batch_size=batch, block_shards=BLOCK, prefetch=prefetch)
-    )
+    batches = iter(SoftTargetStream(watched.store, batch_size=batch, prefetch=prefetch, **SHARDS))
     gc.disable()  # freed by reference counts alone, or the bound would depend on luck
     try:
         for _ in range(60):
@@ -78,12 +78,12 @@ def test_no_more_than_two_blocks_are_held(store, prefetch, batch):
 
 def test_the_next_block_is_decoded_before_it_is_asked_for(store):
     watched = Watched(store)
-    stream = SoftTargetStream(watched.store, batch_size=1, block_shards=BLOCK, prefetch=1)
+    stream = SoftTargetStream(watched.store, batch_size=1, prefetch=1, **SHARDS)
     batches = iter(stream)
     next(batches)
     settled(watched)
     assert sorted(watched.order) == sorted(
-        int(s) for b in (0, 1) for s in stream._order.shards_of(b)
+        int(s) for b in (0, 1) for s in stream._reader.lanes.order.shards_of(b)
     )
     assert all(name.startswith("softlabels-decode") for name in watched.threads)
     batches.close()
@@ -92,7 +92,7 @@ def test_the_next_block_is_decoded_before_it_is_asked_for(store):
 def test_entering_a_block_does_not_wait_for_its_shards(store):
     """Each shard takes 30 ms; a batch of a block that is there takes far less, on either side of the seam."""
     watched = Watched(store, seconds=0.03)
-    stream = SoftTargetStream(watched.store, batch_size=3, block_shards=BLOCK, prefetch=1)
+    stream = SoftTargetStream(watched.store, batch_size=3, prefetch=1, **SHARDS)
     batches = iter(stream)
     next(batches)
     waits = []
@@ -119,7 +119,7 @@ def test_a_small_store_is_decoded_once(store, tmp_path):
 @pytest.mark.parametrize("how", ["close", "drop", "error"])
 def test_no_thread_outlives_the_iterator(store, how):
     watched = Watched(store, seconds=0.01)
-    batches = iter(SoftTargetStream(watched.store, batch_size=2, block_shards=BLOCK))
+    batches = iter(SoftTargetStream(watched.store, batch_size=2, **SHARDS))
     next(batches)
     assert ours()
     if how == "close":
@@ -134,8 +134,8 @@ def test_no_thread_outlives_the_iterator(store, how):
 
 def test_a_bad_shard_is_named_once_it_is_needed_and_read_again_when_asked_again(store):
     opened = open_store(store)
-    stream = SoftTargetStream(opened, batch_size=2, block_shards=BLOCK)
-    bad = int(stream._order.shards_of(1)[0])
+    stream = SoftTargetStream(opened, batch_size=2, **SHARDS)
+    bad = int(stream._reader.lanes.order.shards_of(1)[0])
     read = opened.read_shard
     broken = True
 

@@ -179,7 +179,7 @@ def test_shards_no_larger_than_a_slice_are_decoded_once_an_epoch(folders, tmp_pa
     read: list[int] = []
     decode = store.read_shard
     store.read_shard = lambda index, **more: read.append(index) or decode(index, **more)
-    stream = SoftTargetStream(store, batch_size=4, order="corpus", block_shards=1, prefetch=0)
+    stream = SoftTargetStream(store, batch_size=4, lanes=1, block_shards=1, prefetch=0)
     assert isinstance(stream._reader, BlockReader)
     for i in range(len(store) // 4):
         stream.batch_at(4 * i)

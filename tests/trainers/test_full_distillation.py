@@ -75,9 +75,8 @@ def metrics(run, name="loss"):
 def online(config, ground, *, keep=slice(None)):
     """The losses of a plain loop with the teacher in memory: dense, in float64 from the logits on."""
     vocab = None if config.vocab is None else config.vocab
-    order = {"order": "corpus", "lanes": 4}
     stream = SoftTargetStream(
-        open_store(config.store, vocab=vocab), batch_size=4, seed=0, prefetch=0, **order
+        open_store(config.store, vocab=vocab), batch_size=4, seed=0, prefetch=0
     )
     teacher, raw = LinearTeacher(), open_store(config.store)
     path = ground / "student.json"

@@ -15,7 +15,7 @@ from tests.trainers.topology import Topology, digest, run
 from trainers import MixedStream, SoftTargetStream
 from trainers.data.mixing import Pattern, make_stream, parse_stores
 
-OPTIONS = {"batch_size": 8, "seed": 5, "block_shards": 2}
+OPTIONS = {"batch_size": 8, "seed": 5, "block_shards": 2, "order": "store", "lanes": 1}
 
 
 @pytest.fixture(scope="module")

@@ -272,8 +272,7 @@ def test_a_rank_that_fails_names_its_rows(ground, tmp_path, kind):
     fault = {"rank": 1, "call": 3, "kind": kind}
     config = config_of(ground, accumulate=2, steps=1000)
     errors = finish(start(2, config, run, fault=fault), expect=1)
-    ranks = {"rank": 1, "world_size": 2, "lanes": 8}
-    stream = SoftTargetStream(ground / "store", batch_size=8, order="corpus", prefetch=0, **ranks)
+    stream = SoftTargetStream(ground / "store", batch_size=8, prefetch=0, rank=1, world_size=2)
     rows = list(stream.batch_at(2 * 8).rows)
     what = "MemoryError: no more" if kind == "crash" else "the loss is nan"
     assert f"error: rank 1: step 3, rows {rows}: {what}" in errors

@@ -35,6 +35,8 @@ from trainers.data.stream import SoftTargetStream
 from trainers.run.setup import train
 
 ROOT = Path(__file__).parents[2]
+OPTIONS = {"batch_size": 2, "block_shards": 2, "order": "store", "lanes": 1}
+"""Two shards at a time, one block after the other."""
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +94,7 @@ def test_the_same_student_as_from_the_folder(ground, url, proxy, tmp_path):
 
 
 def test_only_what_comes_next_is_fetched(url, proxy):
-    rows = rows_of(SoftTargetStream(url, batch_size=2, block_shards=2), 2)
+    rows = rows_of(SoftTargetStream(url, **OPTIONS), 2)
     assert len(rows) == 2
     assert 2 <= len(proxy.gets("/data/")) <= 10  # the block of two at hand, and two more blocks
 
@@ -116,7 +118,7 @@ def test_a_cache_smaller_than_the_store(ground, url, proxy, tmp_path, monkeypatc
 
 
 def test_the_network_is_away_for_a_while(ground, url, proxy):
-    stream = SoftTargetStream(url, batch_size=2, block_shards=2)
+    stream = SoftTargetStream(url, **OPTIONS)
     batches = iter(stream)
     found = [next(batches).rows]
     proxy.cut()
@@ -125,7 +127,7 @@ def test_the_network_is_away_for_a_while(ground, url, proxy):
     found += [next(batches).rows for _ in range(39)]
     batches.close()
     timer.join()
-    assert found == rows_of(SoftTargetStream(ground / "store", batch_size=2, block_shards=2), 40)
+    assert found == rows_of(SoftTargetStream(ground / "store", **OPTIONS), 40)
 
 
 @pytest.mark.slow
@@ -167,7 +169,7 @@ def test_away_for_good_names_the_shard(ground, url, proxy, tmp_path, monkeypatch
 
 
 def test_closing_does_not_wait_for_the_network(url, proxy):
-    batches = iter(SoftTargetStream(url, batch_size=2, block_shards=2))
+    batches = iter(SoftTargetStream(url, **OPTIONS))
     next(batches)
     proxy.cut()
     time.sleep(0.3)

@@ -163,7 +163,7 @@ def transformers_trainer(ground, loss, tmp_path):
         use_cpu=True,
         dataloader_pin_memory=False,
     )
-    rows = StoreRows(ground / "store", seed=3, order="store", lanes=1)
+    rows = StoreRows(ground / "store", seed=3)
     trainer = DistillTrainer(
         student_of(ground).model, args, train_dataset=rows, distill=loss, data_collator=collated
     )

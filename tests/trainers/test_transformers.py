@@ -15,9 +15,9 @@ import torch
 from softlabels.errors import ConfigError, PairingError, TokenizerError
 from tests.fakes import TinyTeacher, build_tiny, write_corpus
 from tests.students import llama
-from trainers.data.lanes import default_lanes
+from trainers.data.arrangement import Arrangement, orders_of
 from trainers.data.microbatches import split_batch
-from trainers.data.stream import SoftTargetStream, orders_of
+from trainers.data.stream import SoftTargetStream
 from trainers.loss.losses import DistillLoss
 from trainers.students import Student, make_student
 
@@ -107,9 +107,7 @@ def stream_of(ground, batch_size):
         ground / "store",
         batch_size=batch_size,
         seed=3,
-        order="corpus",
         block_shards=2,
-        lanes=default_lanes(batch_size),
         prefetch=0,
     )
 
@@ -167,9 +165,8 @@ def test_steps_and_epochs_go_on_where_the_stream_does(ground, tmp_path, monkeypa
     (cut,) = orders_of(
         [stream.store],
         3,
-        order="corpus",
+        Arrangement.chosen(None, None, size),
         block_shards=2,
-        lanes=default_lanes(size),
         shuffle=True,
     )
     order = tuple(cut.take(size, 0, 2 * rows))

@@ -116,9 +116,7 @@ def run(ground, out, *, adapter):
     )
     lines = (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     student = make_student(spec, seed=SEED).train()
-    stream = SoftTargetStream(
-        ground / "store", batch_size=ROWS, seed=SEED, order="corpus", lanes=ROWS, prefetch=0
-    )
+    stream = SoftTargetStream(ground / "store", batch_size=ROWS, seed=SEED, prefetch=0)
     batch = stream.batch_at(0)
     LOSS(student.hidden(batch), student.head(), batch).loss.backward()
     torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)

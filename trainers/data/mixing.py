@@ -32,17 +32,8 @@ from softlabels.store.demand import Demand
 from softlabels.store.reader import Store, open_store
 from softlabels.store.remote.cache import CacheOptions
 from trainers.data.batch import Batch, collate
-from trainers.data.blocks import BlockReader
-from trainers.data.lanes import Span, check_lanes
-from trainers.data.order import check_order
-from trainers.data.stream import (
-    BatchStream,
-    SoftTargetStream,
-    check_slices,
-    opened,
-    order_facts,
-    orders_of,
-)
+from trainers.data.lanes import Span
+from trainers.data.stream import BatchStream, SoftTargetStream, opened
 from trainers.data.tasks import check_rows
 
 Weight = float | Fraction | str
@@ -126,50 +117,33 @@ class MixedStream(BatchStream):
         batch_size: int,
         seed: int = 0,
         shuffle: bool = True,
-        order: str = "store",
+        order: str | None = None,
         block_shards: int = 8,
-        lanes: int = 1,
+        lanes: int | None = None,
         prefetch: int = 2,
         vocab: str | None = None,
         images: Sequence[str] = (),
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        check_slices(batch_size, rank, world_size)
-        check_order(order)
-        check_lanes(lanes, batch_size)
+        super().__init__(
+            batch_size=batch_size,
+            seed=seed,
+            shuffle=shuffle,
+            order=order,
+            block_shards=block_shards,
+            lanes=lanes,
+            prefetch=prefetch,
+            rank=rank,
+            world_size=world_size,
+        )
         if not stores:
             raise ConfigError("a mixture of no stores: give at least one")
         self.pattern = Pattern([w for _, w in stores])
         self.stores = [opened(s, vocab, images) for s, _ in stores]
         check_alike(self.stores)
-        orders = orders_of(
-            self.stores,
-            seed,
-            order=order,
-            block_shards=block_shards,
-            lanes=lanes,
-            shuffle=shuffle,
-        )
-        super().__init__(
-            batch_size=batch_size,
-            lanes=lanes,
-            rank=rank,
-            world_size=world_size,
-            prefetch=prefetch,
-            facts={
-                "stores": [s.digest for s in self.stores],
-                "turns": list(self.pattern.turns),
-                "seed": seed,
-                "shuffle": shuffle,
-                "block_shards": block_shards,
-                **order_facts(order, lanes, batch_size),
-            },
-        )
-        self.seed = seed
-        self._readers = [
-            BlockReader(s, o, block_shards) for s, o in zip(self.stores, orders, strict=True)
-        ]
+        digests = [s.digest for s in self.stores]
+        self._begin(self.stores, {"stores": digests, "turns": list(self.pattern.turns)})
 
     @property
     def store(self) -> Store:

@@ -19,50 +19,87 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from softlabels.errors import ConfigError, RunError
-from softlabels.format.pages import column
 from softlabels.store.reader import Store, open_store
+from trainers.data.arrangement import EARLIER, Arrangement, orders_of
 from trainers.data.batch import Batch, collate
 from trainers.data.blocks import BlockReader
-from trainers.data.lanes import Lanes, Span, block_parts, check_lanes, spans
-from trainers.data.order import CorpusOrder, RowOrder, check_order
+from trainers.data.lanes import Span, spans
 
 if TYPE_CHECKING:
     from trainers.data.full_teacher import FullTeacher
 
 
 class BatchStream(ABC):
-    """What all streams share: ranks, offset, prefetch. Make a `SoftTargetStream` or a `MixedStream`.
+    """What all streams share: order, ranks, offset, prefetch. Make a `SoftTargetStream` or a `MixedStream`.
+
+    One that is made has its options checked, and no store yet: it then opens them and calls `_begin`.
 
     Args:
-        batch_size: B, rows of a global batch.
-        lanes: C, lanes of the order.
-        rank: which slice of each batch to make.
-        world_size: W, how many slices there are.
-        prefetch: batches made ahead on a thread; 0: none, and nothing is decoded ahead.
-        facts: what decides the order of rows; a state must agree in them.
+        batch_size, seed, shuffle, order, block_shards, lanes, prefetch, rank, world_size: as of `SoftTargetStream`.
     """
 
     def __init__(
         self,
         *,
         batch_size: int,
-        lanes: int,
+        seed: int,
+        shuffle: bool,
+        order: str | None,
+        block_shards: int,
+        lanes: int | None,
+        prefetch: int,
         rank: int,
         world_size: int,
-        prefetch: int,
-        facts: dict[str, Any],
     ) -> None:
         check_slices(batch_size, rank, world_size)
         if prefetch < 0:
             raise ConfigError(f"prefetch {prefetch}: expected at least 0")
-        self.batch_size, self.lanes = batch_size, lanes
+        self.batch_size, self.seed = batch_size, seed
         self.rank, self.world_size = rank, world_size
         self.offset = 0
         """Global rows taken so far, all epochs together."""
-        self._prefetch = prefetch
-        self._facts = facts
+        self._shuffle, self._block_shards, self._prefetch = shuffle, block_shards, prefetch
+        self._named = (order, lanes)
+        """None: not named, so that a state may say it."""
+        self._arrangement = Arrangement.chosen(order, lanes, batch_size, shuffle=shuffle)
+        self._stores: Sequence[Store] = ()
+        self._own_facts: dict[str, Any] = {}
         self._readers: Sequence[BlockReader] = ()
         """Of each store."""
+
+    def _begin(self, stores: Sequence[Store], facts: dict[str, Any]) -> None:
+        """Read these stores, whose facts a state must agree in."""
+        self._stores = stores
+        self._own_facts = {
+            **facts,
+            "seed": self.seed,
+            "shuffle": self._shuffle,
+            "block_shards": self._block_shards,
+        }
+        self._arrange(self._arrangement)
+
+    def _arrange(self, arrangement: Arrangement) -> None:
+        self._arrangement = arrangement
+        cut = orders_of(
+            self._stores,
+            self.seed,
+            arrangement,
+            block_shards=self._block_shards,
+            shuffle=self._shuffle,
+        )
+        self._readers = [
+            BlockReader(s, o, self._block_shards) for s, o in zip(self._stores, cut, strict=True)
+        ]
+
+    @property
+    def order(self) -> str:
+        """By what the rows are ordered: `corpus` or `store`."""
+        return self._arrangement.order
+
+    @property
+    def lanes(self) -> int:
+        """C, lanes of the order."""
+        return self._arrangement.lanes
 
     @property
     @abstractmethod
@@ -90,16 +127,31 @@ class BatchStream(ABC):
             if after.offset is None:
                 raise ConfigError("state_dict(after=…): that batch did not come from a stream")
             offset = after.offset + self.batch_size
-        return {**self._facts, "position": offset}
+        return {**self._facts(self._arrangement), "position": offset}
+
+    def _facts(self, arrangement: Arrangement) -> dict[str, Any]:
+        return {**self._own_facts, **arrangement.facts(self.batch_size)}
+
+    def _arrangement_of(self, state: dict[str, Any]) -> Arrangement:
+        """What is named and, where nothing is, what a state says; as it is, if a stream cannot have that."""
+        order, lanes = self._named
+        order = state.get("order", EARLIER["order"]) if order is None else order
+        lanes = state.get("lanes", EARLIER["lanes"]) if lanes is None else lanes
+        try:
+            return Arrangement.chosen(order, lanes, self.batch_size)
+        except ConfigError:
+            return self._arrangement
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue where another stream was, from the next `iter` on.
+        """Continue where another stream was, from the next `iter` on; in its order and lanes where none are named.
 
         Raises:
             RunError: the state is of another store, seed or shuffle.
         """
-        for name in sorted(self._facts.keys() | (state.keys() - {"position"})):
-            value, saved = self._facts.get(name), state.get(name)
+        arrangement = self._arrangement_of(state)
+        facts = self._facts(arrangement)
+        for name in sorted(facts.keys() | (state.keys() - {"position"})):
+            value, saved = facts.get(name), state.get(name)
             if saved != value:
                 raise RunError(
                     f"the saved stream has {name} = {saved!r}, this one {value!r}: its rows would come in "
@@ -111,11 +163,13 @@ class BatchStream(ABC):
                 f"the saved stream has position = {offset!r}, expected a number of rows, 0 or more; resume from "
                 "another checkpoint"
             )
-        if self.lanes > 1 and offset % self.batch_size:
+        if arrangement.lanes > 1 and offset % self.batch_size:
             raise RunError(
                 f"the saved stream has position = {offset}, expected a multiple of the batch size {self.batch_size}; "
                 "resume from another checkpoint"
             )
+        if arrangement != self._arrangement:
+            self._arrange(arrangement)
         self.offset = offset
 
     # -- batches ----------------------------------------------------------------------------------
@@ -196,17 +250,20 @@ class BatchStream(ABC):
 class SoftTargetStream(BatchStream):
     """Endless batches of a store. One global batch is one optimiser step.
 
+    With a batch size and a seed alone it gives the rows of `softtrain run` with these.
+
     Args:
         store: path of a store, or an open one (which the stream then has to itself).
         batch_size: rows in a global batch.
         seed: of the order.
         shuffle: False for the store's own order.
-        order: `store`, which follows from the store's digest, or `corpus`, in which all stores of one corpus give the
-            same rows at each step, whatever they keep of them (`trainers/data/order.py`); runs take `corpus`.
+        order: `corpus`, in which all stores of one corpus give the same rows at each step, whatever they keep of them
+            (`trainers/data/order.py`), or `store`, which follows from the store's digest; None: `corpus`.
         block_shards: shards (or slices of the corpus) whose rows are mixed; up to twice as many are held decoded, or
             one of each lane and these.
         lanes: C, which must divide the batch size: a batch takes B/C rows of each of C places of the epoch, and of W
-            ranks each decodes the shards of C/W of them (`trainers/data/lanes.py`). Runs take up to 16.
+            ranks each decodes the shards of C/W of them (`trainers/data/lanes.py`). None: the most that divide it, up
+            to 16; one if nothing is shuffled.
         prefetch: batches made ahead on a thread of their own, while another decodes the next block's shards;
             0 makes and decodes them when asked.
         vocab: another vocabulary to read it in, as in `open_store`; an open store has its own already.
@@ -227,9 +284,9 @@ class SoftTargetStream(BatchStream):
         batch_size: int,
         seed: int = 0,
         shuffle: bool = True,
-        order: str = "store",
+        order: str | None = None,
         block_shards: int = 8,
-        lanes: int = 1,
+        lanes: int | None = None,
         prefetch: int = 2,
         vocab: str | None = None,
         images: Sequence[str] = (),
@@ -237,42 +294,30 @@ class SoftTargetStream(BatchStream):
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        check_slices(batch_size, rank, world_size)  # before anything is opened
-        check_order(order)
-        check_lanes(lanes, batch_size)
-        self.store = opened(store, vocab, images)
-        (cut,) = orders_of(
-            [self.store],
-            seed,
+        super().__init__(
+            batch_size=batch_size,
+            seed=seed,
+            shuffle=shuffle,
             order=order,
             block_shards=block_shards,
             lanes=lanes,
-            shuffle=shuffle,
-        )
-        super().__init__(
-            batch_size=batch_size,
-            lanes=lanes,
+            prefetch=prefetch,
             rank=rank,
             world_size=world_size,
-            prefetch=prefetch,
-            facts={
-                "store": self.store.digest,
-                "seed": seed,
-                "shuffle": shuffle,
-                "block_shards": block_shards,
-                **order_facts(order, lanes, batch_size),
-            },
         )
-        self.seed = seed
-        self._order = cut.order
-        self._reader = BlockReader(self.store, cut, block_shards)
-        self._readers = [self._reader]
+        self.store = opened(store, vocab, images)
         self._teacher = teacher
+        self._begin([self.store], {"store": self.store.digest})
 
     @property
     def epoch(self) -> float:
         """How many times the store was gone through, so far."""
-        return self.offset / self._order.rows
+        return self.offset / self._reader.lanes.order.rows
+
+    @property
+    def _reader(self) -> BlockReader:
+        (reader,) = self._readers
+        return reader
 
     def _read(self, own: Sequence[Span], offset: int) -> Batch:
         rows = self._reader.rows(own)
@@ -315,49 +360,3 @@ def opened(store: Store | Path | str, vocab: str | None, images: Sequence[str] =
     if vocab is not None:
         raise ConfigError(f"vocab {vocab!r}: the store is open already; give it to open_store")
     return store
-
-
-def order_facts(order: str, lanes: int, batch_size: int) -> dict[str, Any]:
-    """What a stream's state says of an order; of one lane by store nothing, as states did before there was another."""
-    facts: dict[str, Any] = {} if order == "store" else {"order": order}
-    return facts if lanes == 1 else {**facts, "lanes": lanes, "batch_size": batch_size}
-
-
-def orders_of(
-    stores: Sequence[Store],
-    seed: int,
-    *,
-    order: str,
-    block_shards: int,
-    lanes: int,
-    shuffle: bool,
-) -> list[Lanes]:
-    """The order of the rows of each of the stores of a stream, in its lanes.
-
-    By corpus, stores of one corpus beside each other differ in it: else a batch would hold the same rows twice.
-    """
-    found: list[RowOrder] = []
-    seen: list[str] = []
-    block = block_parts(lanes, block_shards)
-    for store in stores:
-        sizes, corpus = (
-            column(store.manifest.shards, "rows").tolist(),
-            store.manifest.identity.corpus,
-        )
-        if order == "store":
-            found.append(RowOrder(sizes, store.digest, seed, block_shards=block, shuffle=shuffle))
-            continue
-        copy = seen.count(corpus.fingerprint)
-        seen.append(corpus.fingerprint)
-        found.append(
-            CorpusOrder(
-                sizes,
-                corpus.positions,
-                corpus.fingerprint,
-                seed,
-                copy=copy,
-                block_slices=block,
-                shuffle=shuffle,
-            )
-        )
-    return [Lanes(o, lanes) for o in found]

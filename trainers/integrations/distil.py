@@ -1,6 +1,6 @@
 """The loss of a store for code that owns its loop: one call with the model as it is, whatever wraps it.
 
-    for batch in SoftTargetStream("store", batch_size=8, order="corpus", lanes=8):
+    for batch in SoftTargetStream("store", batch_size=8):
         distil_loss(model, batch).loss.backward()
 
 The flow:

@@ -18,7 +18,6 @@ import torch
 
 from softlabels.errors import ConfigError, MissingExtraError
 from trainers.data.batch import Batch
-from trainers.data.lanes import default_lanes
 from trainers.data.microbatches import split_batch
 from trainers.data.stream import SoftTargetStream
 from trainers.integrations import check_fit
@@ -50,15 +49,14 @@ class DistillData(lightning.LightningDataModule):
     """Micro-batches of a stream. It is its own data loader, so that Lightning sees one that can resume.
 
     Args:
-        stream: or the path of a store, whose rows then come in the order that runs have.
+        stream: or the path of a store.
         options: of the stream of a path, as of `SoftTargetStream`: batch_size, seed, …
     """
 
     def __init__(self, stream: SoftTargetStream | Path | str, **options: Any) -> None:
         super().__init__()
         if not isinstance(stream, SoftTargetStream):
-            options = {"lanes": default_lanes(options.get("batch_size", 1)), **options}
-            stream = SoftTargetStream(stream, **{"order": "corpus", **options})
+            stream = SoftTargetStream(stream, **options)
         elif options:
             raise ConfigError(
                 f"DistillData({', '.join(options)}): the stream is open already; give them to SoftTargetStream"

@@ -14,19 +14,17 @@ from torch.utils.data import Dataset, Sampler
 
 from softlabels.format.shard import StoredRow
 from softlabels.store.reader import open_store
+from trainers.data.arrangement import Arrangement, orders_of
 from trainers.data.batch import collate
-from trainers.data.lanes import MOST, check_lanes, default_lanes
-from trainers.data.order import check_order
-from trainers.data.stream import orders_of
+from trainers.data.lanes import MOST
 
 
 class StoreRows(Dataset[StoredRow]):
     """Item i is row i of the stream's endless order; one epoch is `len()` of them.
 
     Args:
-        store, seed, shuffle, block_shards, vocab: as of `SoftTargetStream`.
-        order: `corpus`, as runs have it: all stores of one corpus give the same rows at each step; or `store`.
-        lanes: of the order; None: as many as a run takes for the rows of a step, once it is known how many they are.
+        store, seed, shuffle, order, block_shards, vocab: as of `SoftTargetStream`.
+        lanes: likewise, for the rows of a step once it is known how many they are.
     """
 
     column_names = None
@@ -38,22 +36,16 @@ class StoreRows(Dataset[StoredRow]):
         *,
         seed: int = 0,
         shuffle: bool = True,
-        order: str = "corpus",
+        order: str | None = None,
         block_shards: int = 8,
         lanes: int | None = None,
         vocab: str | None = None,
     ) -> None:
-        check_order(order)
         held = 2 * max(block_shards, lanes or MOST)
         self.store = open_store(store, cached_shards=held, vocab=vocab)
-        self._lanes = lanes
+        self._arranged = partial(Arrangement.chosen, order, lanes, shuffle=shuffle)
         self._cut = partial(
-            orders_of,
-            [self.store],
-            seed,
-            order=order,
-            block_shards=block_shards,
-            shuffle=shuffle,
+            orders_of, [self.store], seed, block_shards=block_shards, shuffle=shuffle
         )
         self.in_steps(lanes or 1)
 
@@ -63,10 +55,8 @@ class StoreRows(Dataset[StoredRow]):
         Raises:
             ConfigError: lanes that do not divide them.
         """
-        lanes = self._lanes or default_lanes(batch_size)
-        check_lanes(lanes, batch_size)
+        (self._order,) = self._cut(arrangement=self._arranged(batch_size))
         self._batch_size = batch_size
-        (self._order,) = self._cut(lanes=lanes)
 
     def __len__(self) -> int:
         return len(self.store)

@@ -21,9 +21,9 @@ import numpy.typing as npt
 
 from softlabels.core.resampling import bootstrap
 from softlabels.report.charts import Series
+from trainers.data.arrangement import EARLIER
 from trainers.evaluation.evaluations import Assessment, Interval
 from trainers.report.runs import ReportedRun
-from trainers.run.record import EARLIER
 
 REPLICATES = 1000
 """Replicates of a difference, at most: how many an evaluation had is what a file says."""

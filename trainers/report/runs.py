@@ -13,10 +13,11 @@ from softlabels.core.durable import error_number
 from softlabels.core.settings import flags_of
 from softlabels.errors import RunError, SoftLabelsError
 from softlabels.format.manifest import Manifest, load_manifest
+from trainers.data.arrangement import EARLIER
 from trainers.evaluation.evaluations import Assessment, Interval, find_assessments, weights_digest
 from trainers.run.config import RunConfig
 from trainers.run.metrics import curves_of
-from trainers.run.record import EARLIER, WEIGHTS, read_run_record
+from trainers.run.record import WEIGHTS, read_run_record
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -16,12 +16,12 @@ from softlabels.core.folders import filling, mend_folders, publish_folder, sweep
 from softlabels.errors import FormatError, IntegrityError, RunError
 from softlabels.store.reader import Store
 from softlabels.store.tokenizer_files import FOLDER, check_names, without_programs
-from trainers.data.lanes import default_lanes
+from trainers.data.arrangement import EARLIER, Arrangement
 from trainers.data.tasks import Task, renumbers
 from trainers.run.checkpoint import CHECKPOINTS
 from trainers.run.config import RunConfig
 from trainers.run.finite import check_finite
-from trainers.run.record import EARLIER, RUN_RECORD, read_run_record
+from trainers.run.record import RUN_RECORD, read_run_record
 from trainers.run.saved import holds_student, student_tensors
 from trainers.run.trust import check_same_trust
 from trainers.run.vocabulary import check_same_view
@@ -156,7 +156,7 @@ def settled(config: RunConfig, recorded: Mapping[str, Any] | None) -> RunConfig:
         config: as it was asked for.
         recorded: of a run that goes on; nothing for a new one.
     """
-    new: dict[str, Any] = {"order": "corpus", "lanes": default_lanes(config.batch_size)}
+    new = Arrangement.chosen(config.order, config.lanes, config.batch_size)._asdict()
     chosen: dict[str, Any] = {
         name: _recorded(recorded, name) if recorded else value
         for name, value in new.items()

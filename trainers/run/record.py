@@ -12,8 +12,6 @@ from softlabels.core.durable import replace
 from softlabels.core.records import read_record_file
 from softlabels.errors import ConfigError, RunError, StoreError, UnreadableError
 
-EARLIER = {"order": "store", "lanes": 1}
-"""What runs did before there was a setting, where that is not the default today."""
 RUN_RECORD = "run.json"
 WEIGHTS = {
     "student": ("student", ""),
