@@ -15,8 +15,11 @@ if TYPE_CHECKING:
     from obstore.store import ObjectStore
 
 SCHEMES = ("s3", "gs", "http", "https", "hf")
-ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
-"""Environment variables that name a service which speaks S3; obstore reads them, too."""
+ENDPOINTS = {
+    "s3": ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT"),
+    "gs": ("GOOGLE_BASE_URL",),
+}
+"""Environment variables that name another service than the scheme's own; obstore reads them, too."""
 HUB = re.compile(
     r"hf://datasets/(?P<repository>[\w.-]+/[\w.-]+)(@(?P<revision>[\w.%-]+))?(/(?P<folder>[\w./-]+))?"
 )
@@ -78,9 +81,10 @@ def open_address(url: str, *, checksums: bool = False) -> ObjectStore:
         from obstore.store import from_url
     except ImportError as e:
         raise MissingExtraError("obstore", "remote", "a store at an address") from e
-    service = next((named for n in ENDPOINTS if (named := os.environ.get(n))), "")
+    names = ENDPOINTS.get(urlsplit(url).scheme, ())
+    service = next((named for n in names if (named := os.environ.get(n))), "")
     options: Any = {
-        "allow_http": url.startswith("s3://") and service.startswith("http://"),  # the user's word
+        "allow_http": service.startswith("http://"),  # the user's word
         "connect_timeout": CONNECT,
         "read_timeout": SILENCE,
         "timeout": WHOLE,

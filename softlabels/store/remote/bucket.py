@@ -1,9 +1,10 @@
 """A bucket in which a store is made: the six verbs of `making/place/__init__.py` as requests on condition.
 
 `create` is a PUT with `If-None-Match: *`; `swap` and `renew` are PUTs with `If-Match` on the version that was seen.
-Each is one request, of which the service lets one of many succeed. The sha256 of what is sent goes with it, so that the
-service refuses what was altered on its way. A service that ignores conditions, of which there are several, would let
-builders overwrite each other unseen: it is found out (`probe`) and refused before anything is made there.
+Each is one request (at Google's a second, `versions.py`), of which the service lets one of many succeed. The sha256 of
+what is sent goes with it, so that the service refuses what was altered on its way. A service that ignores conditions,
+of which there are several, would let builders overwrite each other unseen: it is found out (`probe`) and refused before
+anything is made there.
 
 An answer may be lost after the request was carried out, and the request made again then meets its own doing: what is
 there is then compared with what was sent.
@@ -12,13 +13,16 @@ there is then compared with what was sent.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from secrets import token_hex
 
+from softlabels.core.records import FILE_LIMIT
 from softlabels.errors import ConfigError, IntegrityError, RemoteError
 from softlabels.format.files import Address
-from softlabels.making.place import PROBE, TRIED, Entry
+from softlabels.making.place import HELD, PROBE, TRIED, Entry
 from softlabels.store.remote.addresses import writable
-from softlabels.store.remote.client import NO_VERSION, Client
+from softlabels.store.remote.client import Client
+from softlabels.store.remote.versions import NO_VERSION
 
 _CREATED = "a file that was there was created once more"
 _REPLACED = "a file was replaced that was not the one that was expected"
@@ -69,7 +73,7 @@ class BucketPlace:
     def remove(self, *names: str) -> None:
         """DELETE."""
         if names:
-            self.client.delete(list(names))
+            self.client.delete(*names)
 
     def _done(self, name: str, data: bytes, put: Callable[[], str | None]) -> str | None:
         """Put; if that was tried more than once, and refused, it may have been done at the first try."""
@@ -85,10 +89,10 @@ class BucketPlace:
 
 
 def probe(place: BucketPlace, begun: bool = False) -> None:
-    """Refuse a service that ignores preconditions, by a file of its own.
+    """Refuse a service that ignores preconditions, or lists no versions to put them on, by a file of its own.
 
     Args:
-        begun: a store was begun there: two requests, and the file stays among the claims. Else it is gone afterwards.
+        begun: a store was begun there: four requests, and the file stays among the claims. Else it is gone afterwards.
 
     Raises:
         RemoteError: it does, or it is out of reach.
@@ -97,6 +101,12 @@ def probe(place: BucketPlace, begun: bool = False) -> None:
         version = place.create(TRIED, b"first")
         if version is not None and place.create(TRIED, b"second") is not None:
             raise _ignores(place, _CREATED, "If-None-Match")
+        with suppress(
+            FileNotFoundError
+        ):  # the store was finished this moment, and with it the claims went
+            version = place.read(TRIED, limit=FILE_LIMIT)[1]
+            if _listed(place, HELD, TRIED) not in (version, None):
+                raise _lists_otherwise(place)
         if place.swap(TRIED, b"third", NO_VERSION) is not None:
             raise _ignores(place, _REPLACED, "If-Match")
         return
@@ -116,10 +126,26 @@ def _tried(place: BucketPlace, name: str) -> RemoteError | None:
     first = place.create(name, b"first")
     if first is None or place.create(name, b"second") is not None:
         return _ignores(place, _CREATED, "If-None-Match")
+    if _listed(place, "", name) != first:
+        return _lists_otherwise(place)
     second = place.swap(name, b"third", first)
     if second is None or place.swap(name, b"fourth", first) is not None:
         return _ignores(place, _REPLACED, "If-Match")
     return None
+
+
+def _listed(place: BucketPlace, folder: str, name: str) -> str | None:
+    """The version that a listing tells of a file; None: it does not name it."""
+    found = place.list(folder, after=name[:-1])
+    return next((e.version for e in found if e.name == name), None)
+
+
+def _lists_otherwise(place: BucketPlace) -> RemoteError:
+    return RemoteError(
+        f"{place.root}: its listings do not tell the version (ETag) of a file that reading it tells, so a claim that "
+        "was seen there could not be taken over; use a service whose listings do, or build in a folder and "
+        "`softlabels push` it"
+    )
 
 
 def _ignores(place: BucketPlace, what: str, header: str) -> RemoteError:

@@ -9,14 +9,13 @@ No more is held of what comes than was asked for, whatever a server says of its 
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import re
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
@@ -25,6 +24,7 @@ from softlabels.errors import IntegrityError, RemoteError, SoftLabelsError, firs
 from softlabels.format.files import Address
 from softlabels.store.remote.addresses import check_address, open_address, open_web
 from softlabels.store.remote.cache import Cancelled
+from softlabels.store.remote.versions import condition_on, version_of
 from softlabels.store.remote.web import PASSING, RangesIgnored, Web, WebFailure
 
 if TYPE_CHECKING:
@@ -264,8 +264,11 @@ class Client:
         store = self._store
         from obstore.exceptions import PreconditionError
 
-        how: Any = {"mode": _update(version), "use_multipart": False}
         try:
+            mode = condition_on(self.root, name, version, lambda: self._about(name))
+            if mode is None:
+                return None
+            how: Any = {"mode": mode, "use_multipart": False}
             return self._version(self._patiently(name, lambda: store.put(name, content, **how)))
         except (PreconditionError, FileNotFoundError):
             return None
@@ -279,18 +282,22 @@ class Client:
         """Write a file, whole or not at all, in place of what is there; a large one in parts, each tried again."""
         self._in_bucket(name, lambda: self._store.put(name, content))
 
-    def delete(self, names: str | Sequence[str]) -> None:
-        """Remove files; of an S3 service a thousand at a time."""
-        where = names if isinstance(names, str) else ""
-        self._patiently(where, lambda: self._store.delete(names))
+    def delete(self, *names: str) -> None:
+        """Remove files that are there; of an S3 service a thousand at a time."""
+        try:
+            self._patiently("", lambda: self._store.delete(list(names)))
+        except (
+            FileNotFoundError
+        ):  # Google says so of one that is gone, and the others may still be there
+            for name in names:
+                with suppress(FileNotFoundError):
+                    self._patiently(name, lambda: self._store.delete(name))  # noqa: B023
+
+    def _about(self, name: str) -> Mapping[str, Any]:
+        return self._patiently(name, lambda: self._store.head(name))
 
     def _version(self, about: Mapping[str, Any]) -> str:
-        """What a bucket tells one content of a file from the next by: S3 an ETag, Google a generation.
-
-        S3 numbers versions, too, where a bucket keeps them, but a listing does not say them.
-        """
-        version = None if str(self.root).startswith("s3://") else about.get("version")
-        return json.dumps([about.get("e_tag"), version])
+        return version_of(self.root, about)
 
     def _in_bucket(self, name: str, action: Callable[[], T]) -> T:
         """Do what only a missing bucket can make impossible."""
@@ -338,15 +345,6 @@ class _Patience:
         if self._stop.wait(self._pause * random.uniform(0.5, 1.0)):
             raise Cancelled from error
         self._pause = min(2 * self._pause, LONGEST_PAUSE)
-
-
-NO_VERSION = json.dumps([f'"{"0" * 32}"', "1"])
-"""A version that no file has."""
-
-
-def _update(version: str) -> dict[str, str]:
-    pair = zip(("e_tag", "version"), json.loads(version), strict=True)
-    return {name: value for name, value in pair if value is not None}
 
 
 def _understood(error: Exception) -> tuple[str, str | None]:
