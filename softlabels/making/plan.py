@@ -27,21 +27,18 @@ from softlabels.errors import CorpusError, FormatError, IntegrityError, PlanErro
 from softlabels.format.encoding import container_of
 from softlabels.format.files import Address, LocalFiles, Recorded
 from softlabels.format.identity import Identity
+from softlabels.format.layout import BESIDE, FOLDERS
 from softlabels.format.manifest import MANIFEST, Commit, Manifest, Plan, Provenance
-from softlabels.format.pages import FOLDER as PAGES
 from softlabels.format.pages import PageFiles, Pages, column, in_pages, pages_of, recorded_page
 from softlabels.format.shard import inputs_digest
 from softlabels.format.shard_records import PlannedShard, PlanPages
-from softlabels.making.claims import CLAIMS, is_claim
+from softlabels.making.claims import is_claim
 
 T = TypeVar("T")
 
 PLAN = "plan.json"
-BESIDE = ("tokenizer", "dictionaries", PAGES)
-"""Folders of what is written before the plan."""
 IMPORTED = " files, imported"
 """How the engine of a teacher ends that was not run: another tool's numbers are taken for its own."""
-FOLDERS = (*BESIDE, "data", "commits", CLAIMS)
 
 
 def plan_shards(

@@ -24,6 +24,7 @@ from softlabels.errors import IntegrityError, RemoteError, SoftLabelsError, firs
 from softlabels.format.files import Address
 from softlabels.store.remote.addresses import check_address, open_address, open_web
 from softlabels.store.remote.cache import Cancelled
+from softlabels.store.remote.markers import is_marker
 from softlabels.store.remote.versions import condition_on, version_of
 from softlabels.store.remote.web import PASSING, RangesIgnored, Web, WebFailure
 
@@ -222,7 +223,8 @@ class Client:
         def collect() -> dict[str, int]:
             found: dict[str, int] = {}
             for some in self._store.list():
-                found |= {m["path"]: int(m["size"]) for m in some}
+                sizes = {m["path"]: int(m["size"]) for m in some}
+                found |= {n: size for n, size in sizes.items() if not is_marker(n, size)}
                 if len(found) > FILES_LIMIT:
                     raise IntegrityError(
                         f"{self.root}: lists more than {FILES_LIMIT} files, and no store has so many; is the address "
@@ -236,13 +238,17 @@ class Client:
         """Name, version, bytes and time of the first files of a folder of a bucket after a name: one request."""
 
         def first() -> Sequence[tuple[str, str, int, float]]:
+            found: list[tuple[str, str, int, float]] = []
             # object_store asks for pages of 1,000, and joins them up to `chunk_size`.
             for some in self._store.list(folder, offset=after or None, chunk_size=PAGE):
-                return [
+                found += [
                     (m["path"], self._version(m), int(m["size"]), m["last_modified"].timestamp())
                     for m in some
+                    if not is_marker(m["path"], int(m["size"]))
                 ]
-            return []
+                if len(found) >= PAGE:  # fewer would tell that there are no more
+                    break
+            return found[:PAGE]
 
         return self._in_bucket(folder, first)
 
@@ -385,7 +391,7 @@ def _way_out(error: Exception, reason: str) -> str | None:
     if isinstance(error, PermissionDeniedError | UnauthenticatedError):
         return "check the credentials in the environment (AWS_…, GOOGLE_…, HF_TOKEN) and their permissions"
     if isinstance(error, InvalidPathError | NotSupportedError):
-        return "check the address"
+        return "check the address, and that no name there holds '//'"
     status = re.search(r"status code: (4\d\d)", reason)
     if status is not None and int(status[1]) not in PASSING:
         return "the service refuses the request; check the address and its settings (AWS_REGION, AWS_ENDPOINT_URL)"
