@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from softlabels.cli.main import main
+from softlabels.console.terminal import Bar
 from softlabels.core.printable import (
     emphasis,
     for_markdown,
@@ -191,3 +192,42 @@ def test_an_evaluation_is_no_markup():
     shown = table("x", GROUPED, [_group(group)])
     assert "[/nothing][link=x]" in shown
     assert not HARM.search(shown.replace("\n", ""))
+
+
+# -- the one way out ---------------------------------------------------------------------------------------------------
+
+PRINTS = re.compile(r"\b(click\.s?echo|(?<![\w.])print|std(out|err)\.write|warnings\.warn)\(")
+ELSEWHERE = {
+    "softlabels/console/terminal.py": "the one place, which makes it safe",
+    "trainers/exports/latency_worker.py": "JSON, for the process that started it",
+    "trainers/integrations/__init__.py": "a warning of the library's, with the path that its caller gave",
+    "trainers/integrations/lm_eval.py": "in another tool's process; through `printable`",
+}
+
+
+def test_nothing_is_printed_but_through_the_terminal():
+    root = Path(__file__).parents[1]
+    found = {
+        path.relative_to(root).as_posix()
+        for package in ("softlabels", "trainers")
+        for path in (root / package).rglob("*.py")
+        if any(PRINTS.search(line.partition("#")[0]) for line in code_lines(path))
+    }
+    assert found == ELSEWHERE.keys()
+
+
+def code_lines(path: Path) -> list[str]:
+    """Without what is in docstrings."""
+    return re.sub(r'"""[\s\S]*?"""', "", path.read_text(encoding="utf-8")).splitlines()
+
+
+def test_a_notice_is_one_line_and_so_is_progress(capsys, monkeypatch):
+    monkeypatch.setenv("SOFTLABELS_PROGRESS_SECONDS", "0")
+    bar = Bar()
+    bar.notice(f"waiting for {EVIL}")
+    bar.stage(EVIL, 2, "rows")
+    bar.advance(1, EVIL)
+    bar.close()
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 4, "a notice, and three lines of progress"
+    assert not HARM.search("".join(lines))

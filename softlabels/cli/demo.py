@@ -16,7 +16,7 @@ import click
 
 from softlabels.builder.config import BuildConfig
 from softlabels.console.options import Command
-from softlabels.console.terminal import Bar, LocalPath, emit, json_option
+from softlabels.console.terminal import Bar, LocalPath, emit, json_option, say
 from softlabels.core.durable import replace
 from softlabels.core.own_process import own_environment, own_module
 from softlabels.errors import ConfigError, IntegrityError, PlanError, SoftLabelsError
@@ -124,7 +124,7 @@ def _refuse_foreign(out: Path) -> None:
     if out.exists() and not out.is_dir():
         raise PlanError(f"--out {out}: is a file, not a folder; choose another --out")
     names = {p.name for p in out.iterdir()} if out.is_dir() else set()
-    planned = begun(out / TRAIN, lambda message: click.echo(message, err=True)) is not None
+    planned = begun(out / TRAIN, say) is not None
     foreign = sorted(names - (MADE if planned else {TRAIN}))
     if foreign:
         raise PlanError(
@@ -219,7 +219,7 @@ def _student_config(store: Path) -> dict[str, Any]:
 def _softtrain(arguments: list[Any], *, title: str | None = None) -> str:
     """Run the trainer in a process of its own: it never sees the teacher. Returns what it printed on stdout."""
     if title:
-        click.echo(title, err=True)
+        say(title)
     done = subprocess.run(
         own_module("trainers", *arguments),
         stdout=subprocess.PIPE,

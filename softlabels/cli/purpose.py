@@ -10,6 +10,7 @@ import click
 
 from softlabels.builder.config import BuildConfig
 from softlabels.builder.purposes import FOR, PURPOSES, purpose_of
+from softlabels.console.terminal import say
 
 for_option = click.option(
     f"--{FOR}",
@@ -28,5 +29,5 @@ def config_for(purpose: str | None, toml: Path | None, flags: Mapping[str, Any])
     chosen = purpose_of(purpose, toml, flags)
     config = BuildConfig.from_sources(toml, flags, purpose=chosen)
     if chosen is not None:
-        click.echo(f"--for chose {chosen}", err=True)
+        say(f"--for chose {chosen}")
     return config

@@ -11,7 +11,6 @@ from softlabels.algebra.subset_config import SubsetConfig
 from softlabels.cli.merge import show
 from softlabels.console.options import Command, config_options
 from softlabels.console.terminal import Bar, LocalPath, emit, json_option, wants_json
-from softlabels.core.printable import printable
 from softlabels.core.settings import from_sources
 
 out_option = click.option("--out", required=True, type=LocalPath(), help="Folder of the new store.")
@@ -60,11 +59,9 @@ def view_command(store: Path, out: Path, vocab: str) -> None:
 
     with Bar() as bar:
         manifest, dropped = view(store, vocab, out, reporter=bar)
-    if wants_json():
-        emit({"store": str(out), "dropped": dropped.to_dict()}, "")
-    else:
+    if not wants_json():
         show(out, manifest)
-        click.echo(printable(str(dropped), lines=True))
+    emit({"store": str(out), "dropped": dropped.to_dict()}, str(dropped))
 
 
 @click.command("convert", cls=Command)

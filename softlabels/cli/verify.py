@@ -11,6 +11,7 @@ import click
 from softlabels.cli.demands import demand_options
 from softlabels.console.options import Command
 from softlabels.console.terminal import Bar, StorePlace, emit, json_option, say
+from softlabels.core.printable import printable
 
 
 @click.command("verify", cls=Command)
@@ -123,7 +124,7 @@ def repair_command(ctx: click.Context, store: Path | str, dry_run: bool) -> None
         else:
             done = repair_store(store, dry_run=dry_run, reporter=bar)
     would = "would " if dry_run else ""
-    lines = [f"{would}{a.action} {a.file}: {a.reason}" for a in done.actions]
+    lines = [printable(f"{would}{a.action} {a.file}: {a.reason}") for a in done.actions]
     if done.whole:
         state = "would be whole" if dry_run else "whole"
         count = len(done.actions)

@@ -27,6 +27,6 @@ def table(
 
 
 def in_columns(lines: Mapping[str, str]) -> str:
-    """Names to the right, what they name beside them."""
+    """Names to the right, what they name beside them, each on one line."""
     width = max(map(len, lines)) + 1
-    return "\n".join(f"{name:>{width}}  {value}" for name, value in lines.items())
+    return "\n".join(f"{name:>{width}}  {printable(value)}" for name, value in lines.items())

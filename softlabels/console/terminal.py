@@ -59,18 +59,17 @@ class Commands(click.Group):
         try:
             return super().invoke(ctx)
         except SoftLabelsError as e:
-            click.echo(f"error: {printable(str(e))}", err=True)
+            say(f"error: {e}")
             ctx.exit(e.exit_code)
         except Exception as e:
             if (said := _in_words(e, ctx)) is None:
                 raise  # ours to mend: with its traceback
-            click.echo(f"error: {said}", err=True)
+            say(f"error: {said}")
             ctx.exit(1)
         except KeyboardInterrupt:
-            click.echo(
+            say(
                 "stopped: what was finished is kept; run the same command again to go on (a training run: add "
-                "--resume)",
-                err=True,
+                "--resume)"
             )
             ctx.exit(INTERRUPTED)
 
@@ -97,7 +96,7 @@ def _thread_failed(arguments: threading.ExceptHookArgs) -> None:
         named = (
             getattr(error, "filename", None) or f"thread {getattr(arguments.thread, 'name', '')}"
         )
-        click.echo(f"error: {sentence(str(named), number, error)}", err=True)
+        say(f"error: {sentence(str(named), number, error)}")
 
 
 def _interrupt(signum: int, frame: types.FrameType | None) -> NoReturn:
@@ -193,13 +192,14 @@ class Bar:
     def notice(self, message: str) -> None:
         """A line for people."""
         if self._live is not None:
-            self._live.console.print(printable(message, lines=True), highlight=False, markup=False)
+            self._live.console.print(printable(message), highlight=False, markup=False)
         else:
-            click.echo(printable(message, lines=True), err=True)
+            say(message)
 
     def stage(self, name: str, total: int | None, unit: str, done: int = 0) -> None:
         """Begin a new stage, of which `done` was done before."""
         self.close()
+        name = printable(name)
         if self._quiet:
             return
         if self._lines is not None:
@@ -219,13 +219,13 @@ class Bar:
         of_bytes = unit == "bytes"
         self._unit = unit
         self._live = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             DownloadColumn() if of_bytes else MofNCompleteColumn(),
             TextColumn(("" if of_bytes else unit + "  ") + "{task.fields[rate]}"),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
+            TextColumn("{task.fields[note]}", markup=False),
             console=Console(stderr=True),
         )
         self._live.start()
@@ -240,7 +240,7 @@ class Bar:
         speed = self._live.tasks[0].speed
         fields: dict[str, Any] = {"rate": rate_of(speed, self._unit) if speed else ""}
         if note is not None:
-            fields["note"] = note
+            fields["note"] = printable(note)
         self._live.update(self._task, advance=amount, **fields)
 
     def close(self, *, stopped: bool = False) -> None:

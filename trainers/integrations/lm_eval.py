@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 
 import torch
 
+from softlabels.core.printable import printable
 from softlabels.domains import DOMAINS
 from softlabels.errors import ConfigError, MissingExtraError, PairingError, SoftLabelsError
 from trainers.generation.prompts import Words
@@ -22,7 +23,7 @@ from trainers.run.record import WEIGHTS, is_student
 
 
 def _stop(error: SoftLabelsError) -> NoReturn:
-    sys.stderr.write(f"error: {error}\n")
+    sys.stderr.write(f"error: {printable(str(error))}\n")
     sys.exit(error.exit_code)
 
 
