@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import sys
 from pathlib import Path
 
@@ -98,6 +99,25 @@ def test_columns_a_temperature_and_an_address(ray, store):
         read_store(store, columns=["text"])
     with pytest.raises(PairingError):
         read_store(store, temperature=3.0)
+
+
+@pytest.mark.slow
+def test_paths_mean_the_same_to_processes_that_work_elsewhere(ray, store, tmp_path, monkeypatch):
+    from softlabels.integrations.ray import read_store
+    from softlabels.store.remote.cache import CacheOptions
+
+    size = load_manifest(store).identity.teacher.vocab_size
+    monkeypatch.chdir(tmp_path)
+    Path("new.json").write_text(json.dumps([*range(size - 9), *[-1] * 9]), encoding="utf-8")
+    Path("here").symlink_to(store)
+    for name in ("vocab", "view"):
+        view, how = "map:new.json?size=9999", {name: "map:new.json?size=9999"}
+        found = table(read_store("here", columns=["ids", "logp"], **how))
+        wanted = softlabels.scan(store, vocab=view).select("ids", "logp").collect()
+        assert found.equals(wanted)
+    address = upload(store, ray, "elsewhere")
+    read_store(address, columns=["ids"], cache=CacheOptions(folder="kept")).materialize()
+    assert any((tmp_path / "kept").iterdir())
 
 
 @pytest.mark.slow

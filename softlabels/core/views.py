@@ -191,6 +191,13 @@ class VocabView:
         table = _read_table(Path(file), text)
         return VocabView.mapping(table, vocab_size, size=int(size) if size else None, spec=spec)
 
+    @staticmethod
+    def anywhere(text: str) -> str:
+        """A spec that means the same to processes that work in another folder."""
+        name, argument = split_spec(text, flag="--vocab", example="trim:32000")
+        file, question, query = argument.partition("?")
+        return f"map:{Path(file).absolute()}{question}{query}" if name == "map" else text
+
     @property
     def table_sha256(self) -> str | None:
         """Names the renumbering; None where ids stay as they are."""

@@ -14,7 +14,8 @@ The price: a process of Ray's opens the store once, which reads its manifest.
 from __future__ import annotations
 
 import pickle
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from typing import Any
 import polars as pl
 import pyarrow as pa
 
+from softlabels.core.views import VocabView
 from softlabels.errors import ConfigError, MissingExtraError
 from softlabels.store.reader import Store, open_store
 from softlabels.store.scan import SCHEMA, columns_of, shard_frame, temperature_of
@@ -57,16 +59,25 @@ def read_store(
         FormatError, IntegrityError, …: as `open_store`; while the dataset is consumed, as reading a shard does, inside
             of Ray's own error.
     """
-    elsewhere = {
-        n: _anywhere(how[n]) for n in ("inputs", "key") if isinstance(how.get(n), str | Path)
-    }
-    source = StoreSource(_anywhere(url), columns, temperature, how | elsewhere)
+    source = StoreSource(_anywhere(url), columns, temperature, _elsewhere(how))
     return ray.data.read_datasource(source, override_num_blocks=max(1, source.shards))
 
 
 def _anywhere(place: str | Path) -> str | Path:
     """A place that means the same to Ray's processes, which work elsewhere."""
     return place if "://" in str(place) else Path(place).absolute()
+
+
+def _elsewhere(how: dict[str, Any]) -> dict[str, Any]:
+    """What `open_store` takes, its paths such as mean the same to Ray's processes."""
+    same: dict[str, Callable[[Any], Any]] = {
+        "inputs": lambda place: _anywhere(place) if isinstance(place, str | Path) else place,
+        "key": lambda place: _anywhere(place) if isinstance(place, str | Path) else place,
+        "vocab": VocabView.anywhere,
+        "view": VocabView.anywhere,
+        "cache": lambda cache: replace(cache, folder=cache.folder and str(_anywhere(cache.folder))),
+    }
+    return {n: same[n](v) if n in same and v is not None else v for n, v in how.items()}
 
 
 class StoreSource(ray.data.Datasource):
@@ -93,8 +104,9 @@ class StoreSource(ray.data.Datasource):
         self._kept = store.manifest.statistics.kept_ids / max(
             1, store.manifest.identity.corpus.positions
         )
-        # So that what is read later is what was opened here.
-        self._asked = pickle.dumps((url, how | {"digest": store.digest}))
+        # So that what is read later is what was opened here; images were checked, and no column is of their pixels.
+        rest = {n: v for n, v in how.items() if n != "images"}
+        self._asked = pickle.dumps((url, rest | {"digest": store.digest}))
 
     @property
     def shards(self) -> int:
