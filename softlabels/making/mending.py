@@ -72,6 +72,8 @@ class Mender(ABC, Generic[S]):
     ) -> None:
         self.root, self.dry_run = root, dry_run
         self.actions: list[Action] = []
+        self.pages: set[str] = set()
+        """Of the manifest that is made again."""
         self._plan, self._manifest = plan, manifest
 
     def mend(self, found: Diagnosis[S], problem: str | None) -> None:
@@ -130,6 +132,7 @@ class Mender(ABC, Generic[S]):
         commits = [found.commits[i] for i in sorted(found.commits)]
         if len(commits) == len(self._plan.shards):  # else a dry run, in which records are to come
             new = self.new_manifest(commits, before)
+            self.pages = {page.name for page in pages_of(new.shards)}
             for name, make in MADE.items():
                 present, problem = attempt(partial(self.content, name))
                 right = make(new).encode()

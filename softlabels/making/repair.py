@@ -70,12 +70,14 @@ def repair_store(path: Path, *, dry_run: bool = False, reporter: Reporter | None
     check_one_build(path, plan, manifest)
     work = _Work(path, plan, manifest, dry_run)
     found = diagnose(FolderShelf(path, plan), plan, manifest, reporter or Silent())
-    problems = beside(path, plan, manifest, work.trouble) + _strangers(path, plan)
+    problems = beside(path, plan, manifest, work.trouble)
+    root, _ = attempt(lambda: load_manifest(path))  # it names its pages, though one be damaged
     if not dry_run:
         refuse_living(path)  # which may have come meanwhile
     for left in leftovers(path):
         work.sweep(left)
     work.mend(found, problem)
+    problems += _strangers(path, plan, root, work.pages)
     return Repair(
         actions=work.actions,
         rebuild=[plan.shards[i].name for i in sorted(found.rebuild)],
@@ -92,14 +94,13 @@ def _manifest(path: Path) -> Manifest:
     return manifest
 
 
-def _strangers(path: Path, plan: Plan) -> list[str]:
+def _strangers(path: Path, plan: Plan, manifest: Manifest | None, pages: set[str]) -> list[str]:
     def name_of(file: Path) -> str:
         return file.relative_to(path).as_posix()
 
-    root, _ = attempt(lambda: load_manifest(path))  # it names its pages, though one be damaged
     known = {name_of(file) for file in [*left_pages(path), *claim_files(path)]}
     files = (f for f in path.rglob("*") if f.is_file() and not is_temporary(f.name))
-    return strangers(path, plan, root, map(name_of, files), known)
+    return strangers(path, plan, manifest, map(name_of, files), known | pages)
 
 
 class _Work(Mender[Seen]):

@@ -349,6 +349,20 @@ def build_pages() -> None:
 
 
 @job
+def build_bucket_pages() -> None:
+    """The same in a bucket."""
+    _in_pages()
+    JOBS["build_bucket"]()
+
+
+@job
+def repair_bucket_pages() -> None:
+    """A repair in a bucket that makes a page again."""
+    _in_pages()
+    JOBS["repair_bucket"]()
+
+
+@job
 def build_dictionary() -> None:
     """A packed build that trains a dictionary, on its first shard."""
     import softlabels.making.dictionary

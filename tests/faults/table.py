@@ -126,6 +126,12 @@ WRITERS: dict[str, Writer] = {
             passing=("*/claims", "*/claims/*", "scratch", "scratch/*"),
         ),
         Writer(name="build, in a bucket", ground="ground_text", job="build_bucket", remote=True),
+        Writer(
+            name="build, in a bucket, in pages",
+            ground="ground_text",
+            job="build_bucket_pages",
+            remote=True,
+        ),
         Writer(name="merge", ground="ground_stores", job="merge"),
         Writer(name="append", ground="ground_stores", job="append"),
         Writer(name="subset", ground="ground_store", job="subset"),
@@ -170,6 +176,12 @@ WRITERS: dict[str, Writer] = {
             remote=True,
             exits=1,
             says="1 shards must be built",
+        ),
+        Writer(
+            name="repair, in a bucket, in pages",
+            ground="ground_torn_page",
+            job="repair_bucket_pages",
+            remote=True,
         ),
         Writer(name="sign", ground="ground_keys", job="sign"),
         Writer(

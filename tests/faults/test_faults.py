@@ -67,6 +67,17 @@ def test_every_command_writes_in_the_table_or_nowhere(bench):
         assert [c for c in ended.calls if c.series is Series.CHANGING] == [], job
 
 
+PAGED = ", in pages"
+"""What a writer of plan or manifest is called where these are in pages."""
+
+
+def test_what_writes_a_plan_or_a_manifest_is_run_in_pages_too():
+    """In a folder, in a bucket, and on the way: where one was not, a build of 16,385 shards ended in a traceback."""
+    makers = ("build", "repair", "build, in a bucket", "repair, in a bucket", "push", "pull")
+    assert {f"{name}{PAGED}" for name in makers} == {n for n in WRITERS if n.endswith(PAGED)}
+    assert all(WRITERS[f"{name}{PAGED}"].remote == WRITERS[name].remote for name in makers)
+
+
 @pytest.mark.slow
 def test_every_place_that_writes_is_run_by_a_writer_of_the_table(bench):
     from tests.faults.sites import EXEMPT, sites

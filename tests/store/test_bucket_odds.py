@@ -110,7 +110,13 @@ def test_an_unfinished_store_from_which_a_shard_was_deleted(unfinished, tmp_path
         unfinished.files.pop("commits/00001.json")
     with pytest.raises(IntegrityError, match="`softlabels repair"):
         build_over(unfinished, tmp_path / "a", corpus)
-    assert repaired(unfinished, tmp_path / "b").rebuild == [SHARDS[1]]
+    would = repaired(unfinished, tmp_path / "b", dry_run=True).actions
+    assert done_name(1) in unfinished.files
+    repair = repaired(unfinished, tmp_path / "b")
+    assert repair.rebuild == [SHARDS[1]]
+    assert repair.actions == would
+    assert ("remove", done_name(1)) in [(a.action, a.file) for a in would], "it says what it did"
+    assert done_name(1) not in unfinished.files
     assert build_over(unfinished, tmp_path / "c", corpus) == 2
     assert MANIFEST in unfinished.files
 
@@ -185,6 +191,47 @@ def test_a_repair_that_stood_still_changes_nothing_more(built, tmp_path, corpus)
     with pytest.raises(StoreError, match="stood still for so long that another began"):
         repaired(place, tmp_path / "a", clock=clock)
     assert {MANIFEST, SHARDS[1]} <= place.files.keys()
+
+
+@pytest.mark.parametrize("verb", ["read", "swap"])
+def test_no_repair_however_late_takes_a_shard_away_that_was_made_since(
+    built, tmp_path, corpus, verb
+):
+    """It stands still at each of its requests about the shard, while another repair and a build make it."""
+    clock, files = Clock(), in_memory(built).files
+    good, _ = files[SHARDS[1]]
+    place, other = Hooked(files, verb, SHARDS[1]), MemoryPlace(files)
+    damage(place, SHARDS[1])
+
+    def stands_still() -> None:
+        clock.now += EXPIRY + 100
+        other.put("claims/finish.json", FREE)
+        repaired(other, tmp_path / "other")
+        build_over(other, tmp_path / "build", corpus)
+        assert files[SHARDS[1]][0] == good
+
+    place.then = [stands_still]
+    if verb == "read":  # the first is the diagnosis
+        place.then = [stands_still, lambda: None]
+    with suppress(StoreError):
+        repaired(place, tmp_path / "a", clock=clock)
+    assert not place.then, "it stood still"
+    assert files[SHARDS[1]][0] == good
+    assert not [r for r in place.requests if r.startswith("remove data/")], "that has no condition"
+
+
+def test_a_builder_that_was_late_replaces_no_shard_by_a_mark(built, tmp_path, corpus):
+    """Of two that meet a mark one swaps it; the other takes what is then there."""
+    files = in_memory(built).files
+    good, _ = files[SHARDS[1]]
+    damage(MemoryPlace(files), SHARDS[1])
+    repaired(MemoryPlace(files), tmp_path / "a")
+    place = Hooked(files, "swap", SHARDS[1])
+    place.then = [lambda: MemoryPlace(files).put(SHARDS[1], good)]
+    build_over(place, tmp_path / "late", corpus)
+    assert not place.then
+    assert files[SHARDS[1]][0] == good
+    assert repaired(MemoryPlace(files), tmp_path / "b").whole
 
 
 def test_a_store_that_was_finished_while_it_was_looked_at_stays(built, tmp_path, corpus):

@@ -27,6 +27,7 @@ from softlabels.making.site import PlaceSite
 from softlabels.store.remote.bucket import BucketPlace
 from softlabels.store.verify import verify_store
 from tests.fakes import Notices, TinyTeacher, build_tiny, config_of, write_corpus
+from tests.fixtures.make import small_pages
 from tests.store.made_up import files_of
 from tests.store.memory_place import Died, MemoryPlace
 from tests.store.places import check_place
@@ -127,9 +128,11 @@ def test_a_damaged_shard_is_found_withdrawn_and_alone_made_again(
     assert said.exit_code == 1, said.output
     assert "1 shards must be built; run the same `softlabels build` again" in said.output
     assert f"withdraw {SHARDS[1]}" in said.output or change == "missing"
-    assert (
-        not {"manifest.json", "README.md", SHARDS[1], "commits/00001.json"} & names(bucket).keys()
-    )
+    assert not {"manifest.json", "README.md", "commits/00001.json"} & names(bucket).keys()
+    if change == "missing":
+        assert SHARDS[1] not in names(bucket)
+    else:
+        assert get(server, key) == WITHDRAWN, "a builder replaces it, and nobody deletes it"
     aside = [n for n in names(bucket) if n.startswith("quarantine/")]
     assert len(aside) == (change != "missing")
     for name in aside:
@@ -369,6 +372,61 @@ def die(built: Path, tmp_path: Path, corpus: str, at: int, bad: dict[str, bytes 
     assert json.loads(found["manifest.json"])["content_digest"] == digest
     assert WITHDRAWN not in found.values()
     return died
+
+
+@pytest.fixture(scope="module")
+def paged(tmp_path_factory, corpus) -> Path:
+    """The same store, in pages of two shards."""
+    store = tmp_path_factory.mktemp("paged") / "store"
+    with small_pages(2):
+        build_tiny(store, corpus, **JOB)
+    return store
+
+
+def torn_page(files: dict[str, bytes]) -> dict[str, bytes]:
+    name = next(n for n in files if n.startswith("pages/manifest-00001-"))
+    return {name: files[name][:-1]}
+
+
+def test_a_store_in_pages_is_built_torn_and_mended(paged, corpus, tmp_path):
+    place = MemoryPlace()
+    with small_pages(2):
+        assert build_over(place, tmp_path / "a", corpus) == 8
+        assert set(place.files) == set(files_of(paged))
+        (torn,) = bad = torn_page({n: d for n, (d, _) in place.files.items()})
+        place.put(torn, bad[torn])
+        assert repaired(place, tmp_path / "b").whole
+        assert repaired(place, tmp_path / "c").actions == []
+        damage(place, SHARDS[1])
+        assert repaired(place, tmp_path / "d").rebuild == [SHARDS[1]]
+        assert build_over(place, tmp_path / "e", corpus) == 2
+        assert repaired(place, tmp_path / "f").whole
+
+
+def test_a_repair_in_pages_may_die_at_some_requests(paged, corpus, tmp_path):
+    bad = torn_page(files_of(paged))
+    place = in_memory(paged)
+    for name, data in bad.items():
+        place.put(name, data)
+    with small_pages(2):
+        repaired(place, tmp_path / "count")
+        first = next(i for i, r in enumerate(place.requests) if not r.startswith(("read", "list")))
+        for at in range(2 * first, 2 * len(place.requests), 5):
+            die(paged, tmp_path, corpus, at, bad)
+
+
+def test_a_build_in_pages_may_die_at_some_requests(paged, corpus, tmp_path):
+    with small_pages(2):
+        place = MemoryPlace()
+        build_over(place, tmp_path / "count", corpus)
+        for at in range(0, 2 * len(place.requests), 7):
+            place = MemoryPlace()
+            place.dies_at = at
+            with suppress(Died):
+                build_over(place, tmp_path / f"a{at}", corpus)
+            place.dies_at = None
+            build_over(place, tmp_path / f"b{at}", corpus)
+            assert set(place.files) == set(files_of(paged)), at
 
 
 DAMAGE = {

@@ -13,6 +13,7 @@ from softlabels.making.claims import EXPIRY, Holder
 from softlabels.making.place import HELD, TRIED
 from softlabels.making.place.claims import PlaceClaims
 from softlabels.making.place.names import FREE, claim_name, is_ours
+from softlabels.making.place.quarantine import WITHDRAWN
 from softlabels.making.place.repair import repair_at
 from softlabels.store.remote.bucket import BucketPlace, probe
 from softlabels.store.remote.push import push
@@ -81,7 +82,7 @@ def test_a_store_is_made_damaged_repaired_and_made_again(bucket, built, corpus):
     name = sorted(shards)[1]
     bucket.put(f"store/{name}", shards[name][:-9])
     assert repair_at(ADDRESS).rebuild == [name]
-    assert f"store/{name}" not in bucket.files
+    assert bucket.files[f"store/{name}"][0] == WITHDRAWN
     assert "store/manifest.json" not in bucket.files
     teacher = TinyTeacher()
     build_tiny(ADDRESS, corpus, teacher=teacher, **JOB)

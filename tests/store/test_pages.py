@@ -25,12 +25,16 @@ from softlabels.format import pages
 from softlabels.format.manifest import MANIFEST, content_digest, load_manifest
 from softlabels.format.pages import Pages, chunks, column, positions_of
 from softlabels.format.shard_records import ManifestPages
+from softlabels.making.place.plan import Mirror
+from softlabels.making.place.repair import repair_in
 from softlabels.making.plan import read_plan
 from softlabels.making.repair import repair_store
 from softlabels.store.known import KnownNames
 from softlabels.store.reader import open_store
 from softlabels.store.verify import verify_store
 from tests.fakes import build_tiny, write_corpus
+from tests.store.made_up import files_of
+from tests.store.memory_place import MemoryPlace
 
 SHARDS = 5
 
@@ -146,6 +150,24 @@ def test_repair_makes_a_manifest_page_again(paged):
     assert first.read_bytes() == data
     assert load_manifest(paged).content_digest == before.content_digest
     assert [p for p in verify_store(paged).problems if "quarantine" not in p] == []
+
+
+@pytest.mark.parametrize("manifest", [True, False])
+def test_a_torn_page_is_no_strangers_though_the_manifest_is_gone_that_named_it(paged, manifest):
+    """A repair that died between the two leaves it so; in a bucket as in a folder."""
+    page = sorted((paged / "pages").glob("manifest-*"))[1]
+    page.write_bytes(page.read_bytes()[:-1])
+    if not manifest:
+        (paged / "manifest.json").unlink()
+    place = MemoryPlace()
+    for name, data in files_of(paged).items():
+        place.put(name, data)
+    assert repair_store(paged, dry_run=True).problems == []
+    assert repair_store(paged).whole
+    assert verify_store(paged).problems == []
+    assert repair_in(Mirror(place, paged.parent / "scratch")).whole
+    ours = {n for n in place.files if not n.startswith("quarantine/")}
+    assert ours == {n for n in files_of(paged) if not n.startswith("quarantine/")}
 
 
 def test_repair_does_not_touch_a_store_whose_plan_lost_a_page(paged):

@@ -1,9 +1,9 @@
 """Committing over a `Place`: the shard, then its record, each created if it is absent.
 
 What is there already was made by another builder of the same plan, or by this one, whose answer was lost: a record of
-the plan counts as it is, and a shard without one is recorded if it is what the plan asks for. Anything else is nobody's
-that we know: it is named and left where it is. An object of a bucket appears whole or not at all, so that no builder
-leaves a torn one.
+the plan counts as it is, and a shard without one is recorded if it is what the plan asks for. The mark that a repair
+left at a shard's name is swapped for the shard. Anything else is nobody's that we know: it is named and left where it
+is. An object of a bucket appears whole or not at all, so that no builder leaves a torn one.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from softlabels.format.manifest import Commit, Plan, Statistics
 from softlabels.format.shard_records import PlannedShard
 from softlabels.making.commit import is_of, judged, record_of
 from softlabels.making.place import Entry, Place
+from softlabels.making.place.quarantine import WITHDRAWN
 
 COMMITS = "commits"
 
@@ -45,14 +46,25 @@ def commit_in(
     Raises:
         IntegrityError: something else has the name of the shard, or of its record.
     """
-    if place.create(shard.name, data) is None:
-        there = read_shard(place, shard)
-        if there != data:
-            data, statistics, seconds = there, _judged(place, plan, shard, there, find), 0.0
+    there = _published(place, shard, data)
+    if there != data:
+        data, statistics, seconds = there, _judged(place, plan, shard, there, find), 0.0
     record = record_of(plan, shard, data, statistics, seconds)
     if place.create(commit_name(shard.index), canonical(record)) is not None:
         return record, data, True
     return read_commit(place, plan, shard), data, False
+
+
+def _published(place: Place, shard: PlannedShard, data: bytes) -> bytes:
+    """What has the name of a shard now: these bytes, or what was there and is not the mark of a repair."""
+    if place.create(shard.name, data) is not None:
+        return data
+    there, version = _read(place, shard.name, FILE_LIMIT)
+    if there != WITHDRAWN:
+        return there
+    if place.swap(shard.name, data, version) is not None:
+        return data
+    return read_shard(place, shard)
 
 
 def _judged(
@@ -75,17 +87,17 @@ def read_commit(place: Place, plan: Plan, shard: PlannedShard) -> Commit:
         IntegrityError: it is damaged, of another plan, or gone.
     """
     name = commit_name(shard.index)
-    return parsed(_read(place, name, RECORD_LIMIT), plan, shard, place.root / name)
+    return parsed(_read(place, name, RECORD_LIMIT)[0], plan, shard, place.root / name)
 
 
 def read_shard(place: Place, shard: PlannedShard) -> bytes:
     """The bytes of a shard that is published; `IntegrityError` if it is gone."""
-    return _read(place, shard.name, FILE_LIMIT)
+    return _read(place, shard.name, FILE_LIMIT)[0]
 
 
-def _read(place: Place, name: str, limit: int) -> bytes:
+def _read(place: Place, name: str, limit: int) -> tuple[bytes, str]:
     try:
-        return place.read(name, limit=limit)[0]
+        return place.read(name, limit=limit)
     except FileNotFoundError as e:
         raise IntegrityError(
             f"{place.root / name}: was there, and is gone: somebody withdrew it; run `softlabels repair {place.root}`, "

@@ -95,7 +95,7 @@ def finish_in(mirror: Mirror, plan: Plan, claims: PlaceClaims) -> Manifest:
         commits, columns = collected(place, plan, renew)
         check_sizes(place, commits)
         manifest, pages = make_manifest(mirror.folder, plan, commits, columns=columns)
-        publish_in(mirror, manifest, pages, {}, renew, partial(claims.holds, lease))
+        publish_in(mirror, manifest, commits, pages, {}, renew, partial(claims.holds, lease))
 
     pause = first_pause(plan)
     return alone_in(claims, FINISH, lambda: finished_in(place), publish, pause=pause)
@@ -109,6 +109,7 @@ def first_pause(plan: Plan) -> float:
 def publish_in(
     mirror: Mirror,
     manifest: Manifest,
+    commits: Sequence[Commit],
     pages: Mapping[str, bytes],
     made: Mapping[str, bytes],
     renew: Callable[[], None],
@@ -117,6 +118,7 @@ def publish_in(
     """Publish the pages, the card, which is kept if there is one, and the manifest.
 
     Args:
+        commits: of all shards, as the manifest says.
         made: files that were made from the manifest and are there.
         renew: shows that this process lives.
         holds: whether the store is still this process's to finish; else no manifest is published.
@@ -137,7 +139,7 @@ def publish_in(
         return
     version = place.create(MANIFEST, ours)
     try:
-        check_sizes(place, manifest.shards)  # `repair` may have withdrawn one since
+        check_sizes(place, commits)  # `repair` may have withdrawn one since
     except IntegrityError:
         retract_in(place, MANIFEST, version, lambda data: data == ours)
         raise

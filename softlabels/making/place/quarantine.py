@@ -4,10 +4,12 @@ A bucket can neither rename nor, everywhere, delete on condition. So a file is t
  1. it is read, and left alone unless it is of the version that was judged;
  2. unless it is proven ours its bytes are written to `quarantine/`, under a name that their digest gives;
  3. it is swapped, on condition of that version, for a mark (`WITHDRAWN`): what somebody put there since stays;
- 4. the mark is deleted, if it is still there.
+ 4. of what is made again from shards the mark is deleted, if it is still there. A shard's mark stays, and a builder
+    swaps it for the shard, again on condition (`commit.py`): so no repair, however late, deletes a shard.
 
-Whoever dies in between leaves a copy, or a mark at the name of a damaged file: the next repair takes that out, too. A
-builder that meets a mark stops and names it. The price: the bytes come here, and go back once.
+Whoever dies in between leaves a copy, or a mark: the next repair takes that out, too. The price: the bytes come here,
+and go back once; and who stands still just before 4 may delete a record, a card or a manifest that was made since,
+which the next repair or build makes again.
 """
 
 from __future__ import annotations
@@ -24,7 +26,12 @@ WITHDRAWN = b"withdrawn by softlabels repair\n"
 
 
 def retract_in(
-    place: Place, name: str, seen: str | None, ours: Callable[[bytes], bool] = lambda _: False
+    place: Place,
+    name: str,
+    seen: str | None,
+    ours: Callable[[bytes], bool] = lambda _: False,
+    *,
+    stays: bool = False,
 ) -> str | None:
     """Take a file out, if it is of the version that was seen.
 
@@ -32,6 +39,7 @@ def retract_in(
         place: a bucket: a folder's published files cannot be swapped (`quarantine.py` is for folders).
         seen: None: nothing was there, so nothing is taken out.
         ours: given the bytes; True: they are proven the store's own.
+        stays: leave the mark there.
 
     Returns:
         Where it is now; None: nowhere, or it is left where it was.
@@ -49,7 +57,7 @@ def retract_in(
         return None
     aside = None if data == WITHDRAWN or ours(data) else _copied(place, name, data)
     mark = place.swap(name, WITHDRAWN, version)
-    if mark is not None:
+    if mark is not None and not stays:
         _remove(place, name, mark)
     return aside
 

@@ -117,6 +117,7 @@ def repair_in(
     check_known(place.root / PLAN, plan.identity)
     standing = None if dry_run else Standing(place, clock)
     manifest, problem = attempt(lambda: _manifest(place))
+    root, _ = attempt(lambda: _manifest(place, pages=False))
     check_one_build(place.root, plan, manifest)
     with suppress(FileNotFoundError):
         mirror.fetch(DICTIONARY)
@@ -124,9 +125,8 @@ def repair_in(
     found = diagnose(shelf, plan, manifest, report)
     work = _Work(mirror, plan, manifest, shelf, versions, dry_run=True)
     problems = beside(place.root, plan, manifest, work.trouble)
-    problems += _strangers(place, plan, versions)
     work.mend(found, problem)
-    if standing is not None and (work.actions or _mislead(plan, found, versions)):
+    if standing is not None and work.actions:
         try_out()
         dead = standing.wait(sleep, report.notice)
         work = _Work(mirror, plan, manifest, shelf, versions)
@@ -136,6 +136,8 @@ def repair_in(
             work.mend_alone(claims, standing, found, problem)
         if not found.rebuild:
             clear_in(place)
+    names = (n for n in versions if not is_ours(n))
+    problems += strangers(place.root, plan, root, names, work.pages)
     aside = [e.name for e in everything(place, QUARANTINE)]
     return Repair(
         actions=work.actions,
@@ -161,27 +163,28 @@ def _manifest(place: Place, *, pages: bool = True) -> Manifest:
     return manifest
 
 
-def _strangers(place: Place, plan: Plan, names: dict[str, str]) -> list[str]:
-    root, _ = attempt(lambda: _manifest(place, pages=False))
-    return strangers(place.root, plan, root, (n for n in names if not is_ours(n)), set())
-
-
 def _leases(plan: Plan) -> tuple[range, ...]:
     return leases_of(len(plan.shards), plan.identity.encoding.dictionary_shards or 0)
 
 
-def _mislead(plan: Plan, found: Diagnosis[Seen], names: Container[str]) -> bool:
-    """Whether files of builders say other than the records, as they do when a repair died: see `_leave_leases`."""
-    if not found.rebuild:
-        return False
-    for number, shards in enumerate(_leases(plan)):
+def _misleading(
+    plan: Plan, found: Diagnosis[Seen], names: Container[str]
+) -> tuple[list[str], list[str]]:
+    """Files of builders that say other than the records, as they do when a repair died: see `_leave_leases`.
+
+    Returns:
+        Those by which nobody would make a shard that is to be made, and claims that are missing, so that shards that
+        are there would be made again.
+    """
+    wrong, missing = dict[str, None](), list[str]()
+    for number, shards in enumerate(_leases(plan)) if found.rebuild else ():
         made = [i not in found.rebuild for i in shards]
-        done = (done_name(shards.start), mark_name(number // BLOCK))
-        if not all(made) and any(name in names for name in done):
-            return True  # nobody would make them
+        if not all(made):
+            done = (done_name(shards.start), mark_name(number // BLOCK))
+            wrong |= dict.fromkeys(name for name in done if name in names)
         if any(made) and claim_name(shards.start) not in names:
-            return True  # those would be made again
-    return False
+            missing.append(claim_name(shards.start))
+    return list(wrong), missing
 
 
 class _Work(Mender[Seen]):
@@ -203,6 +206,18 @@ class _Work(Mender[Seen]):
         self._versions = versions
         self._renew: Callable[[], None] = lambda: None
         self._holds: Callable[[], bool] = lambda: True
+
+    def mend(self, found: Diagnosis[Seen], problem: str | None) -> None:
+        super().mend(found, problem)
+        wrong, missing = _misleading(self._plan, found, self._versions)
+        self._note_several("remove", wrong, "says that shards are done which must be made")
+        self._note_several("publish", missing, "lest shards that are there be made again")
+
+    def _note_several(self, action: str, names: list[str], reason: str) -> None:
+        """One line, for there may be as many as leases."""
+        if names:
+            more = f" (and {len(names) - 1} more like it)" if names[1:] else ""
+            self.note(action, names[0], reason + more)
 
     def mend_alone(
         self, claims: PlaceClaims, standing: Standing, found: Diagnosis[Seen], problem: str | None
@@ -284,7 +299,7 @@ class _Work(Mender[Seen]):
         if not self.dry_run:
             self._renew()
             # The shard first: left without its record, a damaged one could be adopted for what it says itself.
-            retract_in(self._place, shard.name, seen.shard)
+            retract_in(self._place, shard.name, seen.shard, stays=True)
             retract_in(self._place, record, seen.record, partial(_is, Commit))
 
     def withdraw_made(self, name: str, reason: str, *, again: bool = False) -> None:
@@ -341,6 +356,7 @@ class _Work(Mender[Seen]):
         publish_in(
             self._mirror,
             manifest,
+            commits,
             pages,
             {n: d for n, d in more.items() if d is not None},
             self._renew,

@@ -16,10 +16,11 @@ from softlabels.format.shard_records import PlannedShard
 from softlabels.making.finish import has_columns
 from softlabels.making.place.commit import commit_name
 from softlabels.making.place.plan import Mirror
+from softlabels.making.place.quarantine import WITHDRAWN
 
 
 class Seen(NamedTuple):
-    """Versions of the files that a shard was judged by; None: there was none."""
+    """Versions of the files that a shard was judged by; None: there was none, or the mark of a repair for a shard."""
 
     record: str | None
     shard: str | None
@@ -45,7 +46,11 @@ class PlaceShelf:
         """Read both files."""
         self._held.clear()
         record = self._fetch(commit_name(shard.index), RECORD_LIMIT)
-        return Seen(record, self._fetch(shard.name, FILE_LIMIT))
+        version = self._fetch(shard.name, FILE_LIMIT)
+        if self._held.get(shard.name) == WITHDRAWN:
+            del self._held[shard.name]
+            version = None
+        return Seen(record, version)
 
     def _fetch(self, name: str, limit: int) -> str | None:
         try:
