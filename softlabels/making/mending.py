@@ -15,7 +15,13 @@ from pathlib import Path
 from typing import Generic
 
 from softlabels.core.records import FileRecord
-from softlabels.errors import FormatError, IntegrityError, StoreError
+from softlabels.errors import (
+    FormatError,
+    IntegrityError,
+    RemoteError,
+    StoreError,
+    UnreadableError,
+)
 from softlabels.format.dictionaries import DICTIONARY
 from softlabels.format.files import Address
 from softlabels.format.manifest import MANIFEST, SIGNATURE, Commit, Manifest, Plan
@@ -231,6 +237,7 @@ def plan_to_repair(
     Raises:
         FormatError: there is neither.
         IntegrityError: it is missing or damaged.
+        UnreadableError, RemoteError: it cannot be read, for a reason that is not damage.
     """
     try:
         plan = read()
@@ -243,6 +250,8 @@ def plan_to_repair(
                 f"{root}: not a store (neither {PLAN} nor {MANIFEST}); is the path right?"
             ) from e
         problem = f"{root / PLAN}: missing"
+    except (UnreadableError, RemoteError):
+        raise
     except StoreError as e:
         found, _ = attempt(manifest)
         problem = str(e)

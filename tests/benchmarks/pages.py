@@ -31,6 +31,9 @@ from softlabels.format.manifest import MANIFEST, Commit, Manifest, content_diges
 from softlabels.format.pages import positions_of
 from softlabels.format.shard_records import ManifestPages
 from softlabels.making.builder import Builder
+from softlabels.making.finish import make_manifest
+from softlabels.making.place import FolderPlace
+from softlabels.making.place.finish import collected
 from softlabels.making.plan import begun, make_plan, publish_plan, read_plan
 from softlabels.making.same_job import check_same_job
 from softlabels.store.reader import open_store
@@ -202,7 +205,26 @@ def verified(store: Path) -> dict[str, Any]:
     return {"shards": shards, "ms_a_shard": 1e3 * seconds / shards, "verify_mb": status("VmHWM")}
 
 
-PARTS = {"opened": opened, "gone_on": gone_on, "verified": verified}
+def finished(store: Path) -> dict[str, Any]:
+    """What who plans and who finishes hold of each shard: its line of the plan, its record, and at most."""
+    plan = read_plan(store)
+    plan.shards[0]  # imports what reads pages
+    before = status("VmRSS")
+    lines = list(plan.shards)
+    planned, place = status("VmRSS"), FolderPlace(store)
+    commits, columns = collected(place, plan, lambda: None)
+    records = status("VmRSS")
+    make_manifest(store, plan, commits, columns=columns)
+    kb = 1e3 / len(lines)
+    return {
+        "shards_finished": len(lines),
+        "plan_kb": kb * (planned - before),
+        "record_kb": kb * (records - planned),
+        "finish_kb": kb * (status("VmHWM") - planned),
+    }
+
+
+PARTS = {"opened": opened, "gone_on": gone_on, "verified": verified, "finished": finished}
 
 
 def apart(part: str, store: Path, times: int = 3) -> dict[str, Any]:
@@ -230,6 +252,7 @@ def measured(args: argparse.Namespace, folder: Path) -> Iterator[dict[str, Any]]
     for shards in args.verified:
         linked(small, folder / "store", shards)
         yield apart("verified", folder / "store", times=1)
+        yield apart("finished", folder / "store", times=1)
         shutil.rmtree(folder / "store")
 
 
@@ -266,6 +289,14 @@ def table(lines: list[dict[str, Any]]) -> str:
             "| shards | `verify --quick`, ms a shard | process, MB |",
             "|---|---|---|",
             *(f"| {' | '.join(row)} |" for row in quick),
+            "",
+            "| shards | kB of each in memory: its line of a plan | its record | at most while it is finished |",
+            "|---|---|---|---|",
+            *(
+                f"| {f['shards_finished']:,} | {f['plan_kb']:.2f} | {f['record_kb']:.2f} | {f['finish_kb']:.2f} |"
+                for f in lines
+                if "finish_kb" in f
+            ),
         ]
     )
 

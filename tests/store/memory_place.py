@@ -27,7 +27,11 @@ class MemoryPlace:
         self.requests: list[str] = []
         """Verb and name of each."""
         self.dies_at: int | None = None
-        """Number of the request that is not made, or of which the answer is lost, if it is odd."""
+        """Twice the number of the request that is not made, or of which the answer is lost, if it is odd."""
+        self.dies_with: type[BaseException] = Died
+        """What is raised then, and at all later requests."""
+        self.once = False
+        """Later ones are answered."""
         self._versions = count()
 
     def create(self, name: str, data: bytes) -> str | None:
@@ -80,13 +84,14 @@ class MemoryPlace:
 
     def _ask(self, verb: str, name: str) -> None:
         self.requests.append(f"{verb} {name}")
-        if (
-            self.dies_at is not None
-            and self.dies_at // 2 < len(self.requests)
-            and not self.dies_at % 2
-        ):
-            raise Died
+        self._meet(answered=False)
 
     def _answer(self) -> None:
-        if self.dies_at is not None and self.dies_at // 2 < len(self.requests) and self.dies_at % 2:
-            raise Died
+        self._meet(answered=True)
+
+    def _meet(self, *, answered: bool) -> None:
+        if self.dies_at is None or self.dies_at % 2 != answered:
+            return
+        left = len(self.requests) - 1 - self.dies_at // 2
+        if left == 0 or (left > 0 and not self.once):
+            raise self.dies_with("mem://bucket: out of reach")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
-from contextlib import closing, suppress
+from contextlib import closing, nullcontext, suppress
 from pathlib import Path
 
 import pytest
@@ -13,7 +13,7 @@ from click.testing import CliRunner
 
 from softlabels.cli.main import main
 from softlabels.core.records import canonical
-from softlabels.errors import ConfigError, FormatError, IntegrityError, StoreError
+from softlabels.errors import ConfigError, FormatError, IntegrityError, RemoteError, StoreError
 from softlabels.making import leases as leases_module
 from softlabels.making.claims import EXPIRY, Holder
 from softlabels.making.mending import Repair
@@ -344,16 +344,31 @@ def test_another_file_at_the_name_of_a_shard_is_moved_aside(built, tmp_path, cor
 # -- deaths ---------------------------------------------------------------------------------------
 
 
-def die(built: Path, tmp_path: Path, corpus: str, at: int, bad: dict[str, bytes | None]) -> bool:
+Fault = tuple[type[BaseException], bool]
+FAULTS: dict[str, Fault] = {
+    "death": (Died, False),
+    "out of reach from then on": (RemoteError, False),
+    "one request fails": (RemoteError, True),
+}
+
+
+def die(
+    built: Path,
+    tmp_path: Path,
+    corpus: str,
+    at: int,
+    bad: dict[str, bytes | None],
+    fault: Fault = FAULTS["death"],
+) -> bool:
     """Die at a moment of a repair, repair again, build: the store of before. False: it ended before that."""
     place = in_memory(built)
     for name, data in bad.items():
         place.files.pop(name) if data is None else place.put(name, data)
-    place.dies_at = at
+    place.dies_at, (place.dies_with, place.once) = at, fault
     died = False
     try:
         repaired(place, tmp_path / f"a{at}")
-    except Died:
+    except (Died, RemoteError):
         died = True
     place.dies_at = None
     for name, data in bad.items():
@@ -451,10 +466,48 @@ def test_a_repair_may_die_at_some_requests(built, tmp_path, corpus, kind):
         die(built, tmp_path, corpus, at, bad)
 
 
+def test_a_plan_that_is_out_of_reach_is_not_damaged(built, tmp_path):
+    place = in_memory(built)
+    place.dies_at, place.dies_with, place.once = 2, RemoteError, True
+    with pytest.raises(RemoteError, match=r"^mem://bucket: out of reach$"):
+        repaired(place, tmp_path / "a")
+    assert place.requests[1] == "read plan.json"
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", DAMAGE)
-def test_a_repair_may_die_at_any_request(built, tmp_path, corpus, kind):
-    bad, at = DAMAGE[kind](files_of(built)), 0
-    while die(built, tmp_path, corpus, at, bad):
-        at += 1
-    assert at > 50
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("kind", [*DAMAGE, "a page"])
+def test_a_repair_may_meet_a_fault_at_any_request(built, paged, tmp_path, corpus, kind, fault):
+    """docs/durability.md has how many there are."""
+    store = paged if kind == "a page" else built
+    bad = {**DAMAGE, "a page": torn_page}[kind](files_of(store))
+    with small_pages(2) if store is paged else nullcontext():
+        place = in_memory(store)
+        for name, data in bad.items():
+            place.put(name, data)
+        repaired(place, tmp_path / "count")
+        requests = len(place.requests)
+        assert requests > 25
+        for at in range(2 * requests):
+            die(store, tmp_path, corpus, at, bad, FAULTS[fault])
+    print(f"repair of {kind}, {fault}: {2 * requests}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("pages", [False, True])
+def test_a_build_may_meet_a_fault_at_any_request(built, paged, tmp_path, corpus, pages, fault):
+    store = paged if pages else built
+    with small_pages(2) if pages else nullcontext():
+        place = MemoryPlace()
+        build_over(place, tmp_path / "count", corpus)
+        requests = len(place.requests)
+        for at in range(2 * requests):
+            place = MemoryPlace()
+            place.dies_at, (place.dies_with, place.once) = at, FAULTS[fault]
+            with suppress(Died, RemoteError):
+                build_over(place, tmp_path / f"a{at}", corpus)
+            place.dies_at = None
+            build_over(place, tmp_path / f"b{at}", corpus)
+            assert set(place.files) == set(files_of(store)), at
+    print(f"build{', in pages' if pages else ''}, {fault}: {2 * requests}")
