@@ -27,9 +27,9 @@ def ground(tmp_path_factory):
     return write_ground(tmp_path_factory.mktemp("page"))
 
 
-def test_four_scripts_of_eight_are_run():
+def test_four_scripts_of_nine_are_run():
     assert len(RUN) == 4
-    assert len(blocks_of("integrations.md", "python")) == 8
+    assert len(blocks_of("integrations.md", "python")) == 9
 
 
 @pytest.mark.parametrize("text", RUN, ids=["own loop", "TRL", "Trainer", "Lightning"])

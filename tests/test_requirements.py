@@ -14,8 +14,8 @@ ROOT = Path(__file__).parents[1]
 PYPROJECT = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
 PROJECT = tomllib.loads(PYPROJECT)["project"]
 EXTRAS = PROJECT["optional-dependencies"]
-UNTESTED = ("sglang", "timm", "vllm")
-"""Extras whose wheels need a build of torch with CUDA."""
+UNTESTED = ("sglang", "timm", "torchtitan", "vllm")
+"""Extras whose wheels need a build of torch with CUDA; torchtitan's tested set is `tests/elsewhere/torchtitan.txt`."""
 PINNED = {
     canonicalize_name(r.name): r
     for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()

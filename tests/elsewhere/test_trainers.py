@@ -7,11 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
-import subprocess
-import sys
-from dataclasses import dataclass
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,80 +16,9 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from tests.blocks import ROOT, blocks_of, commands, text_of
+from tests.blocks import text_of
+from tests.elsewhere.recipes import LOGGED, RECIPES, pins, where_installed
 from tests.integrations_ground import PAGE, lay, own_losses, write_ground
-
-HERE = Path(__file__).parent
-
-
-@dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """A trainer's part of the page."""
-
-    heading: str
-    rows: str
-    """What it calls the rows of a step."""
-    languages: tuple[str, ...] = ("python", "yaml")
-    """Of the blocks that are files of their own, whose first line is their name."""
-    seed: int = 0
-    """Of the order of rows, where its trainer sets one."""
-
-    def block(self, language: str) -> str:
-        (block,) = blocks_of(PAGE, language, heading=self.heading)
-        return block.text
-
-    def number(self, name: str) -> int:
-        """What its configuration sets so."""
-        texts = "".join(self.block(language) for language in self.languages)
-        (value,) = re.findall(rf"\b{name}(?:=|: )(\d+)\b", texts)
-        return int(value)
-
-    def write(self, folder: Path) -> None:
-        for language in self.languages:
-            text = self.block(language)
-            name = re.match(r"# ([\w.]+)\n", text)
-            assert name is not None, text
-            (folder / name[1]).write_text(text, encoding="utf-8")
-
-    def run(self, folder: Path) -> subprocess.CompletedProcess[str]:
-        """Its one command, without a network or a GPU; what it prints is in `stdout`."""
-        (line,) = commands(self.block("sh"))
-        home = Path(sys.executable).parent
-        asked = {
-            "PATH": f"{home}{os.pathsep}{os.environ['PATH']}",
-            "PYTHONPATH": str(ROOT),
-            "HF_HUB_OFFLINE": "1",
-            "AXOLOTL_DO_NOT_TRACK": "1",
-            "CUDA_VISIBLE_DEVICES": "",
-        }
-        return subprocess.run(
-            line.split(),
-            cwd=folder,
-            env=os.environ | asked,
-            check=False,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=900,
-        )
-
-
-RECIPES = {
-    "axolotl": Recipe(heading="axolotl", rows="micro_batch_size"),
-    "llamafactory": Recipe(heading="LLaMA-Factory", rows="per_device_train_batch_size"),
-    "unsloth": Recipe(
-        heading="unsloth", rows="per_device_train_batch_size", languages=("python",), seed=42
-    ),
-}
-"""By the names of their packages."""
-LOGGED = ("loss", "soft", "hard", "teacher_tail", "student_tail", "agreement")
-here = pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(n, marks=pytest.mark.skipif(find_spec(n) is None, reason=f".ci/elsewhere {n}"))
-        for n in RECIPES
-    ],
-)
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +28,7 @@ def ground(tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # what libraries of other years warn each other of
-@here
+@where_installed("axolotl", "llamafactory", "unsloth")
 def test_a_recipe_trains(ground, tmp_path, name):
     """As printed: the first loss is that of a loop of one's own, and what was learnt lowers it."""
     recipe = RECIPES[name]
@@ -140,7 +65,7 @@ def test_axolotl_without_the_plugin_stops(ground, tmp_path):
 
 
 @pytest.mark.slow
-@here
+@where_installed(*RECIPES)
 def test_what_the_environment_lacks_is_said(name):
     """Every requirement of the trainer is installed as it asks, or is in its file's lines of what is left out."""
     lines = pins(name).read_text(encoding="utf-8").splitlines()
@@ -161,7 +86,7 @@ def test_the_page_names_the_versions_that_are_installed(name):
     assert all(v.startswith("==") for v in pinned.values())
     (row,) = re.findall(rf"^\| {RECIPES[name].heading} \|.*$", text_of(PAGE), re.MULTILINE)
     shown = re.findall(r"`([\w-]+)==([\d.]+)`", row)
-    assert {n for n, _ in shown} == {name, "transformers", "peft", "trl", "accelerate", "torch"}
+    assert {n for n, _ in shown} == {name, *RECIPES[name].others}
     assert [n for n, v in shown if pinned[n] != f"=={v}"] == []
     assert f"`.ci/elsewhere {name}`" in row
 
@@ -187,10 +112,6 @@ def loss_with(adapter: Path, ground: Path, *, rows: int, seed: int) -> float:
     batch = SoftTargetStream(ground / "store", batch_size=rows, seed=seed).batch_at(0)
     with torch.no_grad():
         return distil_loss(model, batch, DistillLoss(alpha=0.9)).loss.item()
-
-
-def pins(name: str) -> Path:
-    return HERE / f"{name}.txt"
 
 
 def requirements(name: str) -> list[Requirement]:

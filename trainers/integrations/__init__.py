@@ -2,6 +2,7 @@
 
 transformers.py    `class DistillTrainer(DistillMixin, Trainer)`, for `transformers.Trainer`
 lightning.py       `DistillModule` and `DistillData`, for `lightning.Trainer`
+torchtitan.py      `SoftTargetTrainer`, its loader and its loss, for torchtitan
 lm_eval.py         `SoftTrainLM`, a model of lm-evaluation-harness
 evaluate.py        `answers`, for the metrics of Hugging Face `evaluate`; imports nothing of it
 
