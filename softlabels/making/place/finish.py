@@ -163,15 +163,17 @@ def alone_in(
         sleep: seconds.
     """
     while (result := done()) is None:
-        lease = claims.take_end(name)
-        if lease is None:
+        if (lease := claims.take_end(name)) is not None:
+            try:
+                work(lease)
+            finally:
+                claims.release(lease)
+            continue
+        held = True
+        while held:
             sleep(pause * random.uniform(0.5, 1.0))
             pause = min(2 * pause, LONGEST_PAUSE)
-            continue
-        try:
-            work(lease)
-        finally:
-            claims.release(lease)
+            held = claims.end_is_held(name)
     return result
 
 
