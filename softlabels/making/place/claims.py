@@ -29,25 +29,20 @@ from __future__ import annotations
 
 import random
 import time
-from bisect import bisect_right
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 
 from softlabels.errors import StoreError
 from softlabels.making.claims import EXPIRY, LIVING, Holder
-from softlabels.making.leases import cut
-from softlabels.making.place import HELD, PAGE, Entry, Place
+from softlabels.making.place import HELD, Entry, Place
 from softlabels.making.place.blocks import BLOCK, LOOKS, Blocks
+from softlabels.making.place.leases import Shown, leases_of
 from softlabels.making.place.names import (
-    AT,
-    DONE,
     FREE,
     FULL,
-    LEASE,
     claim_content,
-    claim_name,
     done_name,
     is_free,
 )
@@ -57,26 +52,8 @@ RENEWAL = 100.0
 """Seconds between renewals, each of which is a request; two may fail."""
 FRESH = 20.0
 """Seconds for which who waits does not look again at what was listed."""
-AT_A_LOOK = 2
-"""Blocks of which one look tells, at most: what a page shows where most leases are done."""
 AMONG = 8
 """Of so many builders each looks for the dead before it takes a lease, of more only so many do."""
-
-
-@lru_cache(maxsize=4)
-def _cut(
-    shards: int, first: int
-) -> tuple[tuple[range, ...], tuple[int, ...], tuple[str, ...], tuple[int, ...]]:
-    """The leases of a plan, where they begin, the names of their claims, and the shards of each block's first lease."""
-    leases = tuple(cut(shards, first))
-    starts = tuple(lease.start for lease in leases)
-    names = tuple(claim_name(start) for start in starts)
-    return leases, starts, names, tuple(len(lease) for lease in leases[::BLOCK])
-
-
-def leases_of(shards: int, first: int) -> tuple[range, ...]:
-    """The leases of a plan, of whose shards so many first ones must be committed before any other is begun."""
-    return _cut(shards, first)[0]
 
 
 @dataclass(eq=False)
@@ -121,15 +98,15 @@ class PlaceClaims:
         chance: random.Random | None = None,
     ) -> None:
         self._place, self._clock = place, clock
-        self._leases, self._starts, self._names, sizes = _cut(shards, first)
+        self._leases = leases_of(shards, first)
         self._chance = random.Random() if chance is None else chance
         self._me = Holder.here() if me is None else me
         LIVING.add(self._me.token)
-        self._next = None if begin is None else bisect_right(self._starts, begin) - 1
+        self._next = None if begin is None else self._leases.of_shard(begin)
         self._held: int | None = None
         """A lease that was another's when this builder took one before it; so it is not asked for."""
         self._watched = Watched(place, clock, self._me)
-        self._blocks = Blocks(place, sizes, clock)
+        self._blocks = Blocks(place, self._leases.sizes, clock)
         self._dead_looked_for = NEVER
         self._idle = False
         """Whether there was nothing to take."""
@@ -211,8 +188,7 @@ class PlaceClaims:
         """All shards of a lease are recorded: publish their records together; the claim then says nothing more."""
         self._place.create(done_name(lease.shards.start), records)
         if self._idle:  # it may have been the last of its block
-            number = bisect_right(self._starts, lease.shards.start) - 1
-            self._blocks.may_have(number // BLOCK)
+            self._blocks.may_have(self._leases.of_shard(lease.shards.start) // BLOCK)
 
     def release(self, lease: PlaceLease) -> None:
         """Let go of a lease that is not finished, unless another has taken over.
@@ -232,7 +208,7 @@ class PlaceClaims:
     @property
     def _bound(self) -> int:
         """Leases that may be begun now."""
-        return self._first or len(self._starts)
+        return self._first or len(self._leases)
 
     def open_rest(self) -> None:
         """The first leases are done: all others may be begun."""
@@ -281,69 +257,49 @@ class PlaceClaims:
         Args:
             new: also one that nobody had before.
         """
-        page = self._place.list(HELD, after=self._names[block * BLOCK][:LEASE])
-        end = (block + AT_A_LOOK) * BLOCK
-        if len(page) == PAGE:
-            end = min(max(bisect_right(self._names, page[-1].name), (block + 1) * BLOCK), end)
-        numbers = range(block * BLOCK, min(end, len(self._starts)))
-        done, standing = self._seen(page, numbers)
-        held = [e for name, e in standing.items() if name not in done]
-        let_go = {e.name: e.version for e in held if is_free(e)}
-        may = range(numbers.start, min(numbers.stop, self._bound))
-        gaps = [n for n in may if self._names[n] not in standing]
+        shown = self._leases.shown(self._place.list(HELD, after=self._leases.before(block)), block)
+        gaps = [n for n in shown.untouched if n < self._bound]
         if again := [b for b in {n // BLOCK for n in gaps} if self._blocks.is_full(b)]:
             for b in again:
                 self._blocks.may_have(b)
             self.cleared = True
             return None
-        gaps += [self._number(name) for name in let_go]
-        held = [e for e in held if e.name not in let_go]
-        self._told(numbers, done, gaps)
-        if not gaps:
-            self._watched.peek(held)
-        self._watched.watch_all(held, self._names[numbers[0]], self._names[numbers[-1]])
-        if lease := self._of_the_dead(held):
+        let_go = [self._leases.of_claim(name) for name in shown.let_go]
+        self._tell(shown, {n // BLOCK for n in gaps + let_go})
+        if not (gaps or let_go):
+            self._watched.peek(shown.held)
+        names, numbers = self._leases.names, shown.numbers
+        self._watched.watch_all(shown.held, names[numbers[0]], names[numbers[-1]])
+        if lease := self._of_the_dead(shown.held):
             return lease
-        if not new:
-            gaps = [self._number(name) for name in let_go]
-        if not gaps or (lease := self._of_gaps(gaps, let_go)) is None:
+        gaps = gaps + let_go if new else let_go
+        if not gaps or (lease := self._of_gaps(gaps, shown.let_go)) is None:
             return None
-        free, after = set(gaps), self._number(lease.name) + 1
+        free, after = set(gaps), self._leases.of_claim(lease.name) + 1
         after += _run(after, free)
-        self._held = after if new and after < numbers.stop else None
+        self._held = after if new and after in numbers else None
         return lease
 
-    def _told(self, numbers: range, done: set[str], gaps: Sequence[int]) -> None:
-        """Remember what was seen of the blocks of consecutive leases; tell others of the first, which chance gave."""
-        first, last, may_have = numbers.start // BLOCK, numbers[-1], {n // BLOCK for n in gaps}
-        for block in range(first, last // BLOCK + 1):
-            names = self._names[block * BLOCK : (block + 1) * BLOCK]
-            if block in may_have or names[-1] > self._names[last]:
+    def _tell(self, shown: Shown, may_have: Set[int]) -> None:
+        """Remember what was seen of blocks; tell others of the first, which chance gave.
+
+        Args:
+            may_have: blocks in which something is free.
+        """
+        names, numbers = self._leases.names, shown.numbers
+        first, several = numbers.start // BLOCK, BLOCK < len(names) == self._bound
+        for block in range(first, numbers[-1] // BLOCK + 1):
+            all_of_it = names[block * BLOCK : (block + 1) * BLOCK]
+            if block in may_have or all_of_it[-1] > names[numbers[-1]]:
                 continue
-            if done.issuperset(names):
+            if shown.done.issuperset(all_of_it):
                 if block == first and not self._blocks.is_done(block):
                     self._blocks.mark(block)
                 self._blocks.done(block)
             else:
-                several = BLOCK < len(self._starts) == self._bound
                 if block == first and several and not self._blocks.is_full(block):
                     self._blocks.mark(block, FULL)
                 self._blocks.full(block)
-
-    def _seen(self, page: Sequence[Entry], numbers: range) -> tuple[set[str], dict[str, Entry]]:
-        """Claims of consecutive leases on a page: the names of those that are done, and all that there are."""
-        done, standing = set(), {}
-        last = self._names[numbers[-1]]
-        claims = set(self._names[numbers.start : numbers.stop])
-        for entry in page:
-            name = entry.name
-            if name > last:
-                break
-            if name in claims:
-                standing[name] = entry
-            elif name[LEASE:] == DONE and (claim := f"{name[:LEASE]}.json") in claims:
-                done.add(claim)
-        return done, standing
 
     def _of_gaps(self, gaps: list[int], let_go: Mapping[str, str]) -> PlaceLease | None:
         """Take one of the leases that nobody holds, of the long ones, before which most are free.
@@ -351,12 +307,12 @@ class PlaceClaims:
         Args:
             let_go: claims that say so, and their versions.
         """
-        most = max(len(self._leases[n]) for n in gaps)
-        gaps = [n for n in gaps if 2 * len(self._leases[n]) >= most]
+        most = max(len(self._leases.all[n]) for n in gaps)
+        gaps = [n for n in gaps if 2 * len(self._leases.all[n]) >= most]
         free = set(gaps)
         some = self._chance.sample(gaps, min(LOOKS, len(gaps)))
         for number in sorted(some, key=lambda n: _run(n, free), reverse=True):
-            name, shards = self._names[number], self._leases[number]
+            name, shards = self._leases.names[number], self._leases.all[number]
             version = let_go.get(name)
             lease = (
                 self._claim(name, shards) if version is None else self._swap(name, shards, version)
@@ -364,10 +320,6 @@ class PlaceClaims:
             if lease is not None:
                 return self._took(number, lease)
         return None
-
-    def _number(self, name: str) -> int:
-        """Of the lease that a claim is on."""
-        return bisect_right(self._starts, int(name[AT])) - 1
 
     # -- the dead ---------------------------------------------------------------------------------
 
@@ -388,14 +340,14 @@ class PlaceClaims:
     def _where_one_died(self) -> int | None:
         """The block of a claim that was seen, and not looked at for so long that its holder may be dead."""
         first = self._watched.first_expired()
-        return None if first is None else self._number(first) // BLOCK
+        return None if first is None else self._leases.of_claim(first) // BLOCK
 
     def _of_the_dead(self, held: Sequence[Entry]) -> PlaceLease | None:
         """Take over from one of these claims that has not changed for long."""
         dead = [e.name for e in held if e.name in self._watched and self._watched.expired(e.name)]
         for name in self._chance.sample(dead, len(dead)):
-            number = self._number(name)
-            if lease := self._take_over(name, self._leases[number]):
+            number = self._leases.of_claim(name)
+            if lease := self._take_over(name, self._leases.all[number]):
                 return self._took(number, lease)
         return None
 
@@ -408,7 +360,7 @@ class PlaceClaims:
         return None if version is None else self._lease(name, shards, version, content, True)
 
     def _create(self, number: int) -> PlaceLease | None:
-        return self._claim(self._names[number], self._leases[number])
+        return self._claim(self._leases.names[number], self._leases.all[number])
 
     def _claim(self, name: str, shards: range) -> PlaceLease | None:
         content = self._content()
