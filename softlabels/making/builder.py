@@ -42,6 +42,8 @@ SHORTEST_PAUSE, LONGEST_PAUSE = 0.1, 5.0
 """Seconds between two looks at the shards that other builders have in hand."""
 LISTING = 5.0
 """Seconds between two listings of all records, at least, while there is something to make."""
+CHEAP = 2**20
+"""Tokens of a document that a builder tokenises again to begin in its midst: a second or so."""
 RARELY = 20
 """Times as long as a listing took, at least: of a million names it takes a second."""
 
@@ -63,7 +65,8 @@ class Builder:
         """Shards whose bytes are to be read before the store is finished."""
         self._following: int | None = None
         self._pause, self._waited = SHORTEST_PAUSE, False
-        self._listed, self._every = -LISTING, LISTING
+        self._listed, self._took = -LISTING, 0.0
+        """When all records were listed last, and how long that took."""
 
     def run(self) -> Manifest:
         """Go on until the store is finished, by this builder or by another."""
@@ -94,28 +97,39 @@ class Builder:
             elif self._writer.index is not None:
                 self._settle()
                 self._collect()
-            else:
+            elif len(self._todo):
                 self._wait(len(self._todo))
                 self._collect()
 
     def _claim(self, claims: Claims) -> Claim | None:
-        """A lease: of its share, as long as one is free there, the next; else the one after its last; else any."""
+        """A lease: of its share, as long as one is free there, the next; else one of the first that are free.
+
+        So a store grows from its beginning, and who follows it (`softtrain run --follow`) need not wait for its end.
+        Where it is dear to begin to read elsewhere, the one after its last comes before these.
+        """
+        if self._listed_before(0.0):  # else it would claim what others made last
+            self._collect()
         todo = self._todo.open()
         if not todo or (todo[0] >= self._dictionary.first and self._writes_first()):
             return None
         own = [i for i in todo if i in self._own] if self._own else []
-        following = [] if self._following is None else [self._following]
-        for wanted in (own, [i for i in following if i in todo]):
+        following = [i for i in todo if i == self._following and not self._begins_cheaply(i)]
+        for wanted in (own, following):
             if wanted and (claim := claims.take(wanted, in_order=True)):
                 return claim
         return claims.take(todo)
+
+    def _begins_cheaply(self, index: int) -> bool:
+        """Whether the corpus can be read from a shard on without reading much before it."""
+        shard = self._plan.shards[index]
+        return shard.source is not None and shard.offset <= CHEAP
 
     def _work(self, claim: Claim) -> None:
         """Make the shards of a claimed lease that are still to be made, in order."""
         with Lease(claim, self._todo.lease(claim.index)) as lease:
             self._following = lease.shards.stop
             for index in lease.shards:
-                if time.monotonic() > self._listed + self._every:
+                if self._listed_before(LISTING):
                     self._collect()
                 if index in self._todo:
                     self._take(lease, self._plan.shards[index])
@@ -132,8 +146,12 @@ class Builder:
         begun = time.monotonic()
         made = self._todo.all_done(self._recorded())
         self._listed = time.monotonic()
-        self._every = max(LISTING, RARELY * (self._listed - begun))
+        self._took = self._listed - begun
         self._report.advance(positions_of(self._plan.shards, made))
+
+    def _listed_before(self, seconds: float) -> bool:
+        """Whether the last listing is so old, and `RARELY` times as old as it took."""
+        return time.monotonic() > self._listed + max(seconds, RARELY * self._took)
 
     def _recorded(self) -> Int64:
         found = recorded(self._store)

@@ -39,6 +39,8 @@ EXPIRY = 300.0
 """Seconds without a renewal after which a claim is dead: longer than any one step of the teacher."""
 RENEWAL = 5.0
 """Seconds between renewals, at least."""
+CROWD = 8
+"""Builders that may try to claim one shard at a time: all but one of them then try the next."""
 _NAME = re.compile(r"(\d{5,12})-(\d{1,9})\.json")
 LIVING: set[str] = set()
 """Tokens of this process's builds. A claim of this process with another token is of one that ended."""
@@ -117,8 +119,8 @@ class Claims:
     def take(self, indices: Sequence[int], *, in_order: bool = False) -> Claim | None:
         """Claim one of these shards, if one is free or its holder is dead.
 
-        The first that is free; a random one if there are other builders, who would try the first, too, unless these
-        are to be taken in order.
+        The first that is free. If there are many builders, who would try it, too, a random one of the first, one for
+        each `CROWD` that are claimed, unless these are to be taken in order.
         The caller must then look whether the shard was committed meanwhile.
 
         Raises:
@@ -127,8 +129,8 @@ class Claims:
         try:
             standing = _standing(self._folder)
             free = [i for i in indices if i not in standing]
-            if len(free) < len(indices) and not in_order:  # there are other builders
-                random.shuffle(free)
+            others = 0 if in_order else (len(indices) - len(free)) // CROWD
+            free[: others + 1] = random.sample(free[: others + 1], len(free[: others + 1]))
             for index in free:
                 if claim := self._create(index, 0):
                     return claim

@@ -146,6 +146,16 @@ def test_every_shard_goes_to_one_of_many_takers(tmp_path):
 # -- the dead -------------------------------------------------------------------------------------
 
 
+def test_the_first_free_shard_is_taken_or_in_a_crowd_one_of_the_first(tmp_path):
+    few = [Claims(tmp_path / "few").take(range(200)).index for _ in range(claims_module.CROWD)]
+    assert few == list(range(claims_module.CROWD))
+    crowd = [Claims(tmp_path / "crowd").take(range(200)).index for _ in range(80)]
+    assert sorted(crowd) != crowd
+    assert max(crowd) < 80 + 80 / claims_module.CROWD
+    in_order = Claims(tmp_path / "crowd").take(range(200), in_order=True).index
+    assert in_order == min(set(range(200)) - set(crowd))
+
+
 def test_a_claim_of_a_process_that_is_gone_is_taken_over_at_once(tmp_path):
     claimed(tmp_path, process=dead())
     claim = Claims(tmp_path).take([0])

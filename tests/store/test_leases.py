@@ -114,6 +114,38 @@ def test_a_builder_with_leases_makes_the_store_of_one_without(
             assert files_of(tmp_path / "leased")[name] == content
 
 
+@pytest.mark.parametrize(("cheap", "second"), [(2**20, 4), (-1, 12)])
+def test_a_builder_goes_back_to_the_first_lease_where_that_is_cheap(
+    tmp_path, corpus, long_leases, monkeypatch, cheap, second
+):
+    """Its first is that of shard 8, for others hold those before; they let go of them while it works."""
+    monkeypatch.setattr(builder_module, "CHEAP", cheap)
+    monkeypatch.setattr(
+        leases_module,
+        "cut",
+        lambda shards, singles=0: [range(i, i + 4) for i in range(0, shards, 4)],
+    )
+    changes = CHANGES | {"limit_rows": 32}  # 16 shards
+    held, taken = [], []
+
+    class Counted(Claims):
+        def take(self, indices, *, in_order=False):
+            if not taken:
+                held.extend(Claims(tmp_path / "s").take([i]) for i in (0, 4))
+            if (claim := super().take(indices, in_order=in_order)) is not None:
+                taken.append(claim.index)
+                if len(taken) == 1:
+                    held[1].release()
+                else:
+                    held[0].release()
+            return claim
+
+    monkeypatch.setattr(builder_module, "Claims", Counted)
+    build_tiny(tmp_path / "s", corpus, **changes)
+    assert taken[:2] == [8, second]
+    assert sorted(taken) == [0, 4, 8, 12, 16]
+
+
 def test_what_is_left_of_a_dead_builders_lease_is_made_by_the_next(tmp_path, corpus, long_leases):
     class Stopped(Exception):
         pass
