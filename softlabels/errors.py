@@ -14,6 +14,7 @@
     │   ├── IntegrityError               bytes missing, torn or altered
     │   ├── UnreadableError              a file that is there cannot be read now, and may well be intact
     │   ├── PlanError                    the folder holds another job
+    │   ├── UnfinishedError              a store that is followed, and on which nobody is at work
     │   └── RemoteError                  an address that does not answer, or refuses
     ├── RunError         (OSError)       a training run that cannot be used
     ├── ExportError      (ValueError)    an exported student that does not answer as the student does
@@ -90,6 +91,10 @@ class UnreadableError(StoreError):
 
 class PlanError(StoreError):
     """The output folder already holds a different job."""
+
+
+class UnfinishedError(StoreError):
+    """A store that is followed waits for builders, and none is at work."""
 
 
 class RemoteError(StoreError):

@@ -27,6 +27,7 @@ BUILTIN = {
     "FormatError": OSError,
     "IntegrityError": OSError,
     "PlanError": OSError,
+    "UnfinishedError": OSError,
     "UnreadableError": OSError,
     "RemoteError": OSError,
     "RunError": OSError,

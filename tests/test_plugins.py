@@ -217,7 +217,7 @@ def test_an_estimator_that_declares_nothing_is_refused_before_the_build(monkeypa
 
 def test_a_manifest_may_not_declare_anew_what_is_known(site, lines, tmp_path):
     from softlabels.format.manifest import load_manifest
-    from softlabels.store.reader import check_known
+    from softlabels.store.readable import check_known
 
     build(config(lines, container="parquet", values=None), tmp_path / "store")
     raw = json.loads((tmp_path / "store" / "manifest.json").read_text())

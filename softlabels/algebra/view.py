@@ -18,6 +18,7 @@ from softlabels.domains import DOMAINS
 from softlabels.errors import ConfigError
 from softlabels.format.identity import Identity, TokenizerRecord
 from softlabels.format.manifest import Manifest
+from softlabels.store.read_as import ReadAs
 from softlabels.store.reader import Store
 
 
@@ -46,7 +47,7 @@ def view(
             f"--vocab {vocab}: another vocabulary is for causal LMs; {store.path} is of the domain {domain}"
         )
     seen = VocabView.parse(vocab, store.vocab_size)
-    store = Store(store.files, store.manifest, cached_shards=1, view=seen)
+    store = Store(store.files, store.manifest, cached_shards=1, read_as=ReadAs(view=seen))
     found = survey(store, report, None)
     dropped = store.dropped
     assert dropped is not None, "a store has a shard"

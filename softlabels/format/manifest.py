@@ -44,7 +44,7 @@ from softlabels.format.shard_records import (
 if TYPE_CHECKING:
     import pyarrow as pa
 
-MANIFEST = "manifest.json"
+MANIFEST, PLAN = "manifest.json", "plan.json"
 SIGNATURE = f"{MANIFEST}.sig"
 """Of the manifest's bytes, if somebody has signed them."""
 
@@ -241,10 +241,10 @@ def read_manifest_bytes(files: StoreFiles) -> bytes:
     try:
         return files.record(MANIFEST)
     except (FileNotFoundError, NotADirectoryError) as e:
-        if files.exists("plan.json"):
+        if files.exists(PLAN):
             raise FormatError(
                 f"{store}: the build has not finished (plan.json but no {MANIFEST}); run the same "
-                "`softlabels build` again to finish it"
+                "`softlabels build` again to finish it, or begin to learn from it with `softtrain run --follow`"
             ) from e
         raise FormatError(f"{store}: not a store (no {MANIFEST}); is the path right?") from e
 
@@ -294,14 +294,23 @@ def _check_shards(shards: Sequence[ShardRecord], profile: str, where: str) -> in
             raise FormatError(
                 f"{where}: shard {shard.name} begins at row {shard.start_row}, expected {start}"
             )
-        if shard.rows > most_rows(shard.bytes):
-            raise _too_many(shard.name, shard.rows, shard.bytes, where)
-        if shard.counts_from is not None and profile in COUNTED:
-            raise _miscounted(shard.name, shard.counts_from, profile, where)
+        check_shard(shard, profile, where)
         start += shard.rows
     if len({s.name for s in shards}) != len(shards):
         raise FormatError(f"{where}: a shard is named twice")
     return start
+
+
+def check_shard(shard: ShardRecord, profile: str, where: str) -> None:
+    """Refuse what a record cannot truly say of a shard.
+
+    Raises:
+        FormatError: names the shard.
+    """
+    if shard.rows > most_rows(shard.bytes):
+        raise _too_many(shard.name, shard.rows, shard.bytes, where)
+    if shard.counts_from is not None and profile in COUNTED:
+        raise _miscounted(shard.name, shard.counts_from, profile, where)
 
 
 def _check_page(profile: str, table: pa.Table, where: str) -> None:

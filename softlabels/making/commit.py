@@ -37,7 +37,7 @@ from softlabels.format.encoding import FindDictionary, decode_shard, dictionary_
 from softlabels.format.identity import Identity
 from softlabels.format.manifest import Commit, Plan, Statistics
 from softlabels.format.shard import Reading, inputs_digest
-from softlabels.format.shard_records import PlannedShard
+from softlabels.format.shard_records import PlannedShard, ShardRecord
 from softlabels.making.quarantine import Sighting, move_aside, retract, sighting
 
 _RECORDS = re.compile(r"(?:[0-9]{1,18}+\.json/)++")
@@ -226,6 +226,20 @@ def record_of(
             seconds=seconds,
             digest="0" * 64,
         )
+    )
+
+
+def shard_record(planned: PlannedShard, commit: Commit) -> ShardRecord:
+    """What the manifest says of a shard."""
+    return ShardRecord(
+        name=commit.name,
+        sha256=commit.sha256,
+        bytes=commit.bytes,
+        start_row=planned.start_row,
+        rows=commit.rows,
+        positions=commit.positions,
+        counts_from=planned.counts_from,
+        documents_from=planned.documents_from,
     )
 
 

@@ -15,11 +15,10 @@ from softlabels.errors import IntegrityError, RemoteError, SoftLabelsError, Unre
 from softlabels.format.dictionaries import Dictionaries
 from softlabels.format.encoding import FindDictionary
 from softlabels.format.files import Address
-from softlabels.format.manifest import Commit, Manifest, Plan
+from softlabels.format.manifest import PLAN, Commit, Manifest, Plan
 from softlabels.format.shard_records import PlannedShard
 from softlabels.making.commit import Seen, commit_path, is_of, judged, look
 from softlabels.making.place.commit import commit_name
-from softlabels.making.plan import PLAN
 
 T = TypeVar("T")
 S = TypeVar("S")

@@ -38,6 +38,7 @@ from softlabels.format.pages import Pages
 from softlabels.format.shard_records import ManifestPages, ShardRecord
 from softlabels.format.statistics import total
 from softlabels.making.card import card
+from softlabels.making.commit import shard_record
 from softlabels.making.croissant import CROISSANT, croissant
 from softlabels.making.pages import clear_pages, publish_page
 from softlabels.making.quarantine import retract, sighting
@@ -115,19 +116,7 @@ def make_manifest(
         before: a manifest of the same shards; what was measured and stated of them is kept.
         columns: bytes of each column in all shards; None: read from their footers, if they have any.
     """
-    shards = [
-        ShardRecord(
-            name=c.name,
-            sha256=c.sha256,
-            bytes=c.bytes,
-            start_row=p.start_row,
-            rows=c.rows,
-            positions=c.positions,
-            counts_from=p.counts_from,
-            documents_from=p.documents_from,
-        )
-        for p, c in zip(plan.shards, commits, strict=True)
-    ]
+    shards = [shard_record(p, c) for p, c in zip(plan.shards, commits, strict=True)]
     seconds = sum(c.seconds for c in commits)
     manifest = Manifest(
         format=FORMAT,

@@ -24,13 +24,12 @@ from softlabels.errors import (
 )
 from softlabels.format.dictionaries import DICTIONARY
 from softlabels.format.files import Address
-from softlabels.format.manifest import MANIFEST, SIGNATURE, Commit, Manifest, Plan
+from softlabels.format.manifest import MANIFEST, PLAN, SIGNATURE, Commit, Manifest, Plan
 from softlabels.format.pages import check_pages, pages_of
 from softlabels.format.shard_records import PlannedShard, ShardRecord
 from softlabels.making.diagnosis import Diagnosis, S, attempt
 from softlabels.making.finish import CARD, MADE
 from softlabels.making.place.commit import commit_name
-from softlabels.making.plan import PLAN
 from softlabels.making.quarantine import QUARANTINE
 
 

@@ -28,7 +28,7 @@ from softlabels.format.encoding import container_of
 from softlabels.format.files import Address, LocalFiles, Recorded
 from softlabels.format.identity import Identity
 from softlabels.format.layout import BESIDE, FOLDERS
-from softlabels.format.manifest import MANIFEST, Commit, Manifest, Plan, Provenance
+from softlabels.format.manifest import MANIFEST, PLAN, Commit, Manifest, Plan, Provenance
 from softlabels.format.pages import PageFiles, Pages, column, in_pages, pages_of, recorded_page
 from softlabels.format.shard import inputs_digest
 from softlabels.format.shard_records import PlannedShard, PlanPages
@@ -36,7 +36,6 @@ from softlabels.making.claims import is_claim
 
 T = TypeVar("T")
 
-PLAN = "plan.json"
 IMPORTED = " files, imported"
 """How the engine of a teacher ends that was not run: another tool's numbers are taken for its own."""
 

@@ -25,7 +25,7 @@ from pathlib import Path
 from softlabels.core.durable import explained, is_temporary, leftovers, publish
 from softlabels.core.progress import Reporter, Silent
 from softlabels.core.records import FileRecord, is_record, read_file
-from softlabels.format.manifest import MANIFEST, Commit, Manifest, Plan, load_manifest
+from softlabels.format.manifest import MANIFEST, PLAN, Commit, Manifest, Plan, load_manifest
 from softlabels.format.pages import check_pages
 from softlabels.format.part import refuse_part
 from softlabels.format.shard_records import PlannedShard
@@ -42,9 +42,9 @@ from softlabels.making.mending import (
     strangers,
 )
 from softlabels.making.pages import clear_pages, left_pages
-from softlabels.making.plan import PLAN, command_of, read_plan
+from softlabels.making.plan import command_of, read_plan
 from softlabels.making.quarantine import quarantined, retract, sighting
-from softlabels.store.reader import check_known
+from softlabels.store.readable import check_known
 
 
 def repair_store(path: Path, *, dry_run: bool = False, reporter: Reporter | None = None) -> Repair:

@@ -3,33 +3,29 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
-from softlabels.codecs import CODECS, make_codec
-from softlabels.core.kept import BUILT_IN
-from softlabels.core.registry import Registry, name_of
+from softlabels.core.records import FileRecord
 from softlabels.core.rows import Row
 from softlabels.core.views import Dropped, VocabView
-from softlabels.domains import DOMAINS
 from softlabels.domains.image_classification import ImageRow
-from softlabels.domains.image_classification.views import ImageViews
 from softlabels.errors import ConfigError, FormatError, IntegrityError, PairingError
 from softlabels.format.dictionaries import Dictionaries
-from softlabels.format.encoding import CONTAINERS, READABLE, decode_shard, read_statistics
+from softlabels.format.encoding import decode_shard, read_statistics
 from softlabels.format.files import Address, Recorded, StoreFiles
-from softlabels.format.identity import PACKED_ARRAYS, Identity
-from softlabels.format.inputs import Inputs
-from softlabels.format.manifest import Manifest, Statistics
+from softlabels.format.identity import Identity
+from softlabels.format.manifest import Manifest, Plan, Statistics
 from softlabels.format.pages import Pages, starts_of
 from softlabels.format.part import Part, part_manifest
-from softlabels.format.pictures import open_views
 from softlabels.format.shard import Reading, Shard, StoredRow
-from softlabels.format.shard_records import ShardRecord
+from softlabels.format.shard_records import NumberedShard, ShardRecord
 from softlabels.store.demand import Demand, Vouched, read_vouched
+from softlabels.store.read_as import AS_IT_IS, ReadAs
+from softlabels.store.readable import check_known
 from softlabels.store.remote.cache import CacheOptions
 from softlabels.store.remote.files import files_of
 
@@ -52,39 +48,78 @@ class Store:
     def __init__(
         self,
         files: StoreFiles,
-        manifest: Manifest,
+        manifest: Manifest | Plan,
         *,
         part: Part | None = None,
         cached_shards: int = CACHED_SHARDS,
-        view: VocabView | None = None,
-        inputs: Inputs | None = None,
-        images: ImageViews | None = None,
+        read_as: ReadAs = AS_IT_IS,
         vouched: Vouched | None = None,
     ) -> None:
         self.path: Path | Address = files.root
         check_known(self.path, manifest.identity)
         self.files = files
-        self.manifest = manifest if part is None else part_manifest(manifest, part)
+        self._listing = manifest
+        if isinstance(manifest, Manifest) and part is not None:
+            self._listing = part_manifest(manifest, part)
         self.vouched = vouched
         """What was found true of the manifest, where `open_store` read it."""
-        self.view = view
-        self.inputs = None if manifest.identity.encoding.has_inputs else inputs
-        self.images = images
+        self.view, self.inputs, self.images = read_as
         self._dropped: dict[int, Dropped] = {}
-        self._starts = starts_of(self.manifest.shards)
+        self._starts = starts_of(self.shards)
         self._cache: OrderedDict[int, Shard] = OrderedDict()
         self._cached_shards = cached_shards
         self._last = -1
         """The shard that was read last through the cache."""
-        self._dictionaries = Dictionaries(
-            files, manifest.identity.teacher.vocab_size, manifest.files
-        )
+        listed = manifest.files if self.finished else None  # a dictionary comes with the shards
+        self._dictionaries = Dictionaries(files, self.identity.teacher.vocab_size, listed)
 
     def __len__(self) -> int:
-        return self.manifest.rows
+        return self.identity.corpus.rows
 
     def __repr__(self) -> str:
         return f"Store({str(self.path)!r}, rows={len(self)})"
+
+    @property
+    def finished(self) -> bool:
+        """Whether it was when it was opened; else it is followed (`follow.py`)."""
+        return isinstance(self._listing, Manifest)
+
+    @property
+    def manifest(self) -> Manifest:
+        """The record of the finished store.
+
+        Raises:
+            FormatError: it is followed, and what is asked for is not known yet.
+        """
+        if not isinstance(self._listing, Manifest):
+            raise FormatError(
+                f"{self.path}: is followed, and this needs the finished store; begin when it is, without --follow"
+            )
+        return self._listing
+
+    @manifest.setter
+    def manifest(self, manifest: Manifest) -> None:
+        self._listing = manifest
+
+    @property
+    def identity(self) -> Identity:
+        """What decides what it holds."""
+        return self._listing.identity
+
+    @property
+    def shards(self) -> Sequence[NumberedShard]:
+        """Its shards: names, rows and positions."""
+        return self._listing.shards
+
+    @property
+    def beside(self) -> Mapping[str, FileRecord]:
+        """The files beside the shards."""
+        return self._listing.files
+
+    @property
+    def unlabelled(self) -> bool:
+        """Whether none of its rows has a label."""
+        return self.manifest.statistics.labelled == 0
 
     @property
     def digest(self) -> str:
@@ -107,7 +142,7 @@ class Store:
     @property
     def vocab_size(self) -> int:
         """The number of ids: the view's, or V."""
-        return self.manifest.identity.teacher.vocab_size if self.view is None else self.view.size
+        return self.identity.teacher.vocab_size if self.view is None else self.view.size
 
     @property
     def dropped(self) -> Dropped | None:
@@ -124,13 +159,27 @@ class Store:
             raise IndexError(f"{self.path}: row {row} is outside 0..{len(self) - 1}")
         return self._starts.find(row)
 
+    def record(self, index: int) -> ShardRecord:
+        """What vouches for a shard."""
+        return self.manifest.shards[index]
+
+    def is_there(self, index: int) -> bool:
+        """Whether a shard is made."""
+        return True
+
+    def wait_for(self, shards: Sequence[int]) -> None:
+        """Wait until these shards are made."""
+
+    def stop_waiting(self) -> None:
+        """End `wait_for`, from another thread: it raises WaitEnded, until `go_on`."""
+
     def shard(self, index: int) -> Shard:
         """Decode shard `index`, or take it from the cache."""
         if index in self._cache:
             self._cache.move_to_end(index)
             return self._cache[index]
         if index == self._last + 1:
-            self.ahead(range(index, min(index + READ_AHEAD, len(self.manifest.shards))))
+            self.ahead(range(index, min(index + READ_AHEAD, len(self.shards))))
         shard = self.read_shard(index)
         self._last = index
         self._cache[index] = shard
@@ -152,31 +201,38 @@ class Store:
             IntegrityError, TargetError: name the file, the row and the way out.
             PairingError: a row holds an id that the view drops; inputs that are elsewhere, and were not given.
         """
-        data = self.files.checked(_recorded(self.manifest.shards[index]))
-        return self._read(index, data, keep_logp=keep_logp, named=named, targets=targets)
+        record = self.record(index)
+        data = self.files.checked(_recorded(record))
+        return self._read(record, index, data, keep_logp=keep_logp, named=named, targets=targets)
 
     def read_counted(self, index: int) -> tuple[Shard, Statistics]:
         """As `read_shard` with `named`, and the statistics that the file carries, vouched for by its digest."""
-        record = self.manifest.shards[index]
+        record = self.record(index)
         data = self.files.checked(_recorded(record))
         where = str(self.path / record.name)
-        statistics = read_statistics(data, self.manifest.identity, where=where)
-        return self._read(index, data, keep_logp=False, named=True), statistics
+        statistics = read_statistics(data, self.identity, where=where)
+        return self._read(record, index, data, keep_logp=False, named=True), statistics
 
     def _read(
-        self, index: int, data: bytes, *, keep_logp: bool, named: bool, targets: bool = True
+        self,
+        record: ShardRecord,
+        index: int,
+        data: bytes,
+        *,
+        keep_logp: bool,
+        named: bool,
+        targets: bool = True,
     ) -> Shard:
-        record = self.manifest.shards[index]
         path = self.path / record.name
         how = {"keep_logp": keep_logp, "targets": targets}
-        reading = Reading.of(record, self.manifest.identity, where=str(path), **how)
+        reading = Reading.of(record, self.identity, where=str(path), **how)
         shard = decode_shard(data, reading, dictionary=self._dictionaries)
         if len(shard.rows) != record.rows or shard.targets.n != record.positions:
             raise IntegrityError(
                 f"{path}: holds {len(shard.rows)} rows and {shard.targets.n} positions, the manifest says "
                 f"{record.rows} and {record.positions}"
             )
-        if not self.manifest.identity.encoding.has_inputs and not named:
+        if not self.identity.encoding.has_inputs and not named:
             shard = self._joined(shard)
         if self.images is not None:
             images = self.images
@@ -186,7 +242,7 @@ class Store:
 
     def ahead(self, shards: Sequence[int]) -> None:
         """These shards, and no others, are read next; of a remote store they are fetched meanwhile."""
-        self.files.ahead(_recorded(self.manifest.shards[i]) for i in shards)
+        self.files.ahead(_recorded(self.record(i)) for i in shards)
 
     def give_up(self) -> None:
         """Of a remote store: reads fail where they would wait for the network, until `go_on`.
@@ -205,7 +261,7 @@ class Store:
         Raises:
             PairingError: says how to give them.
         """
-        if not self.manifest.identity.encoding.has_inputs and self.inputs is None:
+        if not self.identity.encoding.has_inputs and self.inputs is None:
             raise PairingError(
                 f"{self.path}: holds targets and digests of their inputs, not the inputs; give a store that holds them "
                 "(softtrain run --inputs STORE, open_store(…, inputs=STORE))"
@@ -230,10 +286,10 @@ class Store:
         """A file beside the shards, e.g. `tokenizer/tokenizer.json`, checked against its digest.
 
         Raises:
-            KeyError: the manifest names no such file.
+            KeyError: no such file is recorded.
             IntegrityError: it is missing or altered.
         """
-        record = self.manifest.files[name]
+        record = self.beside[name]
         return self.files.checked(Recorded(name, record.sha256, record.bytes))
 
     def row(self, index: int) -> StoredRow:
@@ -289,23 +345,19 @@ def open_store(
     """
     files = files_of(url, cache)
     vouched = read_vouched(files, Demand(key=key, digest=digest, release=release))
-    manifest = vouched.manifest
     vocab = view if vocab is None else vocab
-    if vocab is not None and not DOMAINS.load(manifest.identity.domain).chained:
-        raise ConfigError(
-            f"--vocab {vocab}: another vocabulary is for causal LMs; {files.root} is of the domain "
-            f"{manifest.identity.domain}"
-        )
-    seen = vocab and VocabView.parse(vocab, manifest.identity.teacher.vocab_size)
-    views = open_views(manifest.identity, images, where=files.root) if images else None
     store = Store(
         files,
-        manifest,
+        vouched.manifest,
         part=vouched.part,
         cached_shards=cached_shards,
-        view=seen or None,
-        inputs=None if inputs is None else _inputs(files.root, manifest, inputs, cache),
-        images=views,
+        read_as=ReadAs.asked(
+            files.root,
+            vouched.manifest.identity,
+            vocab=vocab,
+            inputs=None if inputs is None else partial(open_store, inputs, cache=cache),
+            images=images,
+        ),
         vouched=vouched,
     )
     if not isinstance(store.manifest.shards, Pages):
@@ -314,75 +366,5 @@ def open_store(
     return store
 
 
-def _inputs(
-    path: Path | Address, manifest: Manifest, inputs: str | Path, cache: CacheOptions | None
-) -> Inputs:
-    if manifest.identity.encoding.has_inputs:
-        raise PairingError(f"{path}: holds its inputs itself; leave out --inputs {inputs}")
-    held = open_store(inputs, cache=cache)
-    ours, theirs = manifest.identity, held.manifest.identity
-    if not theirs.encoding.has_inputs:
-        raise PairingError(f"--inputs {inputs}: holds no inputs itself, only digests of them")
-    if ours.tokenizer.sha256 != theirs.tokenizer.sha256:
-        raise PairingError(
-            f"--inputs {inputs}: its tokenizer (sha256 {theirs.tokenizer.sha256[:12]}…) is not that of {path} (sha256 "
-            f"{ours.tokenizer.sha256[:12]}…), so its ids mean other tokens"
-        )
-    if ours.domain != theirs.domain:
-        raise PairingError(
-            f"--inputs {inputs}: is of the domain {theirs.domain}, {path} of {ours.domain}"
-        )
-    check = partial(DOMAINS.load(ours.domain).check, identity=ours)
-    return Inputs(held.files, held.manifest, held.read_shard, check)
-
-
 def _recorded(shard: ShardRecord) -> Recorded:
     return Recorded(shard.name, shard.sha256, shard.bytes)
-
-
-def check_known(path: Path | Address, identity: Identity) -> None:
-    """Refuse what this version would misread: a minor version may add, and older readers must notice.
-
-    Raises:
-        FormatError: names what is not known.
-    """
-    targets, encoding = identity.targets, identity.encoding
-    if (targets.declared is None) == (targets.estimator not in BUILT_IN):
-        what = "not known to this version (it knows {}), and the manifest does not declare what it keeps"
-        if targets.declared is not None:
-            what = "known to this version, which knows {}, and the manifest declares once more what it keeps"
-        raise FormatError(
-            f"{path}: estimator {targets.estimator!r} is {what.format(', '.join(BUILT_IN))}; upgrade softlabels"
-        )
-    known: Collection[str] | Registry[Any]
-    for what, value, known in (
-        ("domain", identity.domain, DOMAINS),
-        ("profile", encoding.profile, READABLE),
-        ("container", encoding.container, CONTAINERS),
-        ("type of values", name_of(encoding.values)[0], CODECS),
-    ):
-        if value not in known:
-            names = known.names() if isinstance(known, Registry) else list(known)
-            way = "upgrade softlabels"
-            if encoding.packages:
-                needs = " and ".join(encoding.packages)
-                way = f"it says that it needs the package {needs}: install it, if you trust it"
-            raise FormatError(
-                f"{path}: {what} {value!r} is not known to this version (it knows {names}); {way}"
-            )
-    if encoding.profile == PACKED_ARRAYS and encoding.container != "zarr":
-        raise FormatError(
-            f"{path}: the profile {PACKED_ARRAYS!r} is of the container zarr, not {encoding.container}; copy the store "
-            "again from its source"
-        )
-    try:
-        make_codec(encoding.values)
-        targets.keeps.check_grid(targets.estimator, targets.temperatures)
-    except ConfigError as e:
-        raise FormatError(f"{path}: its manifest says what no build does: {e}") from e
-    shift = DOMAINS.load(identity.domain).label_shift
-    if identity.label_shift != shift:
-        raise FormatError(
-            f"{path}: label shift {identity.label_shift} is not known to this version (it knows {shift} in the domain "
-            f"{identity.domain}); upgrade softlabels"
-        )

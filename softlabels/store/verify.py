@@ -14,12 +14,11 @@ from softlabels.core.durable import TEMPORARY
 from softlabels.core.progress import Reporter, Silent
 from softlabels.errors import SoftLabelsError
 from softlabels.format.files import Recorded, StoreFiles
-from softlabels.format.manifest import MANIFEST, SIGNATURE
+from softlabels.format.manifest import MANIFEST, PLAN, SIGNATURE
 from softlabels.format.pages import chunks, pages_of
 from softlabels.format.part import PART, Counting
 from softlabels.format.shard_records import ShardRecord
 from softlabels.making.finish import MADE
-from softlabels.making.plan import PLAN
 from softlabels.making.quarantine import QUARANTINE
 from softlabels.store.demand import Demand, Vouched, read_vouched
 from softlabels.store.known import KnownNames

@@ -209,6 +209,6 @@ def test_packed_targets_are_coded_with_their_inputs(folder, tmp_path):
 
 
 def test_an_older_reader_refuses_it_by_name(folder, monkeypatch):
-    monkeypatch.setattr("softlabels.store.reader.READABLE", ("open", "packed"))
+    monkeypatch.setattr("softlabels.store.readable.READABLE", ("open", "packed"))
     with pytest.raises(FormatError, match="profile 'open-targets' is not known"):
         open_store(folder / "targets")

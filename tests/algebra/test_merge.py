@@ -97,7 +97,7 @@ def test_dictionaries_of_all_parts_come_along(tmp_path):
 
 def test_a_reader_that_does_not_know_it_refuses_by_name(tmp_path, monkeypatch):
     merge(parts(tmp_path, 2), tmp_path / "m")
-    monkeypatch.setattr("softlabels.store.reader.READABLE", ("open", "packed"))
+    monkeypatch.setattr("softlabels.store.readable.READABLE", ("open", "packed"))
     with pytest.raises(FormatError, match=r"profile 'open-parts' is not known"):
         open_store(tmp_path / "m")
 

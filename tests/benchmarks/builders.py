@@ -43,13 +43,13 @@ from softlabels.core.records import read_record, sha256_of
 from softlabels.core.rows import Location
 from softlabels.corpora import Document, open_corpora
 from softlabels.corpora.files import JsonLines
-from softlabels.format.manifest import Commit, Plan, Statistics
+from softlabels.format.manifest import PLAN, Commit, Plan, Statistics
 from softlabels.making.builder import Builder
 from softlabels.making.claims import Claims
 from softlabels.making.commit import Reused
 from softlabels.making.job import begin
 from softlabels.making.leases import cut
-from softlabels.making.plan import PLAN, read_plan
+from softlabels.making.plan import read_plan
 from softlabels.making.share import Share
 from tests.fakes import TinyTeacher, build_tiny, config_of
 from tests.fakes import write_corpus as write_text

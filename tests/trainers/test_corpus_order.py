@@ -112,7 +112,7 @@ def test_states_are_of_one_order(folders):
     for mine, other in (("store", "corpus"), ("corpus", "store")):
         with pytest.raises(RunError, match="the saved stream has order = "):
             by[mine].load_state_dict(by[other].state_dict())
-    with pytest.raises(ConfigError, match="--order 'length': expected corpus or store"):
+    with pytest.raises(ConfigError, match="--order 'length': expected one of corpus, plan, store"):
         SoftTargetStream(folders / "topk", batch_size=8, order="length")
 
 

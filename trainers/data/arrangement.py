@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from softlabels.format.pages import column
 from softlabels.store.reader import Store
 from trainers.data.lanes import Lanes, block_parts, check_lanes, default_lanes
-from trainers.data.order import CorpusOrder, RowOrder, check_order
+from trainers.data.order import PLANNED, CorpusOrder, RowOrder, check_order
 
 EARLIER: dict[str, Any] = {"order": "store", "lanes": 1}
 """What runs and states had before each could be named; where they do not name it, they go on with it."""
@@ -21,7 +21,7 @@ class Arrangement(NamedTuple):
     """How the rows of a store come."""
 
     order: str
-    """By `corpus` or by `store`."""
+    """By `corpus`, by `plan` or by `store`."""
     lanes: int
     """Of the order."""
 
@@ -29,7 +29,9 @@ class Arrangement(NamedTuple):
     def chosen(
         cls, order: str | None, lanes: int | None, batch_size: int, *, shuffle: bool = True
     ) -> Arrangement:
-        """What is named; None: by corpus, in the most lanes up to `MOST` that divide a batch (unshuffled: in one).
+        """What is named; None: by corpus, in the most lanes up to `MOST` that divide a batch.
+
+        Where nothing is shuffled, and by plan, it is one lane.
 
         Raises:
             ConfigError: an order that is not known, or lanes that do not divide a batch.
@@ -37,8 +39,8 @@ class Arrangement(NamedTuple):
         if order is None:
             order = "corpus"
         if lanes is None:
-            lanes = default_lanes(batch_size) if shuffle else 1
-        check_order(order)
+            lanes = default_lanes(batch_size) if shuffle and order != PLANNED else 1
+        check_order(order, lanes)
         check_lanes(lanes, batch_size)
         return cls(order, lanes)
 
@@ -65,10 +67,7 @@ def orders_of(
     order, lanes = arrangement
     block = block_parts(lanes, block_shards)
     for store in stores:
-        sizes, corpus = (
-            column(store.manifest.shards, "rows").tolist(),
-            store.manifest.identity.corpus,
-        )
+        sizes, corpus = column(store.shards, "rows").tolist(), store.identity.corpus
         if order == "store":
             found.append(RowOrder(sizes, store.digest, seed, block_shards=block, shuffle=shuffle))
             continue
@@ -83,6 +82,7 @@ def orders_of(
                 copy=copy,
                 block_slices=block,
                 shuffle=shuffle,
+                forward=order == PLANNED,
             )
         )
     return [Lanes(o, lanes) for o in found]

@@ -4,7 +4,8 @@ While batches are made of a block, the next one is decoded on a thread, so that 
 that is read here the shards of one block are held decoded, and those of the blocks that are entered next: one for each
 lane, but in all no more than `Lanes` mixes; plus what a batch of more than a block needs while it is made.
 
-Of a remote store these shards, and those of as many blocks more, come from the network at the same time.
+Of a remote store these shards, and those of as many blocks more, come from the network at the same time. Of a store
+that is followed, a block is entered when all its shards are there; what is not there is not decoded ahead.
 """
 
 from __future__ import annotations
@@ -42,6 +43,10 @@ class BlockReader:
         """The blocks whose shards were."""
         self._entered: int | None = None
         """The block, none of these, that a batch went on into."""
+        self._whole: int | None = None
+        """Of a store that is followed, the block whose shards were last waited for."""
+        self._lacking = False
+        """Whether shards that are wanted ahead were not."""
         self._pool: Executor | None = None
         lanes.order.before_block = self._believe
 
@@ -82,7 +87,7 @@ class BlockReader:
     def look_ahead(self, spans: Sequence[Span]) -> None:
         """Drop what is not needed from these spans on, and begin to decode the blocks that come after their own."""
         here = [self.lanes.stretch(span.lane, span.step).block for span in spans]
-        if here == self._planned and self._entered is None:
+        if here == self._planned and self._entered is None and not self._lacking:
             return
         self._planned, self._entered = here, None
         count, order = min(len(spans), self._ahead), self.lanes.order
@@ -95,7 +100,9 @@ class BlockReader:
         self._asked = set(asked)
         self._fetch(self._shards_of(asked))
         if self._pool is not None:
-            self._want(near)
+            there = [index for index in near if self.store.is_there(index)]
+            self._lacking = len(there) < len(near)
+            self._want(there)
 
     def _shards_of(self, blocks: Sequence[int]) -> list[int]:
         """Each once, those of the first blocks first."""
@@ -104,6 +111,12 @@ class BlockReader:
 
     def _enter(self, block: int) -> None:
         """Have all shards of a block decoded at once that was not planned: a batch goes on into it."""
+        if not self.store.finished and block != self._whole:
+            shards = self._shards_of([block])
+            self.store.wait_for(shards)
+            self._whole = block
+            if self._pool is not None:
+                self._want(shards)
         if block in self._asked or block == self._entered:
             return
         self._entered = block

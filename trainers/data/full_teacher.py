@@ -50,7 +50,7 @@ class FullTeacher:
             PairingError, TokenizerError: they do not go with the store.
         """
         states = TeacherStates(folder)
-        record, identity = states.record, store.manifest.identity
+        record, identity = states.record, store.identity
         if record.tokenizer_sha256 != identity.tokenizer.sha256:
             raise TokenizerError(
                 f"{flag} {folder}: its tokenizer (sha256 {record.tokenizer_sha256[:12]}…) is not that of {store.path} "

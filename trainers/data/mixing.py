@@ -202,7 +202,7 @@ def check_alike(stores: Sequence[Store]) -> None:
     """
     first = stores[0]
     for i, store in enumerate(stores):
-        a, b = first.manifest.identity, store.manifest.identity
+        a, b = first.identity, store.identity
         if store.digest in {s.digest for s in stores[:i]}:
             raise ConfigError(
                 f"{store.path}: is in the mixture twice; give it once, with the sum of the weights"

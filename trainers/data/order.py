@@ -2,6 +2,7 @@
 
     store    a function of (store digest, seed, epoch) alone: shards are permuted
     corpus   a function of (fingerprint of the corpus, seed, epoch) alone: slices of it are, whatever the shards
+    plan     as corpus, but the first epoch has its slices from the first to the last, as builders make them
 
 Consecutive shards (or slices) of that order form a block; the rows of a block are permuted. Epochs follow each other
 without a seam.
@@ -10,6 +11,9 @@ Two stores of one corpus, whatever their teacher, estimator, codec, container an
 place of the order by corpus, so that runs on them differ in their targets alone. Its price: a shard that holds more
 rows than a slice (`slice_rows`) is decoded up to once for each slice of it, where the order by store decodes it once an
 epoch. With the default of 256 rows a shard, and any power of two below, nothing is decoded twice.
+
+The order by plan is for a student that begins while the store is made: of one lane, it needs no more of the store than
+its beginning. Its price: in the first epoch rows are mixed with those of their block alone.
 
 Memory is O(shards), 24 bytes each, and O(rows of a block). Any place is found without the ones before it.
 Ranks share the order by its lanes (`lanes.py`).
@@ -27,7 +31,8 @@ import numpy.typing as npt
 from softlabels.errors import ConfigError
 
 Int64 = npt.NDArray[np.int64]
-ORDERS = ("corpus", "store")
+ORDERS = ("corpus", "plan", "store")
+PLANNED = "plan"
 SLICE_ROWS = 256
 """Rows of a slice of the corpus: as many as a shard has by default."""
 SLICE_POSITIONS = 2**18
@@ -36,14 +41,19 @@ SLICES = 2**20
 """Slices of a corpus, at most: the order holds 24 bytes of each."""
 
 
-def check_order(order: str) -> None:
-    """Refuse what is not in `ORDERS`.
+def check_order(order: str, lanes: int | None = None) -> None:
+    """Refuse what is not in `ORDERS`, and lanes that go with no order by plan.
 
     Raises:
         ConfigError: names the flag.
     """
     if order not in ORDERS:
-        raise ConfigError(f"--order {order!r}: expected {' or '.join(ORDERS)}")
+        raise ConfigError(f"--order {order!r}: expected one of {', '.join(ORDERS)}")
+    if order == PLANNED and lanes not in (None, 1):
+        raise ConfigError(
+            f"--lanes {lanes}: begin at as many places of the store, and --order plan at its first row alone; leave "
+            "--lanes out"
+        )
 
 
 class Piece(NamedTuple):
@@ -132,6 +142,10 @@ class RowOrder:
         """How many rows a block has."""
         return int(self._sizes[self._parts_of(block)].sum())
 
+    def _permutes(self, epoch: int) -> bool:
+        """Whether the shards of an epoch are."""
+        return self._shuffle
+
     def _generator(self, *purpose: object) -> np.random.Generator:
         words = "\n".join(map(str, ("softlabels order 1", self._digest, self._seed, *purpose)))
         key = np.frombuffer(hashlib.sha256(words.encode()).digest()[:16], "<u8")
@@ -142,7 +156,7 @@ class RowOrder:
         if self._epoch is None or self._epoch[0] != epoch:
             self._epoch = None  # never two at a time
             order = np.arange(len(self._sizes), dtype=np.int64)
-            if self._shuffle:
+            if self._permutes(epoch):
                 self._generator("shards", epoch).shuffle(order)
             firsts = np.arange(0, len(order), self.block_shards)
             self._epoch = (epoch, order, np.cumsum(np.add.reduceat(self._sizes[order], firsts)))
@@ -177,6 +191,7 @@ class CorpusOrder(RowOrder):
         copy: orders of one corpus that go side by side (a mixture of several teachers' stores) differ in it.
         block_slices: slices whose rows are mixed with each other.
         shuffle: False gives the corpus' own order, each epoch.
+        forward: keep the slices of the first epoch in the corpus' order, and shuffle within blocks alone.
 
     Raises:
         ConfigError: a block of no slices, or no rows.
@@ -192,6 +207,7 @@ class CorpusOrder(RowOrder):
         copy: int = 0,
         block_slices: int = 8,
         shuffle: bool = True,
+        forward: bool = False,
     ) -> None:
         held = np.asarray(shard_rows, np.int64)
         rows = int(held.sum())
@@ -207,6 +223,18 @@ class CorpusOrder(RowOrder):
             shuffle=shuffle,
         )
         self._shard_ends = np.cumsum(held)
+        self._forward = forward
+
+    def begun_by(self, offset: int) -> int:
+        """Of an order that begins forward: how many shards, from the first on, the blocks of the places before need."""
+        if offset == 0:
+            return 0
+        if offset > self.rows:
+            return len(self._shard_ends)
+        return int(self.shards_of(self.find(offset - 1)[0]).max()) + 1
+
+    def _permutes(self, epoch: int) -> bool:
+        return self._shuffle and not (self._forward and epoch == 0)
 
     def shards_of(self, block: int) -> Int64:
         """Shards that the rows of a block lie in, each once, in the order in which slices name them."""

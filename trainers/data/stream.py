@@ -23,7 +23,9 @@ from softlabels.store.reader import Store, open_store
 from trainers.data.arrangement import EARLIER, Arrangement, orders_of
 from trainers.data.batch import Batch, collate
 from trainers.data.blocks import BlockReader
+from trainers.data.chain import Chain
 from trainers.data.lanes import Span, spans
+from trainers.data.order import PLANNED, CorpusOrder
 
 if TYPE_CHECKING:
     from trainers.data.full_teacher import FullTeacher
@@ -93,7 +95,7 @@ class BatchStream(ABC):
 
     @property
     def order(self) -> str:
-        """By what the rows are ordered: `corpus` or `store`."""
+        """By what the rows are ordered: `corpus`, `plan` or `store`."""
         return self._arrangement.order
 
     @property
@@ -171,6 +173,11 @@ class BatchStream(ABC):
         if arrangement != self._arrangement:
             self._arrange(arrangement)
         self.offset = offset
+
+    def stop_waiting(self) -> None:
+        """Of a store that is followed: wait for no more of its shards, until the next iterator is made."""
+        for reader in self._readers:
+            reader.store.stop_waiting()
 
     # -- batches ----------------------------------------------------------------------------------
 
@@ -258,12 +265,13 @@ class SoftTargetStream(BatchStream):
         seed: of the order.
         shuffle: False for the store's own order.
         order: `corpus`, in which all stores of one corpus give the same rows at each step, whatever they keep of them
-            (`trainers/data/order.py`), or `store`, which follows from the store's digest; None: `corpus`.
+            (`trainers/data/order.py`); `plan`, the same but for the first epoch, which goes from the first row to the
+            last; or `store`, which follows from the store's digest. None: `corpus`.
         block_shards: shards (or slices of the corpus) whose rows are mixed; up to twice as many are held decoded, or
             one of each lane and these.
         lanes: C, which must divide the batch size: a batch takes B/C rows of each of C places of the epoch, and of W
             ranks each decodes the shards of C/W of them (`trainers/data/lanes.py`). None: the most that divide it, up
-            to 16; one if nothing is shuffled.
+            to 16; one if nothing is shuffled, and by plan.
         prefetch: batches made ahead on a thread of their own, while another decodes the next block's shards;
             0 makes and decodes them when asked.
         vocab: another vocabulary to read it in, as in `open_store`; an open store has its own already.
@@ -307,6 +315,7 @@ class SoftTargetStream(BatchStream):
         )
         self.store = opened(store, vocab, images)
         self._teacher = teacher
+        self._chain = Chain(self.store)
         self._begin([self.store], {"store": self.store.digest})
 
     @property
@@ -318,6 +327,33 @@ class SoftTargetStream(BatchStream):
     def _reader(self) -> BlockReader:
         (reader,) = self._readers
         return reader
+
+    def state_dict(self, after: Batch | None = None) -> dict[str, Any]:
+        """As of all streams; by plan, also what the shards were that were learnt from."""
+        state = super().state_dict(after)
+        order = self._reader.lanes.order
+        if self.order != PLANNED or not isinstance(order, CorpusOrder):
+            return state
+        return {**state, "learnt": self._chain.state(order.begun_by(state["position"]))}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """As of all streams.
+
+        Raises:
+            RunError: the state is of another store, seed or shuffle.
+        """
+        rest = {name: value for name, value in state.items() if name != "learnt"}
+        super().load_state_dict(rest if state.get("order") == PLANNED else state)
+        if self.order == PLANNED:
+            self._chain.check(state.get("learnt"))
+
+    def _facts(self, arrangement: Arrangement) -> dict[str, Any]:
+        """By plan, the rows of the store stand for it: its shards may not all be made."""
+        facts = super()._facts(arrangement)
+        if arrangement.order == PLANNED:
+            del facts["store"]
+            facts["corpus"] = self.store.identity.corpus.fingerprint
+        return facts
 
     def _read(self, own: Sequence[Span], offset: int) -> Batch:
         rows = self._reader.rows(own)

@@ -30,7 +30,7 @@ class Task:
     @staticmethod
     def of(store: Store) -> Task:
         """A store's, in the vocabulary that it is read in."""
-        identity = store.manifest.identity
+        identity = store.identity
         classes = tuple(identity.classes or ())
         v = store.vocab_size if not classes else identity.tokenizer.vocab_size
         special = {} if renumbers(store) else identity.tokenizer.special_ids
@@ -91,8 +91,8 @@ def check_rows(store: Store, flag: str = "--images") -> None:
         ConfigError: images; names the flag.
     """
     store.need_inputs()
-    if store.manifest.identity.images is not None and store.images is None:
-        specs = " ".join(f"{flag} {s}" for s in store.manifest.identity.corpus.specs)
+    if store.identity.images is not None and store.images is None:
+        specs = " ".join(f"{flag} {s}" for s in store.identity.corpus.specs)
         raise ConfigError(
             f"{flag} is missing: {store.path} holds no pixels, it was made from images that must be at hand: {specs}, "
             "with their folder"

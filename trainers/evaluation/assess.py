@@ -168,7 +168,7 @@ def _place(m: Measured, n: int, times: int, store: Store, text: TokenText) -> Pl
 
 
 def _store_facts(store: Store, vocab: str | None) -> StoreFacts:
-    identity = store.manifest.identity
+    identity = store.identity
     return StoreFacts(
         path=str(store.path),
         digest=store.digest,

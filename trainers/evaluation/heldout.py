@@ -34,7 +34,7 @@ def open_heldout(
             f"{flag} {path}: is the very store that is trained on, so it tells nothing of other text; build one of "
             "other text"
         )
-    mine, theirs = (s.manifest.identity.tokenizer.sha256 for s in (heldout, store))
+    mine, theirs = (s.identity.tokenizer.sha256 for s in (heldout, store))
     if mine != theirs:
         raise TokenizerError(
             f"{flag} {path}: its tokenizer (sha256 {mine[:12]}…) is not that of {store.path} (sha256 {theirs[:12]}…)"

@@ -88,7 +88,7 @@ def measure(subjects: Sequence[str], config: LatencyConfig, report: Reporter) ->
     report.stage("convert", None, "models")
     opened = open_store(config.store, vocab=config.vocab, images=config.images)
     check_rows(opened)
-    name = opened.manifest.identity.domain
+    name = opened.identity.domain
     domain = exported(name)
     examples = domain.examples(opened, spread(len(opened), max(SINGLE, MANY * size)))
     while len(examples) < size:

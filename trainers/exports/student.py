@@ -66,7 +66,7 @@ def export(
         config.store, inputs=config.inputs, images=config.images, rows=form.calibrates
     )
     _check_feed(heldout, training[0])
-    domain = exported(heldout.manifest.identity.domain)
+    domain = exported(heldout.identity.domain)
     task = Task.saved(domain.name, finished.folder)
     student = load_student(finished.folder, task).eval()
     check_merge(student, form, merge=config.merge, what=str(run))
@@ -105,7 +105,7 @@ def export(
             format=FORMAT,
             version=VERSION,
             kind=form.name,
-            domain=heldout.manifest.identity.domain,
+            domain=heldout.identity.domain,
             parameters=sum(p.numel() for p in job.model.parameters()),
             model=written.model,
             opset=written.opset,
@@ -149,7 +149,7 @@ def _heldout(finished: FinishedRun, config: ExportConfig) -> Store:
     if not images and config.heldout is None:
         images = tuple(finished.facts["config"].get("heldout_images") or ())
     opened = finished.open_store(path, vocab=config.vocab, images=images, flag="--heldout-images")
-    if opened.digest == finished.facts["store_digest"]:
+    if finished.was_trained_on(opened):
         raise RunError(
             f"{path}: is the very store that {finished.run} was trained on; give one of held-out rows"
         )
@@ -157,7 +157,7 @@ def _heldout(finished: FinishedRun, config: ExportConfig) -> Store:
 
 
 def _check_feed(heldout: Store, training: Store) -> None:
-    found, expected = (feed_of(s.manifest.identity) for s in (heldout, training))
+    found, expected = (feed_of(s.identity) for s in (heldout, training))
     if found != expected:
         raise PairingError(
             f"{heldout.path}: its images are fed at size, mean and deviation {found}, the run's at {expected}; build "
@@ -191,7 +191,7 @@ def _axes(job: Job) -> dict[str, list[str]]:
 
 
 def _source(finished: FinishedRun, training: Sequence[Store]) -> SourceRecord:
-    identities = [s.manifest.identity for s in training]
+    identities = [s.identity for s in training]
     return SourceRecord(
         run_sha256=sha256_of(finished.run / RUN_RECORD),
         weights=finished.weights,

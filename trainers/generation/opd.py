@@ -211,7 +211,7 @@ def _checked(writer: Path, folder: Path) -> Store:
         check_same_teacher(writer, store)
     except PairingError as e:
         raise PairingError(f"{e}; {again}") from e
-    corpus = store.manifest.identity.corpus
+    corpus = store.identity.corpus
     sequences, tokens, drawn = _counts(folder / "text.parquet")
     if (corpus.documents, corpus.tokens, corpus.positions) != (sequences, tokens, drawn):
         raise PairingError(
@@ -236,8 +236,8 @@ def _judged(
     return OwnText(
         round=number,
         store=folder / "store",
-        sequences=store.manifest.identity.corpus.documents,
-        tokens=store.manifest.identity.corpus.positions,
+        sequences=store.identity.corpus.documents,
+        tokens=store.identity.corpus.positions,
         student_nll=float(scores.nll),
         teacher_nll=teacher,
         student=folder / "run" / "student" if learns else None,

@@ -146,7 +146,7 @@ def _beginnings(path: Path, prompt_tokens: int) -> Iterator[Prompt]:
         row = store.row(i).row
         if not isinstance(row, Row):
             raise RunError(
-                f"--prompts {path}: is a store of {store.manifest.identity.domain}; expected causal-lm"
+                f"--prompts {path}: is a store of {store.identity.domain}; expected causal-lm"
             )
         stops = np.cumsum(row.segment_lengths)
         for stop, length in zip(stops.tolist(), row.segment_lengths.tolist(), strict=True):

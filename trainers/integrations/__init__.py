@@ -30,7 +30,7 @@ def check_fit(student: Student, loss: DistillLoss, store: Store) -> None:
         TokenizerError: the student's folder holds another tokenizer than the store's.
     """
     where = f"student {student.source or type(student.model).__name__}"
-    loss.check(store.manifest.identity.targets)
+    loss.check(store.identity.targets)
     check_student(student, store, where=where)
     if renumbers(store):
         warnings.warn(

@@ -102,10 +102,10 @@ def answers(
         store=str(store), vocab=vocab, weights=weights, inputs=inputs, images=tuple(images)
     )
     student, opened = open_run(Path(run), asked)
-    classes = tuple(opened.manifest.identity.classes or ())
+    classes = tuple(opened.identity.classes or ())
     if scores and not classes:
         raise ConfigError(
-            f"scores: {opened.path} is of the domain {opened.manifest.identity.domain}, whose {opened.vocab_size} "
+            f"scores: {opened.path} is of the domain {opened.identity.domain}, whose {opened.vocab_size} "
             "probabilities at each position are too many to keep; softtrain eval has its loss and calibration"
         )
     found = measure(student, opened, device=device, batch_size=batch_size)

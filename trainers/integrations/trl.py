@@ -186,7 +186,7 @@ def _check_arguments(args: Any, others: dict[str, Any]) -> None:
 
 
 def _check_length(rows: StoreRows, args: Any) -> None:
-    longest = rows.store.manifest.identity.corpus.seq_len
+    longest = rows.store.identity.corpus.seq_len
     if args.max_length is not None and longest > args.max_length:
         raise ConfigError(
             f"max_length={args.max_length}: rows of {rows.store.path} may have {longest} tokens, and are never cut; "

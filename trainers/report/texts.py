@@ -131,7 +131,7 @@ def continued_texts(
         return _none(
             f"{facts.path}: no document has more than {PROMPT + LEAST} tokens in a row", report
         )
-    end = store.manifest.identity.tokenizer.special_ids.get("eos")
+    end = store.identity.tokenizer.special_ids.get("eos")
     written = []
     for name, style, student in _models(entries, asked, store, weights):
         report.stage(f"text of {name}", len(prompts), "prompts")

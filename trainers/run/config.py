@@ -56,9 +56,13 @@ class RunConfig:
     """Read the store in another vocabulary, the student's: `trim:N`, or `map:FILE` (new id of each id, or -1)."""
     inputs: Data[str | None] = None
     """Store that holds the inputs of a store without (`softlabels subset --drop-inputs`); joined by digest."""
+    follow: Data[bool] = False
+    """Begin while builders are at work on the store, and wait for its shards as they come, in the order `plan`. The run
+    is to the bit that of `--order plan` on the finished store."""
     order: Data[str | None] = None
     """Order of rows: `corpus`, the same for all stores of one corpus, whatever they keep of it, so that runs on them
-    can be compared; or `store`, another for each. Default `corpus`; a run that goes on keeps its own."""
+    can be compared; or `store`, another for each. `plan` is as `corpus`, but its first epoch goes from the first row to
+    the last. Default `corpus`; a run that goes on keeps its own."""
     lanes: Data[int | None] = None
     """Lanes of the order of rows, a divisor of --batch-size: each process decodes the shards of its own lanes only.
     Choose a multiple of the processes you will ever use; the batches are then the same on any number of them. Default
@@ -174,7 +178,7 @@ class RunConfig:
         if self.order is not None:
             from trainers.data.order import check_order  # numpy, which --help can do without
 
-            check_order(self.order)
+            check_order(self.order, self.lanes)
         if self.lanes is not None:
             from trainers.data.lanes import check_lanes  # likewise
 
@@ -197,6 +201,7 @@ class RunConfig:
                 f"--weight {self.weight}: is read from the store's targets, which --teacher-states does without; leave "
                 "one of the two out"
             )
+        self._check_follow()
         check_track(self.track)
         self.demands()
         self.make_loss()
@@ -260,6 +265,21 @@ class RunConfig:
             beta1=(0 <= self.beta1 < 1, "at least 0 and below 1"),
             beta2=(0 <= self.beta2 < 1, "at least 0 and below 1"),
         )
+
+    def _check_follow(self) -> None:
+        """Refuse what does not go with a store that is not finished."""
+        if not self.follow:
+            return
+        for flag, given, why in (
+            ("--order", self.order not in (None, "plan"), "only that of plan is known beforehand"),
+            ("--lanes", self.lanes not in (None, 1), "each begins at another place of the store"),
+            ("--store", not isinstance(self.store, str), "one store is followed, not several"),
+            ("--key", self.key, "a store is signed when it is finished"),
+            ("--digest", self.digest, "a store has its content digest when it is finished"),
+            ("--release", self.release, "a store has its release when it is finished"),
+        ):
+            if given:
+                raise ConfigError(f"--follow: does not go with this {flag}: {why}; leave one out")
 
     def _check_own_text(self) -> None:
         """Refuse what does not go with a loss on the student's own text."""

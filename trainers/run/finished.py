@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +17,12 @@ from softlabels.errors import (
     SoftLabelsError,
     TokenizerError,
 )
+from softlabels.store.of_plan import plan_digest
 from softlabels.store.reader import Store, open_store
-from trainers.data.mixing import mixture_digest, open_stores
+from trainers.data.mixing import Weight, mixture_digest, open_stores
 from trainers.data.tasks import check_rows
 from trainers.evaluation.evaluations import tensor_files
+from trainers.run.followed import is_of_plan, is_same_store, said_of_plan
 from trainers.run.record import WEIGHTS, is_student, read_run_record
 from trainers.run.vocabulary import check_numbering
 
@@ -88,12 +91,23 @@ class FinishedRun:
             raise ConfigError(
                 f"{self.run}: the store it was trained on cannot be opened ({e}); say {', and '.join(ways)}"
             ) from e
-        if mixture_digest(stores) != self.facts["store_digest"]:
+        if not self._was_trained_on(stores):
             raise ConfigError(
                 f"--store {' '.join(map(str, texts))}: not what {self.run} was trained on (digest "
                 f"{mixture_digest(stores)[:12]}…, expected {self.facts['store_digest'][:12]}…)"
+                f"{said_of_plan(self.facts)}"
             )
         return [store for store, _ in stores]
+
+    def was_trained_on(self, store: Store) -> bool:
+        """Whether it was trained on this store, and no other."""
+        return self._was_trained_on([(store, 1)])
+
+    def _was_trained_on(self, stores: Sequence[tuple[Store, Weight]]) -> bool:
+        facts: dict[str, Any] = {"store_digest": mixture_digest(stores)}
+        if is_of_plan(self.facts) and len(stores) == 1:
+            facts["plan_digest"] = plan_digest(stores[0][0])
+        return is_same_store(self.facts, facts)
 
     def open_store(
         self,
@@ -123,7 +137,7 @@ class FinishedRun:
             TokenizerError: it was tokenised otherwise.
             PairingError: the run numbered its ids otherwise.
         """
-        found, expected = store.manifest.identity.tokenizer.sha256, self.facts["tokenizer_sha256"]
+        found, expected = store.identity.tokenizer.sha256, self.facts["tokenizer_sha256"]
         if found != expected:
             raise TokenizerError(
                 f"{store.path}: its tokenizer (sha256 {found[:12]}…) is not the one that {self.run} was trained with "

@@ -13,14 +13,16 @@ from softlabels.core.durable import is_temporary, sweep
 from softlabels.core.folder_lock import LOCK
 from softlabels.core.folder_record import read_record, seal_folder
 from softlabels.core.folders import filling, mend_folders, publish_folder, sweep_folders
-from softlabels.errors import FormatError, IntegrityError, RunError
+from softlabels.errors import ConfigError, FormatError, IntegrityError, RunError
 from softlabels.store.reader import Store
 from softlabels.store.tokenizer_files import FOLDER, check_names, without_programs
 from trainers.data.arrangement import EARLIER, Arrangement
+from trainers.data.order import PLANNED
 from trainers.data.tasks import Task, renumbers
 from trainers.run.checkpoint import CHECKPOINTS
 from trainers.run.config import RunConfig
 from trainers.run.finite import check_finite
+from trainers.run.followed import is_same_store, said_of_plan
 from trainers.run.record import RUN_RECORD, read_run_record
 from trainers.run.saved import holds_student, student_tensors
 from trainers.run.trust import check_same_trust
@@ -30,6 +32,7 @@ from trainers.students import Student
 FREE = frozenset(
     {
         "store",
+        "follow",
         "steps",
         "epochs",
         "key",
@@ -106,9 +109,10 @@ def check_same_run(recorded: dict[str, Any], facts: dict[str, Any], run: Path) -
     Raises:
         RunError: names what differs.
     """
-    if recorded["store_digest"] != facts["store_digest"]:
+    if not is_same_store(recorded, facts):
         raise RunError(
             f"{run}: was begun on store {recorded['store_digest'][:12]}…, this is {facts['store_digest'][:12]}…"
+            f"{said_of_plan(recorded)}"
         )
     check_same_trust(recorded, facts, run)
     check_same_view(recorded, facts, run)
@@ -156,12 +160,18 @@ def settled(config: RunConfig, recorded: Mapping[str, Any] | None) -> RunConfig:
         config: as it was asked for.
         recorded: of a run that goes on; nothing for a new one.
     """
-    new = Arrangement.chosen(config.order, config.lanes, config.batch_size)._asdict()
+    order = PLANNED if config.follow else config.order
+    new = Arrangement.chosen(order, config.lanes, config.batch_size)._asdict()
     chosen: dict[str, Any] = {
         name: _recorded(recorded, name) if recorded else value
         for name, value in new.items()
         if getattr(config, name) is None
     }
+    if config.follow and chosen.get("order", config.order) != PLANNED:
+        raise ConfigError(
+            f"--follow: the run was begun with --order {chosen['order']}, which needs the finished store; leave "
+            "--follow out"
+        )
     return replace(config, **chosen)
 
 
@@ -179,7 +189,7 @@ def student_tokenizer(store: Store, notice: Callable[[str], None]) -> dict[str, 
     """
     if renumbers(store):
         return {}
-    names = [n.removeprefix(FOLDER) for n in store.manifest.files if n.startswith(FOLDER)]
+    names = [n.removeprefix(FOLDER) for n in store.beside if n.startswith(FOLDER)]
     check_names(names, where=store.path)
     return {
         name: without_programs(name, store.file(FOLDER + name), where=store.path, notice=notice)

@@ -20,7 +20,8 @@ from pathlib import Path
 import torch
 
 from softlabels.core.progress import Reporter
-from softlabels.errors import RunError
+from softlabels.errors import RunError, UnfinishedError
+from softlabels.store.waiting import WaitEnded
 from trainers.data.batch import Batch
 from trainers.data.mixing import MixedStream
 from trainers.data.stream import SoftTargetStream
@@ -67,6 +68,8 @@ class Loop:
     """Buffers that hold infinities from the start."""
     step: int = 0
     """How many were taken."""
+    _saved: int = 0
+    """After how many the newest checkpoint was made."""
     _heldout_note: str = ""
 
     def train(self) -> Path:
@@ -98,6 +101,7 @@ class Loop:
         self.step, stream, heldout = load_checkpoint(
             checkpoint, self.student, optimizer, self.ema, checked=checked
         )
+        self._saved = self.step
         self.stream.load_state_dict(stream)
         if self.heldout is not None and heldout is not None:
             self.heldout.load_state_dict(heldout, where=checkpoint)
@@ -110,11 +114,11 @@ class Loop:
     def _steps(self, metrics: Metrics) -> None:
         with (
             closing(iter(self.stream)) as batches,
-            StopRequest(patient=self.ranks.several) as stop,
+            StopRequest(patient=self.ranks.several, wake=self.stream.stop_waiting) as stop,
         ):
             while not self._done:
                 start = time.perf_counter()
-                batch = self._next(batches)
+                batch = self._awaited(batches, metrics)
                 waited = time.perf_counter() - start
                 taken = self.optimisation.take(
                     self.loss.at(self.step), batch, self.step, stop=stop.asked
@@ -130,6 +134,21 @@ class Loop:
                 if taken.stop and not self._done:
                     self.report.notice(f"saved after step {self.step}; --resume goes on from there")
                     raise KeyboardInterrupt
+
+    def _awaited(self, batches: Iterator[Batch], metrics: Metrics) -> Batch:
+        """The next batch; where it is waited for in vain, what was learnt is saved before the run stops.
+
+        Of several processes only some may have waited, so they go back to the newest checkpoint.
+        """
+        try:
+            return self._next(batches)
+        except (WaitEnded, RunError) as e:
+            in_vain = isinstance(e, WaitEnded) or isinstance(e.__cause__, UnfinishedError)
+            if in_vain and self.step > self._saved and not self.ranks.several:
+                self._save(metrics)
+            if in_vain and self._saved:
+                self.report.notice(f"saved after step {self._saved}; --resume goes on from there")
+            raise
 
     def _next(self, batches: Iterator[Batch]) -> Batch:
         try:
@@ -197,6 +216,7 @@ class Loop:
             )
 
         self.ranks.from_first(save)
+        self._saved = self.step
 
     @property
     def _lr(self) -> float:

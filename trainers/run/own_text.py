@@ -16,7 +16,7 @@ def check_written(store: Store) -> None:
     Raises:
         PairingError: no summary of positions, or another vocabulary than the teacher's.
     """
-    if store.manifest.identity.summary is None:
+    if store.identity.summary is None:
         raise PairingError(
             f"{store.path}: holds no summary of its positions, from which --loss {SAMPLED} reads the teacher's "
             "log-probability of each token; build it without --no-position-summary"
@@ -40,8 +40,8 @@ def check_same_teacher(run: Path, store: Store) -> None:
     taught = finished.facts.get("teachers")
     if taught is None:
         stores = finished.training_stores(rows=False)
-        taught = [s.manifest.identity.teacher.weights_sha256 for s in stores]
-    teacher = store.manifest.identity.teacher
+        taught = [s.identity.teacher.weights_sha256 for s in stores]
+    teacher = store.identity.teacher
     if teacher.weights_sha256 not in taught:
         raise PairingError(
             f"{store.path}: was scored by {teacher.name} (weights sha256 {teacher.weights_sha256[:12]}…), and the "

@@ -81,6 +81,7 @@ class _Init(_Struct, frozen=True, kw_only=True):
 class _Facts(_Struct, frozen=True, kw_only=True):
     config: _Config
     store_digest: str
+    plan_digest: str | None = None
     tokenizer_sha256: str
     dtype: str
     parameters: int

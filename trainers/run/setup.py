@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from trainers.run.ema import Ema
 from trainers.run.finished import provenance
 from trainers.run.finite import is_finite
 from trainers.run.folder import check_same_run, mend_run, read_run, settled, student_tokenizer
+from trainers.run.followed import end_of, open_followed, plan_facts, settle_store
 from trainers.run.kernels import apply_kernels
 from trainers.run.length import Length, in_steps
 from trainers.run.loop import Loop
@@ -61,14 +63,7 @@ def _train(config: RunConfig, run: Path, ranks: Ranks, report: Reporter, *, resu
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     config.micro_batches(ranks.world_size)
-    stores = open_stores(
-        config.store,
-        vocab=config.vocab,
-        inputs=config.inputs,
-        images=config.images,
-        cache=config.cache_options,
-        demands=config.demands(),
-    )
+    stores = _open_stores(config, report)
     config, epochs = in_steps(config, stores)
     if epochs is not None:
         report.notice(epochs)
@@ -76,7 +71,7 @@ def _train(config: RunConfig, run: Path, ranks: Ranks, report: Reporter, *, resu
     teacher = None
     if config.teacher_states is not None:
         teacher = FullTeacher.open(config.teacher_states, store)
-    loss = config.make_loss().on(store.manifest.identity.targets, whole=teacher is not None)
+    loss = config.make_loss().on(store.identity.targets, whole=teacher is not None)
     _check_stores(config, loss, [opened for opened, _ in stores], report)
     _check_tokens(config, [opened for opened, _ in stores])
     watched = open_watched(config.forgetting, store, vocab=config.vocab, cache=config.cache_options)
@@ -110,12 +105,13 @@ def _train(config: RunConfig, run: Path, ranks: Ranks, report: Reporter, *, resu
     facts = {
         "config": asdict(config),
         "length": length.to_dict(),
-        "domain": store.manifest.identity.domain,
-        "teachers": sorted({o.manifest.identity.teacher.weights_sha256 for o, _ in stores}),
+        "domain": store.identity.domain,
+        "teachers": sorted({o.identity.teacher.weights_sha256 for o, _ in stores}),
         "store_digest": mixture_digest(stores),
+        **plan_facts(config, stores),
         "trust": trust_facts(config, [opened for opened, _ in stores]),
         "view": view_facts(store),
-        "tokenizer_sha256": store.manifest.identity.tokenizer.sha256,
+        "tokenizer_sha256": store.identity.tokenizer.sha256,
         "parameters": student.parameter_count,
         "trained": student.trained_count,
         "dtype": choice.dtype_name,
@@ -144,19 +140,20 @@ def _train(config: RunConfig, run: Path, ranks: Ranks, report: Reporter, *, resu
         student.head_dtype = choice.dtype if choice.dtype != torch.float32 else None
         masks = frozenset(n for n, b in student.named_buffers() if not is_finite(b))
         config = replace(config, warmup=length.warmup)
+        stream = make_stream(
+            stores,
+            batch_size=config.batch_size,
+            seed=config.seed,
+            order=config.order,
+            lanes=config.lanes,
+            **({} if teacher is None else {"teacher": teacher.to(choice.device)}),
+            rank=ranks.rank,
+            world_size=ranks.world_size,
+        )
         folder = Loop(
             config=config,
             run=run,
-            stream=make_stream(
-                stores,
-                batch_size=config.batch_size,
-                seed=config.seed,
-                order=config.order,
-                lanes=config.lanes,
-                **({} if teacher is None else {"teacher": teacher.to(choice.device)}),
-                rank=ranks.rank,
-                world_size=ranks.world_size,
-            ),
+            stream=stream,
             student=student,
             loss=loss,
             optimisation=Optimisation(student, choice, ranks, config),
@@ -173,7 +170,22 @@ def _train(config: RunConfig, run: Path, ranks: Ranks, report: Reporter, *, resu
         if watched:
             for line in ranks.from_first(lambda: forgetting.after(folder)):
                 report.notice(line)
+        if followed := ranks.from_first(lambda: end_of(run, stream)):
+            report.notice(followed)
         return folder
+
+
+def _open_stores(config: RunConfig, report: Reporter) -> list[tuple[Store, Fraction]]:
+    if config.follow:
+        return open_followed(config, report.notice)
+    return open_stores(
+        config.store,
+        vocab=config.vocab,
+        inputs=config.inputs,
+        images=config.images,
+        cache=config.cache_options,
+        demands=config.demands(),
+    )
 
 
 def _check_stores(
@@ -181,17 +193,20 @@ def _check_stores(
 ) -> None:
     """Refuse stores without what the loss learns from, and say what there is to know of them."""
     for store in stores:
-        if min(loss.alpha.start, loss.alpha.end) < 1 and store.manifest.statistics.labelled == 0:
+        if min(loss.alpha.start, loss.alpha.end) < 1 and store.unlabelled:
+            known = (
+                "" if store.finished else "; of the store that is followed this is its first shard"
+            )
             raise PairingError(
                 f"{store.path}: none of its rows has a label, and --alpha below 1 learns from labels, too; use "
-                "--alpha 1"
+                f"--alpha 1{known}"
             )
-        if config.cosine > 0 and store.manifest.identity.hidden is None:
+        if config.cosine > 0 and store.identity.hidden is None:
             raise PairingError(
                 f"{store.path}: holds no hidden states for --cosine {config.cosine:g}; build it with --hidden int8, or "
                 "leave --cosine out"
             )
-    for notice in (*trust_notices(stores), *loss.notices(stores[0].manifest.identity.targets)):
+    for notice in (*trust_notices(stores), *loss.notices(stores[0].identity.targets)):
         report.notice(notice)
 
 
@@ -215,8 +230,8 @@ def _check_tokens(config: RunConfig, stores: Sequence[Store]) -> None:
     """Refuse --batch-tokens of which a row may have more, or where rows have no tokens."""
     most = config.batch_tokens
     for store in stores if most is not None else ():
-        longest = store.manifest.identity.corpus.seq_len
-        if store.manifest.identity.images is not None:
+        longest = store.identity.corpus.seq_len
+        if store.identity.images is not None:
             raise ConfigError(
                 f"--batch-tokens {most}: {store.path} is of images, which have no tokens; use --accumulate"
             )
@@ -244,13 +259,19 @@ def _check_statistics(config: RunConfig, student: Student, ranks: Ranks, report:
 
 
 def _begin(
-    run: Path, lock: FolderLock, facts: dict[str, Any], report: Reporter, *, resume: bool
+    run: Path,
+    lock: FolderLock,
+    facts: dict[str, Any],
+    report: Reporter,
+    *,
+    resume: bool,
 ) -> None:
     """Take the folder, and record the run or see that it is the same."""
     lock.acquire()
     recorded = read_run(run, resume=resume)  # once more: another may have begun one meanwhile
     if recorded:
         check_same_run(recorded, facts, run)
+        settle_store(run, facts["store_digest"])
     else:
         write_json(run / "run.json", facts)
     mend_run(run, report.notice)

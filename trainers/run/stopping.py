@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 import types
+from collections.abc import Callable
 from typing import Any
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -16,11 +17,13 @@ class StopRequest:
     A patient one is not interrupted by a second: torchrun repeats what the terminal has sent to all already, and the
     step in hand needs every process. Torchrun itself ends, after its grace time, those that do not answer.
 
+    Whoever waits for something is woken by `wake`, at the first signal.
+
     Outside the main thread signals are left alone, and `asked` stays False.
     """
 
-    def __init__(self, *, patient: bool = False) -> None:
-        self._patient = patient
+    def __init__(self, *, patient: bool = False, wake: Callable[[], None] = lambda: None) -> None:
+        self._patient, self._wake = patient, wake
         self.asked = False
         self._before: dict[int, Any] = {}
 
@@ -37,3 +40,4 @@ class StopRequest:
         if self.asked and not self._patient:
             raise KeyboardInterrupt
         self.asked = True
+        self._wake()

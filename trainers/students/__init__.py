@@ -188,7 +188,7 @@ def check_vocab(student: Student, store: Store, *, where: str) -> None:
         PairingError: the widths differ.
     """
     v, mine = store.vocab_size, student.vocab_size
-    if mine != v and store.manifest.identity.classes is not None:
+    if mine != v and store.identity.classes is not None:
         raise PairingError(
             f"{where}: the student has {mine} classes, the store {v}; use a student of these"
         )
@@ -215,7 +215,7 @@ def check_tokenizer(folder: Path, store: Store, *, where: str) -> None:
         TokenizerError: vocabulary or merges differ.
     """
     path, name = folder / "tokenizer.json", "tokenizer/tokenizer.json"
-    if not path.is_file() or name not in store.manifest.files:
+    if not path.is_file() or name not in store.beside:
         return
     mine = _tokenizer_model(path.read_bytes(), str(path))
     theirs = _tokenizer_model(store.file(name), str(store.path / name))

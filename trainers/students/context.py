@@ -51,9 +51,15 @@ def check_context(student: Student, store: Store, *, where: str) -> None:
     Raises:
         PairingError: names both numbers.
     """
-    context, most = context_of(student.model), store.manifest.identity.corpus.seq_len
-    if context is None or most <= context or store.manifest.identity.images is not None:
+    context, most = context_of(student.model), store.identity.corpus.seq_len
+    if context is None or most <= context or store.identity.images is not None:
         return
+    if not store.finished:
+        raise PairingError(
+            f"{where}: reads {context} tokens at most (its max_position_embeddings), rows of {store.path} may have "
+            f"{most}, and whether one has shows when all are there; use a student with a context of {most}, or begin "
+            "without --follow when the store is finished"
+        )
     for stored in store:
         read = [v for name, v in stored.inputs.items() if name.endswith("input_ids")]
         length = max(map(len, read))

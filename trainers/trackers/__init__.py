@@ -40,7 +40,8 @@ class Tracked:
     @property
     def id(self) -> str:
         """16 letters that are the same when the run is resumed, and another run's are not."""
-        where = json.dumps([str(self.run.resolve()), self.facts.get("store_digest")])
+        store = self.facts.get("plan_digest") or self.facts.get("store_digest")
+        where = json.dumps([str(self.run.resolve()), store])
         return hashlib.sha256(where.encode()).hexdigest()[:16]
 
     @property

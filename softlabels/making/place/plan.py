@@ -20,11 +20,11 @@ from softlabels.core.records import (
 )
 from softlabels.errors import IntegrityError, PlanError, StoreError
 from softlabels.format.layout import BESIDE
-from softlabels.format.manifest import MANIFEST, Manifest, Plan
+from softlabels.format.manifest import MANIFEST, PLAN, Manifest, Plan
 from softlabels.format.pages import pages_of
 from softlabels.making.place import HELD, PROBE, Place
 from softlabels.making.place.names import PLANNING
-from softlabels.making.plan import PLAN, load_plan, paged_plan, plan_content
+from softlabels.making.plan import load_plan, paged_plan, plan_content
 from softlabels.making.same_job import check_same_job
 
 

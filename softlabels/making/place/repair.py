@@ -36,7 +36,7 @@ from softlabels.core.records import (
 from softlabels.errors import IntegrityError, StoreError
 from softlabels.format.dictionaries import DICTIONARY
 from softlabels.format.files import Recorded
-from softlabels.format.manifest import MANIFEST, Commit, Manifest, Plan, parse_manifest
+from softlabels.format.manifest import MANIFEST, PLAN, Commit, Manifest, Plan, parse_manifest
 from softlabels.format.pages import check_pages
 from softlabels.format.part import PART
 from softlabels.format.shard_records import PlannedShard
@@ -53,10 +53,9 @@ from softlabels.making.mending import (
 )
 from softlabels.making.place import HELD, Place, everything
 from softlabels.making.place.blocks import BLOCK
-from softlabels.making.place.claims import PlaceClaims, PlaceLease
+from softlabels.making.place.claims import PlaceClaims, PlaceLease, leases_of
 from softlabels.making.place.commit import LeaseRecords, commit_name
 from softlabels.making.place.finish import PlacePages, clear_in, in_threads, publish_in
-from softlabels.making.place.leases import leases_of
 from softlabels.making.place.living import Standing
 from softlabels.making.place.names import (
     FINISH,
@@ -71,9 +70,9 @@ from softlabels.making.place.plan import Mirror
 from softlabels.making.place.quarantine import retract_in
 from softlabels.making.place.shelf import PlaceShelf, Seen
 from softlabels.making.place.status import plan_in
-from softlabels.making.plan import PLAN, command_of
+from softlabels.making.plan import command_of
 from softlabels.making.quarantine import QUARANTINE
-from softlabels.store.reader import check_known
+from softlabels.store.readable import check_known
 
 
 def repair_at(url: str, *, dry_run: bool = False, reporter: Reporter | None = None) -> Repair:
@@ -165,7 +164,7 @@ def _manifest(place: Place, *, pages: bool = True) -> Manifest:
 
 
 def _leases(plan: Plan) -> tuple[range, ...]:
-    return leases_of(len(plan.shards), plan.identity.encoding.dictionary_shards or 0).all
+    return leases_of(len(plan.shards), plan.identity.encoding.dictionary_shards or 0)
 
 
 def _misleading(

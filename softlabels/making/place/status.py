@@ -12,14 +12,14 @@ from functools import partial
 
 from softlabels.core.processes import is_alive
 from softlabels.core.records import RECORD_LIMIT, parse_record
-from softlabels.format.manifest import Plan
+from softlabels.format.manifest import PLAN, Plan
 from softlabels.making.claims import Sighting
 from softlabels.making.place import HELD, Entry, Place, everything
 from softlabels.making.place.commit import COMMITS, indices
 from softlabels.making.place.finish import PlacePages, in_threads
 from softlabels.making.place.names import FINISH, PLANNING, in_force, shard_of
 from softlabels.making.place.watch import read_claim
-from softlabels.making.plan import PLAN, opened_plan
+from softlabels.making.plan import opened_plan
 
 
 def plan_in(place: Place) -> Plan | None:

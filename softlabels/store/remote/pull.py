@@ -43,6 +43,7 @@ from softlabels.errors import ConfigError, IntegrityError, StoreError
 from softlabels.format.files import LocalFiles, Recorded
 from softlabels.format.manifest import (
     MANIFEST,
+    PLAN,
     SIGNATURE,
     Manifest,
     Plan,
@@ -52,9 +53,9 @@ from softlabels.format.manifest import (
 from softlabels.format.pages import pages_of, recorded_page
 from softlabels.format.part import PART, Counting, Part
 from softlabels.making.pages import clear_pages, left_pages
-from softlabels.making.plan import PLAN
 from softlabels.store.demand import Demand, read_vouched
-from softlabels.store.reader import Store, check_known
+from softlabels.store.readable import check_known
+from softlabels.store.reader import Store
 from softlabels.store.remote.cache import CacheOptions, complete
 from softlabels.store.remote.files import RemoteFiles, fetch_recorded
 from softlabels.store.remote.transfer import (

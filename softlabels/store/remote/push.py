@@ -22,11 +22,18 @@ from softlabels.core.progress import Reporter, Silent
 from softlabels.core.records import RECORD_LIMIT
 from softlabels.errors import ConfigError, FormatError, IntegrityError, RemoteError, StoreError
 from softlabels.format.files import LocalFiles
-from softlabels.format.manifest import MANIFEST, SIGNATURE, Manifest, load_manifest, read_manifest
+from softlabels.format.manifest import (
+    MANIFEST,
+    PLAN,
+    SIGNATURE,
+    Manifest,
+    load_manifest,
+    read_manifest,
+)
 from softlabels.format.pages import pages_of
 from softlabels.format.part import refuse_part
 from softlabels.making.licences import require_spdx
-from softlabels.making.plan import PLAN, read_plan
+from softlabels.making.plan import read_plan
 from softlabels.store.remote.addresses import writable
 from softlabels.store.remote.client import Client
 from softlabels.store.remote.files import RemoteFiles

@@ -13,9 +13,9 @@ import msgspec
 from softlabels.core.records import parse_record
 from softlabels.errors import IntegrityError
 from softlabels.format.files import StoreFiles
-from softlabels.format.manifest import Commit, Manifest, Plan
+from softlabels.format.manifest import PLAN, Commit, Manifest, Plan
 from softlabels.format.part import Part, part_digest
-from softlabels.making.plan import PLAN, opened_plan
+from softlabels.making.plan import opened_plan
 
 AT_ONCE = 8
 """Files that travel at the same time."""
