@@ -98,7 +98,7 @@ class Bucket:
         if entries is None:
             return []
         begin = entries.bisect_right((after, LAST))
-        return list(entries[begin : begin + PAGE])
+        return list(entries.islice(begin, begin + PAGE))
 
 
 class SimulatedPlace:

@@ -38,7 +38,7 @@ def test_the_simulated_bucket_is_a_place():
 
 def test_deaths_stalls_and_lost_answers_lose_nothing_and_write_nothing_twice():
     world = {"deaths_per_hour": 3.0, "stalls_per_hour": 12.0, "weather": Weather(lost=0.02)}
-    simulation = simulated(builders=8, shards=120, **world)
+    simulation = simulated(builders=30, shards=240, **world)
     found = report(simulation)
     assert simulation.deaths > 5
     assert simulation.stalls > 5

@@ -327,7 +327,7 @@ def test_marks_of_blocks_beyond_a_page_are_seen_when_those_before_are_done(tmp_p
         told.read_marks(FRESH)
         assert told.left == left
     assert told.is_full(5)
-    where = told.where_to_look(7, random.Random(0), fresh=FRESH, again=1)
+    where = told.where_to_look(7, random.Random(0), fresh=FRESH)
     assert list(where) == [6, 5]  # what nobody said is full comes first
 
 

@@ -18,6 +18,7 @@ from softlabels.making import leases as leases_module
 from softlabels.making.claims import EXPIRY, Holder
 from softlabels.making.mending import Repair
 from softlabels.making.place import claims as place_claims
+from softlabels.making.place import leases as place_leases
 from softlabels.making.place.claims import PlaceClaims
 from softlabels.making.place.names import claim_name, done_name
 from softlabels.making.place.plan import Mirror
@@ -281,8 +282,9 @@ def test_an_unfinished_store_whose_leases_were_done(built, tmp_path, corpus, mon
     """Records of leases and marks of blocks, which builders trust, are withdrawn with the shard."""
     monkeypatch.setattr(leases_module, "FEWEST", 1)
     monkeypatch.setattr(leases_module, "LONGEST", 2)
-    monkeypatch.setattr(place_claims, "BLOCK", 1)
-    place_claims._cut.cache_clear()
+    for module in (place_claims, place_leases):
+        monkeypatch.setattr(module, "BLOCK", 1)
+    place_leases.leases_of.cache_clear()
     try:
         place = MemoryPlace()
         with monkeypatch.context() as m:
@@ -301,7 +303,7 @@ def test_an_unfinished_store_whose_leases_were_done(built, tmp_path, corpus, mon
         assert not [r for r in place.requests if r == f"read {SHARDS[3]}"], "it is whole"
         assert repaired(place, tmp_path / "d").whole
     finally:
-        place_claims._cut.cache_clear()
+        place_leases.leases_of.cache_clear()
 
 
 def test_of_very_many_shards_too_only_those_are_made_that_were_withdrawn(

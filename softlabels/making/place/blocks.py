@@ -61,6 +61,10 @@ class Blocks:
         """Something may be free in any."""
         self._seen[:] = NEVER
 
+    def is_done(self, block: int) -> bool:
+        """Whether all its leases are known to be done."""
+        return bool(self._done[block])
+
     def done(self, block: int) -> None:
         """All its leases are done."""
         if not self._done[block]:
@@ -71,14 +75,17 @@ class Blocks:
         """Tell other builders that all its leases are done, or claimed (`FULL`)."""
         self._place.create(mark_name(block, kind), b"claimed\n" if kind == FULL else b"done\n")
 
-    def read_marks(self, age: float) -> None:
+    def read_marks(self, age: float) -> bool:
         """See what others tell of the blocks that are left, unless that was seen so many seconds ago.
 
         One page: it begins at the first block that is left, and blocks are done more or less in order.
+
+        Returns:
+            Whether it was new.
         """
         if self.left < 2 or self._clock() - self._marks_read < age:
-            return
-        self._marks_read = self._clock()
+            return False
+        self._marks_read, left, full = self._clock(), self.left, 0
         begin = mark_name(int(self._done.argmin()), "")
         for entry in self._place.list(HELD, after=begin):
             block = block_of(entry.name)
@@ -87,24 +94,26 @@ class Blocks:
                     self.done(block)
                 elif not self.is_full(block):
                     self.full(block)
+                    full += 1
+        return full > 0 or self.left < left
 
-    def where_to_look(
-        self, bound: int, chance: random.Random, *, fresh: float, again: int
-    ) -> Iterator[int]:
-        """Blocks, by chance, in which something may be free: those of the largest leases first, then those seen before.
+    def where_to_look(self, bound: int, chance: random.Random, *, fresh: float) -> Iterator[int]:
+        """Some blocks, by chance, in which something may be free: `LOOKS`, or fewer.
 
-        What is learnt of a block meanwhile counts.
+        Those of the largest leases come first, those that were seen before last. What is learnt of a block meanwhile
+        counts.
 
         Args:
             bound: blocks before which leases may be begun.
             fresh: seconds for which a block in which nothing was free is not looked at again.
-            again: blocks of those, at most; of others `LOOKS` of each size.
         """
-        seen = self._seen[:bound]
+        seen, left = self._seen[:bound], LOOKS
         may = np.flatnonzero(~self._done[:bound] & (self._clock() - seen >= fresh))
         kinds = self._classes[may] + (seen[may] == NEVER) * _NEW
         for kind in np.unique(kinds)[::-1].tolist():
             some, new = may[kinds == kind].tolist(), kind >= _NEW
-            for block in chance.sample(some, min(LOOKS if new else again, len(some))):
+            for block in chance.sample(some, min(LOOKS, len(some))):
                 if not self._done[block] and (not new or not self.is_full(block)):
                     yield block
+                    if not (left := left - 1):
+                        return

@@ -5,12 +5,14 @@ with shard 32.
 
 The flow of a builder:
  1. it creates the claim of the lease that follows the one it had; of many that try, one succeeds;
- 2. if that one is another's it looks, by one listing, at a block of leases, which chance gives, those of the most
-    shards first, and takes one that is free there;
+ 2. if that one is another's it looks, by one listing, at a page of leases, from a block on that chance gives, those
+    of the most shards first, and takes one that is free there;
  3. while it works it renews the claim (another content, so another version) every `RENEWAL` seconds;
  4. when all shards of the lease are recorded it publishes the records together, `claims/00000032.done.json`, after
     which the claim says nothing more; when all leases of a block are done, whoever sees it says so
-    (`claims/block-00000.json`), so that nobody looks there again.
+    (`claims/block-00000.json`), so that nobody looks there again;
+ 5. who finds nothing free waits, and makes one request now and then: it asks what others say of blocks, or, if that is
+    nothing new, looks at a block that others have in hand.
 
 A claim is never removed before the store is finished: who lets go of a lease leaves a claim that says that it is free
 (`FREE`). So a claim that could be created tells that nobody had the lease before, and nothing of it is asked for.
@@ -27,26 +29,20 @@ from __future__ import annotations
 
 import random
 import time
-from bisect import bisect_right
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 
 from softlabels.errors import StoreError
 from softlabels.making.claims import EXPIRY, LIVING, Holder
-from softlabels.making.leases import cut
-from softlabels.making.place import HELD, PAGE, Entry, Place
+from softlabels.making.place import HELD, Entry, Place
 from softlabels.making.place.blocks import BLOCK, LOOKS, Blocks
+from softlabels.making.place.leases import Shown, leases_of
 from softlabels.making.place.names import (
-    AT,
-    DONE,
     FREE,
     FULL,
-    LAST,
-    LEASE,
     claim_content,
-    claim_name,
     done_name,
     is_free,
 )
@@ -55,23 +51,9 @@ from softlabels.making.place.watch import NEVER, Watched
 RENEWAL = 100.0
 """Seconds between renewals, each of which is a request; two may fail."""
 FRESH = 20.0
-"""Seconds for which who waits does not look again at what was listed; who has work looks less often (`EXPIRY`)."""
-
-
-@lru_cache(maxsize=4)
-def _cut(
-    shards: int, first: int
-) -> tuple[tuple[range, ...], tuple[int, ...], tuple[str, ...], tuple[int, ...]]:
-    """The leases of a plan, where they begin, the names of their claims, and the shards of each block's first lease."""
-    leases = tuple(cut(shards, first))
-    starts = tuple(lease.start for lease in leases)
-    names = tuple(claim_name(start) for start in starts)
-    return leases, starts, names, tuple(len(lease) for lease in leases[::BLOCK])
-
-
-def leases_of(shards: int, first: int) -> tuple[range, ...]:
-    """The leases of a plan, of whose shards so many first ones must be committed before any other is begun."""
-    return _cut(shards, first)[0]
+"""Seconds for which who waits does not look again at what was listed."""
+AMONG = 8
+"""Of so many builders each looks for the dead before it takes a lease, of more only so many do."""
 
 
 @dataclass(eq=False)
@@ -116,16 +98,20 @@ class PlaceClaims:
         chance: random.Random | None = None,
     ) -> None:
         self._place, self._clock = place, clock
-        self._leases, self._starts, self._names, sizes = _cut(shards, first)
+        self._leases = leases_of(shards, first)
         self._chance = random.Random() if chance is None else chance
         self._me = Holder.here() if me is None else me
         LIVING.add(self._me.token)
-        self._next = None if begin is None else bisect_right(self._starts, begin) - 1
+        self._next = None if begin is None else self._leases.of_shard(begin)
+        self._held: int | None = None
+        """A lease that was another's when this builder took one before it; so it is not asked for."""
         self._watched = Watched(place, clock, self._me)
-        self._blocks = Blocks(place, sizes, clock)
+        self._blocks = Blocks(place, self._leases.sizes, clock)
         self._dead_looked_for = NEVER
         self._idle = False
         """Whether there was nothing to take."""
+        self._looked = False
+        """Whether who waits has just looked for a dead claim."""
         self.cleared = False
         """Whether claims are gone that were there, as they are when the store is finished; for the caller to look."""
         self._first = first
@@ -136,11 +122,6 @@ class PlaceClaims:
         """Whether all leases are known to be done."""
         return not self._blocks.left
 
-    @property
-    def _fresh(self) -> float:
-        """Seconds for which what was listed is not listed again."""
-        return FRESH if self._idle else EXPIRY
-
     def take(self) -> PlaceLease | None:
         """A lease that is free, or whose holder is dead. None: there is none now, or all are done (`done`).
 
@@ -150,25 +131,40 @@ class PlaceClaims:
             StoreError: the place refuses.
         """
         number, self._next = self._next, None
-        lease = self._of_one_dead()  # before what is free: it would be waited for at the end
-        if lease is None and number is not None and number < self._bound:
+        lease = self._idle_look() if self._idle else self._of_one_dead()
+        if lease is None and number is not None and number < self._bound and number != self._held:
             lease = self._took(number, self._create(number))
-        lease = lease or self._jump()
+        if lease is None and not self._idle:
+            lease = self._jump()
         self._idle = lease is None
         return lease
 
     def take_end(self, name: str) -> PlaceLease | None:
-        """What one builder alone does, under a claim of its own, such as finishing the store."""
-        name = f"{HELD}/{name}.json"
+        """What one builder alone does, under a claim of its own, such as finishing the store; None: another does it."""
+        entry = self._end(name)
+        name = _end_name(name)
+        if entry is None:
+            return self._claim(name, range(0))
+        if is_free(entry):
+            return self._swap(name, range(0), entry.version)
+        return self._take_over(name, range(0)) if self._watched.expired(name) else None
+
+    def end_is_held(self, name: str) -> bool:
+        """Whether another, who lives as far as is known here, does what one builder alone does: one request."""
+        entry = self._end(name)
+        return not (entry is None or is_free(entry) or self._watched.expired(entry.name))
+
+    def _end(self, name: str) -> Entry | None:
+        """The claim on what one builder alone does, watched if somebody holds it."""
+        name = _end_name(name)
         found = [e for e in self._place.list(HELD, after=name[:-1]) if e.name == name]
         if not found:
-            return self._claim(name, range(0))
-        if is_free(found[0]):
-            return self._swap(name, range(0), found[0].version)
-        self._watched.keep({name})  # nothing else matters now
-        self._watched.peek(found)
-        self._watched.watch(found)
-        return self._take_over(name, range(0)) if self._watched.expired(name) else None
+            return None
+        if not is_free(found[0]):
+            self._watched.keep({name})  # nothing else matters now
+            self._watched.peek(found)
+            self._watched.watch(found)
+        return found[0]
 
     def renew(self, lease: PlaceLease) -> None:
         """Say that the holder lives; cheap enough for every chunk of logits."""
@@ -192,8 +188,7 @@ class PlaceClaims:
         """All shards of a lease are recorded: publish their records together; the claim then says nothing more."""
         self._place.create(done_name(lease.shards.start), records)
         if self._idle:  # it may have been the last of its block
-            number = bisect_right(self._starts, lease.shards.start) - 1
-            self._blocks.may_have(number // BLOCK)
+            self._blocks.may_have(self._leases.of_shard(lease.shards.start) // BLOCK)
 
     def release(self, lease: PlaceLease) -> None:
         """Let go of a lease that is not finished, unless another has taken over.
@@ -213,7 +208,7 @@ class PlaceClaims:
     @property
     def _bound(self) -> int:
         """Leases that may be begun now."""
-        return self._first or len(self._starts)
+        return self._first or len(self._leases)
 
     def open_rest(self) -> None:
         """The first leases are done: all others may be begun."""
@@ -226,57 +221,85 @@ class PlaceClaims:
         return lease
 
     def _jump(self) -> PlaceLease | None:
-        """Look at some blocks in which something may be free; who waits anyway looks at fewer."""
-        self._blocks.read_marks(self._fresh)
-        bound, again = -(-self._bound // BLOCK), 1 if self._idle else LOOKS
-        for block in self._blocks.where_to_look(bound, self._chance, fresh=FRESH, again=again):
+        """Look at some blocks in which something may be free."""
+        self._blocks.read_marks(EXPIRY)
+        for block in self._blocks.where_to_look(self._bound_blocks, self._chance, fresh=FRESH):
             if lease := self._look(block):
                 return lease
             self._blocks.read_marks(FRESH)
         return None
 
-    def _look(self, block: int) -> PlaceLease | None:
-        """Take a lease of a block; mark the block if there is nothing left to do in it."""
-        numbers = range(block * BLOCK, min((block + 1) * BLOCK, len(self._starts)))
-        done, standing = self._listed(numbers)
-        if len(done) == len(numbers):
-            self._blocks.done(block)
-            self._blocks.mark(block)
+    def _idle_look(self) -> PlaceLease | None:
+        """What who waits asks: one request as a rule.
+
+        By turns it looks at a block that others have in hand, that of a claim that may be dead, if one is known, and
+        reads what others tell; if that is nothing new, and no claim may be dead, it looks at any.
+        """
+        block = self._where_one_died()
+        if block is not None and not (self._looked and self._blocks.left > 1):
+            self._looked = True
+            return self._look(block)
+        self._looked = False
+        if self._blocks.read_marks(FRESH) or block is not None:
             return None
-        held = [e for name, e in standing.items() if name not in done]
-        let_go = {e.name: e.version for e in held if is_free(e)}
-        may = range(numbers.start, min(numbers.stop, self._bound))
-        gaps = [n for n in may if self._names[n] not in standing]
-        if gaps and self._blocks.is_full(block):
-            self._blocks.may_have(block)
+        look = self._blocks.where_to_look(self._bound_blocks, self._chance, fresh=FRESH)
+        block = next(look, None)
+        return None if block is None else self._look(block)
+
+    @property
+    def _bound_blocks(self) -> int:
+        """Blocks in which leases may be begun now."""
+        return -(-self._bound // BLOCK)
+
+    def _look(self, block: int, *, new: bool = True) -> PlaceLease | None:
+        """Take one of the leases that a page of claims shows, from a block on; mark blocks with nothing left to do.
+
+        Args:
+            new: also one that nobody had before.
+        """
+        shown = self._leases.shown(self._place.list(HELD, after=self._leases.before(block)), block)
+        gaps = [n for n in shown.untouched if n < self._bound]
+        if again := [b for b in {n // BLOCK for n in gaps} if self._blocks.is_full(b)]:
+            for b in again:
+                self._blocks.may_have(b)
             self.cleared = True
             return None
-        gaps += [self._number(name) for name in let_go]
-        held = [e for e in held if e.name not in let_go]
-        if not gaps:
-            if not self._blocks.is_full(block) and BLOCK < len(self._starts) == self._bound:
-                self._blocks.mark(block, FULL)
-            self._blocks.full(block)
-            self._watched.peek(held)
-        self._watched.watch(held)
-        if lease := self._of_the_dead(held):
+        let_go = [self._leases.of_claim(name) for name in shown.let_go]
+        self._tell(shown, {n // BLOCK for n in gaps + let_go})
+        if not (gaps or let_go):
+            self._watched.peek(shown.held)
+        names, numbers = self._leases.names, shown.numbers
+        self._watched.watch_all(shown.held, names[numbers[0]], names[numbers[-1]])
+        if lease := self._of_the_dead(shown.held):
             return lease
-        return self._of_gaps(gaps, let_go) if gaps else None
+        gaps = gaps + let_go if new else let_go
+        if not gaps or (lease := self._of_gaps(gaps, shown.let_go)) is None:
+            return None
+        free, after = set(gaps), self._leases.of_claim(lease.name) + 1
+        after += _run(after, free)
+        self._held = after if new and after in numbers else None
+        return lease
 
-    def _listed(self, numbers: range) -> tuple[set[str], dict[str, Entry]]:
-        """Claims of consecutive leases: the names of those that are done, and all that there are."""
-        done, standing = set(), {}
-        last = self._names[numbers[-1]]
-        claims = set(self._names[numbers.start : numbers.stop])
-        for entry in self._place.list(HELD, after=self._names[numbers[0]][:LEASE]):
-            name = entry.name
-            if name > last:
-                break
-            if name in claims:
-                standing[name] = entry
-            elif name[LEASE:] == DONE and (claim := f"{name[:LEASE]}.json") in claims:
-                done.add(claim)
-        return done, standing
+    def _tell(self, shown: Shown, may_have: Set[int]) -> None:
+        """Remember what was seen of blocks; tell others of the first, which chance gave.
+
+        Args:
+            may_have: blocks in which something is free.
+        """
+        names, numbers = self._leases.names, shown.numbers
+        first, several = numbers.start // BLOCK, BLOCK < len(names) == self._bound
+        for block in range(first, numbers[-1] // BLOCK + 1):
+            all_of_it = names[block * BLOCK : (block + 1) * BLOCK]
+            if block in may_have or all_of_it[-1] > names[numbers[-1]]:
+                continue
+            if shown.done.issuperset(all_of_it):
+                if block == first and not self._blocks.is_done(block):
+                    self._blocks.mark(block)
+                self._blocks.done(block)
+            else:
+                if block == first and several and not self._blocks.is_full(block):
+                    self._blocks.mark(block, FULL)
+                self._blocks.full(block)
 
     def _of_gaps(self, gaps: list[int], let_go: Mapping[str, str]) -> PlaceLease | None:
         """Take one of the leases that nobody holds, of the long ones, before which most are free.
@@ -284,12 +307,12 @@ class PlaceClaims:
         Args:
             let_go: claims that say so, and their versions.
         """
-        most = max(len(self._leases[n]) for n in gaps)
-        gaps = [n for n in gaps if 2 * len(self._leases[n]) >= most]
+        most = max(len(self._leases.all[n]) for n in gaps)
+        gaps = [n for n in gaps if 2 * len(self._leases.all[n]) >= most]
         free = set(gaps)
         some = self._chance.sample(gaps, min(LOOKS, len(gaps)))
         for number in sorted(some, key=lambda n: _run(n, free), reverse=True):
-            name, shards = self._names[number], self._leases[number]
+            name, shards = self._leases.names[number], self._leases.all[number]
             version = let_go.get(name)
             lease = (
                 self._claim(name, shards) if version is None else self._swap(name, shards, version)
@@ -298,45 +321,33 @@ class PlaceClaims:
                 return self._took(number, lease)
         return None
 
-    def _number(self, name: str) -> int:
-        """Of the lease that a claim is on."""
-        return bisect_right(self._starts, int(name[AT])) - 1
-
     # -- the dead ---------------------------------------------------------------------------------
 
     def _of_one_dead(self) -> PlaceLease | None:
-        """Look again at the claims that were seen, and have not been looked at for long: at a page of them."""
-        now = self._clock()
-        if now - self._dead_looked_for < self._fresh:
+        """Look, now and then, at claims that were seen long ago: at the end they would be waited for.
+
+        Whoever watches many claims leaves most of these looks to others, who watch them, too.
+        """
+        if self._clock() - self._dead_looked_for < EXPIRY:
             return None
+        if (block := self._where_one_died()) is None:
+            return None
+        if self._chance.random() * len(self._watched) >= AMONG:
+            return None
+        self._dead_looked_for = self._clock()
+        return self._look(block, new=False)
+
+    def _where_one_died(self) -> int | None:
+        """The block of a claim that was seen, and not looked at for so long that its holder may be dead."""
         first = self._watched.first_expired()
-        if first is None:
-            return None
-        self._dead_looked_for = now
-        begin = first[:LEASE]
-        listed = self._place.list(HELD, after=begin)
-        page = {e.name: e for e in listed}
-        last = listed[-1].name if len(listed) == PAGE else LAST
-        self._watched.keep(
-            {
-                name
-                for name in self._watched
-                if not begin < name <= last or (name in page and name[:LEASE] + DONE not in page)
-            }
-        )
-        seen = [page[name] for name in sorted(self._watched) if name in page]
-        let_go = {e.name: e.version for e in seen if is_free(e)}
-        if let_go:
-            return self._of_gaps([self._number(name) for name in let_go], let_go)
-        self._watched.watch(seen)
-        return self._of_the_dead(seen)
+        return None if first is None else self._leases.of_claim(first) // BLOCK
 
     def _of_the_dead(self, held: Sequence[Entry]) -> PlaceLease | None:
         """Take over from one of these claims that has not changed for long."""
         dead = [e.name for e in held if e.name in self._watched and self._watched.expired(e.name)]
         for name in self._chance.sample(dead, len(dead)):
-            number = self._number(name)
-            if lease := self._take_over(name, self._leases[number]):
+            number = self._leases.of_claim(name)
+            if lease := self._take_over(name, self._leases.all[number]):
                 return self._took(number, lease)
         return None
 
@@ -349,7 +360,7 @@ class PlaceClaims:
         return None if version is None else self._lease(name, shards, version, content, True)
 
     def _create(self, number: int) -> PlaceLease | None:
-        return self._claim(self._names[number], self._leases[number])
+        return self._claim(self._leases.names[number], self._leases.all[number])
 
     def _claim(self, name: str, shards: range) -> PlaceLease | None:
         content = self._content()
@@ -369,6 +380,11 @@ class PlaceClaims:
     def _content(self) -> Callable[[int], bytes]:
         """What a claim says; a version is of the content, so that no two claims say the same."""
         return partial(claim_content, self._me, f"{self._chance.getrandbits(64):016x}")
+
+
+def _end_name(name: str) -> str:
+    """Of the claim on what one builder alone does."""
+    return f"{HELD}/{name}.json"
 
 
 def _run(number: int, free: set[int]) -> int:

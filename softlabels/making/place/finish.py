@@ -22,8 +22,9 @@ from softlabels.making.card import card
 from softlabels.making.finish import CARD, has_columns, make_manifest, with_files
 from softlabels.making.place import HELD, Place, everything
 from softlabels.making.place.builder import LONGEST_PAUSE, SHORTEST_PAUSE
-from softlabels.making.place.claims import PlaceClaims, PlaceLease, leases_of
+from softlabels.making.place.claims import PlaceClaims, PlaceLease
 from softlabels.making.place.commit import LeaseRecords, parsed, read_commit, read_shard
+from softlabels.making.place.leases import leases_of
 from softlabels.making.place.names import FINISH, done_name, is_ours
 from softlabels.making.place.plan import Mirror
 from softlabels.making.place.quarantine import retract_in
@@ -163,15 +164,17 @@ def alone_in(
         sleep: seconds.
     """
     while (result := done()) is None:
-        lease = claims.take_end(name)
-        if lease is None:
+        if (lease := claims.take_end(name)) is not None:
+            try:
+                work(lease)
+            finally:
+                claims.release(lease)
+            continue
+        held = True
+        while held:
             sleep(pause * random.uniform(0.5, 1.0))
             pause = min(2 * pause, LONGEST_PAUSE)
-            continue
-        try:
-            work(lease)
-        finally:
-            claims.release(lease)
+            held = claims.end_is_held(name)
     return result
 
 
@@ -229,7 +232,7 @@ def collected(
     columns, known = Counter[str](), has_columns(plan.identity)
     first = plan.identity.encoding.dictionary_shards or 0
     read = partial(_lease_records, place, plan)
-    for found, counted in several(read, leases_of(len(plan.shards), first)):
+    for found, counted in several(read, leases_of(len(plan.shards), first).all):
         renew()
         commits += found
         columns.update(counted or {})

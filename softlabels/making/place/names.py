@@ -30,8 +30,6 @@ LEASE = len(HELD) + 9
 """So long is what names of a claim and of its records have in common, `claims/00000032`."""
 AT = slice(len(HELD) + 1, LEASE)
 """Where that has the first shard."""
-LAST = f"{HELD}/~"
-"""Comes after all names."""
 
 
 def done_name(start: int) -> str:

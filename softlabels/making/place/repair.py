@@ -53,9 +53,10 @@ from softlabels.making.mending import (
 )
 from softlabels.making.place import HELD, Place, everything
 from softlabels.making.place.blocks import BLOCK
-from softlabels.making.place.claims import PlaceClaims, PlaceLease, leases_of
+from softlabels.making.place.claims import PlaceClaims, PlaceLease
 from softlabels.making.place.commit import LeaseRecords, commit_name
 from softlabels.making.place.finish import PlacePages, clear_in, in_threads, publish_in
+from softlabels.making.place.leases import leases_of
 from softlabels.making.place.living import Standing
 from softlabels.making.place.names import (
     FINISH,
@@ -164,7 +165,7 @@ def _manifest(place: Place, *, pages: bool = True) -> Manifest:
 
 
 def _leases(plan: Plan) -> tuple[range, ...]:
-    return leases_of(len(plan.shards), plan.identity.encoding.dictionary_shards or 0)
+    return leases_of(len(plan.shards), plan.identity.encoding.dictionary_shards or 0).all
 
 
 def _misleading(

@@ -51,6 +51,10 @@ class Watched:
         """Their names."""
         return iter(self._seen)
 
+    def __len__(self) -> int:
+        """How many they are."""
+        return len(self._seen)
+
     def __contains__(self, name: object) -> bool:
         return name in self._seen
 
@@ -73,6 +77,12 @@ class Watched:
                 continue
             if seen is None or seen.version != entry.version:
                 self._seen[entry.name] = Seen(entry.version, now)
+
+    def watch_all(self, entries: Sequence[Entry], first: str, last: str) -> None:
+        """Watch these claims, and of those from one name to another no more."""
+        here = {e.name for e in entries}
+        self.keep({name for name in self._seen if name in here or not first <= name <= last})
+        self.watch(entries)
 
     def peek(self, entries: Sequence[Entry]) -> None:
         """Read claims that were not read before and may be of this host, of which a process that is gone is dead."""

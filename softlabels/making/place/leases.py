@@ -1,0 +1,98 @@
+"""The leases of a plan in a place, and what one page of a listing of claims shows of them."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+from softlabels.making.leases import cut
+from softlabels.making.place import PAGE, Entry
+from softlabels.making.place.blocks import BLOCK
+from softlabels.making.place.names import AT, DONE, LEASE, claim_name, is_free
+
+AT_A_LOOK = 2
+"""Blocks of which one page tells, at most: as many as it shows where most leases are done."""
+
+
+@dataclass(frozen=True, eq=False)
+class Leases:
+    """The leases of a plan, in order."""
+
+    all: tuple[range, ...]
+    starts: tuple[int, ...]
+    """The first shard of each."""
+    names: tuple[str, ...]
+    """Of their claims."""
+
+    def __len__(self) -> int:
+        return len(self.all)
+
+    @property
+    def sizes(self) -> list[int]:
+        """Shards of the first lease of each block."""
+        return [len(lease) for lease in self.all[::BLOCK]]
+
+    def of_shard(self, shard: int) -> int:
+        """Number of the lease that a shard is in."""
+        return bisect_right(self.starts, shard) - 1
+
+    def of_claim(self, name: str) -> int:
+        """Number of the lease that a claim is on."""
+        return self.of_shard(int(name[AT]))
+
+    def before(self, block: int) -> str:
+        """What comes before all names of a block's claims and records, and after those of the block before."""
+        return self.names[block * BLOCK][:LEASE]
+
+    def shown(self, page: Sequence[Entry], block: int) -> Shown:
+        """What a page of a listing that begins with a block shows.
+
+        That block counts as shown to its end, whatever else lies there.
+        """
+        end = (block + AT_A_LOOK) * BLOCK
+        if len(page) == PAGE:
+            end = min(max(bisect_right(self.names, page[-1].name), (block + 1) * BLOCK), end)
+        numbers = range(block * BLOCK, min(end, len(self)))
+        last, claims = self.names[numbers[-1]], set(self.names[numbers.start : numbers.stop])
+        done, standing = set[str](), dict[str, Entry]()
+        for entry in page:
+            name = entry.name
+            if name > last:
+                break
+            if name in claims:
+                standing[name] = entry
+            elif name[LEASE:] == DONE and (claim := f"{name[:LEASE]}.json") in claims:
+                done.add(claim)
+        open_ = [e for name, e in standing.items() if name not in done]
+        return Shown(
+            numbers=numbers,
+            done=done,
+            untouched=[n for n in numbers if self.names[n] not in standing],
+            let_go={e.name: e.version for e in open_ if is_free(e)},
+            held=[e for e in open_ if not is_free(e)],
+        )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Shown:
+    """What a page shows of consecutive leases."""
+
+    numbers: range
+    done: set[str]
+    """Claims on those whose records are published."""
+    untouched: list[int]
+    """Those on which there is no claim."""
+    let_go: dict[str, str]
+    """Claims that say that they are free, and their versions."""
+    held: list[Entry]
+    """All other claims on leases that are not done."""
+
+
+@lru_cache(maxsize=4)
+def leases_of(shards: int, first: int) -> Leases:
+    """The leases of a plan, of whose shards so many first ones must be committed before any other is begun."""
+    leases = tuple(cut(shards, first))
+    starts = tuple(lease.start for lease in leases)
+    return Leases(leases, starts, tuple(claim_name(start) for start in starts))
