@@ -102,22 +102,28 @@ class Builder:
                 self._collect()
 
     def _claim(self, claims: Claims) -> Claim | None:
-        """A lease: of its share, as long as one is free there, the next; else one of the first that are free.
+        """A lease: of its share the next; else the next of its stretch; else a stretch that nobody has begun; else any.
 
         So a store grows from its beginning, and who follows it (`softtrain run --follow`) need not wait for its end.
-        Where it is dear to begin to read elsewhere, the one after its last comes before these.
+        Where it is dear to begin to read elsewhere a stretch has no end.
         """
-        if self._listed_before(0.0):  # else it would claim what others made last
-            self._collect()
         todo = self._todo.open()
         if not todo or (todo[0] >= self._dictionary.first and self._writes_first()):
             return None
         own = [i for i in todo if i in self._own] if self._own else []
-        following = [i for i in todo if i == self._following and not self._begins_cheaply(i)]
+        following = [i for i in todo if i == self._following and self._goes_on(i)]
         for wanted in (own, following):
             if wanted and (claim := claims.take(wanted, in_order=True)):
                 return claim
-        return claims.take(todo)
+        if self._listed_before(0.0):  # else it would claim what others made last
+            self._collect()
+            todo = self._todo.open()
+        stretches = [i for i in todo if self._todo.begins_stretch(i)]
+        return (claims.take(stretches) if stretches else None) or claims.take(todo)
+
+    def _goes_on(self, index: int) -> bool:
+        """Whether the lease that begins with a shard is of this builder's stretch."""
+        return not (self._todo.begins_stretch(index) and self._begins_cheaply(index))
 
     def _begins_cheaply(self, index: int) -> bool:
         """Whether the corpus can be read from a shard on without reading much before it."""

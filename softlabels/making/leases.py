@@ -26,6 +26,9 @@ FEWEST = 32
 SPREAD = 32
 """Shards of a lease, at most, times the share of the plan that is left."""
 
+STRETCH = 4
+"""Leases that a builder makes one after the other before it goes back to the first that nobody has begun."""
+
 
 def cut(shards: int, singles: int = 0) -> list[range]:
     """The leases of a plan, in order; the first `singles` shards are each alone."""
@@ -92,6 +95,7 @@ class Ledger:
         self._firsts = np.array(self._starts, np.int64)
         self._left = [len(lease) for lease in self._leases]
         self._open = dict.fromkeys(self._starts)
+        self._stretches = frozenset(self._starts[::STRETCH])
         self._singles = singles
         self._done = np.zeros(shards, bool)
         self._undone = shards
@@ -144,6 +148,10 @@ class Ledger:
     def lease(self, first: int) -> range:
         """The lease that begins with a shard."""
         return self._leases[self._of(first)]
+
+    def begins_stretch(self, first: int) -> bool:
+        """Whether the lease that begins with a shard is the first of a stretch."""
+        return first in self._stretches
 
     def open(self) -> list[int]:
         """The first shards of leases of which some are to be made; the single ones at the beginning come first."""

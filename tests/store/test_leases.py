@@ -114,12 +114,15 @@ def test_a_builder_with_leases_makes_the_store_of_one_without(
             assert files_of(tmp_path / "leased")[name] == content
 
 
-@pytest.mark.parametrize(("cheap", "second"), [(2**20, 4), (-1, 12)])
-def test_a_builder_goes_back_to_the_first_lease_where_that_is_cheap(
-    tmp_path, corpus, long_leases, monkeypatch, cheap, second
+@pytest.mark.parametrize(
+    ("cheap", "stretch", "second"), [(2**20, 1, 4), (2**20, 2, 12), (-1, 1, 12)]
+)
+def test_a_builder_goes_back_after_a_stretch_where_that_is_cheap(
+    tmp_path, corpus, long_leases, monkeypatch, cheap, stretch, second
 ):
     """Its first is that of shard 8, for others hold those before; they let go of them while it works."""
     monkeypatch.setattr(builder_module, "CHEAP", cheap)
+    monkeypatch.setattr(leases_module, "STRETCH", stretch)
     monkeypatch.setattr(
         leases_module,
         "cut",
