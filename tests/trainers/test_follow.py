@@ -1,11 +1,15 @@
 """`softtrain run --follow`: a student learns from a store that is being made what it would from the finished one."""
 
+import hashlib
 import json
+import math
 import os
+import pickle
 import shutil
 import signal
 import threading
 import time
+from itertools import islice
 from pathlib import Path
 
 import msgspec
@@ -21,10 +25,11 @@ from softlabels.errors import (
     PairingError,
     RunError,
     UnfinishedError,
+    UnreadableError,
 )
 from softlabels.format import pages
 from softlabels.format.encoding import dictionary_of
-from softlabels.format.manifest import Commit, Manifest, load_manifest
+from softlabels.format.manifest import Commit, Manifest, content_digest, load_manifest
 from softlabels.making import dictionary
 from softlabels.making.claims import Claims
 from softlabels.making.commit import commit_path
@@ -36,8 +41,9 @@ from softlabels.store.reader import open_store
 from softlabels.store.waiting import Wait, WaitEnded, Work
 from tests.fakes import Notices, TinyTeacher, build_tiny
 from tests.students import evaluate_run, llama
-from trainers import SoftTargetStream
+from trainers import SoftTargetDataset, SoftTargetStream
 from trainers.data import order
+from trainers.data.chain import Chain
 from trainers.data.order import CorpusOrder
 from trainers.run.config import RunConfig
 from trainers.run.finished import open_finished
@@ -553,10 +559,84 @@ def test_a_state_says_what_was_learnt_from(ground):
     again = SoftTargetStream(ground / "open", batch_size=4, order="plan")
     again.load_state_dict(state)
     assert again.state_dict() == state
-    for learnt in (None, {}, {"shards": 8, "sha256": "0"}, {"shards": 10**9, "sha256": "0" * 64}):
-        with pytest.raises(RunError):
+    said, nothing = state["learnt"], hashlib.sha256().hexdigest()
+    for learnt in (
+        None,
+        {},
+        {"shards": 8, "sha256": "0"},
+        {"shards": 10**9, "sha256": "0" * 64},
+        {"shards": 0, "sha256": nothing},
+        {"shards": 0.9, "sha256": nothing},
+        {"shards": math.inf, "sha256": nothing},
+        said | {"shards": 6.0},
+    ):
+        with pytest.raises(RunError, match=r"says learnt|learnt from"):
             again.load_state_dict(state | {"learnt": learnt})
+    assert again.state_dict() == state
     with pytest.raises(RunError, match="learnt from"):
         SoftTargetStream(ground / "sampled", batch_size=4, order="plan").load_state_dict(state)
     with pytest.raises(RunError):
         SoftTargetStream(ground / "open", batch_size=4, order="corpus").load_state_dict(state)
+
+
+def test_a_refused_state_changes_nothing(ground):
+    stream = SoftTargetStream(ground / "open", batch_size=4, order="plan")
+    state = stream.state_at(16)
+    other = SoftTargetStream(ground / "sampled", batch_size=4)
+    before = other.state_dict()
+    with pytest.raises(RunError, match="learnt from"):
+        other.load_state_dict(state)
+    assert other.state_dict() == before
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_states_of_a_dataset_name_the_shards_that_were_learnt_from(ground, elsewhere):
+    dataset = SoftTargetDataset(ground / "open", batch_size=4, order="plan")
+    if elsewhere:
+        dataset = pickle.loads(pickle.dumps(dataset))
+    stream = SoftTargetStream(ground / "open", batch_size=4, order="plan")
+    for batch in islice(dataset, 5):
+        state = dataset.state_dict(after=batch)
+        assert state == stream.state_at(batch.offset + 4)
+    assert state["learnt"]["shards"] > 0
+    dataset.load_state_dict(state)
+    assert next(iter(dataset)).offset == 20
+    with pytest.raises(RunError, match="learnt from"):
+        SoftTargetDataset(ground / "sampled", batch_size=4, order="plan").load_state_dict(state)
+
+
+def test_shards_are_counted_once_whatever_fails(ground, monkeypatch):
+    store = open_store(ground / "open")
+    expected, chain, record = Chain(store).digest(9), Chain(store), store.record
+
+    def fails(index):
+        if index == 5:
+            raise UnreadableError("not now")
+        return record(index)
+
+    monkeypatch.setattr(store, "record", fails)
+    with pytest.raises(UnreadableError):
+        chain.digest(9)
+    monkeypatch.setattr(store, "record", record)
+    assert chain.digest(9) == expected
+
+
+def test_a_resume_that_is_refused_does_not_rename_the_run(ground, made, tmp_path):
+    """A teacher that does not give the same numbers twice made the finished store of the same plan."""
+    run = tmp_path / "run"
+    train(config_of(ground, made.to, follow=True, steps=6), run)
+    other = tmp_path / "other"
+    shutil.copytree(ground / "open", other)
+    manifest = json.loads((other / "manifest.json").read_bytes())
+    manifest["shards"][1]["sha256"] = "1" * 64
+    whole = msgspec.convert(manifest, Manifest)
+    digest = content_digest(manifest["identity"], whole.shards)
+    whole = msgspec.structs.replace(whole, content_digest=digest)
+    (other / "manifest.json").write_bytes(canonical(seal(whole)))
+    before = facts(run)
+    with pytest.raises(RunError, match="made again and is not the same"):
+        train(config_of(ground, other, order="plan", steps=9), run, resume=True)
+    assert facts(run) == before
+    made.finish()
+    train(config_of(ground, made.to, order="plan", steps=9), run, resume=True)
+    assert facts(run)["store_digest"] == load_manifest(ground / "open").content_digest

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from typing import Any
 
 from softlabels.errors import RunError
@@ -26,23 +27,24 @@ class Chain:
             self._count, self._sum = 0, hashlib.sha256()
         for index in range(self._count, shards):
             self._sum.update(bytes.fromhex(self._store.record(index).sha256))
-        self._count = shards
+            self._count = index + 1  # not later: a record that cannot be read is asked for again
         return self._sum.hexdigest()
 
-    def check(self, state: Any) -> None:
-        """Refuse a store whose first shards are not those of a state.
+    def check(self, state: Any, shards: int) -> None:
+        """Refuse a store whose first shards, so many, are not those of a state.
 
         Raises:
-            RunError: they are others, or it is no state.
+            RunError: they are others, or it is no state of so many.
         """
-        try:
-            shards, sha256 = int(state["shards"]), str(state["sha256"])
-        except (TypeError, KeyError, ValueError) as e:
+        named = state if isinstance(state, Mapping) else {}
+        count, sha256 = named.get("shards"), named.get("sha256")
+        if type(count) is not int or not isinstance(sha256, str):
             raise RunError(
                 f"the saved stream says learnt = {state!r}, expected shards and sha256; resume from another checkpoint"
-            ) from e
-        if not 0 <= shards <= len(self._store.shards) or self.digest(shards) != sha256:
+            )
+        if count != shards or self.digest(shards) != sha256:
             raise RunError(
-                f"{self._store.path}: its first {shards:,} shards are not those that the run has learnt from: it is "
-                "another store, or one of them was made again and is not the same; begin again in another --out"
+                f"{self._store.path}: its first {shards:,} shards are not those that the run has learnt from, which "
+                f"names {count:,}: it is another store, or one of them was made again and is not the same; begin "
+                "again in another --out"
             )

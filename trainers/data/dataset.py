@@ -57,7 +57,12 @@ class SoftTargetDataset(IterableDataset[Batch]):
                 )
         self._store = store
         self._options = {"prefetch": 0, **options, "batch_size": batch_size}
-        self._state = self._open().state_dict()
+        self._stream: BatchStream | None = self._open()  # which says states; no batch is made on it
+        self._state = self._stream.state_dict()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the open store."""
+        return {**self.__dict__, "_stream": None}
 
     def _open(self) -> BatchStream:
         return make_stream(self._store, **self._options)
@@ -70,9 +75,9 @@ class SoftTargetDataset(IterableDataset[Batch]):
         """
         if after is None:
             return dict(self._state)
-        if after.offset is None:
-            raise ConfigError("state_dict(after=…): that batch did not come from a stream")
-        return {**self._state, "position": after.offset + self._options["batch_size"]}
+        if self._stream is None:
+            self._stream = self._there()
+        return self._stream.state_dict(after)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where another stream was, in iterators that are made from now on.
@@ -84,12 +89,16 @@ class SoftTargetDataset(IterableDataset[Batch]):
         """
         stream = self._open()
         stream.load_state_dict(state)
-        self._state = stream.state_dict()
+        self._stream, self._state = stream, stream.state_dict()
+
+    def _there(self) -> BatchStream:
+        stream = self._open()
+        stream.load_state_dict(self._state)
+        return stream
 
     def __iter__(self) -> Iterator[Batch]:
         """This worker's share of the batches, without end; all of them outside a worker."""
-        stream = self._open()
-        stream.load_state_dict(self._state)
+        stream = self._there()
         worker = get_worker_info()
         if worker is None:
             return iter(stream)

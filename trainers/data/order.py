@@ -223,7 +223,7 @@ class CorpusOrder(RowOrder):
             shuffle=shuffle,
         )
         self._shard_ends = np.cumsum(held)
-        self._forward = forward
+        self.forward = forward
 
     def begun_by(self, offset: int) -> int:
         """Of an order that begins forward: how many shards, from the first on, the blocks of the places before need."""
@@ -231,10 +231,14 @@ class CorpusOrder(RowOrder):
             return 0
         if offset > self.rows:
             return len(self._shard_ends)
-        return int(self.shards_of(self.find(offset - 1)[0]).max()) + 1
+        # Of the first epoch alone, without what is remembered of another: a thread may be ahead in that.
+        part = int(np.searchsorted(self._starts, offset - 1, side="right")) - 1
+        last = min((part // self.block_shards + 1) * self.block_shards, self.parts) - 1
+        row = self._starts[last] + self._sizes[last] - 1
+        return int(np.searchsorted(self._shard_ends, row, side="right")) + 1
 
     def _permutes(self, epoch: int) -> bool:
-        return self._shuffle and not (self._forward and epoch == 0)
+        return self._shuffle and not (self.forward and epoch == 0)
 
     def shards_of(self, block: int) -> Int64:
         """Shards that the rows of a block lie in, each once, in the order in which slices name them."""

@@ -78,20 +78,12 @@ class BatchStream(ABC):
             "shuffle": self._shuffle,
             "block_shards": self._block_shards,
         }
-        self._arrange(self._arrangement)
+        self._readers = self._arranged(self._arrangement)
 
-    def _arrange(self, arrangement: Arrangement) -> None:
-        self._arrangement = arrangement
-        cut = orders_of(
-            self._stores,
-            self.seed,
-            arrangement,
-            block_shards=self._block_shards,
-            shuffle=self._shuffle,
-        )
-        self._readers = [
-            BlockReader(s, o, self._block_shards) for s, o in zip(self._stores, cut, strict=True)
-        ]
+    def _arranged(self, arrangement: Arrangement) -> list[BlockReader]:
+        block, shuffle = self._block_shards, self._shuffle
+        cut = orders_of(self._stores, self.seed, arrangement, block_shards=block, shuffle=shuffle)
+        return [BlockReader(s, o, block) for s, o in zip(self._stores, cut, strict=True)]
 
     @property
     def order(self) -> str:
@@ -129,7 +121,11 @@ class BatchStream(ABC):
             if after.offset is None:
                 raise ConfigError("state_dict(after=…): that batch did not come from a stream")
             offset = after.offset + self.batch_size
-        return {**self._facts(self._arrangement), "position": offset}
+        return self.state_at(offset)
+
+    def state_at(self, position: int) -> dict[str, Any]:
+        """What `state_dict` gives where so many global rows were taken."""
+        return {**self._facts(self._arrangement), "position": position}
 
     def _facts(self, arrangement: Arrangement) -> dict[str, Any]:
         return {**self._own_facts, **arrangement.facts(self.batch_size)}
@@ -152,7 +148,8 @@ class BatchStream(ABC):
         """
         arrangement = self._arrangement_of(state)
         facts = self._facts(arrangement)
-        for name in sorted(facts.keys() | (state.keys() - {"position"})):
+        beside = {"position", "learnt"} if state.get("order") == PLANNED else {"position"}
+        for name in sorted(facts.keys() | (state.keys() - beside)):
             value, saved = facts.get(name), state.get(name)
             if saved != value:
                 raise RunError(
@@ -160,7 +157,7 @@ class BatchStream(ABC):
                     "another order; resume with the store and seed that the run began with"
                 )
         offset = state.get("position")
-        if not isinstance(offset, int) or offset < 0:
+        if type(offset) is not int or offset < 0:
             raise RunError(
                 f"the saved stream has position = {offset!r}, expected a number of rows, 0 or more; resume from "
                 "another checkpoint"
@@ -170,9 +167,15 @@ class BatchStream(ABC):
                 f"the saved stream has position = {offset}, expected a multiple of the batch size {self.batch_size}; "
                 "resume from another checkpoint"
             )
-        if arrangement != self._arrangement:
-            self._arrange(arrangement)
-        self.offset = offset
+        same = arrangement == self._arrangement
+        readers = self._readers if same else self._arranged(arrangement)
+        self._check_learnt(readers, offset, state.get("learnt"))
+        self._arrangement, self._readers, self.offset = arrangement, readers, offset
+
+    def _check_learnt(self, readers: Sequence[BlockReader], offset: int, learnt: Any) -> None:
+        """Refuse a store whose shards are not those that a state has learnt from, if it names any."""
+        if learnt is not None:
+            raise RunError(f"the saved stream has learnt = {learnt!r}, this one names no shards")
 
     def stop_waiting(self) -> None:
         """Of a store that is followed: wait for no more of its shards, until the next iterator is made."""
@@ -328,24 +331,15 @@ class SoftTargetStream(BatchStream):
         (reader,) = self._readers
         return reader
 
-    def state_dict(self, after: Batch | None = None) -> dict[str, Any]:
+    def state_at(self, position: int) -> dict[str, Any]:
         """As of all streams; by plan, also what the shards were that were learnt from."""
-        state = super().state_dict(after)
-        order = self._reader.lanes.order
-        if self.order != PLANNED or not isinstance(order, CorpusOrder):
-            return state
-        return {**state, "learnt": self._chain.state(order.begun_by(state["position"]))}
+        state, begun = super().state_at(position), _begun_by(self._reader, position)
+        return state if begun is None else {**state, "learnt": self._chain.state(begun)}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """As of all streams.
-
-        Raises:
-            RunError: the state is of another store, seed or shuffle.
-        """
-        rest = {name: value for name, value in state.items() if name != "learnt"}
-        super().load_state_dict(rest if state.get("order") == PLANNED else state)
-        if self.order == PLANNED:
-            self._chain.check(state.get("learnt"))
+    def _check_learnt(self, readers: Sequence[BlockReader], offset: int, learnt: Any) -> None:
+        (reader,) = readers
+        if (begun := _begun_by(reader, offset)) is not None:
+            self._chain.check(learnt, begun)
 
     def _facts(self, arrangement: Arrangement) -> dict[str, Any]:
         """By plan, the rows of the store stand for it: its shards may not all be made."""
@@ -362,6 +356,14 @@ class SoftTargetStream(BatchStream):
 
     def _look_ahead(self, own: Sequence[Span]) -> None:
         self._reader.look_ahead(own)
+
+
+def _begun_by(reader: BlockReader, position: int) -> int | None:
+    """How many of a store's first shards are learnt from before a position; None: not by plan."""
+    order = reader.lanes.order
+    if isinstance(order, CorpusOrder) and order.forward:
+        return order.begun_by(position)
+    return None
 
 
 def check_slices(batch_size: int, rank: int, world_size: int) -> None:

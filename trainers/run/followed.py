@@ -98,7 +98,8 @@ def end_of(run: Path, stream: SoftTargetStream | MixedStream) -> str | None:
         finished = store.reopened()
         if finished is None:
             return f"{waited}; it is not finished yet, so run.json names it by its plan"
-        Chain(finished).check(stream.state_dict()["learnt"])
+        learnt = stream.state_dict()["learnt"]
+        Chain(finished).check(learnt, learnt["shards"])
     except (StoreError, RunError) as e:
         return f"{waited}; the run cannot be repeated from it: {e}"
     settle_store(run, finished.digest)

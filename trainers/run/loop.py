@@ -34,6 +34,7 @@ from trainers.run.config import RunConfig
 from trainers.run.ema import Ema
 from trainers.run.finite import check_finite, is_finite, not_finite
 from trainers.run.folder import publish_student
+from trainers.run.followed import settle_store
 from trainers.run.length import Length
 from trainers.run.metrics import Metrics
 from trainers.run.reduce import Ranks
@@ -51,6 +52,8 @@ class Loop:
     config: RunConfig
     run: Path
     """Its folder."""
+    store_digest: str
+    """What names its store from now on."""
     stream: SoftTargetStream | MixedStream
     student: Student
     loss: LossSchedule
@@ -78,6 +81,8 @@ class Loop:
         checkpoint = self.ranks.from_first(lambda: newest_intact(self.run, notice))
         if checkpoint is not None:
             self._resume(checkpoint)
+        # Not before the stream took the state: until then the store may be another.
+        self.ranks.from_first(lambda: settle_store(self.run, self.store_digest))
         settled = self.ranks.from_first(
             lambda: self.length.settle(self.run, self.config, self.step)
         )

@@ -33,7 +33,7 @@ from trainers.run.ema import Ema
 from trainers.run.finished import provenance
 from trainers.run.finite import is_finite
 from trainers.run.folder import check_same_run, mend_run, read_run, settled, student_tokenizer
-from trainers.run.followed import end_of, open_followed, plan_facts, settle_store
+from trainers.run.followed import end_of, open_followed, plan_facts
 from trainers.run.kernels import apply_kernels
 from trainers.run.length import Length, in_steps
 from trainers.run.loop import Loop
@@ -153,6 +153,7 @@ def _train(config: RunConfig, run: Path, ranks: Ranks, report: Reporter, *, resu
         folder = Loop(
             config=config,
             run=run,
+            store_digest=facts["store_digest"],
             stream=stream,
             student=student,
             loss=loss,
@@ -271,7 +272,6 @@ def _begin(
     recorded = read_run(run, resume=resume)  # once more: another may have begun one meanwhile
     if recorded:
         check_same_run(recorded, facts, run)
-        settle_store(run, facts["store_digest"])
     else:
         write_json(run / "run.json", facts)
     mend_run(run, report.notice)
