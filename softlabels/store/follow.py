@@ -19,7 +19,7 @@ from threading import Lock
 from typing import Any
 
 from softlabels.core.progress import duration
-from softlabels.errors import ConfigError, FormatError, IntegrityError
+from softlabels.errors import ConfigError, FormatError, IntegrityError, UnreadableError
 from softlabels.format.files import LocalFiles
 from softlabels.format.manifest import MANIFEST, PLAN, Commit, Plan, check_shard
 from softlabels.format.pages import column
@@ -32,10 +32,10 @@ from softlabels.store.of_plan import check_of_plan
 from softlabels.store.read_as import AS_IT_IS, ReadAs
 from softlabels.store.reader import Store, open_store
 from softlabels.store.remote.cache import CacheOptions
-from softlabels.store.waiting import Wait, Work
+from softlabels.store.waiting import Readable, Wait, Work
 
-PLAN_PATIENCE = 60.0
-"""Seconds to wait for a plan while nobody is seen making one: the path may be wrong."""
+PLAN_PATIENCE = 3600.0
+"""Seconds to wait for a plan while nobody is seen making one: a builder shows nothing until its teacher is loaded."""
 WITHDRAWAL = 1.0
 """Seconds within which who withdraws a shard withdraws its record, too."""
 RECORDS = 4096
@@ -150,7 +150,10 @@ class FollowedStore(Store):
             self._records.pop(index, None)
         until = time.monotonic() + WITHDRAWAL
         while True:
-            now = self._look(index)
+            try:
+                now = self._look(index)
+            except UnreadableError:
+                return True  # or may be: it is waited for until it can be read
             if now is None or now.sha256 != record.sha256:
                 return True
             if time.monotonic() > until:
@@ -159,7 +162,7 @@ class FollowedStore(Store):
 
     def _commit(self, index: int) -> Commit:
         what = f"shard {index} of {len(self.shards):,} of {self.path}"
-        return self._wait.until(partial(self._look, index), what)
+        return self._wait.until(Readable(partial(self._look, index), self._wait.notice), what)
 
     def _look(self, index: int) -> Commit | None:
         """The commit record of a shard; None: there is none yet."""
@@ -205,7 +208,7 @@ def follow_store(
     begin = f"begin with `softlabels build … --out {folder}`, or is the path wrong?"
     look = partial(_work, folder)
     plan = Wait(look, way_out=begin, notice=notice, patience=PLAN_PATIENCE).until(
-        partial(_plan, folder), f"the plan of {folder}"
+        Readable(partial(_plan, folder), notice), f"the plan of {folder}"
     )
     ways = ReadAs.asked(
         folder,
@@ -234,7 +237,7 @@ def _work(folder: Path) -> Work:
     except FormatError:
         if (folder / PLAN).exists():
             raise
-        return Work(False, 0, "no builder is at work")  # nor has begun
+        return Work(False, 0, "no builder is at work, or it still loads its teacher")
     return Work(status.working > 0, status.shards_done, _text(status))
 
 

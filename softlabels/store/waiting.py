@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import NamedTuple, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 from softlabels.core.progress import duration
-from softlabels.errors import UnfinishedError
+from softlabels.errors import UnfinishedError, UnreadableError
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0
 """Seconds between two looks at what is waited for."""
@@ -39,6 +39,31 @@ class Work(NamedTuple):
     """For people: who is at work, and how far they are."""
 
 
+class Readable(Generic[T]):
+    """A look at a file, in which an error of reading means for a while that it is not there yet.
+
+    A read may fail and the next one not, so that such an error is no damage; one that lasts for `PATIENCE` is raised.
+    """
+
+    def __init__(self, look: Callable[[], T | None], notice: Callable[[str], None]) -> None:
+        self._look, self._notice = look, notice
+        self._since: float | None = None
+
+    def __call__(self) -> T | None:
+        """What there is; None: nothing that can be read."""
+        try:
+            found = self._look()
+        except UnreadableError as e:
+            if self._since is None:
+                self._since = time.monotonic()
+                self._notice(f"{e}; trying again for up to {duration(PATIENCE)}")
+            if time.monotonic() - self._since > PATIENCE:
+                raise
+            return None
+        self._since = None
+        return found
+
+
 class Wait:
     """Waits for one thing after another. Shared between threads, of which one waits.
 
@@ -57,8 +82,8 @@ class Wait:
         notice: Callable[[str], None],
         patience: float | None = None,
     ) -> None:
-        self._look, self._way_out, self._notice = look, way_out, notice
-        self._patience = patience
+        self._look, self._way_out, self.notice = look, way_out, notice
+        self._own_patience = patience
         self._ended = False
         self._said: float | None = None
         self.seconds = 0.0
@@ -74,18 +99,25 @@ class Wait:
         begun = alive = time.monotonic()
         pause, due, made = FIRST_PAUSE, begun + SAID_AFTER, -1
         while (value := found()) is None:
-            if time.monotonic() >= due:
-                looked = time.monotonic()
+            looked = time.monotonic()
+            over = looked - alive > self._patience
+            if over or looked >= due:
                 work, now = self._look(), time.monotonic()
                 due = now + max(LOOK, RARELY * (now - looked))
                 if work.alive or work.made > made >= 0:
                     alive = now
+                elif over:  # as this very look found, however rare looks are
+                    break
                 made = work.made
                 self._say(f"waiting for {what}: {work.text}", now)
-            self._check_alive(time.monotonic() - alive, what)
             self._sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE)
         self.seconds += time.monotonic() - begun
+        if value is None and (value := found()) is None:
+            raise UnfinishedError(
+                f"{what}: not there, and no builder was at work in the last {duration(self._patience)} (one that still "
+                f"loads its teacher does not show); {self._way_out}"
+            )
         return value
 
     def end(self) -> None:
@@ -107,11 +139,8 @@ class Wait:
     def _say(self, line: str, now: float) -> None:
         if self._said is None or now - self._said >= QUIET:
             self._said = now
-            self._notice(line)
+            self.notice(line)
 
-    def _check_alive(self, silent: float, what: str) -> None:
-        patience = PATIENCE if self._patience is None else self._patience
-        if silent > patience:
-            raise UnfinishedError(
-                f"{what}: not there, and no builder was at work in the last {duration(patience)}; {self._way_out}"
-            )
+    @property
+    def _patience(self) -> float:
+        return PATIENCE if self._own_patience is None else self._own_patience

@@ -108,9 +108,14 @@ def test_a_state_that_a_stream_cannot_go_on_from_leaves_it_as_it_is(folders, cha
 def test_unshuffled_rows_are_those_of_the_store_one_after_the_other(folders):
     batches = rows_of(SoftTargetStream(folders / "a", batch_size=8, shuffle=False))
     assert [r for b in batches for r in b] == list(range(8 * STEPS))
+
+
+def test_rows_of_hugging_face_come_in_lanes_whether_they_are_shuffled_or_not(folders):
+    """A checkpoint of theirs skips so many places, and says nothing of lanes."""
     rows = StoreRows(folders / "a", shuffle=False)
-    expected = [rows.store.row(i).row.digest for i in range(8)]
     rows.in_steps(8)
+    lanes = SoftTargetStream(folders / "a", batch_size=8, shuffle=False, lanes=8)
+    expected = [rows.store.row(i).row.digest for i in rows_of(lanes)[0]]
     assert [rows[i].row.digest for i in range(8)] == expected
 
 

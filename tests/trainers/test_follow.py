@@ -360,7 +360,9 @@ def test_progress_is_a_sign_of_life_and_lines_are_few(monkeypatch):
     assert wait.until(lambda: 3, "four") == 3
     wait.go_on()
     still = Wait(lambda: Work(False, 5, "so"), way_out="go away", notice=lines.append)
-    with pytest.raises(UnfinishedError, match=r"five: not there, .* in the last 0\.3 s; go away"):
+    with pytest.raises(
+        UnfinishedError, match=r"five: not there, .* in the last 0\.3 s .*; go away"
+    ):
         still.until(lambda: None, "five")
 
 
@@ -640,3 +642,65 @@ def test_a_resume_that_is_refused_does_not_rename_the_run(ground, made, tmp_path
     made.finish()
     train(config_of(ground, made.to, order="plan", steps=9), run, resume=True)
     assert facts(run)["store_digest"] == load_manifest(ground / "open").content_digest
+
+
+# -- patience ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_wait_ends_by_a_look_that_found_nobody_however_slow_looks_are(monkeypatch):
+    monkeypatch.setattr(waiting, "PATIENCE", 0.3)
+    looks = []
+
+    def look() -> Work:
+        looks.append(time.monotonic())
+        time.sleep(0.2)  # so that the next is due after ten times as long
+        return Work(len(looks) < 4, 0, "so")
+
+    wait = Wait(look, way_out="go", notice=lambda line: None)
+    with pytest.raises(UnfinishedError, match="loads its teacher does not show"):
+        wait.until(lambda: None, "one")
+    assert len(looks) == 4
+    looks.clear()
+    assert (
+        wait.until(lambda: "there" if len(looks) == 4 else None, "what came meanwhile") == "there"
+    )
+
+
+def test_a_teacher_that_is_loaded_is_waited_for(tmp_path, monkeypatch):
+    assert follow.PLAN_PATIENCE >= 3600
+    monkeypatch.setattr(follow, "PLAN_PATIENCE", 0.5)
+    notices = Notices()
+    with pytest.raises(UnfinishedError, match="loads its teacher"):
+        follow_store(tmp_path / "nothing", notice=notices.notice)
+    assert "or it still loads its teacher" in notices.lines[0]
+
+
+def test_a_record_that_cannot_be_read_now_is_waited_for(ground, made, tmp_path, monkeypatch):
+    look, failures = follow.committed, iter(range(3))
+
+    def fails(store, plan, shard, **how):
+        if shard.index == 9 and next(failures, None) is not None:
+            raise UnreadableError("00009.json: Input/output error")
+        return look(store, plan, shard, **how)
+
+    monkeypatch.setattr(follow, "committed", fails)
+    notices = Notices()
+    train(config_of(ground, made.to, follow=True), tmp_path / "run", reporter=notices)
+    assert any("trying again" in line for line in notices.lines)
+    same(tmp_path / "run", on_whole(ground, tmp_path / "whole"))
+    monkeypatch.setattr(waiting, "PATIENCE", 0.3)
+    failures = iter(range(10**6))
+    with pytest.raises(UnreadableError, match="Input/output error"):
+        follow_store(made.to, notice=print).record(9)
+
+
+def test_steps_before_a_damaged_shard_are_saved(ground, made, tmp_path):
+    whole, run, notices = ground / "open", tmp_path / "run", Notices()
+    change(made.to / made.plan.shards[9].name)
+    config = config_of(ground, made.to, follow=True, checkpoint_every=100)
+    with pytest.raises(RunError, match=r"sha256 .* --resume"):
+        train(config, run, reporter=notices)
+    assert any(line.startswith("saved after step 5") for line in notices.lines)
+    shutil.copyfile(whole / made.plan.shards[9].name, made.to / made.plan.shards[9].name)
+    train(config, run, resume=True)
+    same(run, on_whole(ground, tmp_path / "whole", checkpoint_every=100))

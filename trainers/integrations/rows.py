@@ -24,7 +24,7 @@ class StoreRows(Dataset[StoredRow]):
 
     Args:
         store, seed, shuffle, order, block_shards, vocab: as of `SoftTargetStream`.
-        lanes: likewise, for the rows of a step once it is known how many they are.
+        lanes: likewise, for the rows of a step once it is known how many they are; None: even unshuffled.
     """
 
     column_names = None
@@ -43,7 +43,7 @@ class StoreRows(Dataset[StoredRow]):
     ) -> None:
         held = 2 * max(block_shards, lanes or MOST)
         self.store = open_store(store, cached_shards=held, vocab=vocab)
-        self._arranged = partial(Arrangement.chosen, order, lanes, shuffle=shuffle)
+        self._arranged = partial(Arrangement.chosen, order, lanes)
         self._cut = partial(
             orders_of, [self.store], seed, block_shards=block_shards, shuffle=shuffle
         )

@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 
 from softlabels.core.progress import Reporter
-from softlabels.errors import RunError, UnfinishedError
+from softlabels.errors import RunError, SoftLabelsError
 from softlabels.store.waiting import WaitEnded
 from trainers.data.batch import Batch
 from trainers.data.mixing import MixedStream
@@ -141,17 +141,19 @@ class Loop:
                     raise KeyboardInterrupt
 
     def _awaited(self, batches: Iterator[Batch], metrics: Metrics) -> Batch:
-        """The next batch; where it is waited for in vain, what was learnt is saved before the run stops.
+        """The next batch; where there is none, what was learnt is saved before the run stops.
 
-        Of several processes only some may have waited, so they go back to the newest checkpoint.
+        Of several processes only some may have met that, so they go back to the newest checkpoint.
         """
         try:
             return self._next(batches)
-        except (WaitEnded, RunError) as e:
-            in_vain = isinstance(e, WaitEnded) or isinstance(e.__cause__, UnfinishedError)
-            if in_vain and self.step > self._saved and not self.ranks.several:
-                self._save(metrics)
-            if in_vain and self._saved:
+        except (WaitEnded, RunError):
+            if self.step > self._saved and not self.ranks.several:
+                try:
+                    self._save(metrics)
+                except SoftLabelsError as e:  # of the two, what stops the run is the one to raise
+                    self.report.notice(f"step {self.step} is not saved: {e}")
+            if self._saved:
                 self.report.notice(f"saved after step {self._saved}; --resume goes on from there")
             raise
 
