@@ -107,7 +107,9 @@ def test_paths_mean_the_same_to_processes_that_work_elsewhere(ray, store, tmp_pa
     from softlabels.store.remote.cache import CacheOptions
 
     size = load_manifest(store).identity.teacher.vocab_size
-    monkeypatch.chdir(tmp_path)
+    work = tmp_path / "why?"
+    work.mkdir()
+    monkeypatch.chdir(work)
     Path("new.json").write_text(json.dumps([*range(size - 9), *[-1] * 9]), encoding="utf-8")
     Path("here").symlink_to(store)
     for name in ("vocab", "view"):
@@ -117,7 +119,7 @@ def test_paths_mean_the_same_to_processes_that_work_elsewhere(ray, store, tmp_pa
         assert found.equals(wanted)
     address = upload(store, ray, "elsewhere")
     read_store(address, columns=["ids"], cache=CacheOptions(folder="kept")).materialize()
-    assert any((tmp_path / "kept").iterdir())
+    assert any((work / "kept").iterdir())
 
 
 @pytest.mark.slow

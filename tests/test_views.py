@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -250,6 +251,19 @@ def test_a_table_from_a_file(tmp_path, name):
     assert wide.size == 7
     assert wide.table_sha256 == view.table_sha256
     assert VocabView.parse("trim:3", 4).table_sha256 is None
+
+
+@pytest.mark.parametrize("folder", ["why?", "a?size=3", "a?size=3/b?c"])
+@pytest.mark.parametrize("size", ["", "?size=7"])
+def test_a_folder_may_hold_a_question_mark(tmp_path, monkeypatch, folder, size):
+    (tmp_path / folder).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / folder)
+    Path("t.json").write_text("[2, -1, 0, 1]")
+    spec = VocabView.anywhere(f"map:t.json{size}")
+    assert spec == f"map:{tmp_path / folder}/t.json{size}"
+    monkeypatch.chdir("/")
+    view = VocabView.parse(spec, 4)
+    assert (view.spec, view.size) == (f"map:t.json{size}", 7 if size else 3)
 
 
 @pytest.mark.parametrize(

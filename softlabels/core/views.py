@@ -38,6 +38,7 @@ from softlabels.errors import ConfigError, PairingError
 Int32 = npt.NDArray[np.int32]
 LARGEST = 2**31
 """No vocabulary is larger: ids are int32."""
+_SIZE = "?size="
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -183,20 +184,20 @@ class VocabView:
             return VocabView.trim(int(argument), vocab_size)
         if name != "map":
             raise ConfigError(f"--vocab {text!r}: expected trim:N or map:FILE")
-        file, question, query = argument.partition("?")
-        key, _, size = query.partition("=")
-        if question and (key != "size" or not (size.isascii() and size.isdigit())):
+        file, size = _file_and_size(argument)
+        given = size.removeprefix(_SIZE)
+        if "?" in PurePath(file).name or (size and not (given.isascii() and given.isdigit())):
             raise ConfigError(f"--vocab {text}: expected map:FILE or map:FILE?size=M")
-        spec = f"map:{PurePath(file).name}{question}{query}"
+        spec = f"map:{PurePath(file).name}{size}"
         table = _read_table(Path(file), text)
-        return VocabView.mapping(table, vocab_size, size=int(size) if size else None, spec=spec)
+        return VocabView.mapping(table, vocab_size, size=int(given) if size else None, spec=spec)
 
     @staticmethod
     def anywhere(text: str) -> str:
         """A spec that means the same to processes that work in another folder."""
         name, argument = split_spec(text, flag="--vocab", example="trim:32000")
-        file, question, query = argument.partition("?")
-        return f"map:{Path(file).absolute()}{question}{query}" if name == "map" else text
+        file, size = _file_and_size(argument)
+        return f"map:{Path(file).absolute()}{size}" if name == "map" else text
 
     @property
     def table_sha256(self) -> str | None:
@@ -276,6 +277,13 @@ class VocabView:
         """The teacher's own, over its whole vocabulary: what lies on dropped ids is not known. Only ids change."""
         top = np.where(s.top == UNKNOWN, UNKNOWN, self.ids(np.maximum(s.top, 0)))
         return replace(s, top=top.astype(np.int32))
+
+
+def _file_and_size(argument: str) -> tuple[str, str]:
+    """FILE, and `?size=M` or nothing; of a folder's name a `?` is a part."""
+    folder, slash, last = argument.rpartition("/")
+    name, mark, size = last.rpartition(_SIZE)
+    return (f"{folder}{slash}{name}", mark + size) if mark else (argument, "")
 
 
 def _read_table(path: Path, text: str) -> npt.NDArray[Any]:
