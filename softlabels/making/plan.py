@@ -289,8 +289,14 @@ def opened_plan(plan: Plan, files: PageFiles) -> Plan:
     """The same, whose pages, if it has any, are read from these files.
 
     Raises:
-        FormatError: what it says of its pages cannot be, or its shards are out of order.
+        FormatError: what it says of its pages, or of its dictionary, cannot be, or its shards are out of order.
     """
+    trained_on = plan.identity.encoding.dictionary_shards or 0
+    if trained_on > len(plan.shards):
+        raise FormatError(
+            f"{files.root / PLAN}: a dictionary of its first {trained_on} shards, and it has {len(plan.shards)}; the "
+            "plan was altered: copy it again from its source, or build the store again"
+        )
     if isinstance(plan.shards, Pages):
         plan.shards.opened(files, where=files.root / PLAN)
         return plan  # each page is checked when it is read

@@ -424,6 +424,23 @@ def test_a_plan_whose_shards_are_out_of_order(built, tmp_path):
         repaired(place, tmp_path / "a")
 
 
+def test_a_plan_of_a_dictionary_of_more_shards_than_it_has(built, tmp_path, corpus):
+    place = in_memory(built)
+    for name in (MANIFEST, "commits/00001.json"):
+        place.files.pop(name)
+    raw = json.loads(place.files["plan.json"][0])
+    raw["identity"]["encoding"]["dictionary_shards"] = 10
+    raw["digest"] = digest_of(raw)
+    place.put("plan.json", canonical(raw))
+    says = (
+        r"plan\.json: a dictionary of its first 10 shards, and it has 4; .* build the store again"
+    )
+    with pytest.raises(FormatError, match=says):
+        build_over(place, tmp_path / "a", corpus)
+    with pytest.raises(FormatError, match=says):
+        status_in(place)
+
+
 def test_a_file_hides_none_whose_name_begins_alike(built):
     place = in_memory(built)
     place.put("manifest.jsoa", b"mine")

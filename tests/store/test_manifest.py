@@ -454,6 +454,18 @@ def test_a_plan_out_of_order_is_refused(store, changes):
         load_plan(store)
 
 
+def test_a_plan_of_a_dictionary_of_more_shards_than_it_has_is_refused(store):
+    shards = len(load_plan(store).shards)
+    reseal(store / "plan.json", identity__encoding__dictionary_shards=shards)
+    load_plan(store)
+    reseal(store / "plan.json", identity__encoding__dictionary_shards=shards + 1)
+    with pytest.raises(
+        FormatError,
+        match=rf"plan\.json: a dictionary of its first {shards + 1} shards.*copy it again",
+    ):
+        load_plan(store)
+
+
 # -- not a store ----------------------------------------------------------------------------------
 
 
