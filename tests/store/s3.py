@@ -72,6 +72,8 @@ class Proxy:
         """Bytes that came from the server."""
         self.break_after: int | None = None
         """Cut each connection after so many bytes from the server; counted down to None once it happened."""
+        self.without: bytes | None = None
+        """A header that is renamed in what comes from the server."""
         self._open: set[socket.socket] = set()
         self._cut = threading.Event()
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -123,6 +125,8 @@ class Proxy:
                     time.sleep(self.latency)
                 else:
                     self.received += len(data)
+                    if self.without is not None:
+                        data = data.replace(self.without, b"X" * len(self.without))
                     if self.break_after is not None:
                         self.break_after -= len(data)
                         if self.break_after < 0:

@@ -11,9 +11,10 @@ from softlabels.making.place import TRIED, FolderPlace
 from softlabels.making.place.finish import PlacePages
 from softlabels.store.remote.bucket import BucketPlace, probe
 from softlabels.store.remote.client import Client
+from softlabels.store.remote.push import probe as probe_push
 from tests.store.memory_place import MemoryPlace
 from tests.store.places import check_place
-from tests.store.s3 import environment, s3_server
+from tests.store.s3 import Proxy, environment, s3_server
 
 
 @pytest.fixture(scope="module")
@@ -100,6 +101,22 @@ def test_a_service_that_ignores_preconditions_is_refused_where_a_store_was_begun
                 RemoteError, match=rf"ignores preconditions .* {header}, or build in"
             ):
                 probe(place, True)
+
+
+def test_a_service_that_tells_no_etags_is_refused_at_once_and_its_probe_removed(
+    server, bucket, tmp_path, monkeypatch
+):
+    with Proxy(server) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+        proxy.without = b"ETag"
+        place = BucketPlace(bucket)
+        for how in (lambda: probe(place), lambda: probe_push(Client(bucket))):
+            with pytest.raises(RemoteError, match=r"tells no version \(ETag\) .*; use a service"):
+                how()
+            assert place.client.list() == {}
+        with pytest.raises(RemoteError, match=r"tells no version \(ETag\)"):
+            probe(place, True)
+        assert sum(r.startswith("PUT") for r in proxy.requests) == 3, "none is tried again"
 
 
 def test_a_page_is_not_read_beyond_any_file(monkeypatch):

@@ -22,7 +22,7 @@ from softlabels.format.files import Address
 from softlabels.making.place import HELD, PROBE, TRIED, Entry
 from softlabels.store.remote.addresses import writable
 from softlabels.store.remote.client import Client
-from softlabels.store.remote.versions import NO_VERSION
+from softlabels.store.remote.versions import NO_VERSION, Untold
 
 _CREATED = "a file that was there was created once more"
 _REPLACED = "a file was replaced that was not the one that was expected"
@@ -89,7 +89,7 @@ class BucketPlace:
 
 
 def probe(place: BucketPlace, begun: bool = False) -> None:
-    """Refuse a service that ignores preconditions, or lists no versions to put them on, by a file of its own.
+    """Refuse a service that ignores preconditions, or tells no versions to put them on, by a file of its own.
 
     Args:
         begun: a store was begun there: four requests, and the file stays among the claims. Else it is gone afterwards.
@@ -111,7 +111,10 @@ def probe(place: BucketPlace, begun: bool = False) -> None:
             raise _ignores(place, _REPLACED, "If-Match")
         return
     name = f"{PROBE}{token_hex(8)}"
-    refused = _tried(place, name)
+    try:
+        refused = _tried(place, name)
+    except Untold as e:
+        refused = e
     try:
         place.remove(name)
     except RemoteError:

@@ -25,7 +25,7 @@ from softlabels.format.files import Address
 from softlabels.store.remote.addresses import check_address, open_address, open_web
 from softlabels.store.remote.cache import Cancelled
 from softlabels.store.remote.markers import is_marker
-from softlabels.store.remote.versions import condition_on, version_of
+from softlabels.store.remote.versions import condition_on, refuse_untold, version_of
 from softlabels.store.remote.web import PASSING, RangesIgnored, Web, WebFailure
 
 if TYPE_CHECKING:
@@ -340,6 +340,7 @@ class _Patience:
 
     def after(self, error: Exception) -> None:
         """Wait, or raise what cannot be mended by waiting."""
+        refuse_untold(error, self._where)
         reason, way_out = _understood(error)
         if way_out is not None:
             raise RemoteError(f"{self._where}: {reason}; {way_out}") from error

@@ -45,6 +45,7 @@ from softlabels.store.remote.transfer import (
     several,
     transferred,
 )
+from softlabels.store.remote.versions import Untold
 from softlabels.store.verify import verify_store
 
 IN_PARTS = 64 * 2**20
@@ -115,10 +116,14 @@ def push(
 def probe(client: Client) -> None:
     """Refuse (`RemoteError`) a place that lets a file be created twice: who write there would not notice each other."""
     name = f".probe-{token_hex(8)}"
-    first = client.put_new(name, b"first")
-    second = client.put_new(name, b"second")
+    try:
+        first = client.put_new(name, b"first")
+        second = client.put_new(name, b"second")
+    except Untold:
+        client.delete(name)
+        raise
     client.delete(name)
-    if not first or second:
+    if first is None or second is not None:
         raise RemoteError(
             f"{client.root}: ignores preconditions (a file that was there was created once more), so several who "
             "write there at a time would overwrite each other unseen; use a service that obeys If-None-Match, or, if "
@@ -153,7 +158,7 @@ class _Sender:
             return
         if size > IN_PARTS or (fresh and name in self._there):
             self._client.put(name, path)
-        elif not self._client.put_new(name, path) and self._digest_there(name, size) != sha256:
+        elif self._client.put_new(name, path) is None and self._digest_there(name, size) != sha256:
             raise IntegrityError(
                 f"{self._client.root / name}: somebody has put another file there meanwhile; choose another address"
             )
@@ -174,7 +179,7 @@ class _Sender:
         if alone:
             self._client.put(MANIFEST, data)
         elif old is None:
-            if not self._client.put_new(MANIFEST, data) and self._now() != data:
+            if self._client.put_new(MANIFEST, data) is None and self._now() != data:
                 raise self._changed()
         elif (
             not self._client.put_over(MANIFEST, data, lambda now: claimed_digest(now) == old.digest)

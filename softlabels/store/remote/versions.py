@@ -14,6 +14,11 @@ from typing import Any
 from softlabels.errors import RemoteError
 from softlabels.format.files import Address
 
+
+class Untold(RemoteError):
+    """A service wrote a file, and tells no version of it."""
+
+
 NO_VERSION = f'"{"0" * 32}"'
 """A version that no file has."""
 _NO_GENERATION = "1"
@@ -24,6 +29,15 @@ def version_of(root: Address, about: Mapping[str, Any]) -> str:
     """The version that an answer tells of a file; empty: it tells none."""
     tag = str(about.get("e_tag") or "")
     return tag.strip('"') if _by_generation(root) else tag
+
+
+def refuse_untold(error: Exception, where: Address) -> None:
+    """Raise `Untold` for an answer to a PUT without an ETag: no conditions can be put there, and no retry mends it."""
+    if "ETag Header missing" in str(error):
+        raise Untold(
+            f"{where}: the service tells no version (ETag) of what was written, so nothing there could be replaced on "
+            "condition; use a service that does, or copy the store's folder there by the service's own tools"
+        ) from error
 
 
 def condition_on(
