@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Protocol
 
 from softlabels.core.progress import Reporter
+from softlabels.errors import IntegrityError
 from softlabels.format.encoding import FindDictionary
 from softlabels.format.files import Address
-from softlabels.format.manifest import Manifest, Plan, Statistics
+from softlabels.format.manifest import MANIFEST, Manifest, Plan, Statistics
 from softlabels.format.pages import positions_of
 from softlabels.format.shard_records import PlannedShard
 from softlabels.making.commit import Reused, recorded
@@ -32,6 +33,7 @@ from softlabels.making.place.dictionary import PlaceDictionary
 from softlabels.making.place.finish import clear_in, finish_in, finished_in
 from softlabels.making.place.names import PLANNING
 from softlabels.making.place.plan import Mirror, begin_in, begun_in
+from softlabels.making.place.quarantine import clear_mark
 from softlabels.making.plan import begun
 from softlabels.making.planning import Renewing, planning
 from softlabels.making.share import Share
@@ -147,7 +149,7 @@ class PlaceSite:
         """Whether a shard is recorded."""
         page = self._mirror.place.list(COMMITS)
         self._known = None if len(page) == PAGE else indices(page)
-        return bool(page)
+        return bool(indices(page))
 
     def make(self, job: Job, plan: Plan, report: Reporter, share: Share | None) -> Manifest:
         """Make the store."""
@@ -155,7 +157,11 @@ class PlaceSite:
         known = self._recorded(len(plan.shards))
         manifest = None
         if known is None or len(known) == len(plan.shards):
-            manifest = finished_in(place)
+            try:
+                manifest = finished_in(place)
+            except IntegrityError:
+                if not clear_mark(place, MANIFEST):
+                    raise
         if manifest is not None:
             report.notice(f"{place.root} is complete already")
         else:

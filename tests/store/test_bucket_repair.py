@@ -20,10 +20,12 @@ from softlabels.making.mending import Repair
 from softlabels.making.place import claims as place_claims
 from softlabels.making.place import leases as place_leases
 from softlabels.making.place.claims import PlaceClaims
+from softlabels.making.place.commit import read_commit, recorded_in
 from softlabels.making.place.names import claim_name, done_name
 from softlabels.making.place.plan import Mirror
 from softlabels.making.place.quarantine import WITHDRAWN, retract_in
 from softlabels.making.place.repair import repair_at, repair_in
+from softlabels.making.plan import read_plan
 from softlabels.making.site import PlaceSite
 from softlabels.store.remote.bucket import BucketPlace
 from softlabels.store.verify import verify_store
@@ -389,6 +391,51 @@ def die(
     assert json.loads(found["manifest.json"])["content_digest"] == digest
     assert WITHDRAWN not in found.values()
     return died
+
+
+def test_a_build_goes_on_where_a_repair_died_before_it_deleted_its_mark(built, tmp_path, corpus):
+    """Of the manifest, the card, and a record: what it withdraws of a shard that rotted."""
+    place = in_memory(built)
+    damage(place, SHARDS[1])
+    repaired(place, tmp_path / "count")
+    marked = {
+        r.removeprefix("remove "): at
+        for at, r in enumerate(place.requests)
+        if r.startswith("remove ") and "claims/" not in r
+    }
+    assert set(marked) == {"manifest.json", "README.md", "commits/00001.json"}
+    for i, (name, at) in enumerate(marked.items()):
+        place = in_memory(built)
+        damage(place, SHARDS[1])
+        place.dies_at = 2 * at
+        with pytest.raises(Died):
+            repaired(place, tmp_path / f"a{i}")
+        place.dies_at = None
+        assert place.files[name][0] == WITHDRAWN
+        recorded = name != "commits/00001.json"
+        assert (1 in recorded_in(place, range(4))) == recorded
+        assert build_over(place, tmp_path / f"b{i}", corpus) == (0 if recorded else 2)
+        assert WITHDRAWN not in [data for data, _ in place.files.values()]
+        assert place.files["README.md"][0].startswith(b"---")
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [(WITHDRAWN, "was withdrawn by a repair that did not end"), (b"{", "not valid")],
+)
+def test_a_record_that_is_none_has_a_way_out_that_works(built, tmp_path, corpus, data, says):
+    place = in_memory(built)
+    for name in ("manifest.json", "README.md"):
+        place.files.pop(name)
+    place.put("commits/00001.json", data)
+    plan = read_plan(built)
+    with pytest.raises(
+        IntegrityError,
+        match=rf"commits/00001\.json: {says}.*[;:] run `softlabels repair mem://bucket`",
+    ):
+        read_commit(place, plan, plan.shards[1])
+    repaired(place, tmp_path / "a")
+    assert build_over(place, tmp_path / "b", corpus) == 0
 
 
 @pytest.fixture(scope="module")

@@ -1,9 +1,9 @@
 """Committing over a `Place`: the shard, then its record, each created if it is absent.
 
 What is there already was made by another builder of the same plan, or by this one, whose answer was lost: a record of
-the plan counts as it is, and a shard without one is recorded if it is what the plan asks for. The mark that a repair
-left at a shard's name is swapped for the shard. Anything else is nobody's that we know: it is named and left where it
-is. An object of a bucket appears whole or not at all, so that no builder leaves a torn one.
+the plan counts as it is, and a shard without one is recorded if it is what the plan asks for. The mark of a repair, at
+a shard's name or, if it died, at a record's, is swapped for the file. Anything else is nobody's that we know: it is
+named and left where it is. An object of a bucket appears whole or not at all, so that no builder leaves a torn one.
 """
 
 from __future__ import annotations
@@ -12,14 +12,15 @@ from collections.abc import Iterable, Iterator
 
 import msgspec
 
-from softlabels.core.records import FILE_LIMIT, RECORD_LIMIT, canonical, parse_record
+from softlabels.core.records import RECORD_LIMIT, canonical, parse_raw
 from softlabels.errors import IntegrityError
 from softlabels.format.encoding import FindDictionary
 from softlabels.format.manifest import Commit, Plan, Statistics
 from softlabels.format.shard_records import PlannedShard
 from softlabels.making.commit import is_of, judged, record_of
 from softlabels.making.place import Entry, Place
-from softlabels.making.place.quarantine import WITHDRAWN
+from softlabels.making.place.publishing import published, read_published, way_out
+from softlabels.making.place.quarantine import WITHDRAWN, is_mark
 
 COMMITS = "commits"
 
@@ -46,25 +47,12 @@ def commit_in(
     Raises:
         IntegrityError: something else has the name of the shard, or of its record.
     """
-    there = _published(place, shard, data)
+    there, _ = published(place, shard.name, data)
     if there != data:
         data, statistics, seconds = there, _judged(place, plan, shard, there, find), 0.0
     record = record_of(plan, shard, data, statistics, seconds)
-    if place.create(commit_name(shard.index), canonical(record)) is not None:
-        return record, data, True
-    return read_commit(place, plan, shard), data, False
-
-
-def _published(place: Place, shard: PlannedShard, data: bytes) -> bytes:
-    """What has the name of a shard now: these bytes, or what was there and is not the mark of a repair."""
-    if place.create(shard.name, data) is not None:
-        return data
-    there, version = _read(place, shard.name, FILE_LIMIT)
-    if there != WITHDRAWN:
-        return there
-    if place.swap(shard.name, data, version) is not None:
-        return data
-    return read_shard(place, shard)
+    there, ours = published(place, commit_name(shard.index), canonical(record), limit=RECORD_LIMIT)
+    return record if ours else _record(place, plan, shard, there), data, ours
 
 
 def _judged(
@@ -86,28 +74,36 @@ def read_commit(place: Place, plan: Plan, shard: PlannedShard) -> Commit:
     Raises:
         IntegrityError: it is damaged, of another plan, or gone.
     """
-    name = commit_name(shard.index)
-    return parsed(_read(place, name, RECORD_LIMIT)[0], plan, shard, place.root / name)
+    data, _ = read_published(place, commit_name(shard.index), limit=RECORD_LIMIT)
+    return _record(place, plan, shard, data)
+
+
+def _record(place: Place, plan: Plan, shard: PlannedShard, data: bytes) -> Commit:
+    where = place.root / commit_name(shard.index)
+    return parsed(data, plan, shard, where, remedy=way_out(place))
 
 
 def read_shard(place: Place, shard: PlannedShard) -> bytes:
     """The bytes of a shard that is published; `IntegrityError` if it is gone."""
-    return _read(place, shard.name, FILE_LIMIT)[0]
+    return read_published(place, shard.name)[0]
 
 
-def _read(place: Place, name: str, limit: int) -> tuple[bytes, str]:
-    try:
-        return place.read(name, limit=limit)
-    except FileNotFoundError as e:
-        raise IntegrityError(
-            f"{place.root / name}: was there, and is gone: somebody withdrew it; run `softlabels repair {place.root}`, "
-            "and then the same command again"
-        ) from e
+def parsed(
+    data: bytes,
+    plan: Plan,
+    shard: PlannedShard,
+    where: object,
+    *,
+    remedy: str = "run `softlabels repair` on the store, and then the same command again",
+) -> Commit:
+    """The record that some bytes are; `IntegrityError` if it is not that of a shard of a plan.
 
-
-def parsed(data: bytes, plan: Plan, shard: PlannedShard, where: object) -> Commit:
-    """The record that some bytes are; `IntegrityError` if it is not that of a shard of a plan."""
-    record = parse_record(data, Commit, where=where)
+    Args:
+        remedy: what to do about one that is damaged, or withdrawn.
+    """
+    if data == WITHDRAWN:
+        raise IntegrityError(f"{where}: was withdrawn by a repair that did not end; {remedy}")
+    record, _ = parse_raw(data, Commit, where=where, remedy=remedy)
     if not is_of(record, plan, shard):
         raise IntegrityError(
             f"{where}: belongs to another plan or shard; nothing was changed: choose another --out"
@@ -123,15 +119,14 @@ def recorded_in(place: Place, shards: range) -> set[int]:
         for entry in place.list(COMMITS, after=commit_name(part[0]).removesuffix(".json")):
             if entry.name > last:
                 break
-            number = entry.name.removeprefix(f"{COMMITS}/").removesuffix(".json")
-            if number.isdecimal() and int(number) in part:
-                found.add(int(number))
+            found |= {i for i in indices([entry]) if i in part}
     return found
 
 
 def indices(records: Iterable[Entry]) -> set[int]:
-    """The shards whose records a listing names."""
-    numbers = (e.name.removeprefix(f"{COMMITS}/").removesuffix(".json") for e in records)
+    """The shards whose records a listing names; one that a repair withdrew is none."""
+    names = (e.name for e in records if not is_mark(e))
+    numbers = (name.removeprefix(f"{COMMITS}/").removesuffix(".json") for name in names)
     return {int(n) for n in numbers if n.isdecimal()}
 
 

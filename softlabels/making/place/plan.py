@@ -24,6 +24,7 @@ from softlabels.format.manifest import MANIFEST, PLAN, Manifest, Plan
 from softlabels.format.pages import pages_of
 from softlabels.making.place import HELD, PROBE, Place
 from softlabels.making.place.names import PLANNING
+from softlabels.making.place.publishing import published
 from softlabels.making.plan import load_plan, paged_plan, plan_content
 from softlabels.making.same_job import check_same_job
 
@@ -45,8 +46,7 @@ class Mirror:
 
     def put(self, name: str, data: bytes) -> bytes:
         """Publish a file in the place, unless there is one; what is then there, which is in the folder, too."""
-        if self.place.create(name, data) is None:
-            data, _ = self.place.read(name, limit=FILE_LIMIT)
+        data, _ = published(self.place, name, data)
         publish(self.folder / name, data)
         return data
 

@@ -7,9 +7,9 @@ A bucket can neither rename nor, everywhere, delete on condition. So a file is t
  4. of what is made again from shards the mark is deleted, if it is still there. A shard's mark stays, and a builder
     swaps it for the shard, again on condition (`commit.py`): so no repair, however late, deletes a shard.
 
-Whoever dies in between leaves a copy, or a mark: the next repair takes that out, too. The price: the bytes come here,
-and go back once; and who stands still just before 4 may delete a record, a card or a manifest that was made since,
-which the next repair or build makes again.
+Whoever dies in between leaves a copy, or a mark: the next repair takes that out, too, and so does a build of what it
+makes (`publishing.py`, `clear_mark`). The price: the bytes come here, and go back once; and who stands still just
+before 4 may delete a record, a card or a manifest that was made since, which the next repair or build makes again.
 """
 
 from __future__ import annotations
@@ -19,10 +19,15 @@ from collections.abc import Callable
 
 from softlabels.core.records import FILE_LIMIT
 from softlabels.errors import StoreError
-from softlabels.making.place import Place
+from softlabels.making.place import Entry, Place
 from softlabels.making.quarantine import QUARANTINE
 
 WITHDRAWN = b"withdrawn by softlabels repair\n"
+
+
+def is_mark(entry: Entry) -> bool:
+    """Whether a record, as a listing has it, is the mark of a repair that died: no record is as short."""
+    return entry.bytes == len(WITHDRAWN)
 
 
 def retract_in(
@@ -60,6 +65,17 @@ def retract_in(
     if mark is not None and not stays:
         _remove(place, name, mark)
     return aside
+
+
+def clear_mark(place: Place, name: str) -> bool:
+    """Delete the mark that a repair left that died, of what is made again from shards; False: there is none."""
+    try:
+        data, version = place.read(name, limit=FILE_LIMIT)
+    except FileNotFoundError:
+        return False
+    if data == WITHDRAWN:
+        _remove(place, name, version)
+    return data == WITHDRAWN
 
 
 def _copied(place: Place, name: str, data: bytes) -> str:

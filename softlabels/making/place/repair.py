@@ -296,7 +296,9 @@ class _Work(Mender[Seen]):
     def withdraw(self, shard: PlannedShard, reason: str, seen: Seen) -> None:
         record = commit_name(shard.index)
         found = {shard.name: seen.shard, record: seen.record}
-        self._note_withdrawal(shard, reason, [n for n, version in found.items() if version])
+        self._note_withdrawal(
+            shard, reason, [n for n, version in found.items() if version is not None]
+        )
         if not self.dry_run:
             self._renew()
             # The shard first: left without its record, a damaged one could be adopted for what it says itself.
