@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
+import re
 from contextlib import closing
 from pathlib import Path
 
@@ -35,6 +36,7 @@ from tests.fakes import Notices, TinyTeacher, build_tiny, config_of, write_corpu
 from tests.store.made_up import files_of
 from tests.store.s3 import Proxy, environment, get, put, s3_server
 
+_CLAIM = re.compile(r"PUT .*/claims/\d+\.json")
 TIMED = ("commits/", "README.md", "manifest.json")
 """Files that tell how long a build took."""
 
@@ -95,6 +97,22 @@ def test_a_store_in_a_bucket_is_the_one_in_a_folder(server, bucket, corpus, tmp_
     check_same(there(server, bucket), tmp_path / "store")
     one, two = softlabels.open_store(bucket), softlabels.open_store(tmp_path / "store")
     assert (one.row(9).targets.ids == two.row(9).targets.ids).all()
+
+
+def test_a_builder_asks_so_often_before_it_takes_its_first_lease(
+    server, bucket, corpus, monkeypatch
+):
+    """As docs/many-builders.md says: who plans, who joins first, who joins then."""
+    counts = []
+    with Proxy(server) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+        for _ in range(3):
+            proxy.requests.clear()
+            with pytest.raises(KeyboardInterrupt):
+                build_tiny(bucket, corpus, teacher=Stops(0), batch_tokens=64)
+            claims = (i for i, r in enumerate(proxy.requests) if _CLAIM.search(r))
+            counts.append(next(claims))
+    assert counts == [21, 9, 8]
 
 
 def test_a_finished_one_is_found_and_another_job_refused(bucket, corpus):
