@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from softlabels.core.records import parse_record
-from softlabels.errors import IntegrityError
+from softlabels.errors import FormatError, IntegrityError
 from softlabels.format.files import Address
 from softlabels.format.manifest import PLAN, Manifest, Plan
 from softlabels.store.reader import Store
 
 
-def plan_digest(store: Store) -> str | None:
+def plan_digest(store: Store, *, notice: Callable[[str], None] | None = None) -> str | None:
     """The digest of a store's plan; None: it is a part of a store, or a copy without the plan.
 
+    Args:
+        notice: where the plan is not needed: takes what is wrong with it, and there is none.
+
     Raises:
-        StoreError: the plan is damaged, or that of another store.
+        StoreError: the plan is damaged, or that of another store, and there is no `notice`; or it cannot be read.
     """
     if not store.finished:
         return store.digest
@@ -25,8 +29,14 @@ def plan_digest(store: Store) -> str | None:
         data = store.files.record(PLAN)
     except (FileNotFoundError, NotADirectoryError):
         return None
-    plan = parse_record(data, Plan, where=store.path / PLAN)
-    check_of_plan(store.path, store.manifest, plan)
+    try:
+        plan = parse_record(data, Plan, where=store.path / PLAN)
+        check_of_plan(store.path, store.manifest, plan)
+    except (FormatError, IntegrityError) as e:
+        if notice is None:
+            raise
+        notice(f"{e}; the store itself is intact, so this goes on as without {PLAN}")
+        return None
     return plan.digest
 
 

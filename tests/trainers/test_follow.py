@@ -46,8 +46,9 @@ from trainers.data import order
 from trainers.data.chain import Chain
 from trainers.data.order import CorpusOrder
 from trainers.run.config import RunConfig
-from trainers.run.finished import open_finished
+from trainers.run.finished import open_finished, provenance
 from trainers.run.setup import train
+from trainers.trackers import Tracked
 
 KINDS = {
     "open": {},
@@ -436,7 +437,7 @@ def test_a_store_of_another_plan_is_refused(ground, made, tmp_path):
         train(config_of(ground, ground / "sampled", steps=9), run, resume=True)
     shutil.copytree(ground / "sampled", tmp_path / "mixed")
     shutil.copyfile(made.to / "plan.json", tmp_path / "mixed" / "plan.json")
-    with pytest.raises(IntegrityError, match=r"plan\.json is of another store"):
+    with pytest.raises(RunError, match=r"was begun on store .* is the digest of a plan"):
         train(config_of(ground, tmp_path / "mixed", steps=9), run, resume=True)
 
 
@@ -704,3 +705,45 @@ def test_steps_before_a_damaged_shard_are_saved(ground, made, tmp_path):
     shutil.copyfile(whole / made.plan.shards[9].name, made.to / made.plan.shards[9].name)
     train(config, run, resume=True)
     same(run, on_whole(ground, tmp_path / "whole", checkpoint_every=100))
+
+
+# -- what others are told ---------------------------------------------------------------------------------------------
+
+
+def test_the_training_rows_are_no_held_out_rows(ground, made, tmp_path):
+    for kind in ("open", "sampled"):  # the same text, by another estimator too
+        config = config_of(ground, made.to, follow=True, heldout=str(ground / kind))
+        with pytest.raises(RunError, match="is the very store that is trained on"):
+            train(config, tmp_path / "run")
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_a_plan_that_a_finished_store_does_not_need_is_none(ground, tmp_path, damaged):
+    store, notices = tmp_path / "store", Notices()
+    shutil.copytree(ground / "open", store)
+    shutil.copyfile(ground / "sampled" / "plan.json", store / "plan.json")
+    if damaged:
+        change(store / "plan.json")
+    config = config_of(ground, store, order="plan")
+    train(config, tmp_path / "run", reporter=notices)
+    same(tmp_path / "run", on_whole(ground, tmp_path / "whole"))
+    assert facts(tmp_path / "run")["plan_digest"] is None
+    assert sum("goes on as without plan.json" in line for line in notices.lines) == 1
+
+
+def test_others_are_told_the_content_where_it_is_known_and_else_the_plan(ground, made, tmp_path):
+    run = tmp_path / "run"
+    train(config_of(ground, made.to, follow=True, steps=4), run)
+    recorded, plan = facts(run), made.plan.digest
+    assert provenance(run, follow_store(made.to, notice=print))["plan_digest"] == plan
+    assert Tracked(run=run, step=4, facts=recorded).settings["plan_digest"] == plan
+    assert "store_digest" not in provenance(run, open_store(ground / "sampled"))
+    made.finish()
+    content = load_manifest(made.to).content_digest
+    found = provenance(run, open_store(made.to))
+    assert (found["store_digest"], found.get("plan_digest")) == (content, None)
+    finished = open_finished(run)
+    assert finished.named_store(finished.training_stores()) == {"store_digest": content}
+    assert finished.named_store() == {"plan_digest": plan}
+    train(config_of(ground, made.to, order="plan", steps=4), run, resume=True)
+    assert Tracked(run=run, step=4, facts=facts(run)).settings["store_digest"] == content

@@ -285,3 +285,12 @@ def test_costs_are_of_what_was_logged():
     page = render(Findings.of(seeds), command="", price=2.0)
     assert "cost at 2 an hour" in page
     assert "3.00" in page
+
+
+def test_seeds_that_followed_their_store_are_one_entry_with_those_that_did_not():
+    runs = [run_of(f"run-{s}", 2.0, seed=s, order="plan", follow=s > 0) for s in range(3)]
+    for digest, run in zip("spp", runs, strict=True):  # a store that was not finished is its plan
+        run.record.update(store_digest=digest * 64, plan_digest="p" * 64)
+    assert [len(e.runs) for e in entries_of(runs)] == [3]
+    runs[2].record.update(plan_digest="q" * 64)
+    assert [len(e.runs) for e in entries_of(runs)] == [2, 1]

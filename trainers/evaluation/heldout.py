@@ -29,7 +29,10 @@ def open_heldout(
     """
     heldout = open_store(path, vocab=vocab, images=images, cache=cache)
     check_rows(heldout, "--heldout-images")
-    if heldout.digest == store.digest:
+    same = heldout.digest == store.digest
+    if not store.finished:  # whose digest is its plan's: rows are known by the corpus
+        same |= heldout.identity.corpus.fingerprint == store.identity.corpus.fingerprint
+    if same:
         raise RunError(
             f"{flag} {path}: is the very store that is trained on, so it tells nothing of other text; build one of "
             "other text"

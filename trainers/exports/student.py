@@ -196,7 +196,7 @@ def _source(finished: FinishedRun, training: Sequence[Store]) -> SourceRecord:
         run_sha256=sha256_of(finished.run / RUN_RECORD),
         weights=finished.weights,
         weights_sha256={p.name: sha256_of(p) for p in weight_files(finished.folder)},
-        store_digest=finished.facts["store_digest"],
+        store_digest=finished.named_store(training)["store_digest"],
         tokenizer_sha256=finished.facts["tokenizer_sha256"],
         teachers={i.teacher.name: i.teacher.weights_sha256 for i in identities},
         corpora=list(dict.fromkeys(map(_corpus, identities))),

@@ -121,11 +121,12 @@ class SoftTrainLM(HFLM):
     def get_model_info(self) -> dict[str, Any]:
         """What the harness keeps with its results, and which weights these were."""
         finished, info = self.finished, dict(super().get_model_info())
+        named = {n.split("_")[0]: digest for n, digest in finished.named_store().items()}
         return info | {
             "model_sha": finished.digest(),
             "softtrain_run": str(finished.run),
             "softtrain_weights": finished.weights,
-            "softtrain_store": finished.facts["store_digest"],
+            **{f"softtrain_{what}": digest for what, digest in named.items()},
         }
 
 

@@ -28,9 +28,19 @@ from trainers.report.runs import ReportedRun
 REPLICATES = 1000
 """Replicates of a difference, at most: how many an evaluation had is what a file says."""
 PLACES = frozenset(
-    {"store", "heldout", "images", "heldout_images", "inputs", "cache", "cache_gib", "key"}
+    {
+        "store",
+        "heldout",
+        "images",
+        "heldout_images",
+        "inputs",
+        "cache",
+        "cache_gib",
+        "key",
+        "follow",
+    }
 )
-"""Settings that say where files lie: what was trained on is known by its digest."""
+"""Settings that say where files lie, or whether they did yet: what was trained on is known by its digest."""
 NUMBERED = re.compile(r"[-_. ]*(seed|s)?[-_.=]*\d*$")
 """What a common beginning of the names of several seeds ends in."""
 
@@ -133,7 +143,8 @@ def entries_of(runs: Sequence[ReportedRun]) -> list[Entry]:
 
 def _setting(run: ReportedRun) -> str:
     config = settings_of(run.record)
-    facts = [run.record[name] for name in ("store_digest", "parameters", "dtype")]
+    store = run.record.get("plan_digest") or run.record["store_digest"]
+    facts = [store, run.record["parameters"], run.record["dtype"]]
     kept = {k: v for k, v in config.items() if k != "seed" and k not in PLACES}
     return json.dumps([kept, facts], sort_keys=True, default=str)
 

@@ -22,8 +22,8 @@ from softlabels.store.reader import Store, open_store
 from trainers.data.mixing import Weight, mixture_digest, open_stores
 from trainers.data.tasks import check_rows
 from trainers.evaluation.evaluations import tensor_files
-from trainers.run.followed import is_of_plan, is_same_store, said_of_plan
-from trainers.run.record import WEIGHTS, is_student, read_run_record
+from trainers.run.followed import is_same_store, said_of_plan
+from trainers.run.record import WEIGHTS, is_of_plan, is_student, named_store, read_run_record
 from trainers.run.vocabulary import check_numbering
 
 
@@ -109,6 +109,13 @@ class FinishedRun:
             facts["plan_digest"] = plan_digest(stores[0][0])
         return is_same_store(self.facts, facts)
 
+    def named_store(self, opened: Sequence[Store] = ()) -> dict[str, str]:
+        """As `record.named_store`, by its content where what it was trained on was finished since, and is open."""
+        whole = [s for s in opened if s.finished and is_of_plan(self.facts)]
+        if len(whole) == 1 and self.was_trained_on(whole[0]):
+            return {"store_digest": whole[0].digest}
+        return named_store(self.facts)
+
     def open_store(
         self,
         path: Path | str,
@@ -187,7 +194,7 @@ def provenance(run: Path, store: Store) -> dict[str, Any]:
     return {
         "run": run.resolve().name,
         "weights_sha256": finished.digest(),
-        "store_digest": finished.facts["store_digest"],
+        **finished.named_store([store]),
         "steps": finished.facts["config"]["steps"],
         "init": finished.facts.get("init"),
     }

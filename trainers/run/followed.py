@@ -22,7 +22,7 @@ from trainers.data.order import PLANNED
 from trainers.data.stream import SoftTargetStream
 from trainers.data.tasks import check_rows
 from trainers.run.config import RunConfig
-from trainers.run.record import RUN_RECORD, read_run_record, write_json
+from trainers.run.record import RUN_RECORD, is_of_plan, read_run_record, write_json
 
 
 def open_followed(config: RunConfig, notice: Callable[[str], None]) -> list[tuple[Store, Fraction]]:
@@ -47,21 +47,18 @@ def open_followed(config: RunConfig, notice: Callable[[str], None]) -> list[tupl
     return [(store, weight)]
 
 
-def plan_facts(config: RunConfig, stores: Sequence[tuple[Store, Any]]) -> dict[str, Any]:
+def plan_facts(
+    config: RunConfig, stores: Sequence[tuple[Store, Any]], notice: Callable[[str], None]
+) -> dict[str, Any]:
     """What `run.json` says of the plan: its digest, in a run by plan on one store that has one."""
     if config.order != PLANNED or len(stores) > 1:
         return {}
-    return {"plan_digest": plan_digest(stores[0][0])}
+    return {"plan_digest": plan_digest(stores[0][0], notice=notice)}
 
 
 def is_same_store(recorded: Mapping[str, Any], facts: Mapping[str, Any]) -> bool:
     """Whether what a run recorded of its store is true of one, which may have been finished since."""
     return recorded["store_digest"] in (facts["store_digest"], facts.get("plan_digest"))
-
-
-def is_of_plan(recorded: Mapping[str, Any]) -> bool:
-    """Whether a run calls its store by the plan, since it has not seen it finished."""
-    return bool(recorded["store_digest"] == recorded.get("plan_digest"))
 
 
 def said_of_plan(recorded: Mapping[str, Any]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -116,3 +117,15 @@ def read_run_record(run: Path) -> dict[str, Any]:
             f"{path}: not the record of a run ({e}); take another copy of the run"
         ) from e
     return dict(facts)
+
+
+def is_of_plan(recorded: Mapping[str, Any]) -> bool:
+    """Whether a run calls its store by the plan, since it has not seen it finished."""
+    return bool(recorded["store_digest"] == recorded.get("plan_digest"))
+
+
+def named_store(recorded: Mapping[str, Any]) -> dict[str, str]:
+    """What tells others what a run was trained on: `store_digest`, or `plan_digest` where that alone is known."""
+    if is_of_plan(recorded):
+        return {"plan_digest": recorded["plan_digest"]}
+    return {"store_digest": recorded["store_digest"]}

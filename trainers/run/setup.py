@@ -108,7 +108,7 @@ def _train(config: RunConfig, run: Path, ranks: Ranks, report: Reporter, *, resu
         "domain": store.identity.domain,
         "teachers": sorted({o.identity.teacher.weights_sha256 for o, _ in stores}),
         "store_digest": mixture_digest(stores),
-        **plan_facts(config, stores),
+        **plan_facts(config, stores, report.notice),
         "trust": trust_facts(config, [opened for opened, _ in stores]),
         "view": view_facts(store),
         "tokenizer_sha256": store.identity.tokenizer.sha256,

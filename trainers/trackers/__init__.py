@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 from softlabels.core.registry import Registry, name_of
 from softlabels.errors import ConfigError, MissingExtraError, SoftLabelsError, first_line
+from trainers.run.record import named_store
 
 NONE = "none"
 """`--track none`: metrics.jsonl only."""
@@ -46,8 +47,8 @@ class Tracked:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Its settings, with the store's digest."""
-        return {**self.facts.get("config", {}), "store_digest": self.facts.get("store_digest")}
+        """Its settings, with the digest of the store, or of its plan where that alone is known."""
+        return {**self.facts.get("config", {}), **named_store(self.facts)}
 
 
 class Tracker(Protocol):
