@@ -18,7 +18,6 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from softlabels.core.progress import duration
 from softlabels.errors import ConfigError, FormatError, IntegrityError, UnreadableError
 from softlabels.format.files import LocalFiles
 from softlabels.format.manifest import MANIFEST, PLAN, Commit, Plan, check_shard
@@ -27,12 +26,12 @@ from softlabels.format.shard import Shard
 from softlabels.format.shard_records import ShardRecord
 from softlabels.making.commit import commit_path, committed, shard_record
 from softlabels.making.plan import read_plan
-from softlabels.making.status import Status, status_of
+from softlabels.store.builders import Builders
 from softlabels.store.of_plan import check_of_plan
 from softlabels.store.read_as import AS_IT_IS, ReadAs
 from softlabels.store.reader import Store, open_store
 from softlabels.store.remote.cache import CacheOptions
-from softlabels.store.waiting import Readable, Wait, Work
+from softlabels.store.waiting import Readable, Wait
 
 PLAN_PATIENCE = 3600.0
 """Seconds to wait for a plan while nobody is seen making one: a builder shows nothing until its teacher is loaded."""
@@ -206,7 +205,7 @@ def follow_store(
     if (folder / MANIFEST).exists():
         return open_store(url, vocab=vocab, inputs=inputs, images=images, cache=cache)
     begin = f"begin with `softlabels build … --out {folder}`, or is the path wrong?"
-    look = partial(_work, folder)
+    look = Builders(folder)
     plan = Wait(look, way_out=begin, notice=notice, patience=PLAN_PATIENCE).until(
         Readable(partial(_plan, folder), notice), f"the plan of {folder}"
     )
@@ -228,25 +227,3 @@ def _plan(folder: Path) -> Plan | None:
         return read_plan(folder)
     except (FileNotFoundError, NotADirectoryError):
         return None
-
-
-def _work(folder: Path) -> Work:
-    """Who is at work on a store."""
-    try:
-        status = status_of(folder)
-    except FormatError:
-        if (folder / PLAN).exists():
-            raise
-        return Work(False, 0, "no builder is at work, or it still loads its teacher")
-    return Work(status.working > 0, status.shards_done, _text(status))
-
-
-def _text(status: Status) -> str:
-    who = {0: "no builder is at work", 1: "1 builder is at work"}.get(
-        status.working, f"{status.working} builders are at work"
-    )
-    if not status.planned:
-        return f"{who} on it"
-    left = status.seconds_left
-    rest = "" if left is None else f", about {duration(left)} left"
-    return f"{who}, {status.shards_done:,} of {status.shards:,} shards are done{rest}"

@@ -35,6 +35,7 @@ from softlabels.making.claims import Claims
 from softlabels.making.commit import commit_path
 from softlabels.making.plan import read_plan
 from softlabels.store import follow, waiting
+from softlabels.store.builders import Builders
 from softlabels.store.follow import FollowedStore, follow_store
 from softlabels.store.of_plan import plan_digest
 from softlabels.store.reader import open_store
@@ -103,6 +104,7 @@ def ground(tmp_path_factory):
     identity = load_manifest(folder / "dictionary").identity
     assert any(dictionary_of(f.read_bytes(), identity, where="here") for f in files)
     (folder / "student.json").write_text(json.dumps(llama()))
+    train(config_of(folder, folder / "open", steps=1), folder / "first")  # timers count waits alone
     return folder
 
 
@@ -674,6 +676,40 @@ def test_a_teacher_that_is_loaded_is_waited_for(tmp_path, monkeypatch):
     with pytest.raises(UnfinishedError, match="loads its teacher"):
         follow_store(tmp_path / "nothing", notice=notices.notice)
     assert "or it still loads its teacher" in notices.lines[0]
+
+
+def test_a_claim_from_the_future_is_no_sign_of_a_builder_unless_it_changes(
+    ground, tmp_path, monkeypatch
+):
+    """As of a store that was unpacked from another clock's archive, whose builders are dead."""
+    monkeypatch.setattr(waiting, "PATIENCE", 0.6)
+    growing = Growing(ground / "open", tmp_path / "store")
+    growing.add(*range(9))
+    claim = Claims(growing.to).take([9])
+    ahead = time.time() + 7200
+    os.utime(claim.path, (ahead, ahead))
+    here = Builders(growing.to)
+    assert here().alive  # this process
+    holder = json.loads(claim.path.read_bytes()) | {"host": "elsewhere", "boot": "another"}
+    claim.path.write_bytes(json.dumps(holder).encode())
+    os.utime(claim.path, (ahead, ahead))
+    assert Builders(growing.to)().text.startswith("no builder is at work")
+    with pytest.raises(UnfinishedError, match="shard 9 of"):
+        follow_store(growing.to, notice=print).record(9)
+    done = threading.Event()
+
+    def renew() -> None:
+        times = iter(range(10**6))
+        while not done.wait(0.05):
+            os.utime(claim.path, (ahead, ahead + next(times)))
+
+    renewing = threading.Thread(target=renew)
+    renewing.start()
+    later = threading.Timer(2.0, growing.add, (9,))
+    later.start()
+    assert follow_store(growing.to, notice=print).record(9).rows == ROWS
+    done.set()
+    renewing.join()
 
 
 def test_a_record_that_cannot_be_read_now_is_waited_for(ground, made, tmp_path, monkeypatch):
