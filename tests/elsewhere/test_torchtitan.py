@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from softlabels.errors import ConfigError
+from softlabels.errors import ConfigError, PairingError, StoreError
 from tests.elsewhere.recipes import LOGGED, RECIPES
 from tests.integrations_ground import lay, own_losses, write_ground
 from trainers import DistillLoss, SoftTargetStream, distil_loss
@@ -169,6 +169,7 @@ def config(folder: Path):
         ("parallelism", "tensor_parallel_degree", 2),
         ("parallelism", "context_parallel_degree", 2),
         ("parallelism", "pipeline_parallel_degree", 2),
+        ("parallelism", "expert_parallel_degree", 2),
         ("parallelism", "spmd_backend", "spmd_types"),
         ("training", "disable_cuda_graphs", False),
     ],
@@ -181,6 +182,26 @@ def test_a_setting_that_is_not_served_is_refused(tmp_path, part, name, value):
     setattr(getattr(page, part), name, value)
     with pytest.raises(ConfigError, match=re.escape(f"{part}.{name} {value}: ")):
         check_config(page)
+
+
+def test_a_store_is_refused_before_a_model_is_made(ground, tmp_path, monkeypatch):
+    from torchtitan.trainer import Trainer
+
+    from trainers.integrations.torchtitan import SoftTargetTrainer
+
+    def made(*_):
+        raise AssertionError("a model was made")
+
+    monkeypatch.setattr(Trainer, "__init__", made)
+    page = config(tmp_path)
+    there = replace(page.dataloader, dataset_path=str(ground / "store"))
+    short = replace(page, dataloader=there, training=replace(page.training, seq_len=16))
+    with pytest.raises(PairingError, match=r"training\.seq_len 16: rows of .* up to 32 tokens"):
+        SoftTargetTrainer(short)
+    for path, error in ((tmp_path / "nothing", StoreError), ("", ConfigError)):
+        given = replace(page.dataloader, dataset_path=str(path) if path else None)
+        with pytest.raises(error):
+            SoftTargetTrainer(replace(page, dataloader=given))
 
 
 @pytest.mark.parametrize("part", ["dataloader", "loss"])

@@ -30,9 +30,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 from softlabels.errors import ConfigError, MissingExtraError, PairingError
+from softlabels.store.reader import Store
 from trainers.data.batch import COUNTED, Batch
 from trainers.data.microbatches import split_batch
-from trainers.data.stream import SoftTargetStream
+from trainers.data.stream import SoftTargetStream, opened
 from trainers.data.tasks import renumbers
 from trainers.loss.head import Head
 from trainers.loss.losses import DistillLoss, LossOutput
@@ -54,6 +55,7 @@ SERVED: tuple[tuple[str, Any, str], ...] = (
     ("parallelism.tensor_parallel_degree", 1, "the loss needs the whole head"),
     ("parallelism.context_parallel_degree", 1, "the loss needs whole rows"),
     ("parallelism.pipeline_parallel_degree", 1, "every process needs the head"),
+    ("parallelism.expert_parallel_degree", 1, "it was run with data parallelism alone"),
     ("parallelism.spmd_backend", "partial_dtensor", "the loss was run with no other"),
     ("training.disable_cuda_graphs", True, "batches differ in size"),
     ("validator.enable", False, "it reads no store; `softtrain eval` does"),
@@ -84,14 +86,11 @@ class SoftTargetLoader(BaseDataLoader):
         local_batch_size: int,
         **_: Any,
     ) -> None:
-        if not config.dataset_path:
-            raise ConfigError("SoftTargetLoader: dataset_path is not set; give the path of a store")
         rows = local_batch_size * dp_world_size
         self.stream = SoftTargetStream(
-            config.dataset_path,
+            open_store_of(config),
             batch_size=rows if config.batch_size < 0 else config.batch_size,
             seed=config.seed,
-            vocab=config.vocab,
             rank=dp_rank,
             world_size=dp_world_size,
         )
@@ -109,6 +108,18 @@ class SoftTargetLoader(BaseDataLoader):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from there; a state of another store or seed is a RunError."""
         self.stream.load_state_dict(json.loads(state_dict["stream"]))
+
+
+def open_store_of(config: SoftTargetLoader.Config) -> Store:
+    """The store of a loader, open.
+
+    Raises:
+        ConfigError: none is given, or a vocabulary that does not fit it.
+        StoreError: it cannot be opened.
+    """
+    if not config.dataset_path:
+        raise ConfigError("SoftTargetLoader: dataset_path is not set; give the path of a store")
+    return opened(config.dataset_path, config.vocab)
 
 
 def part_of(batch: Batch) -> Part:
@@ -184,22 +195,16 @@ class SoftTargetTrainer(Trainer):
 
     def __init__(self, config: Config) -> None:
         check_config(config)
+        check_store(config)
         step = config.training.global_batch_size
         config.dataloader = replace(config.dataloader, batch_size=step)  # `build` gave a copy
         super().__init__(config)
-        self._check_store()
+        self._check_head()
 
-    def _check_store(self) -> None:
-        """Refuse a store that cannot serve the loss, or whose rows the model cannot be fed."""
-        config, store = self.config, self.dataloader.stream.store
-        head, identity = self.model_parts[0].lm_head, store.manifest.identity
-        where = f"{config.model_spec.name} {config.model_spec.flavor}"
-        ids, most = head.out_features, identity.corpus.seq_len
-        self.loss_fn.loss.check(identity.targets)
-        if identity.domain != "causal-lm":
-            raise PairingError(
-                f"{store.path}: is of {identity.domain}; expected a store of causal-lm"
-            )
+    def _check_head(self) -> None:
+        """Refuse a model whose head is another than the loss computes, or of other ids than the store."""
+        store, head = self.dataloader.stream.store, self.model_parts[0].lm_head
+        where, ids = _student(self.config), head.out_features
         if type(head).forward is not torch.nn.Linear.forward:
             raise ConfigError(
                 f"{where}: its head is a {type(head).__name__}, expected a plain Linear; leave it out of what is "
@@ -210,13 +215,6 @@ class SoftTargetTrainer(Trainer):
                 f"{where}: its head has {ids} ids, {store.path} has {store.vocab_size}; use a student with the "
                 f"teacher's vocabulary, or read the store with vocab='trim:{ids}'"
             )
-        if most > config.training.seq_len:
-            raise PairingError(
-                f"training.seq_len {config.training.seq_len}: rows of {store.path} have up to {most} tokens; set it to "
-                f"{most}"
-            )
-        if not renumbers(store):
-            check_tokenizer(Path(config.hf_assets_path), store, where=where)
 
     def train_step(self, data_iterator: Iterator[Part]) -> None:
         """torchtitan's, whose loss is normalised over all parts of the step."""
@@ -263,3 +261,29 @@ def check_config(config: Trainer.Config) -> None:
         found = getattr(getattr(config, part), setting)
         if found != expected:
             raise ConfigError(f"SoftTargetTrainer: {name} {found}: {why}; set it to {expected}")
+
+
+def check_store(config: Trainer.Config) -> None:
+    """Refuse a store that cannot serve the loss, or whose rows the model cannot be fed; no model is made yet.
+
+    Raises:
+        ConfigError: of the store's path or vocabulary, or the loss does not go with its targets.
+        StoreError: it cannot be opened.
+        PairingError, TokenizerError: it is not for this model.
+    """
+    store = open_store_of(config.dataloader)
+    identity, most = store.identity, store.identity.corpus.seq_len
+    if identity.domain != "causal-lm":
+        raise PairingError(f"{store.path}: is of {identity.domain}; expected a store of causal-lm")
+    config.loss.distill.check(identity.targets)
+    if most > config.training.seq_len:
+        raise PairingError(
+            f"training.seq_len {config.training.seq_len}: rows of {store.path} have up to {most} tokens; set it to "
+            f"{most}"
+        )
+    if not renumbers(store):
+        check_tokenizer(Path(config.hf_assets_path), store, where=_student(config))
+
+
+def _student(config: Trainer.Config) -> str:
+    return f"{config.model_spec.name} {config.model_spec.flavor}"
