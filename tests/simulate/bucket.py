@@ -112,6 +112,13 @@ class SimulatedPlace:
 
     def __init__(self, bucket: Bucket, chance: random.Random, fate: Callable[[], None]) -> None:
         self._bucket, self._chance, self._fate = bucket, chance, fate
+        self._answer = 0.0
+        """Seconds that answers took: they pass before the next request, or with whatever else takes time."""
+
+    def answered(self) -> float:
+        """How long answers were under way, for whoever lets that time pass; once."""
+        seconds, self._answer = self._answer, 0.0
+        return seconds
 
     def create(self, name: str, data: bytes) -> str | None:
         """PUT, if there is none."""
@@ -176,10 +183,12 @@ class SimulatedPlace:
         while True:
             self._fate()
             bucket.requests[verb] += 1
-            bucket.world.sleep(self._chance.expovariate(2 / bucket.weather.latency))
+            bucket.world.sleep(
+                self.answered() + self._chance.expovariate(2 / bucket.weather.latency)
+            )
             if bucket.admits():
                 result = act()
-                bucket.world.sleep(self._chance.expovariate(2 / bucket.weather.latency))
+                self._answer += self._chance.expovariate(2 / bucket.weather.latency)
                 self._fate()
                 if self._chance.random() >= bucket.weather.lost:
                     return result, repeated

@@ -178,6 +178,7 @@ class _Builder:
 
     def __init__(self, simulation: Simulation, number: int, chance: random.Random) -> None:
         self._all, self._number, self._chance = simulation, number, chance
+        self._place = SimulatedPlace(simulation.bucket, chance, self._fate)
         settings = simulation.settings
         self._offset = chance.uniform(-1e9, 1e9)
         self._rate = 1.0 + chance.uniform(-settings.skew, settings.skew)
@@ -197,8 +198,7 @@ class _Builder:
 
     def _build(self) -> None:
         """As `PlaceSite` does."""
-        plan, world = self._all.plan, self._all.world
-        place = SimulatedPlace(self._all.bucket, self._chance, self._fate)
+        plan, world, place = self._all.plan, self._all.world, self._place
         claims = PlaceClaims(
             place,
             len(plan.shards),
@@ -228,10 +228,10 @@ class _Builder:
         self, shard: PlannedShard, advance: Callable[[int], None]
     ) -> Callable[[], tuple[bytes, Statistics, float]]:
         """Take some time for a shard, in steps after which the claim may be renewed."""
-        steps = 4
+        steps = 2
         seconds = self._all.settings.shard_seconds * self._chance.lognormvariate(-0.02, 0.2)
         for _ in range(steps):
-            self._all.world.sleep(seconds / steps)
+            self._all.world.sleep(self._place.answered() + seconds / steps)
             self._fate()
             advance(0)
         self._all.made[shard.index] += 1
@@ -283,7 +283,7 @@ class _Builder:
 
     def _wait(self, seconds: float) -> None:
         self._all.idle += seconds
-        self._all.world.sleep(seconds)
+        self._all.world.sleep(self._place.answered() + seconds)
         self._fate()
 
     def _fate(self) -> None:
