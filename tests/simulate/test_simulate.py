@@ -62,3 +62,12 @@ def test_a_shard_takes_few_requests_where_builders_are_many():
     found = report(simulated(builders=100, shards=10_000))
     assert found["lost"] == found["written_again"] == 0
     assert found["requests_per_shard"] <= 5.0
+
+
+@pytest.mark.slow
+def test_where_builders_die_often_the_others_wait_little():
+    settings = {"shard_seconds": 300.0, "deaths_per_hour": 0.2, "stalls_per_hour": 0.0}
+    found = report(simulated(builders=60, shards=6000, **settings))
+    assert found["deaths"] > 60
+    assert found["lost"] == found["written_again"] == 0
+    assert found["waited"] < 0.03  # more where who has work looks for the dead too seldom

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
+from softlabels.core.rows import Int64
 from softlabels.making.place import HELD, Place
 from softlabels.making.place.names import FULL, block_of, mark_name
 from softlabels.making.place.watch import NEVER
@@ -98,7 +99,7 @@ class Blocks:
         return full > 0 or self.left < left
 
     def where_to_look(self, bound: int, chance: random.Random, *, fresh: float) -> Iterator[int]:
-        """Some blocks, by chance, in which something may be free: `LOOKS`, or fewer.
+        """Some blocks, by chance, in which something may be free: `LOOKS` of one size, one of each other.
 
         Those of the largest leases come first, those that were seen before last. What is learnt of a block meanwhile
         counts.
@@ -107,13 +108,21 @@ class Blocks:
             bound: blocks before which leases may be begun.
             fresh: seconds for which a block in which nothing was free is not looked at again.
         """
-        seen, left = self._seen[:bound], LOOKS
-        may = np.flatnonzero(~self._done[:bound] & (self._clock() - seen >= fresh))
-        kinds = self._classes[may] + (seen[may] == NEVER) * _NEW
+        may = self._may_have(bound, fresh)
+        kinds = self._classes[may] + (self._seen[may] == NEVER) * _NEW
+        looks = LOOKS
         for kind in np.unique(kinds)[::-1].tolist():
             some, new = may[kinds == kind].tolist(), kind >= _NEW
-            for block in chance.sample(some, min(LOOKS, len(some))):
+            for block in chance.sample(some, min(looks, len(some))):
                 if not self._done[block] and (not new or not self.is_full(block)):
                     yield block
-                    if not (left := left - 1):
-                        return
+                    looks = 1
+
+    def any_left(self, bound: int, chance: random.Random, *, fresh: float) -> int | None:
+        """One block, by chance, in which something may be free; arguments as of `where_to_look`."""
+        may = self._may_have(bound, fresh)
+        return int(may[chance.randrange(len(may))]) if len(may) else None
+
+    def _may_have(self, bound: int, fresh: float) -> Int64:
+        seen = self._seen[:bound]
+        return np.flatnonzero(~self._done[:bound] & (self._clock() - seen >= fresh))

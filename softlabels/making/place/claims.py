@@ -53,7 +53,7 @@ RENEWAL = 100.0
 FRESH = 20.0
 """Seconds for which who waits does not look again at what was listed."""
 AMONG = 8
-"""Of so many builders each looks for the dead before it takes a lease, of more only so many do."""
+"""Builders at work that look, while a claim lasts, for one that may be dead: of so few all, of more by chance."""
 
 
 @dataclass(eq=False)
@@ -110,11 +110,11 @@ class PlaceClaims:
         self._dead_looked_for = NEVER
         self._idle = False
         """Whether there was nothing to take."""
-        self._looked = False
-        """Whether who waits has just looked for a dead claim."""
+        self._tells = True
+        """Whether who waits asks next time what others tell, too."""
         self.cleared = False
         """Whether claims are gone that were there, as they are when the store is finished; for the caller to look."""
-        self._first = first
+        self._first = min(first, len(self._leases))
         """So many leases must be done before any other is begun."""
 
     @property
@@ -230,20 +230,15 @@ class PlaceClaims:
         return None
 
     def _idle_look(self) -> PlaceLease | None:
-        """What who waits asks: one request as a rule.
+        """What who waits asks: a block that others have in hand, and, every second time, what others tell.
 
-        By turns it looks at a block that others have in hand, that of a claim that may be dead, if one is known, and
-        reads what others tell; if that is nothing new, and no claim may be dead, it looks at any.
+        The block is that of the claim that may be dead for longest, if one is known; else any. It is not looked at
+        if others, who have just looked, tell news.
         """
+        told, self._tells = self._tells and self._blocks.read_marks(FRESH), not self._tells
         block = self._where_one_died()
-        if block is not None and not (self._looked and self._blocks.left > 1):
-            self._looked = True
-            return self._look(block)
-        self._looked = False
-        if self._blocks.read_marks(FRESH) or block is not None:
-            return None
-        look = self._blocks.where_to_look(self._bound_blocks, self._chance, fresh=FRESH)
-        block = next(look, None)
+        if block is None and not told:
+            block = self._blocks.any_left(self._bound_blocks, self._chance, fresh=FRESH)
         return None if block is None else self._look(block)
 
     @property
@@ -257,7 +252,7 @@ class PlaceClaims:
         Args:
             new: also one that nobody had before.
         """
-        shown = self._leases.shown(self._place.list(HELD, after=self._leases.before(block)), block)
+        shown = self._leases.look(self._place, block)
         gaps = [n for n in shown.untouched if n < self._bound]
         if again := [b for b in {n // BLOCK for n in gaps} if self._blocks.is_full(b)]:
             for b in again:
@@ -328,19 +323,18 @@ class PlaceClaims:
 
         Whoever watches many claims leaves most of these looks to others, who watch them, too.
         """
-        if self._clock() - self._dead_looked_for < EXPIRY:
-            return None
-        if (block := self._where_one_died()) is None:
-            return None
-        if self._chance.random() * len(self._watched) >= AMONG:
+        since = self._clock() - self._dead_looked_for
+        if since < EXPIRY or (block := self._where_one_died()) is None:
             return None
         self._dead_looked_for = self._clock()
+        if self._chance.random() * len(self._watched) >= AMONG * since / EXPIRY:
+            return None
         return self._look(block, new=False)
 
     def _where_one_died(self) -> int | None:
-        """The block of a claim that was seen, and not looked at for so long that its holder may be dead."""
-        first = self._watched.first_expired()
-        return None if first is None else self._leases.of_claim(first) // BLOCK
+        """The block of the claim that was seen longest ago, if that is so long ago that its holder may be dead."""
+        name = self._watched.oldest_expired()
+        return None if name is None else self._leases.of_claim(name) // BLOCK
 
     def _of_the_dead(self, held: Sequence[Entry]) -> PlaceLease | None:
         """Take over from one of these claims that has not changed for long."""

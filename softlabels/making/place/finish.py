@@ -31,6 +31,8 @@ from softlabels.making.place.quarantine import retract_in
 
 AT_ONCE = 32
 """Requests that are under way at a time."""
+LOOKS = 4
+"""Times that who waits asks whether another is at it, before it asks again whether it is done."""
 OF_RECORDS = 1e-4
 """Seconds for each shard that who waits for the manifest waits at first: before that it is hardly there."""
 
@@ -170,11 +172,11 @@ def alone_in(
             finally:
                 claims.release(lease)
             continue
-        held = True
-        while held:
+        for _ in range(LOOKS):  # and then whether it is done, for who did it may have died since
             sleep(pause * random.uniform(0.5, 1.0))
             pause = min(2 * pause, LONGEST_PAUSE)
-            held = claims.end_is_held(name)
+            if not claims.end_is_held(name):
+                break
     return result
 
 

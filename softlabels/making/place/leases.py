@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from softlabels.making.leases import cut
-from softlabels.making.place import PAGE, Entry
+from softlabels.making.place import HELD, PAGE, Entry, Place
 from softlabels.making.place.blocks import BLOCK
 from softlabels.making.place.names import AT, DONE, LEASE, claim_name, is_free
 
@@ -42,18 +42,25 @@ class Leases:
         """Number of the lease that a claim is on."""
         return self.of_shard(int(name[AT]))
 
-    def before(self, block: int) -> str:
-        """What comes before all names of a block's claims and records, and after those of the block before."""
-        return self.names[block * BLOCK][:LEASE]
+    def look(self, place: Place, block: int) -> Shown:
+        """What a listing shows that begins with a block, and has it to its end.
 
-    def shown(self, page: Sequence[Entry], block: int) -> Shown:
-        """What a page of a listing that begins with a block shows.
-
-        That block counts as shown to its end, whatever else lies there.
+        That is one page, unless many files of others lie there.
         """
+        after = self.names[block * BLOCK][:LEASE]
+        last = self.names[min((block + 1) * BLOCK, len(self)) - 1]
+        page = place.list(HELD, after=after)
+        found = list(page)
+        while len(page) == PAGE and found[-1].name < last:
+            page = place.list(HELD, after=found[-1].name)
+            found += page
+        return self._shown(found, len(page) == PAGE, block)
+
+    def _shown(self, page: Sequence[Entry], more: bool, block: int) -> Shown:
+        """What entries from a block on show; `more`: others come after them."""
         end = (block + AT_A_LOOK) * BLOCK
-        if len(page) == PAGE:
-            end = min(max(bisect_right(self.names, page[-1].name), (block + 1) * BLOCK), end)
+        if more:
+            end = min(bisect_right(self.names, page[-1].name), end)
         numbers = range(block * BLOCK, min(end, len(self)))
         last, claims = self.names[numbers[-1]], set(self.names[numbers.start : numbers.stop])
         done, standing = set[str](), dict[str, Entry]()

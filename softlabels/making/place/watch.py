@@ -44,8 +44,8 @@ class Watched:
     def __init__(self, place: Place, clock: Callable[[], float], me: Holder) -> None:
         self._place, self._clock, self._me = place, clock, me
         self._seen: dict[str, Seen] = {}
-        self._read: set[str] = set()
-        """Claims that were read."""
+        self._read: dict[str, Holder | None] = {}
+        """Whose claims are that were read; None: they do not say."""
 
     def __iter__(self) -> Iterator[str]:
         """Their names."""
@@ -61,11 +61,11 @@ class Watched:
     def keep(self, names: Set[str]) -> None:
         """Forget all other claims."""
         self._seen = {name: seen for name, seen in self._seen.items() if name in names}
-        self._read &= names
+        self._read = {name: holder for name, holder in self._read.items() if name in names}
 
     def pop(self, name: str) -> Seen:
         """Forget a claim, and say how it was seen."""
-        self._read.discard(name)
+        self._read.pop(name, None)
         return self._seen.pop(name)
 
     def watch(self, entries: Sequence[Entry]) -> None:
@@ -85,16 +85,22 @@ class Watched:
         self.watch(entries)
 
     def peek(self, entries: Sequence[Entry]) -> None:
-        """Read claims that were not read before and may be of this host, of which a process that is gone is dead."""
+        """Read claims that may be of this host, of which a process that is gone is dead.
+
+        Each is read once, and again when its process is gone, for it may be another's since.
+        """
         if len(entries) > PEEKED:
             return
-        new = [e for e in entries if e.name not in self._read and may_be_beside(e, self._me)]
-        for entry in new:
+        for entry in entries:
+            before = self._read.get(entry.name)
+            known = entry.name in self._read and not (before is not None and is_gone(before))
+            if known or not may_be_beside(entry, self._me):
+                continue
             try:
                 claim = read_claim(self._place, entry)
             except StoreError:
                 continue  # it is read again
-            self._read.add(entry.name)  # let go of, or of nobody known: only its age counts
+            self._read[entry.name] = None if claim is None else claim.holder
             if claim is not None and claim.holder is not None and is_gone(claim.holder):
                 self._seen[entry.name] = Seen(claim.version, NEVER)
 
@@ -102,10 +108,14 @@ class Watched:
         """Whether a claim that is watched has not changed for so long that its holder is dead."""
         return self._clock() - self._seen[name].when > EXPIRY
 
-    def first_expired(self) -> str | None:
-        """The first of these claims; None: there is none."""
+    def oldest_expired(self) -> str | None:
+        """Of these claims the one that was seen first longest ago; None: there is none.
+
+        So a look at each in its turn reaches all, however many live.
+        """
         latest = self._clock() - EXPIRY
-        return min((name for name, seen in self._seen.items() if seen.when < latest), default=None)
+        expired = ((seen.when, name) for name, seen in self._seen.items() if seen.when < latest)
+        return min(expired, default=(0.0, None))[1]
 
 
 class Claim(NamedTuple):
