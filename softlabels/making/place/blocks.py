@@ -88,14 +88,16 @@ class Blocks:
             return False
         self._marks_read, left, full = self._clock(), self.left, 0
         begin = mark_name(int(self._done.argmin()), "")
+        done = memoryview(self._done)  # a look at one of its values is fast
         for entry in self._place.list(HELD, after=begin):
             block = block_of(entry.name)
-            if block is not None and block < len(self._done):
-                if not entry.name.endswith(FULL):
-                    self.done(block)
-                elif not self.is_full(block):
-                    self.full(block)
-                    full += 1
+            if block is None or block >= len(done) or done[block]:
+                continue
+            if not entry.name.endswith(FULL):
+                self.done(block)
+            elif not self.is_full(block):
+                self.full(block)
+                full += 1
         return full > 0 or self.left < left
 
     def where_to_look(self, bound: int, chance: random.Random, *, fresh: float) -> Iterator[int]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 from zlib import crc32
 
 import msgspec
@@ -90,6 +91,7 @@ def shard_of(name: str) -> int | None:
     return int(match[1]) if match is not None and match[1] is not None else None
 
 
+@lru_cache(maxsize=4096)
 def block_of(name: str) -> int | None:
     """The block that a mark is of; None: it is no mark."""
     match = _MARK.fullmatch(name)
