@@ -32,7 +32,7 @@ from softlabels.making.place.names import (
 )
 from softlabels.making.place.plan import Mirror
 from softlabels.making.site import PlaceSite
-from tests.fakes import Notices, TinyTeacher, build_tiny, config_of, write_corpus
+from tests.fakes import Notices, TinyTeacher, build_tiny, config_of
 from tests.store.made_up import files_of
 from tests.store.s3 import Proxy, environment, get, put, s3_server
 
@@ -53,11 +53,6 @@ def bucket(server, tmp_path, monkeypatch, request):
     for name, value in environment(server, tmp_path / "cache").items():
         monkeypatch.setenv(name, value)
     return f"s3://bucket/{request.node.name}"
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory) -> str:
-    return write_corpus(tmp_path_factory.mktemp("corpus"))
 
 
 def there(server: str, bucket: str) -> dict[str, bytes]:

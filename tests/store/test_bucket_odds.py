@@ -33,7 +33,7 @@ from softlabels.making.place.names import (
 from softlabels.making.place.repair import repair_at
 from softlabels.making.status import status_in
 from softlabels.store.remote.bucket import BucketPlace
-from tests.fakes import Notices, build_tiny, write_corpus
+from tests.fakes import Notices, build_tiny
 from tests.store.memory_place import Died, MemoryPlace
 from tests.store.s3 import delete, environment, get, keep_versions, put, s3_server, upload
 from tests.store.test_bucket_repair import (
@@ -46,11 +46,6 @@ from tests.store.test_bucket_repair import (
     in_memory,
     repaired,
 )
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory) -> str:
-    return write_corpus(tmp_path_factory.mktemp("corpus"))
 
 
 @pytest.fixture(scope="module")

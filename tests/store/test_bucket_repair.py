@@ -29,7 +29,7 @@ from softlabels.making.plan import read_plan
 from softlabels.making.site import PlaceSite
 from softlabels.store.remote.bucket import BucketPlace
 from softlabels.store.verify import verify_store
-from tests.fakes import Notices, TinyTeacher, build_tiny, config_of, write_corpus
+from tests.fakes import Notices, TinyTeacher, build_tiny, config_of
 from tests.fixtures.make import small_pages
 from tests.store.made_up import files_of
 from tests.store.memory_place import Died, MemoryPlace
@@ -54,11 +54,6 @@ class Counting(TinyTeacher):
 def server():
     with s3_server() as url:
         yield url
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory) -> str:
-    return write_corpus(tmp_path_factory.mktemp("corpus"))
 
 
 @pytest.fixture(scope="module")

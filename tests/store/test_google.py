@@ -18,7 +18,7 @@ from softlabels.making.place.repair import repair_at
 from softlabels.store.remote.bucket import BucketPlace, probe
 from softlabels.store.remote.push import push
 from softlabels.store.verify import verify_store
-from tests.fakes import TinyTeacher, build_tiny, write_corpus
+from tests.fakes import TinyTeacher, build_tiny
 from tests.store.gcs import Bucket, environment, gcs_server
 from tests.store.made_up import files_of
 from tests.store.places import check_place
@@ -34,11 +34,6 @@ def bucket(tmp_path, monkeypatch):
             monkeypatch.setenv(name, value)
         monkeypatch.setenv("SOFTLABELS_CACHE", str(tmp_path / "cache"))
         yield bucket
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory) -> str:
-    return write_corpus(tmp_path_factory.mktemp("corpus"))
 
 
 @pytest.fixture(scope="module")

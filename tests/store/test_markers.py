@@ -22,7 +22,7 @@ from softlabels.store.remote.markers import is_marker
 from softlabels.store.remote.pull import pull
 from softlabels.store.remote.push import push
 from softlabels.store.verify import verify_store
-from tests.fakes import build_tiny, write_corpus
+from tests.fakes import build_tiny
 from tests.store.made_up import files_of
 from tests.store.s3 import delete, environment, get, put, s3_server
 
@@ -44,11 +44,6 @@ def bucket(server, tmp_path, monkeypatch, request) -> str:
     for name in MARKED:
         put(server, f"{request.node.name}/{name}", b"")
     return f"s3://bucket/{request.node.name}"
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory) -> str:
-    return write_corpus(tmp_path_factory.mktemp("corpus"))
 
 
 @pytest.fixture(scope="module")
