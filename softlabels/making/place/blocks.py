@@ -88,7 +88,7 @@ class Blocks:
             return False
         self._marks_read, left, full = self._clock(), self.left, 0
         begin = mark_name(int(self._done.argmin()), "")
-        done = memoryview(self._done)  # a look at one of its values is fast
+        done = self._done.data  # a look at one of its values is fast
         for entry in self._place.list(HELD, after=begin):
             block = block_of(entry.name)
             if block is None or block >= len(done) or done[block]:
