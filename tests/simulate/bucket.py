@@ -7,13 +7,14 @@ request was carried out. Who dies does so before a request or after it, and nobo
 from __future__ import annotations
 
 import random
+from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import count
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
-from sortedcontainers import SortedList
+from sortedcontainers import SortedDict
 
 from softlabels.errors import IntegrityError
 from softlabels.format.files import Address
@@ -21,8 +22,6 @@ from softlabels.making.place import HELD, PAGE, Entry
 from tests.simulate.world import Died, World
 
 T = TypeVar("T")
-LAST = "~"
-"""Comes after all versions."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,8 +55,7 @@ class Bucket:
         self.throttled = self.lost = 0
         self.changed: list[str] = []
         """Names of what was to stay as it was, and was written to again, or removed."""
-        self._entries: dict[str, Any] = {}
-        """Of each folder, in order of names: a page is a slice."""
+        self._folders: dict[str, _Folder] = {}
         self._second, self._used = -1, 0
         self._versions = count()
 
@@ -72,33 +70,83 @@ class Bucket:
     def put(self, name: str, data: bytes) -> str:
         """Write an object."""
         folder = name.rpartition("/")[0]
-        if (entries := self._entries.get(folder)) is None:
-            entries = self._entries[folder] = SortedList()
-        if (before := self.objects.get(name)) is not None:
-            entries.remove(before.entry)
-            if folder != HELD:
-                self.changed.append(name)
+        if (entries := self._folders.get(folder)) is None:
+            entries = self._folders[folder] = _Folder()
+        if name in self.objects and folder != HELD:
+            self.changed.append(name)
         version = f'"{next(self._versions)}"'
         entry = Entry(name, version, len(data), self.world.now)
-        entries.add(entry)
+        entries.put(entry)
         self.objects[name] = Held(data, entry)
         return version
 
     def drop(self, name: str) -> None:
         """Remove an object, if it is there."""
-        if (before := self.objects.pop(name, None)) is not None:
+        if self.objects.pop(name, None) is not None:
             folder = name.rpartition("/")[0]
-            self._entries[folder].remove(before.entry)
+            self._folders[folder].drop(name)
             if folder != HELD:
                 self.changed.append(name)
 
     def page(self, folder: str, after: str) -> list[Entry]:
         """The first entries of a folder after a name."""
-        entries = self._entries.get(folder)
-        if entries is None:
-            return []
-        begin = entries.bisect_right((after, LAST))
-        return list(entries.islice(begin, begin + PAGE))
+        entries = self._folders.get(folder)
+        return [] if entries is None else entries.page(after)
+
+
+class _Folder:
+    """The entries of a folder, and the pages that were asked for, which are kept as they would be asked for again."""
+
+    def __init__(self) -> None:
+        self._entries = SortedDict()
+        """By name."""
+        self._begins: list[str] = []
+        """What the pages come after, in order."""
+        self._pages: list[list[Entry]] = []
+
+    def put(self, entry: Entry) -> None:
+        self._entries[entry.name] = entry
+        for page in self._with(entry.name):
+            at = bisect_left(page, entry.name, key=_name)
+            if at < len(page) and page[at].name == entry.name:
+                page[at] = entry
+            elif at < PAGE:
+                page.insert(at, entry)
+                del page[PAGE:]
+
+    def drop(self, name: str) -> None:
+        del self._entries[name]
+        for page in self._with(name):
+            at = bisect_left(page, name, key=_name)
+            if at < len(page) and page[at].name == name:
+                del page[at]
+                if len(page) == PAGE - 1:
+                    page += self._after(page[-1].name, 1)
+
+    def page(self, after: str) -> list[Entry]:
+        at = bisect_left(self._begins, after)
+        if at == len(self._begins) or self._begins[at] != after:
+            self._begins.insert(at, after)
+            self._pages.insert(at, self._after(after, PAGE))
+        return self._pages[at].copy()
+
+    def _after(self, name: str, most: int) -> list[Entry]:
+        begin = self._entries.bisect_right(name)
+        return list(self._entries.values()[begin : begin + most])
+
+    def _with(self, name: str) -> Iterator[list[Entry]]:
+        """Pages on which a file of this name is, or would be."""
+        at = bisect_left(self._begins, name)
+        while at:
+            at -= 1
+            page = self._pages[at]
+            if len(page) == PAGE and page[-1].name < name:
+                return  # those that begin sooner end sooner
+            yield page
+
+
+def _name(entry: Entry) -> str:
+    return entry.name
 
 
 class SimulatedPlace:

@@ -227,13 +227,10 @@ class _Builder:
     def make(
         self, shard: PlannedShard, advance: Callable[[int], None]
     ) -> Callable[[], tuple[bytes, Statistics, float]]:
-        """Take some time for a shard, in steps after which the claim may be renewed."""
-        steps = 2
+        """Take some time for a shard, after which the claim may be renewed."""
         seconds = self._all.settings.shard_seconds * self._chance.lognormvariate(-0.02, 0.2)
-        for _ in range(steps):
-            self._all.world.sleep(self._place.answered() + seconds / steps)
-            self._fate()
-            advance(0)
+        self._all.world.sleep(self._place.answered() + seconds)
+        self._fate()
         self._all.made[shard.index] += 1
         self._all.taught_until = self._all.world.now
         return lambda: (_bytes_of(shard), STATISTICS, seconds)

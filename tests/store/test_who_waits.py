@@ -34,7 +34,7 @@ class World:
 
     def __init__(self, shards: int, seed: int) -> None:
         self.now = 0.0
-        self.place = _Sorted()
+        self.place = _Sorted(self)
         self.leases = cut(shards)
         self.blocks = range(-(-len(self.leases) // BLOCK))
         self.renewals = 0
@@ -72,16 +72,24 @@ class World:
 
 
 class _Sorted(MemoryPlace):
-    """Lists many files fast."""
+    """Lists many files fast, and says when each was written."""
 
     names: tuple[str, ...] = ()
+
+    def __init__(self, world: World) -> None:
+        super().__init__()
+        self.world, self.modified = world, dict[str, float]()
+
+    def _put(self, name: str, data: bytes) -> str:
+        self.modified[name] = self.world.now + 1e9  # a clock of its own
+        return super()._put(name, data)
 
     def list(self, folder: str, *, after: str = "") -> list[Entry]:
         if len(self.names) != len(self.files):
             self.names = tuple(sorted(self.files))
         begin = bisect_right(self.names, after)
         page = [n for n in self.names[begin : begin + PAGE] if n.startswith(f"{folder}/")]
-        return [Entry(n, self.files[n][1], len(self.files[n][0]), 0.0) for n in page]
+        return [Entry(n, self.files[n][1], len(self.files[n][0]), self.modified[n]) for n in page]
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -125,6 +133,28 @@ def test_a_dead_claim_does_not_starve_behind_living_ones(seed):
     lease = world.taken(within=5 * EXPIRY)
     assert lease is not None
     assert lease.shards == world.leases[dead]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_who_has_work_finds_a_dead_claim_in_a_block_that_others_had_in_hand(seed):
+    world = World(100_000, seed)
+    dead, living = 77, 99
+    for n in range(BLOCK):
+        world.put(n, claim_content(GONE, f"s{n}", 0), done=n not in {dead, living})
+    world.living = [living]
+    world.hold(world.living, ALIVE)
+    world.place.put(mark_name(0, FULL), b"claimed\n")
+    taken = []
+    while world.leases[dead] not in taken:
+        lease = world.claims.take()
+        assert lease is not None
+        assert len(taken) < 200, "it was left until nothing else is"
+        taken.append(lease.shards)
+        world.sleep(EXPIRY / 2)
+        world.claims.finish(lease, b"{}")
+    assert world.leases[living] not in taken
+    looks = len(world.place.requests) - sum(r.startswith("create") for r in world.place.requests)
+    assert looks < 2 * len(taken)
 
 
 def test_more_files_of_others_than_a_page_has_do_not_hide_a_block():

@@ -125,6 +125,19 @@ class Blocks:
         may = self._may_have(bound, fresh)
         return int(may[chance.randrange(len(may))]) if len(may) else None
 
+    def one_in_hand(self, taken: int, chance: random.Random, *, share: float) -> int | None:
+        """One block, by chance, in which nothing is free; more often None, the more builders there are.
+
+        Args:
+            taken: leases that this builder took; others are held to be as fast.
+            share: of the looks at a block that all builders make together, so many times one.
+        """
+        full = np.flatnonzero(~self._done & (self._seen != NEVER))
+        begun = len(full) + len(self._done) - self.left
+        if chance.random() * BLOCK * begun >= share * len(full) * taken:
+            return None
+        return int(full[chance.randrange(len(full))])
+
     def _may_have(self, bound: int, fresh: float) -> Int64:
         seen = self._seen[:bound]
         return np.flatnonzero(~self._done[:bound] & (self._clock() - seen >= fresh))

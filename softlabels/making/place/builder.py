@@ -11,7 +11,6 @@ It holds two shards at most, and two leases: the one that it makes, and the one 
 
 from __future__ import annotations
 
-import random
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -174,7 +173,7 @@ class PlaceBuilder:
         if not self._waited:
             self._report.notice("waiting: the shards that are left are in other builders' hands")
         self._waited = True
-        self._sleep(self._pause * random.uniform(0.5, 1.0))
+        self._sleep(self._claims.spread(self._pause))
         self._pause = min(2 * self._pause, LONGEST_PAUSE)
 
     def _make_lease(self, lease: PlaceLease) -> None:

@@ -11,7 +11,9 @@ The flow of a builder:
  4. when all shards of the lease are recorded it publishes the records together, `claims/00000032.done.json`, after
     which the claim says nothing more; when all leases of a block are done, whoever sees it says so
     (`claims/block-00000.json`), so that nobody looks there again;
- 5. who finds nothing free waits, and makes one request now and then: it asks what others say of blocks, or, if that is
+ 5. between two leases it looks, now and then and by chance, at a block that others have in hand, and at those claims
+    there again that nobody has renewed, so that the dead are not found only when nothing else is left;
+ 6. who finds nothing free waits, and makes one request now and then: it asks what others say of blocks, or, if that is
     nothing new, looks at a block that others have in hand.
 
 A claim is never removed before the store is finished: who lets go of a lease leaves a claim that says that it is free
@@ -19,7 +21,8 @@ A claim is never removed before the store is finished: who lets go of a lease le
 
 A claim whose version stays the same for `EXPIRY` seconds, as one builder sees it by its own clock, is dead, and so is
 one whose process can be looked at from here and is gone. It is swapped on condition that the version is still the one
-that was seen: again one succeeds. No clock of another host matters, nor that of the place.
+that was seen: again one succeeds. No clock of another host matters, nor does that of the place, but for which claims
+who has work looks at again.
 
 Safety never rests on a claim: shards and records are created if they are absent (`commit.py`). A builder that
 stood still and was taken over from finds that what it made is there already.
@@ -29,7 +32,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Set
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -43,17 +46,16 @@ from softlabels.making.place.names import (
     FREE,
     FULL,
     claim_content,
-    done_name,
     is_free,
 )
-from softlabels.making.place.watch import NEVER, Watched
+from softlabels.making.place.watch import Watched
 
 RENEWAL = 100.0
 """Seconds between renewals, each of which is a request; two may fail."""
 FRESH = 20.0
 """Seconds for which who waits does not look again at what was listed."""
-AMONG = 8
-"""Builders at work that look, while a claim lasts, for one that may be dead: of so few all, of more by chance."""
+LOOKERS = 2
+"""Builders at work that look at each block in which nothing is free, while a claim lasts, about."""
 
 
 @dataclass(eq=False)
@@ -107,7 +109,9 @@ class PlaceClaims:
         """A lease that was another's when this builder took one before it; so it is not asked for."""
         self._watched = Watched(place, clock, self._me)
         self._blocks = Blocks(place, self._leases.sizes, clock)
-        self._dead_looked_for = NEVER
+        self._dead_looked_for = clock()
+        self._taken = 0
+        """Leases that this builder took."""
         self._idle = False
         """Whether there was nothing to take."""
         self._tells = True
@@ -186,9 +190,10 @@ class PlaceClaims:
 
     def finish(self, lease: PlaceLease, records: bytes) -> None:
         """All shards of a lease are recorded: publish their records together; the claim then says nothing more."""
-        self._place.create(done_name(lease.shards.start), records)
+        number = self._leases.of_shard(lease.shards.start)
+        self._place.create(self._leases.records[number], records)
         if self._idle:  # it may have been the last of its block
-            self._blocks.may_have(self._leases.of_shard(lease.shards.start) // BLOCK)
+            self._blocks.may_have(number // BLOCK)
 
     def release(self, lease: PlaceLease) -> None:
         """Let go of a lease that is not finished, unless another has taken over.
@@ -198,6 +203,10 @@ class PlaceClaims:
         if lease.version is not None:
             with suppress(StoreError):  # what stays expires
                 self._place.swap(lease.name, FREE, lease.version)
+
+    def spread(self, pause: float) -> float:
+        """Seconds of a pause, by chance up to half of it less, so that of many who wait not all ask at once."""
+        return pause * self._chance.uniform(0.5, 1.0)
 
     def close(self) -> None:
         """Whatever was taken here and not let go of is dead from now on."""
@@ -218,6 +227,7 @@ class PlaceClaims:
     def _took(self, number: int, lease: PlaceLease | None) -> PlaceLease | None:
         if lease is not None:
             self._next = number + 1
+            self._taken += 1
         return lease
 
     def _jump(self) -> PlaceLease | None:
@@ -252,8 +262,8 @@ class PlaceClaims:
         Args:
             new: also one that nobody had before.
         """
-        shown = self._leases.look(self._place, block)
-        gaps = [n for n in shown.untouched if n < self._bound]
+        shown, bound = self._leases.look(self._place, block), self._bound
+        gaps = [n for n in shown.untouched if n < bound]
         if again := [b for b in {n // BLOCK for n in gaps} if self._blocks.is_full(b)]:
             for b in again:
                 self._blocks.may_have(b)
@@ -261,11 +271,15 @@ class PlaceClaims:
             return None
         let_go = [self._leases.of_claim(name) for name in shown.let_go]
         self._tell(shown, {n // BLOCK for n in gaps + let_go})
+        names, numbers = self._leases.names, shown.numbers
+        quiet = self._watched.quiet(shown.held)
+        waits = self._idle or (new and not (gaps or let_go))
+        watched = shown.held if waits else quiet
+        first, last = names[numbers[0]], names[numbers[-1]]
+        self._watched.watch_all(watched, first, last)
         if not (gaps or let_go):
             self._watched.peek(shown.held)
-        names, numbers = self._leases.names, shown.numbers
-        self._watched.watch_all(shown.held, names[numbers[0]], names[numbers[-1]])
-        if lease := self._of_the_dead(shown.held):
+        if lease := self._of_the_dead(first, last):
             return lease
         gaps = gaps + let_go if new else let_go
         if not gaps or (lease := self._of_gaps(gaps, shown.let_go)) is None:
@@ -281,18 +295,18 @@ class PlaceClaims:
         Args:
             may_have: blocks in which something is free.
         """
-        names, numbers = self._leases.names, shown.numbers
-        first, several = numbers.start // BLOCK, BLOCK < len(names) == self._bound
-        for block in range(first, numbers[-1] // BLOCK + 1):
-            all_of_it = names[block * BLOCK : (block + 1) * BLOCK]
-            if block in may_have or all_of_it[-1] > names[numbers[-1]]:
+        leases, bound = len(self._leases), self._bound
+        first, end = shown.numbers.start // BLOCK, shown.numbers.stop
+        undone = {n // BLOCK for n in shown.undone}
+        for block in range(first, end // BLOCK + (end == leases and end % BLOCK > 0)):
+            if block in may_have:
                 continue
-            if shown.done.issuperset(all_of_it):
+            if block not in undone:
                 if block == first and not self._blocks.is_done(block):
                     self._blocks.mark(block)
                 self._blocks.done(block)
             else:
-                if block == first and several and not self._blocks.is_full(block):
+                if block == first and BLOCK < leases == bound and not self._blocks.is_full(block):
                     self._blocks.mark(block, FULL)
                 self._blocks.full(block)
 
@@ -319,26 +333,25 @@ class PlaceClaims:
     # -- the dead ---------------------------------------------------------------------------------
 
     def _of_one_dead(self) -> PlaceLease | None:
-        """Look, now and then, at claims that were seen long ago: at the end they would be waited for.
-
-        Whoever watches many claims leaves most of these looks to others, who watch them, too.
-        """
+        """Look, now and then, at a claim that may be dead, or for one: at the end it would be waited for."""
         since = self._clock() - self._dead_looked_for
-        if since < EXPIRY or (block := self._where_one_died()) is None:
+        if since < EXPIRY:
             return None
         self._dead_looked_for = self._clock()
-        if self._chance.random() * len(self._watched) >= AMONG * since / EXPIRY:
-            return None
-        return self._look(block, new=False)
+        block = self._where_one_died()
+        if block is None:
+            share = LOOKERS * since / EXPIRY
+            block = self._blocks.one_in_hand(self._taken, self._chance, share=share)
+        return None if block is None else self._look(block, new=False)
 
     def _where_one_died(self) -> int | None:
         """The block of the claim that was seen longest ago, if that is so long ago that its holder may be dead."""
         name = self._watched.oldest_expired()
         return None if name is None else self._leases.of_claim(name) // BLOCK
 
-    def _of_the_dead(self, held: Sequence[Entry]) -> PlaceLease | None:
-        """Take over from one of these claims that has not changed for long."""
-        dead = [e.name for e in held if e.name in self._watched and self._watched.expired(e.name)]
+    def _of_the_dead(self, first: str, last: str) -> PlaceLease | None:
+        """Take over from a claim that has not changed for long, of those from one name to another."""
+        dead = [n for n in self._watched if first <= n <= last and self._watched.expired(n)]
         for name in self._chance.sample(dead, len(dead)):
             number = self._leases.of_claim(name)
             if lease := self._take_over(name, self._leases.all[number]):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -173,7 +172,7 @@ def alone_in(
                 claims.release(lease)
             continue
         for _ in range(LOOKS):  # and then whether it is done, for who did it may have died since
-            sleep(pause * random.uniform(0.5, 1.0))
+            sleep(claims.spread(pause))
             pause = min(2 * pause, LONGEST_PAUSE)
             if not claims.end_is_held(name):
                 break

@@ -10,7 +10,7 @@ from functools import lru_cache
 from softlabels.making.leases import cut
 from softlabels.making.place import HELD, PAGE, Entry, Place
 from softlabels.making.place.blocks import BLOCK
-from softlabels.making.place.names import AT, DONE, LEASE, claim_name, is_free
+from softlabels.making.place.names import AT, LEASE, claim_name, done_name, is_free
 
 AT_A_LOOK = 2
 """Blocks of which one page tells, at most: as many as it shows where most leases are done."""
@@ -25,6 +25,8 @@ class Leases:
     """The first shard of each."""
     names: tuple[str, ...]
     """Of their claims."""
+    records: tuple[str, ...]
+    """Names of what has all records of one."""
 
     def __len__(self) -> int:
         return len(self.all)
@@ -50,10 +52,10 @@ class Leases:
         after = self.names[block * BLOCK][:LEASE]
         last = self.names[min((block + 1) * BLOCK, len(self)) - 1]
         page = place.list(HELD, after=after)
-        found = list(page)
+        found = page
         while len(page) == PAGE and found[-1].name < last:
             page = place.list(HELD, after=found[-1].name)
-            found += page
+            found = [*found, *page]
         return self._shown(found, len(page) == PAGE, block)
 
     def _shown(self, page: Sequence[Entry], more: bool, block: int) -> Shown:
@@ -62,23 +64,23 @@ class Leases:
         if more:
             end = min(bisect_right(self.names, page[-1].name), end)
         numbers = range(block * BLOCK, min(end, len(self)))
-        last, claims = self.names[numbers[-1]], set(self.names[numbers.start : numbers.stop])
-        done, standing = set[str](), dict[str, Entry]()
-        for entry in page:
-            name = entry.name
-            if name > last:
-                break
-            if name in claims:
-                standing[name] = entry
-            elif name[LEASE:] == DONE and (claim := f"{name[:LEASE]}.json") in claims:
-                done.add(claim)
-        open_ = [e for name, e in standing.items() if name not in done]
+        names, records = (all_[numbers.start : numbers.stop] for all_ in (self.names, self.records))
+        there = {entry.name: entry for entry in page}
+        claims, done = list(map(there.get, names)), list(map(there.__contains__, records))
+        let_go, held = dict[str, str](), list[Entry]()
+        for claim, is_done in zip(claims, done, strict=True):
+            if claim is None or is_done:
+                continue
+            if is_free(claim):
+                let_go[claim.name] = claim.version
+            else:
+                held.append(claim)
         return Shown(
             numbers=numbers,
-            done=done,
-            untouched=[n for n in numbers if self.names[n] not in standing],
-            let_go={e.name: e.version for e in open_ if is_free(e)},
-            held=[e for e in open_ if not is_free(e)],
+            undone=[n for n, is_done in zip(numbers, done, strict=True) if not is_done],
+            untouched=[n for n, claim in zip(numbers, claims, strict=True) if claim is None],
+            let_go=let_go,
+            held=held,
         )
 
 
@@ -87,8 +89,8 @@ class Shown:
     """What a page shows of consecutive leases."""
 
     numbers: range
-    done: set[str]
-    """Claims on those whose records are published."""
+    undone: list[int]
+    """Those whose records are not published."""
     untouched: list[int]
     """Those on which there is no claim."""
     let_go: dict[str, str]
@@ -102,4 +104,4 @@ def leases_of(shards: int, first: int) -> Leases:
     """The leases of a plan, of whose shards so many first ones must be committed before any other is begun."""
     leases = tuple(cut(shards, first))
     starts = tuple(lease.start for lease in leases)
-    return Leases(leases, starts, tuple(claim_name(start) for start in starts))
+    return Leases(leases, starts, tuple(map(claim_name, starts)), tuple(map(done_name, starts)))

@@ -16,6 +16,8 @@ from softlabels.making.place.names import FREE, may_be_beside
 
 WATCHED = 256
 """Claims that one builder watches at a time; there is work for hours in so many."""
+QUIET = EXPIRY / 2
+"""Seconds without a renewal, by the place's own clock, after which who has work watches a claim, too."""
 PEEKED = 4
 """Of so few claims in a block each is read once, for its process may be one of this host's."""
 LONGEST = 4096
@@ -46,17 +48,12 @@ class Watched:
         self._seen: dict[str, Seen] = {}
         self._read: dict[str, Holder | None] = {}
         """Whose claims are that were read; None: they do not say."""
+        self._ahead = NEVER
+        """By how much the place's clock is ahead of this builder's, at least."""
 
     def __iter__(self) -> Iterator[str]:
         """Their names."""
         return iter(self._seen)
-
-    def __len__(self) -> int:
-        """How many they are."""
-        return len(self._seen)
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._seen
 
     def keep(self, names: Set[str]) -> None:
         """Forget all other claims."""
@@ -83,6 +80,16 @@ class Watched:
         here = {e.name for e in entries}
         self.keep({name for name in self._seen if name in here or not first <= name <= last})
         self.watch(entries)
+
+    def quiet(self, entries: Sequence[Entry]) -> list[Entry]:
+        """Of claims on one page those that were not renewed for some time: where a look is worth a request.
+
+        That is told by the place's clock, as far as other claims tell what it is; whether one is dead is not.
+        """
+        now = self._clock()
+        self._ahead = max(self._ahead, max((e.modified for e in entries), default=NEVER) - now)
+        latest = now + self._ahead - QUIET
+        return [e for e in entries if e.modified < latest]
 
     def peek(self, entries: Sequence[Entry]) -> None:
         """Read claims that may be of this host, of which a process that is gone is dead.
