@@ -157,6 +157,23 @@ def test_who_has_work_finds_a_dead_claim_in_a_block_that_others_had_in_hand(seed
     assert looks < 2 * len(taken)
 
 
+def test_who_goes_on_alone_waits_for_no_dead_claim_while_there_is_work():
+    world = World(200, seed=0)
+    dead = [3, 4, 5]
+    for n in range(8):
+        world.put(n, claim_content(GONE, f"s{n}", 0), done=n not in dead)
+    taken = []
+    while len(taken) < len(world.leases) - 5:
+        lease = world.claims.take()
+        assert lease is not None, f"{len(taken)} leases were taken"
+        taken.append(world.leases.index(lease.shards))
+        world.sleep(60.0)
+        world.claims.finish(lease, b"{}")
+    assert set(dead) < set(taken)
+    assert world.claims.take() is None
+    assert world.claims.done
+
+
 def test_more_files_of_others_than_a_page_has_do_not_hide_a_block():
     world = World(10, seed=0)
     for i in range(PAGE):

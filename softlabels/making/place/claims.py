@@ -54,6 +54,8 @@ RENEWAL = 100.0
 """Seconds between renewals, each of which is a request; two may fail."""
 FRESH = 20.0
 """Seconds for which who waits does not look again at what was listed."""
+FEW = 16
+"""Of so few claims on a page who has work watches all, of more those that were not renewed for some time."""
 LOOKERS = 2
 """Builders at work that look at each block in which nothing is free, while a claim lasts, about."""
 
@@ -274,7 +276,7 @@ class PlaceClaims:
         names, numbers = self._leases.names, shown.numbers
         quiet = self._watched.quiet(shown.held)
         waits = self._idle or (new and not (gaps or let_go))
-        watched = shown.held if waits else quiet
+        watched = shown.held if waits or len(shown.held) <= FEW else quiet
         first, last = names[numbers[0]], names[numbers[-1]]
         self._watched.watch_all(watched, first, last)
         if not (gaps or let_go):
