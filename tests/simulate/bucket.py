@@ -22,6 +22,8 @@ from softlabels.making.place import HELD, PAGE, Entry
 from tests.simulate.world import Died, World
 
 T = TypeVar("T")
+GROUPED = {"data": len("/train-001"), "commits": len("/001"), "claims": len("/00012")}
+"""Of a folder with many files, by how many characters of a name they are grouped, some hundreds together."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +73,7 @@ class Bucket:
         """Write an object."""
         folder = name.rpartition("/")[0]
         if (entries := self._folders.get(folder)) is None:
-            entries = self._folders[folder] = _Folder()
+            entries = self._folders[folder] = _Folder(folder)
         if name in self.objects and folder != HELD:
             self.changed.append(name)
         version = f'"{next(self._versions)}"'
@@ -97,18 +99,26 @@ class Bucket:
 class _Folder:
     """The entries of a folder, and the pages that were asked for, which are kept as they would be asked for again."""
 
-    def __init__(self) -> None:
-        self._entries = SortedDict()
-        """By name."""
+    def __init__(self, name: str) -> None:
+        self._entries: dict[str, Entry] = {}
+        self._same = len(name) + GROUPED.get(name, 0)
+        self._groups = SortedDict[str, set[str]]()
+        """Names, by how they begin."""
         self._begins: list[str] = []
         """What the pages come after, in order."""
         self._pages: list[list[Entry]] = []
 
     def put(self, entry: Entry) -> None:
-        self._entries[entry.name] = entry
-        for page in self._with(entry.name):
-            at = bisect_left(page, entry.name, key=_name)
-            if at < len(page) and page[at].name == entry.name:
+        name = entry.name
+        if name not in self._entries:
+            begin = name[: self._same]
+            if (group := self._groups.get(begin)) is None:
+                group = self._groups[begin] = set()
+            group.add(name)
+        self._entries[name] = entry
+        for page in map(self._pages.__getitem__, self._with(name)):
+            at = bisect_left(page, name, key=_name)
+            if at < len(page) and page[at].name == name:
                 page[at] = entry
             elif at < PAGE:
                 page.insert(at, entry)
@@ -116,33 +126,34 @@ class _Folder:
 
     def drop(self, name: str) -> None:
         del self._entries[name]
-        for page in self._with(name):
-            at = bisect_left(page, name, key=_name)
-            if at < len(page) and page[at].name == name:
-                del page[at]
-                if len(page) == PAGE - 1:
-                    page += self._after(page[-1].name, 1)
+        self._groups[name[: self._same]].remove(name)
+        for at in self._with(name):
+            del self._begins[at], self._pages[at]
 
     def page(self, after: str) -> list[Entry]:
         at = bisect_left(self._begins, after)
         if at == len(self._begins) or self._begins[at] != after:
             self._begins.insert(at, after)
-            self._pages.insert(at, self._after(after, PAGE))
+            self._pages.insert(at, self._after(after))
         return self._pages[at].copy()
 
-    def _after(self, name: str, most: int) -> list[Entry]:
-        begin = self._entries.bisect_right(name)
-        return list(self._entries.values()[begin : begin + most])
+    def _after(self, name: str) -> list[Entry]:
+        found: list[str] = []
+        for begin in self._groups.irange(minimum=name[: self._same]):
+            found += sorted(n for n in self._groups[begin] if n > name)
+            if len(found) >= PAGE:
+                break
+        return [self._entries[n] for n in found[:PAGE]]
 
-    def _with(self, name: str) -> Iterator[list[Entry]]:
-        """Pages on which a file of this name is, or would be."""
+    def _with(self, name: str) -> Iterator[int]:
+        """Pages on which a file of this name is, or would be, from the last on."""
         at = bisect_left(self._begins, name)
         while at:
             at -= 1
             page = self._pages[at]
             if len(page) == PAGE and page[-1].name < name:
                 return  # those that begin sooner end sooner
-            yield page
+            yield at
 
 
 def _name(entry: Entry) -> str:
@@ -162,6 +173,12 @@ class SimulatedPlace:
         self._bucket, self._chance, self._fate = bucket, chance, fate
         self._answer = 0.0
         """Seconds that answers took: they pass before the next request, or with whatever else takes time."""
+        self._then: Callable[[], None] | None = None
+
+    def first(self, seconds: float, then: Callable[[], None]) -> None:
+        """Let time pass before the next request, and then have something come to pass."""
+        self._answer += seconds
+        self._then = then
 
     def answered(self) -> float:
         """How long answers were under way, for whoever lets that time pass; once."""
@@ -234,6 +251,10 @@ class SimulatedPlace:
             bucket.world.sleep(
                 self.answered() + self._chance.expovariate(2 / bucket.weather.latency)
             )
+            if self._then is not None:
+                self._fate()  # time has passed in which it worked
+                then, self._then = self._then, None
+                then()
             if bucket.admits():
                 result = act()
                 self._answer += self._chance.expovariate(2 / bucket.weather.latency)

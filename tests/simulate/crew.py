@@ -144,13 +144,18 @@ class Simulation:
         self.world.run(until=lambda: self.ended == self.settings.builders)
 
     def _begin(self, number: int, *, after: float) -> None:
-        builder = _Builder(self, number, random.Random(self.chance.getrandbits(64)))
+        builder = _Builder(self, number)
         self.world.start(builder.live, after=after)
 
     def died(self, number: int) -> None:
         """A builder is gone, and another takes its place."""
         self.deaths += 1
         self._begin(number, after=self.settings.back_after)
+
+    def taught(self, index: int) -> None:
+        """A shard was made, and is about to be written."""
+        self.made[index] += 1
+        self.taught_until = self.world.now
 
     # -- what must be so --------------------------------------------------------------------------
 
@@ -176,7 +181,8 @@ class Simulation:
 class _Builder:
     """One process, from its beginning to its end."""
 
-    def __init__(self, simulation: Simulation, number: int, chance: random.Random) -> None:
+    def __init__(self, simulation: Simulation, number: int) -> None:
+        chance = simulation.chance
         self._all, self._number, self._chance = simulation, number, chance
         self._place = SimulatedPlace(simulation.bucket, chance, self._fate)
         settings = simulation.settings
@@ -227,12 +233,10 @@ class _Builder:
     def make(
         self, shard: PlannedShard, advance: Callable[[int], None]
     ) -> Callable[[], tuple[bytes, Statistics, float]]:
-        """Take some time for a shard, after which the claim may be renewed."""
+        """Take some time for a shard; it passes with the next request, as it would before."""
+        advance(0)
         seconds = self._all.settings.shard_seconds * self._chance.lognormvariate(-0.02, 0.2)
-        self._all.world.sleep(self._place.answered() + seconds)
-        self._fate()
-        self._all.made[shard.index] += 1
-        self._all.taught_until = self._all.world.now
+        self._place.first(seconds, partial(self._all.taught, shard.index))
         return lambda: (_bytes_of(shard), STATISTICS, seconds)
 
     def _is_finished(self, place: SimulatedPlace) -> bool | None:

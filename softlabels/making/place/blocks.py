@@ -103,8 +103,8 @@ class Blocks:
     def where_to_look(self, bound: int, chance: random.Random, *, fresh: float) -> Iterator[int]:
         """Some blocks, by chance, in which something may be free: `LOOKS` of one size, one of each other.
 
-        Those of the largest leases come first, those that were seen before last. What is learnt of a block meanwhile
-        counts.
+        Those of the largest leases come first, and those that were seen before last: of these only one, for who then
+        waits looks at them in its turn. What is learnt of a block meanwhile counts.
 
         Args:
             bound: blocks before which leases may be begun.
@@ -115,10 +115,12 @@ class Blocks:
         looks = LOOKS
         for kind in np.unique(kinds)[::-1].tolist():
             some, new = may[kinds == kind].tolist(), kind >= _NEW
-            for block in chance.sample(some, min(looks, len(some))):
+            for block in chance.sample(some, min(looks if new else 1, len(some))):
                 if not self._done[block] and (not new or not self.is_full(block)):
                     yield block
                     looks = 1
+            if not new:
+                return
 
     def any_left(self, bound: int, chance: random.Random, *, fresh: float) -> int | None:
         """One block, by chance, in which something may be free; arguments as of `where_to_look`."""

@@ -299,11 +299,10 @@ class PlaceClaims:
         """
         leases, bound = len(self._leases), self._bound
         first, end = shown.numbers.start // BLOCK, shown.numbers.stop
-        undone = {n // BLOCK for n in shown.undone}
         for block in range(first, end // BLOCK + (end == leases and end % BLOCK > 0)):
             if block in may_have:
                 continue
-            if block not in undone:
+            if block not in shown.undone:
                 if block == first and not self._blocks.is_done(block):
                     self._blocks.mark(block)
                 self._blocks.done(block)

@@ -6,6 +6,8 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import compress
+from operator import not_
 
 from softlabels.making.leases import cut
 from softlabels.making.place import HELD, PAGE, Entry, Place
@@ -67,20 +69,16 @@ class Leases:
         names, records = (all_[numbers.start : numbers.stop] for all_ in (self.names, self.records))
         there = {entry.name: entry for entry in page}
         claims, done = list(map(there.get, names)), list(map(there.__contains__, records))
-        let_go, held = dict[str, str](), list[Entry]()
-        for claim, is_done in zip(claims, done, strict=True):
-            if claim is None or is_done:
-                continue
-            if is_free(claim):
-                let_go[claim.name] = claim.version
-            else:
-                held.append(claim)
+        open_ = [claim for claim in compress(claims, map(not_, done)) if claim is not None]
+        blocks = range(0, len(numbers), BLOCK)
         return Shown(
             numbers=numbers,
-            undone=[n for n, is_done in zip(numbers, done, strict=True) if not is_done],
-            untouched=[n for n, claim in zip(numbers, claims, strict=True) if claim is None],
-            let_go=let_go,
-            held=held,
+            undone={block + i // BLOCK for i in blocks if not all(done[i : i + BLOCK])},
+            untouched=[n for n, c in zip(numbers, claims, strict=True) if c is None]
+            if None in claims
+            else [],
+            let_go={e.name: e.version for e in open_ if is_free(e)},
+            held=[e for e in open_ if not is_free(e)],
         )
 
 
@@ -89,8 +87,8 @@ class Shown:
     """What a page shows of consecutive leases."""
 
     numbers: range
-    undone: list[int]
-    """Those whose records are not published."""
+    undone: set[int]
+    """Blocks in which some have no records that are published."""
     untouched: list[int]
     """Those on which there is no claim."""
     let_go: dict[str, str]
