@@ -1,6 +1,6 @@
 r"""Builders that share a bucket and are killed at random; one is stopped for longer than its claim lasts, and wakes up.
 
-    python -m tests.benchmarks.bucket --kills 100 --builders 4 --shards 400
+    python -m tests.benchmarks.bucket --kills 100 --builders 4 --shards 1000
     python -m tests.benchmarks.bucket --kills 0 --shards 1024    # requests a shard, with leases of 16
 
 What is shown: every shard has the digest of a build in a folder (each is created only where it is absent), and how many
@@ -31,6 +31,7 @@ import time
 from collections import Counter
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -71,11 +72,18 @@ def _build(url: str, corpus: str, pause: float, torn: bool, settings: dict[str, 
     os.environ.update(settings)
     torch.set_num_threads(1)
     if torn:
-        claims.EXPIRY = watch.EXPIRY = LEASE
-        claims.RENEWAL, claims.FRESH = LEASE / 3, LEASE / 15
-        builder.LONGEST_PAUSE = 1.0
-    watch._is_gone = lambda _: False  # as if each were on a host of its own
+        _give(claims, EXPIRY=LEASE, RENEWAL=LEASE / 3, FRESH=LEASE / 15)
+        _give(watch, EXPIRY=LEASE, QUIET=LEASE / 2)
+        _give(builder, LONGEST_PAUSE=1.0)
+    _give(watch, is_gone=lambda _: False)  # as if each were on a host of its own
     build_tiny(url, corpus, teacher=Slow(pause), **CHANGES)  # type: ignore[arg-type]
+
+
+def _give(module: ModuleType, **values: Any) -> None:
+    """Other values to names that are there: one that is not would change nothing."""
+    for name, value in values.items():
+        assert hasattr(module, name)
+        setattr(module, name, value)
 
 
 def _write_corpus(folder: Path, shards: int) -> str:
@@ -124,11 +132,11 @@ def torment(
                 wakes = 0.0
             if killed < kills and paused:
                 slot = rng.randrange(1, builders)
-                if crew[slot].is_alive():
-                    crew[slot].kill()
-                    crew[slot].join()
-                    killed += crew[slot].exitcode == -signal.SIGKILL
-                crew[slot] = start()
+                crew[slot].kill()
+                crew[slot].join()
+                if crew[slot].exitcode == -signal.SIGKILL:  # else it has seen the store finished
+                    killed += 1
+                    crew[slot] = start()
         seconds = time.perf_counter() - begun
         in_bucket = read_manifest(RemoteFiles(url))
         requests = list(proxy.requests)
