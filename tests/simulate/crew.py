@@ -22,7 +22,7 @@ from softlabels.format.manifest import MANIFEST, Commit, Plan, Statistics
 from softlabels.format.shard_records import PlannedShard
 from softlabels.making.claims import EXPIRY, Holder
 from softlabels.making.place.builder import PlaceBuilder
-from softlabels.making.place.claims import PlaceClaims
+from softlabels.making.place.claims import RENEWAL, PlaceClaims
 from softlabels.making.place.commit import commit_name, parsed
 from softlabels.making.place.finish import (
     AT_ONCE,
@@ -233,10 +233,18 @@ class _Builder:
     def make(
         self, shard: PlannedShard, advance: Callable[[int], None]
     ) -> Callable[[], tuple[bytes, Statistics, float]]:
-        """Take some time for a shard; it passes with the next request, as it would before."""
+        """Take some time for a shard, in steps after which the claim may be renewed.
+
+        The last step passes with the next request, as it would before.
+        """
         advance(0)
         seconds = self._all.settings.shard_seconds * self._chance.lognormvariate(-0.02, 0.2)
-        self._place.first(seconds, partial(self._all.taught, shard.index))
+        step = seconds / (1 + seconds // RENEWAL)
+        for _ in range(int(seconds // RENEWAL)):
+            self._all.world.sleep(self._place.answered() + step)
+            self._fate()
+            advance(0)
+        self._place.first(step, partial(self._all.taught, shard.index))
         return lambda: (_bytes_of(shard), STATISTICS, seconds)
 
     def _is_finished(self, place: SimulatedPlace) -> bool | None:

@@ -57,6 +57,13 @@ def test_throttled_requests_are_made_again():
     )  # a renewal that is put off for too long costs work, and nothing else
 
 
+@pytest.mark.parametrize("seconds", [60.0, 200.0, 600.0])
+def test_who_lives_is_not_taken_over_from_however_long_a_shard_takes(seconds):
+    world = {"deaths_per_hour": 0.0, "stalls_per_hour": 0.0, "shard_seconds": seconds}
+    found = report(simulated(builders=20, shards=200, **world))
+    assert found["made_twice"] == 0
+
+
 def test_a_world_is_the_same_whenever_it_is_made():
     assert report(simulated(builders=9, shards=60)) == report(simulated(builders=9, shards=60))
 

@@ -157,11 +157,13 @@ def test_who_has_work_finds_a_dead_claim_in_a_block_that_others_had_in_hand(seed
     assert looks < 2 * len(taken)
 
 
-def test_who_goes_on_alone_waits_for_no_dead_claim_while_there_is_work():
+@pytest.mark.parametrize("many", [3, 30])
+def test_who_goes_on_alone_waits_for_no_dead_claim_while_there_is_work(many):
     world = World(200, seed=0)
-    dead = [3, 4, 5]
-    for n in range(8):
+    dead = range(3, 3 + many)
+    for n in range(5 + many):
         world.put(n, claim_content(GONE, f"s{n}", 0), done=n not in dead)
+    world.sleep(1000.0)
     taken = []
     while len(taken) < len(world.leases) - 5:
         lease = world.claims.take()

@@ -45,6 +45,8 @@ class Blocks:
         self.left = len(sizes)
         """Blocks that are not known to be done."""
         self._marks_read = NEVER
+        self._before = 0
+        """Blocks that were begun before this builder looked."""
 
     def is_full(self, block: int) -> bool:
         """Whether nothing was free in it when it was seen last."""
@@ -86,7 +88,8 @@ class Blocks:
         """
         if self.left < 2 or self._clock() - self._marks_read < age:
             return False
-        self._marks_read, left, full = self._clock(), self.left, 0
+        first, left, full = self._marks_read == NEVER, self.left, 0
+        self._marks_read = self._clock()
         begin = mark_name(int(self._done.argmin()), "")
         done = self._done.data  # a look at one of its values is fast
         for entry in self._place.list(HELD, after=begin):
@@ -98,6 +101,8 @@ class Blocks:
             elif not self.is_full(block):
                 self.full(block)
                 full += 1
+        if first:
+            self._before = self._begun()
         return full > 0 or self.left < left
 
     def where_to_look(self, bound: int, chance: random.Random, *, fresh: float) -> Iterator[int]:
@@ -135,10 +140,14 @@ class Blocks:
             share: of the looks at a block that all builders make together, so many times one.
         """
         full = np.flatnonzero(~self._done & (self._seen != NEVER))
-        begun = len(full) + len(self._done) - self.left
-        if chance.random() * BLOCK * begun >= share * len(full) * taken:
+        since = max(self._begun() - self._before, 1)
+        if chance.random() * BLOCK * since >= share * len(full) * taken:
             return None
         return int(full[chance.randrange(len(full))])
+
+    def _begun(self) -> int:
+        """Blocks in which nothing is free, done or not."""
+        return int(np.count_nonzero(self._done | (self._seen != NEVER)))
 
     def _may_have(self, bound: int, fresh: float) -> Int64:
         seen = self._seen[:bound]

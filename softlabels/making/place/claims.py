@@ -138,6 +138,8 @@ class PlaceClaims:
         """
         number, self._next = self._next, None
         lease = self._idle_look() if self._idle else self._of_one_dead()
+        if lease is None and self.cleared:
+            return None
         if lease is None and number is not None and number < self._bound and number != self._held:
             lease = self._took(number, self._create(number))
         if lease is None and not self._idle:

@@ -18,6 +18,8 @@ WATCHED = 256
 """Claims that one builder watches at a time; there is work for hours in so many."""
 QUIET = EXPIRY / 2
 """Seconds without a renewal, by the place's own clock, after which who has work watches a claim, too."""
+DRIFT = 0.05
+"""Seconds a second for which a builder believes less of what it knew of the place's clock."""
 PEEKED = 4
 """Of so few claims in a block each is read once, for its process may be one of this host's."""
 LONGEST = 4096
@@ -48,8 +50,8 @@ class Watched:
         self._seen: dict[str, Seen] = {}
         self._read: dict[str, Holder | None] = {}
         """Whose claims are that were read; None: they do not say."""
-        self._ahead = NEVER
-        """By how much the place's clock is ahead of this builder's, at least."""
+        self._ahead, self._told = NEVER, clock()
+        """By how much the place's clock is ahead of this builder's, at least, and when claims told that."""
 
     def __iter__(self) -> Iterator[str]:
         """Their names."""
@@ -84,12 +86,15 @@ class Watched:
     def quiet(self, entries: Sequence[Entry]) -> list[Entry]:
         """Of claims on one page those that were not renewed for some time: where a look is worth a request.
 
-        That is told by the place's clock, as far as other claims tell what it is; whether one is dead is not.
+        That is told by the place's clock, as far as claims that were listed tell what it is; of the first page nothing
+        is known, so it is all of them. Whether a claim is dead is not told by it.
         """
-        now = self._clock()
-        self._ahead = max(self._ahead, max((e.modified for e in entries), default=NEVER) - now)
+        now, newest = self._clock(), max((e.modified for e in entries), default=NEVER)
+        known = self._ahead - DRIFT * (now - self._told)
+        first = self._ahead == NEVER
+        self._ahead, self._told = max(known, newest - now), now
         latest = now + self._ahead - QUIET
-        return [e for e in entries if e.modified < latest]
+        return [e for e in entries if first or e.modified < latest]
 
     def peek(self, entries: Sequence[Entry]) -> None:
         """Read claims that may be of this host, of which a process that is gone is dead.
