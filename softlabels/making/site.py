@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, closing, contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -131,9 +130,9 @@ class PlaceSite:
             while plan is None and (plan := begun_in(self._mirror)) is None:
                 if (lease := claims.take_end(PLANNING)) is not None:
                     try:  # perhaps who held the claim before has planned
-                        yield begun_in(self._mirror), Renewing(report, partial(claims.renew, lease))
+                        yield begun_in(self._mirror), Renewing(report, lease.renew)
                     finally:
-                        claims.release(lease)
+                        lease.release()
                     return
                 if pause == SHORTEST_PAUSE:
                     report.notice("waiting: another builder plans the shards")

@@ -67,12 +67,14 @@ def _build(url: str, corpus: str, pause: float, torn: bool, settings: dict[str, 
     """One builder, in a process that nobody else's host sees."""
     import softlabels.making.place.builder as builder
     import softlabels.making.place.claims as claims
+    import softlabels.making.place.holding as holding
     import softlabels.making.place.watch as watch
 
     os.environ.update(settings)
     torch.set_num_threads(1)
     if torn:
-        _give(claims, EXPIRY=LEASE, RENEWAL=LEASE / 3, FRESH=LEASE / 15)
+        _give(claims, EXPIRY=LEASE, FRESH=LEASE / 15)
+        _give(holding, RENEWAL=LEASE / 3)
         _give(watch, EXPIRY=LEASE, QUIET=LEASE / 2)
         _give(builder, LONGEST_PAUSE=1.0)
     _give(watch, is_gone=lambda _: False)  # as if each were on a host of its own

@@ -375,14 +375,14 @@ def build_dictionary() -> None:
 def build_place() -> None:
     """A packed build in a place that is a folder; a dictionary is trained; who planned died."""
     import softlabels.making.dictionary
-    import softlabels.making.place.claims
+    import softlabels.making.place.holding
     from softlabels.core.durable import sweep
     from softlabels.making.claims import Holder
     from softlabels.making.place import FolderPlace
     from softlabels.making.place.names import PLANNING, claim_content
 
     softlabels.making.dictionary.POSITIONS = 1
-    softlabels.making.place.claims.RENEWAL = 0.0
+    softlabels.making.place.holding.RENEWAL = 0.0
 
     def work() -> None:
         place = FolderPlace(Path("out"))

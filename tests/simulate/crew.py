@@ -22,7 +22,7 @@ from softlabels.format.manifest import MANIFEST, Commit, Plan, Statistics
 from softlabels.format.shard_records import PlannedShard
 from softlabels.making.claims import EXPIRY, Holder
 from softlabels.making.place.builder import PlaceBuilder
-from softlabels.making.place.claims import RENEWAL, PlaceClaims
+from softlabels.making.place.claims import PlaceClaims
 from softlabels.making.place.commit import commit_name, parsed
 from softlabels.making.place.finish import (
     AT_ONCE,
@@ -32,6 +32,7 @@ from softlabels.making.place.finish import (
     collected,
     first_pause,
 )
+from softlabels.making.place.holding import RENEWAL
 from softlabels.making.writer import Held
 from tests.simulate.bucket import Bucket, SimulatedPlace, Weather
 from tests.simulate.world import Died, World
@@ -221,7 +222,7 @@ class _Builder:
                 claims,
                 "finish",
                 lambda: self._is_finished(place),
-                lambda lease: self._finish(place, partial(claims.renew, lease)),
+                lambda lease: self._finish(place, lease.renew),
                 pause=first_pause(plan),
                 sleep=self._wait,
             )

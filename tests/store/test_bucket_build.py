@@ -20,7 +20,8 @@ from softlabels.format.manifest import Commit, load_manifest
 from softlabels.making.claims import EXPIRY, Holder
 from softlabels.making.place import FolderPlace
 from softlabels.making.place.blocks import Blocks
-from softlabels.making.place.claims import FRESH, RENEWAL, PlaceClaims
+from softlabels.making.place.claims import FRESH, PlaceClaims
+from softlabels.making.place.holding import RENEWAL
 from softlabels.making.place.names import (
     FREE,
     FULL,
@@ -258,7 +259,7 @@ def test_a_claim_that_does_not_change_is_taken_over_by_the_clock_of_who_watches(
     mine.now += EXPIRY - 1
     assert b.take() is None
     theirs.now += RENEWAL
-    a.renew(held)
+    held.renew()
     mine.now += 2
     assert b.take() is None  # renewed since
     mine.now += EXPIRY + 1
@@ -266,9 +267,9 @@ def test_a_claim_that_does_not_change_is_taken_over_by_the_clock_of_who_watches(
     assert taken is not None
     assert taken.taken_over
     theirs.now += RENEWAL
-    a.renew(held)
+    held.renew()
     assert held.version is None  # and a sees it
-    a.release(held)
+    held.release()
     assert [e.name for e in place.list("claims")] == [claim_name(0)]
 
 
@@ -350,7 +351,7 @@ def test_a_lease_that_was_let_go_of_is_free_soon_and_known_to_have_been_somebody
     held = a.take()
     assert held is not None
     assert b.take() is None
-    a.release(held)
+    held.release()
     clock.now += FRESH
     taken = b.take()
     assert taken is not None

@@ -445,5 +445,5 @@ def test_a_file_hides_none_whose_name_begins_alike(built):
     with closing(PlaceClaims(place, 4)) as claims:
         lease = claims.take_end(FINISH)
         assert lease is not None
-        claims.release(lease)
+        lease.release()
         assert claims.take_end(FINISH) is not None

@@ -161,7 +161,7 @@ def test_who_plans_and_who_finishes(bucket, begun):
         status = status_in(place)
         assert (status.planned, status.complete, status.shards) == (False, False, 0)
         assert f"the plan: process {os.getpid()} of" in said(f"{bucket}/new")
-        claims.release(lease)
+        lease.release()
         with pytest.raises(FormatError, match="holds no plan, so no build was begun there"):
             status_in(place)
     with closing(PlaceClaims(BucketPlace(begun), 8)) as claims:

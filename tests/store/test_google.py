@@ -65,8 +65,8 @@ def test_a_claim_that_was_listed_is_taken_over(bucket):
         now[0] += EXPIRY + 100
         lease = claims.take()
         assert lease is not None
-        assert claims.holds(lease)
-        claims.release(lease)
+        assert lease.holds()
+        lease.release()
     assert place.read(claim_name(0), limit=99)[0] == FREE
 
 

@@ -13,8 +13,9 @@ from softlabels.making.leases import cut
 from softlabels.making.place import PAGE, Entry
 from softlabels.making.place.blocks import BLOCK
 from softlabels.making.place.builder import LONGEST_PAUSE
-from softlabels.making.place.claims import RENEWAL, PlaceClaims, PlaceLease
+from softlabels.making.place.claims import PlaceClaims
 from softlabels.making.place.finish import alone_in
+from softlabels.making.place.holding import RENEWAL, PlaceLease
 from softlabels.making.place.names import (
     FINISH,
     FREE,

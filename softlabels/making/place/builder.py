@@ -30,7 +30,7 @@ from softlabels.format.manifest import MANIFEST, Commit, Plan, Statistics
 from softlabels.format.shard_records import PlannedShard
 from softlabels.making.finish import has_columns
 from softlabels.making.place import Place, exists
-from softlabels.making.place.claims import PlaceClaims, PlaceLease
+from softlabels.making.place.claims import PlaceClaims
 from softlabels.making.place.commit import (
     LeaseRecords,
     commit_in,
@@ -38,6 +38,7 @@ from softlabels.making.place.commit import (
     read_shard,
     recorded_in,
 )
+from softlabels.making.place.holding import PlaceLease
 from softlabels.making.writer import Writer
 
 SHORTEST_PAUSE, LONGEST_PAUSE = 1.0, 60.0
@@ -81,12 +82,12 @@ class _Open:
 class _Part:
     """A shard of a lease while it is written; what the writer's thread is given."""
 
-    def __init__(self, claims: PlaceClaims, lease: PlaceLease, index: int) -> None:
-        self._claims, self._lease, self.index = claims, lease, index
+    def __init__(self, lease: PlaceLease, index: int) -> None:
+        self._lease, self.index = lease, index
 
     def renew(self) -> None:
         """Say that the holder lives."""
-        self._claims.renew(self._lease)
+        self._lease.renew()
 
     def __enter__(self) -> _Part:
         return self
@@ -157,7 +158,7 @@ class PlaceBuilder:
                     self._settle()
             finally:
                 for held in self._open.values():
-                    self._claims.release(held.lease)
+                    held.lease.release()
 
     def _recorded(self, lease: PlaceLease) -> AbstractSet[int]:
         """Which shards of a lease need not be made: of one that nobody held, those alone that somebody copied there."""
@@ -191,8 +192,8 @@ class PlaceBuilder:
                 return  # another has taken over, since this builder stood still for long
             self._open[index] = held
             write = self._make(self._plan.shards[index], lease)
-            self._settle(_Part(self._claims, lease, index))
-            self._writer.start(_Part(self._claims, lease, index), write)
+            self._settle(_Part(lease, index))
+            self._writer.start(_Part(lease, index), write)
 
     def _make(self, shard: PlannedShard, lease: PlaceLease) -> Callable[[], Written]:
         made = 0
@@ -200,7 +201,7 @@ class PlaceBuilder:
         def advance(positions: int) -> None:
             nonlocal made
             made += positions
-            self._claims.renew(lease)
+            lease.renew()
             self._writer.renew()
             self._report.advance(positions)
 

@@ -33,48 +33,21 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Mapping, Set
-from contextlib import suppress
-from dataclasses import dataclass
-from functools import partial
 
-from softlabels.errors import StoreError
 from softlabels.making.claims import EXPIRY, LIVING, Holder
 from softlabels.making.place import HELD, Entry, Place
 from softlabels.making.place.blocks import BLOCK, LOOKS, Blocks
+from softlabels.making.place.holding import Claimant, PlaceLease
 from softlabels.making.place.leases import Shown, leases_of
-from softlabels.making.place.names import (
-    FREE,
-    FULL,
-    claim_content,
-    is_free,
-)
+from softlabels.making.place.names import FULL, is_free
 from softlabels.making.place.watch import Watched
 
-RENEWAL = 100.0
-"""Seconds between renewals, each of which is a request; two may fail."""
 FRESH = 20.0
 """Seconds for which who waits does not look again at what was listed."""
 FEW = 16
 """Of so few claims on a page who has work watches all, of more those that were not renewed for some time."""
 LOOKERS = 2
 """Builders at work that look at each block in which nothing is free, while a claim lasts, about."""
-
-
-@dataclass(eq=False)
-class PlaceLease:
-    """Shards in this builder's hands."""
-
-    name: str
-    shards: range
-    version: str | None
-    """Of the claim; None: another has taken over."""
-    content: Callable[[int], bytes]
-    """Of the claim, when it was renewed so many times."""
-    renewed: float
-    """When, by this builder's clock."""
-    taken_over: bool
-    """Whether another held it before."""
-    renewals: int = 0
 
 
 class PlaceClaims:
@@ -106,6 +79,7 @@ class PlaceClaims:
         self._chance = random.Random() if chance is None else chance
         self._me = Holder.here() if me is None else me
         LIVING.add(self._me.token)
+        self._claimant = Claimant(place, self._me, clock, self._chance)
         self._next = None if begin is None else self._leases.of_shard(begin)
         self._held: int | None = None
         """A lease that was another's when this builder took one before it; so it is not asked for."""
@@ -152,9 +126,9 @@ class PlaceClaims:
         entry = self._end(name)
         name = _end_name(name)
         if entry is None:
-            return self._claim(name, range(0))
+            return self._claimant.create(name, range(0))
         if is_free(entry):
-            return self._swap(name, range(0), entry.version)
+            return self._claimant.swap(name, range(0), entry.version)
         return self._take_over(name, range(0)) if self._watched.expired(name) else None
 
     def end_is_held(self, name: str) -> bool:
@@ -174,39 +148,12 @@ class PlaceClaims:
             self._watched.watch(found)
         return found[0]
 
-    def renew(self, lease: PlaceLease) -> None:
-        """Say that the holder lives; cheap enough for every chunk of logits."""
-        if self._clock() - lease.renewed >= RENEWAL:
-            with suppress(StoreError):  # if it fails for long the claim expires, which is safe
-                self.holds(lease)
-
-    def holds(self, lease: PlaceLease) -> bool:
-        """Renew now; whether the lease is still this builder's: one that stood still may have been taken over from.
-
-        Raises:
-            StoreError: the place refuses.
-        """
-        if lease.version is not None:
-            lease.renewed, lease.renewals = self._clock(), lease.renewals + 1
-            content = lease.content(lease.renewals)
-            lease.version = self._place.renew(lease.name, content, lease.version)
-        return lease.version is not None
-
     def finish(self, lease: PlaceLease, records: bytes) -> None:
         """All shards of a lease are recorded: publish their records together; the claim then says nothing more."""
         number = self._leases.of_shard(lease.shards.start)
         self._place.create(self._leases.records[number], records)
         if self._idle:  # it may have been the last of its block
             self._blocks.may_have(number // BLOCK)
-
-    def release(self, lease: PlaceLease) -> None:
-        """Let go of a lease that is not finished, unless another has taken over.
-
-        Its claim stays, and says that it is free: so a lease whose claim is made anew was never anybody's.
-        """
-        if lease.version is not None:
-            with suppress(StoreError):  # what stays expires
-                self._place.swap(lease.name, FREE, lease.version)
 
     def spread(self, pause: float) -> float:
         """Seconds of a pause, by chance up to half of it less, so that of many who wait not all ask at once."""
@@ -326,9 +273,10 @@ class PlaceClaims:
         for number in sorted(some, key=lambda n: _run(n, free), reverse=True):
             name, shards = self._leases.names[number], self._leases.all[number]
             version = let_go.get(name)
-            lease = (
-                self._claim(name, shards) if version is None else self._swap(name, shards, version)
-            )
+            if version is None:
+                lease = self._claimant.create(name, shards)
+            else:
+                lease = self._claimant.swap(name, shards, version)
             if lease is not None:
                 return self._took(number, lease)
         return None
@@ -362,34 +310,10 @@ class PlaceClaims:
         return None
 
     def _take_over(self, name: str, shards: range) -> PlaceLease | None:
-        return self._swap(name, shards, self._watched.pop(name).version)
-
-    def _swap(self, name: str, shards: range, seen: str) -> PlaceLease | None:
-        content = self._content()
-        version = self._place.swap(name, content(0), seen)
-        return None if version is None else self._lease(name, shards, version, content, True)
+        return self._claimant.swap(name, shards, self._watched.pop(name).version)
 
     def _create(self, number: int) -> PlaceLease | None:
-        return self._claim(self._leases.names[number], self._leases.all[number])
-
-    def _claim(self, name: str, shards: range) -> PlaceLease | None:
-        content = self._content()
-        version = self._place.create(name, content(0))
-        return None if version is None else self._lease(name, shards, version, content, False)
-
-    def _lease(
-        self,
-        name: str,
-        shards: range,
-        version: str,
-        content: Callable[[int], bytes],
-        taken_over: bool,
-    ) -> PlaceLease:
-        return PlaceLease(name, shards, version, content, self._clock(), taken_over)
-
-    def _content(self) -> Callable[[int], bytes]:
-        """What a claim says; a version is of the content, so that no two claims say the same."""
-        return partial(claim_content, self._me, f"{self._chance.getrandbits(64):016x}")
+        return self._claimant.create(self._leases.names[number], self._leases.all[number])
 
 
 def _end_name(name: str) -> str:

@@ -21,8 +21,9 @@ from softlabels.making.card import card
 from softlabels.making.finish import CARD, has_columns, make_manifest, with_files
 from softlabels.making.place import HELD, Place, everything
 from softlabels.making.place.builder import LONGEST_PAUSE, SHORTEST_PAUSE
-from softlabels.making.place.claims import PlaceClaims, PlaceLease
+from softlabels.making.place.claims import PlaceClaims
 from softlabels.making.place.commit import LeaseRecords, parsed, read_commit, read_shard
+from softlabels.making.place.holding import PlaceLease
 from softlabels.making.place.leases import leases_of
 from softlabels.making.place.names import FINISH, done_name, is_ours
 from softlabels.making.place.plan import Mirror
@@ -93,11 +94,10 @@ def finish_in(mirror: Mirror, plan: Plan, claims: PlaceClaims) -> Manifest:
     place = mirror.place
 
     def publish(lease: PlaceLease) -> None:
-        renew = partial(claims.renew, lease)
-        commits, columns = collected(place, plan, renew)
+        commits, columns = collected(place, plan, lease.renew)
         check_sizes(place, commits)
         manifest, pages = make_manifest(mirror.folder, plan, commits, columns=columns)
-        publish_in(mirror, manifest, commits, pages, {}, renew, partial(claims.holds, lease))
+        publish_in(mirror, manifest, commits, pages, {}, lease.renew, lease.holds)
 
     pause = first_pause(plan)
     return alone_in(claims, FINISH, lambda: finished_in(place), publish, pause=pause)
@@ -169,7 +169,7 @@ def alone_in(
             try:
                 work(lease)
             finally:
-                claims.release(lease)
+                lease.release()
             continue
         for _ in range(LOOKS):  # and then whether it is done, for who did it may have died since
             sleep(claims.spread(pause))

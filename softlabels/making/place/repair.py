@@ -53,9 +53,10 @@ from softlabels.making.mending import (
 )
 from softlabels.making.place import HELD, Place, everything
 from softlabels.making.place.blocks import BLOCK
-from softlabels.making.place.claims import PlaceClaims, PlaceLease
+from softlabels.making.place.claims import PlaceClaims
 from softlabels.making.place.commit import LeaseRecords, commit_name
 from softlabels.making.place.finish import PlacePages, clear_in, in_threads, publish_in
+from softlabels.making.place.holding import PlaceLease
 from softlabels.making.place.leases import leases_of
 from softlabels.making.place.living import Standing
 from softlabels.making.place.names import (
@@ -230,8 +231,8 @@ class _Work(Mender[Seen]):
                 f"{self.root}: another builder or repair finishes it at this moment; run the same command again when "
                 "it has ended (nothing was changed)"
             )
-        self._renew = partial(self._keep, claims, lease)
-        self._holds = partial(claims.holds, lease)
+        self._renew = partial(self._keep, lease)
+        self._holds = lease.holds
         try:
             standing.check_alone(lease.name)
             self._check_unchanged(found)
@@ -239,7 +240,7 @@ class _Work(Mender[Seen]):
             if found.rebuild:
                 self._leave_leases(found)
         finally:
-            claims.release(lease)
+            lease.release()
 
     def _check_unchanged(self, found: Diagnosis[Seen]) -> None:
         """Refuse to go on if another finished the store, or made what is to be taken out, while it was looked at."""
@@ -252,9 +253,9 @@ class _Work(Mender[Seen]):
                     f"{self.root / name}: changed meanwhile; run the same command again (nothing was changed)"
                 )
 
-    def _keep(self, claims: PlaceClaims, lease: PlaceLease) -> None:
+    def _keep(self, lease: PlaceLease) -> None:
         """Say that this process lives; stop, if it stood still for so long that another took over."""
-        claims.renew(lease)
+        lease.renew()
         if lease.version is None:
             raise StoreError(
                 f"{self.root}: this repair stood still for so long that another began; run the same command again"
