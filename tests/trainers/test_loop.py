@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -227,6 +228,26 @@ def test_resume_refuses_another_run(ground, tmp_path):
     with pytest.raises(RunError, match="was begun on store"):
         train(config_of(ground, store=str(other)), run, resume=True)
     assert train(config_of(ground), run, resume=True) == run / "student"  # finished: nothing to do
+
+
+@pytest.mark.parametrize("pieces", [{"accumulate": 2}, {"batch_tokens": 64}, {"chunk_mib": 1}])
+def test_a_run_that_was_short_of_memory_goes_on_in_smaller_pieces(ground, tmp_path, pieces):
+    train(config_of(ground), tmp_path / "whole")
+    train(config_of(ground, keep_last=9), tmp_path / "run")
+    for name in ("checkpoints/step-00000012", "checkpoints/step-00000009", "student"):
+        shutil.rmtree(tmp_path / "run" / name)
+    train(config_of(ground, **pieces), tmp_path / "run", resume=True)
+    whole, run = (dict(losses(tmp_path / n)) for n in ("whole", "run"))
+    assert run.keys() == whole.keys()
+    last = max(whole)
+    assert run[last] == pytest.approx(whole[last], rel=1e-4)
+
+
+def test_pieces_stay_where_bits_are_promised(ground, tmp_path):
+    run = tmp_path / "run"
+    train(config_of(ground, accumulate=2, exact_ranks=True, steps=6), run)
+    with pytest.raises(RunError, match="accumulate = 2"):
+        train(config_of(ground, accumulate=4, exact_ranks=True), run, resume=True)
 
 
 def test_old_checkpoints_are_removed(ground, tmp_path):

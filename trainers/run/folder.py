@@ -61,6 +61,9 @@ FREE = frozenset(
 )
 """What may change when a run goes on: where files lie, how long it is (`length.py` has rules of its own), how often to
 log, save and evaluate, and on what to compute."""
+PIECES = frozenset({"accumulate", "batch_tokens", "chunk_mib"})
+"""In how large pieces a step is computed: free, too, so that a run that was short of memory can go on; it is the same
+step within rounding. With --exact-ranks, which promises the same bits, they stay."""
 
 DEFAULTS = {f.name: f.default for f in fields(RunConfig) if f.default is not MISSING}
 
@@ -138,10 +141,11 @@ def check_same_run(recorded: dict[str, Any], facts: dict[str, Any], run: Path) -
             f"{run}: was begun in {recorded['dtype']}, this would go on in {facts['dtype']}; "
             f"pass --dtype {recorded['dtype']}"
         )
+    free = FREE if facts["config"]["exact_ranks"] else FREE | PIECES
     for name, value in facts["config"].items():
         before = _recorded(recorded, name)
         before = tuple(before) if isinstance(before, list) else before  # as JSON has them
-        if name not in FREE and before != value:
+        if name not in free and before != value:
             raise RunError(
                 f"{run}: was begun with {name} = {before!r}, this has {value!r}; resume it as it "
                 "was begun, or choose another --out"
