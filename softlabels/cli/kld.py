@@ -54,9 +54,9 @@ def kld_command(
 ) -> None:
     """Say how far models are from a reference: quantised, pruned or ported ones from the original.
 
-    MODEL is what `softlabels build --teacher` takes (hf:PATH, onnx:FILE, vllm:PATH, …), or the path of a run, an
-    export, a model's folder, a .gguf or .onnx file. NAME=MODEL gives it a name. The reference is a store; its model
-    is not needed. Each candidate reads the reference's own tokens once.
+    MODEL is what `softlabels build --teacher` takes (hf:PATH, onnx:FILE, vllm:PATH?seam=states, …), or the path of a
+    run, an export, a model's folder, a .gguf or .onnx file. NAME=MODEL gives it a name. The reference is a store; its
+    model is not needed. Each candidate reads the reference's own tokens once.
 
     \b
     Examples:

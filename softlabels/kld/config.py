@@ -31,8 +31,8 @@ class KldConfig:
     seed: Figures[int] = 0
     """Seed of the resamplings."""
     list_k: Figures[int | None] = None
-    """Ids to ask of a candidate that lists log-probabilities (vllm:, openai:); default as many as the reference
-    keeps."""
+    """Ids to ask of a candidate that lists log-probabilities (vllm:PATH?seam=list, openai:); default as many as the
+    reference keeps."""
     work: Files[str | None] = None
     """Folder in which finished rows of each candidate are kept: the same command goes on there after it was stopped."""
     device: Devices[str] = "auto"

@@ -139,6 +139,8 @@ class Teacher(ABC):
     """Its head, if its logits are a linear map of states that it shows (`states`); None: not so."""
     listing: ListingTeacher | None = None
     """Itself, if it lists the most probable ids and has no logits to give (`teachers/listing.py`)."""
+    selects: bool = False
+    """Whether it selects beside its model, and has no logits to give (`teachers/local_engine.py`)."""
     batches: bool = False
     """Whether it makes its own batches: it is then given all rows of a shard at once."""
 

@@ -123,6 +123,11 @@ class Ensemble(Teacher):
                     f"--teacher {spec}: lists the most probable ids only, and an average needs whole distributions; "
                     "build a store of its own, and mix stores in training (--store A=0.5 --store B=0.5)"
                 )
+            if member.selects:
+                raise ConfigError(
+                    f"--teacher {spec}: selects beside the model, and an average needs its logits; use ?seam=states, "
+                    "or build a store of its own, and mix stores in training (--store A=0.5 --store B=0.5)"
+                )
             if member.classes != self.classes:
                 raise ConfigError(
                     f"--teacher {spec}: its classes are {list(member.classes or ())}, those of "

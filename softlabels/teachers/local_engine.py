@@ -197,6 +197,7 @@ class SelectingTeacher(Teacher):
     """An engine that selects beside its model: what comes back is a few numbers a position, not logits."""
 
     batches = True
+    selects = True
 
     def __init__(self, found: LocalEngine) -> None:
         self._found = found
@@ -214,7 +215,7 @@ class SelectingTeacher(Teacher):
         """
         raise TeacherError(
             f"{self.record.spec}: selects beside the model, and gives no logits; this needs a teacher that does, such "
-            "as hf:PATH of the same folder"
+            f"as {self._found.kind}:PATH?seam=states, or hf:PATH, of the same folder"
         )
 
     def selected(self, rows: Sequence[Any], job: Job, uniforms: Tensor | None) -> Iterator[Kept]:

@@ -27,6 +27,7 @@ from softlabels.core.rows import Row
 from softlabels.errors import ConfigError, MissingExtraError, NonFiniteError, TeacherError
 from softlabels.store.reader import open_store
 from softlabels.teachers import TeacherOptions, open_teacher, vllm_states
+from softlabels.teachers.ensemble import open_teachers
 from tests.teachers.same_targets import check_same_targets
 from tests.teachers.test_openai import check_equal, config_of
 from tests.teachers.tiny import VOCAB, log_probs, write_model, write_texts
@@ -361,8 +362,14 @@ def test_an_engine_that_fails_is_a_sentence(ground, vllm, tmp_path, monkeypatch,
 
 
 def test_a_pooler_gives_no_logits(ground, vllm):
-    with pytest.raises(TeacherError, match="gives no logits"):
+    with pytest.raises(TeacherError, match=r"gives no logits.*vllm:PATH\?seam=states"):
         open_teacher(f"vllm:{ground}/model", TeacherOptions()).logits([])
+
+
+def test_a_pooler_is_not_averaged(ground, vllm):
+    specs = [f"vllm:{ground}/model", f"hf:{ground}/model"]
+    with pytest.raises(ConfigError, match="an average needs its logits"):
+        open_teachers(specs, "probs", TeacherOptions())
 
 
 def test_the_plugin_does_nothing_unless_asked(vllm, monkeypatch):
