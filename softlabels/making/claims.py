@@ -30,6 +30,7 @@ from typing import Any
 import msgspec
 
 from softlabels.core.durable import explained, publish, sweep, temporary_beside
+from softlabels.core.inside import inside
 from softlabels.core.processes import Process, is_alive, this_process
 from softlabels.core.records import canonical
 from softlabels.errors import StoreError
@@ -158,7 +159,7 @@ class Claims:
         return self._folder / f"{index:05d}-{generation}.json"
 
     def _create(self, index: int, generation: int) -> Claim | None:
-        path = self._path(index, generation)
+        path = inside(self._folder.parent, f"{CLAIMS}/{self._path(index, generation).name}")
         content = canonical(self._me)
         if not publish(path, content):
             return None
@@ -168,7 +169,7 @@ class Claims:
 
 def _now(folder: Path) -> float:
     """The present, as the file system that holds the claims sees it."""
-    probe = temporary_beside(folder / "now")
+    probe = temporary_beside(inside(folder.parent, f"{CLAIMS}/now"))
     publish(probe, b"")
     try:
         return probe.stat().st_mtime

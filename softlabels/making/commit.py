@@ -20,6 +20,7 @@ from typing import NamedTuple
 import numpy as np
 
 from softlabels.core.durable import publish, publish_link
+from softlabels.core.inside import inside
 from softlabels.core.records import (
     FORMAT,
     FORMAT_VERSION,
@@ -99,7 +100,7 @@ def commit_shard(
 
     If another builder published this shard first, its file stays and is adopted.
     """
-    path = store / shard.name
+    path = inside(store, shard.name)
     while not (publish(path, data) if isinstance(data, bytes) else data.publish(path)):
         adopted = adopt_shard(store, plan, shard, notice=notice)
         if adopted is not None:
@@ -202,7 +203,7 @@ def record_shard(
     seconds: float,
 ) -> Commit:
     """Publish the commit record of a shard that was published; returns the one in force."""
-    path = commit_path(store, shard)
+    path = inside(store, commit_path(store, shard).relative_to(store).as_posix())
     publish(path, canonical(record_of(plan, shard, data, statistics, seconds)))
     return read_record(path, Commit)
 

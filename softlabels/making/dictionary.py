@@ -22,6 +22,7 @@ import numpy as np
 from softlabels.codecs.codebook import Codebook
 from softlabels.codecs.training import LARGEST_TABLE, train
 from softlabels.core.durable import publish
+from softlabels.core.inside import inside
 from softlabels.core.progress import Reporter
 from softlabels.core.records import read_file
 from softlabels.errors import ConfigError, IntegrityError
@@ -116,7 +117,7 @@ class ShardDictionary:
         """
         path = self._store / DICTIONARY
         if self._any and shard.index >= self.first and not path.exists():
-            publish(path, self._trained(report))
+            publish(inside(self._store, DICTIONARY), self._trained(report))
 
     def _trained(self, report: Reporter) -> bytes:
         """The dictionary, from the shards that are there."""

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from softlabels.core.durable import publish
+from softlabels.core.inside import inside
 from softlabels.core.records import read_file, sha256_of
 from softlabels.errors import UnreadableError
 from softlabels.format.pages import FOLDER, pages_of
@@ -27,7 +28,7 @@ def publish_page(store: Path, name: str, data: bytes) -> None:
     Raises:
         StoreError: it cannot be written, or what is there cannot be moved.
     """
-    path = store / name
+    path = inside(store, name)
     while not publish(path, data):
         seen = sighting(path)
         try:

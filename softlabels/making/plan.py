@@ -10,6 +10,7 @@ from typing import Generic, TypeVar
 import msgspec
 
 from softlabels.core.durable import explained, is_temporary, publish, sweep, walk
+from softlabels.core.inside import inside
 from softlabels.core.records import (
     FORMAT,
     FORMAT_VERSION,
@@ -180,7 +181,7 @@ def publish_plan(store: Path, plan: Plan, files: Mapping[str, bytes]) -> Plan:
     content, files = plan_content(store, plan), {**files, **pages}
     check_folder(store, files)
     for name, data in files.items():
-        if not publish(store / name, data) and read_file(store / name) != data:
+        if not publish(inside(store, name), data) and read_file(store / name) != data:
             raise PlanError(  # what a builder left that died before its plan is the same, if its job was
                 f"{store / name}: is there already with other content; the folder holds another job: choose another "
                 "--out"

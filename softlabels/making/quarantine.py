@@ -19,7 +19,7 @@ from secrets import token_hex
 from typing import NamedTuple
 
 from softlabels.core.durable import explained, make_folder, sync_folder
-from softlabels.errors import StoreError
+from softlabels.core.inside import inside
 
 QUARANTINE = "quarantine"
 
@@ -54,19 +54,14 @@ def move_aside(store: Path, path: Path, seen: Sighting | None) -> Path | None:
         Where it is now; None: nothing was seen, or something else is there, which was left alone.
 
     Raises:
-        StoreError: it cannot be moved, or its folder is a link that leads out of the store.
+        StoreError: it cannot be moved, or a folder on the way to it is a link.
     """
     if seen is None or sighting(path) != seen:
         return None
-    aside = store / QUARANTINE / f"{path.name}.{token_hex(4)}"
+    inside(store, path.relative_to(store).as_posix())
+    aside = inside(store, f"{QUARANTINE}/{path.name}.{token_hex(4)}")
     with explained(path):
         make_folder(aside.parent)
-        for folder in (path.parent, aside.parent):
-            if not folder.resolve().is_relative_to(store.resolve()):
-                raise StoreError(
-                    f"{folder / path.name}: its folder is a link that leads out of {store}, where nothing is ever "
-                    "removed; put a real folder in the link's place"
-                )
         try:
             path.rename(aside)
         except FileNotFoundError:

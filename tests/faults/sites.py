@@ -27,6 +27,7 @@ OURS = {
         "mend_folders",
         "sweep_folders",
     ),
+    "softlabels.core.inside": ("open_part",),
 }
 """Our own functions that write."""
 METHODS = {

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from softlabels.core.durable import explained, publish
+from softlabels.core.inside import inside
 from softlabels.core.records import read_file
 from softlabels.errors import IntegrityError
 from softlabels.format.files import Address
@@ -117,6 +118,7 @@ class FolderPlace:
 
     def create(self, name: str, data: bytes) -> str | None:
         """Make a file by a hard link."""
+        inside(self._root, name)
         path = self._generation(name, 0) if _is_held(name) else self._root / name
         return _version(0, path) if publish(path, data) else None
 
@@ -159,13 +161,14 @@ class FolderPlace:
 
     def swap(self, name: str, data: bytes, version: str) -> str | None:
         """Create the next generation."""
+        inside(self._root, name)
         path = self._generation(name, _generation_of(version) + 1)
         return _version(_generation_of(version) + 1, path) if publish(path, data) else None
 
     def remove(self, *names: str) -> None:
         """Remove files, of what is held the last generation last: it is in force until it is gone."""
         for name in names:
-            paths = [self._root / name]
+            paths = [inside(self._root, name)]
             if _is_held(name):
                 held = (g for n, g in self._names(HELD) if n == name)
                 paths = [self._generation(name, g) for g in sorted(held)]

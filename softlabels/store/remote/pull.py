@@ -13,7 +13,9 @@ The flow:
 
 from __future__ import annotations
 
+import hashlib
 import os
+import stat
 import threading
 from collections.abc import Sequence
 from functools import partial
@@ -30,6 +32,7 @@ from softlabels.core.durable import (
     sweep,
     sync_folder,
 )
+from softlabels.core.inside import inside, open_part, refuse_links
 from softlabels.core.progress import Reporter, Silent
 from softlabels.core.records import (
     FORMAT,
@@ -150,10 +153,12 @@ def _check_folder(folder: Path, manifest: Manifest) -> None:
 
     Raises:
         IntegrityError: names what is there.
+        StoreError: a name that is to come leads through a link.
     """
     if not folder.is_dir():
         return
     ours, coming, present = set[str](), _names_of(manifest), (folder / MANIFEST).exists()
+    refuse_links(folder, coming)
     if present:
         old = load_manifest(folder)
         check_grown(old, manifest, folder)
@@ -166,7 +171,8 @@ def _check_folder(folder: Path, manifest: Manifest) -> None:
     recorded |= {name: record.sha256 for name, record in manifest.files.items()}
     for name in LocalFiles(folder).names() or []:
         last = name.rpartition("/")[2]
-        if name in ours or last.startswith(COMING) or is_temporary(last):
+        begun = last.startswith(COMING) and not (folder / name).is_symlink()
+        if name in ours or begun or is_temporary(last):
             continue
         if present and name not in coming:
             continue  # it is in nobody's way
@@ -195,7 +201,7 @@ def _marked(folder: Path) -> set[str]:
 def _mark(folder: Path, data: bytes) -> None:
     """Say that the folder is ours, and which files are to come."""
     path = folder / MARKER
-    if not publish(path, data) and path.read_bytes() != data:
+    if not publish(path, data) and read_record_file(path) != data:
         replace(path, data)  # of an earlier pull, which `_check_folder` has read
 
 
@@ -230,20 +236,21 @@ class _Receiver:
         if part is None:
             (self._folder / PART).unlink(missing_ok=True)
         for name in () if old is None else old.files.keys() - self._manifest.files.keys():
-            if old and _digest(self._folder / name) == old.files[name].sha256:
-                (self._folder / name).unlink(missing_ok=True)
+            path = inside(self._folder, name)
+            if old and _digest(path) == old.files[name].sha256:
+                path.unlink(missing_ok=True)
         clear_pages(self._folder, plan.shards, shards)
         return transferred(self._manifest, self._moved, part)
 
     def _bring(self, file: Recorded) -> None:
         """A file that the manifest vouches for, unless it is there and whole."""
-        path = self._folder / file.name
+        path = inside(self._folder, file.name)
         if _digest(path) == file.sha256:
             return
         make_folder(path.parent)
         coming = path.with_name(f"{COMING}{path.name}-{file.sha256[:16]}")
         fetch = partial(fetch_recorded, self._origin.client, file, threading.Event())
-        with coming.open("a+b") as sink:
+        with open_part(coming) as sink:
             complete(sink, file.sha256, file.bytes, fetch, self._origin.root / file.name)
             os.fsync(sink.fileno())
         coming.replace(path)
@@ -261,7 +268,8 @@ class _Receiver:
     def _has_commit(self, name: str, plan: Plan, sha256: str) -> bool:
         """Whether it is here, and of this generation."""
         try:
-            check_commit((self._folder / name).read_bytes(), plan, sha256, self._folder / name)
+            data = read_record_file(self._folder / name)
+            check_commit(data, plan, sha256, self._folder / name)
         except (OSError, StoreError):
             return False
         return True
@@ -276,8 +284,8 @@ class _Receiver:
 
     def _write(self, name: str, data: bytes) -> None:
         """Put a small file in place in one step, unless it is there already."""
-        path = self._folder / name
-        if path.exists() and path.read_bytes() == data:
+        path = inside(self._folder, name)
+        if _digest(path) == hashlib.sha256(data).hexdigest():
             return
         replace(path, data)
         self._moved[name] = len(data)
@@ -304,8 +312,8 @@ class _Receiver:
 
 
 def _digest(path: Path) -> str | None:
-    """sha256 of a file; None: there is none."""
+    """sha256 of a file; None: there is none, or it is a pipe or a device, which may have no end."""
     try:
-        return sha256_of(path)
-    except FileNotFoundError:
+        return sha256_of(path) if stat.S_ISREG(path.stat().st_mode) else None
+    except (FileNotFoundError, NotADirectoryError):
         return None
