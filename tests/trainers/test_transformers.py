@@ -296,6 +296,74 @@ def test_two_processes_equal_one(ground, tmp_path):
         assert_same(mine["gradients"][0], one.gradients[0], 1e-5)
 
 
+RESUMED = """
+import json, sys
+from pathlib import Path
+from tests.trainers.test_transformers import watched
+ground, out = Path(sys.argv[1]), Path(sys.argv[2])
+found = {}
+for accumulate, workers in ((1, 0), (2, 2)):
+    folder = out / f"{accumulate}-{workers}"
+    settings = dict(per_device_train_batch_size=2, gradient_accumulation_steps=accumulate,
+                    dataloader_num_workers=workers, num_train_epochs=3, max_steps=-1,
+                    save_strategy="steps", save_steps=1, ddp_backend="gloo")
+    trainer, rows = watched(ground, folder, **settings)
+    trainer.train()
+    steps = trainer.state.global_step // 3
+    for place in (steps - 1, steps + 1, 2 * steps):
+        again, rest = watched(ground, folder, **settings)
+        again.train(resume_from_checkpoint=str(folder / "out" / f"checkpoint-{place}"))
+        found[f"{accumulate}, {workers}, {place} of {steps} a pass"] = rows, rest
+(out / f"{trainer.args.process_index}.json").write_text(json.dumps(found))
+"""
+
+
+def watched(ground, folder, **changes):
+    """A trainer, and the rows of its micro-batches as it meets them."""
+    trainer, rows = trainer_of(ground, folder, **changes), []
+    compute = trainer.compute_loss
+
+    def watch(model, inputs, *args, **kwargs):
+        rows.append(list(inputs["batch"].rows))
+        return compute(model, inputs, *args, **kwargs)
+
+    trainer.compute_loss = watch
+    return trainer, rows
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_resumed_run_has_the_rows_of_one_that_was_not_interrupted(ground, tmp_path, processes):
+    """In the middle of every pass, and where one begins: what the passes to come have is another order each."""
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    (tmp_path / "worker.py").write_text(RESUMED)
+    root = Path(__file__).parents[2]
+    done = subprocess.run(
+        [
+            *launch,
+            f"--nproc-per-node={processes}",
+            str(tmp_path / "worker.py"),
+            str(ground),
+            str(tmp_path),
+        ],
+        cwd=root,
+        env=os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=400,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    for rank in range(processes):
+        found = json.loads((tmp_path / f"{rank}.json").read_text())
+        assert len(found) == 6
+        for case, (whole, rest) in found.items():
+            third = len(whole) // 3
+            assert whole[:third] != whole[third : 2 * third] != whole[2 * third :]
+            assert 0 < len(rest) < len(whole), case
+            assert rest == whole[-len(rest) :], f"rank {rank}: {case}"
+
+
 # -- refusals -------------------------------------------------------------------------------------
 
 

@@ -5,7 +5,7 @@ Forked and spawned workers each read shards for themselves; an item depends on i
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -66,20 +66,20 @@ class StoreRows(Dataset[StoredRow]):
 
 
 class EpochSampler(Sampler[int]):
-    """Places `epoch * rows` to `(epoch + 1) * rows`; Trainer calls `set_epoch`, also when it resumes."""
+    """Places `epoch * rows` to `(epoch + 1) * rows`; which epoch that is, it asks whenever it begins.
 
-    def __init__(self, rows: int) -> None:
-        self.rows, self.epoch = rows, 0
+    It has no `set_epoch`: of what accelerate wraps it in, some pass that on and some do not.
+    """
 
-    def set_epoch(self, epoch: int) -> None:
-        """Go to an epoch."""
-        self.epoch = epoch
+    def __init__(self, rows: int, epoch: Callable[[], int]) -> None:
+        self._rows, self._epoch = rows, epoch
 
     def __len__(self) -> int:
-        return self.rows
+        return self._rows
 
     def __iter__(self) -> Iterator[int]:
-        return iter(range(self.epoch * self.rows, (self.epoch + 1) * self.rows))
+        begin = self._epoch() * self._rows
+        return iter(range(begin, begin + self._rows))
 
 
 def collate_rows(rows: Sequence[StoredRow]) -> dict[str, Any]:

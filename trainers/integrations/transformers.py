@@ -28,12 +28,24 @@ from trainers.students import Student
 from trainers.students.model_head import bare_model
 
 try:
-    import transformers as _  # noqa: F401
+    from transformers import TrainerCallback
 except ImportError as e:
     raise MissingExtraError("transformers", "hf", "trainers.integrations.transformers") from e
 Base: Any = Any if TYPE_CHECKING else object
 LOGGED = ("soft", "hard", "teacher_tail", "student_tail", "agreement")
 """Means over positions that are logged beside the loss (docs/logs.md)."""
+
+
+class EpochCount(TrainerCallback):
+    """The epoch that Trainer is in, by the steps it has taken, as Trainer itself counts it where it resumes."""
+
+    epoch = 0
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Count anew, before the first row of the epoch, or of what is left of it, is drawn."""
+        batches = len(kwargs["train_dataloader"])
+        steps = -(-batches // args.gradient_accumulation_steps)
+        self.epoch = state.global_step // max(1, steps)
 
 
 class DistillMixin(Base):
@@ -45,6 +57,8 @@ class DistillMixin(Base):
         self.distill = distill
         self.loss_is_scaled_for_ga = self.model_accepts_loss_kwargs = True  # we divide, not Trainer
         self._seen: list[tuple[LossOutput, StepTotals]] = []
+        self._count = EpochCount()
+        self.add_callback(self._count)
         kind = self.accelerator.distributed_type.value  # NO, MULTI_GPU, MULTI_CPU, FSDP, ...
         spread = kind == "NO" or kind.startswith("MULTI") or self.accelerator.is_fsdp2
         for unfit, what in (
@@ -84,7 +98,8 @@ class DistillMixin(Base):
         return super().get_eval_dataloader(eval_dataset)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> EpochSampler:
-        return EpochSampler(len(train_dataset or self.train_dataset))
+        rows = len(train_dataset or self.train_dataset)
+        return EpochSampler(rows, lambda: self._count.epoch)
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
         """The micro-batches of a step, and its totals over all processes."""
