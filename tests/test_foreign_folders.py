@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 import http.server
 import json
 import os
@@ -266,6 +267,67 @@ def test_nothing_under_a_foreign_folder_changes(ground, tmp_path, name, shape, r
     assert result.exit_code != 0, result.output
     assert isinstance(result.exception, SystemExit), result.exception
     assert str(out) in result.stderr
+
+
+# -- a cache in a foreign folder ------------------------------------------------------------------
+
+CACHING = {
+    "softlabels inspect": lambda url: ["inspect", url, "--row", "0"],
+    "softtrain run": lambda url: ["run", "--store", url, "--steps", "1", "--batch-size", "2"],
+}
+"""A command that has the folder from `SOFTLABELS_CACHE`, and one that is given `--cache`."""
+
+
+def plant_old(path: Path, data: bytes) -> None:
+    path.write_bytes(data)
+    os.utime(path, (1_000_000_000, 1_000_000_000))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("command", CACHING)
+def test_a_cache_leaves_a_foreign_folder_as_it_is(
+    ground, served, tmp_path, monkeypatch, command, shape
+):
+    out = tmp_path / "theirs"
+    plant(out, shape)
+    if folder := out.is_dir():
+        plant_old(out / "weights.bin", b"w" * 100_000)  # more than the cache may hold
+    before = snapshot(out)
+    result = invoke_caching(command, ground, served, tmp_path, monkeypatch)
+    assert (result.exit_code == 0) is folder, result.output
+    after = snapshot(out)
+    if folder:
+        del before["."]  # its time tells of the files that the cache has made in it
+        assert "lock" in after.keys() - before.keys()
+    assert before.items() <= after.items()
+
+
+@pytest.mark.parametrize("command", CACHING)
+def test_a_cache_is_not_begun_among_files_that_are_called_like_its_own(
+    ground, served, tmp_path, monkeypatch, command
+):
+    out = tmp_path / "theirs"
+    out.mkdir()
+    for data in (b"0" * 100_000, b"1" * 100_000):
+        plant_old(out / hashlib.sha256(data).hexdigest(), data)
+    before = snapshot(out)
+    result = invoke_caching(command, ground, served, tmp_path, monkeypatch)
+    assert result.exit_code != 0
+    assert "no `lock`, so it may be another program's" in result.output
+    assert snapshot(out) == before
+
+
+def invoke_caching(command: str, ground: Path, url: str, folder: Path, monkeypatch):
+    program = command.split()[0]
+    arguments = CACHING[command](url)
+    gib = 50_000 / 2**30
+    if program == "softtrain":
+        arguments += ["--student", f"hf-config:{ground}/student.json", "--out", f"{folder}/run"]
+        arguments += ["--cache", f"{folder}/theirs", "--cache-gib", f"{gib:.9f}"]
+    else:
+        monkeypatch.setenv("SOFTLABELS_CACHE", f"{folder}/theirs")
+        monkeypatch.setenv("SOFTLABELS_CACHE_GIB", f"{gib:.9f}")
+    return CliRunner().invoke(MAINS[program], arguments)
 
 
 # -- a store and the files that it is made from ---------------------------------------------------

@@ -104,6 +104,7 @@ def test_larger_than_the_limit_is_not_kept(tmp_path):
 def test_a_part_left_by_a_dead_process_is_gone_on_with(tmp_path):
     cache, log = FileCache(tmp_path, 5000), []
     data = content(1)
+    (tmp_path / "lock").touch()
     (tmp_path / f"{digest(data)}.{len(data)}.part").write_bytes(data[:400])
     use(cache, 1, log)
     assert log == [400]
@@ -112,6 +113,7 @@ def test_a_part_left_by_a_dead_process_is_gone_on_with(tmp_path):
 def test_a_part_of_other_bytes_is_begun_anew(tmp_path):
     cache, log = FileCache(tmp_path, 5000), []
     data = content(1)
+    (tmp_path / "lock").touch()
     (tmp_path / f"{digest(data)}.{len(data)}.part").write_bytes(b"?" * 400)
     use(cache, 1, log)
     assert log == [400, 0]
@@ -119,6 +121,7 @@ def test_a_part_of_other_bytes_is_begun_anew(tmp_path):
 
 def test_parts_count_for_the_limit_with_what_is_to_come(tmp_path):
     cache = FileCache(tmp_path, 2000)
+    (tmp_path / "lock").touch()
     (tmp_path / f"{digest(content(9))}.1500.part").write_bytes(b"x")
     assert cache.bytes() == 1500
     use(cache, 1)  # its writer is dead: it goes
@@ -249,3 +252,99 @@ def test_a_folder_that_cannot_be_written_is_a_sentence(tmp_path):
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(StoreError, match=r"the cache cannot be used; .*--cache"):
         hold(FileCache(tmp_path / "file" / "c", 5000), content(1))
+
+
+# -- whose files they are ---------------------------------------------------------------------------
+
+STRANGERS = ["weights.safetensors", "0" * 63, "0" * 65, "F" * 64, f"{'0' * 64}.part"]
+STRANGERS += [f"{'0' * 64}.x.part", f"{'0' * 64}.9.part~", ".lock", "lock.old"]
+
+
+def test_strangers_neither_count_nor_go(tmp_path):
+    for name in STRANGERS:
+        (tmp_path / name).write_bytes(b"mine" * 500)
+        os.utime(tmp_path / name, (0, 0))
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / ("0" * 64)).write_bytes(b"mine")
+    (tmp_path / ("1" * 64)).mkdir()
+    (tmp_path / ("2" * 64)).symlink_to(tmp_path / "weights.safetensors")
+    (tmp_path / f"{'3' * 64}.9000.part").symlink_to("nowhere")
+    before = {p: (p.lstat().st_ino, p.lstat().st_mtime_ns) for p in tmp_path.rglob("*")}
+    cache = FileCache(tmp_path, 2000)
+    for i in range(9):
+        use(cache, i)
+    assert {p: (p.lstat().st_ino, p.lstat().st_mtime_ns) for p in before} == before
+    assert names(tmp_path) - {p.name for p in before} == {digest(content(i)) for i in (7, 8)}
+    assert cache.bytes() == 2000
+
+
+def test_files_of_another_program_with_such_names_are_refused(tmp_path):
+    """Hubs and registries call their files by their sha256, too."""
+    blob = tmp_path / digest(content(9))
+    blob.write_bytes(content(9))
+    torn = tmp_path / digest(content(1))
+    torn.write_bytes(content(1)[:5])
+    cache = FileCache(tmp_path, 1500)
+    for work in (lambda: use(cache, 1), lambda: use(cache, 2), lambda: cache.drop(blob.name)):
+        with pytest.raises(
+            StoreError, match=r"no `lock`, so it may be another program's; .*--cache"
+        ):
+            work()
+    assert (blob.read_bytes(), torn.read_bytes()) == (content(9), content(1)[:5])
+    assert names(tmp_path) == {blob.name, torn.name}
+    (tmp_path / "lock").touch()  # the way out, where it was a cache
+    use(cache, 2)
+
+
+def test_a_cache_of_an_earlier_version_goes_on(tmp_path):
+    """It has an empty `lock`, and files that were used at any time."""
+    (tmp_path / "lock").touch()
+    for i in (1, 2):
+        (tmp_path / digest(content(i))).write_bytes(content(i))
+        os.utime(tmp_path / digest(content(i)), (i, i))
+    cache, log = FileCache(tmp_path, 2000), []
+    use(cache, 2, log)
+    assert log == []
+    use(cache, 3)
+    assert names(tmp_path) == {digest(content(i)) for i in (2, 3)}
+
+
+@pytest.mark.parametrize("kind", ["text", "link"])
+def test_another_ones_lock_is_refused(tmp_path, kind):
+    (tmp_path / "pid").write_text("17")
+    if kind == "text":
+        (tmp_path / "lock").write_text("17")
+    else:
+        (tmp_path / "lock").symlink_to("pid")
+    with pytest.raises(StoreError, match=r"lock: is not the empty file .*--cache"):
+        use(FileCache(tmp_path, 5000), 1)
+    assert (tmp_path / "lock").read_text() == "17"
+    assert names(tmp_path) == {"pid"}
+
+
+@pytest.mark.parametrize("kind", ["symlink_to", "hardlink_to"])
+def test_nothing_is_appended_to_a_link(tmp_path, kind):
+    mine = tmp_path / "mine"
+    mine.write_bytes(b"mine")
+    cache = tmp_path / "c"
+    cache.mkdir()
+    (cache / "lock").touch()
+    part = cache / f"{digest(content(1))}.1000.part"
+    getattr(part, kind)(mine)
+    with pytest.raises(StoreError, match=r"part: (is a link|has a second name), .*move it away"):
+        use(FileCache(cache, 5000), 1)
+    assert mine.read_bytes() == b"mine"
+    assert part.exists()
+
+
+def test_a_link_in_the_place_of_a_file_is_neither_read_nor_replaced(tmp_path):
+    mine = tmp_path / "mine"
+    mine.write_bytes(content(1)[:9])
+    cache = tmp_path / "c"
+    cache.mkdir()
+    (cache / "lock").touch()
+    (cache / digest(content(1))).symlink_to(mine)
+    with pytest.raises(StoreError, match=r"is no file of the cache's; move it away"):
+        use(FileCache(cache, 5000), 1)
+    assert mine.read_bytes() == content(1)[:9]
+    assert (cache / digest(content(1))).is_symlink()

@@ -3,8 +3,12 @@
 A file lies there under its sha256, so that stores which share a shard share its copy. One that is on its way is
 `SHA256.BYTES.part`. Whoever writes a file holds an exclusive lock on it (flock), whoever is about to read it a
 shared one, and the kernel frees both when a process dies. Room is made by removing what was used longest ago and
-nobody has locked; all that is there, and what is still to come of parts, counts. A part that a dead process left is
-gone on with, or removed like any other file.
+nobody has locked; every file of the cache, and what is still to come of parts, counts. A part that a dead process left
+is gone on with, or removed like any other file.
+
+Files of the cache are regular files with such names, in a folder with our `lock`, an empty file that comes before them.
+Whatever else lies there neither counts nor goes; in a folder without a `lock`, such names are those of another's
+(blobs of a hub, say), and the folder is refused.
 
 Bytes are compared with their digest whenever they are read, by the reader: the cache is trusted with nothing.
 """
@@ -15,6 +19,8 @@ import errno
 import fcntl
 import hashlib
 import os
+import re
+import stat
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,12 +28,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from softlabels.core.durable import sync_folder
+from softlabels.core.inside import open_part
 from softlabels.errors import ConfigError, IntegrityError, StoreError
 
 GIB = 2**30
 DEFAULT_GIB = 32.0
 FOLDER, LIMIT = "SOFTLABELS_CACHE", "SOFTLABELS_CACHE_GIB"
 """Environment variables."""
+LOCK = "lock"
+"""Name of the empty file that is locked by who makes room, and says that the folder is a cache."""
+_NAME = re.compile(r"[0-9a-f]{64}(?:\.([0-9]{1,18})\.part)?")
+"""Of a file, or of one that is on its way."""
 POLL = 0.05
 """Seconds between two looks at a file that another thread or process is fetching."""
 
@@ -88,11 +100,12 @@ class FileCache:
         Raises:
             IntegrityError: what was fetched is not what was asked for.
             Cancelled: `stop` was set.
-            StoreError: the folder cannot be written.
+            StoreError: the folder cannot be written, or is another's.
         """
         if size > self.limit:
             return None
         with self._explained():
+            self._refuse_others()
             while True:
                 held = self._open(sha256, size)
                 if held is not None:
@@ -119,6 +132,7 @@ class FileCache:
     def drop(self, sha256: str) -> None:
         """Remove a file that was found damaged."""
         with self._explained():
+            self._refuse_others()
             self._path(sha256).unlink(missing_ok=True)
 
     def bytes(self) -> int:
@@ -133,6 +147,10 @@ class FileCache:
     def _open(self, sha256: str, size: int) -> BinaryIO | None:
         path = self._path(sha256)
         try:
+            if not stat.S_ISREG(path.lstat().st_mode):
+                raise StoreError(
+                    f"{path}: is no file of the cache's; move it away, or choose another folder with --cache"
+                )
             file = path.open("rb")
         except FileNotFoundError:
             return None
@@ -151,7 +169,7 @@ class FileCache:
         path = self.folder / f"{sha256}.{size}.part"
         if not path.exists() and not self._make_room(size):
             return None
-        return path.open("a+b")
+        return open_part(path)
 
     # -- all files --------------------------------------------------------------------------------
 
@@ -166,25 +184,51 @@ class FileCache:
         return total + size <= self.limit
 
     def _entries(self) -> Iterator[tuple[float, int, Path]]:
-        """When it was last used, its bytes, and the file."""
+        """When it was last used, its bytes, and the file: of each that is the cache's."""
         with os.scandir(self.folder) as found:
             for entry in found:
-                if entry.name == "lock":
+                if (name := _NAME.fullmatch(entry.name)) is None:
                     continue
                 try:
-                    about = entry.stat()
+                    about = entry.stat(follow_symlinks=False)
                 except FileNotFoundError:
                     continue
-                name = entry.name.split(".")
-                coming = len(name) == 3 and name[1].isdigit()
-                size = int(name[1]) if coming else about.st_size
-                yield about.st_mtime, size, Path(entry.path)
+                if stat.S_ISREG(about.st_mode):
+                    size = about.st_size if name[1] is None else int(name[1])
+                    yield about.st_mtime, size, Path(entry.path)
+
+    def _begun(self) -> bool:
+        """Whether our lock says that the folder is a cache."""
+        path = self.folder / LOCK
+        try:
+            found = path.lstat()
+        except FileNotFoundError:
+            return False
+        if stat.S_ISREG(found.st_mode) and not found.st_size:
+            return True
+        raise StoreError(
+            f"{path}: is not the empty file of that name which a cache has; choose another folder with --cache"
+        )
+
+    def _refuse_others(self) -> None:
+        """Refuse a folder of files that are named like the cache's, and of which nothing says that they are."""
+        if self._begun() or not self.folder.exists():
+            return
+        other = next(self._entries(), None)
+        if other is not None and not self._begun():  # unless another process has begun it meanwhile
+            raise StoreError(
+                f"{other[2]}: is named like a file of the cache, and the folder has no `{LOCK}`, so it may be another "
+                f"program's; choose another folder with --cache (if it was a cache, make an empty file `{LOCK}` in it)"
+            )
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
         """Nobody else makes room meanwhile."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / "lock").open("ab") as lock:
+        begun = self._begun()
+        with (self.folder / LOCK).open("ab") as lock:
+            if not begun:
+                sync_folder(self.folder)  # no file is to be there without it
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
 
