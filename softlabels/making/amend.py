@@ -19,7 +19,7 @@ from softlabels.errors import FormatError, IntegrityError
 from softlabels.format.manifest import MANIFEST, Manifest, load_manifest
 from softlabels.format.part import refuse_part
 from softlabels.making.finish import CARD, MADE, with_files
-from softlabels.making.quarantine import move_aside, sighting
+from softlabels.making.quarantine import make_way
 
 
 def amend(
@@ -68,10 +68,11 @@ def amend(
 
 def _keep_edited(store: Path, name: str, present: Manifest, data: bytes) -> None:
     """Move a card aside that somebody has written in: it is not the one that the manifest has."""
-    seen = sighting(store / name)
-    if seen is None:
-        return
-    found, record = read_file(store / name), present.files.get(name)
-    ours = record is not None and hashlib.sha256(found).hexdigest() == record.sha256
-    if not ours and found != data:
-        move_aside(store, store / name, seen)
+    record = present.files.get(name)
+
+    def ours(path: Path) -> bool:
+        found = read_file(path)
+        recorded = record is not None and hashlib.sha256(found).hexdigest() == record.sha256
+        return recorded or found == data
+
+    make_way(store, store / name, ours)

@@ -77,6 +77,22 @@ def move_aside(store: Path, path: Path, seen: Sighting | None) -> Path | None:
     return aside
 
 
+def make_way(store: Path, path: Path, ours: Callable[[Path], bool]) -> Path | None:
+    """Move what has a name aside, unless it is proven the store's own, which may be replaced.
+
+    Args:
+        ours: given the file; True: a record has these very bytes.
+
+    Returns:
+        Where it is now; None: nothing is there, or what is the store's own.
+
+    Raises:
+        StoreError: as `move_aside`.
+    """
+    seen = sighting(path)
+    return None if seen is None or ours(path) else move_aside(store, path, seen)
+
+
 def retract(
     store: Path, path: Path, seen: Sighting | None, ours: Callable[[Path], bool]
 ) -> Path | None:

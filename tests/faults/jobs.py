@@ -217,6 +217,16 @@ def ground_pulled() -> None:
 
 
 @job
+def ground_edited() -> None:
+    """The store that is at the address, pulled whole; its user has edited the card, and signed it."""
+    ground_store()
+    _upload()
+    quietly(run_softlabels, f"pull {ADDRESS} pulled")
+    Path("pulled/README.md").write_text("My notes.\n", encoding="utf-8")
+    Path("pulled/manifest.json.sig").write_text("My own.\n", encoding="utf-8")
+
+
+@job
 def ground_address() -> None:
     """A store, which is at an address, too."""
     ground_store()

@@ -210,6 +210,14 @@ WRITERS: dict[str, Writer] = {
             may_change=("pulled/part.json", "pulled/manifest.json"),
         ),
         Writer(
+            name="pull, over an edited card",
+            ground="ground_edited",
+            job="pull",
+            remote=True,
+            may_change=("pulled/README.md",),
+            may_go=("pulled/README.md",),
+        ),
+        Writer(
             name="cache",
             promises=False,
             ground="ground_address",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.server
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -15,9 +16,11 @@ import msgspec
 import pytest
 from click.testing import CliRunner
 
+from softlabels.algebra.append import append
+from softlabels.builder.config import AppendConfig
 from softlabels.cli.main import main
 from softlabels.errors import ConfigError, FormatError, IntegrityError, RemoteError, StoreError
-from softlabels.format.manifest import MANIFEST, load_manifest
+from softlabels.format.manifest import MANIFEST, SIGNATURE, load_manifest
 from softlabels.format.part import PART
 from softlabels.making.repair import repair_store
 from softlabels.store.reader import open_store
@@ -26,10 +29,10 @@ from softlabels.store.remote.client import Client
 from softlabels.store.remote.pull import pull
 from softlabels.store.remote.push import probe, push
 from softlabels.store.verify import verify_store
-from tests.fakes import build_tiny, write_corpus
+from tests.fakes import Notices, TinyTeacher, build_tiny, write_corpus
 from tests.fixtures.make import small_pages
-from tests.store.made_up import files_of, reseal
-from tests.store.s3 import Proxy, delete, environment, get, put, s3_server
+from tests.store.made_up import files_of, held_by, reseal
+from tests.store.s3 import Proxy, delete, environment, get, put, s3_server, upload
 
 
 @pytest.fixture(scope="module")
@@ -394,7 +397,109 @@ def test_a_shard_that_rotted_here_is_fetched_again(made, url, proxy, tmp_path):
     name = load_manifest(made).shards[4].name
     (tmp_path / "b" / name).write_bytes(b"rotten")
     assert pull(url, tmp_path / "b").shards_moved == 1
-    assert files_of(tmp_path / "b") == files_of(made)
+    assert held_by(tmp_path / "b") == files_of(made)
+    assert aside(tmp_path / "b") == [b"rotten"]
+
+
+# -- pull over what the user has changed ------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def grown(made, tmp_path_factory) -> Path:
+    """A store that contains `made`. Read only."""
+    folder = tmp_path_factory.mktemp("grown")
+    (folder / "new.txt").write_text("Of quite another thing. " * 20)
+    config = AppendConfig(teacher="fake:tiny", corpus=(f"text:{folder}/new.txt",))
+    append(made, config, folder / "store", teacher=TinyTeacher())
+    return folder / "store"
+
+
+def aside(folder: Path) -> list[bytes]:
+    """What was moved aside."""
+    return [p.read_bytes() for p in sorted((folder / "quarantine").glob("*"))]
+
+
+def upload_over(store: Path, server: str, url: str) -> None:
+    """Have the store at an address, and nothing else."""
+    for name in Client(url).list() or {}:
+        delete(server, f"{key(url)}/{name}")
+    upload(store, server, key(url))
+
+
+@pytest.mark.parametrize("then", ["same", "larger"])
+def test_an_edited_card_is_moved_aside_and_said(made, grown, url, proxy, server, tmp_path, then):
+    upload(made, server, key(url))
+    pull(url, tmp_path / "b")
+    (tmp_path / "b" / "README.md").write_bytes(b"my notes")
+    there, said = made, Notices()
+    if then == "larger":
+        upload_over(there := grown, server, url)
+    pull(url, tmp_path / "b", reporter=said)
+    assert held_by(tmp_path / "b") == files_of(there)
+    assert aside(tmp_path / "b") == [b"my notes"]
+    (line,) = said.lines
+    assert re.search(r"moved .*README.md to .*quarantine/README.md\.\w+, since it is not as", line)
+
+
+def test_what_was_pulled_is_replaced_and_nothing_else(made, grown, url, proxy, server, tmp_path):
+    upload(made, server, key(url))
+    pull(url, tmp_path / "b")
+    (tmp_path / "b" / "plan.json").write_bytes(b"mine")
+    (tmp_path / "b" / "commits" / "00000.json").write_bytes(b"mine, too")
+    upload_over(grown, server, url)
+    pull(url, tmp_path / "b")
+    assert held_by(tmp_path / "b") == files_of(grown)
+    assert sorted(aside(tmp_path / "b")) == [b"mine", b"mine, too"]
+
+
+def test_a_pull_that_broke_off_goes_on_beside_what_it_moved(
+    made, grown, url, proxy, server, tmp_path, monkeypatch
+):
+    upload(made, server, key(url))
+    pull(url, tmp_path / "b")
+    (tmp_path / "b" / "README.md").write_bytes(b"my notes")
+    upload_over(grown, server, url)
+
+    def breaks(*_):
+        raise RemoteError("the network is gone")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pulling._Receiver, "_bring_signature", breaks)
+        with pytest.raises(RemoteError, match="network is gone"):
+            pull(url, tmp_path / "b")
+    (tmp_path / "b" / MANIFEST).unlink()  # the marker alone says whose the files are
+    said = Notices()
+    pull(url, tmp_path / "b", reporter=said)
+    assert (held_by(tmp_path / "b"), said.lines) == (files_of(grown), [])
+    assert aside(tmp_path / "b") == [b"my notes"]
+
+
+def test_ones_own_signature_stays_while_its_manifest_does(made, url, proxy, server, tmp_path):
+    upload(made, server, key(url))
+    pull(url, tmp_path / "b", rows=8)
+    (tmp_path / "b" / SIGNATURE).write_bytes(b"my own")
+    pull(url, tmp_path / "b")
+    assert files_of(tmp_path / "b") == files_of(made) | {SIGNATURE: b"my own"}
+
+
+@pytest.mark.parametrize("signed", [True, False])
+def test_ones_own_signature_is_moved_aside_where_it_cannot_stay(
+    made, grown, url, proxy, server, tmp_path, signed
+):
+    upload(made, server, key(url))
+    pull(url, tmp_path / "b")
+    (tmp_path / "b" / SIGNATURE).write_bytes(b"my own")
+    there = files_of(made if signed else grown)
+    if signed:
+        there[SIGNATURE] = b"the maker's"
+        put(server, f"{key(url)}/{SIGNATURE}", b"the maker's")
+    else:
+        upload_over(grown, server, url)
+    said = Notices()
+    pull(url, tmp_path / "b", reporter=said)
+    assert held_by(tmp_path / "b") == there
+    assert aside(tmp_path / "b") == [b"my own"]
+    assert len(said.lines) == 1
 
 
 def test_missing_records_there_are_named(made, url, proxy, server, tmp_path):

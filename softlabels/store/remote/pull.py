@@ -6,7 +6,8 @@ The flow:
  2. refuse a folder that holds anything else, and mark it as ours: the marker is the manifest of what is coming, whose
     pages follow, if it has any;
  3. fetch them, then the files beside them, each into a temporary file that gets its name when its digest is right;
-    a file that broke off is gone on with;
+    a file that broke off is gone on with, and what has the name already is replaced if a record of the earlier pull
+    proves it ours, else moved aside;
  4. of a part: decode its shards, and write `part.json`;
  5. the manifest, last. Until then the folder is no store, or the one of before.
 """
@@ -37,17 +38,20 @@ from softlabels.core.progress import Reporter, Silent
 from softlabels.core.records import (
     FORMAT,
     FORMAT_VERSION,
+    Record,
     canonical,
+    read_record,
     read_record_file,
     seal,
     sha256_of,
 )
-from softlabels.errors import ConfigError, IntegrityError, StoreError
+from softlabels.errors import ConfigError, IntegrityError, StoreError, UnreadableError
 from softlabels.format.files import LocalFiles, Recorded
 from softlabels.format.manifest import (
     MANIFEST,
     PLAN,
     SIGNATURE,
+    Commit,
     Manifest,
     Plan,
     load_manifest,
@@ -56,7 +60,8 @@ from softlabels.format.manifest import (
 from softlabels.format.pages import pages_of, recorded_page
 from softlabels.format.part import PART, Counting, Part
 from softlabels.making.pages import clear_pages, left_pages
-from softlabels.store.demand import Demand, read_vouched
+from softlabels.making.quarantine import QUARANTINE, make_way
+from softlabels.store.demand import Demand, Vouched, read_vouched
 from softlabels.store.readable import check_known
 from softlabels.store.reader import Store
 from softlabels.store.remote.cache import CacheOptions, complete
@@ -123,10 +128,10 @@ def pull(
         with alone(folder, taken="another pull is at work there; wait for it"):
             _check_folder(folder, manifest)
             sweep(folder)
+            records = _Records(folder)
             _mark(folder, vouched.data)
-            moved = _Receiver(origin, folder, manifest, vouched.data).receive(
-                wanted, reporter or Silent()
-            )
+            receiver = _Receiver(origin, folder, vouched, records, reporter or Silent())
+            moved = receiver.receive(wanted)
             (folder / MARKER).unlink(missing_ok=True)
             return moved
 
@@ -163,8 +168,8 @@ def _check_folder(folder: Path, manifest: Manifest) -> None:
         old = load_manifest(folder)
         check_grown(old, manifest, folder)
         ours |= _names_of(old)
-    if (folder / MARKER).exists():
-        ours |= _marked(folder)
+    marked = _marked(folder)
+    ours |= marked
     ours |= {page.relative_to(folder).as_posix() for page in left_pages(folder)}
     recorded = {s.name: s.sha256 for s in manifest.shards}
     recorded |= {page.name: page.sha256 for page in pages_of(manifest.shards)}
@@ -174,7 +179,7 @@ def _check_folder(folder: Path, manifest: Manifest) -> None:
         begun = last.startswith(COMING) and not (folder / name).is_symlink()
         if name in ours or begun or is_temporary(last):
             continue
-        if present and name not in coming:
+        if (present and name not in coming) or (marked and name.startswith(f"{QUARANTINE}/")):
             continue  # it is in nobody's way
         if name not in recorded or _digest(folder / name) != recorded[name]:
             raise IntegrityError(
@@ -189,10 +194,19 @@ def _names_of(manifest: Manifest) -> set[str]:
     return names | {commit_name(i) for i in range(len(manifest.shards))}
 
 
+def _coming(folder: Path) -> Manifest | None:
+    """What a pull that broke off was of; None: none did."""
+    try:
+        return parse_manifest(read_record_file(folder / MARKER), LocalFiles(folder), name=MARKER)
+    except FileNotFoundError:
+        return None
+
+
 def _marked(folder: Path) -> set[str]:
-    """The files of a pull that broke off."""
-    data = read_record_file(folder / MARKER)
-    manifest = parse_manifest(data, LocalFiles(folder), name=MARKER)
+    """The files of a pull that broke off; none did, none."""
+    manifest = _coming(folder)
+    if manifest is None:
+        return set()
     if any(not (folder / page.name).exists() for page in pages_of(manifest.shards)):
         return {PLAN}  # shards come after all pages
     return _names_of(manifest)
@@ -205,39 +219,74 @@ def _mark(folder: Path, data: bytes) -> None:
         replace(path, data)  # of an earlier pull, which `_check_folder` has read
 
 
+class _Records:
+    """What proves that a file of a folder is an earlier pull's: read before the first is replaced."""
+
+    def __init__(self, folder: Path) -> None:
+        self.manifest = load_manifest(folder) if (folder / MANIFEST).exists() else None
+        self._files = dict[str, set[str]]()
+        """Digests by name, of the store that is there and of one that was on its way."""
+        for manifest in (self.manifest, _coming(folder)):
+            for name, record in ({} if manifest is None else manifest.files).items():
+                self._files.setdefault(name, set()).add(record.sha256)
+
+    def prove(self, name: str, path: Path) -> bool:
+        """Whether a file is as it was pulled. Of a signature nothing tells it, and a shard is never another."""
+        kind = Commit if name.startswith("commits/") else _SEALED.get(name)
+        if kind is None:
+            return name in self._files and _digest(path) in self._files[name]
+        try:
+            read_record(path, kind)
+        except UnreadableError:
+            raise  # which is no proof of anything
+        except (StoreError, FileNotFoundError):
+            return False
+        return True
+
+
+_SEALED: dict[str, type[Record]] = {MANIFEST: Manifest, PLAN: Plan, PART: Part}
+
+
 class _Receiver:
     """Brings the files of a store into a folder."""
 
-    def __init__(self, origin: RemoteFiles, folder: Path, manifest: Manifest, data: bytes) -> None:
-        self._origin, self._folder = origin, folder
-        self._manifest, self._data = manifest, data
-        self._moved: dict[str, int] = {}
+    def __init__(
+        self,
+        origin: RemoteFiles,
+        folder: Path,
+        vouched: Vouched,
+        records: _Records,
+        report: Reporter,
+    ) -> None:
+        self._origin, self._folder, self._records = origin, folder, records
+        self._manifest, self._data = vouched.manifest, vouched.data
+        self._report, self._moved = report, dict[str, int]()
 
-    def receive(self, wanted: Sequence[int], report: Reporter) -> Transfer:
+    def receive(self, wanted: Sequence[int]) -> Transfer:
         """Bring these shards, and all that belongs to them; those that are there stay."""
         shards, plan = self._manifest.shards, read_plan_record(self._origin)
         several(self._bring, map(recorded_page, pages_of(shards)))
         had = {i for i, s in enumerate(shards) if (self._folder / s.name).exists()}
         chosen = sorted(had | set(wanted))
         files = [Recorded(shards[i].name, shards[i].sha256, shards[i].bytes) for i in chosen]
-        report.stage("pull", len(files), "shards")
-        several(self._bring, files, report.advance)
+        self._report.stage("pull", len(files), "shards")
+        several(self._bring, files, self._report.advance)
         beside = [Recorded(n, r.sha256, r.bytes) for n, r in self._manifest.files.items()]
         beside += map(recorded_page, pages_of(plan.shards))
         several(self._bring, beside)
         self._write(PLAN, read_beside(self._origin, PLAN))
         several(lambda i: self._bring_commit(i, plan), chosen)
-        old = load_manifest(self._folder) if (self._folder / MANIFEST).exists() else None
         part = None if len(chosen) == len(shards) else self._part(chosen)
         if part is not None:
             self._write(PART, canonical(part))
         self._bring_signature()
         self._write(MANIFEST, self._data)
         if part is None:
-            (self._folder / PART).unlink(missing_ok=True)
+            self._make_way(PART).unlink(missing_ok=True)
+        old = self._records.manifest
         for name in () if old is None else old.files.keys() - self._manifest.files.keys():
             path = inside(self._folder, name)
-            if old and _digest(path) == old.files[name].sha256:
+            if self._records.prove(name, path):
                 path.unlink(missing_ok=True)
         clear_pages(self._folder, plan.shards, shards)
         return transferred(self._manifest, self._moved, part)
@@ -253,6 +302,7 @@ class _Receiver:
         with open_part(coming) as sink:
             complete(sink, file.sha256, file.bytes, fetch, self._origin.root / file.name)
             os.fsync(sink.fileno())
+        self._make_way(file.name)
         coming.replace(path)
         sync_folder(path.parent)
         self._moved[file.name] = file.bytes
@@ -275,20 +325,35 @@ class _Receiver:
         return True
 
     def _bring_signature(self) -> None:
+        """The signature there; one that is here may be the user's own, and stays while its manifest does."""
         try:
             data = self._origin.record(SIGNATURE)
         except FileNotFoundError:
-            (self._folder / SIGNATURE).unlink(missing_ok=True)
+            if not self._is(MANIFEST, self._data):
+                self._make_way(SIGNATURE)
             return
         self._write(SIGNATURE, data)
 
     def _write(self, name: str, data: bytes) -> None:
         """Put a small file in place in one step, unless it is there already."""
-        path = inside(self._folder, name)
-        if _digest(path) == hashlib.sha256(data).hexdigest():
+        if self._is(name, data):
             return
-        replace(path, data)
+        replace(self._make_way(name), data)
         self._moved[name] = len(data)
+
+    def _is(self, name: str, data: bytes) -> bool:
+        """Whether a small file is here, with these bytes."""
+        return _digest(self._folder / name) == hashlib.sha256(data).hexdigest()
+
+    def _make_way(self, name: str) -> Path:
+        """Where a file belongs, of which nothing is there but what an earlier pull brought."""
+        path = inside(self._folder, name)
+        aside = make_way(self._folder, path, partial(self._records.prove, name))
+        if aside is not None:
+            self._report.notice(
+                f"moved {path} to {aside}, since it is not as it was pulled, and the store there has another"
+            )
+        return path
 
     def _part(self, chosen: Sequence[int]) -> Part:
         """Count what the shards hold, which decodes all of them."""
