@@ -15,7 +15,7 @@ import numpy as np
 from softlabels.core.records import LARGEST
 from softlabels.core.rows import Int64
 from softlabels.errors import FormatError, IntegrityError
-from softlabels.format.footer import declared_columns
+from softlabels.format.footer import Declared
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -65,46 +65,29 @@ def read_page(data: bytes, layout: Layout, *, shards: int, where: str) -> pa.Tab
     """Decode a page; columns that the layout does not know are left alone.
 
     Raises:
-        IntegrityError: not Parquet, a bad checksum, or not so many shards.
-        FormatError: a column that is missing, of another type, with nulls, or coded otherwise than PLAIN.
+        IntegrityError: not Parquet, a bad checksum, not so many shards, or a column that is missing or of another type.
+        FormatError: a column with nulls, or coded otherwise than PLAIN.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+    from softlabels.format.parquet_file import open_columns
 
     types = _types()
-    try:
-        found, declared = declared_columns(data)
-        if found != shards:
-            raise IntegrityError(
-                f"{where}: holds {found} shards, the record says {shards}; copy it again from its source"
-            )
-        _check_declared({n: declared[n] for n in layout if n in declared}, shards, where)
-        file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
-        for name in layout:
-            if (times := file.schema_arrow.names.count(name)) != 1:
-                raise FormatError(
-                    f"{where}: has {times or 'no'} column {name!r}, expected one; copy it again from its source"
-                )
-        table = file.read(columns=list(layout), use_threads=False).combine_chunks()
-    except (pa.ArrowException, OSError, ValueError) as e:
-        if isinstance(e, IntegrityError | FormatError):
-            raise
+    found = open_columns(data, {n: types[kind] for n, kind in layout.items()}, where=where)
+    if found.rows != shards:
         raise IntegrityError(
-            f"{where}: not a readable page ({e}); copy it again from its source"
-        ) from e
+            f"{where}: holds {found.rows} shards, the record says {shards}; copy it again from its source"
+        )
+    _check_declared(found.declared, shards, where)
+    table = found.read()
     for name, kind in layout.items():
-        column = table.column(name)
-        if column.type != types[kind] or (column.null_count and kind != "count?"):
-            raise FormatError(
-                f"{where}: column {name!r} is {column.type} or holds nulls; expected {types[kind]}"
-            )
+        if table.column(name).null_count and kind != "count?":
+            raise FormatError(f"{where}: column {name!r} holds nulls, expected none")
     for name, kind in layout.items():
         if kind in ("count", "count?"):
             counts_of(table, name, where=where)
     return table
 
 
-def _check_declared(declared: Mapping[str, Any], shards: int, where: str) -> None:
+def _check_declared(declared: Mapping[str, Declared], shards: int, where: str) -> None:
     if (size := sum(c.bytes for c in declared.values())) > DECODED_LIMIT:
         raise IntegrityError(
             f"{where}: would decode to {size} bytes, a page has at most {DECODED_LIMIT}; not decoded"

@@ -367,6 +367,62 @@ def footer_that_hides_what_the_pages_hold(store: Path) -> None:
     _bomb(store, ["ids"], 2**25, footer=10)
 
 
+def _wide(n: int, kind: pa.DataType) -> pa.Array:
+    """One long value of zeros, n times."""
+    if not pa.types.is_binary(kind):
+        return pa.array([bytes(kind.byte_width)] * n, kind)
+    return pa.DictionaryArray.from_arrays(pa.array([0] * n, pa.int32()), [bytes(WIDE)])
+
+
+def _widen(store: Path, name: str, kind: pa.DataType) -> None:
+    table = pq.read_table(shard_file(store, 0))
+    column = table[name].combine_chunks()
+    if pa.types.is_list(column.type):
+        wide = _wide(len(column.flatten()), kind)
+        column = pa.ListArray.from_arrays(column.offsets, wide)
+    else:
+        column = _wide(len(column), kind)
+    place = table.schema.get_field_index(name)
+    _write_narrow(store, table.set_column(place, name, column))
+
+
+def _is_wide(name: str, kind: pa.DataType) -> None:
+    def make(store: Path) -> None:
+        """Refers throughout to the one value of its dictionary, which is 64 MB, and a few KB in the file."""
+        _widen(store, name, kind)
+
+    make.__name__ = f"{name}_is_{kind}"
+    ATTACKS.append(make)
+
+
+WIDE = 2**26
+for _name in ("row", "ids", "label_mask", "logp", "kept", "input_digest"):
+    _is_wide(_name, pa.binary())
+_is_wide("ids", pa.binary(2**19))
+_is_wide("input_digest", pa.binary(2**25))
+
+
+@attack
+def column_that_is_wide_and_says_it_is_narrow(store: Path) -> None:
+    """Says INT32 in its row group, and bytes in the schema, by which it is decoded."""
+    _widen(store, "ids", pa.binary())
+    data = shard_file(store, 0).read_bytes()
+    begin = len(data) - 8 - int.from_bytes(data[-8:-4], "little")
+    chunk = data.index(b"\x15\x0c\x19", begin)  # type 6, then the list of encodings
+    shard_file(store, 0).write_bytes(data[:chunk] + b"\x15\x02\x19" + data[chunk + 3 :])
+    reseal_shard(store)
+
+
+@attack
+def schema_nested_a_hundred_thousand_deep(store: Path) -> None:
+    """Overflows the stack of who recurses."""
+    group = b"\x48\x01r\x15\x02\x00"
+    schema = b"\x29\xfc\xa1\x8d\x06" + group * 100_000 + b"\x15\x04\x38\x01a\x00"
+    footer = schema + b"\x16\x00\x19\x0c\x00"
+    shard_file(store, 0).write_bytes(b"PAR1" + footer + len(footer).to_bytes(4, "little") + b"PAR1")
+    reseal_shard(store)
+
+
 @attack
 def footer_of_many_row_groups(store: Path) -> None:
     """Spends the reader's time on a footer of a thousand row groups."""
@@ -415,6 +471,16 @@ def reseal_shard(store: Path) -> None:
     sha256 = hashlib.sha256(data).hexdigest()
     reseal(store / "manifest.json", shards__0__sha256=sha256, shards__0__bytes=len(data))
     reseal(store / "commits/00000.json", sha256=sha256, bytes=len(data))
+
+
+def _write_narrow(store: Path, table: pa.Table) -> None:
+    """Write a table whose values are few and long into the first shard, each once."""
+    pq.write_table(
+        table, shard_file(store, 0), compression="zstd", write_statistics=False, store_schema=False,
+        data_page_size=2**30, dictionary_pagesize_limit=2**28,
+    )  # fmt: skip
+    assert shard_file(store, 0).stat().st_size < 2**20
+    reseal_shard(store)
 
 
 def _bomb(

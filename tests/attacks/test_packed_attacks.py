@@ -357,6 +357,27 @@ for _column in ("stream", "data"):
     )
 
 
+def _entries_are(kind: pa.DataType) -> None:
+    def make(store: Path) -> None:
+        """Has half a megabyte in a dictionary, and refers to it a thousand times."""
+        n, wide = 1000, 2**19
+        names = [str(i) for i in range(n)]
+        entries = pa.array([bytes(wide)] * n, kind)
+        table = pa.table({"stream": names, "entries": entries, "data": [b""] * n})
+        pq.write_table(
+            table, shard(store), compression="none", write_statistics=False, store_schema=False,
+            use_dictionary=["entries"], data_page_size=2**30, dictionary_pagesize_limit=2**22,
+        )  # fmt: skip
+        assert shard(store).stat().st_size < 2**20
+        vouch(store)
+
+    ATTACKS[f"entries_are_{kind}"] = make
+
+
+_entries_are(pa.binary())
+_entries_are(pa.binary(2**19))
+
+
 @attack
 def footer_of_noise(store: Path) -> None:
     """Is a Parquet file by its ends only."""

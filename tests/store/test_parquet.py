@@ -16,8 +16,10 @@ from hypothesis import strategies as st
 
 from softlabels.codecs import make_codec
 from softlabels.errors import IntegrityError, SoftLabelsError, TargetError
+from softlabels.format.columns import Expected
+from softlabels.format.containers.parquet import read_columns
 from softlabels.format.encoding import decode_shard, encode_shard, read_statistics
-from softlabels.format.footer import declared_columns
+from softlabels.format.footer import read_footer
 from softlabels.format.manifest import Statistics, load_manifest
 from softlabels.format.plain import log_odds_column
 from softlabels.format.shard import Reading, Shard
@@ -613,7 +615,9 @@ def test_a_large_list_column(table, name):
 def test_numbers_of_another_width_than_the_manifest_says(values, written):
     shard = shard_of(np.random.default_rng(0), [[5]], identity_of(), learn=1)
     data = encode_shard(shard, identity_of(values=written), STATISTICS)
-    with pytest.raises(IntegrityError, match=f"holds {written}, expected {values}"):
+    names = {"float16": "halffloat", "float32": "float"}
+    says = f"is list<element: {names[written]} not null>, expected lists of {names[values]}; not decoded"
+    with pytest.raises(IntegrityError, match=says):
         decode_shard(data, Reading(identity=identity_of(values=values), start_row=START, where="w"))
 
 
@@ -667,17 +671,74 @@ def test_altered_and_torn_bytes_never_escape_as_another_error(table):
     assert found > 400
 
 
+def varint(n: int) -> bytes:
+    return bytes([n & 127 | 128]) + varint(n >> 7) if n > 127 else bytes([n])
+
+
 def test_columns_over_each_other_are_not_walked_through_again_and_again():
     """30 KB that would take the reader minutes: each of 4,000 columns is the same 1,500 pages."""
     body = bytes.fromhex("1500150015002c150015000000") * 1500
     size = varint(2 * len(body))
     about = b"\x15\x04\x19\x05\x19\x18\x01a\x15\x00\x16\x00\x16\x02\x16" + size + b"\x26\x08\x00"
     chunk = b"\x3c" + about + b"\x00"
-    footer = b"\x36\x00\x19\x1c\x19\xfc" + varint(4000) + chunk * 4000 + b"\x00\x00"
-    data = b"PAR1" + body + footer + len(footer).to_bytes(4, "little") + b"PAR1"
+    groups = b"\x19\x1c\x19\xfc" + varint(4000) + chunk * 4000 + b"\x00"
+    data = parquet_of(body, root(4000) + leaf(b"a") * 4000, 4001, b"\x16\x00" + groups)
     with pytest.raises(ValueError, match="lie over each other"):
-        declared_columns(data)
+        read_footer(data, {"a": 8})
 
 
-def varint(n: int) -> bytes:
-    return bytes([n & 127 | 128]) + varint(n >> 7) if n > 127 else bytes([n])
+def parquet_of(body: bytes, schema: bytes, nodes: int, rest: bytes) -> bytes:
+    """A file of some bytes whose footer has this schema, then these fields from the third on."""
+    footer = b"\x29\xfc" + varint(nodes) + schema + rest + b"\x00"
+    return b"PAR1" + body + footer + len(footer).to_bytes(4, "little") + b"PAR1"
+
+
+def root(children: int) -> bytes:
+    """A node of a schema that is no column."""
+    return b"\x48\x01r\x15" + varint(2 * children) + b"\x00"
+
+
+def leaf(name: bytes) -> bytes:
+    return b"\x15\x04\x38" + varint(len(name)) + name + b"\x00"
+
+
+NO_ROWS = b"\x16\x00\x19\x0c"
+SCHEMAS = {
+    "nested a hundred thousand deep": (root(1) * 100_000 + leaf(b"a"), 100_001, "nested too deep"),
+    "torn": (root(3) + leaf(b"a"), 2, "torn"),
+    "more than it says": (root(1) + leaf(b"a") * 2, 3, "torn"),
+    "fewer than none": (b"\x48\x01r\x15\x01\x00" + leaf(b"a"), 2, "torn"),
+    "long names": (b"\x48" + varint(5) + b"r" * 5 + b"\x15\x02\x00" + b"\x48" + varint(2**19) + b"x" * 2**19
+                   + b"\x15" + varint(2000) + b"\x00" + leaf(b"a") * 1000, 1002, "long names"),
+    "a number that wraps": (b"\x48\x01r\x15" + varint(2 * (2**32 + 1)) + b"\x00" + leaf(b"a"), 2, "32 bits"),
+    "a field that wraps": (b"\x48\x01r\x15\x02\x05" + varint(2 * (2**16 + 5)) + b"\x04\x00" + leaf(b"a"), 2, "none"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SCHEMAS)
+def test_a_schema_that_others_read_otherwise_or_never_end_to_read(name):
+    """pyarrow recurses, and lets numbers wrap."""
+    schema, nodes, says = SCHEMAS[name]
+    data = parquet_of(b"", schema, nodes, NO_ROWS)
+    with pytest.raises(ValueError, match=says):
+        read_footer(data, {"a": 8})
+    with pytest.raises(IntegrityError, match=f"w: not a readable Parquet file .*{says}"):
+        read_columns(data, {"a": Expected(dtype=np.dtype(np.int64))}, records=None, where="w")
+
+
+def test_a_column_whose_name_begins_like_another_is_left_alone():
+    table = pa.table({"row": [1], "row.x": ["long"]})
+    expected = {"row": Expected(dtype=np.dtype(np.int64), listed=False)}
+    found = read_columns(_bytes(table), expected, records=1, where="w")
+    assert found["row"].values.tolist() == [1]
+
+
+def test_columns_that_are_not_where_they_say():
+    """pyarrow goes by the places of a row group's columns, whatever they call themselves."""
+    whole = _bytes(pa.table({"narrow": [1], "closed": ["long"]}))
+    begin = whole.rindex(b"\x06narrow")
+    swapped = whole[:begin] + whole[begin:].replace(b"\x06narrow", b"\x06closed")
+    assert swapped != whole
+    expected = {"narrow": Expected(dtype=np.dtype(np.int64), listed=False)}
+    with pytest.raises(IntegrityError, match="not those of the schema"):
+        read_columns(swapped, expected, records=1, where="w")

@@ -7,8 +7,7 @@ and `data`, a record for each: they are coded already, and any Parquet reader st
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,8 @@ from softlabels.format.columns import (
     Facts,
     check_declared,
 )
-from softlabels.format.footer import declared_columns, footer_length
+from softlabels.format.footer import footer_facts
+from softlabels.format.parquet_file import open_columns, refusing
 
 suffix = "parquet"
 ZSTD_LEVEL = 3
@@ -34,6 +34,7 @@ SPLIT = {"input_ids", "ids", "logp"}
 """Columns that are smallest with a dictionary, and with BYTE_STREAM_SPLIT."""
 SLACK = 2**16
 """Bytes by which the streams of a file may exceed its size: names, and counts."""
+STREAM_TYPES = {"stream": pa.string(), "entries": pa.int64(), "data": pa.binary()}
 
 
 def _write(table: pa.Table, facts: Facts, **how: Any) -> bytes:
@@ -118,65 +119,25 @@ def read_columns(
         IntegrityError: not Parquet, a bad page checksum, a column missing or of another type, or one
             that declares more than it should hold.
     """
-    with _refusing(where):
-        num_rows, declared = declared_columns(data)
-    if records is not None and num_rows != records:
+    found = open_columns(data, {n: _type(e) for n, e in expected.items()}, where=where)
+    if records is not None and found.rows != records:
         raise IntegrityError(
-            f"{where}: holds {num_rows} rows, expected {records}; copy it again from its source"
+            f"{where}: holds {found.rows} rows, expected {records}; copy it again from its source"
         )
-    entries = {
-        name: (declared[name].entries, about.most)
-        for name, about in expected.items()
-        if name in declared
-    }
-    size = sum(declared[name].bytes for name in entries)
-    check_declared(entries, size, where, spare=num_rows)  # an empty list counts as one
-    table = _read(data, list(expected), where)
+    entries = {name: (found.declared[name].entries, about.most) for name, about in expected.items()}
+    size = sum(column.bytes for column in found.declared.values())
+    check_declared(entries, size, where, spare=found.rows)  # an empty list counts as one
+    table = found.read()
     return {name: _column(table, name, about, where) for name, about in expected.items()}
-
-
-@contextmanager
-def _refusing(where: str) -> Iterator[None]:
-    """Turn what a file that is none makes of its reading into `IntegrityError` with the place."""
-    try:
-        yield
-    except (pa.ArrowException, OSError, ValueError) as e:  # ValueError: a name that is not UTF-8
-        raise IntegrityError(f"{where}: not a readable Parquet file ({e})") from e
-
-
-def _open(data: bytes) -> pq.ParquetFile:
-    return pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
-
-
-def _read(data: bytes, names: list[str], where: str) -> pa.Table:
-    with _refusing(where):
-        file = _open(data)
-    for name in names:
-        if (times := file.schema_arrow.names.count(name)) != 1:
-            raise IntegrityError(f"{where}: has {times or 'no'} column {name!r}, expected one")
-    try:
-        return file.read(columns=names, use_threads=False).combine_chunks()
-    except (pa.ArrowException, OSError) as e:
-        raise IntegrityError(f"{where}: cannot be decoded, its bytes were altered ({e})") from e
 
 
 def _column(table: pa.Table, name: str, expected: Expected, where: str) -> Column:
     """Values and offsets of a column, without copying what need not be."""
     chunk = table.column(name).combine_chunks()
     chunk = chunk.chunk(0) if isinstance(chunk, pa.ChunkedArray) else chunk
-    nulls = chunk.null_count
-    if expected.listed and pa.types.is_list(chunk.type):
-        nulls += chunk.values.null_count
-    if nulls or pa.types.is_list(chunk.type) != expected.listed:
-        want = "full lists" if expected.listed else "one value for each row"
-        raise IntegrityError(
-            f"{where}: column {name!r} is {chunk.type} or holds nulls; expected {want}"
-        )
+    if chunk.null_count or (expected.listed and chunk.values.null_count):
+        raise IntegrityError(f"{where}: column {name!r} holds nulls, expected none")
     if expected.width is not None:
-        if chunk.type != pa.binary(expected.width):
-            raise IntegrityError(
-                f"{where}: column {name!r} holds {chunk.type}, expected {expected.width} bytes each"
-            )
         size = len(chunk) * expected.width
         raw = np.frombuffer(chunk.buffers()[1], np.uint8, size, chunk.offset * expected.width)
         return Column(values=raw.reshape(len(chunk), expected.width))
@@ -184,12 +145,14 @@ def _column(table: pa.Table, name: str, expected: Expected, where: str) -> Colum
     if expected.listed:
         ends = chunk.offsets.to_numpy().astype(np.int64)
         chunk, offsets = chunk.values[ends[0] : ends[-1]], ends - ends[0]
-    values = chunk.to_numpy(zero_copy_only=False)
-    if values.dtype != expected.dtype:
-        raise IntegrityError(
-            f"{where}: column {name!r} holds {values.dtype}, expected {expected.dtype}"
-        )
-    return Column(values=values, offsets=offsets)
+    return Column(values=chunk.to_numpy(zero_copy_only=False), offsets=offsets)
+
+
+def _type(expected: Expected) -> pa.DataType:
+    if expected.width is not None:
+        return pa.binary(expected.width)
+    kind = pa.from_numpy_dtype(expected.dtype)
+    return pa.list_(kind) if expected.listed else kind
 
 
 # -- streams --------------------------------------------------------------------------------------
@@ -209,23 +172,16 @@ def write_streams(streams: Mapping[str, Stream], facts: Facts) -> bytes:
 
 def read_streams(data: bytes, *, where: str) -> dict[str, Stream]:
     """The streams, by name; `IntegrityError` for a bad page checksum, or what is no such table."""
-    with _refusing(where):
-        _, declared = declared_columns(data)
-    if (size := sum(column.bytes for column in declared.values())) > len(data) + SLACK:
+    found = open_columns(data, STREAM_TYPES, where=where)
+    if (size := sum(column.bytes for column in found.declared.values())) > len(data) + SLACK:
         raise IntegrityError(
             f"{where}: would decode to {size} bytes, more than its own {len(data)}: streams are not compressed; not "
             "decoded"
         )
-    if not all(declared[name].plain for name in ("stream", "data") if name in declared):
-        raise IntegrityError(
-            f"{where}: its streams are coded once more, with a dictionary or as differences, so a few bytes may stand "
-            "for gigabytes; not decoded. Write them with the encoding PLAIN"
-        )
-    table = _read(data, ["stream", "entries", "data"], where)
-    types = [pa.string(), pa.int64(), pa.binary()]
-    columns = [table.column(i) for i in range(3)]
-    if [c.type for c in columns] != types or any(c.null_count for c in columns):
-        raise IntegrityError(f"{where}: {table.schema.types} or nulls; expected {types}")
+    table = found.read()
+    columns = [table.column(name) for name in STREAM_TYPES]
+    if any(column.null_count for column in columns):
+        raise IntegrityError(f"{where}: its streams hold nulls, expected none")
     try:
         names, entries = columns[0].to_pylist(), columns[1].to_pylist()
     except UnicodeDecodeError as e:
@@ -240,10 +196,5 @@ def read_streams(data: bytes, *, where: str) -> dict[str, Stream]:
 
 def read_facts(data: bytes, *, where: str) -> dict[str, str]:
     """The footer's keys that begin with `softlabels.`."""
-    with _refusing(where):
-        footer_length(data)
-        found = _open(data).metadata.metadata or {}
-    try:
-        return {k.decode(): v.decode() for k, v in found.items() if k.startswith(b"softlabels.")}
-    except UnicodeDecodeError as e:
-        raise IntegrityError(f"{where}: its footer holds a key that is not UTF-8") from e
+    with refusing(where):
+        return footer_facts(data, b"softlabels.")
