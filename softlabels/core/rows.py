@@ -201,6 +201,20 @@ class Row(TokenRow):
         """The same row, so many documents further on."""
         return replace(self, documents=self.documents + np.int64(documents))
 
+    def alone(self) -> list[Row]:
+        """Each of its documents that has a position as a row of its own: in order, so are their positions its own."""
+        cuts = np.cumsum(self.segment_lengths)[:-1]
+        parts = zip(
+            *(np.split(x, cuts) for x in (self.input_ids, self.label_mask)),
+            *(x[:, None] for x in (self.segment_lengths, self.documents)),
+            strict=True,
+        )
+        return [
+            Row(input_ids=ids, label_mask=mask, segment_lengths=length, documents=document)
+            for ids, mask, length, document in parts
+            if mask.any()
+        ]
+
     def before(self, position: int) -> Int32:
         """Those of its document, the one at the position included."""
         token = int(self.positions[position])

@@ -1,14 +1,14 @@
 """Rows as plain sequences, for back-ends that know nothing of packed rows, and their dense logits in chunks.
 
-A row may hold several documents that must not see each other. `hf` can keep them apart within the row; a graph, a
-callable or a server cannot be trusted to, so they get each document's piece as a sequence of its own.
+A row may hold several documents that must not see each other. `hf` tries whether its model keeps them apart within the
+row; a graph, a callable or a server cannot be trusted to, so they get each document's piece as a sequence of its own.
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -50,6 +50,9 @@ class Rectangle(NamedTuple):
     """`[N]`: indices into the flattened `[B * S]`, segment by segment."""
 
 
+OfIds = TypeVar("OfIds", Segment, Row)
+
+
 def segments_of(rows: Sequence[Row]) -> list[Segment]:
     """The segments of all rows that have a target, in order: so are their positions those of the rows."""
     found = []
@@ -65,17 +68,22 @@ def segments_of(rows: Sequence[Row]) -> list[Segment]:
 
 def rectangles(segments: Sequence[Segment], cells: int) -> Iterator[Rectangle]:
     """Consecutive segments, padded to rectangles of at most `cells` tokens (one segment, if it alone is longer)."""
-    group: list[Segment] = []
+    yield from map(_pad, grouped(segments, cells))
+
+
+def grouped(sequences: Iterable[OfIds], cells: int) -> Iterator[list[OfIds]]:
+    """Consecutive sequences, as many as make a rectangle of at most `cells` tokens (one, if it alone is longer)."""
+    group: list[OfIds] = []
     width = 0
-    for segment in segments:
-        wider = max(width, len(segment.input_ids))
+    for sequence in sequences:
+        wider = max(width, len(sequence.input_ids))
         if group and wider * (len(group) + 1) > cells:
-            yield _pad(group)
-            group, wider = [], len(segment.input_ids)
-        group.append(segment)
+            yield group
+            group, wider = [], len(sequence.input_ids)
+        group.append(sequence)
         width = wider
     if group:
-        yield _pad(group)
+        yield group
 
 
 def _pad(group: Sequence[Segment]) -> Rectangle:

@@ -2,17 +2,18 @@
 
 `position_ids` count from 0 again at each document, which is what keeps documents apart: transformers make a
 block-diagonal mask of them, and FlashAttention cuts a single row at them (of several rows at once it would not, and
-documents would see each other). Packing changes where a step's rows lie, never which rows they are: the loss is the
-same sum over the same positions.
+documents would see each other). Where a model does not go by them (`trainers/students/documents.py`), each document is
+taken out of its row. All this changes where a step's positions lie, never which they are: the loss is the same sum.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from softlabels.core.rows import Row
 from softlabels.core.targets import SoftTargets
@@ -22,16 +23,41 @@ from trainers.data.batch import COUNTED, Batch
 
 
 def flattened(batch: Batch) -> Batch:
-    """A batch of token rows as one row, padding and all; the same positions."""
-    ids = batch.inputs["input_ids"]
-    rows, width = ids.shape
-    if rows == 1 or set(batch.inputs) - {"input_ids", COUNTED}:
+    """A batch whose rows documents share as one row, padding and all; the same positions."""
+    rows = batch.inputs["input_ids"].shape[0]
+    if rows == 1 or COUNTED not in batch.inputs:
         return batch
-    counted = batch.inputs.get(COUNTED)
-    if counted is None:
-        counted = torch.arange(width, device=ids.device).expand(rows, width)
-    inputs = {"input_ids": ids.reshape(1, -1), COUNTED: counted.reshape(1, -1)}
-    return replace(batch, inputs=inputs, width=rows * width)
+    return replace(batch, inputs=as_one_row(batch.inputs), width=rows * batch.width)
+
+
+def as_one_row(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Inputs `[B, S]` as `[1, B * S]`."""
+    return {name: tensor.reshape(1, -1) for name, tensor in inputs.items()}
+
+
+def separated(batch: Batch) -> Batch:
+    """Each document of a batch that has a position as a row of its own, up to its last one; the same positions.
+
+    Price: each is as wide as the longest of them.
+    """
+    if not batch.positions:
+        return batch
+    counted = batch.inputs[COUNTED].flatten()
+    begins = (counted == 0).nonzero()[:, 0]
+    document = torch.searchsorted(begins, batch.flat_positions, right=True) - 1
+    taken, row = torch.unique(document, return_inverse=True)
+    begin, place = begins[taken], counted[batch.flat_positions]
+    width = int(place.max()) + 1
+    along = torch.arange(width, device=counted.device)
+    last = torch.zeros_like(begin).scatter_reduce(0, row, place, "amax")
+    inside = along <= last[:, None]
+    ids = batch.inputs["input_ids"].flatten()[torch.where(inside, begin[:, None] + along, 0)]
+    return replace(
+        batch,
+        inputs={"input_ids": torch.where(inside, ids, 0)},
+        width=width,
+        flat_positions=row * width + place,
+    )
 
 
 def collate_packed(rows: Sequence[StoredRow], *, most: int | None = None) -> Batch:

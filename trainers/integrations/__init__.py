@@ -14,16 +14,18 @@ from __future__ import annotations
 import warnings
 
 from softlabels.store.reader import Store
-from trainers.data.tasks import renumbers
+from trainers.data.tasks import CAUSAL, renumbers
 from trainers.loss.losses import DistillLoss
 from trainers.students import Student
 from trainers.students.context import check_student
+from trainers.students.documents import SEE_EACH_OTHER
 
 
 def check_fit(student: Student, loss: DistillLoss, store: Store) -> None:
     """Refuse what `softtrain run` refuses before its first step.
 
-    A view that renumbers ids (`map:FILE`) is taken on your word, with a warning: no tokenizer is compared.
+    A view that renumbers ids (`map:FILE`) is taken on your word, with a warning: no tokenizer is compared. A student in
+    which documents of a row would see each other is fed each as a sequence of its own, with a warning, too.
 
     Raises:
         PairingError: the store cannot serve the loss, or the student's head has another vocabulary.
@@ -37,3 +39,5 @@ def check_fit(student: Student, loss: DistillLoss, store: Store) -> None:
             f"{store.path}: the view renumbers the ids, so the tokenizer of {where} is not compared with the store's",
             stacklevel=3,
         )
+    if store.identity.domain == CAUSAL.domain and student.keeps_documents_apart is False:
+        warnings.warn(SEE_EACH_OTHER.format(model=type(student.model).__name__), stacklevel=3)

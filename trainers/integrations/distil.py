@@ -21,9 +21,9 @@ from torch import Tensor
 
 from softlabels.errors import ConfigError, PairingError
 from trainers.data.batch import Batch
-from trainers.data.packing import flattened
 from trainers.loss.losses import DistillLoss, LossOutput
 from trainers.loss.totals import StepTotals
+from trainers.students.documents import laid_out
 from trainers.students.model_head import (
     as_output,
     bare_model,
@@ -66,9 +66,8 @@ def forward_loss(model: Any, batch: Batch, loss: DistillLoss) -> tuple[LossOutpu
     head = bare.get_output_embeddings()
     _check_vocab(head, batch, type(bare).__name__)
     batch = batch.to(bare.device)
-    if "flash" in str(getattr(bare.config, "_attn_implementation", "")):
-        batch = flattened(batch)
     cap = cap_of(model, batch.inputs)
+    batch = laid_out(bare, batch)
     found: list[LossOutput] = []
 
     def compute(given: Tensor, *_: Any, **__: Any) -> Tensor:

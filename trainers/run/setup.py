@@ -23,7 +23,7 @@ from softlabels.errors import ConfigError, PairingError
 from softlabels.store.reader import Store
 from trainers.data.full_teacher import FullTeacher
 from trainers.data.mixing import make_stream, mixture_digest, open_stores
-from trainers.data.tasks import Task, renumbers
+from trainers.data.tasks import CAUSAL, Task, renumbers
 from trainers.evaluation.forgetting import Forgetting, open_watched
 from trainers.evaluation.heldout import HeldOut, open_heldout
 from trainers.loss.schedules import LossSchedule
@@ -45,6 +45,7 @@ from trainers.run.trust import trust_facts, trust_notices
 from trainers.run.vocabulary import view_facts
 from trainers.students import Student, make_student
 from trainers.students.context import check_context, check_student
+from trainers.students.documents import SEE_EACH_OTHER
 
 
 def train(
@@ -114,6 +115,7 @@ def _train(config: RunConfig, run: Path, ranks: Ranks, report: Reporter, *, resu
         "tokenizer_sha256": store.identity.tokenizer.sha256,
         "parameters": student.parameter_count,
         "trained": student.trained_count,
+        "documents_apart": _documents_apart(student, store, report),
         "dtype": choice.dtype_name,
         "softlabels": softlabels.__version__,
         "torch": torch.__version__,
@@ -225,6 +227,14 @@ def _student(config: RunConfig, store: Store, to_fit: Sequence[Store], report: R
             "with the store's nor saved beside it"
         )
     return student
+
+
+def _documents_apart(student: Student, store: Store, report: Reporter) -> bool | None:
+    """Whether a causal LM keeps documents apart that share a row; people are told if not."""
+    apart = student.keeps_documents_apart if store.identity.domain == CAUSAL.domain else None
+    if apart is False:
+        report.notice(SEE_EACH_OTHER.format(model=type(student.model).__name__))
+    return apart
 
 
 def _check_tokens(config: RunConfig, stores: Sequence[Store]) -> None:

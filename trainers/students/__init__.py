@@ -28,6 +28,7 @@ from softlabels.store.reader import Store
 from trainers.data.batch import Batch
 from trainers.data.tasks import CAUSAL, Task
 from trainers.loss.head import Head
+from trainers.students.documents import keeps_documents_apart, laid_out
 from trainers.students.fake_quant import rounded_state, seen_weight
 from trainers.students.model_head import head_width
 
@@ -99,10 +100,21 @@ class Student(nn.Module):
         return sum(p.numel() for p in self.parameters() if p.requires_grad)
 
     def hidden(self, batch: Batch) -> Tensor:
-        """Last hidden states `[B, S, D]`."""
-        out = self.model.base_model(**batch.inputs, use_cache=False)
-        hidden: Tensor = out.last_hidden_state
-        return hidden
+        """Last hidden states `[B, S, D]`, or `[N, D]`: of the positions, where the batch is fed in another layout."""
+        laid = laid_out(self.model, batch)
+        hidden: Tensor = self.model.base_model(**laid.inputs, use_cache=False).last_hidden_state
+        return hidden if laid is batch else laid.at_positions(hidden)
+
+    @property
+    def keeps_documents_apart(self) -> bool | None:
+        """Whether position ids alone keep documents apart that share a row of a causal LM's store; None: not tried.
+
+        If not, `hidden` feeds it each as a sequence of its own. A student with a `hidden` of its own, or whose weights
+        are not there yet, is not tried.
+        """
+        if type(self).hidden is not Student.hidden or self.model.device.type == "meta":
+            return None
+        return keeps_documents_apart(self.model)
 
     def hidden_and_layer(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
         """`hidden`, and `[N, D]` of the last layer at the positions, where the student can show it."""

@@ -75,7 +75,8 @@ def _said(teacher: HFTeacher, hidden: Tensor, ids: Tensor) -> dict[str, Tensor]:
 def _states(teacher: HFTeacher, rows: Sequence[Row]) -> dict[str, Tensor]:
     """`[N, D]` of each kind, at the rows' positions."""
     body = teacher.model.base_model
-    fed, flat = padded_on(Row.pad(rows), teacher.device)
+    alone = [document for row in rows for document in row.alone()]
+    fed, flat = padded_on(Row.pad(alone), teacher.device)
     norm, unnormed, out = through_norm(body, fed, use_cache=False, output_hidden_states=True)
     last = out.last_hidden_state
     if norm is None or out.hidden_states is None or len(out.hidden_states) < 2:

@@ -7,24 +7,34 @@ lose.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
+import msgspec
 import torch
 from torch import Tensor
 
+from softlabels.core.documents_apart import keeps_apart
 from softlabels.core.local_model import load_weights, loading
+from softlabels.core.rows import Row
 from softlabels.domains.causal_lm import DOMAIN
 from softlabels.errors import TeacherError
 from softlabels.teachers.hf_head import HFHeadTeacher
 from softlabels.teachers.hf_source import HFSource, context_of
+from softlabels.teachers.segments import grouped
 from softlabels.teachers.tokenizer import HFTokenizer, repair_pre_tokenizer
+
+ALONE = ", documents that share a row as sequences of their own"
+"""How the engine of a teacher ends whose model does not keep them apart."""
 
 
 class HFTeacher(HFHeadTeacher):
-    """A causal LM of transformers, which keeps documents apart where `position_ids` start again.
+    """A causal LM of transformers, whose rows may hold several documents.
+
+    It is tried whether the model keeps them apart where `position_ids` start again (`core/documents_apart.py`); if not,
+    each is a sequence of its own, and the record's engine says so.
 
     Raises:
         TeacherError: it cannot be loaded, or its head is not a linear map of the last hidden state.
@@ -52,6 +62,23 @@ class HFTeacher(HFHeadTeacher):
             scale=scale,
             softcap=softcap,
         )
+        self._apart = keeps_apart(
+            self._tried,
+            vocab_size=self.record.vocab_size,
+            context=self.context,
+            device=self.device,
+        )
+        if not self._apart:
+            self.record = msgspec.structs.replace(self.record, engine=self.record.engine + ALONE)
+            source.options.notice(
+                f"teacher: in {type(model).__name__} documents that share a row see each other; each is given to it as "
+                "a sequence of its own, which costs padding"
+            )
+
+    def _tried(self, ids: Tensor, position_ids: Tensor) -> Tensor:
+        fed = {"input_ids": ids, "position_ids": position_ids}
+        everywhere = torch.arange(ids.numel(), device=self.device)
+        return self._given(fed, everywhere).view(*ids.shape, -1)
 
     @staticmethod
     def load(source: HFSource) -> Any:
@@ -62,6 +89,16 @@ class HFTeacher(HFHeadTeacher):
             dtype=source.choice.dtype if source.found.gguf is None else torch.float32,
             **source.placement.settings,
         )
+
+    @torch.no_grad()
+    def states(self, rows: Sequence[Row]) -> Tensor:  # type: ignore[override]  # rows of this domain
+        """`[N, D]`: what the head is given at the positions of all rows, in order; rectangles are none larger."""
+        of = super().states
+        if self._apart or all(len(row.segment_lengths) == 1 for row in rows):
+            return of(rows)
+        cells = len(rows) * max(row.size for row in rows)
+        alone = [piece for row in rows for piece in row.alone()]
+        return torch.cat([of(group) for group in grouped(alone, cells)])
 
     def to_logits(self, hidden: Tensor) -> Tensor:
         """Logits `[n, V] float32` of what the head is given, `[n, D]`."""
