@@ -83,7 +83,8 @@ def streams_of(shard: Shard, identity: Identity, dictionary: Codebook | None) ->
     """
     rows, t = shard.rows, shard.targets
     drawn = identity.targets.k if t.keeps.sample else 0  # numbers that `_uniforms` draws
-    check_size(t.n, max(t.k, drawn) + other_ids(identity), sum(r.size for r in rows))
+    held = max(t.k, drawn) + other_ids(identity)
+    check_size(t.n, held, sum(r.size for r in rows), grid=len(t.temperatures))
     codec = make_codec(identity.encoding.values)
     kept = t.kept
     streams: dict[str, Stream] = {}
@@ -226,10 +227,12 @@ def shard_of(streams: Mapping[str, Stream], dictionary: Codebook | None, reading
             f"{where}: a position keeps {k} ids, the manifest says at most {identity.targets.k}"
         )
     check_hard(counts, identity, where)
-    check_size(n, k + other_ids(identity), total, f"{where}: ")
-    codec = make_codec(identity.encoding.values)
     grid = tuple(identity.targets.temperatures)
-    odds = np.stack([codec.odds(numbers(log_odds_column(t), n)) for t in grid], axis=1)
+    check_size(n, k + other_ids(identity), total, f"{where}: ", grid=len(grid))
+    codec = make_codec(identity.encoding.values)
+    odds = np.empty((n, len(grid)), np.float32)
+    for i, t in enumerate(grid):
+        odds[:, i] = codec.odds(numbers(log_odds_column(t), n))
     bands = {f".{begin}": (begin, end) for begin, end in _bands(k)}
     if identity.encoding.profile == PACKED_ARRAYS:
         bands = {"": (0, k)}

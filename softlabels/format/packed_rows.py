@@ -191,10 +191,19 @@ def _causal_rows(
     return [Row(input_ids=i, segment_lengths=s, documents=d, label_mask=m) for i, s, d, m in parts]
 
 
-def check_size(n: int, k: int, tokens: int, where: str = "") -> None:
-    """Refuse (`TargetError`) what a reader would: 8 bytes for each id of the rectangle, 4 for each token."""
+def check_size(n: int, k: int, tokens: int, where: str = "", *, grid: int = 0) -> None:
+    """Refuse (`TargetError`) what a reader would.
+
+    8 bytes for each id of the rectangle and 4 for each token are bounded, and likewise 4 for each log-odds of a grid of
+    so many temperatures.
+    """
     if (size := 8 * n * k + 4 * tokens) > DECODED_LIMIT:
         raise TargetError(
             f"{where}a shard of {n} positions with up to {k} ids takes {size} bytes, more than the {DECODED_LIMIT} "
             "that a reader accepts; lower --shard-rows"
+        )
+    if (size := 4 * n * grid) > DECODED_LIMIT:
+        raise TargetError(
+            f"{where}the log-odds of {n} positions at {grid} temperatures take {size} bytes, more than the "
+            f"{DECODED_LIMIT} that a reader accepts; lower --shard-rows"
         )
