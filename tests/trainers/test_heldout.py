@@ -1,16 +1,18 @@
 """Averaged weights, evaluations on held-out rows, and stopping early."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import pytest
 import torch
 from click.testing import CliRunner
 from safetensors.torch import load_file
 
 from softlabels.core.progress import Silent
-from softlabels.errors import ConfigError, RunError, TokenizerError
+from softlabels.errors import ConfigError, RemoteError, RunError, TokenizerError
 from tests.fakes import TinyTeacher, build_tiny, write_corpus
 from tests.students import LLAMA, evaluate_run
 from trainers.cli import main
@@ -199,3 +201,93 @@ def test_what_cannot_be_held_out_is_refused(ground, tmp_path):
         train(config_of(ground, heldout=str(tmp_path / "other")), tmp_path / "b")
     assert not (tmp_path / "a").exists()
     assert not (tmp_path / "b").exists()
+
+
+# -- an evaluation that fails ---------------------------------------------------------------------
+
+
+def broken_at(monkeypatch, *steps: int):
+    """Evaluations after these steps end as those do whose store cannot be reached."""
+    from trainers.run import loop
+
+    before = loop.Loop._scores
+
+    def scores(self, store):
+        if self.step in steps:
+            raise RemoteError(f"{store.path}: no answer")
+        return before(self, store)
+
+    monkeypatch.setattr(loop.Loop, "_scores", scores)
+
+
+def untimed(run: Path) -> list[dict]:
+    timed = {"seconds", "loader_wait", "positions_per_second", "peak_rss_mib", "elapsed"}
+    return [{k: v for k, v in r.items() if k not in timed} for r in records(run)]
+
+
+@pytest.mark.parametrize("failing", [3, 5, 9, 12])
+@pytest.mark.parametrize("more", [{}, {"ema": 0.9}, {"lr": 1.0, "patience": 2}])
+def test_a_failing_evaluation_costs_no_step(ground, tmp_path, monkeypatch, failing, more):
+    """At a step that is saved anyway, at one that is not, and at the last; what goes on is the same to the bit."""
+    settings = {"eval_every": 1, "checkpoint_every": 3, "log_every": 1} | more
+    config = config_of(ground, **settings)
+    train(config, tmp_path / "whole")
+    whole = untimed(tmp_path / "whole")
+    failing = min(failing, len(whole))  # with patience it stops early
+    with monkeypatch.context() as patch:
+        broken_at(patch, failing)
+        for _ in range(2):  # as often as it fails
+            with pytest.raises(RemoteError, match="no answer"):
+                train(config, tmp_path / "cut", resume=True)
+            assert untimed(tmp_path / "cut") == whole[: failing - 1]
+            newest = sorted((tmp_path / "cut" / "checkpoints").iterdir())[-1]
+            assert newest.name == f"step-{failing:08d}"
+    train(config, tmp_path / "cut", resume=True)
+    assert untimed(tmp_path / "cut") == whole
+    for name in ("student", "best", *(["student-ema"] if "ema" in more else [])):
+        a, b = (load_file(tmp_path / r / name / "model.safetensors") for r in ("whole", "cut"))
+        assert all(torch.equal(a[n], b[n]) for n in a)
+    said = Notices()
+    train(config, tmp_path / "cut", resume=True, reporter=said)
+    assert any("nothing is left to do" in line for line in said.lines)
+
+
+class Notices(Silent):
+    def __init__(self):
+        self.lines = []
+
+    def notice(self, message):
+        self.lines.append(message)
+
+
+def test_after_a_failed_evaluation_the_held_out_store_may_be_another(ground, tmp_path, monkeypatch):
+    """If none was evaluated yet; or it is left out."""
+    config, run = config_of(ground, steps=6), tmp_path / "run"
+    build_tiny(tmp_path / "third", write_corpus(tmp_path / "t", documents=1, repeat=1))
+    with monkeypatch.context() as patch:
+        broken_at(patch, 3)
+        with pytest.raises(RemoteError):
+            train(config, run, reporter=(said := Notices()))
+    assert any("the evaluation after step 3 failed; saved after step 3" in s for s in said.lines)
+    without = tmp_path / "without"
+    shutil.copytree(run, without)
+    train(replace(config, heldout=str(tmp_path / "third")), run, resume=True)
+    assert [r["step"] for r in records(run) if "heldout_nll" in r] == [3, 6]
+    train(replace(config, heldout=None), without, resume=True)
+    assert [r["step"] for r in records(without)] == [1, 6]
+
+
+def test_what_is_not_finite_is_not_saved_before_its_evaluation(ground, tmp_path, monkeypatch):
+    config, run = config_of(ground, eval_every=1, checkpoint_every=3, steps=6), tmp_path / "run"
+    from trainers.run import loop
+
+    before = loop.Loop._scores
+
+    def scores(self, store):
+        found = before(self, store)
+        return found if self.step != 5 else msgspec.structs.replace(found, nll=float("nan"))
+
+    monkeypatch.setattr(loop.Loop, "_scores", scores)
+    with pytest.raises(RunError, match="step 5: the held-out loss is nan"):
+        train(config, run)
+    assert sorted(p.name for p in (run / "checkpoints").iterdir())[-1] == "step-00000003"

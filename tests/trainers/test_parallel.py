@@ -266,6 +266,24 @@ def test_fifty_steps_dealt_out_are_those_of_one_process(ground, fifty, tmp_path,
 
 
 @pytest.mark.slow
+def test_an_evaluation_that_fails_on_the_first_rank_costs_no_step(ground, whole, tmp_path):
+    """The second rank saves with it, and the run goes on to the bit: from what is learnt, not from the average."""
+    run = tmp_path / "run"
+    more = {"heldout": str(ground / "heldout"), "eval_every": 2}
+    config = config_of(ground, steps=40, ema=0.9, **more)
+    of_step = config["accumulate"] // 2
+    fault = {"rank": 0, "call": 2 * of_step + 1, "kind": "crash"}
+    errors = finish(start(2, config, run, fault=fault), expect=1)
+    assert "MemoryError: no more" in errors
+    assert [s for s, *_ in losses(run)] == [1]
+    assert [p.name for p in (run / "checkpoints").iterdir()] == ["step-00000002"]
+    finish(start(2, config, run))
+    assert losses(run) == losses(whole)
+    for name in ("student", "student-ema", "best"):
+        assert_same(weights(run, name), weights(whole, name))
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["crash", "nan"])
 def test_a_rank_that_fails_names_its_rows(ground, tmp_path, kind):
     run = tmp_path / "run"

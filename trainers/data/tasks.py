@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from softlabels.domains import DOMAINS
-from softlabels.errors import ConfigError, RunError
+from softlabels.errors import ConfigError, PairingError, RunError
+from softlabels.format.files import Address
 from softlabels.store.reader import Store
 
 
@@ -96,4 +97,18 @@ def check_rows(store: Store, flag: str = "--images") -> None:
         raise ConfigError(
             f"{flag} is missing: {store.path} holds no pixels, it was made from images that must be at hand: {specs}, "
             "with their folder"
+        )
+
+
+def check_domain(
+    store: Store, domain: str, *, of: Path | Address | str, where: Path | Address | str
+) -> None:
+    """Refuse a store of another domain than `of` is of, whose rows it cannot be fed.
+
+    Raises:
+        PairingError: names both.
+    """
+    if store.identity.domain != domain:
+        raise PairingError(
+            f"{where}: is a store of the domain {store.identity.domain}, {of} is of {domain}; give one of that domain"
         )

@@ -13,6 +13,7 @@ from trainers.data.full_teacher import FullTeacher
 from trainers.data.tasks import Task
 from trainers.evaluation.config import EvalConfig
 from trainers.evaluation.evaluations import Scores
+from trainers.evaluation.heldout import check_labelled
 from trainers.evaluation.measure import Measured, measure
 from trainers.evaluation.scores import macro_f1, row_sums, scores
 from trainers.run.finished import open_finished
@@ -84,12 +85,14 @@ def open_run(run: Path, config: EvalConfig) -> tuple[Student, Store]:
     """A finished run's student, and the store to evaluate it on.
 
     Raises:
-        RunError: not a run, not finished, or it has no such weights.
-        PairingError: the run numbered its ids otherwise, or the store's inputs are elsewhere.
+        RunError: not a run, not finished, or it has no such weights; none of the store's rows has a label.
+        PairingError: the store is of another domain or vocabulary, the run numbered its ids or fed its images
+            otherwise, or the store's inputs are elsewhere.
         TokenizerError: the store was tokenised differently from what the student was trained on.
     """
     finished = open_finished(run, config.weights)
     opened = finished.open_store(
         config.store, vocab=config.vocab, inputs=config.inputs, images=config.images
     )
+    check_labelled(opened, where=str(opened.path))
     return load_student(finished.folder, Task.of(opened)), opened

@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from softlabels.errors import RunError, TokenizerError
+from softlabels.errors import PairingError, RunError, TokenizerError
 from softlabels.store.reader import Store, open_store
 from softlabels.store.remote.cache import CacheOptions
-from trainers.data.tasks import check_rows
+from trainers.data.mixing import feed_of
+from trainers.data.tasks import check_domain, check_rows
 
 
 def open_heldout(
@@ -21,11 +22,12 @@ def open_heldout(
     images: Sequence[str] = (),
     cache: CacheOptions | None = None,
 ) -> Store:
-    """Open the held-out store of a run, which `flag` named.
+    """Open the held-out store of a run, which `flag` named, and see that the run's student can be measured on it.
 
     Raises:
-        RunError: it is the store that is trained on.
+        RunError: it is the store that is trained on, or none of its rows has a label.
         TokenizerError: it was tokenised otherwise.
+        PairingError: it is of another domain, vocabulary, list of classes or way to feed images.
     """
     heldout = open_store(path, vocab=vocab, images=images, cache=cache)
     check_rows(heldout, "--heldout-images")
@@ -37,13 +39,43 @@ def open_heldout(
             f"{flag} {path}: is the very store that is trained on, so it tells nothing of other text; build one of "
             "other text"
         )
+    check_domain(heldout, store.identity.domain, of=store.path, where=f"{flag} {path}")
     mine, theirs = (s.identity.tokenizer.sha256 for s in (heldout, store))
     if mine != theirs:
         raise TokenizerError(
             f"{flag} {path}: its tokenizer (sha256 {mine[:12]}…) is not that of {store.path} (sha256 {theirs[:12]}…)"
             ", so the same id means another token; build it with the same teacher"
         )
+    _check_same_answers(heldout, store, where=f"{flag} {path}")
+    check_labelled(heldout, where=f"{flag} {path}")
     return heldout
+
+
+def _check_same_answers(heldout: Store, store: Store, *, where: str) -> None:
+    a, b = heldout.identity, store.identity
+    for what, mine, other in (
+        ("vocabulary", heldout.vocab_size, store.vocab_size),
+        ("list of classes", a.classes, b.classes),
+        ("label shift", a.label_shift, b.label_shift),
+        ("way to feed images", feed_of(a), feed_of(b)),
+    ):
+        if mine != other:
+            raise PairingError(
+                f"{where}: its {what} is {mine!r}, that of {store.path} is {other!r}, so a student of one cannot be "
+                "measured on the other; build it as that store was built"
+            )
+
+
+def check_labelled(store: Store, *, where: str) -> None:
+    """Refuse to judge a student by rows of which nobody knows what is true.
+
+    Raises:
+        RunError: none has a label.
+    """
+    if store.unlabelled:
+        raise RunError(
+            f"{where}: none of its positions has a label to evaluate against; build a store of rows with labels"
+        )
 
 
 class HeldOut:
@@ -86,12 +118,12 @@ class HeldOut:
         }
 
     def load_state_dict(self, state: Mapping[str, Any], *, where: Path) -> None:
-        """Go on from a checkpoint.
+        """Go on from a checkpoint; one that counts no evaluation may be of another store, which could not be measured.
 
         Raises:
             RunError: it counted the evaluations on another store.
         """
-        if state["store"] != self.store.digest:
+        if state["best"] is not None and state["store"] != self.store.digest:
             raise RunError(
                 f"{where}: was evaluated on store {state['store'][:12]}…, --heldout {self.store.path} is "
                 f"{self.store.digest[:12]}…; resume with the same rows"

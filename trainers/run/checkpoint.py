@@ -19,11 +19,12 @@ Nothing in a checkpoint depends on how many processes made it.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -81,8 +82,14 @@ def save_checkpoint(
     keep_last: int,
     notice: Callable[[str], None],
     heldout: Mapping[str, Any] | None = None,
+    unlogged: Mapping[str, float] | None = None,
 ) -> Path:
     """Write `checkpoints/step-NNNNNNNN`, read it back, then remove those before it beyond the newest `keep_last`.
+
+    Args:
+        heldout: the state of the evaluations.
+        unlogged: of a step whose evaluation is still to come, what is to be logged beside it; JSON has no NaN, so null
+            stands for what is not finite.
 
     Raises:
         StoreError: the disk is full, read-only, …
@@ -95,6 +102,9 @@ def save_checkpoint(
             save_file({n: t.contiguous() for n, t in tensors.items()}, path)
             compare_saved(path, tensors)
         state = {"step": step, "stream": stream, "heldout": heldout}
+        if unlogged is not None:
+            finite = {n: v if math.isfinite(v) else None for n, v in unlogged.items()}
+            state["unlogged"] = finite
         text = json.dumps(state, indent=2, sort_keys=True, allow_nan=False)
         (temporary / STATE).write_text(f"{text}\n", encoding="utf-8")
         seal_folder(temporary, kind="checkpoint", step=step)
@@ -165,6 +175,18 @@ def _check(folder: Path, step: int) -> bool:
     return record is not None
 
 
+class Resumed(NamedTuple):
+    """What a checkpoint says beside its tensors."""
+
+    step: int
+    """After which it was made."""
+    stream: dict[str, Any]
+    heldout: dict[str, Any] | None
+    """State of the evaluations, if there are any."""
+    unlogged: dict[str, float] | None
+    """As of `save_checkpoint`."""
+
+
 def load_checkpoint(
     folder: Path,
     student: Student,
@@ -172,14 +194,11 @@ def load_checkpoint(
     ema: Ema | None = None,
     *,
     checked: bool = True,
-) -> tuple[int, dict[str, Any], dict[str, Any] | None]:
+) -> Resumed:
     """Restore student, optimiser and averaged weights in place, from a checkpoint that `newest_intact` chose.
 
     Args:
         checked: False to compare its bytes with its record once more, as another process must that reads them itself.
-
-    Returns:
-        After which step it was made, the state of the stream, and that of the evaluations, if there are any.
 
     Raises:
         RunError: a file is missing, damaged, or of another student.
@@ -193,8 +212,11 @@ def load_checkpoint(
         tensors = load_file(folder / "optimizer.safetensors")
         averaged = None if ema is None else load_file(folder / "ema.safetensors")
         state = json.loads((folder / STATE).read_text(encoding="utf-8"))
-        step, stream, heldout = int(state["step"]), dict(state["stream"]), state.get("heldout")
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as e:
+        unlogged = state.get("unlogged")
+        if unlogged is not None:
+            unlogged = {n: math.nan if v is None else v + 0 for n, v in unlogged.items()}
+        resumed = Resumed(int(state["step"]), dict(state["stream"]), state.get("heldout"), unlogged)
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError) as e:
         raise RunError(
             f"{folder}: cannot be read ({e}); move it away to resume from the one before"
         ) from e
@@ -219,7 +241,7 @@ def load_checkpoint(
             moment = torch.zeros_like(parameter)
             copy_into(moment, value)
             optimizer.state[parameter][what] = moment
-    return step, stream, heldout
+    return resumed
 
 
 def _check_shapes(folder: Path, found: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:

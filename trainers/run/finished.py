@@ -13,14 +13,15 @@ from softlabels.core.records import regular_size, sha256_of_files
 from softlabels.errors import (
     ConfigError,
     IntegrityError,
+    PairingError,
     RunError,
     SoftLabelsError,
     TokenizerError,
 )
 from softlabels.store.of_plan import plan_digest
 from softlabels.store.reader import Store, open_store
-from trainers.data.mixing import Weight, mixture_digest, open_stores
-from trainers.data.tasks import check_rows
+from trainers.data.mixing import Weight, feed_of, mixture_digest, open_stores
+from trainers.data.tasks import check_domain, check_rows
 from trainers.evaluation.evaluations import tensor_files
 from trainers.run.followed import is_same_store, said_of_plan
 from trainers.run.record import WEIGHTS, is_of_plan, is_student, named_store, read_run_record
@@ -130,12 +131,23 @@ class FinishedRun:
         Raises:
             ConfigError: it is a store of images, and nobody says with `flag` where they lie.
             TokenizerError: it was tokenised otherwise.
-            PairingError: the run numbered its ids otherwise, or the store's inputs are elsewhere.
+            PairingError: it is of another domain, the run numbered its ids or fed its images otherwise, or the store's
+                inputs are elsewhere.
         """
         opened = open_store(path, vocab=vocab, inputs=inputs, images=images)
+        check_domain(opened, self.domain, of=self.run, where=opened.path)
         check_rows(opened, flag)
         self.check_fits(opened)
+        self._check_feed(opened)
         return opened
+
+    def _check_feed(self, store: Store) -> None:
+        mine, then = feed_of(store.identity), self.facts.get("feed")  # not of earlier versions
+        if then is not None and mine is not None and list(mine) != list(then):
+            raise PairingError(
+                f"{store.path}: its images are fed at size, mean and deviation {mine}, {self.run} was trained at "
+                f"{tuple(then)}; build it with the run's teacher and --image-size"
+            )
 
     def check_fits(self, store: Store) -> None:
         """Refuse a store whose ids mean something else to the student.

@@ -2,7 +2,8 @@
 
 1. Go on from the newest checkpoint whose bytes are intact, if there is one.
 2. A batch of the stream, an optimiser step (`step.py`), the average of the weights.
-3. Now and then: evaluate on held-out rows, log, save a checkpoint; each is written by the first rank.
+3. Now and then: evaluate on held-out rows, log, save a checkpoint; each is written by the first rank. Where an
+   evaluation fails, the step is saved without it, and whoever goes on from there evaluates first.
 4. At the end: publish the student.
 """
 
@@ -21,12 +22,14 @@ import torch
 
 from softlabels.core.progress import Reporter
 from softlabels.errors import RunError, SoftLabelsError
+from softlabels.store.reader import Store
 from softlabels.store.waiting import WaitEnded
 from trainers.data.batch import Batch
 from trainers.data.mixing import MixedStream
 from trainers.data.stream import SoftTargetStream
 from trainers.data.tasks import Task
 from trainers.evaluation.evaluate import evaluate
+from trainers.evaluation.evaluations import Scores
 from trainers.evaluation.heldout import HeldOut
 from trainers.loss.schedules import LossSchedule
 from trainers.run.checkpoint import load_checkpoint, newest_intact, save_checkpoint, take_snapshot
@@ -74,6 +77,8 @@ class Loop:
     _saved: int = 0
     """After how many the newest checkpoint was made."""
     _heldout_note: str = ""
+    _unlogged: dict[str, float] | None = None
+    """What is to be logged of the last step, once it is evaluated: it was saved before that."""
 
     def train(self) -> Path:
         """Take the steps that are left, from the newest checkpoint on; returns the folder of the finished student."""
@@ -93,8 +98,9 @@ class Loop:
                 return self._finish(taken=False)
             notice(f"resuming after step {self.step} from {checkpoint}")
         metrics = Metrics(self.run, self.config.track, notice)
-        self.ranks.from_first(lambda: metrics.open(self.step))
-        self.report.stage("train", self.config.steps, "steps", self.step)
+        logged = self.step if self._unlogged is None else self.step - 1
+        self.ranks.from_first(lambda: metrics.open(logged))
+        self.report.stage("train", self.config.steps, "steps", logged)
         try:
             self._steps(metrics)
         finally:
@@ -103,24 +109,26 @@ class Loop:
 
     def _resume(self, checkpoint: Path) -> None:
         optimizer, checked = self.optimisation.optimizer, self.ranks.first
-        self.step, stream, heldout = load_checkpoint(
-            checkpoint, self.student, optimizer, self.ema, checked=checked
-        )
+        found = load_checkpoint(checkpoint, self.student, optimizer, self.ema, checked=checked)
+        self.step, self._unlogged = found.step, found.unlogged
         self._saved = self.step
-        self.stream.load_state_dict(stream)
-        if self.heldout is not None and heldout is not None:
-            self.heldout.load_state_dict(heldout, where=checkpoint)
+        self.stream.load_state_dict(found.stream)
+        if self.heldout is not None and found.heldout is not None:
+            self.heldout.load_state_dict(found.heldout, where=checkpoint)
 
     @property
     def _done(self) -> bool:
         exhausted = self.heldout is not None and self.heldout.exhausted
-        return self.step >= self.config.steps or exhausted
+        return self._unlogged is None and (self.step >= self.config.steps or exhausted)
 
     def _steps(self, metrics: Metrics) -> None:
         with (
             closing(iter(self.stream)) as batches,
             StopRequest(patient=self.ranks.several, wake=self.stream.stop_waiting) as stop,
         ):
+            if self._unlogged is not None:
+                self._evaluate_and_log(metrics, self._unlogged)
+                self._save(metrics)
             while not self._done:
                 start = time.perf_counter()
                 batch = self._awaited(batches, metrics)
@@ -132,8 +140,7 @@ class Loop:
                 self.step += 1
                 if self.ema is not None:
                     self.ema.update(self.step)
-                evaluated = self._evaluated()
-                self._log(metrics, values | evaluated, always=bool(evaluated))
+                self._evaluate_and_log(metrics, values)
                 if taken.stop or self._done or self.step % self.config.checkpoint_every == 0:
                     self._save(metrics)
                 if taken.stop and not self._done:
@@ -149,13 +156,17 @@ class Loop:
             return self._next(batches)
         except (WaitEnded, RunError):
             if self.step > self._saved and not self.ranks.several:
-                try:
-                    self._save(metrics)
-                except SoftLabelsError as e:  # of the two, what stops the run is the one to raise
-                    self.report.notice(f"step {self.step} is not saved: {e}")
+                self._try_to_save(metrics)
             if self._saved:
                 self.report.notice(f"saved after step {self._saved}; --resume goes on from there")
             raise
+
+    def _try_to_save(self, metrics: Metrics) -> None:
+        """Of two errors, what stops the run is the one to raise."""
+        try:
+            self._save(metrics)
+        except SoftLabelsError as e:
+            self.report.notice(f"step {self.step} is not saved: {e}")
 
     def _next(self, batches: Iterator[Batch]) -> Batch:
         try:
@@ -220,6 +231,7 @@ class Loop:
                 keep_last=self.config.keep_last,
                 notice=self.report.notice,
                 heldout=None if self.heldout is None else self.heldout.state_dict(),
+                unlogged=self._unlogged,
             )
 
         self.ranks.from_first(save)
@@ -230,26 +242,36 @@ class Loop:
         """Of the step that was taken last."""
         return self.config.learning_rate(max(0, self.step - 1))
 
-    def _evaluated(self) -> dict[str, float]:
-        """Measure the student on held-out rows if it is time; with --ema, its averaged weights."""
+    def _evaluate_and_log(self, metrics: Metrics, values: dict[str, float]) -> None:
+        """Log the values of the step that was taken, with what the student is worth then, if it is time for that."""
         heldout, config = self.heldout, self.config
         due = self.step % config.eval_every == 0 or self.step == config.steps
-        if heldout is None or not due:
-            return {}
+        evaluated: dict[str, float] = {}
+        if heldout is not None and due:
+            self._unlogged = values
+            evaluated = self._evaluated(heldout, metrics)
+        self._unlogged = None
+        self._log(metrics, values | evaluated, always=bool(evaluated))
+
+    def _evaluated(self, heldout: HeldOut, metrics: Metrics) -> dict[str, float]:
+        """Measure the student on held-out rows; with --ema, its averaged weights."""
+        config = self.config
+        failed: Exception | None = None
         with self.ema.in_place() if self.ema is not None else nullcontext():
             self._check_weights()
-            found = self.optimisation.on_whole(
-                lambda: evaluate(
-                    self.student,
-                    heldout.store,
-                    device=str(self.device),
-                    batch_size=config.batch_size,
-                )
-            )
-            if not math.isfinite(found.nll):
-                raise not_finite(f"step {self.step}: the held-out loss is {found.nll}", self._lr)
-            if heldout.record(self.step, found.nll):
-                self._publish("best")
+            try:
+                found = self._scores(heldout.store)
+            except Exception as e:
+                failed = e  # raised once the student's own weights are back
+            else:
+                if not math.isfinite(found.nll):
+                    where = f"step {self.step}: the held-out loss is {found.nll}"
+                    raise not_finite(where, self._lr)
+                if heldout.record(self.step, found.nll):
+                    self._publish("best")
+        if failed is not None:
+            self._save_unevaluated(metrics)
+            raise failed
         if heldout.exhausted:
             self.report.notice(
                 f"--patience {config.patience}: stopped after step {self.step}; the held-out loss was lowest "
@@ -257,6 +279,25 @@ class Loop:
             )
         values = {"heldout_nll": found.nll, "heldout_accuracy": found.accuracy}
         return values if found.kl is None else values | {"heldout_kl": found.kl}
+
+    def _scores(self, store: Store) -> Scores:
+        device, rows = str(self.device), self.config.batch_size
+        return self.optimisation.on_whole(
+            lambda: evaluate(self.student, store, device=device, batch_size=rows)
+        )
+
+    def _save_unevaluated(self, metrics: Metrics) -> None:
+        """Save the step whose evaluation failed.
+
+        Processes that share the weights do not: where one has failed, the others still wait for its part.
+        """
+        if self.step > self._saved and not (self.ranks.several and self.config.parallel == "fsdp"):
+            self._try_to_save(metrics)
+        if self._saved:
+            self.report.notice(
+                f"the evaluation after step {self.step} failed; saved after step {self._saved}: --resume goes on from "
+                "there, on another --heldout if none was evaluated yet, or without one"
+            )
 
     def _check_weights(self) -> None:
         """Of weights that are not finite no score is one; all ranks stop together."""

@@ -22,7 +22,7 @@ from softlabels.core.progress import Reporter, Silent
 from softlabels.errors import ConfigError, PairingError
 from softlabels.store.reader import Store
 from trainers.data.full_teacher import FullTeacher
-from trainers.data.mixing import make_stream, mixture_digest, open_stores
+from trainers.data.mixing import feed_of, make_stream, mixture_digest, open_stores
 from trainers.data.tasks import CAUSAL, Task, renumbers
 from trainers.evaluation.forgetting import Forgetting, open_watched
 from trainers.evaluation.heldout import HeldOut, open_heldout
@@ -97,7 +97,8 @@ def _train(config: RunConfig, run: Path, ranks: Ranks, report: Reporter, *, resu
         for opened, _ in stores:
             check_written(opened)
             check_same_teacher(Path(str(config.init)), opened)
-    to_fit = [opened for opened, _ in stores] + ([] if heldout is None else [heldout])
+    measured = [opened for _, opened in watched] + ([] if heldout is None else [heldout])
+    to_fit = [opened for opened, _ in stores] + measured
     student = _student(config, store, to_fit, report)
     _check_statistics(config, student, ranks, report)
     tokenizer = student_tokenizer(store, report.notice)
@@ -120,6 +121,8 @@ def _train(config: RunConfig, run: Path, ranks: Ranks, report: Reporter, *, resu
         "softlabels": softlabels.__version__,
         "torch": torch.__version__,
     }
+    if store.identity.images is not None:
+        facts["feed"] = feed_of(store.identity)
     if origin is not None:
         facts["init"] = origin
     if student.adapter is not None:
