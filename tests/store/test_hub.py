@@ -9,11 +9,13 @@ from types import SimpleNamespace
 
 import pytest
 
+from softlabels.algebra.append import append
+from softlabels.builder.config import AppendConfig
 from softlabels.errors import ConfigError, IntegrityError, RemoteError
 from softlabels.format.manifest import MANIFEST, load_manifest
 from softlabels.store.remote import hub
 from softlabels.store.remote.hub import push_to_hub
-from tests.fakes import build_tiny, write_corpus
+from tests.fakes import TinyTeacher, build_tiny, write_corpus
 from tests.store.made_up import files_of
 
 pytest.importorskip("huggingface_hub", reason="needs huggingface_hub: pip install -e '.[dev]'")
@@ -143,6 +145,35 @@ def test_another_store_there_is_kept(made, built, api, tmp_path):
     with pytest.raises(IntegrityError, match="holds another store"):
         push_to_hub(tmp_path / "other", URL, api=api)
     assert api.files == files_of(made)
+
+
+@pytest.mark.parametrize("name", ["README.md", "plan.json", "data/train-00001-of-00007.parquet"])
+def test_what_no_record_proves_ours_is_not_replaced(made, api, name):
+    api.files = {name: b"theirs", ".gitattributes": b"theirs, too"}
+    with pytest.raises(IntegrityError, match=rf"{name}: is there, and no record .*to a folder"):
+        push_to_hub(made, URL, api=api)
+    assert api.commits == []
+    push_to_hub(made, f"{URL}/stores/a", api=api)
+    assert {name: b"theirs", ".gitattributes": b"theirs, too"}.items() <= api.files.items()
+
+
+def test_a_grown_store_takes_the_place_of_the_one_that_it_contains(made, api, tmp_path):
+    (tmp_path / "new.txt").write_text("Of quite another thing. " * 20)
+    config = AppendConfig(teacher="fake:tiny", corpus=(f"text:{tmp_path}/new.txt",))
+    append(made, config, tmp_path / "grown", teacher=TinyTeacher())
+    push_to_hub(made, URL, api=api)
+    api.files["README.md"] = b"edited there"
+    before = dict(api.files)
+    with pytest.raises(IntegrityError, match=r"README.md: is there, and no record"):
+        push_to_hub(tmp_path / "grown", URL, api=api)
+    assert api.files == before
+    api.files["README.md"] = (made / "README.md").read_bytes()
+    api.fails_after = len(api.commits) + 2
+    with pytest.raises(RemoteError, match="the Hub refuses"):
+        push_to_hub(tmp_path / "grown", URL, api=api)
+    api.fails_after = None
+    push_to_hub(tmp_path / "grown", URL, api=api)
+    assert api.files == files_of(tmp_path / "grown")
 
 
 def test_no_licence_no_repository_too_many_shards(made, built, api, monkeypatch):

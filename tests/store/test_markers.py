@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner
 
 from softlabels.cli.main import main
-from softlabels.errors import PlanError
+from softlabels.errors import IntegrityError, PlanError
 from softlabels.format.layout import FOLDERS
 from softlabels.format.pages import FOLDER as PAGES
 from softlabels.making.claims import CLAIMS
@@ -95,10 +95,15 @@ def test_a_store_is_pushed_among_them(server, bucket, built):
 
 
 def test_what_is_not_empty_is_somebodys(server, bucket, built, corpus, tmp_path):
-    put(server, f"{bucket.removeprefix('s3://bucket/')}/claims/", b"mine")
+    mine = f"{bucket.removeprefix('s3://bucket/')}/claims/"
+    put(server, mine, b"mine")
     with pytest.raises(PlanError, match="is not empty and not a store"):
         build_tiny(bucket, corpus, **JOB)
+    with pytest.raises(IntegrityError, match="claims: is there, and no record"):
+        push(built, bucket)
+    delete(server, mine)
     push(built, bucket)
+    put(server, mine, b"mine")
     (problem,) = verify_store(bucket).problems
     assert "claims: no record of the store names it" in problem
     assert [p for p in repair_at(bucket).problems if "claims: no record" in p]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import http.server
 import os
 import re
@@ -10,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -25,6 +28,7 @@ from softlabels.format.part import PART
 from softlabels.making.repair import repair_store
 from softlabels.store.reader import open_store
 from softlabels.store.remote import pull as pulling
+from softlabels.store.remote import push as pushing
 from softlabels.store.remote.client import Client
 from softlabels.store.remote.pull import pull
 from softlabels.store.remote.push import probe, push
@@ -42,6 +46,16 @@ def made(tmp_path_factory) -> Path:
     corpus = write_corpus(folder / "text", documents=4)
     build_tiny(folder / "store", corpus, shard_rows=4, limit_rows=40, licence="CC-BY-4.0")
     assert len(load_manifest(folder / "store").shards) == 10
+    return folder / "store"
+
+
+@pytest.fixture(scope="module")
+def grown(made, tmp_path_factory) -> Path:
+    """A store that contains `made`. Read only."""
+    folder = tmp_path_factory.mktemp("grown")
+    (folder / "new.txt").write_text("Of quite another thing. " * 20)
+    config = AppendConfig(teacher="fake:tiny", corpus=(f"text:{folder}/new.txt",))
+    append(made, config, folder / "store", teacher=TinyTeacher())
     return folder / "store"
 
 
@@ -111,11 +125,172 @@ def test_a_broken_push_shows_no_store_and_goes_on(made, url, proxy, monkeypatch)
     assert verify_store(url).problems == []
 
 
-def test_what_a_broken_push_left_altered_is_written_again(made, url, proxy, server):
-    name = load_manifest(made).shards[3].name
-    put(server, f"{key(url)}/{name}", b"?" * (made / name).stat().st_size)
-    assert push(made, url).shards_moved == 10
-    assert verify_store(url).problems == []
+@pytest.mark.parametrize("verb", ["put_new", "fetch"])
+@pytest.mark.parametrize("last", ["train-00007", "README.md", "plan.json", MANIFEST])
+def test_a_push_goes_on_from_wherever_it_broke_off(made, url, proxy, monkeypatch, verb, last):
+    """Before a file is sent, and before it is read back."""
+    real = getattr(Client, verb)
+
+    def breaks(self, name, *rest):
+        if last in name:
+            raise RemoteError("the network is gone")
+        return real(self, name, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Client, verb, breaks)
+        with pytest.raises(RemoteError, match="network is gone"):
+            push(made, url)
+    push(made, url)
+    assert there(url) == files_of(made)
+
+
+def there(url: str) -> dict[str, bytes]:
+    """Every file at an address."""
+    client = Client(url)
+    return {n: client.read(n, limit=2**24) for n in client.list() or {}}
+
+
+PLANNED = {"plan.json": b"{}", "claims/00000003.json": b"{}", "commits/00000.json": b"{}"}
+THEIRS: dict[str, dict[str, bytes]] = {
+    "dataset": {"README.md": b"# Theirs", "data/train-00003-of-00010.parquet": b"PAR1"},
+    "card": {"README.md": b"# Theirs"},
+    "shard": {"data/train-00003-of-00010.parquet": b""},
+    "build": PLANNED,
+    "build-begins": {"claims/planning.json": b"{}"},
+    "signature": {SIGNATURE: b"{}"},
+    "thesis": {"thesis.tex": b"mine"},
+}
+
+
+@pytest.mark.parametrize("kind", THEIRS)
+@pytest.mark.parametrize("alone", [False, True])
+def test_what_no_record_proves_ours_is_not_pushed_over(made, url, proxy, server, kind, alone):
+    for name, data in THEIRS[kind].items():
+        put(server, f"{key(url)}/{name}", data or b"?" * (made / name).stat().st_size)
+    before = there(url)
+    says = "a build, or a push of another store, was begun there" if kind == "build" else "choose"
+    with pytest.raises(IntegrityError, match=rf"no record says .*nothing was sent: {says}"):
+        push(made, url, alone=alone)
+    assert there(url) == before
+
+
+def test_another_stores_push_that_broke_off_is_not_mixed_with(made, grown, url, proxy, server):
+    """Nothing tells it from a build."""
+    upload(made, server, key(url))
+    delete(server, f"{key(url)}/{MANIFEST}")
+    before = there(url)
+    with pytest.raises(IntegrityError, match="a push of another store, was begun there"):
+        push(grown, url)
+    assert there(url) == before
+    push(made, url)
+    assert there(url) == files_of(made)
+
+
+# -- a store that grew --------------------------------------------------------------------------------
+
+
+def test_a_grown_store_takes_the_place_of_the_one_that_it_contains(made, grown, url, proxy):
+    push(made, url)
+    put(proxy.url, f"{key(url)}/notes.txt", b"beside it, and in nobody's way")
+    done = push(grown, url)
+    assert done.shards_moved == done.shards - 10
+    assert there(url) == files_of(grown) | {"notes.txt": b"beside it, and in nobody's way"}
+    assert open_store(url).digest == load_manifest(grown).content_digest
+
+
+@pytest.mark.parametrize("verb", ["put_new", "put_if", "fetch"])
+@pytest.mark.parametrize("last", ["data/", "README.md", "plan.json", "00000.json", MANIFEST])
+def test_a_push_of_a_grown_store_goes_on(made, grown, url, proxy, monkeypatch, verb, last):
+    push(made, url)
+    real = getattr(Client, verb)
+
+    def breaks(self, name, *rest):
+        if last in name:
+            raise RemoteError("the network is gone")
+        return real(self, name, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Client, verb, breaks)
+        with suppress(RemoteError):  # what is replaced is not created, and shards are not replaced
+            push(grown, url)
+    list(open_store(url))  # the one or the other, whole
+    push(grown, url)
+    assert there(url) == files_of(grown)
+
+
+@pytest.mark.parametrize("alone", [False, True])
+@pytest.mark.parametrize("name", ["README.md", "plan.json", "commits/00002.json", "new", SIGNATURE])
+def test_what_is_not_the_old_stores_own_is_not_replaced(
+    made, grown, url, proxy, server, name, alone, tmp_path
+):
+    push(made, url)
+    larger = Path(shutil.copytree(grown, tmp_path / "larger"))
+    (larger / SIGNATURE).write_bytes(b"{}")
+    if name == "new":
+        name = next(n for n in files_of(grown / "data") if n not in files_of(made / "data"))
+        name = f"data/{name}"
+    put(server, f"{key(url)}/{name}", b"edited there")
+    before = there(url)
+    with pytest.raises(
+        IntegrityError, match=rf"{name}: is there, and no record .*nothing was sent"
+    ):
+        push(larger, url, alone=alone)
+    assert there(url) == before
+
+
+def test_what_changes_between_the_look_and_the_sending_is_kept(
+    made, grown, url, proxy, server, monkeypatch
+):
+    push(made, url)
+    real = Client.put_if
+
+    def late(self, name, content, version):
+        if name == "README.md":
+            put(server, f"{key(url)}/README.md", b"edited this moment")
+        return real(self, name, content, version)
+
+    monkeypatch.setattr(Client, "put_if", late)
+    with pytest.raises(IntegrityError, match=r"README.md: somebody has put another file there"):
+        push(grown, url)
+    assert there(url)["README.md"] == b"edited this moment"
+    assert open_store(url).digest == load_manifest(made).content_digest
+
+
+def test_a_large_shard_is_looked_for_once_more(made, url, proxy, server, monkeypatch):
+    """It goes in parts, on which there is no condition."""
+    monkeypatch.setattr(pushing, "IN_PARTS", 0)
+    shard, real = load_manifest(made).shards[3].name, Client.size
+
+    def size(self, name):
+        if name == shard:
+            put(server, f"{key(url)}/{name}", b"of this moment")
+        return real(self, name)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Client, "size", size)
+        with pytest.raises(IntegrityError, match="somebody has put another file there meanwhile"):
+            push(made, url)
+    assert get(server, f"{key(url)}/{shard}") == b"of this moment"
+    delete(server, f"{key(url)}/{shard}")
+    push(made, url)
+    assert there(url) == files_of(made)
+
+
+def signature_of(manifest: bytes) -> bytes:
+    """As one reads, and of nobody."""
+    digest = hashlib.sha256(manifest).hexdigest()
+    payload = base64.b64encode(
+        b'{"predicate": {"resources": [{"digest": "%s"}]}}' % digest.encode()
+    )
+    return msgspec.json.encode({"dsseEnvelope": {"payload": payload.decode()}})
+
+
+def test_a_signature_of_the_manifest_that_goes_is_replaced(made, grown, url, proxy, tmp_path):
+    for store in (made, grown):
+        signed = Path(shutil.copytree(store, tmp_path / store.parent.name))
+        (signed / SIGNATURE).write_bytes(signature_of((signed / MANIFEST).read_bytes()))
+        push(signed, url)
+        assert there(url) == files_of(signed)
 
 
 def test_another_store_is_not_overwritten(made, built, url, proxy, tmp_path):
@@ -402,16 +577,6 @@ def test_a_shard_that_rotted_here_is_fetched_again(made, url, proxy, tmp_path):
 
 
 # -- pull over what the user has changed ------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def grown(made, tmp_path_factory) -> Path:
-    """A store that contains `made`. Read only."""
-    folder = tmp_path_factory.mktemp("grown")
-    (folder / "new.txt").write_text("Of quite another thing. " * 20)
-    config = AppendConfig(teacher="fake:tiny", corpus=(f"text:{folder}/new.txt",))
-    append(made, config, folder / "store", teacher=TinyTeacher())
-    return folder / "store"
 
 
 def aside(folder: Path) -> list[bytes]:

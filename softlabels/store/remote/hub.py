@@ -1,8 +1,9 @@
 """`push` to a dataset repository of the Hugging Face Hub, in commits small enough for it.
 
-The flow: list what is there, with its digests; commit the shards that are not, some at a time, then the files beside
-them; compare what is listed then with what was sent; commit the manifest last, on condition that the branch is where
-we left it. A push that was broken off goes on with the shards that are not listed. The library is huggingface_hub.
+The flow: list what is there, with its digests, and refuse what no record proves ours; commit the shards that are not
+there, some at a time, then the files beside them; compare what is listed then with what was sent; commit the manifest
+last, on condition that the branch is where we left it. A push that was broken off goes on with the shards that are not
+listed. The library is huggingface_hub.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from softlabels.errors import (
     StoreError,
     first_line,
 )
-from softlabels.format.manifest import MANIFEST, SIGNATURE, Manifest, load_manifest
+from softlabels.format.manifest import MANIFEST, PLAN, SIGNATURE, Manifest, load_manifest
 from softlabels.format.pages import pages_of
 from softlabels.store.remote.addresses import hub_place
 from softlabels.store.remote.push import shareable
@@ -65,6 +66,7 @@ def push_to_hub(
         if old is not None:
             check_grown(old, manifest, url)
         names = [s.name for s in manifest.shards]
+        repository.refuse_others([*names, *beside], old)
         missing = [n for n in names if not repository.has(n)]
         done, progress = len(names) - len(missing), reporter or Silent()
         progress.stage("push", len(names), "shards", done)
@@ -109,7 +111,7 @@ class _Repository:
     """One branch of a dataset repository, and what it holds."""
 
     def __init__(self, store: Path, url: str, api: Any) -> None:
-        self._store = store
+        self._store, self._url = store, url
         self._repository, self._revision, folder = hub_place(url)
         self._prefix = f"{folder}/" if folder else ""
         self._api = api if api is not None else _api()
@@ -151,6 +153,34 @@ class _Repository:
         for page in pages_of(manifest.shards):
             self._api.hf_hub_download(filename=self._prefix + page.name, **self._where)
         return manifest
+
+    def refuse_others(self, names: Sequence[str], old: Manifest | None) -> None:
+        """Refuse a place where one of these is a file that no record proves to be of the store that is there.
+
+        Its plan, commit records and signature need no proof beside its manifest: what a commit replaces stays in the
+        branch's history. Other names are nobody's concern: a repository may hold more than a store.
+
+        Raises:
+            IntegrityError: names one.
+        """
+        shards = set[str]() if old is None else {s.name for s in old.shards}
+        for name in names:
+            if self._prefix + name not in self._there or name in shards or self.has(name):
+                continue
+            if old is not None and self._is_recorded(name, old):
+                continue
+            raise IntegrityError(
+                f"{self._url}/{name}: is there, and no record says that it is of this store, so nothing was sent; push "
+                "to a folder of the repository (…/FOLDER) or to another, or delete it there if nobody needs it"
+            )
+
+    def _is_recorded(self, name: str, old: Manifest) -> bool:
+        if name in (PLAN, SIGNATURE) or name.startswith("commits/"):
+            return True
+        if (record := old.files.get(name)) is None:
+            return False
+        path = self._api.hf_hub_download(filename=self._prefix + name, **self._where)
+        return sha256_of(Path(path)) == record.sha256
 
     def commit(self, names: Sequence[str], message: str) -> None:
         """Add files in one commit, on condition that nobody else has committed meanwhile."""

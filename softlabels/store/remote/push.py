@@ -2,18 +2,23 @@
 
 The flow:
  1. check every byte here, the licence, and that the place obeys preconditions (`probe`);
- 2. shards, then the files beside them: what is there already is read back and left, the rest is written and
-    read back;
- 3. the manifest, on condition that nobody has written one meanwhile.
+ 2. compare what is there with what is to be: what is the same is left, and what no record proves ours (`records.py`)
+    is refused before anything is written;
+ 3. shards, then the files beside them: each is created if it is absent, or replaced on condition of the version that
+    was read in 2, and read back;
+ 4. the manifest, on condition that nobody has written one meanwhile.
 
-Until 3 readers there see no store, or the one of before, whose shards all stay. A push that was broken off is run
-again, and goes on. A larger store may take the place of one that it contains.
+Until 4 readers there see no store, or the one of before, whose shards all stay. A push that was broken off is run
+again, and goes on: what it has sent is the same. A larger store may take the place of one that it contains.
+
+The price: there is no condition on a file that is sent in parts; it is looked for just before it is sent.
 """
 
 from __future__ import annotations
 
 import hashlib
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from secrets import token_hex
 from typing import BinaryIO, cast
@@ -32,11 +37,14 @@ from softlabels.format.manifest import (
 )
 from softlabels.format.pages import pages_of
 from softlabels.format.part import refuse_part
+from softlabels.format.shard_records import ShardRecord
 from softlabels.making.licences import require_spdx
+from softlabels.making.place import PROBE
 from softlabels.making.plan import read_plan
 from softlabels.store.remote.addresses import writable
 from softlabels.store.remote.client import Client
 from softlabels.store.remote.files import RemoteFiles
+from softlabels.store.remote.records import Records
 from softlabels.store.remote.transfer import (
     Transfer,
     check_grown,
@@ -83,7 +91,7 @@ def push(
         reporter: receives the progress, in shards.
 
     Raises:
-        IntegrityError: the store is damaged, or another one is there.
+        IntegrityError: the store is damaged, or something is there that no record proves to be of it.
         ConfigError: no licence, or no place to write to.
         RemoteError: out of reach, or it ignores preconditions.
     """
@@ -93,29 +101,26 @@ def push(
     client = Client(url)
     if not alone:
         probe(client)
-    sender = _Sender(LocalFiles(store), client)
     old = _present(url)
     if old is not None:
         check_grown(old, manifest, url)
-    if old is None or old.digest != manifest.digest:
-        known = {s.name for s in old.shards} if old is not None else set()
-        progress = reporter or Silent()
-        progress.stage("push", len(manifest.shards), "shards")
-        several(
-            lambda s: sender.send(s.name, s.sha256, known=s.name in known, fresh=old is None),
-            manifest.shards,
-            progress.advance,
-        )
-        several(sender.send_small, [n for n in beside if n != SIGNATURE])
-        if SIGNATURE in beside:
-            sender.send_small(SIGNATURE)
-        sender.publish(old, alone=alone)
+        if old.digest == manifest.digest:
+            return transferred(manifest, {})
+    sender = _Sender(LocalFiles(store), client, old, alone=alone)
+    progress = reporter or Silent()
+    sender.look(manifest.shards, beside, progress)
+    progress.stage("push", len(manifest.shards), "shards")
+    several(sender.send, manifest.shards, progress.advance)
+    several(sender.send_beside, [n for n in beside if n != SIGNATURE])
+    if SIGNATURE in beside:
+        sender.send_beside(SIGNATURE)
+    sender.publish()
     return transferred(manifest, sender.sent)
 
 
 def probe(client: Client) -> None:
     """Refuse (`RemoteError`) a place that lets a file be created twice: who write there would not notice each other."""
-    name = f".probe-{token_hex(8)}"
+    name = f"{PROBE}{token_hex(8)}"
     try:
         first = client.put_new(name, b"first")
         second = client.put_new(name, b"second")
@@ -142,41 +147,123 @@ def _present(url: str) -> Manifest | None:
 
 
 class _Sender:
-    """Sends files that are not there yet. Shared between threads."""
+    """Sends files that are not there yet. Shared between threads.
 
-    def __init__(self, source: LocalFiles, client: Client) -> None:
-        self._source, self._client = source, client
+    Args:
+        old: the manifest that is there.
+        alone: nobody else writes there, so that nothing is replaced on condition.
+    """
+
+    def __init__(
+        self, source: LocalFiles, client: Client, old: Manifest | None, *, alone: bool
+    ) -> None:
+        self._source, self._client, self._alone = source, client, alone
         self._there = client.list() or {}
+        self._records = Records(client, old, source)
+        self._same, self._over = set[str](), dict[str, str]()
+        """Files there that are as they are here; those that are replaced, with the version that was read."""
         self.sent: dict[str, int] = {}
         """Bytes of each file that travelled."""
 
-    def send(self, name: str, sha256: str, *, known: bool, fresh: bool) -> None:
-        """A shard, unless it is there; `known`: a manifest there vouches for it."""
-        path = self._source.root / name
-        size = path.stat().st_size
-        if self._there.get(name) == size and (known or self._digest_there(name, size) == sha256):
-            return
-        if size > IN_PARTS or (fresh and name in self._there):
-            self._client.put(name, path)
-        elif self._client.put_new(name, path) is None and self._digest_there(name, size) != sha256:
-            raise IntegrityError(
-                f"{self._client.root / name}: somebody has put another file there meanwhile; choose another address"
-            )
-        self._check(name, size, sha256)
+    def look(
+        self, shards: Sequence[ShardRecord], beside: Sequence[str], progress: Reporter
+    ) -> None:
+        """Compare what is there with what is to be, before anything is written; most of it is read.
 
-    def send_small(self, name: str) -> None:
-        """A file beside the shards, unless the same is there."""
+        Raises:
+            IntegrityError: names what no record proves to be of this store.
+        """
+        if self._records.old is None:
+            ours = {s.name for s in shards}.union(beside)
+            for name in sorted(self._there.keys() - ours):
+                if not name.startswith(PROBE):  # of a push that was killed while it tried the place
+                    raise self._foreign(name)
+        there = [s for s in shards if s.name in self._there]
+        for shard in there:
+            if self._there[shard.name] != shard.bytes:
+                raise self._foreign(shard.name)
+        if there:
+            progress.stage("compare", len(there), "shards")
+        several(self._look_at, there, progress.advance)
+        several(self._look_beside, [n for n in beside if n in self._there])
+
+    def _look_at(self, shard: ShardRecord) -> None:
+        known = self._records.has(shard.name)
+        if not known and self._digest_there(shard.name, shard.bytes) != shard.sha256:
+            raise self._foreign(shard.name)
+        self._same.add(shard.name)
+
+    def _look_beside(self, name: str) -> None:
         data = (self._source.root / name).read_bytes()
-        sha256 = hashlib.sha256(data).hexdigest()
-        if self._there.get(name) == len(data) and self._digest_there(name, len(data)) == sha256:
+        limit = max(len(data), RECORD_LIMIT)
+        if self._there[name] > limit:
+            raise self._foreign(name)
+        try:
+            found, version = self._client.read_version(name, limit=limit)
+        except FileNotFoundError:  # gone this moment
             return
-        self._client.put(name, data)
+        if found == data:
+            self._same.add(name)
+        elif self._records.prove(name, found):
+            self._over[name] = version
+        else:
+            raise self._foreign(name)
+
+    def send(self, shard: ShardRecord) -> None:
+        """A shard, unless it is there."""
+        name, path = shard.name, self._source.root / shard.name
+        if name in self._same:
+            return
+        if shard.bytes > IN_PARTS:
+            if self._client.size(name) is not None:  # in parts there is no condition
+                raise self._meanwhile(name)
+            self._client.put(name, path)
+        elif (
+            self._client.put_new(name, path) is None
+            and self._digest_there(name, shard.bytes) != shard.sha256
+        ):
+            raise self._meanwhile(name)
+        self._check(name, shard.bytes, shard.sha256)
+
+    def send_beside(self, name: str) -> None:
+        """A file beside the shards, unless the same is there."""
+        if name in self._same:
+            return
+        data = (self._source.root / name).read_bytes()
+        sha256, version = hashlib.sha256(data).hexdigest(), self._over.get(name)
+        if version is None:
+            done = self._client.put_new(name, data) is not None
+        elif self._alone:
+            self._client.put(name, data)
+            done = True
+        else:
+            done = self._client.put_if(name, data, version) is not None
+        if not done and self._digest_there(name, len(data)) != sha256:
+            raise self._meanwhile(name)
         self._check(name, len(data), sha256)
 
-    def publish(self, old: Manifest | None, *, alone: bool) -> None:
-        """The manifest, in the place of `old` or of none."""
-        data = (self._source.root / MANIFEST).read_bytes()
-        if alone:
+    def _foreign(self, name: str) -> IntegrityError:
+        begun = self._records.old is None and PLAN in self._there
+        what = (
+            f"a build, or a push of another store, was begun there ({PLAN}, and no {MANIFEST}); finish it, or choose "
+            "another address"
+            if begun
+            else "choose another address, or delete it there if nobody needs it"
+        )
+        return IntegrityError(
+            f"{self._client.root / name}: is there, and no record says that it is of this store, so nothing was sent: "
+            f"{what}"
+        )
+
+    def _meanwhile(self, name: str) -> IntegrityError:
+        return IntegrityError(
+            f"{self._client.root / name}: somebody has put another file there meanwhile; choose another address"
+        )
+
+    def publish(self) -> None:
+        """The manifest, in the place of the old one or of none."""
+        data, old = (self._source.root / MANIFEST).read_bytes(), self._records.old
+        if self._alone:
             self._client.put(MANIFEST, data)
         elif old is None:
             if self._client.put_new(MANIFEST, data) is None and self._now() != data:
