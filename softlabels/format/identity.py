@@ -17,6 +17,8 @@ LARGEST_VIEW = 4096
 Seed = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 Ids = Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
 """How many ids there are: each is a signed number of 32 bits."""
+SPECIAL_LIMIT = 256
+"""Special ids of a tokenizer: every row of a masked store is compared with all of them."""
 Name = Annotated[
     str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*$(?!\n)")
 ]
@@ -56,7 +58,10 @@ class TokenizerRecord(Record, frozen=True, kw_only=True):
     sha256: Sha256
     """Of the tokenizer's own serialised form."""
     vocab_size: Ids
-    special_ids: dict[str, Count]
+    special_ids: Annotated[
+        dict[str, Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]],
+        msgspec.Meta(max_length=SPECIAL_LIMIT),
+    ]
     """`bos`, `eos`, `pad`, `unk`, where it has them."""
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,13 +30,16 @@ from softlabels.errors import (
     IntegrityError,
     PairingError,
     PlanError,
+    SoftLabelsError,
     TeacherError,
 )
 from softlabels.format.columns import Column
 from softlabels.format.identity import MaskingRecord, TokenizerRecord
+from softlabels.making.repair import repair_store
 from softlabels.store.reader import open_store
 from softlabels.store.verify import verify_store
 from tests.domains import models
+from tests.store.made_up import reseal
 from tests.students import evaluate_run
 from trainers.data.batch import collate
 from trainers.data.tasks import Task
@@ -306,6 +311,38 @@ def test_an_identity_that_does_not_say_how_to_mask_is_refused(ground):
     ):
         with pytest.raises(FormatError, match="which id is the mask"):
             MASKED.rows_of(columns, changed, where="shard")
+
+
+SPECIAL_IDS = {
+    "a mask beyond all ids": ({"mask": 2**53}, "2147483647"),
+    "a mask of the next": ({"mask": 2**31 - 1}, "say that 2147483647 is the mask, and its ids are 0"),
+    "hundreds of thousands": ({"mask": 3} | {str(i): i for i in range(300_000)}, "length <= 256"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SPECIAL_IDS)
+def test_special_ids_that_cannot_be_are_refused_at_once(ground, tmp_path, name):
+    special, says = SPECIAL_IDS[name]
+    store = Path(shutil.copytree(ground / "store", tmp_path / "store"))
+    for record in ("manifest.json", "plan.json"):
+        reseal(store / record, identity__tokenizer__special_ids=special)
+    digest = json.loads((store / "plan.json").read_bytes())["digest"]
+    for commit in (store / "commits").iterdir():
+        reseal(commit, plan_digest=digest)
+    begin = time.process_time()
+    with pytest.raises(FormatError, match=says):
+        open_store(store).row(0)
+    with pytest.raises(SoftLabelsError, match=says):
+        repair_store(store)
+    assert any(re.search(says, p) for p in _problems(store))
+    assert time.process_time() - begin < 5
+
+
+def _problems(store: Path) -> list[str]:
+    try:
+        return [str(p) for p in verify_store(store).problems]
+    except FormatError as e:
+        return [str(e)]
 
 
 def test_a_killed_build_goes_on_in_the_midst_of_a_view(ground, tmp_path, monkeypatch):

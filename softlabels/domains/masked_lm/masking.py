@@ -28,12 +28,18 @@ STREAM = 1
 
 
 def masking_of(identity: Identity) -> MaskingRecord:
-    """How a store's texts are masked; `FormatError` if the identity does not say so, or not by which id."""
+    """How a store's texts are masked; `FormatError` if the identity does not say so, or not by which id there is."""
     masking = identity.masking
     if masking is None or "mask" not in identity.tokenizer.special_ids:
         raise FormatError(
             f"a store of the domain {identity.domain} says in `masking` how its texts are masked, and in the "
             "tokenizer's `special_ids` which id is the mask; this one does not; copy it again from its source"
+        )
+    mask, ids = identity.tokenizer.special_ids["mask"], identity.tokenizer.vocab_size
+    if mask >= ids:
+        raise FormatError(
+            f"the tokenizer's `special_ids` say that {mask} is the mask, and its ids are 0..{ids - 1}; copy the store "
+            "again from its source"
         )
     if masking.targets not in TARGETS:
         raise FormatError(
