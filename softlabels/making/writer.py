@@ -51,6 +51,11 @@ class Writer(Generic[R]):
         """Of the shard that it has in hand, until `finish`; None: it is free."""
         return None if self._claim is None else self._claim.index
 
+    @property
+    def has_written(self) -> bool:
+        """Whether what it was given is written, so that `finish` does not wait."""
+        return self._task is not None and self._task.done()
+
     def start(self, claim: Held, write: Callable[[], R]) -> None:
         """Run `write` on the thread, then release the claim, whatever came of it."""
         assert self._claim is None, "one shard at a time: call finish first"

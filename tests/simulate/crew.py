@@ -103,6 +103,10 @@ class AtOnce:
     def index(self) -> int | None:
         return None if self._done is None else self._done[0]
 
+    @property
+    def has_written(self) -> bool:
+        return self._done is not None
+
     def start(self, claim: Held, write: Callable[[], Any]) -> None:
         assert self._done is None
         with claim:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import random
 import re
+import time
 from contextlib import closing
 from pathlib import Path
 
@@ -18,11 +19,12 @@ from softlabels.core.settings import place_from
 from softlabels.errors import ConfigError, IntegrityError, PlanError
 from softlabels.format.manifest import Commit, load_manifest
 from softlabels.making.claims import EXPIRY, Holder
-from softlabels.making.place import FolderPlace
+from softlabels.making.place import HELD, FolderPlace
 from softlabels.making.place.blocks import Blocks
 from softlabels.making.place.claims import FRESH, PlaceClaims
 from softlabels.making.place.holding import RENEWAL
 from softlabels.making.place.names import (
+    DONE,
     FREE,
     FULL,
     claim_content,
@@ -181,6 +183,29 @@ class Stops(TinyTeacher):
         if self.left < 0:
             raise KeyboardInterrupt
         yield from super().logits(rows)
+
+
+def test_a_lease_is_done_as_soon_as_its_last_shard_is_written(corpus, tmp_path):
+    """The next shard may take longer than a claim lasts, and nobody renews a claim on what is written."""
+    (tmp_path / "out").mkdir()
+    place = FolderPlace(tmp_path / "out")
+
+    class Looks(TinyTeacher):
+        shards, found = 0, False
+
+        def logits(self, rows):
+            self.shards += 1
+            for chunk in super().logits(rows):
+                yield chunk
+                if self.shards == 2 and not self.found:
+                    time.sleep(
+                        0.02
+                    )  # a chunk, in which the thread that writes the first shard ends
+                    self.found = any(e.name.endswith(DONE) for e in place.list(HELD))
+
+    teacher = Looks(chunk=5)
+    build_over(place, tmp_path / "a", corpus, teacher, batch_tokens=8 * 64)
+    assert teacher.found
 
 
 def test_what_is_recorded_is_not_made_again(corpus, tmp_path):

@@ -140,10 +140,13 @@ class Blocks:
             share: of the looks at a block that all builders make together, so many times one.
         """
         full = np.flatnonzero(~self._done & (self._seen != NEVER))
-        since = max(self._begun() - self._before, 1)
-        if chance.random() * BLOCK * since >= share * len(full) * taken:
+        if chance.random() * self.builders(taken) >= share * len(full):
             return None
         return int(full[chance.randrange(len(full))])
+
+    def builders(self, taken: int) -> float:
+        """How many builders there are, about, if others are as fast as this one, which took so many leases."""
+        return BLOCK * max(self._begun() - self._before, 1) / max(taken, 1)
 
     def _begun(self) -> int:
         """Blocks in which nothing is free, done or not."""

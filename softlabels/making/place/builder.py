@@ -202,7 +202,10 @@ class PlaceBuilder:
             nonlocal made
             made += positions
             lease.renew()
-            self._writer.renew()
+            if self._writer.has_written:
+                self._settle()  # nobody renews a lease of which all is written
+            else:
+                self._writer.renew()
             self._report.advance(positions)
 
         rest = self._work.make(shard, advance)

@@ -46,6 +46,8 @@ FRESH = 20.0
 """Seconds for which who waits does not look again at what was listed."""
 FEW = 16
 """Of so few claims on a page who has work watches all, of more those that were not renewed for some time."""
+WATCHERS = 64
+"""Builders at work that watch what may be dead where they look for work, about; if there are more, chance says who."""
 LOOKERS = 2
 """Builders at work that look at each block in which nothing is free, while a claim lasts, about."""
 
@@ -223,9 +225,12 @@ class PlaceClaims:
         let_go = [self._leases.of_claim(name) for name in shown.let_go]
         self._tell(shown, {n // BLOCK for n in gaps + let_go})
         names, numbers = self._leases.names, shown.numbers
-        quiet = self._watched.quiet(shown.held)
         waits = self._idle or (new and not (gaps or let_go))
-        watched = shown.held if waits or len(shown.held) <= FEW else quiet
+        watched = self._watched.quiet(shown.held)
+        if waits or len(shown.held) <= FEW:
+            watched = shown.held
+        elif new and self._taken and not self._watches():
+            watched = [e for e in watched if e.name in self._watched]
         first, last = names[numbers[0]], names[numbers[-1]]
         self._watched.watch_all(watched, first, last)
         if not (gaps or let_go):
@@ -239,6 +244,10 @@ class PlaceClaims:
         after += _run(after, free)
         self._held = after if new and after in numbers else None
         return lease
+
+    def _watches(self) -> bool:
+        """Whether it falls to this builder, of all at work, to watch what may be dead where it looks for work."""
+        return self._chance.random() * self._blocks.builders(self._taken) < WATCHERS
 
     def _tell(self, shown: Shown, may_have: Set[int]) -> None:
         """Remember what was seen of blocks; tell others of the first, which chance gave.

@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import compress
-from operator import not_
+from operator import attrgetter, not_
 
 from softlabels.making.leases import cut
 from softlabels.making.place import HELD, PAGE, Entry, Place
 from softlabels.making.place.blocks import BLOCK
 from softlabels.making.place.names import AT, LEASE, claim_name, done_name, is_free
 
+_NAME = attrgetter("name")
 AT_A_LOOK = 2
 """Blocks of which one page tells, at most: as many as it shows where most leases are done."""
 
@@ -67,9 +68,11 @@ class Leases:
             end = min(bisect_right(self.names, page[-1].name), end)
         numbers = range(block * BLOCK, min(end, len(self)))
         names, records = (all_[numbers.start : numbers.stop] for all_ in (self.names, self.records))
-        there = {entry.name: entry for entry in page}
+        page = page[: bisect_right(page, names[-1], key=_NAME)]
+        there = dict(zip(map(_NAME, page), page, strict=True))
         claims, done = list(map(there.get, names)), list(map(there.__contains__, records))
         open_ = [claim for claim in compress(claims, map(not_, done)) if claim is not None]
+        let_go = {e.name: e.version for e in open_ if is_free(e)}
         blocks = range(0, len(numbers), BLOCK)
         return Shown(
             numbers=numbers,
@@ -77,8 +80,8 @@ class Leases:
             untouched=[n for n, c in zip(numbers, claims, strict=True) if c is None]
             if None in claims
             else [],
-            let_go={e.name: e.version for e in open_ if is_free(e)},
-            held=[e for e in open_ if not is_free(e)],
+            let_go=let_go,
+            held=[e for e in open_ if e.name not in let_go] if let_go else open_,
         )
 
 

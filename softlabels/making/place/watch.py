@@ -12,11 +12,12 @@ from softlabels.core.processes import is_alive, this_process
 from softlabels.errors import IntegrityError, StoreError
 from softlabels.making.claims import EXPIRY, LIVING, Holder, holder_of
 from softlabels.making.place import Entry, Place
+from softlabels.making.place.holding import RENEWAL
 from softlabels.making.place.names import FREE, may_be_beside
 
 WATCHED = 256
 """Claims that one builder watches at a time; there is work for hours in so many."""
-QUIET = EXPIRY / 2
+QUIET = 2 * RENEWAL
 """Seconds without a renewal, by the place's own clock, after which who has work watches a claim, too."""
 DRIFT = 0.05
 """Seconds a second for which a builder believes less of what it knew of the place's clock."""
@@ -57,6 +58,9 @@ class Watched:
         """Their names."""
         return iter(self._seen)
 
+    def __contains__(self, name: str) -> bool:
+        return name in self._seen
+
     def keep(self, names: Set[str]) -> None:
         """Forget all other claims."""
         self._seen = {name: seen for name, seen in self._seen.items() if name in names}
@@ -89,12 +93,13 @@ class Watched:
         That is told by the place's clock, as far as claims that were listed tell what it is; of the first page nothing
         is known, so it is all of them. Whether a claim is dead is not told by it.
         """
-        now, newest = self._clock(), max((e.modified for e in entries), default=NEVER)
+        times = [e.modified for e in entries]
+        now, newest = self._clock(), max(times, default=NEVER)
         known = self._ahead - DRIFT * (now - self._told)
         first = self._ahead == NEVER
         self._ahead, self._told = max(known, newest - now), now
         latest = now + self._ahead - QUIET
-        return [e for e in entries if first or e.modified < latest]
+        return [e for e, time in zip(entries, times, strict=True) if first or time < latest]
 
     def peek(self, entries: Sequence[Entry]) -> None:
         """Read claims that may be of this host, of which a process that is gone is dead.
