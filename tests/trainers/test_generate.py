@@ -21,6 +21,7 @@ from tests.students import llama
 from tests.teachers.tiny import VOCAB, write_model, write_texts
 from trainers.cli import main
 from trainers.generation.config import Sampling
+from trainers.generation.prompts import Words, read_prompts
 from trainers.generation.sampling import draws, pick, sample
 from trainers.run.config import RunConfig
 from trainers.run.setup import train
@@ -192,7 +193,7 @@ def test_a_round_teaches_the_very_ids_that_were_sampled(ground, tmp_path):
     assert counts["sequences"] == sum(len(r.segment_lengths) for r in pieces) > 9
     table = pq.read_table(tmp_path / "own.parquet").to_pylist()
     starts = [np.split(r.input_ids, np.cumsum(r.segment_lengths)[:-1]) for r in pieces]
-    begun = [ids[:4].tolist() for ids in chain(*starts)]
+    begun = [(ids[:-1] if ids[-1] == 0 else ids)[:4].tolist() for ids in chain(*starts)]
     assert [t["input_ids"][: len(b)] for t, b in zip(table, begun, strict=True)] == begun
     config = BuildConfig(
         teacher=f"hf:{ground}/teacher",
@@ -215,6 +216,79 @@ def test_a_round_teaches_the_very_ids_that_were_sampled(ground, tmp_path):
         store=str(tmp_path / "own"), student=f"hf:{ground}/run/student", steps=1, batch_size=1
     )
     assert (train(again, tmp_path / "run2") / "model.safetensors").is_file()
+
+
+def prompts_of(ground, path, **settings) -> list[list[int]]:
+    words = Words(ground / "run" / "student")
+    found = read_prompts(path, words, **({"prompt_tokens": 16} | settings))
+    return [p.ids.tolist() for p in found]
+
+
+def build_from(ground, corpus, out, *, seq_len=48):
+    config = BuildConfig(
+        teacher=f"hf:{ground}/teacher",
+        corpus=(f"jsonl:{corpus}",),
+        estimator="topk",
+        k=8,
+        seq_len=seq_len,
+        dtype="float32",
+    )
+    build(config, out)
+    return out
+
+
+def test_a_short_document_prompts_without_the_mark_that_ends_it(ground, tmp_path):
+    """As its text does; a longer one with its first tokens, and one that rows cut with those of each piece."""
+    texts = ["It is", "a truth", "in", "possession of a", "universally acknowledged " * 30]
+    records = "".join(json.dumps({"text": t}) + "\n" for t in texts)
+    (tmp_path / "t.jsonl").write_text(records)
+    store = build_from(ground, tmp_path / "t.jsonl", tmp_path / "store")
+    lines = [t for t in texts if len(t) < 40]
+    (tmp_path / "t.txt").write_text("\n".join(lines) + "\n")
+    expected = prompts_of(ground, tmp_path / "t.txt")
+    found = prompts_of(ground, store)
+    assert found[: len(expected)] == expected
+    assert max(map(len, expected)) < 16, "else the end mark would not have been among the first"
+    long = found[len(expected) :]
+    assert len(long) > 2
+    assert all(len(ids) == 16 for ids in long[:-1])
+    assert not any(0 in ids for ids in found)
+    pieces = [r.row for r in open_store(store)]
+    ends = [r.input_ids[np.cumsum(r.segment_lengths) - 1].tolist() for r in pieces]
+    assert [*chain(*ends)].count(0) == len(texts), "each document of the store has the mark"
+
+
+def test_a_conversation_of_a_store_prompts_up_to_where_the_assistant_speaks(ground, tmp_path):
+    """As the conversation itself does without its answer: not with so many tokens, which are alike in all."""
+    asked = [f"Is it a truth universally acknowledged, {'possession ' * i}{i}?" for i in range(4)]
+    chats = [
+        [{"role": "user", "content": a}, {"role": "assistant", "content": "It is a truth."}]
+        for a in asked
+    ]
+    more = [{"role": "user", "content": "And?"}, {"role": "assistant", "content": "No."}]
+    (tmp_path / "c.jsonl").write_text(
+        "".join(json.dumps({"messages": [*c, *more]}) + "\n" for c in chats)
+    )
+    store = build_from(ground, tmp_path / "c.jsonl", tmp_path / "store", seq_len=256)
+    (tmp_path / "p.jsonl").write_text(
+        "".join(json.dumps({"messages": c[:-1]}) + "\n" for c in chats)
+    )
+    expected = prompts_of(ground, tmp_path / "p.jsonl")
+    assert len({tuple(ids[:4]) for ids in expected}) == 1
+    assert prompts_of(ground, store, prompt_tokens=4) == expected
+    # What rows cut: a piece in which nobody learns to speak gives no prompt.
+    cut = build_from(ground, tmp_path / "c.jsonl", tmp_path / "cut", seq_len=24)
+    masks = [
+        mask
+        for r in open_store(cut)
+        for mask in np.split(r.row.label_mask, np.cumsum(r.row.segment_lengths)[:-1])
+    ]
+    silent = sum(not m.any() for m in masks)
+    assert 0 < silent < len(masks)
+    found = prompts_of(ground, cut, prompt_tokens=4)
+    assert len(found) == len(masks) - silent
+    spoken = [m for m in masks if m.any()]
+    assert [len(f) for f in found] == [4 if m[0] else int(m.argmax()) + 1 for m in spoken]
 
 
 def test_texts_are_written_and_what_reads_otherwise_is_counted(ground, tmp_path):

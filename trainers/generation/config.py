@@ -41,7 +41,7 @@ class GenerateConfig(Sampling):
     limit: int | None = None
     """Prompts to take; default all."""
     prompt_tokens: int = 16
-    """Tokens of a store's row to prompt with."""
+    """Tokens of a store's text to prompt with; a conversation is taken up to where the assistant first speaks."""
     batch_size: int = 16
     """Sequences at a time."""
     device: str = "cpu"

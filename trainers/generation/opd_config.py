@@ -30,7 +30,7 @@ class OpdConfig:
     limit: Text[int | None] = None
     """Prompts to take; default all."""
     prompt_tokens: Text[int] = 16
-    """Tokens of a store's row to prompt with."""
+    """Tokens of a store's text to prompt with; a conversation is taken up to where the assistant first speaks."""
     max_new_tokens: Text[int] = 128
     """Most tokens to generate for a sequence."""
     generate_batch_size: Text[int] = 16

@@ -15,6 +15,9 @@ from softlabels.errors import CorpusError, RunError, TokenizerError
 from softlabels.store.reader import open_store
 from softlabels.store.tokenizer_process import ChatTemplate, TokenizerProcess
 
+Int32 = npt.NDArray[np.int32]
+Bool = npt.NDArray[np.bool_]
+
 
 class Prompt(NamedTuple):
     """What one or more sequences begin with."""
@@ -84,17 +87,17 @@ def read_prompts(path: Path, words: Words, *, prompt_tokens: int) -> Iterator[Pr
     """Prompts in order.
 
     Args:
-        path: a store, of whose rows each document's piece gives its first `prompt_tokens` tokens; `.jsonl`, with
+        path: a store, of whose rows each document's piece gives its beginning (`_beginning`); `.jsonl`, with
             `{"prompt": text}` or `{"messages": [...]}` (and `"tools"`) in each line; else text, each line a prompt.
         words: the student's tokenizer.
-        prompt_tokens: of a store only.
+        prompt_tokens: of a store's texts only.
 
     Raises:
         CorpusError: names the line.
         RunError: a store of another tokenizer.
     """
     if path.is_dir():
-        yield from _beginnings(path, prompt_tokens)
+        yield from _beginnings(path, words, prompt_tokens)
         return
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
@@ -140,7 +143,7 @@ def _record(line: str, where: str, words: Words) -> Prompt:
         raise CorpusError(f"{where}: the chat template refuses the conversation: {e}") from e
 
 
-def _beginnings(path: Path, prompt_tokens: int) -> Iterator[Prompt]:
+def _beginnings(path: Path, words: Words, prompt_tokens: int) -> Iterator[Prompt]:
     store = open_store(path)
     for i in range(len(store)):
         row = store.row(i).row
@@ -150,6 +153,25 @@ def _beginnings(path: Path, prompt_tokens: int) -> Iterator[Prompt]:
             )
         stops = np.cumsum(row.segment_lengths)
         for stop, length in zip(stops.tolist(), row.segment_lengths.tolist(), strict=True):
-            start = stop - length
-            ids = row.input_ids[start : start + min(prompt_tokens, length)]
-            yield Prompt(ids.astype(np.int64), None)
+            piece = slice(stop - length, stop)
+            ids = _beginning(
+                row.input_ids[piece], row.label_mask[piece], prompt_tokens, end=words.end
+            )
+            if len(ids):
+                yield Prompt(ids.astype(np.int64), None)
+
+
+def _beginning(ids: Int32, mask: Bool, prompt_tokens: int, *, end: int | None) -> Int32:
+    """What a student is to go on from: `[L]`, the first tokens of a document's piece `[S]`.
+
+    - Of a text, `prompt_tokens` of them. The mark that ends a document is none: nothing comes after it.
+    - Where the first tokens are not learnt (`mask[t]`: token t+1 is), all of these: a conversation up to where the
+      assistant first speaks, a prompt up to its completion. Fewer would be the same header of every conversation.
+    - Nothing of a piece in which nothing is learnt: there, others speak.
+    """
+    if len(mask) > 1 and not mask[0]:
+        learnt = np.flatnonzero(mask)
+        return ids[: learnt[0] + 1] if len(learnt) else ids[:0]
+    if len(ids) > 1 and ids[-1] == end:
+        ids = ids[:-1]
+    return ids[:prompt_tokens]
