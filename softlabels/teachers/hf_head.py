@@ -15,13 +15,19 @@ from torch import Tensor, nn
 
 from softlabels.capture import Job, Kept, keep, labels_of
 from softlabels.core.head_input import head_input
-from softlabels.core.linear_head import LinearHead
+from softlabels.core.head_output import (
+    cap_of_output,
+    check_logits,
+    few_ids,
+    seen_by_head,
+)
+from softlabels.core.linear_head import Cap, LinearHead, bias_of
 from softlabels.core.ranks import Ranks, dealt
 from softlabels.core.rows import InputRow
 from softlabels.errors import ConfigError, TeacherError
 from softlabels.teachers import Teacher
 from softlabels.teachers.head_product import HeadProduct
-from softlabels.teachers.hf_source import PROBE_IDS, HFSource, check_head, padded_on
+from softlabels.teachers.hf_source import HFSource, padded_on
 from softlabels.teachers.tokenizer import FastTokenizer, check_covers
 
 
@@ -33,7 +39,6 @@ class HFHeadTeacher(Teacher):
         tokenizer: its own.
         source: what it was loaded from.
         fed: names of the sequences that it is fed.
-        scale, softcap: what it does to logits after the linear layer, as of `LinearHead`.
     """
 
     settings: ClassVar[dict[str, Any]] = {}
@@ -46,8 +51,6 @@ class HFHeadTeacher(Teacher):
         source: HFSource,
         *,
         fed: Sequence[str] = ("input_ids", "attention_mask"),
-        scale: float = 1.0,
-        softcap: float | None = None,
     ) -> None:
         self.model, self.tokenizer = model, tokenizer
         head = model.get_output_embeddings()
@@ -57,8 +60,8 @@ class HFHeadTeacher(Teacher):
                 "embeddings"
             )
         self._head = head
-        own = getattr(model, "final_logits_bias", None) if head.bias is None else head.bias
-        weight, bias = head.weight.detach(), None if own is None else own.detach().reshape(-1)
+        own = bias_of(model, head)
+        weight, bias = head.weight.detach(), None if own is None else own.detach()
         self.record = source.record(model, vocab_size=int(weight.shape[0]))
         self._ranks = Ranks(self.record.vocab_size) if source.placement.tp else None
         if self._ranks is not None:
@@ -66,23 +69,38 @@ class HFHeadTeacher(Teacher):
                 dealt(weight, self._ranks),
                 None if bias is None else dealt(bias, self._ranks),
             )
-        self._linear = LinearHead(weight, bias, scale, softcap)
-        self.head = self._linear if self._ranks is None else None
         self._product = HeadProduct.of(weight, bias)
         self.device = model.device
         check_covers(tokenizer.vocab_size, self.record)
         budget = source.options.chunk_bytes(self.device.type)
         self._chunk = max(1, budget // (4 * self.record.vocab_size))
-        ids = torch.arange(PROBE_IDS, device=self.device)[None] + 1
-        self._check_head({n: torch.ones_like(ids) if "mask" in n else ids for n in fed})
+        few = few_ids(fed, self.record.vocab_size, self.device)
+        try:
+            scale, softcap = self._cap(few)
+            self._linear = LinearHead(weight, bias, scale, softcap)
+            self._check_logits(few)
+        except ConfigError as e:
+            raise TeacherError(
+                f"{source.spec}: {e}; a causal LM can be a `py:` teacher, which returns logits itself"
+            ) from e
+        self.head = self._linear if self._ranks is None else None
+
+    def _cap(self, few: dict[str, Tensor]) -> Cap:
+        """What the model does with its head's output."""
+        return cap_of_output(
+            self.model,
+            self._head,
+            self.record.vocab_size,
+            lambda: self.model(**few, **self.settings),
+        )
 
     @torch.no_grad()
-    def _check_head(self, fed: dict[str, Tensor]) -> None:
+    def _check_logits(self, few: dict[str, Tensor]) -> None:
         """Compare the head as applied here with the model's own logits on a few ids."""
-        expected = self.model(**fed, **self.settings).logits[0].float()
-        own = self.to_logits(self._given(fed, torch.arange(PROBE_IDS, device=self.device)))
+        states, expected = seen_by_head(self._head, lambda: self.model(**few, **self.settings))
+        own = self.to_logits(states)
         found = own if self._ranks is None else self._ranks.whole(own)
-        check_head(self.model, found, expected.to(found.device), spec=self.record.spec)
+        check_logits(self.model, found, expected.to(found.device))
 
     def _given(self, fed: dict[str, Tensor], flat: Tensor) -> Tensor:
         """`[N, D]`: what the head is given at positions `[N]` of the flattened output."""
@@ -94,11 +112,7 @@ class HFHeadTeacher(Teacher):
 
     def to_logits(self, hidden: Tensor) -> Tensor:
         """Logits `[n, V] float32` of what the head is given, `[n, D]`; of this process's ids, if they are dealt out."""
-        z = self._product(hidden)
-        _, _, scale, cap = self._linear
-        if scale != 1.0:
-            z = z * scale
-        return torch.tanh(z / cap) * cap if cap else z
+        return self._linear.cap(self._product(hidden))
 
     @torch.no_grad()
     def states(self, rows: Sequence[InputRow]) -> Tensor:

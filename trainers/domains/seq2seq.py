@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from torch import Tensor
@@ -19,10 +19,10 @@ from trainers.data.tasks import Task
 from trainers.domains import SizedDomain
 from trainers.exports.domains import Example, Laid, Wrapped
 from trainers.exports.texts import Texts, text_example
-from trainers.loss.head import Head
 from trainers.students.encoders import EncoderStudent, token_head
 from trainers.students.made import heads
 
+FED = ("input_ids", "attention_mask", "decoder_input_ids")
 BUCKETS = 32
 """Of T5's relative positions, for each head of encoder and decoder."""
 
@@ -30,16 +30,11 @@ BUCKETS = 32
 class Seq2SeqStudent(EncoderStudent):
     """An encoder and a decoder with a linear head over the tokens."""
 
-    def forward_model(self, batch: Batch) -> None:
-        """Encoder and decoder, each once."""
-        self.model(**batch.inputs, use_cache=False)
+    fed: ClassVar[tuple[str, ...]] = FED
 
-    def head(self) -> Head:
-        """BART's bias is no parameter, and beside its head."""
-        bias = getattr(self.model, "final_logits_bias", None)
-        weight = self._head.weight
-        own = self._head.bias if bias is None else bias.reshape(-1).to(weight.dtype)
-        return Head(weight=weight, bias=own, compute_dtype=self.head_dtype)
+    def forward_model(self, batch: Batch) -> Any:
+        """Encoder and decoder, each once."""
+        return self.model(**batch.inputs, use_cache=False)
 
 
 class _Pairs(Wrapped):
@@ -60,7 +55,7 @@ class Seq2Seq(SizedDomain, Texts):
 
     name = "seq2seq"
     stacked = False
-    inputs = ("input_ids", "attention_mask", "decoder_input_ids")
+    inputs = FED
     axes: Mapping[str, Mapping[int, str]] = {
         **Texts.axes,
         "decoder_input_ids": {0: "batch", 1: "decoder_length"},

@@ -19,18 +19,17 @@ from typing import Any
 
 from torch import Tensor
 
+from softlabels.core.head_output import as_output, instead
 from softlabels.errors import ConfigError, PairingError
 from trainers.data.batch import Batch
 from trainers.loss.losses import DistillLoss, LossOutput
 from trainers.loss.totals import StepTotals
 from trainers.students.documents import laid_out
 from trainers.students.model_head import (
-    as_output,
     bare_model,
     cap_of,
     head_of,
     head_width,
-    instead,
     local,
     states_here,
 )
@@ -71,7 +70,7 @@ def forward_loss(model: Any, batch: Batch, loss: DistillLoss) -> tuple[LossOutpu
     found: list[LossOutput] = []
 
     def compute(given: Tensor, *_: Any, **__: Any) -> Tensor:
-        hidden = states_here(given)
+        hidden = states_here(head, given)
         _check_states(hidden, batch, calls=len(found))
         layer = head_of(head, before, cap, given)
         out = loss(hidden, layer, batch.to(hidden.device))

@@ -29,6 +29,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from softlabels.core.head_output import instead
 from softlabels.errors import ConfigError, MissingExtraError, PairingError
 from softlabels.store.reader import Store
 from trainers.data.batch import COUNTED, Batch
@@ -39,7 +40,6 @@ from trainers.loss.head import Head
 from trainers.loss.losses import DistillLoss, LossOutput
 from trainers.loss.totals import StepTotals
 from trainers.students import check_tokenizer
-from trainers.students.model_head import instead
 
 try:
     from torchtitan.components.dataloader import BaseDataLoader

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from trainers.loss.head import CHUNK_BYTES, Cap, accumulator
+from softlabels.core.linear_head import Cap
+from trainers.loss.head import CHUNK_BYTES, accumulator
 from trainers.loss.head_chunks import Chunks
 from trainers.loss.vocabulary import Vocabulary
 

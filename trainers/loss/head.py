@@ -6,11 +6,11 @@ Shapes: n rows of a chunk, D width, V vocabulary.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from softlabels.core.linear_head import Cap
 from softlabels.core.ranks import Ranks
 from softlabels.errors import ConfigError
 from trainers.loss.vocabulary import DealtVocabulary, Vocabulary
@@ -18,21 +18,6 @@ from trainers.loss.vocabulary import DealtVocabulary, Vocabulary
 CHUNK_BYTES = {"cpu": 64 * 2**20, "cuda": 256 * 2**20}
 """Default budget of all that is V wide. On one CPU core at D=576 and V=49k the three products over 1,024 rows take
 2.3 s in chunks of 64 rows, 1.8 s in chunks of 256 or more; this budget holds 340."""
-
-
-class Cap(NamedTuple):
-    """What becomes of the output of a head before it is a logit."""
-
-    scale: float = 1.0
-    """It is multiplied by this,"""
-    softcap: float | None = None
-    """then becomes `softcap * tanh(z / softcap)`; None: as it is."""
-
-    def __call__(self, z: Tensor) -> Tensor:
-        """Logits of the head's output."""
-        if self.scale != 1.0:
-            z = z * self.scale
-        return z if self.softcap is None else torch.tanh(z / self.softcap) * self.softcap
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

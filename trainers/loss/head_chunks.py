@@ -21,7 +21,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from trainers.loss.head import Cap, Head, accumulator, chunk_rows
+from softlabels.core.linear_head import Cap
+from trainers.loss.head import Head, accumulator, chunk_rows
 from trainers.loss.vocabulary import Sums, Vocabulary
 
 SLICE = 4096

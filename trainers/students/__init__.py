@@ -17,11 +17,13 @@ from __future__ import annotations
 import json
 from collections.abc import Collection
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from softlabels.core.head_input import head_input
+from softlabels.core.linear_head import Cap, bias_of
 from softlabels.core.registry import Registry, split_spec
 from softlabels.errors import ConfigError, PairingError, TokenizerError
 from softlabels.store.reader import Store
@@ -31,6 +33,7 @@ from trainers.loss.head import Head
 from trainers.students.documents import keeps_documents_apart, laid_out
 from trainers.students.fake_quant import rounded_state, seen_weight
 from trainers.students.model_head import head_width
+from trainers.students.own_logits import check_own_logits, measured_cap
 
 if TYPE_CHECKING:
     from trainers.students.adapters import Adapter
@@ -62,23 +65,26 @@ def make_student(spec: str, *, seed: int, task: Task = CAUSAL) -> Student:
 
     Raises:
         ConfigError: unknown kind, no such file, layers that are not there.
+        PairingError: its logits would be others than its model's.
     """
     name, argument = split_spec(spec, flag="--student")
-    return STUDENTS.load(name)(argument, seed=seed, task=task)
+    student = STUDENTS.load(name)(argument, seed=seed, task=task)
+    check_own_logits(student, where=f"--student {spec}")
+    return student
 
 
 class Student(nn.Module):
-    """A causal LM whose body and head are called apart."""
+    """A causal LM whose forward goes as far as its head, which is worked through in chunks."""
+
+    fed: ClassVar[tuple[str, ...]] = ("input_ids",)
+    """What its model is fed to see what it does with its head's output; nothing, if that is logits."""
 
     def __init__(self, model: Any, *, source: Path | None = None) -> None:
         super().__init__()
         self.model = model
         self.source = source
         """Folder its weights came from; None if they were drawn."""
-        config = getattr(model, "config", None)  # of transformers
-        scale = float(getattr(config, "logit_scale", None) or 1.0)
-        self._scale = scale / float(getattr(config, "logits_scaling", None) or 1.0)
-        self._softcap = getattr(config, "final_logit_softcapping", None)
+        self._cap: Cap | None = None  # not measured yet
         self.head_dtype: torch.dtype | None = None
         """In what the head's products run; None: as its weight is."""
         self.adapter: Adapter | None = None
@@ -100,10 +106,14 @@ class Student(nn.Module):
         return sum(p.numel() for p in self.parameters() if p.requires_grad)
 
     def hidden(self, batch: Batch) -> Tensor:
-        """Last hidden states `[B, S, D]`, or `[N, D]`: of the positions, where the batch is fed in another layout."""
+        """What the head is given: `[B, S, D]`, or `[N, D]` of the positions, if the batch is fed in another layout."""
         laid = laid_out(self.model, batch)
-        hidden: Tensor = self.model.base_model(**laid.inputs, use_cache=False).last_hidden_state
+        hidden = head_input(self.head_layer(), lambda: self.forward_model(laid))[0]
         return hidden if laid is batch else laid.at_positions(hidden)
+
+    def forward_model(self, batch: Batch) -> Any:
+        """Run the whole model."""
+        return self.model(**batch.inputs, use_cache=False)
 
     @property
     def keeps_documents_apart(self) -> bool | None:
@@ -132,11 +142,13 @@ class Student(nn.Module):
     def head(self) -> Head:
         """The head as it is now."""
         layer = self.head_layer()
+        if self._cap is None:
+            self._cap = measured_cap(self)
         return Head(
             weight=seen_weight(layer),
-            bias=getattr(layer, "bias", None),
-            softcap=self._softcap,
-            scale=self._scale,
+            bias=bias_of(self.model, layer),
+            softcap=self._cap.softcap,
+            scale=self._cap.scale,
             compute_dtype=self.head_dtype,
         )
 
@@ -215,7 +227,7 @@ def check_vocab(student: Student, store: Store, *, where: str) -> None:
 
 def load_student(folder: Path, task: Task = CAUSAL) -> Student:
     """A student that a run saved."""
-    return STUDENTS.load("hf")(str(folder), seed=0, task=task)
+    return make_student(f"hf:{folder}", seed=0, task=task)
 
 
 def check_tokenizer(folder: Path, store: Store, *, where: str) -> None:

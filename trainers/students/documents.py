@@ -14,9 +14,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from softlabels.core.documents_apart import keeps_apart
+from softlabels.core.head_output import as_output, instead
 from trainers.data.batch import COUNTED, Batch
 from trainers.data.packing import as_one_row, flattened, separated
-from trainers.students.model_head import as_output, head_width, instead, states_here
+from trainers.students.model_head import head_width, states_here
 
 SEE_EACH_OTHER = (
     "student: in {model} documents that share a row see each other; each is given to it as a sequence of its own, as "
@@ -60,7 +61,7 @@ def _tried(model: Any) -> bool:
     caught: list[Tensor] = []
 
     def catch(given: Tensor, *_: Any, **__: Any) -> Tensor:
-        hidden = states_here(given)
+        hidden = states_here(head, given)
         caught.append(hidden)
         return as_output(hidden.new_zeros(hidden.shape[0], 0, head_width(head)), given)
 

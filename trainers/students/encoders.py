@@ -7,16 +7,14 @@ transform, dropout) stays the model's own affair.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
 from softlabels.core.head_input import head_input
 from softlabels.errors import ConfigError
 from trainers.data.batch import Batch
-from trainers.loss.head import Head
 from trainers.students import Student
-from trainers.students.fake_quant import seen_weight
 
 
 def class_head(model: nn.Module, classes: int, *, where: str) -> nn.Linear:
@@ -52,6 +50,8 @@ def token_head(model: Any, *, where: str) -> nn.Linear:
 class EncoderStudent(Student):
     """An encoder that reads a text whole, with a linear head."""
 
+    fed: ClassVar[tuple[str, ...]] = ()
+
     def __init__(self, model: Any, head: nn.Linear, *, source: Path | None = None) -> None:
         super().__init__(model, source=source)
         object.__setattr__(self, "_head", head)  # the model's own: registered once
@@ -67,9 +67,9 @@ class EncoderStudent(Student):
         """What the head is given: `[N, D]` of a class for a whole text, `[B, S, D]` of one for each token."""
         return head_input(self._head, lambda: self.forward_model(batch))[0]
 
-    def forward_model(self, batch: Batch) -> None:
+    def forward_model(self, batch: Batch) -> Any:
         """Run the whole model."""
-        self.model(**batch.inputs)
+        return self.model(**batch.inputs)
 
     def hidden_and_layer(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
         """`hidden`, and `[N, D]`: what the last layer gave at the positions."""
@@ -85,9 +85,3 @@ class EncoderStudent(Student):
     def head_layer(self) -> nn.Linear:
         """The linear layer that is the head."""
         return self._head
-
-    def head(self) -> Head:
-        """The head as it is now."""
-        return Head(
-            weight=seen_weight(self._head), bias=self._head.bias, compute_dtype=self.head_dtype
-        )

@@ -41,9 +41,9 @@ class ImageStudent(EncoderStudent):
         super().__init__(model, head)
         self._spec, self._task = spec, task
 
-    def forward_model(self, batch: Batch) -> None:
+    def forward_model(self, batch: Batch) -> Any:
         """`[B, 3, S, S]`."""
-        self.model(batch.inputs["pixel_values"])
+        return self.model(batch.inputs["pixel_values"])
 
     def save(self, folder: Path, weights: dict[str, Tensor] | None = None) -> None:
         """Write `config.json` and `model.safetensors`."""

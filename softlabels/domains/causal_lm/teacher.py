@@ -53,15 +53,7 @@ class HFTeacher(HFHeadTeacher):
                 repair_pre_tokenizer(tokenizer, declared, source.options.notice)
         self.context = context_of(model.config)
         model = source.on_device(model)
-        scale, softcap = _logit_transform(model.config)
-        super().__init__(
-            model,
-            HFTokenizer(tokenizer),
-            source,
-            fed=("input_ids",),
-            scale=scale,
-            softcap=softcap,
-        )
+        super().__init__(model, HFTokenizer(tokenizer), source, fed=("input_ids",))
         self._apart = keeps_apart(
             self._tried,
             vocab_size=self.record.vocab_size,
@@ -119,13 +111,6 @@ def _products_of(precision: str | None) -> Iterator[None]:
         yield
     finally:
         torch.set_float32_matmul_precision(before)
-
-
-def _logit_transform(config: Any) -> tuple[float, float | None]:
-    """What some families do to logits after the linear head: a scale, then a cap."""
-    scale = float(getattr(config, "logit_scale", None) or 1.0)
-    scale /= float(getattr(config, "logits_scaling", None) or 1.0)
-    return scale, getattr(config, "final_logit_softcapping", None)
 
 
 def _declared_pre_tokenizer(path: Path) -> str | None:
