@@ -51,7 +51,7 @@ STUDENTS: Registry[MakeStudent] = Registry(
     {
         "new": "trainers.students.made:from_size",
         "hf-config": "trainers.students.hf:from_config",
-        "layers-of": "trainers.students.hf:from_layers",
+        "layers-of": "trainers.students.layers_of:from_layers",
         "hf": "trainers.students.hf:from_folder",
         "cnn": "trainers.students.images:from_cnn",
         "timm": "trainers.students.images:from_timm",

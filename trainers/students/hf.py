@@ -1,18 +1,12 @@
-"""Students of transformers: `hf-config:FILE`, `layers-of:PATH?keep=0,2,4` and `hf:PATH?fake-quant=int4-g64`.
-
-`layers-of` reads the model at PATH once; what `softtrain student` writes (and what a run's checkpoints
-hold) no longer needs it. DistilBERT's rule (Sanh et al. 2019, §3) is to keep every other layer.
-"""
+"""Students of transformers: `hf-config:FILE`, and `hf:PATH` with what may stand after it."""
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
 
 import torch
-from torch import Tensor
 
 from softlabels.core.local_model import (
     find_model,
@@ -56,7 +50,7 @@ def _loader(task: Task, spec: str, purpose: str) -> Any:
     return getattr(transformers, loader)
 
 
-def _student(model: Any, task: Task, spec: str, *, source: Path | None = None) -> Student:
+def student_of(model: Any, task: Task, spec: str, *, source: Path | None = None) -> Student:
     """The student of a model; one that was saved on a grid computes on it again."""
     where = f"--student {spec}"
     student = DOMAINS.load(task.domain).student(model, task, where=where, source=source)
@@ -91,7 +85,7 @@ def drawn(config: Any, spec: str, *, seed: int, task: Task) -> Student:
     with loading(f"--student {spec}", ConfigError), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = loader.from_config(config)
-    return _student(model, task, spec)
+    return student_of(model, task, spec)
 
 
 def from_folder(argument: str, *, seed: int, task: Task = CAUSAL) -> Student:
@@ -107,10 +101,10 @@ def from_folder(argument: str, *, seed: int, task: Task = CAUSAL) -> Student:
         return load_saved(Path(path), saved, task)
     if not options and (base := Base.read(Path(path))) is not None:
         return _saved_adapter(Path(path), base, spec, task)
-    model, folder = _load(path, spec, seed=seed, task=task)
+    model, folder = load_model(path, spec, seed=seed, task=task)
     if "fake-quant" in options:
         setattr(model.config, KEY, options["fake-quant"])
-    return _student(model, task, spec, source=folder)
+    return student_of(model, task, spec, source=folder)
 
 
 def _adapted(path: str, options: dict[str, str], spec: str, *, seed: int, task: Task) -> Student:
@@ -156,7 +150,7 @@ def _over(base: Base, spec: str, task: Task) -> Student:
     where = f"--student {spec}"
     if task.domain != CAUSAL.domain:
         raise ConfigError(f"{where}: adapters are of causal LMs, not of the domain {task.domain}")
-    return _student(load_base(base, where=where), task, spec)
+    return student_of(load_base(base, where=where), task, spec)
 
 
 def load_base(base: Base, *, where: str) -> Any:
@@ -194,7 +188,7 @@ def _options(argument: str, spec: str) -> tuple[str, dict[str, str]]:
     return path, options
 
 
-def _load(argument: str, spec: str, *, seed: int, task: Task) -> tuple[Any, Path]:
+def load_model(argument: str, spec: str, *, seed: int, task: Task) -> tuple[Any, Path]:
     """A model that is here, as float32, and its folder; what its task needs and it lacks is drawn from the seed.
 
     Raises:
@@ -211,57 +205,3 @@ def _load(argument: str, spec: str, *, seed: int, task: Task) -> tuple[Any, Path
         torch.manual_seed(seed)
         model = load_weights(loader, found, dtype=torch.float32, **task.settings)
     return model, found.folder
-
-
-def from_layers(argument: str, *, seed: int, task: Task = CAUSAL) -> Student:
-    """`layers-of:PATH?keep=0,2,4`: those layers, in that order, and everything around them."""
-    path, keep = _split_keep(argument)
-    spec = f"layers-of:{argument}"
-    if not DOMAINS.load(task.domain).stacked:
-        raise ConfigError(
-            f"--student {spec}: keeps some layers of one stack, and a model of the domain {task.domain} is not one; "
-            "use new:SIZE, hf-config:FILE or hf:PATH"
-        )
-    source, folder = _load(path, spec, seed=seed, task=task)
-    total = int(source.config.num_hidden_layers)
-    if len(set(keep)) != len(keep) or max(keep) >= total:
-        raise ConfigError(
-            f"--student {spec}: keep={','.join(map(str, keep))} must name different layers of 0..{total - 1}"
-        )
-    settings = {k: v for k, v in source.config.to_dict().items() if k != "quantization_config"}
-    settings["num_hidden_layers"] = len(keep)
-    for name, value in settings.items():  # e.g. layer_types: one entry for each layer
-        if isinstance(value, list) and len(value) == total and name.startswith("layer"):
-            settings[name] = [value[i] for i in keep]
-    model = type(source)(source.config.__class__(**settings))
-    model.load_state_dict(_kept_layers(source.state_dict(), keep))
-    model.tie_weights()
-    return _student(model, task, spec, source=folder)
-
-
-def _kept_layers(state: dict[str, Tensor], keep: list[int]) -> dict[str, Tensor]:
-    """Renumber the kept layers; drop the others."""
-    numbered = re.compile(r"^(.*?\.(?:layers?|h|blocks)\.)(\d+)(\..*)$")
-    place = {layer: i for i, layer in enumerate(keep)}
-    out = {}
-    for name, tensor in state.items():
-        match = numbered.match(name)
-        if match is None:
-            out[name] = tensor
-        elif int(match[2]) in place:
-            out[f"{match[1]}{place[int(match[2])]}{match[3]}"] = tensor
-    return out
-
-
-def _split_keep(argument: str) -> tuple[str, list[int]]:
-    """The path of a model, and the layers to keep."""
-    path, _, query = argument.partition("?")
-    values = dict(parse_qsl(query, keep_blank_values=True))
-    if values.keys() != {"keep"}:
-        raise ConfigError(f"--student layers-of:{argument}: expected layers-of:PATH?keep=0,2,4")
-    words = values["keep"].split(",")
-    if not all(w.strip().isdigit() for w in words):
-        raise ConfigError(
-            f"--student layers-of:{argument}: keep={values['keep']!r} is not a list of layer numbers"
-        )
-    return path, [int(w) for w in words]
