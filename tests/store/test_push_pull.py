@@ -285,6 +285,18 @@ def signature_of(manifest: bytes) -> bytes:
     return msgspec.json.encode({"dsseEnvelope": {"payload": payload.decode()}})
 
 
+def test_a_store_that_was_signed_after_its_push_is_pushed_again(made, url, proxy, tmp_path):
+    signed = Path(shutil.copytree(made, tmp_path / "signed"))
+    push(signed, url)
+    (signed / SIGNATURE).write_bytes(signature_of((signed / MANIFEST).read_bytes()))
+    assert push(signed, url).files_moved == 1
+    assert there(url) == files_of(signed)
+    theirs = (signed / SIGNATURE).read_bytes()
+    (signed / SIGNATURE).write_bytes(signature_of(b"another"))
+    assert push(signed, url).files_moved == 0
+    assert there(url)[SIGNATURE] == theirs, "whoever signed first stays"
+
+
 def test_a_signature_of_the_manifest_that_goes_is_replaced(made, grown, url, proxy, tmp_path):
     for store in (made, grown):
         signed = Path(shutil.copytree(store, tmp_path / store.parent.name))

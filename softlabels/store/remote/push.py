@@ -104,9 +104,11 @@ def push(
     old = _present(url)
     if old is not None:
         check_grown(old, manifest, url)
-        if old.digest == manifest.digest:
-            return transferred(manifest, {})
     sender = _Sender(LocalFiles(store), client, old, alone=alone)
+    if old is not None and old.digest == manifest.digest:
+        if SIGNATURE in beside and not sender.has(SIGNATURE):  # signed since
+            sender.send_beside(SIGNATURE)
+        return transferred(manifest, sender.sent)
     progress = reporter or Silent()
     sender.look(manifest.shards, beside, progress)
     progress.stage("push", len(manifest.shards), "shards")
@@ -164,6 +166,10 @@ class _Sender:
         """Files there that are as they are here; those that are replaced, with the version that was read."""
         self.sent: dict[str, int] = {}
         """Bytes of each file that travelled."""
+
+    def has(self, name: str) -> bool:
+        """Whether a file of this name was there when this began."""
+        return name in self._there
 
     def look(
         self, shards: Sequence[ShardRecord], beside: Sequence[str], progress: Reporter
