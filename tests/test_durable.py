@@ -280,9 +280,12 @@ def test_of_a_process_that_cannot_be_looked_at_only_the_age_counts(tmp_path, fie
     elsewhere = {"host": "elsewhere", "boot": "0123456789ab", "space": "4"}[field]
     there = dataclasses.replace(this_process(), pid=999_999, **{field: elsewhere})
     young = temporary(tmp_path, there, age=STALE_SECONDS - 600)
+    ahead = temporary(tmp_path, there, age=600 - STALE_SECONDS, name="ahead.json")
     old = temporary(tmp_path, there, age=STALE_SECONDS + 600, name="plan.json")
-    assert sweep(tmp_path) == [old]
+    in_2099 = temporary(tmp_path, there, age=-73 * 365.25 * 86400, name="copied.json")
+    assert set(sweep(tmp_path)) == {old, in_2099}
     assert young.exists()
+    assert ahead.exists()
 
 
 @pytest.mark.parametrize(

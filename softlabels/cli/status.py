@@ -66,7 +66,12 @@ def _claims(status: Status) -> str:
     text = ""
     for held in status.held[:SHOWN]:
         who = "somebody" if held.host is None else f"process {held.pid} of {printable(held.host)}"
-        text += f"\n{_what(held, status.planned)}: {who}, {held.state}, last seen {duration(held.silent)} ago"
+        seen = (
+            f"last seen {duration(held.silent)} ago"
+            if held.silent >= 0
+            else "last seen in the future"
+        )
+        text += f"\n{_what(held, status.planned)}: {who}, {held.state}, {seen}"
     if len(status.held) > SHOWN:
         text += f"\nand {len(status.held) - SHOWN} more (--json lists all)"
     if not status.complete and any(h.state != "working" for h in status.held):

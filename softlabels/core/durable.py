@@ -291,7 +291,8 @@ def is_left(path: Path) -> bool:
     alive = is_alive(process)
     try:
         if alive is None:
-            alive = time.time() - path.lstat().st_mtime <= STALE_SECONDS
+            # A time far in the future says as little of a living process as one long ago.
+            alive = abs(time.time() - path.lstat().st_mtime) <= STALE_SECONDS
     except FileNotFoundError:
         return False  # its writer has just removed it
     return not alive

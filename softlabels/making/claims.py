@@ -7,8 +7,11 @@ here and is gone, or if it was not renewed for `EXPIRY` seconds. Generation 1, `
 a dead generation 0: again one creates it, and a late taker meets a name that exists. The highest generation is the
 claim in force.
 
-Ages are differences of two times that the file system gave, so that no host's clock matters. Safety
-never rests on a claim: shards and records are published by create-if-absent, and what is judged damaged is moved
+Ages are differences of two times that the file system gave, so that no host's clock matters. A time in the future, as
+in a store that was copied from where a clock was ahead, says nothing: then it counts for how long the claim was seen
+unchanged (`Ages`).
+
+Safety never rests on a claim: shards and records are published by create-if-absent, and what is judged damaged is moved
 aside only while it is the very file that was judged, so a claim that was wrongly taken over (a builder that stood
 still for longer than `EXPIRY`) costs a shard's work, and nothing else.
 The price: one small durable file for each shard, and one listing of the folder for each claim.
@@ -20,7 +23,7 @@ import os
 import random
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -40,6 +43,8 @@ EXPIRY = 300.0
 """Seconds without a renewal after which a claim is dead: longer than any one step of the teacher."""
 RENEWAL = 5.0
 """Seconds between renewals, at least."""
+LOOK = 5.0
+"""Seconds between two looks at claims that are watched."""
 CROWD = 8
 """Builders that may try to claim one shard at a time: all but one of them then try the next."""
 _NAME = re.compile(r"(\d{5,12})-(\d{1,9})\.json")
@@ -109,11 +114,33 @@ class Claim:
         self.release()
 
 
+class Ages:
+    """For how long claims were not renewed, as one sees it who looks again and again."""
+
+    def __init__(self) -> None:
+        self._seen: dict[Path, tuple[float, float]] = {}
+        """Claims whose time lies in the future: their time, and since when it is seen by this process's own clock."""
+
+    def left(self, path: Path, renewed: float, now: float) -> float:
+        """Seconds for which a claim still counts, if it is not renewed."""
+        if renewed <= now:
+            self._seen.pop(path, None)
+            return EXPIRY - (now - renewed)
+        clock = time.monotonic()
+        if path not in self._seen or self._seen[path][0] != renewed:
+            self._seen[path] = renewed, clock
+        return EXPIRY - (clock - self._seen[path][1])
+
+    def watches(self, path: Path) -> bool:
+        """Whether nothing but watching a claim says for how long it was not renewed."""
+        return path in self._seen
+
+
 class Claims:
     """One builder's side of the claims of a store."""
 
     def __init__(self, store: Path) -> None:
-        self._folder = store / CLAIMS
+        self._folder, self._ages = store / CLAIMS, Ages()
         self._me = Holder.here()
         LIVING.add(self._me.token)
 
@@ -138,7 +165,7 @@ class Claims:
             now: float | None = None
             for index in (i for i in indices if i in standing):
                 now = _now(self._folder) if now is None else now
-                if _is_dead(self._path(index, standing[index]), now) and (
+                if _is_dead(self._path(index, standing[index]), now, self._ages) and (
                     claim := self._create(index, standing[index] + 1)
                 ):
                     return claim
@@ -177,7 +204,7 @@ def _now(folder: Path) -> float:
         probe.unlink(missing_ok=True)
 
 
-def _is_dead(path: Path, now: float) -> bool:
+def _is_dead(path: Path, now: float, ages: Ages) -> bool:
     try:
         data, renewed = _read(path)
     except FileNotFoundError:
@@ -188,7 +215,7 @@ def _is_dead(path: Path, now: float) -> bool:
                 return True
         elif is_alive(holder) is False:
             return True
-    return now - renewed > EXPIRY
+    return ages.left(path, renewed, now) < 0
 
 
 def _read(path: Path) -> tuple[bytes, float]:
@@ -244,42 +271,60 @@ def sightings(store: Path) -> list[Sighting]:
     return found
 
 
-def at_work(store: Path) -> bool:
+def at_work(store: Path, *, unsure: bool = False) -> bool:
     """Whether a builder that lives, or may live, holds a claim on a store.
+
+    Args:
+        unsure: what is said of claims whose time lies in the future.
 
     Raises:
         StoreError: the claims cannot be read.
     """
-    return next(_living(store), None) is not None
+    ages = Ages()
+    return any(unsure or not ages.watches(path) for _, path in _living(store, ages))
 
 
-def _living(store: Path) -> Iterator[tuple[int, Path]]:
+def _living(store: Path, ages: Ages) -> Iterator[tuple[int, Path]]:
     """Shards that are claimed by who is not dead, with their claims."""
     folder, now = store / CLAIMS, None
     for index, generation in sorted(_standing(folder).items()):
         path = folder / f"{index:05d}-{generation}.json"
         now = _now(folder) if now is None else now
-        if not _is_dead(path, now):
+        if not _is_dead(path, now, ages):
             yield index, path
 
 
-def refuse_living(store: Path) -> None:
-    """Refuse to change a store on which builders are at work.
+def refuse_living(store: Path, ages: Ages, notice: Callable[[str], None]) -> None:
+    """Refuse to change a store on which builders are at work; claims whose time lies in the future are watched first.
+
+    Args:
+        ages: what was seen of the claims before.
 
     Raises:
         StoreError: names one of them.
     """
-    for index, path in _living(store):
-        with explained(path):
-            try:
-                holder = holder_of(_read(path)[0])
-            except FileNotFoundError:
-                continue  # released this moment
-        who = f"process {holder.pid} of {holder.host}" if holder else "somebody"
-        raise StoreError(
-            f"{store}: a builder is at work on it ({who} holds shard {index}); let it end, or stop it, and run the "
-            f"same command again (nothing was changed; {path.name} counts until {EXPIRY:.0f} s after its last renewal)"
-        )
+    told = False
+    while watched := list(_living(store, ages)):
+        for index, path in watched:
+            with explained(path):
+                try:
+                    holder = holder_of(_read(path)[0])
+                except FileNotFoundError:
+                    continue  # released this moment
+            who = f"process {holder.pid} of {holder.host}" if holder else "somebody"
+            if not ages.watches(path) or (holder is not None and is_alive(holder)):
+                raise StoreError(
+                    f"{store}: a builder is at work on it ({who} holds shard {index}); let it end, or stop it, and run "
+                    f"the same command again (nothing was changed; {path.name} counts until {EXPIRY:.0f} s after its "
+                    "last renewal)"
+                )
+            if not told:
+                notice(
+                    f"waiting for up to {EXPIRY:.0f} s to see whether {who}, who holds shard {index}, is at work: the "
+                    f"time of {path.name} lies in the future"
+                )
+            told = True
+        time.sleep(LOOK)
 
 
 def is_claim(path: Path) -> bool:

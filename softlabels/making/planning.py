@@ -74,7 +74,7 @@ def planning(
                 finally:
                     _leave(store, new)
                 return
-            if not at_work(store):  # the folder is gone, or there can be none
+            if not at_work(store, unsure=True):  # the folder is gone, or there can be none
                 with explained(store):
                     make_folder(store / CLAIMS)
                 time.sleep(SHORTEST_PAUSE)

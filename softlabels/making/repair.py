@@ -29,7 +29,7 @@ from softlabels.format.manifest import MANIFEST, PLAN, Commit, Manifest, Plan, l
 from softlabels.format.pages import check_pages
 from softlabels.format.part import refuse_part
 from softlabels.format.shard_records import PlannedShard
-from softlabels.making.claims import claim_files, clear_claims, refuse_living
+from softlabels.making.claims import Ages, claim_files, clear_claims, refuse_living
 from softlabels.making.commit import Seen, adopt_shard, commit_path, withdraw
 from softlabels.making.diagnosis import FolderShelf, attempt, diagnose, trouble
 from softlabels.making.finish import MADE, finish, make_manifest
@@ -64,16 +64,17 @@ def repair_store(path: Path, *, dry_run: bool = False, reporter: Reporter | None
     read = partial(_manifest, path)
     plan = plan_to_repair(path, partial(read_plan, path), read)
     check_known(path / PLAN, plan.identity)
+    report, ages = reporter or Silent(), Ages()
     if not dry_run:
-        refuse_living(path)
+        refuse_living(path, ages, report.notice)
     manifest, problem = attempt(read)
     check_one_build(path, plan, manifest)
     work = _Work(path, plan, manifest, dry_run)
-    found = diagnose(FolderShelf(path, plan), plan, manifest, reporter or Silent())
+    found = diagnose(FolderShelf(path, plan), plan, manifest, report)
     problems = beside(path, plan, manifest, work.trouble)
     root, _ = attempt(lambda: load_manifest(path))  # it names its pages, though one be damaged
     if not dry_run:
-        refuse_living(path)  # which may have come meanwhile
+        refuse_living(path, ages, report.notice)  # who may have come meanwhile
     for left in leftovers(path):
         work.sweep(left)
     work.mend(found, problem)

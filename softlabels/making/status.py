@@ -1,16 +1,17 @@
 """How far a store is that builders are at work on, from outside: its plan, one listing of records, and its claims.
 
 Nothing is written, and no shard is read. Ages are seen by this host's clock, or by the newest file's where that is
-ahead; what becomes of a claim is decided by builders, who look more closely (`claims.py`). `place/status.py` looks at
-a store in a bucket.
+ahead, in a folder by less than an hour: a copy may bring any times. What becomes of a claim is decided by builders, who
+look more closely (`claims.py`). `place/status.py` looks at a store in a bucket.
 """
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 
 from softlabels.core.durable import explained
@@ -28,6 +29,10 @@ WINDOW = 1800.0
 """Seconds before the newest record from which the rate is taken."""
 
 
+AHEAD = 3600.0
+"""Seconds by which the clock of a folder may be ahead of this host's."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Held:
     """A lease in a builder's hands."""
@@ -40,9 +45,10 @@ class Held:
     """None: the claim does not say."""
     pid: int | None
     silent: float
-    """Seconds since its last sign of life."""
+    """Seconds since its last sign of life; below 0: its time lies in the future, which says nothing."""
     state: str
-    """`working`; `dead`: the process is gone; `stale`: silent for so long that another builder may take over."""
+    """`working`; `dead`: the process is gone; `stale`: silent for so long that another builder may take over, or its
+    time lies in the future."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +85,8 @@ class Seen:
     claims: Sequence[Sighting]
     """Those in force; the one on shard number `len(plan.shards)` is the one on the manifest."""
     complete: bool
+    now: float
+    """The present, by the clock that its times are of."""
 
 
 def status_of(store: Path | str) -> Status:
@@ -103,7 +111,8 @@ def status_in(place: Place) -> Status:
     """As `status_of`, of a store that is made in a place (`place/status.py` says how many requests it takes)."""
     plan = plan_in(place)
     if plan is None:
-        return _planning(place.root, sightings_in(place, 0, lambda _: False))
+        claims = sightings_in(place, 0, lambda _: False)
+        return _planning(place.root, claims, _newest(c.renewed for c in claims))
     shards = len(plan.shards)
     times, complete = recorded_times(place, shards), exists(place, MANIFEST)
     leases = _leases(plan)
@@ -112,7 +121,9 @@ def status_in(place: Place) -> Status:
         return first not in leases or _made(leases[first], times)
 
     claims = [] if complete else sightings_in(place, shards, made)
-    return _counted(place.root, Seen(plan=plan, times=times, claims=claims, complete=complete))
+    now = _newest([*times.values(), *(c.renewed for c in claims)])
+    seen = Seen(plan=plan, times=times, claims=claims, complete=complete, now=now)
+    return _counted(place.root, seen)
 
 
 def _status_of_folder(store: Path) -> Status:
@@ -121,20 +132,28 @@ def _status_of_folder(store: Path) -> Status:
     except (FileNotFoundError, NotADirectoryError):
         with explained(store):
             claims = sightings(store) if store.is_dir() else []
-        return _planning(store, [c for c in claims if c.index == 0])
+        planning = [c for c in claims if c.index == 0]
+        return _planning(store, planning, _newest((c.renewed for c in claims), AHEAD))
     with explained(store):
         times, claims = _recorded(store / "commits", len(plan.shards)), sightings(store)
     complete = (store / MANIFEST).exists()
-    return _counted(store, Seen(plan=plan, times=times, claims=claims, complete=complete))
+    now = _newest([*times.values(), *(c.renewed for c in claims)], AHEAD)
+    seen = Seen(plan=plan, times=times, claims=claims, complete=complete, now=now)
+    return _counted(store, seen)
 
 
-def _planning(root: Path | Address, claims: Sequence[Sighting]) -> Status:
+def _newest(times: Iterable[float], most: float = inf) -> float:
+    """This host's present, or the newest of these times that is ahead of it by no more than this."""
+    here = time.time()
+    return max([here, *(t for t in times if t <= here + most)])
+
+
+def _planning(root: Path | Address, claims: Sequence[Sighting], now: float) -> Status:
     """Of a store without a plan, which a builder is making."""
     if not claims:
         raise FormatError(
             f"{root}: holds no plan, so no build was begun there; give what was a build's --out"
         )
-    now = max([time.time(), *(c.renewed for c in claims)])
     return Status(
         store=str(root),
         planned=False,
@@ -151,10 +170,9 @@ def _planning(root: Path | Address, claims: Sequence[Sighting]) -> Status:
 
 def _counted(root: Path | Address, seen: Seen) -> Status:
     plan, times, complete = seen.plan, seen.times, seen.complete
-    now = max([time.time(), *times.values(), *(c.renewed for c in seen.claims)])
     leases = _leases(plan)
     held = tuple(
-        _held(c, leases[c.index], now)
+        _held(c, leases[c.index], seen.now)
         for c in seen.claims
         if not complete and c.index in leases and not _made(leases[c.index], times)
     )
@@ -219,7 +237,8 @@ def _singles(plan: Plan) -> int:
 
 def _held(claim: Sighting, lease: range, now: float) -> Held:
     silent = now - claim.renewed
-    state = "dead" if claim.alive is False else "stale" if silent > EXPIRY else "working"
+    stale = silent > EXPIRY or (silent < 0 and not claim.alive)
+    state = "dead" if claim.alive is False else "stale" if stale else "working"
     holder = claim.holder
     return Held(
         shard=claim.index,

@@ -6,8 +6,10 @@ import dataclasses
 import errno
 import multiprocessing
 import os
+import shutil
 import threading
 import time
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -15,9 +17,10 @@ import pytest
 from softlabels.core.processes import Process, this_process
 from softlabels.errors import StoreError
 from softlabels.making import claims as claims_module
-from softlabels.making.claims import EXPIRY, RENEWAL, Claims, Holder, clear_claims
+from softlabels.making.claims import EXPIRY, RENEWAL, Claims, Holder, at_work, clear_claims
 from softlabels.making.repair import repair_store
 from softlabels.store.verify import verify_store
+from tests.fakes import Notices
 from tests.store.made_up import files_of
 
 ELSEWHERE = Process(host="elsewhere", pid=1, boot="0a1b2c3d4e5f", space="4", started="5")
@@ -225,6 +228,94 @@ def test_a_file_system_with_another_clock(tmp_path, monkeypatch, skew, age, take
 
     monkeypatch.setattr(claims_module, "publish", publish)
     assert (Claims(tmp_path).take([0]) is not None) == taken
+
+
+IN_2099 = -73 * 365.25 * 24 * 3600.0
+"""An age."""
+
+
+class Clock:
+    """This process's own, for the module of claims."""
+
+    def __init__(self, monkeypatch):
+        self.now, self.slept = 0.0, 0.0
+        monkeypatch.setattr(claims_module.time, "monotonic", lambda: self.now)
+        monkeypatch.setattr(claims_module.time, "sleep", self.sleep)
+
+    def sleep(self, seconds):
+        self.now += seconds
+        self.slept += seconds
+
+
+def test_a_claim_from_the_future_is_dead_when_it_was_seen_unchanged_for_long_enough(
+    tmp_path, monkeypatch
+):
+    clock, path = Clock(monkeypatch), claimed(tmp_path, age=IN_2099)
+    claims = Claims(tmp_path)
+    assert claims.take([0]) is None
+    clock.now += EXPIRY - 1
+    assert claims.take([0]) is None
+    later = path.stat().st_mtime + 5
+    os.utime(path, (later, later))  # it lives, whatever its clock
+    clock.now += 2
+    assert claims.take([0]) is None
+    clock.now += EXPIRY + 1
+    assert Claims(tmp_path).take([0]) is None, "who looks for the first time knows nothing"
+    claim = claims.take([0])
+    assert claim is not None
+    assert claim.path.name == "00000-1.json"
+
+
+def test_a_renewal_brings_a_claim_from_the_future_to_the_present(tmp_path, monkeypatch):
+    clock, path = Clock(monkeypatch), claimed(tmp_path, age=IN_2099)
+    claims = Claims(tmp_path)
+    assert claims.take([0]) is None
+    os.utime(path)
+    clock.now += 2 * EXPIRY
+    assert claims.take([0]) is None
+
+
+def test_only_who_plans_takes_a_claim_from_the_future_for_a_builder(tmp_path):
+    claimed(tmp_path, age=IN_2099)
+    assert at_work(tmp_path, unsure=True)
+    assert not at_work(tmp_path)
+    claimed(tmp_path, name="00001-0.json")
+    assert at_work(tmp_path)
+
+
+def test_a_repair_watches_claims_from_the_future_and_goes_on(built, tmp_path, monkeypatch):
+    store = Path(shutil.copytree(built, tmp_path / "store"))
+    (store / "manifest.json").unlink()
+    clock = Clock(monkeypatch)
+    claimed(store, age=IN_2099)
+    claimed(store, age=IN_2099, name="00001-0.json")
+    notices = Notices()
+    assert repair_store(store, reporter=notices).whole
+    assert EXPIRY < clock.slept < EXPIRY + 20
+    assert notices.lines == [
+        "waiting for up to 300 s to see whether process 1 of elsewhere, who holds shard 0, is at work: the time of "
+        "00000-0.json lies in the future"
+    ]
+    assert verify_store(store).problems == []
+
+
+def test_a_repair_refuses_a_builder_that_renews_a_claim_from_the_future(
+    built, tmp_path, monkeypatch
+):
+    store = Path(shutil.copytree(built, tmp_path / "store"))
+    (store / "manifest.json").unlink()
+    clock, path = Clock(monkeypatch), claimed(store, age=IN_2099)
+
+    def renewed(seconds):
+        clock.now += seconds
+        if clock.now > 100:
+            os.utime(path)
+
+    monkeypatch.setattr(claims_module.time, "sleep", renewed)
+    with pytest.raises(StoreError, match=r"a builder is at work on it \(process 1 of elsewhere"):
+        repair_store(store)
+    assert clock.now < 120
+    assert not (store / "manifest.json").exists()
 
 
 def test_the_highest_generation_is_in_force(tmp_path):

@@ -96,6 +96,27 @@ def test_a_dead_builder_is_told_from_one_at_work(begun):
     assert "any builder takes over" in said
 
 
+@pytest.mark.parametrize(("ahead", "state"), [(600.0, "working"), (73 * 365.25 * 86400, "stale")])
+def test_a_claim_from_the_future_is_not_at_work_for_ever(begun, ahead, state):
+    """A folder's clock may be ahead by some minutes; a store that was copied may hold any times."""
+    claims = Claims(begun)
+    claim, other = claims.take([5]), claims.take([6])
+    assert claim is not None
+    assert other is not None
+    elsewhere = json.loads(claim.path.read_text()) | {"host": "elsewhere", "boot": "another"}
+    claim.path.write_text(json.dumps(elsewhere))
+    then = time.time() + ahead
+    os.utime(claim.path, (then, then))
+    if state == "working":
+        os.utime(other.path, (then, then))
+    held = {h.shard: h for h in status_of(begun).held}
+    assert (held[5].state, held[6].state) == (state, "working")
+    assert (held[5].silent < 0) == (state == "stale")
+    said = CliRunner().invoke(main, ["status", str(begun)]).output
+    assert ("of elsewhere, stale, last seen in the future" in said) == (state == "stale")
+    assert f"{1 if state == 'stale' else 2} at work" in said
+
+
 def test_a_lease_is_held_until_all_of_it_is_done(begun, monkeypatch):
     monkeypatch.setattr(leases_module, "FEWEST", 1)
     monkeypatch.setattr(leases_module, "LONGEST", 3)
