@@ -150,6 +150,7 @@ def test_a_student_of_the_hub_trains(model, cache, tmp_path):
     config = RunConfig(
         store=str(tmp_path / "store"),
         student="hf:some-org/tiny.model",
+        same_tokenizer=True,
         steps=1,
         batch_size=2,
         dtype="float32",

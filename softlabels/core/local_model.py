@@ -34,6 +34,11 @@ class LocalModel:
     """What records call it."""
 
     @property
+    def source(self) -> Path:
+        """The folder, or the GGUF file."""
+        return self.folder if self.gguf is None else self.folder / self.gguf
+
+    @property
     def settings(self) -> dict[str, str]:
         """What `from_pretrained` must be told besides the folder."""
         return {} if self.gguf is None else {"gguf_file": self.gguf}

@@ -13,7 +13,7 @@ pytest.importorskip("peft", reason="needs peft")
 
 from softlabels.errors import ConfigError, IntegrityError, RunError
 from softlabels.store.reader import open_store
-from tests.fakes import build_tiny, write_corpus
+from tests.fakes import TinyTeacher, build_tiny, write_corpus
 from tests.students import LLAMA, evaluate_run, llama
 from tests.trainers.exporting import fresh
 from trainers.data.batch import collate
@@ -37,6 +37,9 @@ def ground(tmp_path_factory):
     (folder / "llama.json").write_text(json.dumps(LLAMA))
     (folder / "base").mkdir()
     make_student(f"hf-config:{folder}/llama.json", seed=0, task=Task()).save(folder / "base")
+    (folder / "base" / "tokenizer.json").write_bytes(
+        TinyTeacher().tokenizer.files()["tokenizer.json"]
+    )
     return folder
 
 
@@ -233,7 +236,7 @@ def test_merged_it_is_one_model_with_the_students_answers(ground, tmp_path, quan
     (tmp_path / "wide").mkdir()
     make_student(f"hf-config:{tmp_path}/wide.json", seed=0, task=Task()).save(tmp_path / "wide")
     student = f"hf:{tmp_path}/wide?{LORA}{quant}"
-    train(config_of(ground, student=student, steps=2), tmp_path / "run")
+    train(config_of(ground, student=student, steps=2, same_tokenizer=True), tmp_path / "run")
     settings = {"format": "safetensors", "heldout": str(ground / "heldout"), "tolerance": 1e-4}
     record = export(tmp_path / "run", tmp_path / "one", ExportConfig(merge=True, **settings))
     assert record.check.largest_difference <= 1e-4

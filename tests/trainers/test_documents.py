@@ -161,7 +161,12 @@ def test_integrations_say_so(store):
 def test_a_run_records_and_says_it(store, tmp_path, family, apart):
     student_of(family, store).save(tmp_path / "student")
     config = RunConfig(
-        store=(str(store),), student=f"hf:{tmp_path}/student", steps=2, batch_size=4, device="cpu"
+        store=(str(store),),
+        student=f"hf:{tmp_path}/student",
+        same_tokenizer=True,
+        steps=2,
+        batch_size=4,
+        device="cpu",
     )
     said = Notices()
     train(config, tmp_path / "run", reporter=said)

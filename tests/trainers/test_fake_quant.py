@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from softlabels.errors import ConfigError
 from softlabels.store.reader import open_store
-from tests.fakes import build_tiny, write_corpus
+from tests.fakes import TinyTeacher, build_tiny, write_corpus
 from tests.students import LLAMA
 from trainers.data.batch import collate
 from trainers.data.tasks import Task
@@ -42,6 +42,9 @@ def ground(tmp_path_factory):
         (folder / f"{name}.json").write_text(json.dumps(LLAMA | {"tie_word_embeddings": tied}))
         (folder / name).mkdir()
         make_student(f"hf-config:{folder}/{name}.json", seed=0, task=Task()).save(folder / name)
+        (folder / name / "tokenizer.json").write_bytes(
+            TinyTeacher().tokenizer.files()["tokenizer.json"]
+        )
     return folder
 
 

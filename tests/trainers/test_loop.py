@@ -340,8 +340,9 @@ def test_a_loss_that_is_not_finite_names_the_rows(ground, tmp_path):
         source.model.model.norm.weight.fill_(1e38)  # logits overflow
     source.save(tmp_path / "huge")
     said = r"step 1, rows \[\d+.*at a learning rate of .*begin again in another --out"
+    config = config_of(ground, student=f"hf:{tmp_path / 'huge'}", same_tokenizer=True)
     with pytest.raises(RunError, match=said):
-        train(config_of(ground, student=f"hf:{tmp_path / 'huge'}"), tmp_path / "run")
+        train(config, tmp_path / "run")
 
 
 def test_ece_on_a_hand_made_case():

@@ -189,6 +189,7 @@ def test_a_run_trains_what_lies_before_the_head(tmp_path):
     config = RunConfig(
         store=(str(tmp_path / "store"),),
         student=f"hf:{tmp_path / 'model'}",
+        same_tokenizer=True,
         steps=3,
         batch_size=2,
         lr=1e-2,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
 from functools import lru_cache
@@ -70,6 +71,8 @@ def ground(tmp_path_factory):
     )
     begin = f"hf:{smollm2}" if WHOLE else f"layers-of:{smollm2}?keep=0,29"
     make_student(begin, seed=0).save(folder / "student")
+    for file in (folder / "store" / "tokenizer").iterdir():
+        shutil.copy(file, folder / "student")
     return folder
 
 

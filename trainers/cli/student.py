@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -12,6 +13,10 @@ from softlabels.console.terminal import Bar, LocalPath, StorePlace, emit, json_o
 from softlabels.core.folder_record import seal_folder
 from softlabels.core.folders import filling, publish_folder
 from softlabels.errors import ConfigError
+from softlabels.store.tokenizer_files import is_tokenizer_file
+
+if TYPE_CHECKING:
+    from softlabels.store.reader import Store
 
 
 @click.command("student", cls=Command)
@@ -37,6 +42,8 @@ def student_command(
     seed: int,
 ) -> None:
     """Make a student once, offline, and save it; runs then start from hf:OUT without its source.
+
+    Beside it lies the tokenizer of --like, or of the model that it is of, by which runs know what its ids mean.
 
     SPEC is what `softtrain run --student` takes: new:SIZE, hf-config:FILE, layers-of:PATH?keep=…, hf:PATH, or for
     images cnn:WIDTHxDEPTH, timm:NAME, torchvision:NAME.
@@ -65,16 +72,20 @@ def student_command(
         raise ConfigError(f"--out {out}: is there already; choose another")
     from softlabels.store.reader import open_store
     from trainers.data.tasks import CAUSAL, Task
+    from trainers.run.folder import add_tokenizer
     from trainers.students import make_student
     from trainers.students.context import check_student, context_of
 
     spec = spec if spec is not None else f"new:{params}"
     store = None if like is None else open_store(like)
     student = make_student(spec, seed=seed, task=CAUSAL if store is None else Task.of(store))
-    if store is not None:
-        check_student(student, store, where=spec)
+    unknown = None if store is None else check_student(student, store, where=spec)
     with Bar(quiet=wants_json()) as bar, filling(out) as temporary:
         student.save(temporary)
+        if unknown is not None:
+            bar.notice(f"{spec}: {unknown}; no tokenizer is saved beside the student")
+        elif store is not None or student.source is not None:
+            add_tokenizer(temporary, _tokenizer(student.source, store, bar.notice), out)
         seal_folder(temporary, kind="student")
         publish_folder(temporary, out, bar.notice)
     facts = _facts(student.model) | {"context": context_of(student.model)}
@@ -84,6 +95,21 @@ def student_command(
         text += f"\nnext: softtrain run --store {like} --student hf:{out} --out run"
     result: dict[str, Any] = {"student": str(out), "parameters": student.parameter_count}
     emit(result | {"shape": facts}, text)
+
+
+def _tokenizer(
+    source: Path | None, store: Store | None, notice: Callable[[str], None]
+) -> dict[str, bytes]:
+    """The store's tokenizer, which is then the student's; without one, what lies beside the weights."""
+    from trainers.run.folder import student_tokenizer
+
+    if store is not None:
+        return student_tokenizer(store, notice)
+    assert source is not None
+    if not source.is_dir():  # GGUF, which holds its own
+        return {}
+    found = (path.name for path in source.iterdir() if path.is_file())
+    return {name: (source / name).read_bytes() for name in found if is_tokenizer_file(name)}
 
 
 def _facts(model: Any) -> dict[str, Any]:

@@ -33,7 +33,13 @@ def check_fit(student: Student, loss: DistillLoss, store: Store) -> None:
     """
     where = f"student {student.source or type(student.model).__name__}"
     loss.check(store.identity.targets)
-    check_student(student, store, where=where)
+    unknown = check_student(student, store, where=where)
+    if unknown is not None:
+        warnings.warn(
+            f"{where}: {unknown}, so nothing says that its ids mean what they mean in {store.path}; save its tokenizer "
+            "beside its weights",
+            stacklevel=3,
+        )
     if renumbers(store):
         warnings.warn(
             f"{store.path}: the view renumbers the ids, so the tokenizer of {where} is not compared with the store's",

@@ -39,7 +39,7 @@ from trainers.data.tasks import renumbers
 from trainers.loss.head import Head
 from trainers.loss.losses import DistillLoss, LossOutput
 from trainers.loss.totals import StepTotals
-from trainers.students import check_tokenizer
+from trainers.students.tokenizers import why_not_compared
 
 try:
     from torchtitan.components.dataloader import BaseDataLoader
@@ -282,7 +282,12 @@ def check_store(config: Trainer.Config) -> None:
             f"{most}"
         )
     if not renumbers(store):
-        check_tokenizer(Path(config.hf_assets_path), store, where=_student(config))
+        where = _student(config)
+        unknown = why_not_compared(Path(config.hf_assets_path), store, where=where)
+        if unknown is not None:
+            logger.warning(
+                f"{where}: {unknown}, so nothing says that its ids mean what they mean in {store.path}"
+            )
 
 
 def _student(config: Trainer.Config) -> str:

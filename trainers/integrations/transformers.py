@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from softlabels.core.local_model import find_model
 from softlabels.errors import ConfigError, MissingExtraError
 from trainers.data.batch import Batch
 from trainers.integrations import check_fit
@@ -89,8 +90,7 @@ class DistillMixin(Base):
 
     def _student(self, model: Any) -> Student:
         model = bare_model(model)
-        name = getattr(model.config, "_name_or_path", None)
-        return Student(model, source=Path(name) if name and Path(name).is_dir() else None)
+        return Student(model, source=_source(getattr(model.config, "_name_or_path", None)))
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
         """Trainer's, after a check."""
@@ -138,3 +138,11 @@ class DistillMixin(Base):
         """The loss alone: logits are not made, so `compute_metrics` has none."""
         with torch.no_grad():
             return self.compute_loss(model, self._prepare_inputs(inputs)).detach(), None, None
+
+
+def _source(name: str | None) -> Path | None:
+    """Where a model lies that was loaded by this name; None: nowhere here."""
+    try:
+        return find_model(name, where="", error=ConfigError).source if name else None
+    except ConfigError:
+        return None

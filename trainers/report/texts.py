@@ -24,7 +24,7 @@ from softlabels.core.durable import explained
 from softlabels.core.progress import Reporter
 from softlabels.core.rows import Row
 from softlabels.domains import DOMAINS
-from softlabels.errors import ConfigError
+from softlabels.errors import ConfigError, PairingError
 from softlabels.store.reader import Store, open_store
 from softlabels.store.token_text import TokenText
 from trainers.evaluation.evaluations import StoreFacts
@@ -188,14 +188,20 @@ def _models(
 ) -> Iterator[tuple[str, str, Student]]:
     """The teacher first; one model in memory at a time."""
     from trainers.run.finished import open_finished
-    from trainers.students import check_tokenizer, load_student
+    from trainers.students import load_student
+    from trainers.students.tokenizers import why_not_compared
 
     if asked.teacher is not None:
         if not (asked.teacher / "config.json").is_file():
             raise ConfigError(
                 f"--teacher {asked.teacher}: is no folder of a model of transformers (it holds no config.json)"
             )
-        check_tokenizer(asked.teacher, store, where="--teacher")
+        unknown = why_not_compared(asked.teacher, store, where="--teacher")
+        if unknown is not None:
+            raise PairingError(
+                f"--teacher {asked.teacher}: {unknown}, so nothing says that its ids mean what they mean in the store; "
+                "save its tokenizer beside its weights"
+            )
         yield "the teacher", "t", load_student(asked.teacher)
     for entry, style in entries:
         finished = open_finished(entry.shown.path, weights)

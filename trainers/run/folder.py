@@ -234,15 +234,7 @@ def publish_student(
     check_finite(tensors, what="the student's", step=step, lr=lr, besides=besides)
     with filling(final) as temporary:
         student.save(temporary, None if weights is None else dict(weights))  # which saving empties
-        for name, data in tokenizer.items():
-            path = temporary / name
-            path.parent.mkdir(exist_ok=True)
-            if path.exists():
-                raise RunError(
-                    f"{final}: the student itself saves a file named {name}, as its tokenizer does; nothing was "
-                    "published"
-                )
-            path.write_bytes(data)
+        add_tokenizer(temporary, tokenizer, final)
         if not holds_student(temporary, student, task, weights):
             raise IntegrityError(
                 f"{final}: the student that was saved is not the one in memory; nothing was published. Check the disk, "
@@ -251,6 +243,22 @@ def publish_student(
         seal_folder(temporary, kind="student", step=step)
         publish_folder(temporary, final, notice)
     return True
+
+
+def add_tokenizer(folder: Path, tokenizer: Mapping[str, bytes], final: Path) -> None:
+    """Put a tokenizer's files into a folder that a student was saved in, and that is published as `final`.
+
+    Raises:
+        RunError: the student saved a file of that name.
+    """
+    for name, data in tokenizer.items():
+        path = folder / name
+        path.parent.mkdir(exist_ok=True)
+        if path.exists():
+            raise RunError(
+                f"{final}: the student itself saves a file named {name}, as its tokenizer does; nothing was published"
+            )
+        path.write_bytes(data)
 
 
 def _is_published(

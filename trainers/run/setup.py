@@ -220,7 +220,14 @@ def _student(config: RunConfig, store: Store, to_fit: Sequence[Store], report: R
     """Make the student, and see that it can be fed all rows and numbers its ids as the stores do."""
     student = make_student(config.student_spec, seed=config.seed, task=Task.of(store))
     flag = f"--student {config.student}" if config.init is None else f"--init {config.init}"
-    check_student(student, store, where=flag)
+    unknown = check_student(student, store, where=flag)
+    if unknown is not None and config.init is None:  # a run says itself what it was trained with
+        if not config.same_tokenizer:
+            raise PairingError(
+                f"{flag}: {unknown}, so nothing says that its ids mean what they mean in {store.path}; save its "
+                "tokenizer beside its weights, or give --same-tokenizer if you know that it is the store's"
+            )
+        report.notice(f"--same-tokenizer: {unknown}; that it is the store's is on your word")
     for opened in to_fit:
         check_context(student, opened, where=flag)
     student.freeze(config.freeze)

@@ -14,7 +14,6 @@ A store's domain decides what kind of model that is: a causal LM, or an encoder 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
@@ -25,7 +24,7 @@ from torch import Tensor, nn
 from softlabels.core.head_input import head_input
 from softlabels.core.linear_head import Cap, bias_of
 from softlabels.core.registry import Registry, split_spec
-from softlabels.errors import ConfigError, PairingError, TokenizerError
+from softlabels.errors import ConfigError, PairingError
 from softlabels.store.reader import Store
 from trainers.data.batch import Batch
 from trainers.data.tasks import CAUSAL, Task
@@ -83,7 +82,7 @@ class Student(nn.Module):
         super().__init__()
         self.model = model
         self.source = source
-        """Folder its weights came from; None if they were drawn."""
+        """Folder, or GGUF file, that its weights came from; None if they were drawn."""
         self._cap: Cap | None = None  # not measured yet
         self.head_dtype: torch.dtype | None = None
         """In what the head's products run; None: as its weight is."""
@@ -228,32 +227,3 @@ def check_vocab(student: Student, store: Store, *, where: str) -> None:
 def load_student(folder: Path, task: Task = CAUSAL) -> Student:
     """A student that a run saved."""
     return make_student(f"hf:{folder}", seed=0, task=task)
-
-
-def check_tokenizer(folder: Path, store: Store, *, where: str) -> None:
-    """Refuse pretrained weights whose folder holds another tokenizer than the store was made with.
-
-    A folder without tokenizer.json (GGUF) cannot be compared; `check_vocab` is then all there is.
-
-    Raises:
-        TokenizerError: vocabulary or merges differ.
-    """
-    path, name = folder / "tokenizer.json", "tokenizer/tokenizer.json"
-    if not path.is_file() or name not in store.beside:
-        return
-    mine = _tokenizer_model(path.read_bytes(), str(path))
-    theirs = _tokenizer_model(store.file(name), str(store.path / name))
-    if mine != theirs:
-        raise TokenizerError(
-            f"{where}: {path} is not the tokenizer that {store.path} was made with, so the same "
-            "id means another token; use a student of the teacher's own family, or new:SIZE"
-        )
-
-
-def _tokenizer_model(data: bytes, where: str) -> tuple[Any, ...]:
-    try:
-        model = json.loads(data)["model"]
-        merges = [m if isinstance(m, str) else " ".join(m) for m in model.get("merges", [])]
-        return (model.get("type"), model["vocab"], merges)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
-        raise TokenizerError(f"{where}: not a tokenizer.json ({e})") from e

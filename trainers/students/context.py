@@ -12,7 +12,8 @@ from torch import nn
 from softlabels.errors import PairingError
 from softlabels.store.reader import Store
 from trainers.data.tasks import renumbers
-from trainers.students import Student, check_tokenizer, check_vocab
+from trainers.students import Student, check_vocab
+from trainers.students.tokenizers import why_not_compared
 
 
 def context_of(model: Any) -> int | None:
@@ -28,18 +29,22 @@ def context_of(model: Any) -> int | None:
     return None if most is None else int(most)
 
 
-def check_student(student: Student, store: Store, *, where: str) -> None:
+def check_student(student: Student, store: Store, *, where: str) -> str | None:
     """Refuse a student that cannot be fed a store's rows, or numbers its ids otherwise.
 
     Where a view renumbers the ids, that is on your word: no tokenizer is compared.
+
+    Returns:
+        Why its tokenizer could not be compared with the store's, as a clause; None: it was, or there is no need to.
 
     Raises:
         PairingError, TokenizerError: its vocabulary, its context or its tokenizer is another.
     """
     check_vocab(student, store, where=where)
     check_context(student, store, where=where)
-    if student.source is not None and not renumbers(store):
-        check_tokenizer(student.source, store, where=where)
+    if student.source is None or store.identity.images is not None or renumbers(store):
+        return None
+    return why_not_compared(student.source, store, where=where)
 
 
 def check_context(student: Student, store: Store, *, where: str) -> None:

@@ -101,10 +101,10 @@ def from_folder(argument: str, *, seed: int, task: Task = CAUSAL) -> Student:
         return load_saved(Path(path), saved, task)
     if not options and (base := Base.read(Path(path))) is not None:
         return _saved_adapter(Path(path), base, spec, task)
-    model, folder = load_model(path, spec, seed=seed, task=task)
+    model, lies = load_model(path, spec, seed=seed, task=task)
     if "fake-quant" in options:
         setattr(model.config, KEY, options["fake-quant"])
-    return student_of(model, task, spec, source=folder)
+    return student_of(model, task, spec, source=lies)
 
 
 def _adapted(path: str, options: dict[str, str], spec: str, *, seed: int, task: Task) -> Student:
@@ -125,7 +125,7 @@ def _adapted(path: str, options: dict[str, str], spec: str, *, seed: int, task: 
     base = Base.of(path, found, options.get("quant"))
     student = _over(base, spec, task)
     student.adapter = inject(student.model, lora, base, seed=seed, where=where)
-    student.source = found.folder
+    student.source = found.source
     return student
 
 
@@ -189,7 +189,7 @@ def _options(argument: str, spec: str) -> tuple[str, dict[str, str]]:
 
 
 def load_model(argument: str, spec: str, *, seed: int, task: Task) -> tuple[Any, Path]:
-    """A model that is here, as float32, and its folder; what its task needs and it lacks is drawn from the seed.
+    """A model that is here, as float32, and where it lies; what its task needs and it lacks is drawn from the seed.
 
     Raises:
         ConfigError: it is not here, or transformers cannot load it.
@@ -204,4 +204,4 @@ def load_model(argument: str, spec: str, *, seed: int, task: Task) -> tuple[Any,
     with loading(where, ConfigError), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = load_weights(loader, found, dtype=torch.float32, **task.settings)
-    return model, found.folder
+    return model, found.source

@@ -41,7 +41,7 @@ def from_layers(argument: str, *, seed: int, task: Task = CAUSAL) -> Student:
             f"{where}: keeps some layers of one stack, and a model of the domain {task.domain} is not one; "
             "use new:SIZE, hf-config:FILE or hf:PATH"
         )
-    source, folder = load_model(path, spec, seed=seed, task=task)
+    source, lies = load_model(path, spec, seed=seed, task=task)
     total = getattr(source.config, "num_hidden_layers", None)
     if not isinstance(total, int):
         raise ConfigError(
@@ -54,7 +54,7 @@ def from_layers(argument: str, *, seed: int, task: Task = CAUSAL) -> Student:
         )
     model = _with_layers(source, keep, total, where)
     _check_same(source, model, keep, where)
-    return student_of(model, task, spec, source=folder)
+    return student_of(model, task, spec, source=lies)
 
 
 def _with_layers(source: Any, keep: list[int], total: int, where: str) -> Any:
