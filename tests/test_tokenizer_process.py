@@ -53,10 +53,15 @@ def plain(tmp_path_factory) -> Path:
 
 
 def with_tokenizer(store: Path, data: bytes) -> Path:
+    return with_file(store, "tokenizer.json", data)
+
+
+def with_file(store: Path, file: str, data: bytes) -> Path:
+    """A store with another file of its tokenizer, which its manifest vouches for."""
     import hashlib
 
-    name = "tokenizer/tokenizer.json"
-    (store / name).parent.mkdir(exist_ok=True)
+    name = f"tokenizer/{file}"
+    (store / name).parent.mkdir(parents=True, exist_ok=True)
     (store / name).write_bytes(data)
     raw = json.loads((store / MANIFEST).read_bytes())
     raw["files"][name] = {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}

@@ -258,3 +258,35 @@ def test_another_store_is_refused(ground, tmp_path):
     build_tiny(tmp_path / "tiny", f"text:{tmp_path / 'corpus'}/*.txt")
     with pytest.raises(ConfigError, match="its tokenizer cannot be loaded"):
         SoftLabelSFTTrainer(model, args, store=tmp_path / "tiny")
+
+
+# -- the store's tokenizer ------------------------------------------------------------------------
+
+
+def rows_with(ground, folder, **files):
+    """The store with other files of a tokenizer."""
+    from tests.test_tokenizer_process import with_file
+    from trainers.integrations.rows import StoreRows
+
+    shutil.copytree(ground / "store", folder)
+    for name, data in files.items():
+        with_file(folder, name, data)
+    return StoreRows(folder)
+
+
+def test_a_harmful_tokenizer_ends_a_process_of_its_own(ground, tmp_path):
+    from softlabels.errors import TokenizerError
+    from tests.test_tokenizer_process import DEEP
+    from trainers.integrations.trl import _tokenizer
+
+    rows = rows_with(ground, tmp_path / "store", **{"tokenizer.json": DEEP})
+    with pytest.raises(TokenizerError, match=r"tokenizer\.json: "):
+        _tokenizer(rows)
+
+
+def test_more_chat_templates_lie_in_a_folder(ground, tmp_path):
+    from trainers.integrations.trl import _tokenizer
+
+    name = "additional_chat_templates/tools.jinja"
+    rows = rows_with(ground, tmp_path / "store", **{name: b"{{ messages }}"})
+    assert "tools" in _tokenizer(rows).chat_template

@@ -21,6 +21,7 @@ from typing import Any
 
 from softlabels.errors import ConfigError, MissingExtraError
 from softlabels.format.shard import StoredRow
+from softlabels.store.tokenizer_process import TokenizerProcess
 from trainers.data.packing import collate_packed
 from trainers.integrations.rows import StoreRows, collate_rows
 from trainers.integrations.transformers import DistillMixin
@@ -137,9 +138,13 @@ def _tokenizer(rows: StoreRows) -> Any:
         raise ConfigError(
             f"{rows.store.path}: the store is read in another vocabulary, or holds no tokenizer; give processing_class="
         )
+    if (serialised := files.get("tokenizer.json")) is not None:  # of a store from anywhere
+        TokenizerProcess(serialised, where=f"{rows.store.path}: tokenizer.json").close()
     with tempfile.TemporaryDirectory(prefix="softlabels-") as folder:
         for name, data in files.items():
-            (Path(folder) / name).write_bytes(data)
+            path = Path(folder) / name
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(data)
         try:
             return AutoTokenizer.from_pretrained(folder)
         except Exception as e:
