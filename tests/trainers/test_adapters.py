@@ -168,6 +168,58 @@ def test_an_altered_adapter_is_refused(run, tmp_path):
         load_student(tmp_path / "student")
 
 
+SETTINGS = {
+    "a module to import": ({"megatron_core": "evil", "megatron_config": {"a": 1}}, ConfigError, 'megatron_co.* = '),
+    "weights elsewhere": ({"modules_to_save": ["lm_head"]}, ConfigError, r'modules_to_save = \["lm_head"\]'),
+    "another scale": ({"use_rslora": True}, ConfigError, "use_rslora = true"),
+    "the first layer alone": ({"layers_to_transform": 0}, ConfigError, "layers_to_transform = 0"),
+    "of a later PEFT": ({"use_novelty": True}, ConfigError, "use_novelty = true, .* merge it into its base"),
+    "another kind": ({"peft_type": "IA3"}, ConfigError, 'peft_type = "IA3"'),
+    "a pattern of layers": ({"target_modules": ".*_proj"}, IntegrityError, "cannot be"),
+    "no rank": ({"r": -1}, IntegrityError, "cannot be"),
+    "a rank that is none": ({"r": "4"}, IntegrityError, "no adapter's configuration|cannot be"),
+    "an endless scale": ({"lora_alpha": float("inf")}, IntegrityError, "cannot be"),
+    "no list": ({"target_modules": 3}, IntegrityError, "no adapter's configuration"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_settings_that_are_not_ours_are_refused_unused(run, tmp_path, name):
+    changes, kind, says = SETTINGS[name]
+    shutil.copytree(run / "student", tmp_path / "student")
+    config = tmp_path / "student/adapter_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | changes))
+    with pytest.raises(kind, match=says):
+        load_student(tmp_path / "student")
+
+
+def test_a_configuration_of_another_peft_is_read(run, tmp_path):
+    """0.18 had fewer settings, and a later one may have more, which are off."""
+    shutil.copytree(run / "student", tmp_path / "student")
+    path = tmp_path / "student/adapter_config.json"
+    config = json.loads(path.read_text())
+    for name in ("velora_config", "lora_ga_config", "monteclora_config", "kasa_config"):
+        config.pop(name, None)
+    config |= {
+        "use_novelty": False,
+        "novelty_config": None,
+        "use_bdlora": False,
+        "arrow_config": {},
+    }
+    path.write_text(json.dumps(config | {"peft_version": "0.18.0"}))
+    again = load_student(tmp_path / "student").learnt()
+    assert all(torch.equal(again[n], t) for n, t in load_student(run / "student").learnt().items())
+
+
+def test_what_is_saved_again_is_the_same_file(run, tmp_path):
+    student = load_student(run / "student")
+    student.save(tmp_path)
+    config = "adapter_config.json"
+    assert json.loads((tmp_path / config).read_text()) == json.loads(
+        (run / "student" / config).read_text()
+    )
+
+
 @pytest.mark.parametrize(
     ("query", "message"),
     [

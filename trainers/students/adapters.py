@@ -33,6 +33,18 @@ NAME = "default"
 """What PEFT calls the adapter in memory."""
 PREFIX = "base_model.model."
 """Of names in PEFT's files."""
+CONFIG_LIMIT = 2**20
+"""Bytes of a configuration that are read."""
+SAVED = {
+    "r",
+    "lora_alpha",
+    "lora_dropout",
+    "target_modules",
+    "inference_mode",
+    "peft_version",
+    "base_model_name_or_path",
+}
+"""Settings that are an adapter's own; all others are PEFT's defaults."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,9 +72,14 @@ class Lora:
             lora = cls(**{name: kinds[name](value) for name, value in pairs})
         except (ValueError, KeyError, TypeError) as e:
             raise _malformed(where, text) from e
-        if not (0 < lora.r <= 65536 and 0 < lora.alpha < 1e6 and 0 <= lora.dropout < 1):
+        if not lora.is_possible:
             raise _malformed(where, text)
         return lora
+
+    @property
+    def is_possible(self) -> bool:
+        """Whether its numbers are in bounds."""
+        return 0 < self.r <= 65536 and 0 < self.alpha < 1e6 and 0 <= self.dropout < 1
 
     def config(self, base: Base, *, where: str) -> Any:
         """PEFT's own."""
@@ -168,12 +185,10 @@ def load(model: Any, folder: Path, base: Base, *, where: str) -> Adapter:
     """Put a saved adapter into its base; it goes on learning.
 
     Raises:
-        ConfigError: PEFT cannot.
+        ConfigError: PEFT cannot, or its configuration says what this project does not save.
         IntegrityError: its files are damaged, or not of this base.
     """
-    with loading(where, ConfigError):
-        config = peft(where).LoraConfig.from_pretrained(str(folder))
-    config.inference_mode = False
+    config = _saved_config(folder / CONFIG, base, where)
     _inject(model, config, where)
     own = {_file_name(n): p for n, p in model.named_parameters() if f".{NAME}." in n}
     try:
@@ -188,6 +203,44 @@ def load(model: Any, folder: Path, base: Base, *, where: str) -> Adapter:
         for name, parameter in own.items():
             parameter.copy_(saved[name])
     return Adapter(config, base)
+
+
+def _saved_config(path: Path, base: Base, where: str) -> Any:
+    """PEFT's own, of what this project saves; the file is not handed to PEFT, which imports modules that it may name.
+
+    Raises:
+        ConfigError: a setting besides the shape that is not PEFT's default, or that PEFT does not know.
+        IntegrityError: it cannot be read, or has no such shape.
+    """
+    try:
+        with path.open("rb") as f:
+            found = json.loads(f.read(CONFIG_LIMIT))
+        r, alpha, dropout = (found[name] for name in ("r", "lora_alpha", "lora_dropout"))
+        targets = "+".join(found["target_modules"])
+        lora = Lora(r=r, alpha=alpha, dropout=dropout, targets=targets)
+        sound = type(found["target_modules"]) is list and type(r) is int and lora.is_possible
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as e:
+        raise IntegrityError(f"{path}: is no adapter's configuration ({e!r}); copy it again") from e
+    if not sound:
+        raise IntegrityError(f"{path}: describes an adapter that cannot be; copy it again")
+    config = lora.config(base, where=where)
+    usual = config.to_dict()
+    for name, value in found.items():
+        if (
+            name not in SAVED
+            and value != usual.get(name)
+            and not (_off(value) and _off(usual.get(name)))
+        ):
+            raise ConfigError(
+                f"{where}: its {CONFIG} says {name} = {json.dumps(value):.60}, which an adapter of this project does "
+                "not have; merge it into its base with PEFT, and give that model"
+            )
+    return config
+
+
+def _off(value: Any) -> bool:
+    """Whether a setting is none; versions of PEFT spell that in several ways."""
+    return value is None or value is False or value in ({}, [])
 
 
 def _inject(model: Any, config: Any, where: str) -> None:
