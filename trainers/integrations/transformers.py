@@ -27,6 +27,7 @@ from trainers.loss.losses import DistillLoss, LossOutput
 from trainers.loss.totals import StepTotals
 from trainers.students import Student
 from trainers.students.model_head import bare_model
+from trainers.students.router import router_loss
 
 try:
     from transformers import TrainerCallback
@@ -111,7 +112,10 @@ class DistillMixin(Base):
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """This micro-batch's share of the step's loss; alone, a mean over its own positions."""
+        """This micro-batch's share of the step's loss; alone, a mean over its own positions.
+
+        The routers' loss of a mixture of experts is a mean over micro-batches and processes.
+        """
         inputs, totals = dict(inputs), num_items_in_batch
         batch: Batch = replace(inputs.pop("batch"), inputs=inputs)
         out, outputs = forward_loss(model, batch, replace(self.distill, totals=totals))
@@ -119,6 +123,10 @@ class DistillMixin(Base):
             self._seen.append((out._replace(loss=out.loss.detach()), self.distill.count(batch)))
         # DDP and FSDP2 average gradients over processes
         loss = out.loss * (1 if totals is None else self.accelerator.num_processes)
+        router = router_loss(bare_model(model).config, outputs)
+        if router is not None:
+            steps = 1 if totals is None else self.current_gradient_accumulation_steps
+            loss = loss + router.to(loss.device) / steps
         return (loss, outputs) if return_outputs else loss
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:

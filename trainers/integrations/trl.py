@@ -110,13 +110,10 @@ class SoftLabelSFTTrainer(DistillMixin, SFTTrainer):
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """The store's loss; of a mixture of experts with TRL's auxiliary loss."""
+        """The store's loss; TRL has written into the configuration whether routers have one, too."""
         loss, outputs = super().compute_loss(
             model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch
         )
-        if self.aux_loss_enabled:
-            steps = 1 if num_items_in_batch is None else self.current_gradient_accumulation_steps
-            loss = loss + self.router_aux_loss_coef * outputs.aux_loss / steps
         mode = "train" if self.model.training else "eval"
         self._total_train_tokens += inputs["input_ids"].numel() * (mode == "train")
         self._metrics[mode]["num_tokens"] = [

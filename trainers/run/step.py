@@ -54,11 +54,20 @@ class Taken(NamedTuple):
 
 
 def student_loss(student: Student, loss: DistillLoss, batch: Batch) -> LossOutput:
-    """What a student loses on a micro-batch; the hidden states of its last layer are asked for if they are compared."""
+    """What a student loses on a micro-batch; the hidden states of its last layer are asked for if they are compared.
+
+    The routers' loss of a mixture of experts is a mean over the step's micro-batches, by their positions.
+    """
     if loss.cosine > 0:
         hidden, layer = student.hidden_and_layer(batch)
-        return loss(hidden, student.head(), batch, layer=layer)
-    return loss(student.hidden(batch), student.head(), batch)
+        out = loss(hidden, student.head(), batch, layer=layer)
+    else:
+        out = loss(student.hidden(batch), student.head(), batch)
+    router = student.routed()
+    if router is None:
+        return out
+    share = 1.0 if loss.totals is None else batch.positions / loss.totals.positions
+    return out._replace(loss=out.loss + router.to(out.loss.device) * share)
 
 
 class Computation(nn.Module):

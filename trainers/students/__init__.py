@@ -33,6 +33,7 @@ from trainers.students.documents import keeps_documents_apart, laid_out
 from trainers.students.fake_quant import rounded_state, seen_weight
 from trainers.students.model_head import head_width
 from trainers.students.own_logits import check_own_logits, measured_cap
+from trainers.students.router import router_loss
 
 if TYPE_CHECKING:
     from trainers.students.adapters import Adapter
@@ -84,6 +85,7 @@ class Student(nn.Module):
         self.source = source
         """Folder, or GGUF file, that its weights came from; None if they were drawn."""
         self._cap: Cap | None = None  # not measured yet
+        self._router: Tensor | None = None
         self.head_dtype: torch.dtype | None = None
         """In what the head's products run; None: as its weight is."""
         self.adapter: Adapter | None = None
@@ -107,12 +109,18 @@ class Student(nn.Module):
     def hidden(self, batch: Batch) -> Tensor:
         """What the head is given: `[B, S, D]`, or `[N, D]` of the positions, if the batch is fed in another layout."""
         laid = laid_out(self.model, batch)
-        hidden = head_input(self.head_layer(), lambda: self.forward_model(laid))[0]
+        hidden, out = head_input(self.head_layer(), lambda: self.forward_model(laid))
+        self._router = router_loss(self.model.config, out)
         return hidden if laid is batch else laid.at_positions(hidden)
 
     def forward_model(self, batch: Batch) -> Any:
         """Run the whole model."""
         return self.model(**batch.inputs, use_cache=False)
+
+    def routed(self) -> Tensor | None:
+        """The routers' loss of the last forward, once; None: it has none (`router.py`)."""
+        found, self._router = self._router, None
+        return found
 
     @property
     def keeps_documents_apart(self) -> bool | None:
