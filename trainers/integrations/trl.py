@@ -135,14 +135,14 @@ def _tokenizer(rows: StoreRows) -> Any:
         raise ConfigError(
             f"{rows.store.path}: the store is read in another vocabulary, or holds no tokenizer; give processing_class="
         )
-    if (serialised := files.get("tokenizer.json")) is not None:  # of a store from anywhere
-        TokenizerProcess(serialised, where=f"{rows.store.path}: tokenizer.json").close()
     with tempfile.TemporaryDirectory(prefix="softlabels-") as folder:
         for name, data in files.items():
             path = Path(folder) / name
             path.parent.mkdir(exist_ok=True)
             path.write_bytes(data)
         try:
+            if (serialised := files.get("tokenizer.json")) is not None:  # of a store from anywhere
+                TokenizerProcess(serialised, where="tokenizer.json").close()
             return AutoTokenizer.from_pretrained(folder)
         except Exception as e:
             raise ConfigError(
