@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 
 import pytest
@@ -107,6 +108,13 @@ def test_an_added_token_that_means_another_is_refused(ground, tmp_path):
     ):
         asked(moved, store)
     assert asked(student(tmp_path / "same", tokenizer=make()), store) is None
+    named = student(tmp_path / "named", tokenizer=with_added(["<|reserved|>", "<|end|>"]))
+    said = rf"calls added tokens otherwise \(id {size} is '<\|reserved\|>', the store's is '<\|user"
+    assert re.search(said, asked(named, store))
+    changes = {"store": (str(store),), "vocab": None}
+    with pytest.raises(PairingError, match=said):
+        train(config_of(ground, named, **changes), tmp_path / "run")
+    train(config_of(ground, named, **changes, same_tokenizer=True), tmp_path / "run")
 
 
 def test_other_merges_are_refused(ground, tmp_path):

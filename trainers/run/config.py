@@ -39,8 +39,8 @@ class RunConfig:
     `hf:PATH?fake-quant=int4-g64` with a grid of few bits, `hf:PATH?lora=r:16` with an adapter beside it, `&quant=nf4`
     over a base of few bits. For images also `cnn:WIDTHxDEPTH`, `timm:NAME` and `torchvision:NAME`."""
     same_tokenizer: Model[bool] = False
-    """Take a pretrained student's tokenizer for the store's where one of the two is not there to be compared; recorded
-    in run.json."""
+    """Take a pretrained student's tokenizer for the store's where one of the two is not there to be compared, or
+    calls added tokens otherwise; recorded in run.json."""
     freeze: Model[tuple[str, ...]] = ()
     """Part of the student that does not learn: `head` or `embeddings` (repeatable)."""
     key: Data[str | None] = None

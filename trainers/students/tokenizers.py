@@ -5,13 +5,14 @@
    loaded by the library that loads its weights.
 3. Added tokens included, no id may have two tokens and no token two ids. Ids that one side alone has are left: members
    of a family end in other special tokens, and heads are wider than tokenizers.
-4. What cannot be compared is said, and whoever asked decides.
+4. What cannot be compared is said, and whoever asked decides. So are added tokens that are called otherwise: a family's
+   next version may have named what was reserved, which is harmless where no text has it, and another's marks are not.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Set
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,6 +34,8 @@ class Vocabulary(NamedTuple):
 
     ids: Mapping[str, int]
     """Of each token, added ones included."""
+    added: Set[str]
+    """Tokens that were added to a vocabulary, such as marks of chats."""
     model: tuple[Any, ...] | None
     """Kind, vocabulary and merges; None of one that was loaded, whose spelling of these is the library's."""
 
@@ -46,7 +49,7 @@ def why_not_compared(source: Path, store: Store, *, where: str) -> str | None:
         where: how a message begins.
 
     Returns:
-        Why the two cannot be compared, as a clause; None: they were, and are one.
+        Why the two cannot be compared, or how they call added tokens, as a clause; None: they are one.
 
     Raises:
         TokenizerError: they differ.
@@ -64,7 +67,8 @@ def why_not_compared(source: Path, store: Store, *, where: str) -> str | None:
             mine = _loaded(source, where)
         except TokenizerError as e:
             return str(e)
-    clash = _clash(mine.ids, theirs.ids)
+    clashes = list(_clashes(mine, theirs))
+    clash = next((said for said, named in clashes if not named), None)
     if clash is None and mine.model is not None and mine.model != theirs.model:
         clash = "the vocabularies or merges differ"
     if clash is not None:
@@ -72,18 +76,24 @@ def why_not_compared(source: Path, store: Store, *, where: str) -> str | None:
             f"{where}: {path} is not the tokenizer that {store.path} was made with, so the same "
             f"id means another token ({clash}); use a student of the teacher's own family, or new:SIZE"
         )
-    return None
+    return f"{path} calls added tokens otherwise ({clashes[0][0]})" if clashes else None
 
 
-def _clash(mine: Mapping[str, int], theirs: Mapping[str, int]) -> str | None:
-    """The lowest id of theirs that means another token in mine, or whose token has another id there."""
-    tokens = {i: token for token, i in mine.items()}
-    for token, i in sorted(theirs.items(), key=lambda of: of[1]):
-        if tokens.get(i, token) != token:
-            return f"id {i} is {tokens[i]!r}, the store's is {token!r}"
-        if mine.get(token, i) != i:
-            return f"{token!r} is id {mine[token]}, the store's is {i}"
-    return None
+def _clashes(mine: Vocabulary, theirs: Vocabulary) -> Iterator[tuple[str, bool]]:
+    """Ids of theirs, from the lowest on, that mean another token in mine, or whose token has another id there.
+
+    Yields:
+        What is said of one, and whether it is only called otherwise: an added token that the other side does not have.
+    """
+    tokens = {i: token for token, i in mine.ids.items()}
+    for token, i in sorted(theirs.ids.items(), key=lambda of: of[1]):
+        other, at = tokens.get(i, token), mine.ids.get(token, i)
+        if other != token:
+            alone = other in mine.added - theirs.ids.keys()
+            named = alone and token in theirs.added - mine.ids.keys()
+            yield f"id {i} is {other!r}, the store's is {token!r}", named
+        elif at != i:
+            yield f"{token!r} is id {at}, the store's is {i}", False
 
 
 def _read(data: bytes, where: str) -> Vocabulary:
@@ -98,7 +108,7 @@ def _read(data: bytes, where: str) -> Vocabulary:
         ids = {t: i for t, i in {**listed, **added}.items() if isinstance(i, int)}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
         raise TokenizerError(f"{where}: not a tokenizer.json ({e})") from e
-    return Vocabulary(ids, (model.get("type"), vocab, merges))
+    return Vocabulary(ids, added.keys() - listed.keys(), (model.get("type"), vocab, merges))
 
 
 def _loaded(source: Path, where: str) -> Vocabulary:
@@ -113,4 +123,5 @@ def _loaded(source: Path, where: str) -> Vocabulary:
         tokenizer = library.AutoTokenizer.from_pretrained(
             folder, trust_remote_code=False, **settings
         )
-        return Vocabulary(tokenizer.get_vocab(), None)
+        added = tokenizer.get_added_vocab().keys()
+        return Vocabulary(tokenizer.get_vocab(), set(added), None)
