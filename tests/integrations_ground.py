@@ -16,6 +16,8 @@ from tests.fakes import TEXT
 from trainers.loss.losses import LossOutput
 
 PAGE = "integrations.md"
+SIZES = [12 + 37 * i % 90 for i in range(120)]
+"""Bytes of documents, of which most share a row, and some are longer than one."""
 
 
 def write_ground(folder: Path) -> Path:
@@ -24,10 +26,11 @@ def write_ground(folder: Path) -> Path:
 
     write_model(folder / "teacher")
     write_model(folder / "student", seed=5)
-    (folder / "a.txt").write_text(TEXT * 8, encoding="utf-8")
+    for i, size in enumerate(SIZES):
+        (folder / f"{i:03d}.txt").write_text((TEXT * 24)[i * 70 :][:size], encoding="utf-8")
     softlabels.build(
         teacher=f"hf:{folder / 'teacher'}",
-        corpus=(f"text:{folder}/a.txt",),
+        corpus=(f"text:{folder}/*.txt",),
         out=folder / "store",
         seq_len=32,
         device="cpu",

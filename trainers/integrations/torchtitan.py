@@ -10,7 +10,9 @@
 2. Before a step the trainer adds up, over all of its processes, what each part of the loss is divided by.
 3. The model gives hidden states, as it does for torchtitan's own chunked loss. The loss is computed in place of the
    head's forward, where FSDP2 has made its weight whole, a few rows of logits at a time.
-4. A checkpoint holds the stream's state as of its step, which goes on on any number of processes.
+4. Documents that share a row are kept apart by FlexAttention and variable-length attention, by their positions. For
+   other layers each document is taken out of its row.
+5. A checkpoint holds the stream's state as of its step, which goes on on any number of processes.
 
 Data parallelism alone (`data_parallel_shard_degree`, `data_parallel_replicate_degree`): what cuts rows, the head or the
 layers between processes is refused. The loss is not compiled. The price: the processes gather a few numbers each step.
@@ -34,6 +36,7 @@ from softlabels.errors import ConfigError, MissingExtraError, PairingError
 from softlabels.store.reader import Store
 from trainers.data.batch import COUNTED, Batch
 from trainers.data.microbatches import split_batch
+from trainers.data.packing import separated
 from trainers.data.stream import SoftTargetStream, opened
 from trainers.data.tasks import renumbers
 from trainers.loss.head import Head
@@ -44,6 +47,7 @@ from trainers.students.tokenizers import why_not_compared
 try:
     from torchtitan.components.dataloader import BaseDataLoader
     from torchtitan.components.loss import IGNORE_INDEX, BaseLoss, ChunkedLossWrapper
+    from torchtitan.models.common.attention import FlexAttention, VarlenAttention
     from torchtitan.tools.logging import logger
     from torchtitan.trainer import Trainer
 except ImportError as e:
@@ -135,6 +139,18 @@ def part_of(batch: Batch) -> Part:
     return {"input": tokens, "positions": places, "batch": batch}, labels
 
 
+def alone(batch: Batch) -> Part:
+    """A batch as torchtitan takes one, each of its documents in a row of its own; the same positions."""
+    return part_of(separated(batch) if COUNTED in batch.inputs else batch)
+
+
+def keeps_documents_apart(model: torch.nn.Module) -> bool:
+    """Whether every layer of a model of torchtitan masks documents by their positions; what is not known does not."""
+    attention = (getattr(layer, "attention", None) for layer in model.layers.values())
+    kinds = [type(getattr(a, "inner_attention", None)) for a in attention]
+    return all(issubclass(kind, (FlexAttention, VarlenAttention)) for kind in kinds)
+
+
 class SoftTargetLoss(ChunkedLossWrapper):
     """`DistillLoss` on the states that torchtitan's head is given; never positions × vocabulary logits."""
 
@@ -200,6 +216,12 @@ class SoftTargetTrainer(Trainer):
         config.dataloader = replace(config.dataloader, batch_size=step)  # `build` gave a copy
         super().__init__(config)
         self._check_head()
+        self._apart = all(map(keeps_documents_apart, self.model_parts))
+        if not self._apart:
+            logger.info(
+                f"{_student(config)}: not all of its layers keep documents apart that share a row; each is given to it "
+                "as a sequence of its own, which costs padding"
+            )
 
     def _check_head(self) -> None:
         """Refuse a model whose head is another than the loss computes, or of other ids than the store."""
@@ -219,6 +241,8 @@ class SoftTargetTrainer(Trainer):
     def train_step(self, data_iterator: Iterator[Part]) -> None:
         """torchtitan's, whose loss is normalised over all parts of the step."""
         parts = list(islice(data_iterator, self.gradient_accumulation_steps))
+        if not self._apart:
+            parts = [alone(given["batch"]) for given, _ in parts]
         counts = [self.loss_fn.loss.count(given["batch"]) for given, _ in parts]
         totals = StepTotals.over(self._everywhere(counts))
         self.loss_fn.begin(totals)
