@@ -144,7 +144,7 @@ def alone(batch: Batch) -> Part:
     return part_of(separated(batch) if COUNTED in batch.inputs else batch)
 
 
-def keeps_documents_apart(model: torch.nn.Module) -> bool:
+def keeps_documents_apart(model: Any) -> bool:
     """Whether every layer of a model of torchtitan masks documents by their positions; what is not known does not."""
     attention = (getattr(layer, "attention", None) for layer in model.layers.values())
     kinds = [type(getattr(a, "inner_attention", None)) for a in attention]
