@@ -414,7 +414,13 @@ def test_a_renumbered_store_is_taken_on_your_word_aloud(ground, tmp_path):
 
 @pytest.mark.parametrize(
     ("changes", "message"),
-    [({"label_smoothing_factor": 0.1}, "label_smoothing"), ({"fp16": True}, "fp16")],
+    [
+        ({"label_smoothing_factor": 0.1}, "label_smoothing"),
+        ({"fp16": True}, "fp16"),
+        ({"auto_find_batch_size": True}, "auto_find_batch_size: the rows of a step"),
+        ({"accelerator_config": {"split_batches": True}}, "split_batches: each process"),
+        ({"accelerator_config": {"dispatch_batches": True}}, "dispatch_batches or"),
+    ],
 )
 def test_arguments_that_could_not_be_honoured_are_refused(ground, tmp_path, changes, message):
     with pytest.raises(ConfigError, match=message):

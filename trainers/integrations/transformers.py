@@ -63,10 +63,19 @@ class DistillMixin(Base):
         self.add_callback(self._count)
         kind = self.accelerator.distributed_type.value  # NO, MULTI_GPU, MULTI_CPU, FSDP, ...
         spread = kind == "NO" or kind.startswith("MULTI") or self.accelerator.is_fsdp2
+        dealing = self.args.accelerator_config
         for unfit, what in (
             (self.args.fp16, "fp16: its gradients underflow; use bf16=True"),
             (self.args.n_gpu > 1, "several GPUs in a process; start one for each with torchrun"),
             (self.args.label_smoothing_factor, "label_smoothing_factor; it smooths another loss"),
+            (
+                self.args.auto_find_batch_size,
+                "auto_find_batch_size: the rows of a step are fixed before it; set per_device_train_batch_size",
+            ),
+            (
+                dealing.dispatch_batches or dealing.split_batches,
+                "dispatch_batches or split_batches: each process takes its own rows",
+            ),
             (self.compute_loss_func, "compute_loss_func; give distill=DistillLoss(...)"),
             (not spread, f"{kind}: its gathering of the head was not tested; use DDP or FSDP2"),
         ):
