@@ -18,6 +18,7 @@ from softlabels.core.head_output import as_output, instead
 from trainers.data.batch import COUNTED, Batch
 from trainers.data.packing import as_one_row, flattened, separated
 from trainers.students.model_head import head_width, states_here
+from trainers.students.own_logits import evaluated
 
 SEE_EACH_OTHER = (
     "student: in {model} documents that share a row see each other; each is given to it as a sequence of its own, as "
@@ -73,16 +74,7 @@ def _tried(model: Any) -> bool:
         model(**inputs, use_cache=False)
         return caught[0].reshape(*ids.shape, -1)
 
-    learning = [m for m in model.modules() if m.training]
-    model.eval()
-    try:
-        with instead(head, catch):
-            return keeps_apart(
-                states,
-                vocab_size=head_width(head),
-                context=context_of(model),
-                device=model.device,
-            )
-    finally:
-        for module in learning:
-            module.training = True
+    with evaluated(model), instead(head, catch):
+        return keeps_apart(
+            states, vocab_size=head_width(head), context=context_of(model), device=model.device
+        )

@@ -46,7 +46,7 @@ def check_own_logits(student: Student, *, where: str) -> None:
         return
     few = _few(student)
     try:
-        with _evaluated(student):
+        with evaluated(student):
             states, expected = seen_by_head(student.head_layer(), lambda: _run(student, few))
             check_logits(student.model, head_logits(states, student.head()), expected)
     except ConfigError as e:
@@ -64,7 +64,7 @@ def _run(student: Student, few: dict[str, Tensor]) -> Any:
 
 
 @contextmanager
-def _evaluated(module: nn.Module) -> Iterator[None]:
+def evaluated(module: nn.Module) -> Iterator[None]:
     """Without dropout, for a while."""
     training = [m for m in module.modules() if m.training]
     module.eval()
