@@ -15,15 +15,18 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar, overload
 
+import msgspec
+
 from softlabels.core.progress import Silent
 from softlabels.core.records import RECORD_LIMIT
 from softlabels.errors import StoreError
 from softlabels.format.manifest import MANIFEST, Commit, Plan, Statistics
 from softlabels.format.shard_records import PlannedShard
 from softlabels.making.claims import EXPIRY, Holder
+from softlabels.making.commit import is_of
 from softlabels.making.place.builder import PlaceBuilder
 from softlabels.making.place.claims import PlaceClaims
-from softlabels.making.place.commit import commit_name, parsed
+from softlabels.making.place.commit import commit_name
 from softlabels.making.place.finish import (
     AT_ONCE,
     alone_in,
@@ -177,10 +180,11 @@ class Simulation:
 
     def _fits(self, shard: PlannedShard, data: bytes, record: bytes) -> bool:
         try:
-            commit = parsed(record, self.plan, shard, shard.name)
-        except StoreError:
+            commit = msgspec.json.decode(record, type=Commit)
+        except msgspec.DecodeError:
             return False
-        return commit.bytes == len(data) and data == _bytes_of(shard)
+        told = is_of(commit, self.plan, shard) and commit.bytes == len(data)
+        return told and data == _bytes_of(shard)
 
 
 class _Builder:
