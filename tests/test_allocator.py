@@ -4,11 +4,12 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from softlabels.core import allocator
-from softlabels.core.allocator import ARROW, CHOSEN, give_back, keep_memory
+from softlabels.core.allocator import ARROW, CHOSEN, TORCH, give_back, keep_memory
 
 PROGRAM = """
 import json, resource, sys
@@ -38,10 +39,29 @@ print(json.dumps({"said": said, "faults": after - before, "arrow": pool}))
 """
 
 
-def run(how: str, **environment: str) -> dict[str, object]:
-    plain = {k: v for k, v in os.environ.items() if k not in (*CHOSEN, ARROW, "LD_PRELOAD")}
+LARGE_PAGES = r"""
+import json, re
+from pathlib import Path
+from softlabels.core.allocator import keep_memory
+
+kept = keep_memory()
+import numpy as np
+
+array = np.ones(3 * 2**17)  # 3 MiB
+at = array.ctypes.data
+for area in re.split(r"\n(?=[0-9a-f]+-)", Path("/proc/self/smaps").read_text()):
+    begin, end = (int(x, 16) for x in area.split()[0].split("-"))
+    if begin <= at < end:
+        flags = area.rpartition("VmFlags:")[2].split()
+print(json.dumps({"kept": kept, "asked": "hg" in flags}))
+"""
+
+
+def run(how: str, program: str = PROGRAM, **environment: str) -> dict[str, object]:
+    others = (*CHOSEN, ARROW, TORCH, "LD_PRELOAD")
+    plain = {k: v for k, v in os.environ.items() if k not in others}
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, how],
+        [sys.executable, "-c", program, how],
         env=plain | environment,
         capture_output=True,
         text=True,
@@ -63,6 +83,26 @@ def test_who_needs_memory_may_have_it_given_back_again():
     found = run("kept, then given back")
     assert found["said"] is True
     assert found["faults"] > 1000
+
+
+@pytest.mark.skipif(
+    not Path("/sys/kernel/mm/transparent_hugepage").exists(), reason="of Linux with large pages"
+)
+@pytest.mark.skipif(not allocator._is_glibc(), reason="of Linux with glibc")
+def test_arrays_lie_in_memory_for_which_large_pages_were_asked():
+    assert run("kept", LARGE_PAGES) == {"kept": True, "asked": True}
+    chosen = {"GLIBC_TUNABLES": "glibc.malloc.trim_threshold=131072"}
+    assert run("kept", LARGE_PAGES, **chosen) == {"kept": False, "asked": False}
+
+
+@pytest.mark.skipif(not allocator._is_glibc(), reason="of Linux with glibc")
+def test_torch_asks_for_large_pages_unless_told_otherwise(monkeypatch):
+    monkeypatch.setenv(TORCH, "0")
+    assert keep_memory()
+    assert os.environ[TORCH] == "0"
+    monkeypatch.delenv(TORCH)
+    assert keep_memory()
+    assert os.environ[TORCH] == "1"
 
 
 def test_who_has_chosen_otherwise_is_left_alone(monkeypatch):

@@ -1,31 +1,40 @@
-"""Memory that arrays give back is kept for the next ones.
+"""Memory that arrays give back is kept for the next ones, and lies in large pages.
 
 Left to itself, glibc asks the kernel for each large array and gives it back once it is freed. Whoever decodes one shard
 after the other then has the same pages made, cleared and unmapped again and again: up to half of a loader's CPU seconds
 were the kernel's. Told to keep them, it reuses them. Arrow has an allocator of its own that gives back, too, and is
 told to use glibc's.
 
+In pages of 4 KiB a decoded shard is thousands of them, more than a processor remembers the places of, and in a virtual
+machine each one forgotten is looked up in two tables: loading took up to twice as long, and a training step on the CPU,
+too. Linux makes pages of 2 MiB where it is asked to (`madvise`), so it is asked: for the beginning of the heap here,
+and by torch for each of its own large arrays.
+
 Price: what was once in use stays with the process, up to `KEPT`. Arrays above 32 MiB are glibc's own bound, and go back
-to the kernel as before. Where many threads take and free much at a time, each keeps some, and the peak is higher: who
-spreads weights over processes to save memory says `give_back`.
+to the kernel as before. Threads share one heap. Who spreads weights over processes to save memory says `give_back`.
 """
 
 from __future__ import annotations
 
+import mmap
 import os
 
-M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -2, -3, -8
 """Of malloc.h."""
 LARGEST = 32 * 2**20
 """Bytes of an array that glibc can be made to keep, at most."""
 SMALL = 2**20
 """Bytes from which on an array is the kernel's, where memory is given back."""
 PAD = 64 * 2**20
-"""Bytes of a heap of a thread; with less free space beside it, an empty one is given back."""
+"""Bytes by which the heap grows at a time, at least."""
 KEPT = 2**30
 """Bytes at the end of the heap that are kept."""
+ADVISED = 2**29
+"""Bytes of the heap, from its present end on, that lie in large pages once they are used."""
 ARROW = "ARROW_DEFAULT_MEMORY_POOL"
 """Which allocator Arrow uses, read when it is imported."""
+TORCH = "THP_MEM_ALLOC_ENABLE"
+"""Whether torch asks for large pages for its arrays, read when it makes the first."""
 CHOSEN = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TOP_PAD_", "GLIBC_TUNABLES")
 """Whoever says one of them has chosen otherwise."""
 
@@ -39,7 +48,13 @@ def keep_memory() -> bool:
     if not _is_glibc() or not os.environ.keys().isdisjoint(CHOSEN):
         return False
     os.environ.setdefault(ARROW, "system")
-    return _told({M_MMAP_THRESHOLD: LARGEST, M_TRIM_THRESHOLD: KEPT, M_TOP_PAD: PAD})
+    os.environ.setdefault(TORCH, "1")
+    if not _told(
+        {M_MMAP_THRESHOLD: LARGEST, M_TRIM_THRESHOLD: KEPT, M_ARENA_MAX: 1, M_TOP_PAD: ADVISED}
+    ):
+        return False
+    _in_large_pages()
+    return _told({M_TOP_PAD: PAD})
 
 
 def give_back() -> bool:
@@ -57,6 +72,23 @@ def _told(wanted: dict[int, int]) -> bool:
 
     mallopt = ctypes.CDLL(None).mallopt
     return all(mallopt(name, value) == 1 for name, value in wanted.items())
+
+
+def _in_large_pages() -> None:
+    """Ask for large pages in what the heap grows by now. A kernel that has none is left as it is."""
+    import ctypes
+
+    libc, page = ctypes.CDLL(None), mmap.PAGESIZE
+    libc.malloc.restype = libc.sbrk.restype = ctypes.c_void_p
+    libc.malloc.argtypes, libc.sbrk.argtypes = [ctypes.c_size_t], [ctypes.c_ssize_t]
+    libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    libc.free.argtypes = [ctypes.c_void_p]
+    begin = libc.malloc(LARGEST - page)
+    end = libc.sbrk(0)
+    if begin is not None and begin < end:  # else the heap could not grow, and this lies elsewhere
+        first = -(-begin // page) * page
+        libc.madvise(first, end // page * page - first, mmap.MADV_HUGEPAGE)
+    libc.free(begin)
 
 
 def _is_glibc() -> bool:

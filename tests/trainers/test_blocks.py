@@ -156,3 +156,19 @@ def test_a_bad_shard_is_named_once_it_is_needed_and_read_again_when_asked_again(
     again = iter(stream)
     assert next(again).offset == first.offset + 2
     again.close()
+
+
+@pytest.mark.parametrize("prefetch", [0, 2])
+def test_a_stream_that_nobody_has_gives_its_shards_back_at_once(store, prefetch):
+    gc.collect()
+    gc.disable()  # whose turn would come after some more streams
+    try:
+        watched = Watched(store)
+        stream = SoftTargetStream(watched.store, batch_size=4, prefetch=prefetch, **SHARDS)
+        batches = iter(stream)
+        next(batches)
+        assert watched.alive
+        del watched.store, stream, batches
+        assert not watched.alive
+    finally:
+        gc.enable()

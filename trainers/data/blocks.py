@@ -12,6 +12,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import Executor, Future
+from functools import partial
+from weakref import ref
 
 from softlabels.format.shard import Shard, StoredRow
 from softlabels.store.reader import Store
@@ -48,7 +50,7 @@ class BlockReader:
         self._lacking = False
         """Whether shards that are wanted ahead were not."""
         self._pool: Executor | None = None
-        lanes.order.before_block = self._believe
+        lanes.order.before_block = partial(_believe, ref(self))
 
     def decode_on(self, pool: Executor | None) -> None:
         """Decode on a pool of one thread from now on; None: on the caller's, without looking ahead.
@@ -129,13 +131,6 @@ class BlockReader:
         """Have these shards fetched, and no others, if they are not yet here."""
         self.store.ahead([s for s in shards if not self._is_decoded(s)])
 
-    def _believe(self, block: int) -> None:
-        """Decode the shards of a very large block before memory is taken for its rows, which a manifest only claims."""
-        if self.lanes.order.rows_of(block) <= BELIEVED:
-            return
-        for index in self.lanes.order.shards_of(block).tolist():
-            self._shard(index)
-
     def _is_decoded(self, index: int) -> bool:
         found = self._decoded.get(index)
         return found is not None and found.done() and not found.cancelled()
@@ -160,3 +155,15 @@ class BlockReader:
         except BaseException:
             self._decoded.pop(index, None)  # whoever asks again reads it again
             raise
+
+
+def _believe(reader: ref[BlockReader], block: int) -> None:
+    """Decode the shards of a very large block before memory is taken for its rows, which a manifest only claims.
+
+    An order that knew its reader itself would keep the decoded shards of a stream that nobody has any more.
+    """
+    found = reader()
+    if found is None or found.lanes.order.rows_of(block) <= BELIEVED:
+        return
+    for index in found.lanes.order.shards_of(block).tolist():
+        found._shard(index)
