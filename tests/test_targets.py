@@ -177,6 +177,10 @@ def test_gaps_from_logp():
     assert gaps_from_logp(logp).dtype == np.float32
     assert gaps_from_logp(np.zeros((0, 3), np.float32)).shape == (0, 3)
     assert np.isnan(gaps_from_logp(np.full((1, 2), -np.inf, np.float32))).all()
+    assert gaps_from_logp(logp[:1]).tolist() == [[0, 2, np.inf]]
+    assert gaps_from_logp(logp[1:]).tolist() == [[1.5, 0, 0]]
+    assert gaps_from_logp(np.array([[-np.inf, -1.0]], np.float32)).tolist() == [[np.inf, 0]]
+    assert np.isnan(gaps_from_logp(np.array([[-1.0, np.nan]], np.float32))).any()
 
 
 # -- validate -------------------------------------------------------------------------------------

@@ -86,7 +86,7 @@ def plain_numbers(
 
 
 def _check_kind(stream: Stream, dtype: np.dtype[Any], where: str) -> None:
-    if stream.dtype not in ("", dtype.name):
+    if stream.dtype and stream.dtype != dtype.name:
         raise IntegrityError(f"{where}: holds {stream.dtype}, expected {dtype.name}")
 
 

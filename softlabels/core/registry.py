@@ -12,7 +12,8 @@ name, as in `NAME?step=0.5&deep=true`, and have the types and the defaults of th
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import lru_cache
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path, PurePath
@@ -123,10 +124,7 @@ class Registry(Generic[T]):
         return name if not own else f"{name}?{urlencode(own, quote_via=quote, safe='/,:')}"
 
     def _signature(self, name: str) -> dict[str, inspect.Parameter]:
-        component = cast(Any, self.load(name))
-        found = inspect.signature(component, eval_str=True).parameters
-        named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-        return {n: p for n, p in found.items() if p.kind in named}
+        return _parameters(cast(Any, self.load(name)))
 
     def _arguments(self, spec: str, given: Mapping[str, Any]) -> dict[str, Any]:
         """What is said of a component's parameters, by flags or in its spec."""
@@ -157,6 +155,16 @@ class Registry(Generic[T]):
                 way = _flag(parameter) if parameter in given else f"{name}?{parameter}=VALUE"
                 raise ConfigError(f"{way} is missing: {self.flag} {name} needs it")
         return values
+
+
+@lru_cache(
+    maxsize=256
+)  # every shard that is decoded makes its codec, and this takes longer than all else of that
+def _parameters(component: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    """Those that have names."""
+    found = inspect.signature(component, eval_str=True).parameters
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return {n: p for n, p in found.items() if p.kind in named}
 
 
 def _flag(parameter: str) -> str:

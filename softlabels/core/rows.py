@@ -28,6 +28,8 @@ Bool = npt.NDArray[np.bool_]
 
 LABEL_SHIFT = 1
 """Position t predicts token t + LABEL_SHIFT."""
+UINT8, INT32 = np.dtype(np.uint8), np.dtype("<i4")
+"""Of the arrays that a digest is over: of truth values, and of ids."""
 UNLABELLED = -1
 """Label of a position of which only the teacher's opinion is known."""
 
@@ -111,12 +113,11 @@ class InputRow(Protocol):
 
 def row_digest(domain: str, *arrays: npt.NDArray[Any]) -> bytes:
     """16 bytes that name a row of these arrays, of ids or of bools."""
-    h = hashlib.sha256(f"softlabels {domain} row 1\n".encode())
+    parts = [f"softlabels {domain} row 1\n".encode()]
     for array in arrays:
-        h.update(len(array).to_bytes(8, "little"))
-        dtype = "u1" if array.dtype == np.bool_ else "<i4"
-        h.update(np.ascontiguousarray(array, dtype=dtype).tobytes())
-    return h.digest()[:16]
+        dtype = UINT8 if array.dtype == np.bool_ else INT32
+        parts += len(array).to_bytes(8, "little"), array.astype(dtype, copy=False).tobytes()
+    return hashlib.sha256(b"".join(parts)).digest()[:16]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -153,7 +154,7 @@ class TokenRow:
     @property
     def positions(self) -> Int64:
         """`[N]`: the tokens that have a target."""
-        return np.flatnonzero(self.label_mask)
+        return self.label_mask.nonzero()[0]
 
     @property
     def title(self) -> str:
@@ -180,7 +181,7 @@ class Row(TokenRow):
     @property
     def n(self) -> int:
         """N, the number of positions."""
-        return int(self.label_mask.sum())
+        return int(np.count_nonzero(self.label_mask))
 
     @property
     def context(self) -> Int32:
@@ -246,7 +247,7 @@ class Row(TokenRow):
 
     def digest(self) -> bytes:
         """Of its tokens, segments and mask."""
-        mask = self.label_mask.astype(np.bool_)
+        mask = self.label_mask.astype(np.bool_, copy=False)
         return row_digest("causal-lm", self.input_ids, self.segment_lengths, mask)
 
 

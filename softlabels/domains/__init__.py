@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from softlabels.core.registry import Registry
 from softlabels.core.rows import InputRow
-from softlabels.format.columns import Column, Expected
+from softlabels.format.columns import Column, Expected, cut, offsets_of
 
 if TYPE_CHECKING:
     from softlabels.format.identity import Identity
@@ -101,13 +101,13 @@ class Domain(ABC):
 
 
 def _listed(arrays: Sequence[npt.NDArray[Any]], dtype: npt.DTypeLike) -> Column:
-    offsets = np.concatenate([[0], np.cumsum([len(a) for a in arrays], dtype=np.int64)])
-    return Column(values=np.concatenate(arrays).astype(dtype, copy=False), offsets=offsets)
+    values = np.concatenate(arrays).astype(dtype, copy=False)
+    return Column(values=values, offsets=offsets_of([len(a) for a in arrays]))
 
 
 def _lists_of(column: Column) -> list[npt.NDArray[Any]]:
     assert column.offsets is not None
-    return np.split(column.values, column.offsets[1:-1])[: len(column.offsets) - 1]
+    return cut(column.values, column.offsets)
 
 
 BUILT_IN = (

@@ -6,8 +6,9 @@ streams). A container decides what file it becomes (`parquet.py`, `zarr.py`). Ne
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -44,6 +45,18 @@ class Expected:
     """Bytes of a record, of fixed-size bytes."""
     most: int | None = None
     """Entries, over all records; None: not known."""
+
+
+def offsets_of(lengths: Sequence[int] | npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+    """`[R + 1]`: where each of R lists begins that lie one after the other, and where the last ends."""
+    offsets = np.zeros(len(lengths) + 1, np.int64)
+    np.cumsum(lengths, dtype=np.int64, out=offsets[1:])
+    return offsets
+
+
+def cut(values: npt.NDArray[Any], offsets: npt.NDArray[np.int64]) -> list[npt.NDArray[Any]]:
+    """R views of lists that lie one after the other, `offsets [R + 1]`."""
+    return [values[begin:end] for begin, end in pairwise(offsets.tolist())]
 
 
 def check_declared(

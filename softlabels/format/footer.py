@@ -171,14 +171,18 @@ class _Compact:
         self.data, self.at, self.end = data, begin, end
 
     def byte(self) -> int:
-        if self.at >= self.end:
+        at = self.at
+        if at >= self.end:
             raise ValueError("metadata is torn")
-        self.at += 1
-        return self.data[self.at - 1]
+        self.at = at + 1
+        return self.data[at]
 
     def varint(self) -> int:
-        value = 0
-        for shift in range(0, 70, 7):
+        value = self.byte()
+        if value < 128:
+            return value
+        value &= 127
+        for shift in range(7, 70, 7):
             b = self.byte()
             value |= (b & 127) << shift
             if b < 128:

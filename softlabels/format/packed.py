@@ -55,8 +55,6 @@ CODEC, NUMBERS = "softlabels.codec", "softlabels.numbers"
 """The attribute of an array that names its codec, and the codec (`codecs/numbers.py`)."""
 OWN_STREAM = 64
 """Places that have streams of their own."""
-TILE = 4096
-"""Positions that are decoded at a time: their tables stay in the cache."""
 
 
 def _bands(k: int) -> Iterator[tuple[int, int]]:
@@ -266,66 +264,72 @@ def _kept(
 ) -> tuple[Int32, npt.NDArray[np.float32]]:
     """Ids `[N, K] int32` and gaps `[N, K] float32`; a slot that is not kept repeats the first id at +inf."""
     n = len(counts)
-    by_token = np.argsort(tokens, kind="stable")
+    by_token = _in_order(tokens)
     sorted_counts = counts[by_token]
     ragged = n > 0 and int(counts.min()) < k
     if codec.by_id:
         values, codes = read_by_id(sorted_counts, k, streams, where)
+        places = iter(range(k))
     else:
-        values, codes = _steps(sorted_counts, k, ragged, streams, bands, where)
-        _add_up(values, codes, where)
-    # In place: fresh pages of memory cost as much as the work.
-    ids, gaps = codes.view(np.int32), values.view(np.float32)
+        make = np.zeros if ragged else np.empty
+        values, codes = make((k, n), np.uint32), make((k, n), np.uint32)
+        places = _summed(values, codes, sorted_counts, ragged, streams, bands, where)
     offsets = book.offsets(tokens[by_token])
-    for begin in range(0, n, TILE):
-        tile = slice(begin, begin + TILE)
-        own, is_label = codes[:, tile], None
-        if labels is not None:
-            is_label = own == 0
-            own -= ~is_label  # in place: what is one more
-        ids[:, tile] = book.decode(own, *(o[tile] for o in offsets))
-        if labels is not None:
-            np.copyto(ids[:, tile], labels[by_token[tile]], where=is_label)
-    for j in range(k):
-        gaps[j] = codec.scores(values[j])
-    np.subtract(gaps[:1].copy(), gaps, out=gaps)
-    if ragged:
-        lost = np.arange(k)[:, None] >= sorted_counts
-        ids = np.where(lost, ids[:1], ids)
-        gaps[lost] = np.inf
+    own_labels = None if labels is None else labels[by_token]
+    # In place, and each place while it is in the cache: to fetch and to make pages costs as much as the work.
+    ids, gaps = codes.view(np.int32), values.view(np.float32)
+    for j in places:
+        is_label = None
+        if own_labels is not None:
+            is_label = codes[j] == 0
+            codes[j] -= ~is_label  # what is one more
+        ids[j] = book.decode(codes[j], *offsets)
+        if own_labels is not None:
+            np.copyto(ids[j], own_labels, where=is_label)
+        scores = codec.scores(values[j])
+        if j == 0:
+            first = scores
+        np.subtract(first, scores, out=gaps[j])
+        if ragged:
+            lost = sorted_counts <= j
+            np.copyto(ids[j], ids[0], where=lost)
+            gaps[j][lost] = np.inf
     back = np.empty(n, np.int64)
     back[by_token] = np.arange(n)
     return (
-        np.ascontiguousarray(ids.T).take(back, axis=0),
-        np.ascontiguousarray(gaps.T).take(back, axis=0),
+        np.ascontiguousarray(ids.T).take(back, axis=0, mode="clip"),
+        np.ascontiguousarray(gaps.T).take(back, axis=0, mode="clip"),
     )
 
 
-def _add_up(values: UInt32, codes: UInt32, where: str) -> None:
-    """Make numbers and codes of steps `[K, N]`; after equal values the code goes on from the one before."""
-    mask = np.empty(values.shape[1], np.uint32)
-    for j in range(1, len(values)):
-        np.minimum(values[j], 1, out=mask)
-        mask -= np.uint32(1)  # all ones where the value is that before it
-        mask &= codes[j - 1] + np.uint32(1)
-        codes[j] += mask
-        if (codes[j] < mask).any():
-            raise IntegrityError(f"{where}: stream 'ids' leads beyond 2^32 at place {j}")
-        values[j] += values[j - 1]
+def _in_order(tokens: Int32) -> Int64:
+    """`[N]`: positions by token, those of one token as they come; an eighth of the time of a stable `argsort`."""
+    keys = tokens.astype(np.int64)
+    keys <<= 32
+    keys |= np.arange(len(tokens))
+    keys.sort()
+    keys &= 2**32 - 1
+    return keys
 
 
-def _steps(
+def _summed(
+    values: UInt32,
+    codes: UInt32,
     counts: Int64,
-    k: int,
     ragged: bool,
     streams: Mapping[str, Stream],
     bands: Mapping[str, tuple[int, int]],
     where: str,
-) -> tuple[UInt32, UInt32]:
-    """What the streams of values and of ids hold, `[K, N]`; 0 where a position has no such place."""
-    n = len(counts)
-    make = np.zeros if ragged else np.empty
-    values, codes = make((k, n), np.uint32), make((k, n), np.uint32)
+) -> Iterator[int]:
+    """Fill `values` and `codes` `[K, N]` place by place with the sums of the streams' steps.
+
+    After equal values the code goes on from the one before. Slots that a position does not have must be 0.
+
+    Yields:
+        The place that is complete, and not needed for those to come.
+    """
+    n = values.shape[1]
+    mask, before, found = np.empty(n, np.uint32), np.empty(n, np.uint32), np.empty(n, np.bool_)
     for suffix, (begin, end) in bands.items():
         here = np.arange(begin, end)[:, None] < counts if ragged else None
         for name, out in (("values", values), ("ids", codes)):
@@ -333,4 +337,16 @@ def _steps(
                 fill(streams, name + suffix, out[begin:end].reshape(-1), where)
             else:
                 out[begin:end][here] = exactly(streams, name + suffix, int(here.sum()), where)
-    return values, codes
+        for j in range(begin, end):
+            if j > 0:
+                np.equal(values[j], 0, out=found)  # the value is that before it
+                mask[:] = found
+                mask *= before
+                codes[j] += mask
+                if np.less(codes[j], mask, out=found).any():
+                    raise IntegrityError(f"{where}: stream 'ids' leads beyond 2^32 at place {j}")
+                values[j] += values[j - 1]
+                yield j - 1
+            np.add(codes[j], 1, out=before)
+    if len(values):
+        yield len(values) - 1

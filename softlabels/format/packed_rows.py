@@ -27,7 +27,7 @@ from softlabels.codecs.streams import (
 from softlabels.core.rows import InputRow, Row
 from softlabels.domains import DOMAINS
 from softlabels.errors import IntegrityError, TargetError
-from softlabels.format.columns import DECODED_LIMIT, Column, Expected
+from softlabels.format.columns import DECODED_LIMIT, Column, Expected, cut, offsets_of
 from softlabels.format.identity import Identity
 from softlabels.format.plain import check_inputs
 from softlabels.format.shard import Reading
@@ -135,7 +135,7 @@ def _column(
     entries, offsets = rows, None
     if expected.listed:
         lengths = exactly(streams, f"{name}.lengths", rows, where)
-        offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+        offsets = offsets_of(lengths)
         entries = int(offsets[-1])
         if expected.most is not None and entries > expected.most:
             raise IntegrityError(
@@ -180,12 +180,12 @@ def _causal_rows(
     odd = np.zeros(total + 1, np.int8)
     odd[turns] = 1
     mask = _usual_mask(segments) ^ (np.cumsum(odd[:-1], dtype=np.int64) % 2 == 1)
-    ends, ends_of_segments = np.cumsum(lengths)[:-1], np.cumsum(of_row)[:-1]
+    by_token, by_segment = offsets_of(lengths), offsets_of(of_row)
     parts = zip(
-        np.split(tokens, ends),
-        np.split(segments.astype(np.int32), ends_of_segments),
-        np.split(documents, ends_of_segments),
-        np.split(mask, ends),
+        cut(tokens, by_token),
+        cut(segments.astype(np.int32), by_segment),
+        cut(documents, by_segment),
+        cut(mask, by_token),
         strict=True,
     )
     return [Row(input_ids=i, segment_lengths=s, documents=d, label_mask=m) for i, s, d, m in parts]

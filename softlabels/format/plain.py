@@ -19,7 +19,7 @@ from softlabels.core.rows import InputRow, NamedRow
 from softlabels.core.targets import SoftTargets, gaps_from_logp
 from softlabels.domains import DOMAINS
 from softlabels.errors import ConfigError, IntegrityError, TargetError
-from softlabels.format.columns import Column, Expected
+from softlabels.format.columns import Column, Expected, offsets_of
 from softlabels.format.hidden import hidden_columns, hidden_expected, hidden_of_columns
 from softlabels.format.identity import Identity
 from softlabels.format.shard import Reading, Shard, rows_alone
@@ -48,7 +48,7 @@ def columns_of(shard: Shard, identity: Identity) -> dict[str, Column]:
     offsets = shard.offsets
     kept = t.kept
     counts = kept.sum(axis=1).astype(np.int32)
-    id_offsets = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])[offsets]
+    id_offsets = offsets_of(counts)[offsets]
     if id_offsets[-1] >= 2**31:
         raise TargetError(
             f"a shard of {id_offsets[-1]} kept ids is too large for one file (limit 2**31); lower --shard-rows"
@@ -110,7 +110,7 @@ def shard_of(columns: dict[str, Column], reading: Reading) -> Shard:
     found = _rows(columns, reading)
     of_row = np.array([r.n for r in found], np.int64)
     n = int(of_row.sum())
-    starts = np.concatenate([[0], np.cumsum(of_row)])
+    starts = offsets_of(of_row)
     for name in ("kept", *(map(log_odds_column, grid) if reading.targets else ())):
         entries = np.diff(_offsets(columns[name]))
         wrong = np.flatnonzero(entries != of_row)
@@ -128,7 +128,7 @@ def shard_of(columns: dict[str, Column], reading: Reading) -> Shard:
     if not reading.targets:
         summary = summary_of_columns(columns, identity, None, counts, starts, where=where)
         return rows_alone(start_row, found, identity, summary)
-    total = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])[starts]
+    total = offsets_of(counts)[starts]
     wrong = np.flatnonzero(
         (total != _offsets(columns["ids"])) | (total != _offsets(columns["logp"]))
     )

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from softlabels.core.rows import InputRow
 from softlabels.core.summary import Summary
 from softlabels.core.targets import SoftTargets
+from softlabels.format.columns import offsets_of
 from softlabels.format.identity import Identity
 from softlabels.format.shard_records import NumberedShard
 
@@ -51,8 +52,7 @@ class Shard:
     @cached_property
     def offsets(self) -> npt.NDArray[np.int64]:
         """`[R + 1]`: row r's positions are `offsets[r]` to `offsets[r + 1]`."""
-        counts = [r.n for r in self.rows]
-        return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+        return offsets_of([r.n for r in self.rows])
 
     def row(self, r: int) -> StoredRow:
         """Row r of this shard."""

@@ -162,6 +162,8 @@ def _kept_or(top: Int64, place: Int64, ids: Int32, counts: Int64, where: str) ->
         raise IntegrityError(
             f"{where}: position {at} keeps {counts[at]} ids, and its likeliest is said to be number {place[at]}"
         )
+    if len(place) and place.min() == place.max() == 1:  # of a set of the largest, nearly always
+        return ids[:, 0].copy()
     inside = place > 0
     out = top.astype(np.int32)
     out[inside] = ids[inside, place[inside] - 1]

@@ -40,20 +40,20 @@ class CausalLM(Domain):
             raise IntegrityError(
                 f"{where}: {tokens} input_ids but {len(row.label_mask)} entries of label_mask"
             )
-        lengths = row.segment_lengths
-        if len(lengths) == 0 or lengths.min() < 1 or int(lengths.sum(dtype=np.int64)) != tokens:
+        lengths = row.segment_lengths.tolist()  # mostly one or a few
+        if not lengths or min(lengths) < 1 or sum(lengths) != tokens:
             raise IntegrityError(f"{where}: segment_lengths do not sum to the {tokens} tokens")
         if len(row.documents) != len(lengths):
             raise IntegrityError(
                 f"{where}: {len(lengths)} segments but {len(row.documents)} documents"
             )
-        ends = np.cumsum(lengths) - 1
+        ends = row.segment_lengths.cumsum() - 1
         if row.label_mask[ends].any():
             raise IntegrityError(
                 f"{where}: label_mask asks for a token beyond the end of a document"
             )
         v = identity.teacher.vocab_size
-        if row.input_ids.min() < 0 or row.input_ids.max() >= v:
+        if row.input_ids.view(np.uint32).max() >= v:  # a negative id is among the largest
             raise IntegrityError(f"{where} has an input id outside 0..{v - 1}")
 
 

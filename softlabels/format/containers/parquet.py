@@ -133,8 +133,8 @@ def read_columns(
 
 def _column(table: pa.Table, name: str, expected: Expected, where: str) -> Column:
     """Values and offsets of a column, without copying what need not be."""
-    chunk = table.column(name).combine_chunks()
-    chunk = chunk.chunk(0) if isinstance(chunk, pa.ChunkedArray) else chunk
+    chunks = table.column(name)  # one, of which `combine_chunks` would make another
+    chunk = chunks.chunk(0) if chunks.num_chunks == 1 else chunks.combine_chunks()
     if chunk.null_count or (expected.listed and chunk.values.null_count):
         raise IntegrityError(f"{where}: column {name!r} holds nulls, expected none")
     if expected.width is not None:
