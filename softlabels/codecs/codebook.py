@@ -117,18 +117,17 @@ class Codebook:
 
         A code that stands for nothing gives a number that is no id; whoever calls checks the range.
         """
+        index = codes
         if len(self.tokens):
             index = np.where(codes < sizes, inside, beyond)
             index += codes
-        else:
-            index = codes + beyond
         known = len(self._all_ids)
         if known == 0 or int(index.max(initial=0)) >= known:  # some are spelled out
             spelled = index >= known
             ids = (index - np.uint32(len(self.entries) + len(self.order))).view(np.int32)
             ids[~spelled] = self._all_ids[index[~spelled]]
             return ids
-        return self._all_ids.take(index)
+        return self._all_ids.take(index, mode="clip")  # none is beyond: the fastest mode
 
     @cached_property
     def _starts(self) -> Int64:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -133,8 +134,7 @@ def read_columns(
 
 def _column(table: pa.Table, name: str, expected: Expected, where: str) -> Column:
     """Values and offsets of a column, without copying what need not be."""
-    chunks = table.column(name)  # one, of which `combine_chunks` would make another
-    chunk = chunks.chunk(0) if chunks.num_chunks == 1 else chunks.combine_chunks()
+    chunk = _whole(table.column(name))
     if chunk.null_count or (expected.listed and chunk.values.null_count):
         raise IntegrityError(f"{where}: column {name!r} holds nulls, expected none")
     if expected.width is not None:
@@ -146,6 +146,11 @@ def _column(table: pa.Table, name: str, expected: Expected, where: str) -> Colum
         ends = chunk.offsets.to_numpy().astype(np.int64)
         chunk, offsets = chunk.values[ends[0] : ends[-1]], ends - ends[0]
     return Column(values=chunk.to_numpy(zero_copy_only=False), offsets=offsets)
+
+
+def _whole(column: pa.ChunkedArray) -> pa.Array:
+    """A column as one array; `combine_chunks` alone would copy it."""
+    return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
 
 
 def _type(expected: Expected) -> pa.DataType:
@@ -182,16 +187,29 @@ def read_streams(data: bytes, *, where: str) -> dict[str, Stream]:
     columns = [table.column(name) for name in STREAM_TYPES]
     if any(column.null_count for column in columns):
         raise IntegrityError(f"{where}: its streams hold nulls, expected none")
+    if len(table) == 0:
+        return {}
     try:
         names, entries = columns[0].to_pylist(), columns[1].to_pylist()
     except UnicodeDecodeError as e:
         raise IntegrityError(f"{where}: the name of a stream is not UTF-8") from e
-    if len(set(names)) != len(names) or min(entries, default=0) < 0:
+    if len(set(names)) != len(names) or min(entries) < 0:
         raise IntegrityError(f"{where}: a stream is there twice, or has less than no entries")
+    coded = _bytes_of(_whole(columns[2]))
     return {
-        name: Stream(entries=n, data=value.as_py())
-        for name, n, value in zip(names, entries, columns[2], strict=True)
+        name: Stream(entries=n, data=data)
+        for name, n, data in zip(names, entries, coded, strict=True)
     }
+
+
+def _bytes_of(values: pa.Array) -> list[bytes]:
+    """As `to_pylist`, in a fifth of its time."""
+    _, ends, data = values.buffers()
+    if data is None:  # all are empty
+        return [b""] * len(values)
+    at = np.frombuffer(ends, np.int32, len(values) + 1, 4 * values.offset).tolist()
+    held = memoryview(data)
+    return [bytes(held[begin:end]) for begin, end in pairwise(at)]
 
 
 def read_facts(data: bytes, *, where: str) -> dict[str, str]:
