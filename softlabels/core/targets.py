@@ -310,8 +310,7 @@ class SoftTargets:
         first = parts[0]
         states = [p.hidden for p in parts if p.hidden is not None]
         summaries = [p.summary for p in parts if p.summary is not None]
-        facts = {p._facts for p in parts}
-        if len(facts) != 1:
+        if len({p._said for p in parts}) != 1 and len(facts := {p._facts for p in parts}) != 1:
             raise TargetError(
                 f"targets of different stores cannot be stacked: {sorted(map(str, facts))}"
             )
@@ -325,16 +324,17 @@ class SoftTargets:
         )
 
     @property
+    def _said(self) -> tuple[Hashable, ...]:
+        """What they say of themselves: those that say the same agree in `_facts`."""
+        states = 0 if self.hidden is None else self.hidden.shape[1]
+        same = (self.temperatures, self.vocab_size, self.estimator, self.declared)
+        return (*same, states, self.summary is None)
+
+    @property
     def _facts(self) -> tuple[Hashable, ...]:
         """In which targets agree that are stacked."""
-        return (
-            self.temperatures,
-            self.vocab_size,
-            name_of(self.estimator)[0],
-            self.keeps,
-            0 if self.hidden is None else self.hidden.shape[1],
-            self.summary is None,
-        )
+        temperatures, vocab_size, _, _, *rest = self._said
+        return (temperatures, vocab_size, name_of(self.estimator)[0], self.keeps, *rest)
 
     def _wider(self, k: int) -> tuple[Int32, Float32]:
         """Ids and gaps `[N, k]` with so many slots."""

@@ -276,30 +276,29 @@ def _kept(
         places = _summed(values, codes, sorted_counts, ragged, streams, bands, where)
     offsets = book.offsets(tokens[by_token])
     own_labels = None if labels is None else labels[by_token]
+    back = np.empty(n, np.int64)
+    back[by_token] = np.arange(n)
     # In place, and each place while it is in the cache: to fetch and to make pages costs as much as the work.
-    ids, gaps = codes.view(np.int32), values.view(np.float32)
+    ids, gaps, far = codes.view(np.int32), values.view(np.float32), np.empty(n, np.float32)
     for j in places:
         is_label = None
         if own_labels is not None:
             is_label = codes[j] == 0
             codes[j] -= ~is_label  # what is one more
-        ids[j] = book.decode(codes[j], *offsets)
+        found = book.decode(codes[j], *offsets)
         if own_labels is not None:
-            np.copyto(ids[j], own_labels, where=is_label)
+            np.copyto(found, own_labels, where=is_label)
         scores = codec.scores(values[j])
         if j == 0:
-            first = scores
-        np.subtract(first, scores, out=gaps[j])
+            first = scores.copy()
+        np.subtract(first, scores, out=far)
+        found.take(back, out=ids[j], mode="clip")  # so that it needs no buffer
+        far.take(back, out=gaps[j], mode="clip")
         if ragged:
-            lost = sorted_counts <= j
+            lost = counts <= j
             np.copyto(ids[j], ids[0], where=lost)
             gaps[j][lost] = np.inf
-    back = np.empty(n, np.int64)
-    back[by_token] = np.arange(n)
-    return (
-        np.ascontiguousarray(ids.T).take(back, axis=0, mode="clip"),
-        np.ascontiguousarray(gaps.T).take(back, axis=0, mode="clip"),
-    )
+    return np.ascontiguousarray(ids.T), np.ascontiguousarray(gaps.T)
 
 
 def _in_order(tokens: Int32) -> Int64:
