@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -91,8 +92,19 @@ def test_who_needs_memory_may_have_it_given_back_again():
 @pytest.mark.skipif(not allocator._is_glibc(), reason="of Linux with glibc")
 def test_arrays_lie_in_memory_for_which_large_pages_were_asked():
     assert run("kept", LARGE_PAGES) == {"kept": True, "asked": True}
+    limited = "import resource\nresource.setrlimit(resource.RLIMIT_AS, (2**34, 2**34))\n"
+    assert run("kept", limited + LARGE_PAGES) == {"kept": True, "asked": False}
     chosen = {"GLIBC_TUNABLES": "glibc.malloc.trim_threshold=131072"}
     assert run("kept", LARGE_PAGES, **chosen) == {"kept": False, "asked": False}
+
+
+def test_memory_that_a_kernel_counts_before_it_is_used_is_not_asked_for(monkeypatch, tmp_path):
+    without = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
+    monkeypatch.setattr(resource, "getrlimit", lambda limit: without)
+    monkeypatch.setattr(allocator, "OVERCOMMIT", tmp_path / "overcommit_memory")
+    assert not allocator._is_counted()
+    (tmp_path / "overcommit_memory").write_text("2\n")
+    assert allocator._is_counted()
 
 
 @pytest.mark.skipif(not allocator._is_glibc(), reason="of Linux with glibc")

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import mmap
 import os
+from pathlib import Path
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -2, -3, -8
 """Of malloc.h."""
@@ -31,6 +32,8 @@ KEPT = 2**30
 """Bytes at the end of the heap that are kept."""
 ADVISED = 2**29
 """Bytes of the heap, from its present end on, that lie in large pages once they are used."""
+OVERCOMMIT = Path("/proc/sys/vm/overcommit_memory")
+"""What the kernel promises: `2` says no more than it has."""
 ARROW = "ARROW_DEFAULT_MEMORY_POOL"
 """Which allocator Arrow uses, read when it is imported."""
 TORCH = "THP_MEM_ALLOC_ENABLE"
@@ -49,11 +52,10 @@ def keep_memory() -> bool:
         return False
     os.environ.setdefault(ARROW, "system")
     os.environ.setdefault(TORCH, "1")
-    if not _told(
-        {M_MMAP_THRESHOLD: LARGEST, M_TRIM_THRESHOLD: KEPT, M_ARENA_MAX: 1, M_TOP_PAD: ADVISED}
-    ):
+    if not _told({M_MMAP_THRESHOLD: LARGEST, M_TRIM_THRESHOLD: KEPT, M_ARENA_MAX: 1}):
         return False
-    _in_large_pages()
+    if not _is_counted() and _told({M_TOP_PAD: ADVISED}):
+        _in_large_pages()
     return _told({M_TOP_PAD: PAD})
 
 
@@ -72,6 +74,19 @@ def _told(wanted: dict[int, int]) -> bool:
 
     mallopt = ctypes.CDLL(None).mallopt
     return all(mallopt(name, value) == 1 for name, value in wanted.items())
+
+
+def _is_counted() -> bool:
+    """Whether memory that is asked for and not used yet is counted: by a limit of this process, or by the kernel."""
+    import resource
+
+    limits = (resource.RLIMIT_AS, resource.RLIMIT_DATA)
+    if any(resource.getrlimit(limit)[0] != resource.RLIM_INFINITY for limit in limits):
+        return True
+    try:
+        return OVERCOMMIT.read_text().strip() == "2"
+    except OSError:  # in a sandbox that does not tell
+        return False
 
 
 def _in_large_pages() -> None:

@@ -302,7 +302,7 @@ def _kept(
 
 
 def _in_order(tokens: Int32) -> Int64:
-    """`[N]`: positions by token, those of one token as they come; an eighth of the time of a stable `argsort`."""
+    """`[N]`: positions by token, those of one token as they come; a fifth of the time of a stable `argsort`."""
     keys = tokens.astype(np.int64)
     keys <<= 32
     keys |= np.arange(len(tokens))
