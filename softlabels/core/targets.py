@@ -126,7 +126,7 @@ class SoftTargets:
                 )
             return
         # The extremes first: they are found ten times as fast as where they lie.
-        if self.ids.view(np.uint32).max() >= self.vocab_size:  # a negative id is among the largest
+        if self.ids.min() < 0 or self.ids.max() >= self.vocab_size:
             self._refuse(
                 where,
                 (self.ids < 0) | (self.ids >= self.vocab_size),
